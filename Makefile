@@ -1,0 +1,36 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv from the lock first.
+# A version manager's python3.11 may be a name only, so python3 is tried after it.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test check bench lock clean
+
+demo: $(STAMP)
+	@$(BIN)/python -m jobs.mlp.demo
+
+test: check
+	$(PYTEST) --durations=15 $(ARGS) tests/unit tests/integration tests/faults
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/layering.py
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Re-resolve every extra (needs uv); torch's own CUDA wheels are left to pip, see lock.txt.
+lock:
+	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-annotate --no-header \
+	  | grep -vE '^(nvidia-|cuda-|triton==)' > lock.txt.new && { head -3 lock.txt; cat lock.txt.new; } > lock.txt.tmp && mv lock.txt.tmp lock.txt; rm -f lock.txt.new
+
+$(STAMP): pyproject.toml lock.txt
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,dev]' -c lock.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
