@@ -1,0 +1,1 @@
+"""Where work runs: connection, resources, storage, network, authentication. `python -m cluster up|status|down`."""

@@ -1,0 +1,77 @@
+"""Where Trainyard keeps what belongs to this user on this machine, and the token that guards this user's Ray clusters.
+
+Everything lies in `~/.trainyard` (or $TRAINYARD_HOME), which only its owner may read. Ray's own default token file is
+readable by everyone, so it is not used: each Ray process is told to use ours through RAY_AUTH_TOKEN_PATH.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportAttributeAccessIssue=false, reportUnknownArgumentType=false
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+KEEP_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray replaces 127.0.0.1 by the machine's outer address wherever an address is given to it, and then does not find, or
+opens to the network, what listens on loopback. This variable, meant for other systems, turns just that off."""
+
+
+def home_folder() -> Path:
+    """Made if it is not there; only its owner may enter it."""
+    folder = Path(os.environ.get("TRAINYARD_HOME") or "~/.trainyard").expanduser().absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def token_file() -> Path:
+    """The file that holds this user's token (32 random bytes in hex), mode 0600; made at the first call."""
+    path = home_folder() / "auth_token"
+    if not path.exists():
+        write_private(path.with_suffix(f".{os.getpid()}"), secrets.token_hex(32))
+        try:
+            os.link(path.with_suffix(f".{os.getpid()}"), path)
+        except FileExistsError:  # another process was first: its token holds
+            pass
+        finally:
+            path.with_suffix(f".{os.getpid()}").unlink()
+    path.chmod(0o600)
+    return path
+
+
+def token_environment() -> dict[str, str]:
+    """What a process needs in its environment to serve, join or submit to a cluster guarded by this user's token."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that never was readable by others, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def apply(environment: Mapping[str, str]) -> None:
+    """Makes these the process's authentication variables, all others unset, also for a Ray that is imported already."""
+    for name in AUTH_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def current() -> dict[str, str]:
+    """The authentication variables that are set now."""
+    return {name: os.environ[name] for name in AUTH_VARIABLES if name in os.environ}
+
+
+def has_token() -> bool:
+    """Whether Ray finds a token in the environment or in its default file, be authentication on or off."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))

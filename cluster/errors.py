@@ -1,0 +1,82 @@
+"""The one tree of errors that this project raises on purpose, and the exit code that each ends a command with.
+
+    TrainyardError                     an expected error: one message with its remedy, never a stack trace
+    ├── UserError                 2    the user can fix it; nothing was written
+    │   ├── ConfigError                a flag, a field of a file, or a combination of them
+    │   ├── DataError                  missing, empty, malformed or inconsistent input data
+    │   ├── ResourceError              more workers, CPUs or GPUs than there can ever be
+    │   ├── ClusterError               no cluster at the address, a half-dead one, a wrong token, mixed versions
+    │   ├── StorageError               not writable, not visible from a node, not there
+    │   ├── RunConflictError           another live run has this name, or the run was made with another config
+    │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is in an unsafe format
+    │   └── RegistryError              the tracking server cannot be reached or refuses, or does not hold the model
+    ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
+    │   └── CheckpointError            a checkpoint was not made, or is not what was written: a rank's part missing, a damaged file
+    │       └── NonFiniteStateError    it would have held NaN or infinity
+    └── StoppedError              3    stopped, resumable: run the same command again
+        └── StorageFullError           the storage filled up or became read-only in the middle
+
+Anything else that escapes is our own bug and fails loudly, with its stack trace.
+"""
+
+
+class TrainyardError(Exception):
+    """An expected error. Its text is shown to the user as it is: what was asked, what was found, what to do."""
+
+    exit_code = 1
+
+
+class UserError(TrainyardError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class ResourceError(UserError):
+    pass
+
+
+class ClusterError(UserError):
+    pass
+
+
+class StorageError(UserError):
+    pass
+
+
+class RunConflictError(UserError):
+    pass
+
+
+class ArtifactError(UserError):
+    pass
+
+
+class RegistryError(UserError):
+    pass
+
+
+class TrainingFailedError(TrainyardError):
+    exit_code = 1
+
+
+class CheckpointError(TrainingFailedError):
+    pass
+
+
+class NonFiniteStateError(CheckpointError):
+    pass
+
+
+class StoppedError(TrainyardError):
+    exit_code = 3
+
+
+class StorageFullError(StoppedError):
+    pass

@@ -1,0 +1,132 @@
+"""Launches the node processes of cluster/node.py: detached ones for `cluster up`, one bound to this process for `connect()`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.auth import KEEP_LOOPBACK, current, token_environment
+from cluster.errors import ClusterError
+from cluster.network import free_port, is_free
+from cluster.node import NodeSpec, command
+from cluster.owned import MARK, Process, processes_of
+
+START_TIMEOUT_S = 90.0
+_RAY_SETTINGS = {
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint; Ray's own 3 s do not suffice
+    "RAY_health_check_period_ms": "1000",  # a killed node is missed after 5 of these; Ray's own 3 s make it 15 s
+}
+_DASHBOARD_PORT = 8265
+_SMALLEST_STORE, _LARGEST_STORE = 80 << 20, 8 << 30
+_ROOT = Path(__file__).parents[1]
+_NOT_INHERITED = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalNode:
+    """A node on this machine. process: the one that keeps it; pids: Ray's own processes by kind (`raylet`, …)."""
+
+    name: str
+    node_id: str
+    num_cpus: int
+    process: Process
+    pids: dict[str, int]
+    dashboard_url: str = ""
+    """The head's only."""
+
+
+class BoundHead:
+    """A one-node cluster that ends with this process, however that ends. Raises: ClusterError if it does not start."""
+
+    def __init__(self, spec: NodeSpec, cluster_id: str) -> None:
+        self._spec, self._cluster_id = spec, cluster_id
+        with spec.log_file.open("wb") as log:
+            self._popen = subprocess.Popen(command(spec, bound=True), stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                           env=_environment(cluster_id, current() or token_environment()), cwd=_ROOT)
+        self._process = Process.of(self._popen.pid)
+        try:
+            self.node = await_ready(spec, self._process, time.monotonic() + START_TIMEOUT_S)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+        try:
+            self._popen.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        end_processes([self._process], Path(self._spec.folder), self._cluster_id)
+        shutil.rmtree(self._spec.folder, ignore_errors=True)
+
+
+def launch(spec: NodeSpec, cluster_id: str) -> Process:
+    """A node that outlives this process, as a child of nobody's. Its output goes to `spec.log_file`."""
+    with spec.log_file.open("wb") as log:
+        shell = subprocess.run(
+            ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command(spec)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=log, env=_environment(cluster_id, token_environment()), cwd=_ROOT, check=True, start_new_session=True,
+        )
+    return Process.of(int(shell.stdout))
+
+
+def await_ready(spec: NodeSpec, process: Process, deadline: float) -> LocalNode:
+    """The node, once it has joined its cluster. Raises: ClusterError, with the end of its log, if it does not."""
+    while not spec.ready_file.exists():
+        if not process.alive() or time.monotonic() > deadline:
+            why = f"is not up after {START_TIMEOUT_S:g} s" if process.alive() else "did not start"
+            raise ClusterError(f"node {spec.name} {why}; the end of its log:\n{_last_lines(spec.log_file)}")
+        time.sleep(0.05)
+    ready: dict[str, Any] = json.loads(spec.ready_file.read_text())
+    url = f"http://{ready['dashboard_url']}" if spec.is_head else ""
+    return LocalNode(name=spec.name, node_id=ready["node_id"], num_cpus=spec.num_cpus, process=process, pids=ready["pids"],
+                     dashboard_url=url)
+
+
+def end_processes(roots: list[Process], folder: Path, cluster_id: str | None = None) -> None:
+    """SIGKILLs all processes of some nodes (cluster/owned.py), until none is left."""
+    while left := processes_of(roots, folder, cluster_id):
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=5)
+
+
+def object_store_bytes(num_nodes: int) -> int:
+    """Each node's share of what Ray would take for one: 30% of the free memory, at most 90% of shared memory."""
+    shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else _LARGEST_STORE
+    share = int(min(0.3 * psutil.virtual_memory().available, 0.9 * shared) / num_nodes)
+    return max(_SMALLEST_STORE, min(share, _LARGEST_STORE))
+
+
+def free_dashboard_port(host: str) -> int:
+    """Ray's own, 8265, if it is free."""
+    return _DASHBOARD_PORT if is_free(host, _DASHBOARD_PORT) else free_port(host)
+
+
+def _environment(cluster_id: str, authentication: dict[str, str]) -> dict[str, str]:
+    """This environment's programs come first on its PATH, so that jobs run by them."""
+    return {
+        **{key: value for key, value in os.environ.items() if key not in _NOT_INHERITED},
+        **authentication,
+        **KEEP_LOOPBACK,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        **{name: os.environ.get(name, value) for name, value in _RAY_SETTINGS.items()},
+        MARK: cluster_id,
+    }
+
+
+def _last_lines(log: Path, count: int = 8) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-count:])

@@ -1,0 +1,225 @@
+"""A Ray cluster on this machine: a head and N worker nodes as separate Ray nodes, local and closed.
+
+All of it listens on loopback and wants this user's token. Its state is in `cluster.json` of the user's folder (cluster/auth.py),
+its logs and sockets are in a temporary folder of its own, which goes away with it.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.auth import KEEP_LOOPBACK, home_folder, token_environment, write_private
+from cluster.errors import ClusterError
+from cluster.launch import (
+    START_TIMEOUT_S,
+    BoundHead,
+    LocalNode,
+    await_ready,
+    end_processes,
+    free_dashboard_port,
+    launch,
+    object_store_bytes,
+)
+from cluster.network import free_port, is_free
+from cluster.node import LOOPBACK, NodeSpec
+from cluster.owned import Process, processes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCluster:
+    """What `up` started. address: of the control store; dashboard_url: where jobs are submitted."""
+
+    cluster_id: str
+    address: str
+    folder: str
+    nodes: tuple[LocalNode, ...]
+
+    @property
+    def dashboard_url(self) -> str:
+        return self.nodes[0].dashboard_url
+
+    def environment(self) -> dict[str, str]:
+        """What a shell needs to run or submit jobs here."""
+        return {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url, **token_environment(),
+                **KEEP_LOOPBACK}
+
+    def processes(self) -> list[psutil.Process]:
+        return processes_of([node.process for node in self.nodes], Path(self.folder), self.cluster_id)
+
+
+def current() -> LocalCluster | None:
+    """The cluster that `up` started for this user, whatever its condition; None if there is none."""
+    try:
+        saved: dict[str, Any] = json.loads(_state_file().read_text())
+    except FileNotFoundError:
+        return None
+    nodes = [LocalNode(process=Process(**node.pop("process")), **node) for node in saved.pop("nodes")]
+    return LocalCluster(**saved, nodes=tuple(nodes))
+
+
+def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str = LOOPBACK, port: int = 0,
+       dashboard_port: int = 0, autoscaling_config: str | None = None) -> LocalCluster:
+    """Starts a head and so many worker nodes, and returns when all have joined.
+
+    cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these CPUs,
+    with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is free).
+    Raises: ClusterError if one is up already or it does not start; then nothing is left of it.
+    """
+    with _lock():
+        _refuse_second()
+        _refuse_taken("--port", LOOPBACK, port)
+        _refuse_taken("--dashboard-port", dashboard_host, dashboard_port)
+        cluster = _new_cluster(port)
+        cpus = max(1, (os.cpu_count() or 1) // max(1, nodes)) if cpus_per_node is None else cpus_per_node
+        head = _head(cluster, num_nodes=nodes + 1, num_cpus=0 if nodes else cpus, dashboard_host=dashboard_host,
+                     dashboard_port=dashboard_port, gpu_share=(0, 0) if nodes else (0, 1),
+                     autoscaling_config=autoscaling_config)
+        workers = [_worker(cluster, number, cpus, nodes + 1, gpu_share=(number - 1, nodes)) for number in range(1, nodes + 1)]
+        cluster = _start_or_undo(cluster, [head, *workers])
+        _save(cluster)
+        return cluster
+
+
+def bound_head(num_cpus: int | None) -> tuple[str, BoundHead]:
+    """A cluster of one node for this process alone, and its address. Raises: ClusterError if it does not start."""
+    cluster = _new_cluster()
+    spec = _head(cluster, num_nodes=1, num_cpus=num_cpus or os.cpu_count() or 1, dashboard_host=LOOPBACK, dashboard_port=0,
+                 gpu_share=(0, 1), autoscaling_config=None)
+    return cluster.address, BoundHead(dataclasses.replace(spec, working_dir=os.getcwd()), cluster.cluster_id)  # noqa: PTH109
+
+
+def add_node(num_cpus: int) -> LocalNode:
+    """One more worker node for the running local cluster (without GPUs). Raises: ClusterError."""
+    with _lock():
+        cluster = _require()
+        number = 1 + max((int(node.name.rpartition("-")[2]) for node in cluster.nodes[1:]), default=0)
+        spec = _worker(cluster, number, num_cpus, len(cluster.nodes) + 1, gpu_share=(0, 0))
+        cluster = dataclasses.replace(cluster, nodes=(*cluster.nodes, *_start([spec], cluster)))
+        _save(cluster)
+        return cluster.nodes[-1]
+
+
+def remove_node(name: str) -> None:
+    """Ends one worker node of the local cluster and all its processes at once, as if its machine were switched off."""
+    with _lock():
+        cluster = _require()
+        gone = [node for node in cluster.nodes[1:] if node.name == name]
+        if not gone:
+            raise ClusterError(f"the local cluster has no worker node {name}: it has "
+                               f"{', '.join(node.name for node in cluster.nodes[1:]) or 'none'}")
+        end_processes([node.process for node in gone], Path(cluster.folder))
+        _save(dataclasses.replace(cluster, nodes=tuple(node for node in cluster.nodes if node not in gone)))
+
+
+def down() -> int:
+    """Ends all that `up` started, and nothing else. Returns how many processes it found; 0 if there was no cluster."""
+    with _lock():
+        cluster = current()
+        if cluster is None:
+            return 0
+        found = len(cluster.processes())
+        _end_cluster(cluster)
+        _state_file().unlink()
+        return found
+
+
+def _end_cluster(cluster: LocalCluster) -> None:
+    """The nodes' own processes end what is below them; what is then left, if one of them was killed, is ended here."""
+    keepers = [psutil.Process(node.process.pid) for node in cluster.nodes if node.process.alive()]
+    for keeper in keepers:
+        keeper.terminate()
+    psutil.wait_procs(keepers, timeout=15)
+    end_processes([node.process for node in cluster.nodes], Path(cluster.folder), cluster.cluster_id)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+def _new_cluster(port: int = 0) -> LocalCluster:
+    """The folder's path is short: a socket's, below it, may have 107 characters."""
+    folder = tempfile.mkdtemp(prefix="trainyard-", dir="/tmp")
+    return LocalCluster(cluster_id=uuid.uuid4().hex, address=f"{LOOPBACK}:{port or free_port(LOOPBACK)}", folder=folder,
+                        nodes=())
+
+
+def _head(cluster: LocalCluster, *, num_nodes: int, num_cpus: int, dashboard_host: str, dashboard_port: int,
+          gpu_share: tuple[int, int], autoscaling_config: str | None) -> NodeSpec:
+    return NodeSpec(name="head", is_head=True, address=cluster.address, folder=cluster.folder, num_cpus=num_cpus,
+                    object_store_bytes=object_store_bytes(num_nodes), dashboard_host=dashboard_host, gpu_share=gpu_share,
+                    dashboard_port=dashboard_port or free_dashboard_port(dashboard_host),
+                    autoscaling_config=autoscaling_config)
+
+
+def _worker(cluster: LocalCluster, number: int, num_cpus: int, num_nodes: int, *, gpu_share: tuple[int, int]) -> NodeSpec:
+    return NodeSpec(name=f"worker-{number}", is_head=False, address=cluster.address, folder=cluster.folder, num_cpus=num_cpus,
+                    object_store_bytes=object_store_bytes(num_nodes), gpu_share=gpu_share)
+
+
+def _start(specs: Sequence[NodeSpec], cluster: LocalCluster) -> list[LocalNode]:
+    """All at once. If one does not start, all are ended. Raises: ClusterError."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    begun: list[Process] = []
+    try:
+        for spec in specs:
+            begun.append(launch(spec, cluster.cluster_id))
+        return [await_ready(spec, process, deadline) for spec, process in zip(specs, begun, strict=True)]
+    except BaseException:
+        end_processes(begun, Path(cluster.folder))
+        raise
+
+
+def _start_or_undo(cluster: LocalCluster, specs: Sequence[NodeSpec]) -> LocalCluster:
+    try:
+        return dataclasses.replace(cluster, nodes=tuple(_start(specs, cluster)))
+    except BaseException:
+        _end_cluster(cluster)
+        raise
+
+
+def _refuse_second() -> None:
+    cluster = current()
+    if cluster is None:
+        return
+    if any(node.process.alive() for node in cluster.nodes):
+        raise ClusterError(f"a local cluster is up already, at {cluster.address}: use it, or end it first with "
+                           "`python -m cluster down`")
+    _end_cluster(cluster)  # what a restart of the machine, or a kill, has left
+    _state_file().unlink()
+
+
+def _refuse_taken(flag: str, host: str, port: int) -> None:
+    if port and not is_free(host, port):
+        raise ClusterError(f"port {port} of {host} is taken: pass another {flag}, or none")
+
+
+def _require() -> LocalCluster:
+    cluster = current()
+    if cluster is None:
+        raise ClusterError("there is no local cluster: start one with `python -m cluster up`")
+    return cluster
+
+
+def _state_file() -> Path:
+    return home_folder() / "cluster.json"
+
+
+def _save(cluster: LocalCluster) -> None:
+    write_private(_state_file(), json.dumps(dataclasses.asdict(cluster), indent=1))
+
+
+@contextmanager
+def _lock() -> Generator[None]:
+    """One `up` or `down` at a time."""
+    with (home_folder() / "cluster.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,78 @@
+"""Which network interface collectives use, and free ports.
+
+gloo takes 127.0.0.1 where a machine's host name resolves to loopback (common in containers), and picks one of several
+interfaces by itself; workers elsewhere then never meet. So each worker names the interface that carries the address by
+which Ray knows its node.
+"""
+
+import ipaddress
+import logging
+import os
+import random
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+COLLECTIVE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_LISTENING_PORTS = range(20000, 30000)
+_ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]] | None = None) -> str | None:
+    """The name of the network interface that carries an IP address (`lo` for any loopback one); None if none does.
+
+    interfaces: what `psutil.net_if_addrs()` returns, which is the default.
+    """
+    wanted = ipaddress.ip_address(_without_zone(address))
+    for name, addresses in (psutil.net_if_addrs() if interfaces is None else interfaces).items():
+        found = [ipaddress.ip_address(_without_zone(a.address)) for a in addresses if a.family in _ADDRESS_FAMILIES]
+        if wanted in found or (wanted.is_loopback and any(address.is_loopback for address in found)):
+            return name
+    return None
+
+
+def set_collective_interface(node_ip: str, interfaces: Mapping[str, Sequence[Any]] | None = None) -> str | None:
+    """Points gloo and NCCL at the interface that carries node_ip, where the user has not chosen one.
+
+    Call it in each worker, with its node's Ray address, before a process group is made. Returns the interface; None if no
+    interface has the address (a node behind address translation): the libraries then choose, and the log says so.
+    """
+    interface = interface_of(node_ip, interfaces)
+    if interface is None:
+        logger.warning("no network interface has %s, the address of this node: gloo and NCCL choose one by themselves; "
+                       "if workers do not meet, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME", node_ip)
+        return None
+    for variable in COLLECTIVE_VARIABLES:
+        os.environ.setdefault(variable, interface)
+    return interface
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port of a local address that nobody listens on now; another process may still take it before you do.
+
+    Below the range from which systems take ports for outgoing connections: one of these would often be taken in between.
+    """
+    for port in random.sample(_LISTENING_PORTS, 100):
+        if is_free(host, port):
+            return port
+    raise OSError(f"100 ports of {host} from {_LISTENING_PORTS.start} on were tried and none can be listened on")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a TCP port of a local address can be listened on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _without_zone(address: str) -> str:
+    return address.split("%", 1)[0]

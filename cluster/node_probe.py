@@ -1,0 +1,194 @@
+"""Visits every node with a small task: does it see the storage as the driver does, and does it run the same versions?"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import contextlib
+import platform
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError, StorageError, StorageFullError
+from cluster.gcs import Node, silent_nodes, within
+from cluster.storage import Store
+
+STORAGE_TIMEOUT_S = 6.5  # pyarrow gives up an S3 server that refuses connections after about 6 s, and then says why
+_REMOVE_TIMEOUT_S = 3.0
+_DRIVER = "driver"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A folder of the store, for the time of a check. secret: what the driver writes and each node must read."""
+
+    store: Store
+    folder: str
+    secret: str
+
+    def path(self, who: str) -> str:
+        return f"{self.folder}/{who}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """What a task found on its node. problem: with the storage; None if there is none."""
+
+    ray: str
+    python: str
+    problem: str | None
+
+
+@contextmanager
+def remove_traces(store: Store) -> Generator[Trace]:
+    """Whatever a check has written is removed after it; so are the store's own folders, if it fails and they were not there."""
+    trace = Trace(store, f".trainyard-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex)
+    made = _missing_folders(store)
+    try:
+        yield trace
+    except BaseException:
+        _remove(trace)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+    _remove(trace)
+
+
+def check_storage(trace: Trace) -> None:
+    """Raises: StorageError within STORAGE_TIMEOUT_S if this process cannot write to the storage and read it back."""
+    location = trace.store.location()
+    late = StorageError(f"storage {location} does not answer within {STORAGE_TIMEOUT_S:g} s: check its address and the network")
+    problem = within(STORAGE_TIMEOUT_S, lambda: _write_and_read(trace, _DRIVER), late)
+    if problem is not None:
+        raise StorageError(problem)
+
+
+def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
+    """Visits all nodes at once, but for this process's own, which `check_storage` has seen to.
+
+    Raises: StorageError if a node cannot write to the storage, or does not see what the driver wrote; ClusterError if it
+    does not answer within timeout_s, cannot run this project, or runs other versions than this process.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    others = [node for node in nodes if node.node_id != own]
+    began = time.monotonic()
+    if silent := silent_nodes(others):
+        raise ClusterError(f"{_plural('node', [_name(node) for node in silent])} does not answer, though the cluster takes it for "
+                           "alive: restart it, or remove it from the cluster")
+    visits = _visit_all(trace, others, timeout_s - (time.monotonic() - began))
+    check_versions({_name(node): visit for node, visit in zip(others, visits, strict=True)})
+    for node, visit in zip(others, visits, strict=True):
+        if visit.problem is not None:
+            raise StorageError(f"on node {_name(node)}: {visit.problem}")
+        if not trace.store.exists(trace.path(node.node_id)):
+            raise StorageError(_not_shared(trace, _name(node)))
+
+
+def check_versions(visits: dict[str, Visit]) -> None:
+    """visits: by the node's name. Raises: ClusterError if one runs another Ray or Python than this process."""
+    import ray
+
+    here = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    there = {name: f"Ray {visit.ray} and Python {visit.python}" for name, visit in visits.items()}
+    if wrong := {name: versions for name, versions in there.items() if versions != here}:
+        found = "; ".join(f"node {name} runs {versions}" for name, versions in wrong.items())
+        raise ClusterError(f"{found}, this process {here}: install the same versions on all nodes")
+
+
+def _visit_all(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> list[Visit]:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_visit)
+    pinned = {node.node_id: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes}
+    pending = {node_id: task.options(scheduling_strategy=pin).remote(trace, node_id) for node_id, pin in pinned.items()}
+    done, late = ray.wait(list(pending.values()), num_returns=len(pending), timeout=timeout_s) if pending else ([], [])
+    for reference in late:
+        ray.cancel(reference, force=True)
+    silent = [_name(node) for node in nodes if pending[node.node_id] not in done]
+    if silent:
+        raise ClusterError(f"{_plural('node', silent)} did not run a task within {timeout_s:.0f} s: the storage "
+                           f"{trace.store.location()} may hang there, or the node is overloaded; look at it, or remove it from "
+                           "the cluster")
+    visits: list[Visit] = []
+    for node in nodes:
+        try:
+            visits.append(ray.get(pending[node.node_id], timeout=1))
+        except (RayError, GetTimeoutError, RuntimeError) as error:
+            raise ClusterError(f"node {_name(node)} cannot run this project ({_last_line(error)}): submit it with `ray job submit "
+                               "--working-dir .`, or install it on all nodes") from error
+    return visits
+
+
+def _visit(trace: Trace, node_id: str) -> Visit:
+    """On the node."""
+    import ray
+
+    try:
+        problem = _not_shared(trace, "this one") if not _sees_driver(trace) else _write_and_read(trace, node_id)
+    except (OSError, StorageError) as error:
+        problem = _explain(trace.store, error)
+    return Visit(ray=ray.__version__, python=platform.python_version(), problem=problem)
+
+
+def _sees_driver(trace: Trace) -> bool:
+    try:
+        return trace.store.read_text(trace.path(_DRIVER)) == trace.secret
+    except FileNotFoundError:
+        return False
+
+
+def _write_and_read(trace: Trace, who: str) -> str | None:
+    """What is wrong; None if nothing is."""
+    try:
+        trace.store.write_text(trace.path(who), trace.secret)
+        if trace.store.read_text(trace.path(who)) != trace.secret:
+            return f"storage {trace.store.location()} does not return what was written to it"
+    except (OSError, StorageError, StorageFullError) as error:
+        return _explain(trace.store, error)
+    return None
+
+
+def _explain(store: Store, error: Exception) -> str:
+    if isinstance(error, StorageError | StorageFullError):
+        return str(error)
+    return f"storage {store.location()} cannot be used ({error}): give a folder, s3:// or gs:// that can be written"
+
+
+def _not_shared(trace: Trace, node: str) -> str:
+    return (f"storage {trace.store.location()} on node {node} is not the one that the driver sees: use a folder that all nodes "
+            "share, s3:// or gs:// (--run.storage)")
+
+
+def _missing_folders(store: Store) -> list[Path]:
+    """The folders that a first write would make, innermost first."""
+    if not store.is_local:
+        return []
+    root = store.local_path()
+    return [folder for folder in (root, *root.parents) if not folder.exists()]
+
+
+def _remove(trace: Trace) -> None:
+    """As far as that goes: storage that is broken stays as it is."""
+    with contextlib.suppress(OSError, StorageError, StorageFullError, TimeoutError):
+        within(_REMOVE_TIMEOUT_S, lambda: trace.store.delete_folder(trace.folder), TimeoutError())
+
+
+def _name(node: Node) -> str:
+    return f"{node.name} ({node.ip})" if node.name not in ("", node.ip) else node.ip
+
+
+def _plural(noun: str, names: Sequence[str]) -> str:
+    return f"{noun}{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+def _last_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

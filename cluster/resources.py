@@ -1,0 +1,168 @@
+"""What a run needs and what a cluster has: the checks before a run starts, and the room there is while it goes on.
+
+`preflight` finds out in seconds what would otherwise show as an endless wait or a late failure: resources that there can
+never be, storage that not every node sees, mixed versions. It needs a connected process (cluster/connect.py).
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ResourceError
+from cluster.gcs import Gcs, Node
+from cluster.node_probe import check_nodes, check_storage, remove_traces
+from cluster.storage import Store
+
+_CHECKS_S = 13.5
+_POLL_S = 0.25
+_SLACK = 1e-6
+_REMOVED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The workers a run needs at least, and the whole CPUs and GPUs of each, which must lie in one node."""
+
+    num_workers: int
+    cpus_per_worker: int
+    gpus_per_worker: int = 0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """In Ray's terms."""
+        needs = {"CPU": float(self.cpus_per_worker), "GPU": float(self.gpus_per_worker)}
+        return {name: amount for name, amount in needs.items() if amount}
+
+    def __str__(self) -> str:
+        gpus = f" and {_count(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
+        return f"{_count(self.num_workers, 'worker')} with {_count(self.cpus_per_worker, 'CPU')}{gpus} each"
+
+
+def nodes() -> list[Node]:
+    """The nodes of the connected cluster, dead ones too, the head first. Raises: ClusterError."""
+    return _gcs().nodes()
+
+
+def preflight(request: Request, store: Store, wait_s: float, *, say: Callable[[str], None] = print) -> None:
+    """Returns if the run can start: resources, storage and versions are as they must be, on every node.
+
+    Takes under 15 s, but for resources that the cluster can have and has not now: for these it waits up to wait_s seconds,
+    having said so. Leaves nothing in the store. Raises: ResourceError, StorageError, ClusterError.
+    """
+    began = time.monotonic()
+    with remove_traces(store) as trace:
+        check_storage(trace)
+        left_s = _CHECKS_S - (time.monotonic() - began)
+        await_room(request, wait_s, say)
+        check_nodes(trace, [node for node in nodes() if node.alive], left_s)
+
+
+def await_room(request: Request, wait_s: float, say: Callable[[str], None] = print) -> None:
+    """Returns once the request fits into what is free. Raises: ResourceError if it cannot ever, or not within wait_s."""
+    gcs = _gcs()
+    alive = [node for node in gcs.nodes() if node.alive]
+    if _fits(request, (node.available for node in alive)) >= request.num_workers:
+        return
+    capacity = _fits(request, (node.resources for node in alive))
+    grows = autoscaled(gcs)
+    if capacity < request.num_workers and not grows:
+        raise ResourceError(f"needs {request}, {_shortage(request, alive, capacity)} and cannot grow: {_remedy(request, alive)}")
+    if wait_s > 0:
+        why = "the cluster is busy" if capacity >= request.num_workers else "the autoscaler may add nodes"
+        say(f"waiting up to {wait_s:g} s for {request}: {why}")
+    if not _queue(request, wait_s, gcs, refused=capacity < request.num_workers):
+        alive = [node for node in gcs.nodes() if node.alive]
+        room = _fits(request, (node.available for node in alive))
+        raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} s: "
+                            "pass a longer --run.wait or fewer --run.workers, or stop what holds the rest")
+
+
+def possible_workers(request: Request, held: int = 0) -> int:
+    """How many such workers the live cluster could hold now: what is free, and what this run itself holds on live nodes.
+
+    held: how many workers this run has started; at most so many of this job's own placements are counted.
+    """
+    gcs = _gcs()
+    alive = [node for node in gcs.nodes() if node.alive]
+    ids = {node.node_id for node in alive}
+    return _fits(request, (node.available for node in alive)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
+
+
+def autoscaled(gcs: Gcs) -> bool:
+    """Whether an autoscaler that can add nodes watches this cluster: version 2, or version 1 with node types of its own."""
+    if gcs.cluster_status().autoscaling_state.autoscaler_state_version > 0:
+        return True
+    report: dict[str, Any] = json.loads(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
+    return any(not kind.startswith("node_") for kind in report.get("active_nodes", {}))
+
+
+def _fits(request: Request, supplies: Iterable[Mapping[str, float]]) -> int:
+    """How many workers fit, node by node."""
+    return sum(int(min((supply.get(name, 0.0) + _SLACK) // amount for name, amount in request.bundle.items()))
+               for supply in supplies)
+
+
+def _own_bundles(request: Request, alive: set[str], groups: Iterable[Any]) -> int:
+    import ray
+
+    job = ray.get_runtime_context().get_job_id()
+    bundles = (b for g in groups if g.creator_job_id.hex() == job and g.state != _REMOVED for b in g.bundles)
+    return sum(b.node_id.hex() in alive and _fits(request, [b.unit_resources]) for b in bundles)
+
+
+def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool) -> bool:
+    """Queues for the room in Ray's own scheduler, which tells the autoscaler, and gives it back when it is granted.
+
+    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([request.bundle] * request.num_workers, strategy="PACK")
+    deadline = time.monotonic() + wait_s
+    try:
+        while not (granted := bool(group.wait(timeout_seconds=_POLL_S))) and time.monotonic() < deadline:
+            if refused and _infeasible(request, gcs):
+                raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold that: ask for "
+                                    "less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) or raise its limits")
+        return granted
+    finally:
+        remove_placement_group(group)
+
+
+def _infeasible(request: Request, gcs: Gcs) -> bool:
+    wanted = [request.bundle] * request.num_workers
+    gangs = gcs.cluster_status().autoscaling_state.infeasible_gang_resource_requests
+    return any([dict(part.resources_bundle) for part in gang.requests] == wanted for gang in gangs)
+
+
+def _shortage(request: Request, alive: list[Node], capacity: int) -> str:
+    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in alive):
+        return "the cluster has no GPU"
+    if capacity == 0:
+        most = max((node.resources.get("CPU", 0.0) for node in alive), default=0.0)
+        return f"no node has that (the most CPUs in one node: {most:g})"
+    return f"the cluster has room for {capacity}"
+
+
+def _remedy(request: Request, alive: list[Node]) -> str:
+    """The nearest request that can be met."""
+    if (capacity := _fits(request, (node.resources for node in alive))) > 0:
+        return f"pass --run.workers {capacity}, or add nodes"
+    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in alive):
+        return "pass --run.gpus-per-worker 0, or add nodes with GPUs"
+    most = int(max((node.resources.get("CPU", 0.0) for node in alive), default=0.0))
+    return f"pass --run.cpus-per-worker {most}, or add larger nodes" if most else "add nodes with CPUs"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _gcs() -> Gcs:
+    import ray
+
+    return Gcs(ray.get_runtime_context().gcs_address)

@@ -1,0 +1,138 @@
+"""What `python -m cluster status` shows: nodes, resources, versions, running jobs, and problems with their remedy.
+
+Read from the control store alone, each read with a deadline, so it answers about a sick cluster too.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.gcs import Gcs, Job, Node, reachable
+from cluster.local import LocalCluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """problems: one sentence each, with its remedy."""
+
+    address: str
+    dashboard_url: str
+    versions: dict[str, str]
+    nodes: list[Node]
+    jobs: list[Job]
+    problems: list[str]
+
+
+def read_status(address: str, local: LocalCluster | None = None) -> Status:
+    """local: what `up` started, if that is the cluster at this address. Raises: ClusterError if it does not answer."""
+    gcs = Gcs(address)
+    nodes, versions = gcs.nodes(), gcs.versions()
+    url = gcs.read(b"dashboard", b"dashboard").decode()
+    problems = [
+        *_node_problems(nodes, local), *_version_problems(versions), *_waiting_problems(gcs.cluster_status(), nodes),
+        *_dashboard_problems(url),
+    ]
+    return Status(address=address, dashboard_url=f"http://{url}" if url else "", versions=versions, nodes=nodes,
+                  jobs=[job for job in gcs.jobs() if job.running], problems=problems)
+
+
+def show(status: Status, console: Console) -> None:
+    alive = [node for node in status.nodes if node.alive]
+    console.print(f"[bold]Ray cluster[/bold] {status.address}  Ray {status.versions['ray']}  Python {status.versions['python']}")
+    console.print(f"dashboard {status.dashboard_url or 'none'}")
+    console.print(_node_table(status.nodes, alive))
+    console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
+    for problem in status.problems:
+        console.print(f"[red]problem:[/red] {problem}", soft_wrap=True)
+    if not status.problems:
+        console.print("[green]no problems[/green]")
+
+
+def _node_table(nodes: list[Node], alive: list[Node]) -> Table:
+    table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB", title="nodes (in use of total)",
+                  title_justify="left", show_footer=len(alive) > 1)
+    for node in nodes:
+        table.add_row(node.name or node.node_id[:12], node.ip, "head" if node.is_head and node.alive else _state(node),
+                      *_amounts([node] if node.alive else []))
+    for column, text in zip(table.columns, ["all", "", f"{len(alive)} alive", *_amounts(alive)], strict=True):
+        column.footer = text
+    return table
+
+
+def _job_table(jobs: list[Job]) -> Table:
+    table = Table("job", "command", "running for", "driver on", title="running jobs", title_justify="left")
+    for job in jobs:
+        table.add_row(job.submission_id or job.job_id, job.entrypoint, _age(time.time() - job.started), job.ip)
+    return table
+
+
+def _state(node: Node) -> str:
+    return "alive" if node.alive else "dead"
+
+
+def _amounts(nodes: list[Node]) -> list[str]:
+    def used(name: str, unit: float, form: str) -> str:
+        total = sum(node.resources.get(name, 0.0) for node in nodes)
+        free = sum(node.available.get(name, 0.0) for node in nodes)
+        return f"{(total - free) / unit:{form}} of {total / unit:{form}}" if total else "–"
+
+    return [used("CPU", 1, "g"), used("GPU", 1, "g"), used("memory", 2**30, ".1f"),
+            used("object_store_memory", 2**30, ".1f")]
+
+
+def _age(seconds: float) -> str:
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
+    problems = [f"node {node.name or node.node_id[:12]} ({node.ip}) is dead: start it again, or ignore it if it was removed"
+                for node in nodes if not node.alive]
+    if not any(node.resources.get("CPU") for node in nodes if node.alive):
+        problems.append("no live node has CPUs: add worker nodes")
+    gone = [node.name for node in local.nodes if not node.process.alive()] if local else []
+    if gone:
+        problems.append(f"{', '.join(gone)} ended by itself: `python -m cluster down`, then `up` again; the reason is in "
+                        f"{local.folder if local else ''}")
+    return problems
+
+
+def _version_problems(versions: Mapping[str, str]) -> list[str]:
+    ours = {"ray": version("ray"), "python": platform.python_version()}
+    return [f"the cluster runs {name} {versions[name]}, this environment {ours[name]}: use `ray job submit`, or install the same "
+            "version here" for name in ours if versions[name] not in ("", ours[name])]
+
+
+def _waiting_problems(state: Any, nodes: list[Node]) -> list[str]:
+    """Requests that wait for what no live node has at all."""
+    resources = state.cluster_resource_state
+    shapes = [request.request for request in resources.pending_resource_requests]
+    shapes += [part for gang in resources.pending_gang_resource_requests for part in gang.requests]
+    wanted = {tuple(sorted(shape.resources_bundle.items())) for shape in shapes}
+    totals = [node.resources for node in nodes if node.alive]
+    hopeless = [bundle for bundle in wanted if not any(_holds(total, bundle) for total in totals)]
+    return [f"a task, actor or placement group waits for {_listed(bundle)}, which no node has: add such a node or cancel it"
+            for bundle in hopeless]
+
+
+def _holds(total: Mapping[str, float], bundle: tuple[tuple[str, float], ...]) -> bool:
+    return all(total.get(name, 0.0) >= amount for name, amount in bundle)
+
+
+def _listed(bundle: tuple[tuple[str, float], ...]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in bundle)
+
+
+def _dashboard_problems(url: str) -> list[str]:
+    if not url:
+        return ["the cluster has no dashboard, so jobs cannot be submitted: restart it with one"]
+    why = reachable(url)
+    return [f"the dashboard at {url} does not answer ({why}), so jobs cannot be submitted: restart the cluster"] if why else []

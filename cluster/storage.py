@@ -1,0 +1,183 @@
+"""One way to read and write a local folder, a shared folder, `s3://` or `gs://`, through pyarrow.fs.
+
+A `Store` is a folder given by its URI; every path is relative to it, with `/` between its parts. A `Store` can be pickled
+and opened again on another machine. On a file system a write is whole or absent (by rename); an object store may keep an
+object that a failure cut short, so what must not be half there is committed by a manifest that names its size and hash.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+import errno
+import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cluster.errors import StorageError, StorageFullError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_DENIED = {errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One stored file: its path relative to the store, its size in bytes, and when it was last written (seconds)."""
+
+    path: str
+    size: int
+    mtime: float
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on some storage. `uri` is what the user wrote: a path, `file://`, `s3://` or `gs://`."""
+
+    uri: str
+    _fs: Any = field(default=None, compare=False, repr=False)
+    _root: str = field(default="", compare=False, repr=False)
+
+    @staticmethod
+    def open(uri: str) -> "Store":
+        """Raises: StorageError if the URI's scheme is unknown or malformed. Touches nothing."""
+        if "://" not in uri:
+            return Store(uri, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
+        try:
+            fs, root = pafs.FileSystem.from_uri(uri)
+        except (pa.ArrowInvalid, OSError) as error:
+            remedy = "use a folder, s3://BUCKET/… or gs://…"
+            raise StorageError(f"storage {uri!r} cannot be opened ({error}): {remedy}") from error
+        if not root.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+            raise StorageError(f"storage {uri!r} names no bucket: use s3://BUCKET/… or gs://BUCKET/…")
+        return Store(uri, fs, root.rstrip("/"))
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Store.open, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of a file system (local or shared), not an object store."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
+    def child(self, path: str) -> "Store":
+        """The store of a sub-folder."""
+        return Store.open(self._below(path))
+
+    def location(self, path: str = "") -> str:
+        """What to show a person or give another tool: an absolute path or a URI."""
+        if not self.is_local:
+            return self._below(path) if path else self.uri.rstrip("/")
+        return f"{self._root}/{path}" if path else self._root
+
+    def local_path(self, path: str = "") -> Path:
+        """Raises: StorageError on an object store, where files have no local path."""
+        if not self.is_local:
+            raise StorageError(f"{self.uri} is not a folder of this machine")
+        return Path(self._absolute(path))
+
+    def read_bytes(self, path: str) -> bytes:
+        """Raises: FileNotFoundError."""
+        with self.reading(path) as stream:
+            return cast(bytes, stream.read())
+
+    def read_text(self, path: str) -> str:
+        return self.read_bytes(path).decode()
+
+    @contextmanager
+    def reading(self, path: str) -> Generator[Any]:
+        """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError."""
+        with self._fs.open_input_file(self._absolute(path)) as stream:
+            yield stream
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Whole or not at all. Raises: StorageFullError, StorageError."""
+        with self.writing(path) as stream:
+            stream.write(data)
+
+    def write_text(self, path: str, text: str) -> None:
+        self.write_bytes(path, text.encode())
+
+    @contextmanager
+    def writing(self, path: str) -> Generator[Any]:
+        """An open pyarrow output stream; the file appears under its name when the block ends without an error.
+
+        Raises: StorageFullError if the storage is full or was made read-only, StorageError if it may not be written.
+        """
+        target = self._absolute(path)
+        partial = f"{target}.{uuid.uuid4().hex[:8]}.partial" if self.is_local else target
+        try:
+            if self.is_local:
+                Path(partial).parent.mkdir(parents=True, exist_ok=True)
+            with self._fs.open_output_stream(partial) as stream:
+                yield stream
+            if self.is_local:
+                os.replace(partial, target)  # noqa: PTH105
+        except OSError as error:
+            self._forget(partial)
+            raise self.explain(error, path) from error
+        except BaseException:
+            self._forget(partial)
+            raise
+
+    def files(self, path: str = "", *, recursive: bool = True) -> list[FileInfo]:
+        """The files below a folder, sorted by path; none if the folder is not there. Unfinished writes are left out."""
+        selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
+        found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
+        prefix = len(self._root) + 1
+        files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
+        return sorted((file for file in files if not file.path.endswith(".partial")), key=lambda file: file.path)
+
+    def folders(self, path: str = "") -> list[str]:
+        """The names of the direct sub-folders, sorted."""
+        selector = pafs.FileSelector(self._absolute(path), recursive=False, allow_not_found=True)
+        return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory)
+
+    def exists(self, path: str) -> bool:
+        return self._fs.get_file_info(self._absolute(path)).type == pafs.FileType.File
+
+    def delete(self, path: str) -> None:
+        """A file; nothing if it is not there."""
+        if self.exists(path):
+            self._fs.delete_file(self._absolute(path))
+
+    def delete_folder(self, path: str) -> None:
+        """A folder and all below it; nothing if it is not there."""
+        if self._fs.get_file_info(self._absolute(path)).type == pafs.FileType.Directory:
+            self._fs.delete_dir(self._absolute(path))
+
+    def copy_to(self, other: "Store", path: str, to: str) -> None:
+        """Streams one file to another store, in pieces of 8 MiB."""
+        with self.reading(path) as source, other.writing(to) as sink:
+            while piece := source.read(8 << 20):
+                sink.write(piece)
+
+    def _below(self, path: str) -> str:
+        """The URI of what lies below; options of pyarrow's (`s3://BUCKET/…?endpoint_override=HOST`) stay at its end."""
+        base, mark, options = self.uri.partition("?" if "://" in self.uri else "\0")
+        return f"{base.rstrip('/')}/{path}{mark}{options}"
+
+    def _absolute(self, path: str) -> str:
+        if ".." in path.split("/"):
+            raise StorageError(f"path {path!r} leaves its folder {self.uri}: it may not contain '..'")
+        return f"{self._root}/{path}".rstrip("/") if path else self._root
+
+    def _forget(self, partial: str) -> None:
+        if self.is_local:
+            with suppress(OSError):  # on storage that has become read-only it stays; it is never listed
+                Path(partial).unlink(missing_ok=True)
+
+    def explain(self, error: OSError, path: str) -> Exception:
+        """The error to raise for one met while writing a file: StorageFullError or StorageError where it is one of those."""
+        if error.errno in _FULL:
+            why = "read-only" if error.errno == errno.EROFS else "full"
+            remedy = "make room or make it writable, then run the same command again"
+            return StorageFullError(f"storage {self.location()} is {why}, {path} was not written: {remedy}")
+        if error.errno in _DENIED or not self.is_local:
+            remedy = "check its address and permissions"
+            return StorageError(f"storage {self.location()} cannot be written ({error}): {remedy}")
+        return error

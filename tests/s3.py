@@ -1,0 +1,69 @@
+"""A real S3 server (moto's server mode) on a free port of the loopback, for tests: `with s3_server() as endpoint: …`.
+
+It runs as a process of its own, so that processes killed or stopped by a test, and workers of a cluster, see the same one.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BUCKET = "trainyard"
+
+
+@contextmanager
+def s3_server(bucket: str = BUCKET) -> Iterator[str]:
+    """Yields the endpoint (`http://127.0.0.1:PORT`) of a server that has one empty bucket, with AWS_* set to use it.
+
+    Children started inside the block inherit the variables, so `s3://trainyard/…` works in them too.
+    """
+    port = _free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = dict(os.environ)
+    try:
+        _wait(endpoint, server)
+        os.environ.update(_credentials(endpoint))
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10).close()
+        yield endpoint
+    finally:
+        for name in _credentials(endpoint):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
+        server.kill()
+        server.wait()
+
+
+def _credentials(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def _wait(endpoint: str, server: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"moto's server did not answer at {endpoint} (exit code {server.poll()})")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
