@@ -1,0 +1,1 @@
+"""The training jobs, one package a job: `python -m jobs.<name>`."""

@@ -1,0 +1,212 @@
+"""Contract 5: the folder that training hands to serving, and the manifest that proves what it is.
+
+    ARTIFACT/manifest.json       what the model is, and size and sha256 of every other file; written last
+             model.safetensors   weights (or `.keras`); a format that can run code when it is read is refused
+             probe.json          some rows and the model's own answers, as an Open Inference Protocol request and response
+             model_card.md       the same for people
+             …                   a tokenizer's files, where there is one
+
+The digest of manifest.json is kept in the registry: who changes weights *and* manifest is found out too. Nothing in the
+manifest depends on when or where it was made, so two runs with the same result have the same digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.errors import ArtifactError
+from cluster.storage import Store
+from jobs.common import model_card, safe_formats
+from jobs.common.artifact_manifest import Description, FileEntry, Manifest
+from jobs.common.open_inference import from_json, to_json
+
+MANIFEST, WEIGHTS, PROBE, CARD = "manifest.json", "model.safetensors", "probe.json", "model_card.md"
+_PIECE = 8 << 20
+
+Array = NDArray[Any]
+Where = Store | str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A few input rows with the model's own answers, by tensor name: what a server checks itself against."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A verified artifact. `digest` is the sha256 of its manifest.json, in hex."""
+
+    store: Store
+    manifest: Manifest
+    digest: str
+
+    @property
+    def uri(self) -> str:
+        return self.store.location()
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file, checked once more as they are read. Raises: ArtifactError."""
+        entry = next((entry for entry in self.manifest.files if entry.path == path), None)
+        if entry is None:
+            raise ArtifactError(f"artifact {self.uri} has no {path}: it holds {', '.join(self.manifest.paths)}")
+        data = self.store.read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise _refused(self.uri, [f"{path} differs from its sha256"])
+        return data
+
+    def weights(self) -> dict[str, Array]:
+        """Tensors by name. Raises: ArtifactError, also if the weights are not in model.safetensors."""
+        from safetensors.numpy import load
+
+        return load(self.read(WEIGHTS))
+
+    def probe(self) -> Probe:
+        """The rows and answers that it was made with. Raises: ArtifactError."""
+        body = json.loads(self.read(PROBE))
+        return Probe(inputs=from_json(body["request"]["inputs"]), outputs=from_json(body["response"]["outputs"]))
+
+    def copy_to(self, target: Where) -> "Artifact":
+        """Copies it into a folder of its own, here or on an object store, and verifies the copy."""
+        folder = as_store(target)
+        folder.delete_folder("")
+        for path in (*self.manifest.paths, MANIFEST):
+            self.store.copy_to(folder, path, path)
+        return open_artifact(folder, self.digest)
+
+
+def write_artifact(
+    store: Store,
+    path: str,
+    *,
+    description: Description,
+    probe: Probe,
+    weights: Mapping[str, Array] | None = None,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> Artifact:
+    """Writes an artifact to a folder of a store, replacing what was there; the manifest comes last and makes it one.
+
+    weights: tensors for model.safetensors. files: more files by their path in the artifact: bytes, or a local file. Raises:
+    ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
+    """
+    body = {"request": {"inputs": to_json(description.inputs, probe.inputs)},
+            "response": {"outputs": to_json(description.outputs, probe.outputs)}}  # fmt: skip
+    contents: dict[str, bytes | Path] = {**(files or {}), PROBE: _json(body), CARD: model_card.text(description).encode()}
+    if weights is not None:
+        contents[WEIGHTS] = _safetensors(weights)
+    for name, source in contents.items():
+        _check_allowed(name, source)
+    folder = store.child(path)
+    folder.delete_folder("")
+    entries = tuple(_write(folder, name, contents[name]) for name in sorted(contents))
+    manifest = Manifest(description=description, files=entries)
+    folder.write_bytes(MANIFEST, data := _json(manifest.to_dict()))
+    return Artifact(store=folder, manifest=manifest, digest=hashlib.sha256(data).hexdigest())
+
+
+def open_artifact(where: Where, expected_digest: str | None = None) -> Artifact:
+    """Reads and verifies every file. expected_digest: what the registry says of the manifest.
+
+    Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code.
+    """
+    folder = as_store(where)
+    manifest, digest = _read_manifest(folder)
+    if expected_digest is not None and digest != expected_digest:
+        raise _refused(folder.location(), [f"{MANIFEST} has digest {digest}, not {expected_digest} as was registered"])
+    found = {file.path: file.size for file in folder.files()}
+    problems = [f"{path} is missing" for path in manifest.paths if path not in found]
+    problems += [f"{path} is extra" for path in found if path not in (*manifest.paths, MANIFEST)]
+    problems += [f"{path} {why}" for path in found if path != MANIFEST and (why := safe_formats.refusal(path))]
+    if not problems:
+        problems = [problem for entry in manifest.files if (problem := _difference(folder, entry, found[entry.path]))]
+    if problems:
+        raise _refused(folder.location(), problems)
+    return Artifact(store=folder, manifest=manifest, digest=digest)
+
+
+def verify(where: Where, expected_digest: str | None = None) -> Manifest:
+    """What `open_artifact` does, for who wants only the manifest. Raises: ArtifactError."""
+    return open_artifact(where, expected_digest).manifest
+
+
+def load_weights(where: Where, expected_digest: str | None = None) -> dict[str, Array]:
+    """Tensors by name, of an artifact that is verified first. Raises: ArtifactError."""
+    return open_artifact(where, expected_digest).weights()
+
+
+def as_store(where: Where) -> Store:
+    return where if isinstance(where, Store) else Store.open(str(where))
+
+
+def _read_manifest(folder: Store) -> tuple[Manifest, str]:
+    try:
+        data = folder.read_bytes(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise ArtifactError(f"no artifact at {folder.location()}: it has no {MANIFEST}; check the address") from None
+    try:
+        return Manifest.from_dict(json.loads(data)), hashlib.sha256(data).hexdigest()
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refused(folder.location(), [f"{MANIFEST} is damaged ({error})"]) from error
+
+
+def _difference(folder: Store, entry: FileEntry, size: int) -> str | None:
+    if size != entry.size:
+        return f"{entry.path} differs: {size} bytes, not {entry.size}"
+    digest, head = hashlib.sha256(), b""
+    with folder.reading(entry.path) as stream:
+        while piece := stream.read(_PIECE):
+            head = head or piece[: safe_formats.HEAD_BYTES]
+            digest.update(piece)
+        if why := safe_formats.refusal(entry.path, head, stream):
+            return f"{entry.path} {why}"
+    return None if digest.hexdigest() == entry.sha256 else f"{entry.path} differs from its sha256"
+
+
+def _check_allowed(path: str, source: bytes | Path) -> None:
+    if path == MANIFEST or path.startswith("/") or ".." in path.split("/"):
+        raise ArtifactError(f"file {path!r} cannot be put into an artifact: give it another name inside the folder")
+    if why := safe_formats.refusal(path, next(_pieces(source), b"")[: safe_formats.HEAD_BYTES]):
+        raise ArtifactError(f"file {path!r} cannot be put into an artifact: it {why}")
+
+
+def _write(folder: Store, path: str, source: bytes | Path) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    with folder.writing(path) as sink:
+        for piece in _pieces(source):
+            sink.write(piece)
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(path=path, size=size, sha256=digest.hexdigest())
+
+
+def _pieces(source: bytes | Path) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    with source.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            yield piece
+
+
+def _safetensors(weights: Mapping[str, Array]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _refused(location: str, problems: list[str]) -> ArtifactError:
+    shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+    return ArtifactError(f"artifact {location} is refused: {shown}. Copy it again from where it was made, or train again")
+

@@ -1,0 +1,87 @@
+"""When to take a checkpoint, so that a failure costs at most so many steps and checkpoints cost little time.
+
+With `checkpoint_every_steps = K` a snapshot is taken every K - K//4 steps, and it must be committed K//4 steps after that: a
+process that dies just before the commit falls back to the snapshot before, which is at most (K - K//4) + K//4 = K steps old.
+
+    step     0 ──────── 75 ───── 100 ──── 150 ───── 175        K = 100
+    snapshot            ▲                  ▲
+    committed by                  ▲                  ▲          dying at step 175 loses the steps from 75 on
+
+The quarter is what the background has for writing before the loop must wait for it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_COST = 0.02
+"""Fraction of the time that `auto` lets checkpoints take."""
+MIN_INTERVAL_S = 10.0
+MAX_INTERVAL_S = 600.0
+CONTENTION = 0.5
+"""Part of a background write's time that is taken to be lost to training, where its CPU time is not known."""
+FIRST_STEPS = 20
+"""`auto` takes its first snapshot after so many steps where it does not know yet how long a step takes."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured, in seconds: a step; how long a checkpoint keeps the loop, and is written; its CPU time in the background."""
+
+    step_s: float
+    blocking_s: float = 0.0
+    write_s: float = 0.0
+    background_s: float | None = None
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between checkpoints: what they cost stays under MAX_COST, and a write fits in a quarter."""
+        taken_s = self.write_s * CONTENTION if self.background_s is None else self.background_s
+        wanted_s = max((self.blocking_s + taken_s) / MAX_COST, self.write_s * 4)
+        return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, wanted_s))
+
+    @property
+    def every_steps(self) -> int:
+        return max(1, round(self.interval_s / self.step_s)) if self.step_s > 0 else FIRST_STEPS
+
+
+class Cadence:
+    """Counts steps; the loop asks after each one. Rank 0 decides, and the loop makes it common to all ranks.
+
+        if cadence.due(step):
+            writer.save(…)
+            cadence.begun(step)
+        if writer.in_flight and step >= cadence.must_be_committed_by():
+            writer.wait()
+    """
+
+    def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None) -> None:
+        """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked about."""
+        self._fixed = None if every_steps == "auto" else every_steps
+        self._costs = Costs(step_s=0.0)
+        self._last_step = last_step
+        self._deadline: int | None = None
+
+    @property
+    def every_steps(self) -> int:
+        """K: most steps that a failure costs."""
+        return self._fixed or self._costs.every_steps
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is to be taken now that `step` steps are done. Never twice at one step."""
+        if self._last_step is None:
+            self._last_step = step - 1
+        every = self.every_steps
+        return step - self._last_step >= every - every // 4
+
+    def begun(self, step: int) -> None:
+        """A snapshot was taken after this step, due or not (an evaluation, a stop)."""
+        every = self.every_steps
+        self._last_step, self._deadline = step, step + every // 4
+
+    def must_be_committed_by(self) -> int | None:
+        """The step beyond which the loop may not go before the last snapshot is committed; None before the first."""
+        return self._deadline
+
+    def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
+        """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
+        self._costs = Costs(step_s, blocking_s, write_s, background_s)

@@ -1,0 +1,310 @@
+"""Contract 1: a job's configuration is frozen dataclasses, parsed by tyro from `--config FILE.yaml` and then flags.
+
+The YAML's scalars become flags placed before the user's, so one parser checks everything. Each field has a type, a default
+and a docstring with its unit; values are checked at construction, and a wrong one is a ConfigError that names the field,
+the value and the remedy. A resolved config, saved beside a run, is a valid `--config`.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import tyro
+import yaml
+
+from cluster.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+Overrides = Mapping[str, Any]
+
+
+def require(condition: bool, field_name: str, value: object, remedy: str) -> None:
+    """Raises: ConfigError naming field, value and remedy, if the condition does not hold."""
+    if not condition:
+        raise ConfigError(f"--{field_name.replace('_', '-')} {value}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a run is carried out; nothing here but the seed changes what is computed."""
+
+    name: str = "run"
+    """The run's name. The same name in the same storage continues the run."""
+    storage: str = "~/trainyard"
+    """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
+    workers: str = "1"
+    """Number of workers: N, or MIN:MAX to grow and shrink with the cluster. The most is fixed when a run is created."""
+    cpus_per_worker: int = 1
+    """CPU cores, and compute threads, for each worker."""
+    gpus_per_worker: int = 0
+    """GPUs for each worker: 0 or 1."""
+    engine: Literal["ray", "local"] = "ray"
+    """`ray`: on the cluster. `local`: processes on this machine, without Ray."""
+    address: str | None = None
+    """Ray cluster to join; by default RAY_ADDRESS, else a cluster is started on this machine."""
+    seed: int = 0
+    """Seeds initial weights, order, augmentation and dropout."""
+    max_failures: int = 3
+    """How many times the workers may die before the run fails; -1: no limit."""
+    spares: int = 0
+    """Workers more than are needed, loaded and waiting: one takes a dead worker's place at once. Each holds its resources."""
+    checkpoint_every_steps: int | Literal["auto"] = "auto"
+    """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept, beside the best one."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: continue the run of this name. `never`: start a new attempt beside it, which loses nothing."""
+    wait: float = 60.0
+    """Seconds to wait for resources that the cluster can have but has not now."""
+    hang_timeout_s: float = 30.0
+    """A worker that makes no step for this many seconds, or 10 median steps if longer, is taken to hang."""
+    trace_rows: bool = False
+    """Writes the ids of the rows of every step to logs/rows/, to prove what a run consumed (local storage only)."""
+    tracking_uri: str | None = None
+    """MLflow server; by default SQLite in a local storage. `none` turns tracking off."""
+
+    def __post_init__(self) -> None:
+        require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
+                "use 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
+        require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
+                "needs 1 <= MIN <= MAX <= 65536")
+        require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
+        require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
+        require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")
+        require(self.seed >= 0, "run.seed", self.seed, "must be 0 or more")
+        require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")
+        require(self.checkpoint_every_steps == "auto" or self.checkpoint_every_steps >= 1, "run.checkpoint_every_steps",
+                self.checkpoint_every_steps, "must be `auto` or at least 1")
+        require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
+        require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
+
+    @property
+    def min_workers(self) -> int:
+        return int(self.workers.split(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """V, the number of canonical shards of a run that is created with this config."""
+        return int(self.workers.split(":")[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data comes from, and how it is split and read."""
+
+    uri: str = "digits"
+    """`digits` (embedded), or a path or URI: see the job's README for the formats."""
+    val_uri: str | None = None
+    """Validation data, where the source has a split of its own; by default it is split off."""
+    test_uri: str | None = None
+    """Test data, where the source has a split of its own; by default it is split off."""
+    label_column: str = "label"
+    """Name of the column with the class."""
+    split_seed: int = 0
+    """Seeds the split into training, validation and test rows; nothing else does."""
+    shuffle_window_rows: int = 65536
+    """Rows of a shard that are shuffled together, which bounds a worker's memory."""
+    cache_dir: str | None = None
+    """Node-local folder for data in use; by default under the system's temporary folder."""
+    cache_gb: float = 10.0
+    """Most disk, in 10^9 bytes, that the node-local cache may take."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
+        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
+        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows, "must be at least 1")
+        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How a model is judged."""
+
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """Which validation metric chooses the best checkpoint and stops early."""
+    batch_size: int = 1024
+    """Rows per forward pass, per worker."""
+    top_k: int = 3
+    """k of the top-k accuracy."""
+    bootstrap_samples: int = 1000
+    """Resamplings for the confidence interval of the accuracy."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
+        require(self.top_k >= 1, "eval.top_k", self.top_k, "must be at least 1")
+        require(self.bootstrap_samples >= 100, "eval.bootstrap_samples", self.bootstrap_samples, "must be at least 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and in what batches."""
+
+    epochs: int = 60
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Ends training after this many steps, if sooner."""
+    global_batch_size: int = 60
+    """Rows of one optimiser step over all workers; a multiple of the most workers."""
+    max_rows_per_pass: int | None = None
+    """Most rows in one forward pass: a larger micro-batch is cut, and its gradients accumulated."""
+    early_stopping_epochs: int | None = None
+    """Stops when the validation metric has not improved for this many epochs."""
+    max_skipped_steps: int = 3
+    """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
+        require(self.global_batch_size >= 1, "train.global_batch_size", self.global_batch_size, "must be at least 1")
+        require(self.max_rows_per_pass is None or self.max_rows_per_pass >= 1, "train.max_rows_per_pass",
+                self.max_rows_per_pass, "must be at least 1")
+        require(self.early_stopping_epochs is None or self.early_stopping_epochs >= 1, "train.early_stopping_epochs",
+                self.early_stopping_epochs, "must be at least 1")
+        require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The groups that every job has; a job adds its own."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        batch, shards = self.train.global_batch_size, self.run.max_workers
+        nearest = max(shards, round(batch / shards) * shards)
+        require(batch % shards == 0, "train.global_batch_size", batch,
+                f"must be a multiple of the most workers ({shards}): the nearest is {nearest}")
+
+
+def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:
+    """The config that a command line asks for: the recipe's values first, then the user's flags.
+
+    Raises: ConfigError, with the nearest known flag where one is unknown; SystemExit(0) after --help.
+    """
+    recipe, flags = _split_recipe(list(arguments))
+    return _parse_flags(config_type, [*(_recipe_flags(recipe) if recipe else []), *flags], prog)
+
+
+def from_dict(config_type: type[C], values: Overrides) -> C:
+    """The config of a nested dict as `to_dict` gives, through the same parser. Raises: ConfigError."""
+    return _parse_flags(config_type, _flags("", values), "config")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values, fit for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """A file that is a valid `--config`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(values: Overrides, prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(cast(Overrides, value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Overrides, new: Overrides) -> list[str]:
+    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if _plain_value(before.get(k)) != _plain_value(after.get(k))]
+
+
+def is_decisive(field_name: str) -> bool:
+    """Whether a field decides what is computed. All of `run` but the seed may change between attempts; so may the cache."""
+    return field_name == "run.seed" or not field_name.startswith(("run.", "data.cache_"))
+
+
+def _plain_value(value: Any) -> Any:
+    return list(cast(Sequence[Any], value)) if isinstance(value, tuple | list) else value
+
+
+def _split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    for i, argument in enumerate(arguments):
+        if argument == "--config":
+            if i + 1 == len(arguments):
+                raise ConfigError("--config needs a file: --config FILE.yaml")
+            return Path(arguments[i + 1]), arguments[:i] + arguments[i + 2 :]
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config=")), arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _recipe_flags(path: Path) -> list[str]:
+    try:
+        # BaseLoader keeps every scalar as it is written: PyYAML would read 1:4 as 64 and 3e-4 as a string.
+        values: object = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"--config {path}: must hold groups of fields, such as `optim:` with `lr: 0.1` below it")
+    return _flags("", cast(Overrides, values))
+
+
+def _flags(prefix: str, values: Overrides) -> list[str]:
+    flags: list[str] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, Mapping):
+            flags += _flags(f"{name}.", cast(Overrides, value))
+        elif isinstance(value, bool) or value in ("true", "false"):
+            on = value is True or value == "true"
+            head, _, tail = name.rpartition(".")
+            flags.append(f"--{name}" if on else f"--{head}.no-{tail}")
+        elif isinstance(value, list | tuple):
+            flags += [f"--{name}", *(str(item) for item in cast(Sequence[object], value))]
+        else:
+            flags += [f"--{name}", "None" if value is None or value in ("null", "~", "") else str(value)]
+    return flags
+
+
+def _parse_flags(config_type: type[C], flags: Sequence[str], prog: str) -> C:
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(config_type, args=list(flags), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_plain(heard.getvalue()) + _nearest(config_type, heard.getvalue())) from None
+
+
+def _nearest(config_type: type[Config], message: str) -> str:
+    """The known flag nearest to an unknown one, where tyro found none near enough."""
+    unknown = re.search(r"Unrecognized options: (--\S+?),?\s", message)
+    if unknown is None or "Perhaps you meant" in message:
+        return ""
+    known = ["--" + name.replace("_", "-") for name in flatten(to_dict(config_type()))]
+    return f"\nthe nearest known flag is {difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]}"
+
+
+def _plain(box: str) -> str:
+    """tyro draws its message inside a box of lines: the text alone."""
+    lines = (re.sub(r"^[╭│╰]|[╮│╯]$", "", line.strip()).strip(" ─") for line in box.splitlines())
+    return "\n".join(line for line in lines if line) or "the command line was refused"
+
+
+def resolved_lines(config: Config) -> str:
+    """The resolved config as one `group.field: value` a line, for a terminal."""
+    return "\n".join(f"  {key}: {value}" for key, value in flatten(to_dict(config)).items())

@@ -1,0 +1,182 @@
+"""The local binding: N worker processes on this machine without Ray; one worker is this very process.
+
+An engine starts a group of workers, replaces those that die, and ends them. It decides nothing about training.
+"""
+
+import os
+import pickle
+import secrets
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cluster.processes import dump_stack, kill
+from jobs.common.coordinator import Coordinator, Member
+from jobs.common.worker import CoordinatorServer, DirectLink, Link, Place, Task, work
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What the supervisor needs of a binding."""
+
+    link: Link
+    can_replace: bool
+    """Whether a dead worker is started again by the engine while the others live on."""
+
+    def start(self, task: Task, num_workers: int) -> None:
+        """Begins to start a group."""
+        ...
+
+    def possible_workers(self) -> int:
+        """How many workers there could be now, those running included."""
+        ...
+
+    def maintain(self) -> None:
+        """Replaces dead workers where that is the engine's part. Raises: TrainyardError if the group cannot go on."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether the whole group has ended."""
+        ...
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        """The stack of each member's threads, by slot."""
+        ...
+
+    def kill(self, members: list[Member]) -> None: ...
+
+    def end(self) -> None:
+        """Ends what is left of the group."""
+        ...
+
+    def run(self, supervise: Callable[[], T]) -> T:
+        """Carries out the supervision of a started group and returns its result."""
+        ...
+
+
+class InProcessEngine:
+    """One worker, in the thread that calls `run`: for a debugger, a benchmark on a GPU, or a trial of Ray Tune."""
+
+    can_replace = False
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.coordinator = Coordinator()
+        self.link: Link = DirectLink(self.coordinator)
+        self._device, self._done = device, False
+        self._task: Task | None = None
+
+    def start(self, task: Task, num_workers: int) -> None:
+        assert num_workers == 1
+        self._task, self._done = task, False
+
+    def possible_workers(self) -> int:
+        return 1
+
+    def maintain(self) -> None:
+        pass
+
+    def ended(self) -> bool:
+        return self._done
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        return {}
+
+    def kill(self, members: list[Member]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def run(self, supervise: Callable[[], T]) -> T:
+        assert self._task is not None
+        results: list[T] = []
+        errors: list[BaseException] = []
+        cause: Exception | None = None
+
+        def watch() -> None:
+            try:
+                results.append(supervise())
+            except BaseException as error:  # noqa: BLE001  (raised again in the worker's thread)
+                errors.append(error)
+                self.coordinator.abort()
+
+        watcher = threading.Thread(target=watch, name="trainyard-supervisor")
+        watcher.start()
+        try:
+            work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
+        except Exception as error:  # noqa: BLE001  (the supervisor has its report, and decides)
+            cause = error
+        finally:
+            self._done = True
+            watcher.join()
+        if results:
+            return results[0]
+        raise errors[0] from cause
+
+
+class ProcessEngine:
+    """N worker processes, each replaced when it dies."""
+
+    can_replace = True
+
+    def __init__(self, cpus_per_worker: int) -> None:
+        self._cpus_per_worker = cpus_per_worker
+        self._key = secrets.token_bytes(32)
+        self._coordinator = Coordinator()
+        self._address = f"\0trainyard-{uuid.uuid4().hex}"  # an abstract socket: there is no file to leave behind
+        CoordinatorServer.register("coordinator", callable=lambda: self._coordinator)
+        server = CoordinatorServer(address=self._address, authkey=self._key).get_server()
+        threading.Thread(target=server.serve_forever, name="trainyard-coordinator", daemon=True).start()
+        self.link: Link = DirectLink(self._coordinator)
+        self._task: Task | None = None
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, task: Task, num_workers: int) -> None:
+        self._task = task
+        self._processes = {slot: self._spawn(slot) for slot in range(num_workers)}
+
+    def possible_workers(self) -> int:
+        """As many as the machine has cores for, where the run leaves a choice."""
+        return max(1, (os.cpu_count() or 1) // self._cpus_per_worker)
+
+    def maintain(self) -> None:
+        for slot, process in self._processes.items():
+            if process.poll() not in (None, 0):
+                self._processes[slot] = self._spawn(slot)
+
+    def ended(self) -> bool:
+        return all(process.poll() is not None for process in self._processes.values())
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        return {member.slot: dump_stack(member.pid, None) for member in members}
+
+    def kill(self, members: list[Member]) -> None:
+        for member in members:
+            kill(member.pid, None, member.started)
+
+    def end(self) -> None:
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = {}
+
+    def run(self, supervise: Callable[[], T]) -> T:
+        return supervise()
+
+    def _spawn(self, slot: int) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.common.worker"], stdin=subprocess.PIPE, start_new_session=True,
+            cwd=Path.cwd(), env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+        )
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps((self._task, slot, self._address, self._key)))
+        process.stdin.close()
+        return process

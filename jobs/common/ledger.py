@@ -1,0 +1,127 @@
+"""The driver's account of a run: what was lost, restarted, left out, and how well the time was used.
+
+It outlives workers and drivers: `progress.json` in the run's folder is written every second or so, and read by the next.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.storage import Store
+
+_FILE = "progress.json"
+_SAVED = ("restarts", "lost_steps", "recovery_s", "events", "history", "rollbacks", "skipped_steps", "highest_step",
+          "excluded_steps", "wall_s", "median_step_s", "samples_per_s")
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Counters of a whole run, over all its drivers. Times in seconds."""
+
+    store: Store
+    failures: int = 0
+    """Of this driver only: what --run.max-failures limits."""
+    restarts: int = 0
+    lost_steps: int = 0
+    """Steps executed twice."""
+    recovery_s: list[float] = field(default_factory=list[float])
+    """From the last step before each failure to the first one after it."""
+    events: list[str] = field(default_factory=list[str])
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    excluded_steps: tuple[int, ...] = ()
+    rollbacks: int = 0
+    skipped_steps: int = 0
+    highest_step: int = 0
+    wall_s: float = 0.0
+    median_step_s: float = 0.0
+    samples_per_s: float = 0.0
+    resumed: bool = False
+    """Whether there was an account to go on with."""
+    _began: float = field(default_factory=time.monotonic)
+    _earlier_s: float = 0.0
+    _failed_at: float | None = None
+    _step_at: float = field(default_factory=time.monotonic)
+    _saved_at: float = 0.0
+
+    @staticmethod
+    def open(store: Store) -> "Ledger":
+        """The account so far. A driver that ended without a word counts as a restart."""
+        ledger = Ledger(store=store)
+        try:
+            saved: dict[str, Any] = json.loads(store.read_text(_FILE))
+            for key in _SAVED:
+                setattr(ledger, key, saved[key])
+        except (FileNotFoundError, ValueError, KeyError):
+            return Ledger(store=store)
+        ledger.excluded_steps = tuple(ledger.excluded_steps)
+        ledger.resumed, ledger._earlier_s = True, ledger.wall_s
+        if not saved["ended"]:
+            ledger.restarts += 1
+            ledger.event("the driver was lost, and the run was submitted again")
+        return ledger
+
+    def observe(self, state: dict[str, Any], highest: int, reports: list[dict[str, Any]]) -> None:
+        """At each look: rank 0's state, the highest step of any rank, what was reported since."""
+        if highest > self.highest_step:
+            self.reached(highest)
+            self._step_at = time.monotonic()
+            if self._failed_at is not None:
+                self.recovery_s.append(round(self._step_at - self._failed_at, 2))
+                self._failed_at = None
+        self.median_step_s = state.get("median_step_s") or self.median_step_s
+        self.samples_per_s = state.get("samples_per_s") or self.samples_per_s
+        self.skipped_steps = state.get("skipped_steps", self.skipped_steps)
+        self.history += reports
+        if time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
+            self.save()
+
+    def reached(self, step: int) -> None:
+        self.highest_step = max(self.highest_step, step)
+
+    def resume_from(self, step: int) -> None:
+        """A generation begins after this step: those beyond it that had been executed are lost."""
+        self.lost_steps += max(0, self.highest_step - step)
+        self.highest_step = step
+
+    def failure(self, what: str) -> None:
+        self.failures += 1
+        self.restarts += 1
+        self._failed_at = self._step_at
+        self.event(what)
+
+    def exclude(self, steps: list[int]) -> None:
+        self.rollbacks += 1
+        self.excluded_steps = tuple(sorted({*self.excluded_steps, *steps}))
+        self.event(f"loss or gradient not finite: the rows of steps {steps} are left out")
+
+    def event(self, text: str) -> None:
+        """Something that a reader of the report should know."""
+        self.events.append(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {text}")
+
+    @property
+    def goodput(self) -> float:
+        """Unique committed steps × the uninterrupted median step, over the wall time of training."""
+        wall = self._earlier_s + time.monotonic() - self._began
+        return self.highest_step * self.median_step_s / wall if wall else 0.0
+
+    def totals(self) -> dict[str, float]:
+        """For monitoring: counters and gauges by metric name."""
+        return {"trainyard_train_restarts_total": self.restarts, "trainyard_train_lost_steps_total": self.lost_steps,
+                "trainyard_train_skipped_steps_total": self.skipped_steps, "trainyard_train_goodput_ratio": self.goodput}
+
+    def result(self, status: str, exit_code: int, attempt: int) -> dict[str, Any]:
+        """What result.json says of how the run went."""
+        return {
+            "status": status, "exit_code": exit_code, "attempt": attempt, "metrics": {}, "artifact": None,
+            "samples_per_s": self.samples_per_s, "restarts": self.restarts, "lost_steps": self.lost_steps,
+            "recovery_s": self.recovery_s, "goodput": self.goodput, "steps": self.highest_step,
+            "skipped_steps": self.skipped_steps, "excluded_steps": list(self.excluded_steps),
+            "median_step_s": self.median_step_s, "wall_s": self.wall_s, "events": self.events,
+        }
+
+    def save(self, *, ended: bool = False) -> None:
+        """Writes progress.json. Raises: StorageFullError."""
+        self._saved_at = time.monotonic()
+        self.wall_s = self._earlier_s + time.monotonic() - self._began
+        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))

@@ -1,0 +1,91 @@
+"""How a run shows itself: a rich progress bar on a terminal, elsewhere a plain line at least every 5 seconds."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+
+_PLAIN_EVERY_S = 4.5
+
+
+class Display:
+    """Says what happens, and shows how training goes on. Use it as a context manager around training."""
+
+    def __init__(self, *, plain: bool | None = None) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._plain = not self._console.is_terminal if plain is None else plain
+        self._shown_at, self._shown_step = 0.0, -1
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"),
+                             console=self._console)
+        self._task = self._bar.add_task("training", total=None, line="starting")
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        if self._plain:
+            print(text, flush=True)
+        else:
+            self._console.print(text, markup=False)
+
+    def __enter__(self) -> "Display":
+        if not self._plain:
+            self._live = Live(self._bar, console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, state: dict[str, Any], *, workers: int, restarts: int) -> None:
+        """state: what rank 0's beats carry. Cheap to call often."""
+        now = time.monotonic()
+        step = state.get("step", 0)
+        last = step == state.get("total_steps") and step != self._shown_step
+        if now - self._shown_at < (_PLAIN_EVERY_S if self._plain else 0.12) and not last:
+            return
+        self._shown_at, self._shown_step = now, step
+        line = progress_line(state, workers=workers, restarts=restarts)
+        if self._plain:
+            print(line, flush=True)
+        else:
+            self._bar.update(self._task, completed=step, total=state.get("total_steps"), line=line)
+
+
+def progress_line(state: dict[str, Any], *, workers: int, restarts: int) -> str:
+    """`epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s`."""
+    if "total_steps" not in state:
+        return f"starting workers {workers} restarts {restarts}"
+    left = state["total_steps"] - state.get("step", 0)
+    eta = left * state.get("median_step_s", 0.0)
+    parts = [
+        f"epoch {state.get('epoch', 0) + 1}/{state['epochs']}",
+        f"step {state.get('step', 0)}/{state['total_steps']}",
+        f"loss {state['loss']:.4f}" if "loss" in state else "loss -",
+        f"samples/s {state.get('samples_per_s', 0.0):.0f}",
+        f"workers {workers}", f"restarts {restarts}",
+        f"eta {duration(eta)}",
+    ]
+    if state.get("phase"):
+        parts.append(str(state["phase"]))
+    return " ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`12s`, `3m05s`, `2h07m`."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def fail(message: str) -> None:
+    """An expected error, on standard error."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+Say = Callable[[str], None]

@@ -1,0 +1,87 @@
+"""Which code, libraries and machine a result came from: what an artifact and a report say about their origin."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+SOURCE_FOLDERS = ("cluster", "jobs", "tuning", "serving")
+SOURCE_SUFFIXES = (".py", ".yaml")
+LIBRARIES = ("numpy", "pyarrow", "ray", "scikit-learn", "safetensors", "mlflow", "torch", "tensorflow", "keras",
+             "transformers", "tokenizers", "deepspeed")  # fmt: skip
+_USER_INFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+_PARAMETER = re.compile(r"(?i)\b(access_key|secret_key|session_token|password|token)=[^&\s]+")
+ROOT = Path(__file__).parents[2]
+
+
+def code_version(root: Path = ROOT) -> str:
+    """`git:COMMIT`, with `+changes` where the tree differs from it; without git (a submitted job), `sha256:…` of the source.
+
+    The hash is over the paths and contents of the Python and YAML files of this project's folders.
+    """
+    if (root / ".git").exists():
+        commit = _git(root, "rev-parse", "HEAD")
+        if commit:
+            changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+            return f"git:{commit}{'+changes' if changed else ''}"
+    return f"sha256:{_source_digest(root)}"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of those libraries in `LIBRARIES` that are installed; imports none of them."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def machine() -> dict[str, str]:
+    """The machine that asks: system, processor model, cores that this process may use."""
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+    }
+
+
+def without_secrets(value: Any) -> Any:
+    """The same plain value with credentials inside URIs replaced by `***`; nested dicts and lists are gone through."""
+    if isinstance(value, str):
+        return _PARAMETER.sub(r"\1=***", _USER_INFO.sub("://***@", value))
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in cast(list[Any], value)]
+    return value
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _source_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    files = (path for folder in SOURCE_FOLDERS for path in (root / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES)
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")

@@ -1,0 +1,156 @@
+"""The Ray Train binding: a worker group on the cluster, in which Ray Train replaces a dead worker and leaves the others be.
+
+Ray Train calls a worker that can be replaced by itself a replica group (made for torchft): `has_replica_groups` makes each
+worker one, at its old place in the placement group. Survivors meet the new one at the coordinator, a zero-CPU actor of
+this driver, which is also what keeps a second run of the same name away: its name is the run's.
+Each group is a fresh Ray Train run under a name of its own, so Ray's own snapshots are never read.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false
+# pyright: reportAttributeAccessIssue=false, reportFunctionMemberAccess=false, reportArgumentType=false
+
+import hashlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.errors import RunConflictError, TrainingFailedError
+from cluster.processes import dump_stack, kill
+from cluster.resources import Request, possible_workers
+from jobs.common.coordinator import Coordinator, Member
+from jobs.common.worker import Link, Place, Task, work
+
+T = TypeVar("T")
+NAMESPACE = "trainyard"
+
+
+class ActorLink:
+    """To the coordinator's actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def call(self, method: str, *args: Any) -> Any:
+        try:
+            return ray.get(getattr(self.actor, method).remote(*args))
+        except ray.exceptions.RayActorError as error:
+            raise ConnectionError("the driver of this run is gone") from error
+
+
+def lock_name(storage: str, name: str) -> str:
+    """The name of the actor that a run holds while it lives."""
+    digest = hashlib.sha256(f"{storage} {name}".encode()).hexdigest()
+    return f"run-{digest[:16]}"
+
+
+def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
+    """The coordinator of a run, which dies with this driver. A dead driver's one is waited for, briefly.
+
+    Raises: RunConflictError if another live driver runs it.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            actor = ray.remote(Coordinator).options(
+                name=lock_name(storage, name), namespace=NAMESPACE, num_cpus=0, max_concurrency=16,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+            ).remote()  # on the driver's own node: no other node's death may take it away
+            ray.get(actor.describe.remote({"name": name, "storage": storage}))
+            return ActorLink(actor)
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            if time.monotonic() > deadline:
+                raise RunConflictError(
+                    f"run {name!r} in {storage} is being carried out by another job: wait for its end, stop it, "
+                    "or pass another --run.name"
+                ) from error
+            time.sleep(0.25)
+
+
+class RayEngine:
+    """See the module."""
+
+    can_replace = True
+
+    def __init__(self, link: ActorLink, request: Request, run_uri: str) -> None:
+        self.link: Link = link
+        self._actor, self._request, self._run_uri = link.actor, request, run_uri
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._num_workers = 0
+
+    def start(self, task: Task, num_workers: int) -> None:
+        self._num_workers, self._error = num_workers, None
+        self._thread = threading.Thread(target=self._fit, args=(task, num_workers), name="trainyard-fit", daemon=True)
+        self._thread.start()
+
+    def possible_workers(self) -> int:
+        return possible_workers(self._request, held=self._num_workers)
+
+    def maintain(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise TrainingFailedError(f"Ray Train gave up: {error}") from error
+
+    def ended(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        return {member.slot: dump_stack(member.pid, member.node_id) for member in members}
+
+    def kill(self, members: list[Member]) -> None:
+        for member in members:
+            kill(member.pid, member.node_id, member.started)
+
+    def end(self) -> None:
+        """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""
+        if self._thread is None:
+            return
+        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            controller = self.link.call("description").get("controller")
+            if controller is not None:
+                ray.kill(controller)
+            self._thread.join(timeout=30)
+        self._thread, self._error, self._num_workers = None, None, 0
+
+    def run(self, supervise: Callable[[], T]) -> T:
+        return supervise()
+
+    def _fit(self, task: Task, num_workers: int) -> None:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s by default: a death is noticed sooner
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        from jobs.common.ray_group import Introduce, ReplaceOne, Trainer
+
+        resources = {"CPU": float(self._request.cpus_per_worker)}
+        if self._request.gpus_per_worker:
+            resources["GPU"] = float(self._request.gpus_per_worker)
+        trainer = Trainer(
+            _train_function, train_loop_config={"task": task, "actor": self._actor}, backend_config=ReplaceOne(),
+            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
+                                         use_gpu=bool(self._request.gpus_per_worker)),
+            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=f"{self._run_uri}/ray",
+                                 failure_config=FailureConfig(max_failures=-1), callbacks=[Introduce(self._actor)]),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  (handed to the supervisor)
+            self._error = error
+
+
+def _train_function(settings: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    runtime = ray.get_runtime_context()
+    gpus = runtime.get_accelerator_ids().get("GPU", [])
+    place = Place(slot=context.get_world_rank(), host=ray.util.get_node_ip_address(), node_id=runtime.get_node_id(),
+                  device="cuda:0" if gpus else "cpu")
+    try:
+        work(settings["task"], ActorLink(settings["actor"]), place)
+    except ConnectionError:
+        os._exit(70)

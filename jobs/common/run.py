@@ -1,0 +1,248 @@
+"""The life of a run, from the command line to the exit code; every job's `__main__` calls `main`.
+
+parse → find the run → connect → preflight → prepare data → train → evaluate → artifact → register → summary.
+Exit codes: 0 done · 1 training failed · 2 the user can fix it, nothing was written · 3 stopped, resumable.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError, ResourceError, StoppedError, TrainingFailedError, TrainyardError
+from jobs.common import config as configs
+from jobs.common.config import Config
+from jobs.common.dataset import Dataset
+from jobs.common.engine import Engine, InProcessEngine, ProcessEngine
+from jobs.common.job import Job
+from jobs.common.ledger import Ledger
+from jobs.common.mlflow_client import check_answers, tracking_address
+from jobs.common.progress import Display, duration, fail
+from jobs.common.run_folder import RunFolder
+from jobs.common.supervisor import Ears, End, Supervisor, Watch
+from jobs.common.worker import Task
+
+
+def main(job: Job, arguments: list[str] | None = None) -> int:
+    """Carries out a command line. Returns the exit code; prints one message for an expected error."""
+    import sys
+
+    try:
+        config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
+        return Run(job, config).carry_out()
+    except TrainyardError as error:
+        fail(str(error))
+        return error.exit_code
+
+
+@dataclass
+class Timeline:
+    """When each part of the start was done: unix seconds by name."""
+
+    marks: dict[str, float] = field(default_factory=dict[str, float])
+
+    def mark(self, name: str) -> None:
+        self.marks[name] = time.time()
+
+    def parts(self, worker: dict[str, float]) -> dict[str, float]:
+        """Seconds of each part, from the process's start to the first step."""
+        marks = self.marks | {f"worker_{name}": at for name, at in worker.items()}
+        order = ["process", "imported", "connected", "preflight", "data", "group_asked", "worker_worker_began",
+                 "worker_imported", "worker_assigned", "worker_first_step"]
+        names = {"imported": "imports", "connected": "connect", "preflight": "preflight", "data": "data",
+                 "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
+                 "worker_imported": "worker_imports", "worker_assigned": "generation", "worker_first_step": "first_step"}
+        known = [name for name in order if name in marks]
+        parts = {names[b]: round(marks[b] - marks[a], 3) for a, b in itertools.pairwise(known)}
+        if known and known[-1] == "worker_first_step":
+            parts["total"] = round(marks[known[-1]] - marks[known[0]], 3)
+        return parts
+
+
+class Run:
+    """One command line's way through a run's life."""
+
+    def __init__(self, job: Job, config: Config) -> None:
+        self.job, self.config = job, config
+        self.display, self.timeline = Display(), Timeline()
+        self.timeline.marks["process"] = _process_start()
+        self.timeline.mark("imported")
+        self._stop = threading.Event()
+        self._first_marks: dict[str, float] = {}
+
+    def carry_out(self) -> int:
+        folder = RunFolder.find(self.config)
+        if folder.result().get("status") == "done" and self.config.run.resume == "auto":
+            return self._already_done(folder)
+        self.job.check(self.config)
+        if self.config.run.trace_rows and not folder.storage.is_local:
+            raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
+        check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
+        with self._engine(folder) as (engine, use_ray), folder.locked():
+            self._heed_signals()
+            dataset = self._data(folder, use_ray)
+            folder = self._open(folder, dataset)
+            return self._train_and_finish(folder, dataset, engine, use_ray)
+
+    # ── before training ──
+    @contextlib.contextmanager
+    def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+        """The binding: connected, and found able to carry out the run."""
+        run = self.config.run
+        if run.engine == "local":
+            if run.gpus_per_worker and not Path("/dev/nvidia0").exists():
+                raise ResourceError("--run.gpus-per-worker 1: this machine has no GPU: pass 0, or join a cluster that has one")
+            if run.gpus_per_worker and run.max_workers > 1:
+                raise ConfigError("--run.engine local drives one GPU in one worker: pass --run.workers 1 or --run.engine ray")
+            device = "cuda:0" if run.gpus_per_worker else "cpu"
+            yield (InProcessEngine(device) if run.max_workers == 1 else ProcessEngine(run.cpus_per_worker)), False
+            return
+        from cluster.connect import connect, disconnect
+        from cluster.resources import Request, preflight
+        from jobs.common.ray_engine import RayEngine, claim
+
+        connect(run.address)
+        self.timeline.mark("connected")
+        try:
+            link = claim(folder.storage.location(), run.name)
+            request = Request(num_workers=run.min_workers + run.spares, cpus_per_worker=run.cpus_per_worker,
+                              gpus_per_worker=run.gpus_per_worker)
+            preflight(request, folder.storage, run.wait, say=self.display.say)
+            self.timeline.mark("preflight")
+            yield RayEngine(link, request, folder.store.location()), True
+        finally:
+            disconnect()
+
+    def _heed_signals(self) -> None:
+        """SIGTERM and Ctrl-C ask for a checkpoint at the next step boundary; a third Ctrl-C ends at once."""
+        presses = 0
+
+        def asked(number: int, _: object) -> None:
+            nonlocal presses
+            presses += 1
+            if presses >= 3:
+                os._exit(130)
+            if not self._stop.is_set():
+                print(f"{signal.Signals(number).name}: stopping at the next step, after a checkpoint", flush=True)
+            self._stop.set()
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked)
+            signal.signal(signal.SIGINT, asked)
+
+    def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
+        dataset: Dataset = self.job.prepare(self.config.data, folder.storage, use_ray=use_ray, say=self.display.say)
+        self.timeline.mark("data")
+        rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
+        if rows < batch:
+            raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
+        recorded = folder.record.get("data", {}).get("fingerprint")
+        if recorded and recorded != dataset.fingerprint:
+            raise ConfigError(
+                f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} -> "
+                f"{dataset.fingerprint[:12]}): put the old data back, or begin another run with --run.name"
+            )
+        return dataset
+
+    def _open(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
+        if folder.record:
+            return folder
+        lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
+        self.display.say(f"config:\n{lines}")
+        return folder.create(self.config, self.config.run.max_workers, dataset.describe())
+
+    # ── training ──
+    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
+        from jobs.common.tracking import Tracking
+
+        ledger = Ledger.open(folder.store)
+        tracking = Tracking.open(self.job.name, self.config, folder)
+        try:
+            end = self._train(folder, dataset, engine, ledger, tracking, use_ray)
+            if end == "stopped":
+                raise StoppedError("stopped after a checkpoint: run the same command again to continue")
+            from jobs.common.finish import finish  # slow to import, and not needed before
+
+            summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
+        except TrainyardError as error:
+            if isinstance(error, TrainingFailedError | StoppedError):
+                self._record_failure(folder, ledger, error)
+            tracking.finish("stopped" if isinstance(error, StoppedError) else "failed")
+            raise
+        if problem := tracking.finish("done"):
+            print(f"registry: {problem}")
+        print(summary, flush=True)
+        return 0
+
+    def _train(self, folder: RunFolder, dataset: Dataset, engine: Engine, ledger: Ledger, tracking: Any, use_ray: bool) -> End:
+        metrics = _metrics(self.job.name, self.config.run.name) if use_ray else None
+        config = configs.to_dict(self.config)
+        task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
+                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location())
+
+        def listen(watch: Watch) -> None:
+            if "first_step" not in self._first_marks:
+                self._first_marks = dict(watch.state.get("marks", {}))
+            self.display.show(watch.state, workers=watch.alive, restarts=ledger.restarts)
+            tracking.log(watch.reports)
+            if metrics is not None:
+                metrics.update(watch.state, ledger.totals() | {"trainyard_train_workers": watch.alive})
+
+        num_shards = folder.num_shards or self.config.run.max_workers
+        ears = Ears(listen=listen, say=self.display.say, stop_requested=self._stop.is_set)
+        supervisor = Supervisor(run=self.config.run, engine=engine, task=task, run_store=folder.store,
+                                num_shards=num_shards, ledger=ledger, ears=ears)
+        self.timeline.mark("group_asked")
+        with self.display:
+            run = self.config.run
+            supervisor.start(max(run.min_workers, min(run.max_workers, engine.possible_workers() - run.spares)))
+            return engine.run(supervisor.supervise)
+
+    def _startup(self) -> dict[str, float]:
+        return self.timeline.parts(self._first_marks)
+
+    # ── after training ──
+    def _record_failure(self, folder: RunFolder, ledger: Ledger, error: TrainyardError) -> None:
+        status = "stopped" if isinstance(error, StoppedError) else "failed"
+        with contextlib.suppress(TrainyardError, OSError):  # a full storage is what it may be about
+            ledger.save(ended=True)
+            folder.write_result(ledger.result(status, error.exit_code, folder.attempt) | {"message": str(error)})
+
+    def _already_done(self, folder: RunFolder) -> int:
+        result = folder.result()
+        test: dict[str, float] = result.get("metrics", {}).get("test", {})
+        print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
+              + " ".join(f"{name} {value:.4f}" for name, value in test.items() if name in ("accuracy", "macro_f1", "log_loss")))
+        print("begin another with --run.name, or --run.resume never for a new attempt beside it")
+        print(f"artifact: {result['artifact']}", flush=True)
+        return 0
+
+
+def _metrics(job: str, run: str) -> Any:
+    from jobs.common.metrics import Metrics
+
+    return Metrics(job, run)
+
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    """Of all that decides the result."""
+    flat = configs.flatten(config)
+    decisive = {key: flat[key] for key in sorted(flat) if configs.is_decisive(key)}
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+__all__ = ["Run", "duration", "main"]

@@ -1,0 +1,327 @@
+"""Contract 3: what a training loop sees of where it runs. The same loop runs under Ray Train, Ray Tune, and locally.
+
+A loop gets a `Session` for one generation: its rank, the shards that it owns, the checkpoint to resume from. It calls
+`stepped` after each step and `report` for metrics (both only leave a note; a thread sends it), `save` for a checkpoint,
+and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
+"""
+
+import math
+import os
+import queue
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.errors import TrainyardError
+from cluster.storage import Store
+from jobs.common import predictions
+from jobs.common.cadence import Cadence
+from jobs.common.checkpoint import Checkpoint, Checkpoints
+from jobs.common.checkpoint_writer import CheckpointWriter
+from jobs.common.config import Config
+from jobs.common.coordinator import Assignment, Orders
+from jobs.common.dataset import Dataset, Reader, SplitName
+from jobs.common.environment import environment
+from jobs.common.feed import Feed
+from jobs.common.order import Order, resolve_window_rows, shards_of
+from jobs.common.predictions import Predictions
+
+BEAT_S = 0.2
+_WARMUP_STEPS = 20
+
+
+class PeerLostError(Exception):
+    """A collective failed because another worker is gone: this worker joins again."""
+
+
+class NonFiniteError(Exception):
+    """Too many steps in a row had a non-finite loss or gradient: back to a checkpoint, and leave `steps` out."""
+
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        super().__init__(f"non-finite loss or gradient at steps {', '.join(map(str, steps))}")
+        self.steps = steps
+
+
+class Link(Protocol):
+    """A worker's side of the coordinator, whatever lies between."""
+
+    def call(self, method: str, *args: Any) -> Any: ...
+
+
+@dataclass
+class Pace:
+    """How long steps take. Times in seconds; the first steps of a generation are left out of the rate."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    recent: "deque[float]" = field(default_factory=lambda: deque(maxlen=1000))
+    count: int = 0
+    _last: float = 0.0
+
+    def start(self) -> None:
+        """From here on time counts; call it again after anything that is not training."""
+        self._last = time.perf_counter()
+
+    def step(self, rows: int) -> None:
+        now = time.perf_counter()
+        taken, self._last = now - self._last, now
+        self.count += 1
+        self.recent.append(taken)
+        if self.count > _WARMUP_STEPS:
+            self.rows += rows
+            self.seconds += taken
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.recent) if self.recent else 0.0
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+class Session:
+    """One worker's view of one generation."""
+
+    def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment, link: Link,
+                 slot: int, worker: str, host: str, device: str, config_fingerprint: str) -> None:
+        self.config, self.run_store, self.dataset = config, run_store, dataset
+        self.rank, self.world_size = assignment.rank, assignment.world_size
+        self.num_shards, self.generation = assignment.num_shards, assignment.generation
+        self.excluded_steps = frozenset(assignment.excluded_steps)
+        self.checkpoint: Checkpoint | None = assignment.checkpoint
+        self.shards = shards_of(self.rank, self.world_size, self.num_shards)
+        self.host, self.device = host, device
+        self.pace, self.marks = Pace(), dict[str, float]()
+        self.step = self.checkpoint.step if self.checkpoint else 0
+        self.cadence = Cadence(config.run.checkpoint_every_steps, self.step)
+        self._link, self._slot, self._worker = link, slot, worker
+        self._state: dict[str, Any] = {"step": self.step, "ticks": 0}
+        self._curve: list[float] = []
+        self._next_point = 0
+        self._losses: deque[float] = deque(maxlen=100_000)
+        self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._orders, self._closed, self._waiting = Orders(), threading.Event(), False
+        self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
+        self._writer = CheckpointWriter(
+            run_store.child("checkpoints"), self.generation, self.rank, 1, config_fingerprint=config_fingerprint,
+            environment=environment() | {"world_size": self.world_size, "threads": config.run.cpus_per_worker},
+            keep_last=config.run.keep_checkpoints, best_mode="max",
+        )
+        self._feeds: list[Feed] = []
+        self._readers: dict[SplitName, Reader] = {}
+        self._beating = threading.Thread(target=self._beat_forever, name="trainyard-beat", daemon=True)
+        self._beating.start()
+
+    # ── data ──
+    def feed(self) -> Feed:
+        """The training rows of the shards that this worker owns, in order."""
+        split = self.dataset.splits["train"]
+        window = resolve_window_rows(
+            self.config.data.shuffle_window_rows, self.num_shards, self.dataset.row_bytes, split.block_rows
+        )
+        order = Order(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
+                      global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
+        feed = Feed(order, self.dataset.reader("train", self.config.data), self.shards)
+        self._feeds.append(feed)
+        return feed
+
+    def reader(self, split: SplitName) -> Reader:
+        """Rows of an evaluation split."""
+        if split not in self._readers:
+            self._readers[split] = self.dataset.reader(split, self.config.data)
+        return self._readers[split]
+
+    def share_of(self, split: SplitName) -> range:
+        """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
+        rows = self.dataset.splits[split].num_rows
+        return range(rows * self.rank // self.world_size, rows * (self.rank + 1) // self.world_size)
+
+    # ── progress: leaves a note, a thread sends it ──
+    def stepped(self, *, step: int, epoch: int, rows: int, loss: float, skipped: int) -> None:
+        """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean.
+
+        Raises: PeerLostError if this worker is to leave the generation.
+        """
+        self.pace.step(rows)
+        if "first_step" not in self.marks:
+            self.marks["first_step"] = time.time()
+        self.step = step
+        if math.isfinite(loss):
+            self._losses.append(loss)
+        self._state["step"], self._state["epoch"], self._state["skipped_steps"] = step, epoch, skipped
+        self._go_on()
+
+    def trace(self, epoch: int, step: int, rows: Mapping[int, np.ndarray]) -> None:
+        """With `--run.trace-rows`: writes the ids of the rows of each shard's micro-batch at this step."""
+        if self._trace:
+            self._trace.write(epoch, step, rows)
+
+    def tick(self) -> None:
+        """A sign of progress in what has no steps, such as an evaluation: else it would be taken for a hang.
+
+        Raises: PeerLostError if this worker is to leave the generation.
+        """
+        self._state["ticks"] += 1
+        self._go_on()
+
+    def note(self, **values: Any) -> None:
+        """Puts values into the state that the next beat carries: counters, sums."""
+        self._state |= values
+
+    def report(self, kind: str, **values: Any) -> None:
+        """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience."""
+        if self.rank == 0:
+            self._reports.put({"kind": kind, **values})
+
+    # ── stopping and sharing ──
+    @property
+    def stop_wanted(self) -> bool:
+        """A hint to this rank: act on it only when all ranks have agreed on the step."""
+        return self._orders.stop
+
+    def share(self, key: str, make: Callable[[], Any]) -> Any:
+        """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
+        if self.rank == 0:
+            value = make()
+            self._link.call("put", self.generation, key, value)
+            return value
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not self._orders.leave:
+            if (value := self._link.call("get", self.generation, key)) is not None:
+                return value
+            time.sleep(0.02)
+        raise PeerLostError(f"rank 0 did not share {key!r}")
+
+    def _go_on(self) -> None:
+        if self._orders.leave:
+            raise PeerLostError("this generation has been given up")
+
+    # ── checkpoints ──
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether rank 0 wants one now; with more ranks, all agree as on `stop_wanted`."""
+        return self.rank == 0 and self.cadence.due(step)
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The tensors and the state to resume from; None: begin at the beginning."""
+        if self.checkpoint is None:
+            return None
+        return Checkpoints(self.run_store.child("checkpoints")).load(self.checkpoint), self.checkpoint.state
+
+    def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
+             metric: float | None = None) -> None:
+        """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes, the others return at once.
+
+        Raises: what went wrong with an earlier one (StorageFullError, …).
+        """
+        if self.rank:
+            return
+        self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
+        self.cadence.begun(step)
+
+    def keep_promise(self, step: int) -> None:
+        """Waits for the checkpoint in flight where going on could cost more than `checkpoint_every_steps`."""
+        if self.rank == 0:
+            limit = self.cadence.must_be_committed_by()
+            if limit is not None and step >= limit and self._writer.in_flight:
+                self.committed()
+
+    def committed(self) -> None:
+        """Waits until the last checkpoint is committed. Raises: what went wrong with it."""
+        if self.rank == 0:
+            self._waiting = True
+            self._writer.wait()
+            self._waiting = False
+
+    def best_checkpoint(self) -> dict[str, np.ndarray]:
+        """The tensors of the best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
+        self.committed()
+        store = Checkpoints(self.run_store.child("checkpoints"))
+        return store.load(self.share("best", store.best))
+
+    def write_predictions(self, split: SplitName, share: Predictions) -> None:
+        """This worker's share of an evaluation split, for the driver to judge."""
+        predictions.write(self.run_store, self.generation, split, self.rank, share)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the threads and sends what is left to send. After a failure, a checkpoint in flight is still finished."""
+        self._closed.set()
+        self._beating.join()
+        for source in (*self._feeds, *self._readers.values()):
+            source.close()
+        self._writer.close(wait=True, raise_errors=not failed)
+        if self._trace:
+            self._trace.close()
+        self._beat()
+
+    # ── the beat ──
+    def _beat_forever(self) -> None:
+        while not self._closed.wait(BEAT_S):
+            self._beat()
+            if self._orders.leave:
+                self._give_up_soon()
+                return
+
+    def _beat(self) -> None:
+        if self._waiting:  # slow storage is no hang
+            self._state["ticks"] += 1
+        reports: list[dict[str, Any]] = []
+        while not self._reports.empty():
+            reports.append(self._reports.get())
+        losses = [self._losses.popleft() for _ in range(len(self._losses))]
+        wait_s = sum(feed.wait_s for feed in self._feeds)
+        costs = self._writer.timings()
+        self._state |= {
+            "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": wait_s,
+            "train_s": self.pace.seconds, "marks": dict(self.marks), "checkpoint": costs,
+            "committed_step": self._writer.committed_step,
+        }
+        if losses:
+            self._state["loss"] = sum(losses) / len(losses)
+            self._keep_curve(losses)
+        cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
+        self.cadence.observe(self.pace.median_s, **cost)
+        try:
+            self._orders = self._link.call("beat", self._slot, self._worker, dict(self._state), reports)
+        except (EOFError, OSError, ConnectionError):
+            os._exit(70)  # the driver is gone, and with it anybody to train for
+
+    def _keep_curve(self, losses: list[float]) -> None:
+        """A point of the training curve: often at first, and ever more rarely, so that a long run's history stays short."""
+        self._curve += losses
+        if self.step >= self._next_point:
+            mean = sum(self._curve) / max(1, len(self._curve))
+            rate = {"samples_per_s": self.pace.samples_per_s} if self.pace.seconds else {}  # not known in the first steps
+            self.report("progress", step=self.step, epoch=self._state.get("epoch", 0), train_loss=mean, **rate)
+            self._curve = []
+            self._next_point = self.step + max(1, self.step // 50)
+
+    def _give_up_soon(self) -> None:
+        """The loop may sit in a collective that never ends (NCCL): then this process ends instead."""
+        if self.world_size > 1 and not self._closed.wait(10):
+            os._exit(71)
+
+
+class _Trace:
+    """Row ids of each micro-batch as JSON Lines: logs/rows/<generation>-<rank>.jsonl (a local storage only)."""
+
+    def __init__(self, run_store: Store, generation: str, rank: int) -> None:
+        if not run_store.is_local:
+            raise TrainyardError("--run.trace-rows writes line by line: it needs a local storage")
+        path = run_store.local_path(f"logs/rows/{generation}-{rank}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w")
+
+    def write(self, epoch: int, step: int, rows: Mapping[int, np.ndarray]) -> None:
+        for shard, ids in rows.items():
+            self._file.write(f'{{"epoch": {epoch}, "step": {step}, "shard": {shard}, "rows": {ids.tolist()}}}\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

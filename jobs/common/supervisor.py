@@ -1,0 +1,332 @@
+"""The driver's part of a run while it trains: begin generations, watch over them, decide what follows a death.
+
+    start a group ─► gather: all slots join ─► begin a generation from the newest intact checkpoint ─► watch
+          ▲            ▲                                                                                 │
+          │            └── a worker died, or hung and was killed: survivors and successor join ◄─────────┤
+          └── the cluster grew or shrank: another number of workers ◄────────────────────────────────────┤
+                                                           finished, stopped, failed: the end ◄──────────┘
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cluster import errors
+from cluster.errors import StoppedError, TrainingFailedError, TrainyardError
+from cluster.storage import Store
+from jobs.common.checkpoint import Checkpoint, Checkpoints
+from jobs.common.config import RunConfig
+from jobs.common.coordinator import Assignment, Departure, Member, View
+from jobs.common.engine import Engine
+from jobs.common.environment import differences, environment
+from jobs.common.ledger import Ledger
+from jobs.common.worker import Task
+
+LOOK_S = 0.05
+_SILENT_S = 5.0
+_ROOM_EVERY_S = 5.0
+_GATHER_S = 180.0
+_FIRST_STEP_S = 300.0
+_MAX_ROLLBACKS = 3
+
+End = Literal["finished", "stopped"]
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """What is known of the present generation. `members` by rank, empty until the first one begins; `state` is rank 0's."""
+
+    num_workers: int = 0
+    generation: str = ""
+    members: dict[int, Member] = field(default_factory=dict[int, Member])
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    alive: int = 0
+    departed: dict[int, Departure] = field(default_factory=dict[int, Departure])
+    stopping: Literal["", "stop", "resize"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ears:
+    """Who is told, and who asks. `stop_requested`: a signal came, or the job is being stopped."""
+
+    listen: Callable[[Watch], None]
+    say: Callable[[str], None]
+    stop_requested: Callable[[], bool]
+
+
+class Supervisor:
+    """Carries a group of workers through deaths to the end of training. Not to be used twice."""
+
+    def __init__(self, *, run: RunConfig, engine: Engine, task: Task, run_store: Store, num_shards: int, ledger: Ledger,
+                 ears: Ears) -> None:
+        self._run, self._engine, self._task, self._store = run, engine, task, run_store
+        self._num_shards, self._ledger, self._ears = num_shards, ledger, ears
+        self._spares = run.spares if engine.can_replace else 0
+        self._checkpoints = Checkpoints(run_store.child("checkpoints"))
+        self._watch = Watch()
+        self._gathering_since: float | None = None
+        self._progress: tuple[Any, float] = (None, 0.0)
+        self._room_at = 0.0
+        self._resize_to = 0
+        self._killed: set[str] = set()
+
+    def start(self, num_workers: int) -> None:
+        """Starts a group; `supervise` carries it on."""
+        self._watch = Watch(num_workers=num_workers)
+        self._gathering_since = time.monotonic()
+        self._engine.start(self._task, num_workers + self._spares)
+
+    def supervise(self) -> End:
+        """Until training has ended.
+
+        Raises: TrainingFailedError, StoppedError, or what a worker met that its user can fix (UserError). Then, and after any
+        other error, no worker is left.
+        """
+        try:
+            return self._supervise()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _supervise(self) -> End:
+        while True:
+            time.sleep(LOOK_S)
+            ended = self._engine.ended()  # asked first, so that the view holds all that those who ended had to say
+            view: View = self._engine.link.call("look")
+            self._take_in(view)
+            self._engine.maintain()
+            if (end := self._end_of_group(view, ended)) is not None:
+                return end
+            if self._gathering_since is not None or any(m.slot in view.joined for m in self._watch.members.values()):
+                self._gather(view)
+            else:
+                self._look_for_hang(view)
+                self._pass_on_stop()
+                self._look_for_room()
+
+    # ── what has been heard ──
+    def _take_in(self, view: View) -> None:
+        watch = self._watch
+        if 0 in watch.members:
+            watch.state = view.beats.get(watch.members[0].slot, watch.state)
+        watch.reports = view.reports
+        watch.alive = sum(silence < _SILENT_S for silence in view.silence_s.values())
+        mark = [(beat["step"], beat["ticks"]) for beat in view.beats.values()]
+        if mark != self._progress[0]:
+            self._progress = (mark, time.monotonic())
+        self._ledger.observe(watch.state, max((beat["step"] for beat in view.beats.values()), default=0), view.reports)
+        for departure in view.departures:
+            self._left(departure)
+        self._ears.listen(watch)
+
+    def _left(self, departure: Departure) -> None:
+        if departure.outcome == "error":
+            self._failed_worker(departure)
+        for rank, member in self._watch.members.items():
+            if member.worker == departure.worker:
+                self._watch.departed[rank] = departure
+
+    def _failed_worker(self, departure: Departure) -> None:
+        known: type[Any] | None = getattr(errors, departure.kind, None)
+        if known is not None and issubclass(known, TrainyardError):
+            self._abandon()
+            raise known(departure.message)
+        path = f"logs/errors/{self._watch.generation}-rank-{departure.slot}.txt"
+        self._store.write_text(path, departure.traceback)
+        self._ledger.event(f"worker {departure.slot}: {departure.kind}: {departure.message} ({path})")
+        self._ears.say(f"worker {departure.slot} failed: {departure.kind}: {departure.message}")
+        if not self._engine.can_replace or not self._watch.generation:  # another one would fail alike
+            self._abandon()
+            raise TrainingFailedError(f"{departure.kind}: {departure.message} (traceback in {self._store.location(path)})")
+
+    def _end_of_group(self, view: View, ended: bool) -> End | None:
+        watch = self._watch
+        if watch.members and len(watch.departed) == watch.num_workers:
+            self._engine.link.call("abort")  # spare workers still wait
+            self._engine.end()
+            if all(departure.outcome == "finished" for departure in watch.departed.values()):
+                return "finished"
+            if watch.stopping != "resize" or self._ears.stop_requested():
+                return "stopped"
+            self._restart(self._resize_to)
+        elif ended and not view.joined and len(watch.departed) < watch.num_workers:
+            self._failed("the workers ended")
+            self._restart(watch.num_workers)
+        return None
+
+    # ── from one generation to the next ──
+    def _begin(self, joined: dict[int, Member]) -> None:
+        members = self._choose(joined)
+        if self._watch.generation:
+            self._account_for_the_last(members)
+        generation = self._checkpoints.begin_generation()
+        checkpoint = self._checkpoints.newest_intact(self._damaged)
+        self._ledger.resume_from(checkpoint.step if checkpoint else 0)
+        if checkpoint is not None:
+            self._compare(checkpoint, len(members))
+        assignments = {
+            member.worker: Assignment(
+                generation=generation, rank=rank, world_size=len(members), num_shards=self._num_shards,
+                checkpoint=checkpoint, excluded_steps=self._ledger.excluded_steps,
+            ) for rank, member in members.items()
+        }
+        self._engine.link.call("begin", assignments, {member.slot: member.worker for member in members.values()})
+        workers = {rank: {"pid": m.pid, "node": m.node_id, "host": m.host} for rank, m in members.items()}
+        self._store.write_text(f"logs/workers/{generation}.json", json.dumps(workers))
+        self._watch = Watch(num_workers=len(members), generation=generation, members=members)
+        self._gathering_since, self._progress = None, (None, time.monotonic())
+        self._room_at = time.monotonic() + _ROOM_EVERY_S
+        where = f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
+        self._ears.say(f"training on {len(members)} worker{'s' * (len(members) > 1)}, {where}")
+
+    def _compare(self, checkpoint: Checkpoint, num_workers: int) -> None:
+        """Says what no longer promises the same bits: another processor, version, or number of workers or threads."""
+        now = environment() | {"world_size": num_workers, "threads": self._run.cpus_per_worker}
+        if changed := differences(checkpoint.environment, now):
+            text = f"equal within rounding from here on, not bit for bit: {'; '.join(changed)}"
+            self._ledger.event(text)
+            self._ears.say(text)
+
+    def _choose(self, joined: dict[int, Member]) -> dict[int, Member]:
+        """Who has which rank: survivors and successors keep their slot's rank, spare workers take the ranks of the dead."""
+        ranks = {member.slot: rank for rank, member in self._watch.members.items()}
+        chosen = {ranks[slot]: member for slot, member in joined.items() if slot in ranks}
+        others = [joined[slot] for slot in sorted(joined) if slot not in ranks]
+        free = [rank for rank in range(self._watch.num_workers) if rank not in chosen]
+        return dict(sorted((chosen | dict(zip(free, others, strict=False))).items()))
+
+    def _damaged(self, what: str) -> None:
+        self._ledger.event(what)
+        self._ears.say(f"damaged: {what}; looking for an older one")
+
+    def _account_for_the_last(self, members: dict[int, Member]) -> None:
+        self._ledger.reached(max(member.last_step for member in members.values()))
+        bad = sorted({step for member in members.values() for step in member.bad_steps})
+        if not bad:
+            lost = ", ".join(str(rank) for rank, member in members.items() if member.last_step < 0)
+            self._failed(f"worker {lost} was lost" if lost else "the workers lost each other")
+            return
+        self._ledger.exclude(bad)
+        self._ears.say(f"loss or gradient not finite at steps {bad}: back to the last checkpoint, their rows left out")
+        if self._ledger.rollbacks > _MAX_ROLLBACKS:
+            self._abandon()
+            raise TrainingFailedError(
+                f"the loss or gradient was still not finite after {_MAX_ROLLBACKS} returns to a checkpoint, "
+                f"{len(self._ledger.excluded_steps)} steps left out: lower --optim.lr, or look at the data"
+            )
+
+    def _failed(self, what: str) -> None:
+        self._ledger.failure(what)
+        limit = self._run.max_failures
+        if 0 <= limit < self._ledger.failures:
+            self._abandon()
+            raise TrainingFailedError(
+                f"{what}, and --run.max-failures {limit} is spent; the workers' errors are in "
+                f"{self._store.location('logs/errors')}: mend the cause and run the same command again to continue"
+            )
+        self._ears.say(f"{what}: recovering (failure {self._ledger.failures} of {limit if limit >= 0 else 'any number'})")
+
+    def _restart(self, num_workers: int) -> None:
+        self._engine.link.call("abort")
+        self._engine.end()
+        self._engine.link.call("reset")
+        self.start(num_workers)
+
+    def _abandon(self) -> None:
+        self._engine.link.call("abort")
+        self._engine.kill([m for rank, m in self._watch.members.items() if rank not in self._watch.departed])
+        self._engine.end()
+
+    # ── gathering: some workers are here, others are starting, or will never come ──
+    def _gather(self, view: View) -> None:
+        now = time.monotonic()
+        if self._gathering_since is None:
+            self._gathering_since, self._room_at = now, now + 2 * _ROOM_EVERY_S
+            self._engine.link.call("break_up")
+        if self._ears.stop_requested():
+            self._abandon()
+            raise StoppedError("stopped while workers were starting: run the same command again to continue")
+        if self._watch.departed:  # some had finished when another died: they do not come back
+            self._failed("a worker was lost at the very end")
+            self._restart(self._watch.num_workers)
+        elif len(view.joined) >= self._watch.num_workers:
+            self._begin(view.joined)
+        else:
+            self._wait_for_more(view, now)
+
+    def _wait_for_more(self, view: View, now: float) -> None:
+        absent = {rank: m for rank, m in self._watch.members.items() if m.slot not in view.joined}
+        self._end_hung({rank: m for rank, m in absent.items() if view.silence_s.get(m.slot, 0.0) > self._hang_limit_s()}, view)
+        if self._watch.generation and now > self._room_at:
+            self._room_at = now + _ROOM_EVERY_S
+            if self._possible() < self._watch.num_workers:
+                self._regroup()
+        elif self._gathering_since is not None and now - self._gathering_since > _GATHER_S + self._run.wait:
+            self._regroup()
+
+    def _possible(self) -> int:
+        return min(self._run.max_workers, self._num_shards, self._engine.possible_workers() - self._spares)
+
+    def _regroup(self) -> None:
+        self._failed("there is no room for all workers any more")
+        self._engine.link.call("abort")
+        self._engine.end()
+        deadline = time.monotonic() + self._run.wait
+        while (possible := self._possible()) < self._run.min_workers:
+            if time.monotonic() > deadline or self._ears.stop_requested():
+                raise StoppedError(
+                    f"{self._run.min_workers} workers are needed and the cluster has room for {possible} "
+                    f"(waited {self._run.wait:g} s, --run.wait): run the same command again when it has more"
+                )
+            time.sleep(1)
+        self._restart(possible)
+
+    # ── watching ──
+    def _hang_limit_s(self) -> float:
+        return max(self._run.hang_timeout_s, 10 * float(self._watch.state.get("median_step_s", 0.0)))
+
+    def _look_for_hang(self, view: View) -> None:
+        limit = self._hang_limit_s()
+        here = {rank: m for rank, m in self._watch.members.items() if rank not in self._watch.departed}
+        silence = {rank: view.silence_s.get(m.slot, 0.0) for rank, m in here.items()}
+        hung = {rank: m for rank, m in here.items() if silence[rank] > limit}
+        began = "first_step" in self._watch.state.get("marks", {})
+        if time.monotonic() - self._progress[1] > (limit if began else max(limit, _FIRST_STEP_S)):
+            hung = {rank: m for rank, m in here.items() if silence[rank] > _SILENT_S} or here
+        self._end_hung(hung, view)
+
+    def _end_hung(self, hung: dict[int, Member], view: View) -> None:
+        hung = {rank: m for rank, m in hung.items() if m.worker not in self._killed}
+        if not hung or not self._engine.can_replace:
+            return
+        self._killed |= {member.worker for member in hung.values()}
+        folder = f"logs/stacks/{self._watch.generation}"
+        here = {m.slot: rank for rank, m in self._watch.members.items() if m.slot not in view.joined}
+        for slot, stack in self._engine.stacks([m for m in self._watch.members.values() if m.slot in here]).items():
+            self._store.write_text(f"{folder}/rank-{here[slot]}.txt", stack)
+        ranks = ", ".join(map(str, hung))
+        self._ledger.event(f"worker {ranks} hung; the stacks of all ranks are in {folder}")
+        self._ears.say(f"worker {ranks} hangs and is ended; the stacks of all ranks are in {self._store.location(folder)}")
+        self._engine.kill(list(hung.values()))
+        self._progress = (None, time.monotonic())
+
+    def _pass_on_stop(self) -> None:
+        if self._ears.stop_requested() and self._watch.stopping != "stop":
+            self._watch.stopping = "stop"
+            self._engine.link.call("request_stop")
+
+    def _look_for_room(self) -> None:
+        """An elastic run takes more workers when there is room for them, after a checkpoint."""
+        run, watch = self._run, self._watch
+        if run.min_workers == run.max_workers or watch.stopping or time.monotonic() < self._room_at:
+            return
+        self._room_at = time.monotonic() + _ROOM_EVERY_S
+        possible = self._possible()
+        if possible > watch.num_workers:
+            self._ears.say(f"there is room for {possible} workers: checkpoint, then on with them")
+            self._ledger.event(f"resized from {watch.num_workers} to {possible} workers")
+            self._resize_to, watch.stopping = possible, "resize"
+            self._engine.link.call("request_stop")
