@@ -1,0 +1,57 @@
+"""What goes into the MLP and what comes out, and the job as the common life cycle sees it. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.common.artifact_manifest import Description
+from jobs.common.config import to_dict
+from jobs.common.dataset import Dataset
+from jobs.common.job import Job, require_package
+from jobs.common.open_inference import TensorSpec
+from jobs.common.prepare import prepare
+from jobs.mlp.config import MlpConfig
+
+HOW_TO_LOAD = """from jobs.mlp.model import load
+probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on"""
+
+
+def normalisation(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation, per channel and in pixel units, that inputs are normalised by."""
+    if kind == "standard":
+        return dataset.mean, dataset.std
+    channels = dataset.shape[2]
+    return (0.0,) * channels, (255.0 if dataset.dtype == "uint8" else 1.0,) * channels
+
+
+def describe(config: MlpConfig, dataset: Dataset, metrics: Mapping[str, Mapping[str, float]]) -> Description:
+    """The artifact's manifest."""
+    mean, std = normalisation(dataset, config.model.normalise)
+    return Description(
+        job="mlp", task="image-classification",
+        inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[dataset.dtype],
+                           shape=(-1, *dataset.shape)),),
+        outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
+        labels=dataset.class_names,
+        preprocessing={"mean": list(mean), "std": list(std), "shape": list(dataset.shape)},
+        metrics=metrics, config=to_dict(config), data=dataset.describe(),
+        about=f"A multi-layer perceptron with hidden layers of {_widths(config.model.hidden)} units that tells "
+              f"{len(dataset.class_names)} classes of images apart.",
+        limits=("It knows only the classes that it was trained on, and answers with one of them whatever it is shown.",
+                "Images must have the size, range and look of the training images."),
+        how_to_load=HOW_TO_LOAD,
+    )
+
+
+def weights(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own tensors of a checkpoint."""
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def _widths(hidden: Sequence[int]) -> str:
+    return " and ".join(map(str, hidden)) or "no"
+
+
+JOB = Job(
+    name="mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
+    check=lambda config: require_package("torch", "torch"), prepare=prepare, describe=describe, weights=weights,
+)

@@ -1,0 +1,65 @@
+"""The perceptron: built from a config, or loaded back from an artifact, without Ray.
+
+    python -c "from jobs.mlp.model import load; print(load('PATH/TO/artifact').predict(images))"
+
+Shapes: B rows, H × W × C pixels, K classes.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jobs.common import artifact
+
+
+class Mlp(nn.Module):
+    """Pixels (B, H, W, C), of any dtype, to logits (B, K). Normalises its input itself."""
+
+    def __init__(self, shape: Sequence[int], num_classes: int, hidden: Sequence[int], dropout: float,
+                 mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        widths = [math.prod(shape), *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()] + ([nn.Dropout(dropout)] if dropout else [])
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+        # (x - mean) / std as one multiplication and addition; not parameters, the manifest keeps them.
+        self.register_buffer("scale", (1.0 / torch.tensor(std)).expand(tuple(shape)).flatten(), persistent=False)
+        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).expand(tuple(shape)).flatten(),
+                             persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        normalised = pixels.flatten(1).to(torch.float32, copy=True).mul_(self.get_buffer("scale")).add_(self.get_buffer("offset"))
+        return self.layers(normalised)
+
+
+class Classifier:
+    """A trained model as an application sees it."""
+
+    def __init__(self, model: Mlp, labels: Sequence[str]) -> None:
+        self.model, self.labels = model.eval(), tuple(labels)
+
+    @torch.inference_mode()
+    def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """images: (B, H, W, C) as in the training data. Returns probabilities (B, K)."""
+        logits = self.model(torch.from_numpy(np.ascontiguousarray(images)))
+        return torch.softmax(logits, dim=1).numpy()
+
+
+def load(path: str | Path) -> Classifier:
+    """The model of an artifact, a folder or a URI. Raises: ArtifactError if it does not verify."""
+    opened = artifact.open_artifact(path)
+    about, model_config = opened.manifest.description, opened.manifest.description.config["model"]
+    before = about.preprocessing
+    model = Mlp(before["shape"], len(about.labels), model_config["hidden"], model_config["dropout"], before["mean"], before["std"])
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in opened.weights().items()})
+    return Classifier(model, about.labels)

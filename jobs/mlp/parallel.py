@@ -1,0 +1,90 @@
+"""The process group of one generation, and the one all-reduce of a step."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jobs.common.session import PeerLostError, Session
+
+_FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
+
+
+class Group:
+    """All workers of a generation. With one worker nothing is sent.
+
+    Every collective raises PeerLostError when another worker is gone.
+    """
+
+    def __init__(self, session: Session, device: torch.device) -> None:
+        self._session, self._device = session, device
+        self._alone = session.world_size == 1
+        self._flat: Tensor | None = None
+        self._views: list[Tensor] = []
+
+    def __enter__(self) -> "Group":
+        if not self._alone:
+            self._connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _connect(self) -> None:
+        session = self._session
+        try:
+            if session.rank == 0:
+                store = dist.TCPStore(session.host, 0, session.world_size, is_master=True, wait_for_workers=False)
+                session.share("rendezvous", lambda: (session.host, store.port))
+            else:
+                host, port = session.share("rendezvous", lambda: None)
+                store = dist.TCPStore(host, port, session.world_size, is_master=False, timeout=timedelta(seconds=60))
+            backend = "nccl" if self._device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size,
+                                    timeout=_FOREVER)
+            self.total(torch.zeros(1))
+        except (RuntimeError, OSError) as error:
+            raise PeerLostError("the process group did not form") from error
+
+    def reduce(self, model: nn.Module, loss: float, stop: bool) -> tuple[float, bool]:
+        """Makes the gradients the global ones. Returns the global loss, and whether any rank wants to stop."""
+        if self._alone:
+            return loss, stop
+        parameters = list(model.parameters())
+        if self._flat is None:
+            self._lay_out(parameters)
+        assert self._flat is not None
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        tail = torch.tensor([loss, float(stop)], device=self._device)
+        torch.cat([*(g.reshape(-1) for g in gradients), tail], out=self._flat)
+        self._all_reduce(self._flat)
+        for parameter, view in zip(parameters, self._views, strict=True):
+            parameter.grad = view
+        loss, stopping = self._flat[-2:].tolist()
+        return loss, stopping > 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all workers."""
+        if self._alone:
+            return values
+        values = values.to(self._device)
+        self._all_reduce(values)
+        return values.cpu()
+
+    def _lay_out(self, parameters: list[nn.Parameter]) -> None:
+        """One buffer: the gradients in the parameters' order, then the loss and the wish to stop."""
+        sizes = [p.numel() for p in parameters]
+        self._flat = torch.empty(sum(sizes) + 2, device=self._device)
+        pieces = self._flat[:-2].split(sizes)
+        self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+
+    def _all_reduce(self, values: Tensor) -> None:
+        try:
+            dist.all_reduce(values)  # pyright: ignore[reportUnknownMemberType]
+        except RuntimeError as error:
+            raise PeerLostError(str(error)) from error
