@@ -1,0 +1,52 @@
+"""Images to train on, of any amount: noise around one picture a class, so that there is something to learn."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import Store
+from jobs.common.images import ImageDataConfig
+from jobs.common.prepare import prepare
+
+SIDE = 28
+CLASSES = 10
+_GROUP_ROWS = 20_000
+
+
+def batches(rows: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images (n, 784) uint8, labels (n,) int64) up to `rows` rows, one row group at a time."""
+    pictures = np.random.default_rng(12345).integers(0, 100, (CLASSES, SIDE * SIDE), dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    for start in range(0, rows, _GROUP_ROWS):
+        count = min(_GROUP_ROWS, rows - start)
+        labels = rng.integers(0, CLASSES, count)
+        yield pictures[labels] + rng.integers(0, 156, (count, SIDE * SIDE), dtype=np.uint8), labels
+
+
+def write(path: Path, rows: int, seed: int = 0) -> None:
+    """A Parquet file with columns image (a flat list) and label, written as a stream."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([("image", pa.list_(pa.uint8(), SIDE * SIDE)), ("label", pa.int64())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for images, labels in batches(rows, seed):
+            column = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), SIDE * SIDE)
+            writer.write_table(pa.Table.from_arrays([column, pa.array(labels)], schema=schema))
+
+
+def write_splits(folder: Path, train_rows: int, other_rows: int, files: int = 1) -> Path:
+    """Training rows in so many files (train-0.parquet, …), and smaller validation.parquet and test.parquet."""
+    for number in range(files):
+        rows = train_rows * (number + 1) // files - train_rows * number // files
+        write(folder / f"train-{number}.parquet", rows, seed=number)
+    for seed, name in enumerate(("validation", "test"), start=1000):
+        write(folder / f"{name}.parquet", other_rows, seed)
+    return folder
+
+
+def prepared(folder: Path, storage: Path) -> Path:
+    """The same folder, once its data is prepared in that storage."""
+    prepare(ImageDataConfig(uri=str(folder)), Store.open(str(storage)), use_ray=False)
+    return folder

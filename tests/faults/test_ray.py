@@ -1,0 +1,188 @@
+"""The same under Ray Train, end to end, on a cluster of separate nodes that `cluster up` started; real processes are killed.
+
+One cluster serves all tests. Every result must equal the local binding's uninterrupted one bit for bit.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster import local
+from cluster.network import free_port
+from tests import runs
+from tests.faults.conftest import FLAGS, same_result
+
+INTERVAL = 8
+CLUSTER_S = 240
+EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "trainyard_train_loss", "trainyard_train_workers",
+            "trainyard_train_step_seconds", "trainyard_train_goodput_ratio", "trainyard_checkpoint_seconds",
+            "trainyard_checkpoint_size_bytes", "trainyard_data_wait_seconds_total"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
+    """A head without CPUs and two nodes of 4 (logical) CPUs: either can hold 3 workers and a spare one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("home")))
+        try:
+            yield local.up(nodes=2, cpus_per_node=4, dashboard_port=free_port("127.0.0.1"))
+        finally:
+            local.down()
+
+
+@contextmanager
+def ray_run(cluster: local.LocalCluster, folder: Path, *flags: str) -> Iterator[runs.Job]:
+    with runs.run(folder, *FLAGS, *flags, engine="ray", env=cluster.environment()) as job:
+        yield job
+
+
+def node_of(job: runs.Job, rank: int) -> str:
+    """The name of the node on which a rank runs."""
+    newest = sorted((job.folder / "logs/workers").glob("*.json"))[-1]
+    node_id = json.loads(newest.read_text())[str(rank)]["node"]
+    current = local.current()
+    assert current is not None
+    return next(node.name for node in current.nodes if node.node_id == node_id)
+
+
+def test_a_killed_worker_is_replaced_by_a_spare_and_no_other_process_restarts(
+    cluster: local.LocalCluster, reference: Path, tmp_path: Path
+) -> None:
+    with ray_run(cluster, tmp_path / "run", "--run.spares", "1", "--run.max-failures", "9") as job:
+        job.until_step(40)
+        others = {slot: pid for slot, pid in job.workers().items() if slot != 1}
+        kills = job.kill_until_steps_are_lost(1)
+        result = job.finished(CLUSTER_S)
+        assert {slot: pid for slot, pid in job.workers().items() if slot != 1} == others
+    assert result["restarts"] == kills
+    assert 0 < result["lost_steps"] <= kills * INTERVAL
+    assert result["recovery_s"][0] < 4
+    assert set(result["startup_s"]) >= {"imports", "connect", "preflight", "data", "worker_process", "worker_imports", "total"}
+    same_result(job.folder, reference)
+
+
+def test_a_killed_driver_and_its_job_submitted_again(cluster: local.LocalCluster, reference: Path, tmp_path: Path) -> None:
+    with ray_run(cluster, tmp_path / "run") as job:
+        job.until_step(40)
+        os.kill(job.process.pid, signal.SIGKILL)
+    with ray_run(cluster, tmp_path / "run") as again:
+        result = again.finished(CLUSTER_S)
+    assert result["restarts"] == 1
+    assert result["lost_steps"] <= INTERVAL
+    same_result(job.folder, reference)
+
+
+def test_a_lost_node_is_replaced_by_another_and_an_elastic_run_follows_the_cluster(
+    cluster: local.LocalCluster, reference: Path, tmp_path: Path
+) -> None:
+    """3 workers on one node; it dies, they start on the other. Then a run of 1 to 3 workers shrinks and grows."""
+    with ray_run(cluster, tmp_path / "run") as job:
+        job.until_step(40)
+        lost = node_of(job, 0)
+        local.remove_node(lost)
+        result = job.finished(CLUSTER_S)
+        assert node_of(job, 0) != lost
+    assert result["restarts"] >= 1
+    assert result["lost_steps"] <= INTERVAL * result["restarts"]
+    same_result(job.folder, reference)
+
+
+def test_an_elastic_run_grows_without_a_lost_step_and_sees_the_same_micro_batches(
+    cluster: local.LocalCluster, reference: Path, tmp_path: Path
+) -> None:
+    """Only one node is left, half of it taken: 2 workers; then a node joins: 3. (A large model, so that it lasts.)"""
+    with holding(cluster, cpus=2), runs.run(tmp_path / "run", *FLAGS, "--run.workers", "1:3", "--model.hidden", "800",
+                                            "800", engine="ray", env=cluster.environment()) as job:
+        job.until(lambda: "training on 2 workers" in job.text, 120)
+        job.until_step(40)
+        local.add_node(2)
+        job.until(lambda: "training on 3 workers" in job.text, 120)
+        job.until(lambda: {f"ray_{name}" for name in EXPORTED} <= exported(cluster), 60)
+        result = job.finished(CLUSTER_S)
+    assert (result["lost_steps"], result["restarts"]) == (0, 0)
+    assert any("resized from 2 to 3" in event for event in result["events"])
+    assert runs.consumed_rows(job.folder) == runs.consumed_rows(reference)
+
+
+def test_ray_job_stop_leaves_a_checkpoint_and_exit_code_3(cluster: local.LocalCluster, reference: Path, tmp_path: Path) -> None:
+    env = {**os.environ, **cluster.environment()}
+    ray = str(Path(sys.executable).with_name("ray"))
+    entry = ["python", "-m", "jobs.mlp", *runs.QUICK, *FLAGS, "--run.storage", str(tmp_path), "--run.name", "run"]
+    submit = [ray, "job", "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", *entry]
+    subprocess.run(submit, cwd=runs.ROOT, env=env, check=True, capture_output=True, timeout=120)
+    folder = tmp_path / "run"
+    deadline = time.monotonic() + 120
+    while runs.progress(folder).get("highest_step", 0) < 30:
+        assert time.monotonic() < deadline, "the submitted job does not get on"
+        time.sleep(0.1)
+    subprocess.run([ray, "job", "stop", "stopped"], cwd=runs.ROOT, env=env, check=True, capture_output=True, timeout=120)
+    stopped = runs.result(folder)
+    assert (stopped["status"], stopped["exit_code"]) == ("stopped", 3)
+    assert "STOPPED" in str(job_info(cluster, "stopped")["status"])
+    with ray_run(cluster, folder) as again:
+        result = again.finished(CLUSTER_S)
+    assert f"continuing at step {stopped['steps']}" in again.text
+    assert result["lost_steps"] == 0
+    same_result(folder, reference)
+
+
+def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:
+    code = ("import sys, ray, time\nfrom cluster.connect import connect\nfrom jobs.common.ray_engine import claim\n"
+            "connect()\nlink = claim(sys.argv[1], 'run')\nprint('claimed', flush=True)\ntime.sleep(60)\n")
+    env = {**os.environ, **cluster.environment()}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=runs.ROOT, env=env, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        try:
+            assert first.stdout.readline() == b"claimed\n"
+            with ray_run(cluster, tmp_path / "run") as job:
+                assert job.wait() == 2
+            assert "is being carried out by another job" in job.text
+        finally:
+            first.kill()
+
+
+def exported(cluster: local.LocalCluster) -> set[str]:
+    """The names of the metrics that a Prometheus would scrape from the cluster's nodes now."""
+    names: set[str] = set()
+    for found in Path(cluster.folder).rglob("prom_metrics_service_discovery.json"):
+        for target in (t for group in json.loads(found.read_text()) for t in group["targets"]):
+            try:
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
+                    names |= {line.split("{")[0] for line in answer.read().decode().splitlines() if not line.startswith("#")}
+            except OSError:
+                continue  # a node that has been removed
+    return names
+
+
+def job_info(cluster: local.LocalCluster, submission_id: str) -> dict[str, object]:
+    """Ray's own record of a submitted job."""
+    code = ("import json, sys\nfrom ray.job_submission import JobSubmissionClient\n"
+            "print(json.dumps(JobSubmissionClient().get_job_info(sys.argv[1]).__dict__, default=str))")
+    env = {**os.environ, **cluster.environment()}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, submission_id], env=env, check=True, capture_output=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def holding(cluster: local.LocalCluster, cpus: int) -> Iterator[None]:
+    """Another job that holds CPUs of the cluster while the block runs."""
+    code = ("import ray, sys, time\nfrom cluster.connect import connect\nconnect()\n"
+            "group = ray.util.placement_group([{'CPU': int(sys.argv[1])}])\nray.get(group.ready())\n"
+            "print('held', flush=True)\ntime.sleep(600)\n")
+    env = {**os.environ, **cluster.environment()}
+    with subprocess.Popen([sys.executable, "-c", code, str(cpus)], cwd=runs.ROOT, env=env, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            yield
+        finally:
+            holder.kill()

@@ -1,0 +1,63 @@
+"""Preparing under Ray Data is the same, byte for byte, as preparing in this process; its errors and its quiet, too."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import DataError
+from cluster.storage import Store
+from jobs.common.images import ImageDataConfig
+from jobs.common.prepare import RAY_BYTES, prepare
+
+# Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.
+pytestmark = pytest.mark.filterwarnings("ignore:`\\w+` is deprecated:DeprecationWarning")
+FILES, ROWS = 5, 5000
+IMAGES = np.random.default_rng(0).integers(0, 256, (FILES, ROWS, 784), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    yield
+    if started:
+        ray.shutdown()
+
+
+def _write(folder: Path, images: np.ndarray) -> None:
+    folder.mkdir()
+    for number, part in enumerate(images):
+        pixels = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), 784)
+        table = pa.table({"image": pixels, "label": np.arange(ROWS) % 10})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=2000)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _write(tmp_path / "in", IMAGES)
+    assert sum(path.stat().st_size for path in (tmp_path / "in").iterdir()) > RAY_BYTES
+    config = ImageDataConfig(uri=str(tmp_path / "in"))
+    capfd.readouterr()
+    ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
+    assert ray.fingerprint == here.fingerprint
+    assert (ray.splits, ray.mean, ray.std) == (here.splits, here.mean, here.std)
+    blocks = [{path.relative_to(tmp_path / name / "data" / ray.store.uri.rpartition("/")[2] / dataset.blocks): path.read_bytes()
+               for path in (tmp_path / name).rglob("*.parquet")} for name, dataset in (("ray", ray), ("here", here))]
+    assert blocks[0] == blocks[1]
+    assert len(blocks[0]) == 6
+
+    damaged = IMAGES.astype(np.int32)
+    damaged[3, 700, 3] = 999
+    _write(tmp_path / "bad", damaged)
+    with pytest.raises(DataError) as caught:
+        prepare(ImageDataConfig(uri=str(tmp_path / "bad")), Store.open(str(tmp_path / "ray")), use_ray=True)
+    assert str(caught.value).startswith(f"row 700 of {tmp_path}/bad/3.parquet has the pixel value 999: ")
+    assert len(list((tmp_path / "ray").rglob("blocks-*"))) == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,107 @@
+"""The MLP job with its storage on an object store (a real S3 server), under the local binding."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.storage import Store
+from jobs.common.artifact import open_artifact
+from tests import runs
+from tests.s3 import BUCKET, s3_server
+
+FLAGS = ["--train.epochs", "8", "--run.seed", "3", "--run.checkpoint-every-steps", "16"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same config on a local folder, uninterrupted."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    with runs.run(folder, *FLAGS) as job:
+        job.finished()
+    return folder
+
+
+@contextmanager
+def on_s3(name: str, *flags: str) -> Iterator[runs.Job]:
+    with runs.run(Path("unused") / name, *FLAGS, "--run.storage", f"s3://{BUCKET}/runs", *flags) as job:
+        yield job
+
+
+def read_json(path: str) -> dict[str, Any]:
+    store = Store.open(f"s3://{BUCKET}/runs")
+    return json.loads(store.read_text(path)) if store.exists(path) else {}
+
+
+def digest(uri: str) -> str:
+    return next(file.sha256 for file in open_artifact(uri).manifest.files if file.path == "model.safetensors")
+
+
+def committed(name: str) -> bool:
+    return bool(Store.open(f"s3://{BUCKET}/runs/{name}").files("checkpoints/manifests"))
+
+
+def interrupted(name: str, sign: int) -> tuple[int, str]:
+    """A run that gets a signal after its first checkpoint. Returns its exit code and what it printed."""
+    with on_s3(name) as job:
+        job.until(lambda: committed(name))
+        os.kill(job.process.pid, sign)
+        return job.wait(), job.text
+
+
+def continued(name: str, local: Path) -> dict[str, Any]:
+    """The same command again: result.json, after it has been found equal to the local run."""
+    with on_s3(name) as job:
+        assert job.wait() == 0, job.text
+    assert "continuing at step" in job.text
+    result = read_json(f"{name}/result.json")
+    assert job.text.splitlines()[-1] == f"artifact: {result['artifact']}" == f"artifact: s3://{BUCKET}/runs/{name}/artifact"
+    assert digest(result["artifact"]) == runs.artifact_digest(local)
+    assert result["metrics"]["test"] == runs.result(local)["metrics"]["test"]
+    return result
+
+
+def test_a_stopped_run_continues_and_its_model_loads_from_there(local: Path) -> None:
+    code, text = interrupted("stopped", signal.SIGTERM)
+    assert code == 3 and "Traceback" not in text
+    assert read_json("stopped/result.json")["status"] == "stopped"
+    result = continued("stopped", local)
+    assert (result["status"], result["restarts"], result["lost_steps"]) == ("done", 0, 0)
+
+    from jobs.mlp.model import load
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(load(result["artifact"]).predict(images), load(local / "artifact").predict(images))
+    assert Store.open(result["report"]).read_bytes("").lower().startswith(b"<!doctype html>")
+
+    with on_s3("stopped") as done:
+        assert done.wait() == 0
+    assert "run 'stopped' (attempt 1) is done" in done.text
+
+
+def test_a_killed_run_continues(local: Path) -> None:
+    code, _ = interrupted("killed", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert read_json("killed/result.json") == {}
+    assert continued("killed", local)["status"] == "done"
+
+
+def test_without_a_tracking_server_one_is_asked_for_and_nothing_is_written() -> None:
+    flags = [flag for flag in runs.QUICK if flag not in ("--run.tracking-uri", "none")]
+    with runs.run(Path("unused/tracked"), *flags, "--run.storage", f"s3://{BUCKET}/untracked", quick=False) as job:
+        assert job.wait() == 2
+    assert "tracking" in job.text and "--run.tracking-uri" in job.text
+    assert "Traceback" not in job.text
+    assert Store.open(f"s3://{BUCKET}/untracked").files() == []

@@ -1,0 +1,251 @@
+"""An artifact is what its manifest says, to the byte, or it is refused with the name of what is wrong."""
+
+import hashlib
+import io
+import json
+import pickle
+import subprocess
+import zipfile
+
+import numpy as np
+import pytest
+
+from cluster.errors import ArtifactError, UserError
+from cluster.storage import Store
+from jobs.common import safe_formats
+from jobs.common.artifact import Probe, load_weights, open_artifact, verify, write_artifact
+from jobs.common.artifact_manifest import Description
+from jobs.common.open_inference import TensorSpec, from_json, to_json
+from jobs.common.provenance import code_version, library_versions, without_secrets
+
+INPUT = TensorSpec(name="image", datatype="UINT8", shape=(-1, 2, 2, 1))
+OUTPUT = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2))
+
+
+def describe(**changes):
+    fields = {
+        "job": "mlp", "task": "image-classification", "inputs": (INPUT,), "outputs": (OUTPUT,), "labels": ("cat", "dog"),
+        "preprocessing": {"mean": [127.5], "std": [64.0]}, "about": "Tells cats from dogs.", "limits": ("Not for birds.",),
+        "metrics": {"test": {"accuracy": 0.975, "accuracy_low": 0.96, "accuracy_high": 0.98, "log_loss": 0.1}},
+        "config": {"run": {"seed": 0}}, "data": {"fingerprint": "abc", "rows": {"train": 10}},
+        "code": "git:1234", "libraries": {"python": "3.11.7"},
+    }  # fmt: skip
+    return Description(**fields | changes)
+
+
+def a_probe():
+    images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    return Probe(inputs={"image": images}, outputs={"probabilities": np.array([[0.1, 0.9], [1 / 3, 2 / 3]], np.float32)})
+
+
+def the_weights():
+    rng = np.random.default_rng(0)
+    return {"b.weight": rng.normal(size=(3, 4)).astype(np.float32), "a.bias": np.arange(3, dtype=np.float64)}
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    files = {"tokenizer/vocab.txt": b"a\nb\n"}
+    store = Store.open(str(tmp_path))
+    return write_artifact(store, "artifact", description=describe(), probe=a_probe(), weights=the_weights(), files=files)
+
+
+def test_what_was_written_is_read_back(artifact):
+    opened = open_artifact(artifact.uri, artifact.digest)
+    assert opened.manifest == artifact.manifest
+    for name, values in the_weights().items():
+        np.testing.assert_array_equal(opened.weights()[name], values, strict=True)
+    np.testing.assert_array_equal(opened.probe().inputs["image"], a_probe().inputs["image"], strict=True)
+    np.testing.assert_array_equal(opened.probe().outputs["probabilities"], a_probe().outputs["probabilities"], strict=True)
+    assert opened.read("tokenizer/vocab.txt") == b"a\nb\n"
+
+
+def test_the_manifest_names_size_and_hash_of_every_file_beside_it(artifact):
+    folder = artifact.store.local_path()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert {entry["path"] for entry in manifest["files"]} == found
+    assert {"model.safetensors", "probe.json", "model_card.md", "tokenizer/vocab.txt"} == found
+    for entry in manifest["files"]:
+        data = (folder / entry["path"]).read_bytes()
+        assert (entry["size"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert artifact.digest == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    assert manifest["schema_version"] == 1
+    assert manifest["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 2, 2, 1]}]
+
+
+def test_the_same_model_written_twice_has_the_same_digest(tmp_path):
+    stores = [Store.open(str(tmp_path / name)) for name in "ab"]
+    first, second = (write_artifact(s, "x", description=describe(), probe=a_probe(), weights=the_weights()) for s in stores)
+    assert first.digest == second.digest
+
+
+def test_the_probe_is_a_request_and_response_of_the_open_inference_protocol(artifact):
+    body = json.loads(artifact.read("probe.json"))
+    [tensor] = body["request"]["inputs"]
+    assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("image", "UINT8", [2, 2, 2, 1])
+    assert tensor["data"] == list(range(8))
+
+
+def flip_a_bit(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def change_the_manifest_too(folder):
+    flip_a_bit(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        entry["sha256"] = hashlib.sha256((folder / entry["path"]).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_bit, "model.safetensors differs from its sha256"),
+        (truncate, r"model.safetensors differs: \d+ bytes, not \d+"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda f: (f / "tokenizer" / "more.txt").write_text("x"), "tokenizer/more.txt is extra"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda f: (f / "manifest.json").write_text('{"schema_version": 99}'), "schema version 99"),
+        (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda f: (f / "extra.pkl").write_bytes(b""), "extra.pkl is not in a safe format"),
+        (change_the_manifest_too, "as was registered"),
+    ],
+)
+def test_damage_is_refused_and_named(artifact, damage, message):
+    damage(artifact.store.local_path())
+    with pytest.raises(ArtifactError, match=message):
+        load_weights(artifact.uri, artifact.digest)
+
+
+def test_weights_that_change_after_verification_are_refused(artifact):
+    opened = open_artifact(artifact.uri)
+    flip_a_bit(artifact.store.local_path())
+    with pytest.raises(ArtifactError, match="differs"):
+        opened.weights()
+
+
+@pytest.mark.parametrize("name", ["w.pkl", "w.pt", "w.bin", "w.ckpt", "w.npy", "W.PTH", "pickle", "code.py", "sub/x.joblib"])
+def test_a_format_that_may_hold_a_pickle_is_refused_and_nothing_is_lost(artifact, name):
+    with pytest.raises(ArtifactError, match="not in a safe format"):
+        write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={name: b"{}"})
+    verify(artifact.uri, artifact.digest)
+
+
+@pytest.mark.parametrize("name", ["w.json", "w.txt", "w.safetensors", "w.keras", "w.model"])
+def test_a_pickle_under_another_name_is_refused(tmp_path, name):
+    source = tmp_path / "source"
+    source.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ArtifactError, match="cannot be put into an artifact"):
+        write_artifact(Store.open(str(tmp_path)), "x", description=describe(), probe=a_probe(), files={name: source})
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_pickle_inside_a_keras_archive_is_refused(tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("data.pkl", pickle.dumps([1]))
+    store = Store.open(str(tmp_path))
+    write_artifact(store, "x", description=describe(), probe=a_probe(), files={"model.keras": packed.getvalue()})
+    with pytest.raises(ArtifactError, match=r"model.keras holds data.pkl"):
+        verify(tmp_path / "x")
+
+
+def test_safetensors_whose_header_length_looks_like_a_pickle_is_taken():
+    assert safe_formats.refusal("w.safetensors", (0x0280).to_bytes(8, "little") + b'{"a":') is None
+
+
+@pytest.mark.parametrize("name", ["../w.json", "/etc/w.json", "manifest.json", "a/../../w.json"])
+def test_a_file_outside_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(ArtifactError, match="give it another name"):
+        write_artifact(Store.open(str(tmp_path)), "x", description=describe(), probe=a_probe(), files={name: b"{}"})
+
+
+def test_a_rewritten_artifact_keeps_nothing_of_the_old_one(artifact):
+    write_artifact(artifact.store, "", description=describe(), probe=a_probe(), weights=the_weights())
+    assert "tokenizer/vocab.txt" not in verify(artifact.uri).paths
+
+
+def test_a_copy_is_verified_and_a_damaged_source_is_found_out(artifact, tmp_path):
+    copy = artifact.copy_to(tmp_path / "copy")
+    assert copy.digest == artifact.digest
+    flip_a_bit(artifact.store.local_path())
+    with pytest.raises(ArtifactError, match="differs"):
+        artifact.copy_to(tmp_path / "second")
+
+
+def test_a_probe_that_does_not_fit_the_tensors_is_refused(tmp_path):
+    wrong = Probe(inputs={"image": a_probe().inputs["image"].astype(np.float32)}, outputs=a_probe().outputs)
+    with pytest.raises(ValueError, match="'image' is UINT8"):
+        write_artifact(Store.open(str(tmp_path)), "x", description=describe(), probe=wrong)
+    with pytest.raises(ValueError, match="needs tensors"):
+        to_json([INPUT], {"picture": a_probe().inputs["image"]})
+    with pytest.raises(ValueError, match="none of BOOL"):
+        TensorSpec(name="x", datatype="FLOAT", shape=(-1,))
+
+
+def test_strings_travel_as_bytes_tensors():
+    spec = TensorSpec(name="text", datatype="BYTES", shape=(-1, 1))
+    texts = np.array([["Grüße"], ["日本"]], dtype=object)
+    carried = json.loads(json.dumps(to_json([spec], {"text": texts})))
+    assert from_json(carried)["text"].tolist() == texts.tolist()
+
+
+def test_no_artifact_there_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"no artifact at .*nowhere: it has no manifest.json"):
+        verify(tmp_path / "nowhere")
+
+
+def test_the_card_tells_figures_with_interval_tensors_limits_and_escapes_names(tmp_path):
+    description = describe(labels=("cat", "<b>|dog\n"), data={"uri": "s3://key:secret@bucket/x"})
+    card = write_artifact(
+        Store.open(str(tmp_path)), "x", description=description, probe=a_probe()
+    ).read("model_card.md").decode()  # fmt: skip
+    assert "| accuracy | 0.9750 (95% interval 0.9600 to 0.9800) |" in card
+    assert "input `image`: UINT8, any × 2 × 2 × 1" in card
+    assert "- Not for birds." in card and "open_artifact" in card
+    assert r"\<b\>\|dog" in card
+    assert "secret" not in card
+
+
+def test_credentials_in_addresses_are_blotted_out():
+    config = {"run": {"tracking_uri": "http://me:hush@host/"}, "uris": ("s3://b?access_key=A&secret_key=hush&region=x", 3)}
+    assert without_secrets(config) == {
+        "run": {"tracking_uri": "http://***@host/"}, "uris": ["s3://b?access_key=***&secret_key=***&region=x", 3],
+    }  # fmt: skip
+
+
+def test_the_code_version_is_the_commit_or_a_hash_of_the_source(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    source = tmp_path / "jobs" / "a.py"
+    source.write_text("x = 1\n")
+    before = code_version(tmp_path)
+    assert before.startswith("sha256:") and code_version(tmp_path) == before
+    source.write_text("x = 2\n")
+    assert code_version(tmp_path) != before
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", "jobs")
+    git("commit", "-m", "x")
+    assert code_version(tmp_path) == f"git:{git('rev-parse', 'HEAD')}"
+    source.write_text("x = 3\n")
+    assert code_version(tmp_path).endswith("+changes")
+
+
+def test_library_versions_are_those_installed():
+    versions = library_versions()
+    assert versions["numpy"] == np.__version__ and "python" in versions

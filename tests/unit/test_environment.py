@@ -1,0 +1,38 @@
+"""What is recorded about the machine, and what no longer promises the same bits."""
+
+import subprocess
+import sys
+
+from jobs.common.environment import differences, environment
+
+
+def test_the_environment_names_machine_code_and_libraries() -> None:
+    here = environment()
+    assert here["processor"] != "unknown"
+    assert int(here["cores"]) >= 1
+    assert here["code"].startswith(("git:", "sha256:"))
+    assert here["libraries"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"numpy", "ray", "pyarrow", "safetensors"} <= here["libraries"].keys()
+
+
+def test_asking_imports_no_framework() -> None:
+    code = (
+        "import sys; from jobs.common.environment import environment; environment()\n"
+        "print([m for m in ('torch', 'tensorflow', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_same_environment_has_no_differences() -> None:
+    assert differences(environment(), environment()) == []
+
+
+def test_differences_name_what_decides_bits() -> None:
+    old = {"processor": "A", "cores": "8", "threads": 1, "world_size": 3, "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}}
+    new = {"processor": "B", "cores": "2", "threads": 2, "world_size": 1, "libraries": {"torch": "2.13.1", "numpy": "2.4.6"}}
+    assert differences(old, new) == ["processor: A -> B", "threads: 1 -> 2", "workers: 3 -> 1", "torch: 2.13.0 -> 2.13.1"]
+
+
+def test_what_only_one_of_them_knows_is_no_difference() -> None:
+    assert differences({"threads": None, "libraries": {"tensorflow": "2.21.0"}}, {"threads": 2, "gpu": "H200"}) == []

@@ -1,0 +1,62 @@
+"""What a loop is fed is what the order says, from any step, across window and epoch borders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.storage import Store
+from jobs.common.dataset import Dataset
+from jobs.common.feed import Feed
+from jobs.common.images import ImageDataConfig
+from jobs.common.order import Order
+from jobs.common.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("data"))), use_ray=False)
+
+
+def feed_of(dataset: Dataset, order: Order, shards: tuple[int, ...], cache: Path) -> Feed:
+    return Feed(order, dataset.reader("train", ImageDataConfig(cache_dir=str(cache))), shards)
+
+
+@pytest.mark.parametrize("start_step", [0, 5, 17])
+def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tmp_path: Path, start_step: int) -> None:
+    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120,
+                  seed=1)
+    feed = feed_of(dataset, order, (0, 2), tmp_path)
+    everything = dataset.reader("train", ImageDataConfig(cache_dir=str(tmp_path))).rows(0, order.num_rows)
+    seen = 0
+    for epoch in (0, 1):
+        for step, batches in feed.epoch(epoch, start_step):
+            assert sorted(batches) == [0, 2]
+            for shard, rows in batches.items():
+                positions = order.positions(epoch, step, shard)
+                assert np.array_equal(rows["row_id"], everything["row_id"][positions])
+                assert np.array_equal(rows["image"], everything["image"][positions])
+                seen += len(positions)
+    feed.close()
+    assert seen == 2 * (order.steps_per_epoch - start_step) * 40
+
+
+def test_a_micro_batch_inside_a_window_is_a_view_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=5000,
+                  window_rows=5000, seed=1)
+    feed = feed_of(dataset, order, (0,), tmp_path)
+    batches = [rows[0]["image"] for _, rows in feed.epoch(0)]
+    feed.close()
+    assert all(batch.base is not None for batch in batches)
+    assert len({id(batch.base) for batch in batches}) == 1
+
+
+def test_closing_in_the_middle_leaves_no_thread(dataset: Dataset, tmp_path: Path) -> None:
+    import threading
+
+    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=50, window_rows=100,
+                  seed=1)
+    feed = feed_of(dataset, order, (0,), tmp_path)
+    next(iter(feed.epoch(0)))
+    feed.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("trainyard-feed", "prefetch"))]

@@ -1,0 +1,333 @@
+"""The MLP: its network and presets, one step, its schedule, what ends training, and the way back from an artifact."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from cluster.storage import Store
+from jobs.common.checkpoint import Checkpoints
+from jobs.common.config import from_dict, parse
+from jobs.common.coordinator import Assignment, Coordinator
+from jobs.common.dataset import Dataset
+from jobs.common.images import ImageDataConfig
+from jobs.common.prepare import prepare
+from jobs.common.session import NonFiniteError, Session
+from jobs.common.worker import DirectLink
+from jobs.mlp import train as loop
+from jobs.mlp.augment import augment
+from jobs.mlp.config import AugmentConfig, MlpConfig, OptimConfig
+from jobs.mlp.model import Mlp
+from tests import runs
+
+PLAIN = {"augment": {"shift": 0, "rotate": 0, "scale": 0}, "model": {"hidden": [16], "dropout": 0},
+         "train": {"epochs": 2, "global_batch_size": 60}}
+
+
+def config_of(**groups: dict[str, Any]) -> MlpConfig:
+    """PLAIN with changes."""
+    return from_dict(MlpConfig, {name: {**PLAIN.get(name, {}), **groups.get(name, {})} for name in {*PLAIN, *groups}})
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("digits"))), use_ray=False)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """5 × 6 pixels of 3 channels in 4 classes, each with a column that is brighter; 192 training rows."""
+    folder = tmp_path_factory.mktemp("odd")
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 4
+    images = rng.integers(0, 150, (300, 5, 6, 3), np.uint8)
+    images[np.arange(300), :, labels] += 100
+    pq.write_table(pa.table({"image": images.tolist(), "label": [f"kind {label}" for label in labels]}), folder / "odd.parquet")
+    return prepare(ImageDataConfig(uri=str(folder / "odd.parquet")), Store.open(str(folder)), use_ray=False)
+
+
+class StopAfterEachStep(Session):
+    """Is asked to stop from the first step on."""
+
+    @property
+    def stop_wanted(self) -> bool:
+        return True
+
+
+def train(folder: Path, dataset: Dataset, config: MlpConfig, kind: type[Session] = Session) -> tuple[str, list[dict[str, Any]]]:
+    """One generation in this process, from the newest checkpoint. Returns the outcome, and the evaluations it reported."""
+    store, coordinator = Store.open(str(folder)), Coordinator()
+    checkpoints = Checkpoints(store.child("checkpoints"))
+    assignment = Assignment(generation=checkpoints.begin_generation(), rank=0, world_size=1, num_shards=1,
+                            checkpoint=checkpoints.newest_intact(pytest.fail))
+    coordinator.begin({"w": assignment}, {0: "w"})
+    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, link=DirectLink(coordinator), slot=0,
+                   worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
+    outcome = loop.train(session, config)
+    session.close()
+    return outcome, [row for row in coordinator.look().reports if row["kind"] == "evaluation"]
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Model and optimiser as the newest checkpoint has them."""
+    checkpoints = Checkpoints(Store.open(str(folder)).child("checkpoints"))
+    newest = checkpoints.newest_intact(pytest.fail)
+    assert newest is not None
+    return checkpoints.load(newest)
+
+
+def network(config: MlpConfig, dataset: Dataset) -> Mlp:
+    session: Any = SimpleNamespace(dataset=dataset)
+    return loop.build_model(session, config)
+
+
+# ── the network ──
+def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
+    config = parse(MlpConfig, ["--config", str(runs.ROOT / "jobs/mlp/textbook.yaml")], "mlp")
+    model = network(config, digits)
+    assert [type(layer) for layer in model.layers] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert [tuple(p.shape) for p in model.parameters()] == [(128, 784), (128,), (10, 128), (10,)]
+    optimizer = loop.build_optimizer(model, config.optim)
+    assert type(optimizer) is torch.optim.SGD
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0, 0, False)
+    assert config.train.epochs == 10
+    assert [loop.learning_rate(config.optim, step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
+    assert not config.augment.active and config.optim.clip_norm is None
+
+    rows = digits.reader("train", config.data).rows(0, 64)
+    loss = loop.backward(model, rows, config, 0, torch.device("cpu"))
+    pixels = torch.from_numpy(rows["image"]).flatten(1) / 255
+    assert loss == pytest.approx(F.cross_entropy(model.layers(pixels), torch.from_numpy(rows["label"])).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [[], [7], [16, 8, 4]])
+@pytest.mark.parametrize("normalise", ["standard", "unit"])
+def test_any_depth_size_and_number_of_classes_trains(hidden: list[int], normalise: str, odd: Dataset, tmp_path: Path) -> None:
+    config = config_of(model={"hidden": hidden, "normalise": normalise}, train={"epochs": 12, "global_batch_size": 32},
+                       optim={"lr": 0.02, "warmup_steps": 0})
+    sizes = [p.shape for p in network(config, odd).parameters() if p.ndim == 2]
+    assert [tuple(size) for size in sizes] == [*zip([*hidden, 4], [90, *hidden], strict=True)]
+    outcome, evaluations = train(tmp_path, odd, config)
+    assert outcome == "finished"
+    assert evaluations[-1]["validation_accuracy"] > 0.8, "chance is 0.25"
+
+
+def test_inputs_are_normalised_inside_the_model(digits: Dataset) -> None:
+    model = network(config_of(model={"hidden": []}), digits)
+    seen: list[torch.Tensor] = []
+    model.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    reader = digits.reader("train", ImageDataConfig())
+    model(torch.from_numpy(reader.rows(0, digits.splits["train"].num_rows)["image"]))
+    reader.close()
+    assert seen[0].mean().abs() < 1e-4
+    assert seen[0].std() == pytest.approx(1, abs=1e-3)
+
+
+# ── the schedule ──
+def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    optim = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine")
+    rates = [loop.learning_rate(optim, step, 12) for step in range(12)]
+    golden = [0.25, 0.5, 0.75, 1.0, 1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]
+    assert rates == pytest.approx(golden, abs=1e-6)
+    flat = OptimConfig(lr=0.3, warmup_steps=2, schedule="constant")
+    assert [loop.learning_rate(flat, step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
+    assert loop.learning_rate(OptimConfig(lr=1.0, warmup_steps=50), 9, 10) == pytest.approx(0.2), "shorter than its warm-up"
+
+
+# ── augmentation ──
+def some_images(count: int = 8) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 9, 7, 2), np.uint8))
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_row_only() -> None:
+    images, ids, config = some_images(), np.arange(100, 108), AugmentConfig()
+    together = augment(images, ids, config, seed=3, epoch=5)
+    order = np.array([6, 1, 4])
+    assert torch.equal(augment(images[order], ids[order], config, seed=3, epoch=5), together[order])
+    torch.manual_seed(99)
+    assert torch.equal(augment(images[2:3], ids[2:3], config, seed=3, epoch=5), together[2:3])
+    for changed in (augment(images, ids, config, seed=4, epoch=5), augment(images, ids, config, seed=3, epoch=6),
+                    augment(images, ids + 8, config, seed=3, epoch=5)):
+        assert all(not torch.equal(a, b) for a, b in zip(changed, together, strict=True))
+
+
+def test_augmentation_by_nothing_is_the_image_and_a_shift_moves_it_no_further_than_asked() -> None:
+    images, ids = some_images(), np.arange(8)
+    none = AugmentConfig(shift=0, rotate=0, scale=0)
+    torch.testing.assert_close(augment(images, ids, none, 0, 0), images.float(), atol=1e-3, rtol=0)
+    dot = torch.zeros(200, 21, 21, 1)
+    dot[:, 10, 10] = 1
+    moved = augment(dot, np.arange(200), AugmentConfig(shift=3, rotate=0, scale=0), 0, 0)[..., 0]
+    places = torch.arange(21.0)
+    down, across = (moved.sum(2) @ places - 10), (moved.sum(1) @ places - 10)
+    assert torch.stack([down, across]).abs().max() <= 3 + 1e-3
+    assert min(down.std(), across.std()) > 1, "a uniform draw of ±3 pixels has 1.7"
+
+
+# ── one step ──
+def test_a_batch_in_pieces_gives_the_same_step(digits: Dataset, tmp_path: Path) -> None:
+    whole = config_of(train={"max_steps": 3, "epochs": 1}, augment={"shift": 1.5},
+                      optim={"name": "sgd", "lr": 0.1, "warmup_steps": 0})
+    pieces = replace(whole, train=replace(whole.train, max_rows_per_pass=7))
+    for name, config in (("whole", whole), ("pieces", pieces)):
+        train(tmp_path / name, digits, config)
+    mine, theirs = tensors(tmp_path / "pieces"), tensors(tmp_path / "whole")
+    start = {f"model.{name}": p.detach().numpy() for name, p in network(whole, digits).named_parameters()}
+    for name, before in start.items():
+        moved = np.linalg.norm(theirs[name] - before)
+        assert moved > 1e-3
+        assert np.linalg.norm(mine[name] - theirs[name]) < 1e-6 * np.linalg.norm(theirs[name])
+
+
+def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.Progress]:
+    """Length of the step that SGD with rate 1 takes from a gradient of this length."""
+    config = config_of(optim={"name": "sgd", "lr": 1.0, "weight_decay": 0, "clip_norm": clip_norm})
+    model = Mlp((2, 2, 1), 3, [4], 0.0, (0.0,), (1.0,))
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, gradient / before.numel() ** 0.5)
+    progress = loop.Progress()
+    loop.step_or_skip(model, loop.build_optimizer(model, config.optim), config, progress, loss=1.0)
+    return (nn.utils.parameters_to_vector(parameters).detach() - before).norm().item(), progress
+
+
+@pytest.mark.parametrize(("clip_norm", "gradient", "length"), [(0.5, 4.0, 0.5), (0.5, 0.1, 0.1), (None, 4.0, 4.0)])
+def test_clipping_shortens_long_gradients_only(clip_norm: float | None, gradient: float, length: float) -> None:
+    assert stepped(clip_norm, gradient)[0] == pytest.approx(length, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_along() -> None:
+    moved, progress = stepped(1.0, float("inf"))
+    assert (moved, progress.skipped_steps, progress.skipped_in_a_row) == (0.0, 1, [0])
+
+
+def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps() -> None:
+    config = config_of(train={"max_skipped_steps": 2})
+    model, progress = Mlp((2, 2, 1), 3, [], 0.0, (0.0,), (1.0,)), loop.Progress()
+    optimizer = loop.build_optimizer(model, config.optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step(loss: float) -> None:
+        loop.step_or_skip(model, optimizer, config, progress, loss)
+        progress.advance()
+
+    for loss in (float("nan"), 1.0, float("nan")):
+        step(loss)
+    with pytest.raises(NonFiniteError) as caught:
+        step(float("inf"))
+    assert caught.value.steps == (2, 3)
+    assert progress.skipped_steps == 3
+
+
+# ── what ends training, and what goes on ──
+def test_training_stops_when_the_validation_metric_no_longer_improves(digits: Dataset, tmp_path: Path) -> None:
+    config = config_of(train={"epochs": 50, "early_stopping_epochs": 3}, optim={"lr": 1e-12, "warmup_steps": 0})
+    outcome, evaluations = train(tmp_path, digits, config)
+    assert outcome == "finished"
+    assert [row["epoch"] for row in evaluations] == [1, 2, 3, 4], "the first is the best, then three without improvement"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_the_best_checkpoint_is_that_of_the_metric(metric: str, digits: Dataset, tmp_path: Path) -> None:
+    config = config_of(eval={"metric": metric}, train={"epochs": 6}, optim={"lr": 0.03, "warmup_steps": 0})
+    _, evaluations = train(tmp_path, digits, config)
+    values = [row[f"validation_{metric}"] for row in evaluations]
+    best = Checkpoints(Store.open(str(tmp_path)).child("checkpoints")).best()
+    assert best is not None
+    chosen = values.index(max(values) if metric == "accuracy" else min(values))
+    assert best.step == evaluations[chosen]["step"]
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_steps": 4}])
+def test_stopping_after_every_step_changes_nothing(limit: dict[str, int], odd: Dataset, tmp_path: Path) -> None:
+    """Also at an epoch's last step, and at the very last one: what then is left to do is done when it continues."""
+    config = config_of(train={"epochs": 2, "global_batch_size": 60, **limit}, model={"dropout": 0.3}, augment={"rotate": 10})
+    _, expected = train(tmp_path / "at once", odd, config)
+    outcomes, evaluations = [], []
+    while not outcomes or outcomes[-1] != "finished":
+        outcome, reported = train(tmp_path / "in pieces", odd, config, StopAfterEachStep)
+        outcomes.append(outcome)
+        evaluations += reported
+        assert len(outcomes) <= 7
+    assert len(outcomes) == limit.get("max_steps", 6) + 1
+    assert evaluations == expected
+    mine, theirs = tensors(tmp_path / "in pieces"), tensors(tmp_path / "at once")
+    assert {name: array.tobytes() for name, array in mine.items()} == {name: array.tobytes() for name, array in theirs.items()}
+
+
+def test_steps_that_are_left_out_count_but_are_not_taken(odd: Dataset, tmp_path: Path) -> None:
+    class LeavingOut(Session):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**{**arguments, "assignment": replace(arguments["assignment"], excluded_steps=(1, 3))})
+
+    config = config_of(train={"epochs": 3, "max_steps": 4, "global_batch_size": 60})
+    _, evaluations = train(tmp_path, odd, config, LeavingOut)
+    assert [row["step"] for row in evaluations] == [3, 4]
+    assert int(tensors(tmp_path)["optimizer.0.step"]) == 2
+
+
+# ── hardware ──
+def test_bf16_trains_and_keeps_weights_in_float32(digits: Dataset, tmp_path: Path) -> None:
+    evaluations = {}
+    for precision in ("fp32", "bf16"):
+        config = config_of(hardware={"precision": precision}, train={"epochs": 4}, optim={"warmup_steps": 0})
+        _, evaluations[precision] = train(tmp_path / precision, digits, config)
+    mine, theirs = tensors(tmp_path / "bf16"), tensors(tmp_path / "fp32")
+    assert {array.dtype for array in mine.values()} == {np.dtype(np.float32)}
+    assert any(not np.array_equal(mine[name], theirs[name]) for name in mine), "it was in use"
+    assert evaluations["bf16"][-1]["validation_loss"] == pytest.approx(evaluations["fp32"][-1]["validation_loss"], rel=0.05)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ (apt-get install g++)")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Dataset, tmp_path: Path) -> None:
+    for compiled in (False, True):
+        config = config_of(hardware={"compile": compiled}, train={"max_steps": 3, "epochs": 1},
+                           optim={"name": "sgd", "lr": 0.1, "warmup_steps": 0})
+        train(tmp_path / str(compiled), odd, config)
+    mine, theirs = tensors(tmp_path / "True"), tensors(tmp_path / "False")
+    assert set(mine) == set(theirs)
+    for name, array in theirs.items():
+        np.testing.assert_allclose(mine[name], array, rtol=1e-4, atol=1e-6)
+
+
+# ── the way back ──
+LOAD = """
+import json, sys
+import numpy as np
+from jobs.common.artifact import open_artifact
+from jobs.mlp.model import load
+
+probe = open_artifact(sys.argv[1]).probe()
+classifier = load(sys.argv[1])
+found = classifier.predict(probe.inputs["image"])
+print(json.dumps({"difference": float(np.abs(found - probe.outputs["probabilities"]).max()), "shape": found.shape,
+                  "labels": classifier.labels, "ray": sorted(m for m in sys.modules if m.split(".")[0] == "ray")}))
+"""
+
+
+def test_an_artifact_loads_without_ray_and_answers_as_its_probe_says(tmp_path: Path) -> None:
+    with runs.run(tmp_path / "run", "--train.epochs", "2") as job:
+        job.finished()
+    done = subprocess.run([sys.executable, "-c", LOAD, str(job.folder / "artifact")], cwd=runs.ROOT, capture_output=True, text=True,
+                          check=True, timeout=60)
+    found = json.loads(done.stdout)
+    assert found["difference"] < 1e-6
+    assert found["shape"] == [4, 10]
+    assert found["labels"] == [str(digit) for digit in range(10)]
+    assert found["ray"] == []

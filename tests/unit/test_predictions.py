@@ -1,0 +1,46 @@
+"""Each worker writes its share of the predictions; the driver puts them together by row id."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.storage import Store
+from jobs.common import predictions
+from jobs.common.predictions import Predictions
+
+
+def share(rows: list[int]) -> Predictions:
+    """Rows that can be told by their numbers."""
+    ids = np.array(rows, np.int64)
+    return Predictions(ids, ids % 7, np.stack([ids / 100, 1 - ids / 100], 1).astype(np.float32))
+
+
+def test_shares_are_joined_and_sorted_by_row_id_whatever_the_ranks(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    ids = np.random.default_rng(0).permutation(60)
+    for rank in range(12):
+        predictions.write(store, "g1", "test", rank, share(ids[rank::12].tolist()))
+    joined = predictions.read(store, "g1", "test")
+    assert joined.row_ids.tolist() == list(range(60))
+    assert joined.labels.tolist() == [row % 7 for row in range(60)]
+    np.testing.assert_array_equal(joined.probabilities, share(list(range(60))).probabilities)
+    assert joined.probabilities.dtype == np.float32
+
+
+def test_splits_and_generations_are_kept_apart(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    predictions.write(store, "g1", "test", 0, share([9]))
+    predictions.write(store, "g2", "validation", 0, share([1, 2]))
+    predictions.write(store, "g2", "test", 0, share([3]))
+    assert predictions.read(store, "g2", "test").row_ids.tolist() == [3]
+    assert predictions.read(store, "g2", "validation").row_ids.tolist() == [1, 2]
+
+
+def test_a_share_that_would_run_code_is_not_read(tmp_path: Path) -> None:
+    store, data = Store.open(str(tmp_path)), io.BytesIO()
+    np.savez(data, row_ids=np.array([{"an": "object"}], dtype=object))
+    store.write_bytes("predictions/g1/test-00000.npz", data.getvalue())
+    with pytest.raises(ValueError, match="allow_pickle"):
+        predictions.read(store, "g1", "test")

@@ -1,0 +1,337 @@
+"""The registry on SQLite: what is recorded, what two first writers do, and that training never waits or dies for it."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import ArtifactError, ConfigError, RegistryError, StorageFullError
+from cluster.storage import Store
+from jobs.common.artifact import Probe, write_artifact
+from jobs.common.artifact_manifest import Description
+from jobs.common.metric_log import Metric as Entry
+from jobs.common.metric_log import MetricLog
+from jobs.common.open_inference import TensorSpec
+from jobs.common.registry import Registry
+from jobs.common.registry_command import main
+
+# MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
+
+
+def make_artifact(folder, scale=1.0):
+    scores = TensorSpec(name="scores", datatype="FP32", shape=(-1, 2))
+    rows = {"scores": np.zeros((1, 2), np.float32)}
+    description = Description(
+        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"), preprocessing={},
+        metrics={"test": {"accuracy": 0.98}}, config={}, data={"fingerprint": "f00d"}, about="A test.", code="git:1",
+    )  # fmt: skip
+    weights = {"w": np.full(4, scale, np.float32)}
+    probe = Probe(inputs=rows, outputs=rows)
+    return write_artifact(Store.open(str(folder)), "artifact", description=description, probe=probe, weights=weights)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """One database for the tests that do not care: making it takes 2 s."""
+    folder = tmp_path_factory.mktemp("storage")
+    Registry.open(None, Store.open(str(folder)), "warm").start("warm", {}, {})
+    return Store.open(str(folder))
+
+
+def client_of(storage):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{storage.local_path()}/mlflow.db")
+
+
+def test_a_run_is_recorded_with_params_tags_metrics_and_status(storage):
+    registry = Registry.open(None, storage, "recorded")
+    run_id = registry.start("first", {"optim.lr": 0.1, "data.uri": "s3://k:hush@b"}, {"job": "mlp"})
+    registry.log({"train_loss": 1.5, "validation_accuracy": 0.5, "auc_macro": None, "odd{name}": 1.0}, step=10)
+    registry.log({"train_loss": 0.5, "skipped": float("nan")}, step=20)
+    registry.finish("done")
+    run = client_of(storage).get_run(run_id)
+    assert run.data.params == {"optim.lr": "0.1", "data.uri": "s3://***@b"}
+    assert run.data.metrics == {"train_loss": 0.5, "validation_accuracy": 0.5, "odd_name_": 1.0}
+    assert (run.info.run_name, run.info.status, run.data.tags["job"]) == ("first", "FINISHED", "mlp")
+    history = client_of(storage).get_metric_history(run_id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(10, 1.5), (20, 0.5)]
+    assert registry.problem is None
+
+
+def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(storage):
+    first = Registry.open(None, storage, "resumed")
+    run_id = first.start("r", {"run.workers": "3"}, {})
+    first.log({"loss": 1.0}, step=1)
+    first.finish("stopped")
+    assert client_of(storage).get_run(run_id).info.status == "KILLED"
+    second = Registry.open(None, storage, "resumed")
+    assert second.start("r", {"run.workers": "1", "run.new": "x"}, {}, run_id=run_id) == run_id
+    assert client_of(storage).get_run(run_id).info.status == "RUNNING"
+    second.log({"loss": 0.5}, step=2)
+    second.finish("failed")
+    run = client_of(storage).get_run(run_id)
+    assert run.data.params == {"run.workers": "3", "run.new": "x"} and run.info.status == "FAILED"
+    assert [m.step for m in client_of(storage).get_metric_history(run_id, "loss")] == [1, 2]
+
+
+def test_a_run_that_the_registry_does_not_have_becomes_a_new_one(storage):
+    registry = Registry.open(None, storage, "unknown")
+    run_id = registry.start("r", {}, {}, run_id="0123456789abcdef0123456789abcdef")
+    assert run_id and run_id != "0123456789abcdef0123456789abcdef"
+    registry.finish("done")
+
+
+def test_an_artifact_becomes_the_candidate_and_is_promoted_and_fetched(storage, tmp_path, capsys):
+    registry = Registry.open(None, storage, "models")
+    registry.start("r", {}, {})
+    first = make_artifact(tmp_path / "first")
+    assert registry.register(first) == "1"
+    assert registry.register(first) == "1"  # the driver died after registering: the same version again
+    second = make_artifact(tmp_path / "second", scale=2.0)
+    assert registry.register(second) == "2"
+    registry.finish("done")
+
+    candidate = registry.resolve("models:/models@candidate")
+    assert (candidate.version, candidate.digest, candidate.uri) == ("2", second.digest, second.uri)
+    assert candidate.tags["data_fingerprint"] == "f00d"
+    fetched = registry.fetch(candidate, tmp_path / "fetched")
+    np.testing.assert_array_equal(fetched.weights()["w"], np.full(4, 2, np.float32))
+
+    assert registry.promote("models", "1") is None
+    assert registry.promote("models", "2") == "1"
+    assert registry.resolve("models:/models@champion").version == "2"
+    assert registry.resolve("models:/models/1").digest == first.digest
+    assert [(v.version, sorted(v.aliases)) for v in registry.versions("models")] == [
+        ("2", ["candidate", "champion"]), ("1", []),
+    ]  # fmt: skip
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_registrys_copy_is_held_to_the_registered_digest(storage, tmp_path):
+    registry = Registry.open(None, storage, "tampered")
+    registry.start("r", {}, {})
+    registry.register(make_artifact(tmp_path))
+    version = registry.resolve("models:/tampered@candidate")
+    [copy] = Path(storage.location("mlartifacts")).glob(f"{version.run_id}/artifacts/artifact")
+    other = make_artifact(tmp_path / "other", scale=3.0)
+    for path in (*other.manifest.paths, "manifest.json"):
+        (copy / path).write_bytes(other.store.read_bytes(path))
+    with pytest.raises(ArtifactError, match="as was registered"):
+        registry.fetch(version, tmp_path / "fetched")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("models:/lookups@champion", r"has no models:/lookups@champion: it has version 1 @candidate"),
+        ("models:/lookups/7", "has no models:/lookups/7"),
+        ("models:/lookups/newest", "has no models:/lookups/newest"),
+        ("models:/nothing@champion", "it has no model nothing"),
+        ("lookups@champion", "write models:/NAME@ALIAS"),
+    ],
+)
+def test_a_version_that_is_not_there_is_said_with_those_that_are(storage, tmp_path, reference, message):
+    registry = Registry.open(None, storage, "lookups")
+    registry.start("r", {}, {})
+    if not registry.versions("lookups"):
+        registry.register(make_artifact(tmp_path))
+    with pytest.raises(RegistryError, match=message):
+        registry.resolve(reference)
+
+
+def test_the_command_registers_after_the_fact_in_a_fresh_database_without_a_word_too_many(tmp_path):
+    line = [sys.executable, "-m", "jobs.common.registry", "register", "later", make_artifact(tmp_path).uri]
+    done = subprocess.run([*line, "--storage", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "models:/later/1\n", "")
+
+
+def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
+    registry = Registry.open(None, storage, "chosen")
+    registry.start("r", {}, {})
+    registry.register(make_artifact(tmp_path))
+    place = ["--storage", storage.location()]
+    main(["promote", "chosen", "1", *place])
+    assert capsys.readouterr() == ("models:/chosen@champion is version 1\n", "")
+    main(["list", "chosen", *place])
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["MODEL", "VERSION", "ALIASES"]
+    assert row.split()[:2] == ["chosen", "1"] and "0.980000" in row and {*row.split()[2].split(",")} == {"candidate", "champion"}
+    with pytest.raises(SystemExit, match="2"):
+        main(["promote", "chosen", "9", *place])
+    assert "it has version 1" in capsys.readouterr().err
+
+
+def test_looking_makes_no_database(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", "--storage", str(tmp_path)])
+    assert "no registry at" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+FIRST_WRITER = """
+import sys, time
+from pathlib import Path
+from cluster.storage import Store
+from jobs.common.registry import Registry
+from jobs.common.registry_command import main
+import mlflow.tracking  # both are ready before either goes
+folder = Path(sys.argv[1])
+(folder / f"ready-{sys.argv[2]}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.001)
+registry = Registry.open(None, Store.open(str(folder / "storage")), "shared")
+registry.start(sys.argv[2], {"who": sys.argv[2]}, {})
+registry.log({"loss": 1.0}, 1)
+registry.finish("done")
+assert registry.problem is None, registry.problem
+"""
+
+
+def test_two_first_writers_of_a_fresh_database_both_record(tmp_path):
+    line = [sys.executable, "-c", FIRST_WRITER, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*line, name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for name in "ab"
+    ]
+    try:
+        heard = [writer.communicate(timeout=120)[0] for writer in writers]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    assert [(writer.returncode, text) for writer, text in zip(writers, heard, strict=True)] == [(0, ""), (0, "")]
+    client = client_of(Store.open(str(tmp_path / "storage")))
+    experiment = client.get_experiment_by_name("shared")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["a", "b"]
+    assert all(run.data.metrics == {"loss": 1.0} for run in runs)
+
+
+def test_no_registry_records_nothing(tmp_path):
+    registry = Registry.open("none", Store.open(str(tmp_path)), "x")
+    assert registry.start("r", {}, {}) is None
+    registry.log({"loss": 1.0}, 1)
+    assert registry.register(make_artifact(tmp_path)) is None
+    registry.finish("done")
+    assert not (tmp_path / "mlflow.db").exists()
+    with pytest.raises(RegistryError, match="tracking is turned off"):
+        registry.resolve("models:/x@champion")
+
+
+def test_an_object_store_asks_for_a_tracking_server():
+    with pytest.raises(ConfigError, match=r"--run\.tracking-uri"):
+        Registry.open(None, Store.open("s3://bucket/runs?region=us-east-1"), "x")
+
+
+def test_a_dead_and_a_half_dead_server_are_found_out_in_seconds_and_named_without_the_password(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        for state in ("dead", "half-dead"):
+            began = time.monotonic()
+            with pytest.raises(RegistryError, match=r"http://\*\*\*@127.0.0.1:\d+ cannot be used .* tracking URI"):
+                Registry.open(f"http://me:hush@127.0.0.1:{port}", Store.open(str(tmp_path)), "x")
+            assert time.monotonic() - began < 8, state
+            listener.listen()  # from now on it accepts, and says nothing
+
+
+def test_a_storage_that_cannot_hold_the_database_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    registry = Registry.open(f"sqlite:///{tmp_path}/file/mlflow.db", Store.open(str(tmp_path)), "x")
+    with pytest.raises(RegistryError, match=r"registry sqlite:///.* cannot be used"):
+        registry.start("r", {}, {})
+
+
+def test_a_database_of_another_mlflow_names_the_upgrade(tmp_path):
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("create table alembic_version (version_num varchar(32) not null)")
+        database.execute("insert into alembic_version values ('ffffffffffff')")
+    database.close()
+    registry = Registry.open(None, Store.open(str(tmp_path)), "x")
+    with pytest.raises(RegistryError, match="cannot be used"):
+        registry.start("r", {}, {})
+
+
+class Place:
+    """Somewhere that takes metrics, or not."""
+
+    def __init__(self):
+        self.taken, self.down, self.warnings, self.asked = [], False, [], threading.Event()
+
+    def send(self, batch):
+        self.asked.set()
+        if self.down:
+            raise OSError("down")
+        self.taken += batch
+
+
+def entries(numbers):
+    return [Entry("loss", float(n), n, 0) for n in numbers]
+
+
+def test_metrics_arrive_in_order_and_in_batches():
+    place = Place()
+    log = MetricLog(place.send, place.warnings.append)
+    for start in range(0, 5000, 100):
+        log.add(entries(range(start, start + 100)))
+    assert log.close() == 0
+    assert [entry.step for entry in place.taken] == list(range(5000))
+
+
+def test_what_a_place_that_was_down_missed_is_sent_when_it_is_back():
+    place = Place()
+    place.down = True
+    log = MetricLog(place.send, place.warnings.append, retry_s=0.01)
+    log.add(entries(range(10)))
+    assert place.asked.wait(10)
+    place.down = False
+    log.add(entries(range(10, 20)))
+    assert log.close() == 0
+    assert [entry.step for entry in place.taken] == list(range(20))
+
+
+def test_a_place_that_stays_down_costs_no_waiting_and_the_missing_are_counted():
+    place = Place()
+    place.down = True
+    log = MetricLog(place.send, place.warnings.append, retry_s=60)
+    log.add(entries(range(10)))
+    assert place.asked.wait(10)
+    began = time.monotonic()
+    log.add(entries(range(10, 30)))
+    assert log.close() == 30
+    assert time.monotonic() - began < 10
+    assert place.warnings and place.taken == []
+
+
+def test_the_module_is_imported_without_mlflow():
+    check = "import sys, jobs.common.registry, jobs.common.mlflow_registry; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], env=os.environ, check=False).returncode == 0
+
+
+def test_a_database_that_was_not_finished_is_made_anew_and_a_disk_that_is_full_says_so(tmp_path):
+    """A disk of 300 kB: MLflow's empty tables take about 900."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        with pytest.raises(StorageFullError, match=r"mlflow\.db is full: make room"):
+            Registry.open(None, Store.open(str(disk)), "full").start("first", {}, {})
+        assert not (disk / "mlflow.db").exists()
+        assert list(disk.glob("mlflow.db.new-*"))
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        assert Registry.open(None, Store.open(str(disk)), "full").start("second", {}, {})
+        assert not list(disk.glob("mlflow.db.new-*"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,0 +1,94 @@
+"""Which attempt a command line means, and what is refused before anything is touched."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError, RunConflictError, StorageError
+from jobs.common import config as configs
+from jobs.common.run_folder import RunFolder, open_storage
+from jobs.mlp.config import MlpConfig
+
+
+def config(storage: Path, *flags: str) -> MlpConfig:
+    return configs.parse(MlpConfig, ["--run.storage", str(storage), "--run.name", "r", *flags], "test")
+
+
+def made(storage: Path, *flags: str) -> RunFolder:
+    asked = config(storage, *flags)
+    return RunFolder.find(asked).create(asked, asked.run.max_workers, {"fingerprint": "f"})
+
+
+def test_finding_a_run_writes_nothing(tmp_path: Path) -> None:
+    RunFolder.find(config(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_same_name_continues_and_never_begins_beside_it(tmp_path: Path) -> None:
+    first = made(tmp_path)
+    assert RunFolder.find(config(tmp_path)).record["name"] == "r"
+    second = RunFolder.find(config(tmp_path, "--run.resume", "never", "--optim.lr", "0.5"))
+    assert (second.attempt, second.store.location()) == (2, f"{tmp_path}/r/attempts/2")
+    second.create(config(tmp_path, "--optim.lr", "0.5"), 1, {})
+    assert RunFolder.find(config(tmp_path, "--optim.lr", "0.5")).attempt == 2
+    assert first.store.exists("run.json")
+
+
+def test_a_changed_config_is_refused_with_the_differences(tmp_path: Path) -> None:
+    made(tmp_path)
+    with pytest.raises(RunConflictError) as caught:
+        RunFolder.find(config(tmp_path, "--optim.lr", "0.5", "--run.seed", "4"))
+    assert "optim.lr: 0.002 -> 0.5" in str(caught.value)
+    assert "run.seed: 0 -> 4" in str(caught.value)
+    assert "--run.resume never" in str(caught.value)
+
+
+def test_fields_that_decide_nothing_may_change(tmp_path: Path) -> None:
+    made(tmp_path, "--run.workers", "1:3")
+    found = RunFolder.find(config(tmp_path, "--run.workers", "2", "--run.max-failures", "9", "--data.cache-gb", "1"))
+    assert found.num_shards == 3
+
+
+def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
+    made(tmp_path, "--run.workers", "2")
+    with pytest.raises(ConfigError, match="at most 2 workers"):
+        RunFolder.find(config(tmp_path, "--run.workers", "1:3"))
+
+
+def test_the_newest_attempts_result_is_copied_to_the_top(tmp_path: Path) -> None:
+    made(tmp_path).write_result({"attempt": 1})
+    second = RunFolder.find(config(tmp_path, "--run.resume", "never"))
+    second.create(config(tmp_path), 1, {}).write_result({"attempt": 2})
+    assert '"attempt": 2' in (tmp_path / "r/result.json").read_text()
+    assert '"attempt": 2' in (tmp_path / "r/attempts/2/result.json").read_text()
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "r/run.json").write_text("{")
+    with pytest.raises(StorageError, match=r"run\.json is damaged"):
+        RunFolder.find(config(tmp_path))
+
+
+def test_a_relative_storage_is_refused_inside_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="absolute path"):
+        open_storage("runs")
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_run(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    with folder.locked(), pytest.raises(RunConflictError, match="another process"), folder.locked():
+        pass
+    with folder.locked():
+        pass
+
+
+def test_the_lock_goes_away_with_the_run_and_takes_the_folders_made_for_it_along(tmp_path: Path) -> None:
+    folder = RunFolder.find(config(tmp_path / "new/storage"))
+    with folder.locked():
+        assert (tmp_path / "new/storage/.locks/r").exists()
+    assert list(tmp_path.iterdir()) == []
+    with made(tmp_path).locked():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]

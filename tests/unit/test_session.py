@@ -1,0 +1,229 @@
+"""A worker's view of one generation: its share of the work, how fast it goes, what it is told."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.storage import Store
+from jobs.common import session as sessions
+from jobs.common.checkpoint import Checkpoints
+from jobs.common.config import Config, from_dict
+from jobs.common.coordinator import Assignment, Coordinator
+from jobs.common.dataset import Dataset
+from jobs.common.images import ImageDataConfig
+from jobs.common.prepare import prepare
+from jobs.common.session import BEAT_S, Pace, PeerLostError, Session
+from jobs.common.worker import DirectLink
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(sessions, "time", made)
+    return made
+
+
+def steps(pace: Pace, clock: Clock, seconds: list[float], rows: int = 10) -> None:
+    for each in seconds:
+        clock.now += each
+        pace.step(rows)
+
+
+def test_the_rate_leaves_out_the_first_20_steps(clock: Clock) -> None:
+    pace = Pace()
+    pace.start()
+    steps(pace, clock, [5.0] * 20)
+    assert pace.samples_per_s == 0.0
+    steps(pace, clock, [0.5] * 4)
+    assert pace.samples_per_s == pytest.approx(20.0)
+    assert pace.median_s == 5.0
+
+
+def test_time_between_epochs_counts_for_no_step(clock: Clock) -> None:
+    pace = Pace()
+    pace.start()
+    steps(pace, clock, [0.1] * 30)
+    clock.now += 60
+    pace.start()
+    steps(pace, clock, [0.1] * 30)
+    assert pace.samples_per_s == pytest.approx(100.0)
+    assert max(pace.recent) == pytest.approx(0.1)
+
+
+def test_a_pace_without_steps_is_zero() -> None:
+    assert (Pace().median_s, Pace().samples_per_s) == (0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("data"))), use_ray=False)
+
+
+Make = Callable[..., tuple[Coordinator, list[Session]]]
+
+
+@pytest.fixture
+def make(dataset: Dataset, tmp_path: Path) -> Iterator[Make]:
+    """Sessions of all ranks of one generation, with their coordinator."""
+    opened: list[Session] = []
+
+    def group(world_size: int = 1, num_shards: int | None = None, **run: Any) -> tuple[Coordinator, list[Session]]:
+        config = from_dict(Config, {"run": {"checkpoint_every_steps": 8, **run}})
+        coordinator, store = Coordinator(), Store.open(str(tmp_path))
+        generation = Checkpoints(store.child("checkpoints")).begin_generation()
+        assignments = {
+            f"w{rank}": Assignment(generation=generation, rank=rank, world_size=world_size, num_shards=num_shards or world_size,
+                                   checkpoint=None) for rank in range(world_size)
+        }
+        coordinator.begin(assignments, {rank: f"w{rank}" for rank in range(world_size)})
+        opened.extend(
+            Session(config=config, run_store=store, dataset=dataset, assignment=assignments[f"w{rank}"],
+                    link=DirectLink(coordinator), slot=rank, worker=f"w{rank}", host="127.0.0.1", device="cpu",
+                    config_fingerprint="f") for rank in range(world_size)
+        )
+        return coordinator, opened
+
+    yield group
+    for session in opened:
+        session.close(failed=True)
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 20 * BEAT_S + 5
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return value
+
+
+def stepped(session: Session, step: int, loss: float = 1.0) -> None:
+    session.stepped(step=step, epoch=0, rows=60, loss=loss, skipped=0)
+
+
+@pytest.mark.parametrize(("world_size", "num_shards"), [(1, 1), (2, 3), (3, 3), (2, 4)])
+def test_every_row_is_evaluated_once_and_every_shard_has_one_owner(
+    make: Make, dataset: Dataset, world_size: int, num_shards: int
+) -> None:
+    _, ranks = make(world_size, num_shards)
+    for split in ("validation", "test"):
+        rows = [row for session in ranks for row in session.share_of(split)]
+        assert rows == list(range(dataset.splits[split].num_rows))
+    owned = sorted(shard for session in ranks for shard in session.shards)
+    assert owned == list(range(num_shards))
+
+
+def test_a_stop_is_a_hint_that_arrives_with_a_beat(make: Make) -> None:
+    coordinator, (session,) = make()
+    assert not session.stop_wanted
+    stepped(session, 1)
+    coordinator.request_stop()
+    until(lambda: session.stop_wanted)
+    stepped(session, 2)  # which step to stop at, all ranks agree on
+
+
+@pytest.mark.parametrize("how", ["break_up", "abort"])
+def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how: str) -> None:
+    coordinator, (session,) = make()
+    getattr(coordinator, how)()
+
+    def left() -> bool:
+        try:
+            session.tick()
+        except PeerLostError:
+            return True
+        return False
+
+    until(left)
+    with pytest.raises(PeerLostError):
+        stepped(session, 5)
+    assert session.step == 5, "the step was done, and may have to be repeated"
+
+
+def test_rank_0_shares_its_value_with_all(make: Make) -> None:
+    _, (first, second) = make(2)
+    assert first.share("port", lambda: 29500) == 29500
+    assert second.share("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
+
+
+def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:
+    coordinator, ranks = make(2)
+    coordinator.break_up()
+    with pytest.raises(PeerLostError, match="rank 0 did not share 'port'"):
+        ranks[1].share("port", lambda: None)
+
+
+def test_only_rank_0_reports_and_asks_for_checkpoints(make: Make) -> None:
+    coordinator, (first, second) = make(2)
+    for session in (first, second):
+        session.report("evaluation", step=6, validation_accuracy=0.5)
+    assert [first.checkpoint_due(6), second.checkpoint_due(6)] == [True, False]
+    reports: list[dict[str, Any]] = []
+    until(lambda: reports.extend(coordinator.look().reports) or reports)
+    time.sleep(2 * BEAT_S)
+    reports += coordinator.look().reports
+    assert reports == [{"kind": "evaluation", "step": 6, "validation_accuracy": 0.5}]
+
+
+def test_beats_carry_the_latest_state_and_the_mean_loss_of_what_was_finite(make: Make) -> None:
+    coordinator, (session,) = make()
+    session.note(total_steps=100)
+    for step, loss in enumerate((2.0, float("nan"), 4.0), start=1):
+        stepped(session, step, loss)
+    session.tick()
+    session.close()
+    state = coordinator.look().beats[0]
+    assert (state["step"], state["total_steps"], state["ticks"]) == (3, 100, 1)
+    assert 2.0 <= state["loss"] <= 4.0
+    assert {"first_step"} <= set(state["marks"])
+
+
+def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make: Make) -> None:
+    coordinator, (session,) = make()
+    rows: list[dict[str, Any]] = []
+    for step in range(1, 400):
+        stepped(session, step, loss=1.0)
+        if step % 20 == 1 or step > 300:
+            session._beat()
+            rows += [row for row in coordinator.look().reports if row["kind"] == "progress"]
+    assert rows[0]["step"] == 1 and "samples_per_s" not in rows[0]
+    assert rows[-1]["samples_per_s"] > 0
+    late = [row["step"] for row in rows if row["step"] > 300]
+    assert min(np.diff(late)) >= 300 // 50
+    assert all(row["train_loss"] == pytest.approx(1.0) for row in rows)
+
+
+def test_the_rows_of_each_step_are_traced_by_shard(make: Make, tmp_path: Path) -> None:
+    _, (session,) = make(trace_rows=True)
+    session.trace(0, 3, {0: np.array([5, 7]), 2: np.array([1])})
+    lines = (tmp_path / "logs/rows").glob("*-0.jsonl")
+    text = next(iter(lines)).read_text()
+    assert text == ('{"epoch": 0, "step": 3, "shard": 0, "rows": [5, 7]}\n'
+                    '{"epoch": 0, "step": 3, "shard": 2, "rows": [1]}\n')
+
+
+def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: Path) -> None:
+    _, (first, second) = make(2)
+    weights = {"w": np.arange(5, dtype=np.float32)}
+    for session in (first, second):
+        session.save(lambda: weights, {"step": 4}, step=4, epoch=1, metric=0.5)
+        session.committed()
+    for session in (first, second):
+        np.testing.assert_array_equal(session.best_checkpoint()["w"], weights["w"])
+    assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
