@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_NOT_THEIRS = ("VIRTUAL_ENV", "PYTHONPATH", "RAY_", "TRAINYARD_", "PYTEST_", "XDG_", "MLFLOW_", "AWS_")
+_NOT_THEIRS = ("VIRTUAL_ENV", "MAKE", "MFLAGS", "PYTHONPATH", "RAY_", "TRAINYARD_", "PYTEST_", "XDG_", "MLFLOW_", "AWS_")
 
 
 def clone(target: Path) -> Path:
