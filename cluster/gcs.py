@@ -38,6 +38,13 @@ class Node:
     resources: dict[str, float]
     available: dict[str, float] = field(default_factory=dict[str, float])
     """What is free now."""
+    draining: bool = False
+    """About to be taken away (a preemption, a scale-down): it takes no new work, and what runs there should move."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether work can be put there."""
+        return self.alive and not self.draining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +108,21 @@ class Gcs:
         reply = self._call("NodeInfoGcsService", "GetAllNodeInfo", pb.GetAllNodeInfoRequest())
         free = self._call("NodeResourceInfoGcsService", "GetAllAvailableResources", pb.GetAllAvailableResourcesRequest())
         available = {row.node_id.hex(): dict(row.resources_available) for row in free.resources_list}
+        draining = self.draining_nodes()
         nodes = [
             Node(node_id=row.node_id.hex(), name=row.node_name, ip=row.node_manager_address, port=row.node_manager_port,
                  alive=row.state == 0, is_head=row.is_head_node, resources=dict(row.resources_total),
-                 available=available.get(row.node_id.hex(), {}))
+                 available=available.get(row.node_id.hex(), {}), draining=row.node_id.hex() in draining)
             for row in reply.node_info_list
         ]
         return sorted(nodes, key=lambda node: (not node.is_head, node.name, node.node_id))
+
+    def draining_nodes(self) -> set[str]:
+        """The ids of the nodes that are about to be taken away."""
+        from ray.core.generated import gcs_service_pb2 as pb
+
+        reply = self._call("NodeResourceInfoGcsService", "GetDrainingNodes", pb.GetDrainingNodesRequest())
+        return {row.node_id.hex() for row in reply.draining_nodes}
 
     def jobs(self) -> list[Job]:
         """The drivers that were ever connected, but for Ray's own, oldest first."""

@@ -58,38 +58,43 @@ def preflight(request: Request, store: Store, wait_s: float, *, say: Callable[[s
         check_storage(trace)
         left_s = _CHECKS_S - (time.monotonic() - began)
         await_room(request, wait_s, say)
-        check_nodes(trace, [node for node in nodes() if node.alive], left_s)
+        check_nodes(trace, [node for node in nodes() if node.usable], left_s)
 
 
 def await_room(request: Request, wait_s: float, say: Callable[[str], None] = print) -> None:
     """Returns once the request fits into what is free. Raises: ResourceError if it cannot ever, or not within wait_s."""
     gcs = _gcs()
-    alive = [node for node in gcs.nodes() if node.alive]
-    if _fits(request, (node.available for node in alive)) >= request.num_workers:
+    usable = [node for node in gcs.nodes() if node.usable]
+    if _fits(request, (node.available for node in usable)) >= request.num_workers:
         return
-    capacity = _fits(request, (node.resources for node in alive))
+    capacity = _fits(request, (node.resources for node in usable))
     grows = autoscaled(gcs)
     if capacity < request.num_workers and not grows:
-        raise ResourceError(f"needs {request}, {_shortage(request, alive, capacity)} and cannot grow: {_remedy(request, alive)}")
+        raise ResourceError(f"needs {request}, {_shortage(request, usable, capacity)} and cannot grow: {_remedy(request, usable)}")
     if wait_s > 0:
         why = "the cluster is busy" if capacity >= request.num_workers else "the autoscaler may add nodes"
         say(f"waiting up to {wait_s:g} s for {request}: {why}")
     if not _queue(request, wait_s, gcs, refused=capacity < request.num_workers):
-        alive = [node for node in gcs.nodes() if node.alive]
-        room = _fits(request, (node.available for node in alive))
+        usable = [node for node in gcs.nodes() if node.usable]
+        room = _fits(request, (node.available for node in usable))
         raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} s: "
                             "pass a longer --run.wait or fewer --run.workers, or stop what holds the rest")
 
 
 def possible_workers(request: Request, held: int = 0) -> int:
-    """How many such workers the live cluster could hold now: what is free, and what this run itself holds on live nodes.
+    """How many such workers the cluster could hold now: what is free, and what this run itself holds, on usable nodes.
 
     held: how many workers this run has started; at most so many of this job's own placements are counted.
     """
     gcs = _gcs()
-    alive = [node for node in gcs.nodes() if node.alive]
-    ids = {node.node_id for node in alive}
-    return _fits(request, (node.available for node in alive)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
+    usable = [node for node in gcs.nodes() if node.usable]
+    ids = {node.node_id for node in usable}
+    return _fits(request, (node.available for node in usable)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the connected cluster's nodes that are about to be taken away. Raises: ClusterError."""
+    return _gcs().draining_nodes()
 
 
 def autoscaled(gcs: Gcs) -> bool:
@@ -106,12 +111,12 @@ def _fits(request: Request, supplies: Iterable[Mapping[str, float]]) -> int:
                for supply in supplies)
 
 
-def _own_bundles(request: Request, alive: set[str], groups: Iterable[Any]) -> int:
+def _own_bundles(request: Request, usable: set[str], groups: Iterable[Any]) -> int:
     import ray
 
     job = ray.get_runtime_context().get_job_id()
     bundles = (b for g in groups if g.creator_job_id.hex() == job and g.state != _REMOVED for b in g.bundles)
-    return sum(b.node_id.hex() in alive and _fits(request, [b.unit_resources]) for b in bundles)
+    return sum(b.node_id.hex() in usable and _fits(request, [b.unit_resources]) for b in bundles)
 
 
 def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool) -> bool:
@@ -139,22 +144,22 @@ def _infeasible(request: Request, gcs: Gcs) -> bool:
     return any([dict(part.resources_bundle) for part in gang.requests] == wanted for gang in gangs)
 
 
-def _shortage(request: Request, alive: list[Node], capacity: int) -> str:
-    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in alive):
+def _shortage(request: Request, usable: list[Node], capacity: int) -> str:
+    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in usable):
         return "the cluster has no GPU"
     if capacity == 0:
-        most = max((node.resources.get("CPU", 0.0) for node in alive), default=0.0)
+        most = max((node.resources.get("CPU", 0.0) for node in usable), default=0.0)
         return f"no node has that (the most CPUs in one node: {most:g})"
     return f"the cluster has room for {capacity}"
 
 
-def _remedy(request: Request, alive: list[Node]) -> str:
+def _remedy(request: Request, usable: list[Node]) -> str:
     """The nearest request that can be met."""
-    if (capacity := _fits(request, (node.resources for node in alive))) > 0:
+    if (capacity := _fits(request, (node.resources for node in usable))) > 0:
         return f"pass --run.workers {capacity}, or add nodes"
-    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in alive):
+    if request.gpus_per_worker and not any(node.resources.get("GPU") for node in usable):
         return "pass --run.gpus-per-worker 0, or add nodes with GPUs"
-    most = int(max((node.resources.get("CPU", 0.0) for node in alive), default=0.0))
+    most = int(max((node.resources.get("CPU", 0.0) for node in usable), default=0.0))
     return f"pass --run.cpus-per-worker {most}, or add larger nodes" if most else "add nodes with CPUs"
 
 

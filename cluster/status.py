@@ -60,7 +60,7 @@ def _node_table(nodes: list[Node], alive: list[Node]) -> Table:
     table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB", title="nodes (in use of total)",
                   title_justify="left", show_footer=len(alive) > 1)
     for node in nodes:
-        table.add_row(node.name or node.node_id[:12], node.ip, "head" if node.is_head and node.alive else _state(node),
+        table.add_row(node.name or node.node_id[:12], node.ip, "head" if node.is_head and node.usable else _state(node),
                       *_amounts([node] if node.alive else []))
     for column, text in zip(table.columns, ["all", "", f"{len(alive)} alive", *_amounts(alive)], strict=True):
         column.footer = text
@@ -75,7 +75,9 @@ def _job_table(jobs: list[Job]) -> Table:
 
 
 def _state(node: Node) -> str:
-    return "alive" if node.alive else "dead"
+    if not node.alive:
+        return "dead"
+    return "draining" if node.draining else "alive"
 
 
 def _amounts(nodes: list[Node]) -> list[str]:

@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from cluster.processes import dump_stack, kill
 from jobs.common.coordinator import Coordinator, Member
@@ -34,6 +34,10 @@ class Engine(Protocol):
 
     def possible_workers(self) -> int:
         """How many workers there could be now, those running included."""
+        ...
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        """Who is on a node that is about to be taken away: some of these workers, or this driver itself."""
         ...
 
     def maintain(self) -> None:
@@ -76,6 +80,9 @@ class InProcessEngine:
 
     def possible_workers(self) -> int:
         return 1
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        return ""
 
     def maintain(self) -> None:
         pass
@@ -143,6 +150,9 @@ class ProcessEngine:
     def possible_workers(self) -> int:
         """As many as the machine has cores for, where the run leaves a choice."""
         return max(1, (os.cpu_count() or 1) // self._cpus_per_worker)
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        return ""
 
     def maintain(self) -> None:
         for slot, process in self._processes.items():

@@ -15,14 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import RunConflictError, TrainingFailedError
 from cluster.processes import dump_stack, kill
-from cluster.resources import Request, possible_workers
+from cluster.resources import Request, draining_nodes, possible_workers
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.worker import Link, Place, Task, work
 
@@ -91,6 +91,12 @@ class RayEngine:
 
     def possible_workers(self) -> int:
         return possible_workers(self._request, held=self._num_workers)
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        draining = draining_nodes()
+        if ray.get_runtime_context().get_node_id() in draining:
+            return "driver"
+        return "workers" if draining & {member.node_id for member in members} else ""
 
     def maintain(self) -> None:
         if self._error is not None:

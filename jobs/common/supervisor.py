@@ -3,7 +3,7 @@
     start a group ─► gather: all slots join ─► begin a generation from the newest intact checkpoint ─► watch
           ▲            ▲                                                                                 │
           │            └── a worker died, or hung and was killed: survivors and successor join ◄─────────┤
-          └── the cluster grew or shrank: another number of workers ◄────────────────────────────────────┤
+          └── the cluster grew, shrank, or is to lose a node: checkpoint, other workers ◄────────────────┤
                                                            finished, stopped, failed: the end ◄──────────┘
 """
 
@@ -27,6 +27,8 @@ from jobs.common.worker import Task
 LOOK_S = 0.05
 _SILENT_S = 5.0
 _ROOM_EVERY_S = 5.0
+_LEAVING_EVERY_S = 1.0
+_RELEASE_S = 5.0
 _GATHER_S = 180.0
 _FIRST_STEP_S = 300.0
 _MAX_ROLLBACKS = 3
@@ -45,7 +47,7 @@ class Watch:
     reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     alive: int = 0
     departed: dict[int, Departure] = field(default_factory=dict[int, Departure])
-    stopping: Literal["", "stop", "resize"] = ""
+    stopping: Literal["", "stop", "resize", "move"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Supervisor:
         self._watch = Watch()
         self._gathering_since: float | None = None
         self._progress: tuple[Any, float] = (None, 0.0)
-        self._room_at = 0.0
+        self._room_at = self._leaving_at = 0.0
         self._resize_to = 0
         self._killed: set[str] = set()
 
@@ -105,6 +107,7 @@ class Supervisor:
             else:
                 self._look_for_hang(view)
                 self._pass_on_stop()
+                self._look_for_preemption()
                 self._look_for_room()
 
     # ── what has been heard ──
@@ -149,9 +152,12 @@ class Supervisor:
             self._engine.end()
             if all(departure.outcome == "finished" for departure in watch.departed.values()):
                 return "finished"
-            if watch.stopping != "resize" or self._ears.stop_requested():
+            if watch.stopping not in ("resize", "move") or self._ears.stop_requested():
                 return "stopped"
-            self._restart(self._resize_to)
+            if watch.stopping == "move":
+                self._start_where_there_is_room()
+            else:
+                self._restart(self._resize_to)
         elif ended and not view.joined and len(watch.departed) < watch.num_workers:
             self._failed("the workers ended")
             self._restart(watch.num_workers)
@@ -272,16 +278,24 @@ class Supervisor:
 
     def _regroup(self) -> None:
         self._failed("there is no room for all workers any more")
+        self._start_where_there_is_room()
+
+    def _start_where_there_is_room(self) -> None:
+        """Another group, as large as it may be now. Raises: StoppedError if there is no room within `run.wait`."""
+        expected = max(self._possible(), self._run.min_workers)  # with what this group holds: free a moment after its end
         self._engine.link.call("abort")
         self._engine.end()
-        deadline = time.monotonic() + self._run.wait
-        while (possible := self._possible()) < self._run.min_workers:
-            if time.monotonic() > deadline or self._ears.stop_requested():
+        began = time.monotonic()
+        while (possible := self._possible()) < expected:
+            waited_s = time.monotonic() - began
+            if possible >= self._run.min_workers and waited_s > _RELEASE_S:
+                break
+            if possible < self._run.min_workers and (waited_s > self._run.wait or self._ears.stop_requested()):
                 raise StoppedError(
                     f"{self._run.min_workers} workers are needed and the cluster has room for {possible} "
                     f"(waited {self._run.wait:g} s, --run.wait): run the same command again when it has more"
                 )
-            time.sleep(1)
+            time.sleep(0.25)
         self._restart(possible)
 
     # ── watching ──
@@ -317,6 +331,20 @@ class Supervisor:
         if self._ears.stop_requested() and self._watch.stopping != "stop":
             self._watch.stopping = "stop"
             self._engine.link.call("request_stop")
+
+    def _look_for_preemption(self) -> None:
+        """Nodes that are about to be taken away are left after a checkpoint, so that no step is lost."""
+        watch, now = self._watch, time.monotonic()
+        if watch.stopping or now < self._leaving_at:
+            return
+        self._leaving_at = now + _LEAVING_EVERY_S
+        if not (who := self._engine.leaving(list(watch.members.values()))):
+            return
+        what = "this driver's node" if who == "driver" else "a node with workers"
+        self._ears.say(f"{what} is about to be taken away: checkpoint, then {'stop' if who == 'driver' else 'on without it'}")
+        self._ledger.event(f"{what} was about to be taken away (preemption or scale-down): left after a checkpoint")
+        watch.stopping = "stop" if who == "driver" else "move"
+        self._engine.link.call("request_stop")
 
     def _look_for_room(self) -> None:
         """An elastic run takes more workers when there is room for them, after a checkpoint."""

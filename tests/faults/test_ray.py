@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from cluster.network import free_port
 from tests import runs
 from tests.faults.conftest import FLAGS, same_result
 
+RAY = str(Path(sys.executable).with_name("ray"))
 INTERVAL = 8
 CLUSTER_S = 240
 EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "trainyard_train_loss", "trainyard_train_workers",
@@ -49,9 +51,13 @@ def node_of(job: runs.Job, rank: int) -> str:
     """The name of the node on which a rank runs."""
     newest = sorted((job.folder / "logs/workers").glob("*.json"))[-1]
     node_id = json.loads(newest.read_text())[str(rank)]["node"]
+    return next(node.name for node in worker_nodes() if node.node_id == node_id)
+
+
+def worker_nodes() -> list[local.LocalNode]:
     current = local.current()
     assert current is not None
-    return next(node.name for node in current.nodes if node.node_id == node_id)
+    return list(current.nodes[1:])
 
 
 def test_a_killed_worker_is_replaced_by_a_spare_and_no_other_process_restarts(
@@ -96,42 +102,49 @@ def test_a_lost_node_is_replaced_by_another_and_an_elastic_run_follows_the_clust
     same_result(job.folder, reference)
 
 
-def test_an_elastic_run_grows_without_a_lost_step_and_sees_the_same_micro_batches(
+def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the_same_micro_batches(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """Only one node is left, half of it taken: 2 workers; then a node joins: 3. (A large model, so that it lasts.)"""
+    """One node is left, half of it taken: 2 workers; a node joins: 3; it is preempted: 2. (A large model, so that it lasts.)"""
     with holding(cluster, cpus=2), runs.run(tmp_path / "run", *FLAGS, "--run.workers", "1:3", "--model.hidden", "800",
                                             "800", engine="ray", env=cluster.environment()) as job:
         job.until(lambda: "training on 2 workers" in job.text, 120)
         job.until_step(40)
-        local.add_node(2)
+        added = local.add_node(2)
         job.until(lambda: "training on 3 workers" in job.text, 120)
         job.until(lambda: {f"ray_{name}" for name in EXPORTED} <= exported(cluster), 60)
+        preempt(cluster, added)
+        job.until(lambda: job.text.count("training on 2 workers") == 2, 120)
         result = job.finished(CLUSTER_S)
+    local.remove_node(added.name)
     assert (result["lost_steps"], result["restarts"]) == (0, 0)
     assert any("resized from 2 to 3" in event for event in result["events"])
+    assert any("left after a checkpoint" in event for event in result["events"])
     assert runs.consumed_rows(job.folder) == runs.consumed_rows(reference)
 
 
-def test_ray_job_stop_leaves_a_checkpoint_and_exit_code_3(cluster: local.LocalCluster, reference: Path, tmp_path: Path) -> None:
-    env = {**os.environ, **cluster.environment()}
-    ray = str(Path(sys.executable).with_name("ray"))
-    entry = ["python", "-m", "jobs.mlp", *runs.QUICK, *FLAGS, "--run.storage", str(tmp_path), "--run.name", "run"]
-    submit = [ray, "job", "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", *entry]
-    subprocess.run(submit, cwd=runs.ROOT, env=env, check=True, capture_output=True, timeout=120)
-    folder = tmp_path / "run"
-    deadline = time.monotonic() + 120
-    while runs.progress(folder).get("highest_step", 0) < 30:
-        assert time.monotonic() < deadline, "the submitted job does not get on"
-        time.sleep(0.1)
-    subprocess.run([ray, "job", "stop", "stopped"], cwd=runs.ROOT, env=env, check=True, capture_output=True, timeout=120)
-    stopped = runs.result(folder)
-    assert (stopped["status"], stopped["exit_code"]) == ("stopped", 3)
+def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
+    cluster: local.LocalCluster, reference: Path, tmp_path: Path
+) -> None:
+    """The only node is preempted, and nothing takes its place; then another joins, and the job is stopped; then it goes on."""
+    folder, (node,) = tmp_path / "run", worker_nodes()
+    submit(cluster, folder, "preempted", "--run.wait", "0")
+    until_step(folder, 30)
+    preempt(cluster, node)
+    preempted = stopped(cluster, folder, "preempted")
+    assert "FAILED" in str(job_info(cluster, "preempted")["status"])
+    assert job_info(cluster, "preempted")["driver_exit_code"] == 3
+    local.add_node(4)
+    local.remove_node(node.name)
+    submit(cluster, folder, "stopped")
+    until_step(folder, preempted["steps"] + 30)
+    ray_job(cluster, "stop", "stopped")
     assert "STOPPED" in str(job_info(cluster, "stopped")["status"])
+    last = stopped(cluster, folder, "stopped")
     with ray_run(cluster, folder) as again:
         result = again.finished(CLUSTER_S)
-    assert f"continuing at step {stopped['steps']}" in again.text
-    assert result["lost_steps"] == 0
+    assert f"continuing at step {last['steps']}" in again.text
+    assert (result["lost_steps"], result["restarts"]) == (0, 0)
     same_result(folder, reference)
 
 
@@ -148,6 +161,42 @@ def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.Local
             assert "is being carried out by another job" in job.text
         finally:
             first.kill()
+
+
+def preempt(cluster: local.LocalCluster, node: local.LocalNode) -> None:
+    """Tells Ray that a node is about to be taken away, as an autoscaler or a cloud's watcher does."""
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds", "600"]
+    subprocess.run([RAY, "drain-node", "--address", cluster.address, "--node-id", node.node_id, *why],
+                   env={**os.environ, **cluster.environment()}, check=True, capture_output=True, timeout=60)
+
+
+def submit(cluster: local.LocalCluster, folder: Path, submission_id: str, *flags: str) -> None:
+    run = ["--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
+    entry = ["python", "-m", "jobs.mlp", *runs.QUICK, *FLAGS, *run]
+    ray_job(cluster, "submit", "--no-wait", "--submission-id", submission_id, "--working-dir", ".", "--", *entry)
+
+
+def ray_job(cluster: local.LocalCluster, *arguments: str) -> None:
+    subprocess.run([RAY, "job", *arguments], cwd=runs.ROOT, env={**os.environ, **cluster.environment()}, check=True,
+                   capture_output=True, timeout=120)
+
+
+def until_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while runs.progress(folder).get("highest_step", 0) < step:
+        assert time.monotonic() < deadline, "the submitted job does not get on"
+        time.sleep(0.1)
+
+
+def stopped(cluster: local.LocalCluster, folder: Path, submission_id: str) -> dict[str, Any]:
+    """result.json of a run, when its job has ended."""
+    deadline = time.monotonic() + 60
+    while job_info(cluster, submission_id)["status"] in ("PENDING", "RUNNING"):
+        assert time.monotonic() < deadline, "the job does not end"
+        time.sleep(0.5)
+    result = runs.result(folder)
+    assert (result["status"], result["exit_code"]) == ("stopped", 3)
+    return result
 
 
 def exported(cluster: local.LocalCluster) -> set[str]:
