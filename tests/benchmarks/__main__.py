@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m tests.benchmarks [NAME …] [--quick]`: measures, writes results/NAME.json and the README's tables.
+"""`make bench`, or `python -m tests.benchmarks [NAME …] [--quick]`: measures, writes results/NAME.json and the READMEs' tables.
 
 Exit code 1 if a threshold is missed. `--quick` only tries the benchmarks out: tiny settings, nothing is written.
 """
@@ -44,7 +44,7 @@ def run(name: str, folder: Path, *, quick: bool) -> list[str]:
     if quick:
         return []
     result.save()
-    results.write_readme(results.load_all())
+    results.write_readmes(results.load_all())
     return result.failures
 
 

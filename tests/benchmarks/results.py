@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON beside this file and as a table in the README.
+"""What a benchmark found, as JSON beside this file and as a table in a README: this folder's, or that of the faults.
 
 A *threshold* that is missed fails `make bench` and the test of the committed results, unless the result file carries an
 explanation under `missed`, which the README repeats. A missed *aim* is only reported.
@@ -16,6 +16,9 @@ from jobs.common.provenance import code_version, library_versions, machine
 HERE = Path(__file__).parent
 FOLDER = HERE / "results"
 README = HERE / "README.md"
+FAULTS_README = HERE.parent / "faults/README.md"
+READMES = {"recovery": FAULTS_README}
+"""Where a benchmark's table stands, if not in README."""
 BEGIN, END = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
 
 
@@ -121,8 +124,18 @@ def made(name: str, title: str, settings: dict[str, Any], outcome: Outcome, load
     return result if result.failures else Result(**{**vars(result), "missed": ""})
 
 
-def write_readme(results: list[Result], path: Path = README) -> None:
-    """Puts the tables between the README's markers."""
+def write_readmes(results: list[Result]) -> None:
+    """Puts each table where it belongs."""
+    for path in (README, *READMES.values()):
+        write_readme(shown_in(path, results), path)
+
+
+def shown_in(path: Path, results: list[Result]) -> list[Result]:
+    return [result for result in results if READMES.get(result.name, README) == path]
+
+
+def write_readme(results: list[Result], path: Path) -> None:
+    """Puts the tables between a README's markers."""
     text = path.read_text()
     head, rest = text.split(BEGIN)
     path.write_text(f"{head}{BEGIN}\n{tables(results)}{END}{rest.split(END)[1]}")

@@ -31,9 +31,11 @@ def test_a_committed_result_keeps_its_thresholds_or_says_why_not(path: Path) -> 
     assert {"processor", "cores", "torch", "ray"} <= set(result.machine)
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    text = results.README.read_text()
-    assert text.split(results.BEGIN)[1].split(results.END)[0].strip() == results.tables(results.load_all()).strip()
+@pytest.mark.parametrize("readme", [results.README, results.FAULTS_README], ids=lambda path: path.parent.name)
+def test_the_readmes_show_the_committed_results(readme: Path) -> None:
+    text, shown = readme.read_text(), results.shown_in(readme, results.load_all())
+    assert shown
+    assert text.split(results.BEGIN)[1].split(results.END)[0].strip() == results.tables(shown).strip()
 
 
 def figure(value: float) -> Figure:
