@@ -105,10 +105,10 @@ class Coordinator:
         """A sign of life, the latest state, and what has been reported since."""
         with self._lock:
             self._heard[slot] = time.monotonic()
+            self._reports += reports  # also of one that is told to leave: its last checkpoint may still be committed
             if self._members.get(slot) != worker:
                 return Orders(leave=True)
             self._beats[slot] = state
-            self._reports += reports
             return Orders(stop=self._stop, leave=self._abort)
 
     def leave(self, departure: Departure) -> None:

@@ -21,6 +21,10 @@ from jobs.common.worker import CoordinatorServer, DirectLink, Link, Place, Task,
 T = TypeVar("T")
 
 
+class GroupLostError(Exception):
+    """The engine has lost its whole group of workers, and does not replace it by itself."""
+
+
 class Engine(Protocol):
     """What the supervisor needs of a binding."""
 
@@ -41,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def maintain(self) -> None:
-        """Replaces dead workers where that is the engine's part. Raises: TrainyardError if the group cannot go on."""
+        """Replaces dead workers where that is the engine's part. Raises: GroupLostError if the whole group is gone."""
         ...
 
     def ended(self) -> bool:
@@ -103,7 +107,7 @@ class InProcessEngine:
         assert self._task is not None
         results: list[T] = []
         errors: list[BaseException] = []
-        cause: Exception | None = None
+        cause: BaseException | None = None
 
         def watch() -> None:
             try:
@@ -116,7 +120,7 @@ class InProcessEngine:
         watcher.start()
         try:
             work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
-        except Exception as error:  # noqa: BLE001  (the supervisor has its report, and decides)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the supervisor has its report, and decides)
             cause = error
         finally:
             self._done = True

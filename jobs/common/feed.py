@@ -30,6 +30,8 @@ class Feed:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, MicroBatches]]:
         """(step within the epoch, micro-batches) from a step to the epoch's end, reached directly."""
+        if start_step >= self.order.steps_per_epoch:
+            return  # stopped after an epoch's last step: no row of it is left
         size = self.order.micro_batch_size
         streams = {shard: _Stream(self, epoch, shard, start_step * size) for shard in self.shards}
         for step in range(start_step, self.order.steps_per_epoch):

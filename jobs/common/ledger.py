@@ -1,18 +1,23 @@
 """The driver's account of a run: what was lost, restarted, left out, and how well the time was used.
 
 It outlives workers and drivers: `progress.json` in the run's folder is written every second or so, and read by the next.
+What decides the result, the steps that are left out, is in a file of its own, written at once and checked when it is read.
 """
 
+import bisect
 import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.errors import CheckpointError
 from cluster.storage import Store
+from jobs.common.checkpoint_manifest import read_json, write_json
 
 _FILE = "progress.json"
+_EXCLUDED_FILE = "excluded_steps.json"
 _SAVED = ("restarts", "lost_steps", "recovery_s", "events", "history", "rollbacks", "skipped_steps", "highest_step",
-          "excluded_steps", "wall_s", "median_step_s", "samples_per_s")
+          "wall_s", "median_step_s", "samples_per_s")
 
 
 @dataclass(kw_only=True)
@@ -46,15 +51,21 @@ class Ledger:
 
     @staticmethod
     def open(store: Store) -> "Ledger":
-        """The account so far. A driver that ended without a word counts as a restart."""
-        ledger = Ledger(store=store)
+        """The account so far. A driver that ended without a word counts as a restart.
+
+        Raises: CheckpointError if the list of the steps to leave out is damaged.
+        """
+        ledger = Ledger(store=store, excluded_steps=_excluded(store))
         try:
             saved: dict[str, Any] = json.loads(store.read_text(_FILE))
-            for key in _SAVED:
-                setattr(ledger, key, saved[key])
-        except (FileNotFoundError, ValueError, KeyError):
-            return Ledger(store=store)
-        ledger.excluded_steps = tuple(ledger.excluded_steps)
+            values = {key: saved[key] for key in _SAVED}
+        except FileNotFoundError:
+            return ledger
+        except (ValueError, KeyError) as error:
+            ledger.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
+            return ledger
+        for key, value in values.items():
+            setattr(ledger, key, value)
         ledger.resumed, ledger._earlier_s = True, ledger.wall_s
         if not saved["ended"]:
             ledger.restarts += 1
@@ -72,9 +83,17 @@ class Ledger:
         self.median_step_s = state.get("median_step_s") or self.median_step_s
         self.samples_per_s = state.get("samples_per_s") or self.samples_per_s
         self.skipped_steps = state.get("skipped_steps", self.skipped_steps)
-        self.history += reports
-        if time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
+        self._remember(reports)
+        evaluated = any(report["kind"] == "evaluation" for report in reports)  # a checkpoint follows: it is not repeated
+        if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
             self.save()
+
+    def _remember(self, reports: list[dict[str, Any]]) -> None:
+        """In the order of steps; what is reported again, since its step was repeated, takes the place of what was."""
+        for report in reports:
+            same = (report["kind"], report["step"])
+            self.history = [row for row in self.history if (row["kind"], row["step"]) != same]
+            bisect.insort(self.history, report, key=lambda row: row["step"])
 
     def reached(self, step: int) -> None:
         self.highest_step = max(self.highest_step, step)
@@ -93,6 +112,7 @@ class Ledger:
     def exclude(self, steps: list[int]) -> None:
         self.rollbacks += 1
         self.excluded_steps = tuple(sorted({*self.excluded_steps, *steps}))
+        write_json(self.store, _EXCLUDED_FILE, {"steps": list(self.excluded_steps)})
         self.event(f"loss or gradient not finite: the rows of steps {steps} are left out")
 
     def event(self, text: str) -> None:
@@ -125,3 +145,13 @@ class Ledger:
         self._saved_at = time.monotonic()
         self.wall_s = self._earlier_s + time.monotonic() - self._began
         self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))
+
+
+def _excluded(store: Store) -> tuple[int, ...]:
+    try:
+        return tuple(read_json(store, _EXCLUDED_FILE)["steps"])
+    except FileNotFoundError:
+        return ()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: {store.location(_EXCLUDED_FILE)} says which steps' rows are left out, and going on with "
+                              "another list would give another result: restore it, or begin another run with --run.name") from error

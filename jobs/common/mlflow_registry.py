@@ -167,6 +167,8 @@ class MlflowRegistry(Registry):
         client, name = self._client, self._name
         for item in client.search_model_versions(f"name = '{name}' and run_id = '{self.run_id}'"):
             if item.tags.get("manifest_digest") == artifact.digest:
+                if CANDIDATE not in client.get_registered_model(name).aliases:  # the one before was cut off in between
+                    client.set_registered_model_alias(name, CANDIDATE, item.version)
                 return str(item.version)
         self._upload(artifact)
         _create_if_absent(lambda: client.create_registered_model(name))

@@ -61,6 +61,7 @@ class Order:
     def window_at(self, epoch: int, shard: int, row: int) -> int:
         """Which window holds a row of a shard's stream."""
         chunks = self._chunks(epoch, shard)
+        assert 0 <= row < chunks.stop - chunks.start, f"row {row} of a shard of {chunks.stop - chunks.start}"
         # Chunks are full but for two at most, so the window lies at or up to two windows after the naive one.
         window = row // (self._chunks_per_window * self.block_rows)
         while chunks.offset((window + 1) * self._chunks_per_window) <= row:

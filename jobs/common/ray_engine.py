@@ -15,19 +15,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import RunConflictError, TrainingFailedError
+from cluster.errors import RunConflictError
 from cluster.processes import dump_stack, kill
 from cluster.resources import Request, draining_nodes, possible_workers
 from jobs.common.coordinator import Coordinator, Member
+from jobs.common.engine import GroupLostError
 from jobs.common.worker import Link, Place, Task, work
 
 T = TypeVar("T")
 NAMESPACE = "trainyard"
+_AT_ONCE = 32
 
 
 class ActorLink:
@@ -40,7 +43,7 @@ class ActorLink:
         try:
             return ray.get(getattr(self.actor, method).remote(*args))
         except ray.exceptions.RayActorError as error:
-            raise ConnectionError("the driver of this run is gone") from error
+            raise ConnectionError("the coordinator of this run is gone, with its driver or its cluster") from error
 
 
 def lock_name(storage: str, name: str) -> str:
@@ -77,15 +80,16 @@ class RayEngine:
 
     can_replace = True
 
-    def __init__(self, link: ActorLink, request: Request, run_uri: str) -> None:
+    def __init__(self, link: ActorLink, request: Request) -> None:
         self.link: Link = link
-        self._actor, self._request, self._run_uri = link.actor, request, run_uri
+        self._actor, self._request = link.actor, request
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._num_workers = 0
 
     def start(self, task: Task, num_workers: int) -> None:
         self._num_workers, self._error = num_workers, None
+        self.link.call("describe", {"controller": None})  # the one of the group before is gone
         self._thread = threading.Thread(target=self._fit, args=(task, num_workers), name="trainyard-fit", daemon=True)
         self._thread.start()
 
@@ -101,17 +105,20 @@ class RayEngine:
     def maintain(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
-            raise TrainingFailedError(f"Ray Train gave up: {error}") from error
+            raise GroupLostError(f"Ray Train gave the workers up: {error}") from error
 
     def ended(self) -> bool:
         return self._thread is None or not self._thread.is_alive()
 
     def stacks(self, members: list[Member]) -> dict[int, str]:
-        return {member.slot: dump_stack(member.pid, member.node_id) for member in members}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # a node that does not answer keeps nobody else waiting
+            stacks = {member.slot: pool.submit(dump_stack, member.pid, member.node_id) for member in members}
+            return {slot: stack.result() for slot, stack in stacks.items()}
 
     def kill(self, members: list[Member]) -> None:
-        for member in members:
-            kill(member.pid, member.node_id, member.started)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for member in members:
+                pool.submit(kill, member.pid, member.node_id, member.started)
 
     def end(self) -> None:
         """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""
@@ -141,7 +148,7 @@ class RayEngine:
             _train_function, train_loop_config={"task": task, "actor": self._actor}, backend_config=ReplaceOne(),
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
-            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=f"{self._run_uri}/ray",
+            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=f"{task.run_uri}/ray",
                                  failure_config=FailureConfig(max_failures=-1), callbacks=[Introduce(self._actor)]),
         )
         try:

@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, ResourceError, StoppedError, TrainingFailedError, TrainyardError
+from cluster.errors import (
+    ClusterError,
+    ConfigError,
+    ResourceError,
+    RunConflictError,
+    StoppedError,
+    StorageError,
+    TrainyardError,
+    UserError,
+)
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.dataset import Dataset
@@ -35,11 +44,14 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
     import sys
 
+    config: Config | None = None
     try:
         config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
         return Run(job, config).carry_out()
     except TrainyardError as error:
         fail(str(error))
+        if config and config.run.resume == "never" and not isinstance(error, UserError):
+            fail("to go on with this attempt leave out --run.resume never: with it, another one begins")
         return error.exit_code
 
 
@@ -75,19 +87,23 @@ class Run:
         self.display, self.timeline = Display(), Timeline()
         self.timeline.marks["process"] = _process_start()
         self.timeline.mark("imported")
-        self._stop = threading.Event()
+        self._stop, self._training = threading.Event(), False
         self._first_marks: dict[str, float] = {}
 
     def carry_out(self) -> int:
+        self._heed_signals()
         folder = RunFolder.find(self.config)
-        if folder.result().get("status") == "done" and self.config.run.resume == "auto":
+        if self._is_done(folder):
             return self._already_done(folder)
         self.job.check(self.config)
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
         with self._engine(folder) as (engine, use_ray), folder.locked():
-            self._heed_signals()
+            self._heed_signals()  # again: `ray.init` has taken them
+            folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
+            if self._is_done(folder):
+                return self._already_done(folder)
             dataset = self._data(folder, use_ray)
             folder = self._open(folder, dataset)
             return self._train_and_finish(folder, dataset, engine, use_ray)
@@ -117,12 +133,15 @@ class Run:
                               gpus_per_worker=run.gpus_per_worker)
             preflight(request, folder.storage, run.wait, say=self.display.say)
             self.timeline.mark("preflight")
-            yield RayEngine(link, request, folder.store.location()), True
+            yield RayEngine(link, request), True
         finally:
             disconnect()
 
     def _heed_signals(self) -> None:
-        """SIGTERM and Ctrl-C ask for a checkpoint at the next step boundary; a third Ctrl-C ends at once."""
+        """SIGTERM and Ctrl-C ask for a checkpoint at the next step boundary; a third Ctrl-C ends at once.
+
+        Before training begins there is nothing to keep: whatever goes on then is given up.
+        """
         presses = 0
 
         def asked(number: int, _: object) -> None:
@@ -130,9 +149,12 @@ class Run:
             presses += 1
             if presses >= 3:
                 os._exit(130)
-            if not self._stop.is_set():
-                print(f"{signal.Signals(number).name}: stopping at the next step, after a checkpoint", flush=True)
+            if self._stop.is_set():
+                return
             self._stop.set()
+            if not self._training:
+                raise StoppedError(f"{signal.Signals(number).name} before training had begun: run the same command again")
+            print(f"{signal.Signals(number).name}: stopping at the next step, after a checkpoint", flush=True)
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked)
@@ -163,6 +185,7 @@ class Run:
     def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
         from jobs.common.tracking import Tracking
 
+        self._training = True
         ledger = Ledger.open(folder.store)
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
@@ -172,11 +195,13 @@ class Run:
             from jobs.common.finish import finish  # slow to import, and not needed before
 
             summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
-        except TrainyardError as error:
-            if isinstance(error, TrainingFailedError | StoppedError):
-                self._record_failure(folder, ledger, error)
-            tracking.finish("stopped" if isinstance(error, StoppedError) else "failed")
-            raise
+        except Exception as error:
+            ending = _resumable(error)
+            self._record_end(folder, ledger, ending)
+            tracking.finish("stopped" if isinstance(ending, StoppedError) else "failed")
+            if ending is error:
+                raise
+            raise ending from error
         if problem := tracking.finish("done"):
             print(f"registry: {problem}")
         print(summary, flush=True)
@@ -210,11 +235,18 @@ class Run:
         return self.timeline.parts(self._first_marks)
 
     # ── after training ──
-    def _record_failure(self, folder: RunFolder, ledger: Ledger, error: TrainyardError) -> None:
-        status = "stopped" if isinstance(error, StoppedError) else "failed"
+    def _record_end(self, folder: RunFolder, ledger: Ledger, error: Exception) -> None:
+        """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over."""
+        if isinstance(error, RunConflictError):
+            return
+        status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
+        code = error.exit_code if isinstance(error, TrainyardError) else 1
         with contextlib.suppress(TrainyardError, OSError):  # a full storage is what it may be about
             ledger.save(ended=True)
-            folder.write_result(ledger.result(status, error.exit_code, folder.attempt) | {"message": str(error)})
+            folder.write_result(ledger.result(status, code, folder.attempt) | {"message": str(error)})
+
+    def _is_done(self, folder: RunFolder) -> bool:
+        return self.config.run.resume == "auto" and folder.result().get("status") == "done"
 
     def _already_done(self, folder: RunFolder) -> int:
         result = folder.result()
@@ -224,6 +256,13 @@ class Run:
         print("begin another with --run.name, or --run.resume never for a new attempt beside it")
         print(f"artifact: {result['artifact']}", flush=True)
         return 0
+
+
+def _resumable(error: Exception) -> Exception:
+    """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
+    if isinstance(error, StorageError | ClusterError | ConnectionError):
+        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that is mended")
+    return error
 
 
 def _metrics(job: str, run: str) -> Any:

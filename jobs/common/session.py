@@ -12,7 +12,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -107,7 +108,7 @@ class Session:
         self._next_point = 0
         self._losses: deque[float] = deque(maxlen=100_000)
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._orders, self._closed, self._waiting = Orders(), threading.Event(), False
+        self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
         self._writer = CheckpointWriter(
             run_store.child("checkpoints"), self.generation, self.rank, 1, config_fingerprint=config_fingerprint,
@@ -192,8 +193,7 @@ class Session:
             value = make()
             self._link.call("put", self.generation, key, value)
             return value
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not self._orders.leave:
+        while not self._orders.leave:  # a rank 0 that is gone, or hangs, is the supervisor's to notice
             if (value := self._link.call("get", self.generation, key)) is not None:
                 return value
             time.sleep(0.02)
@@ -212,7 +212,8 @@ class Session:
         """The tensors and the state to resume from; None: begin at the beginning."""
         if self.checkpoint is None:
             return None
-        return Checkpoints(self.run_store.child("checkpoints")).load(self.checkpoint), self.checkpoint.state
+        with self._storage():
+            return Checkpoints(self.run_store.child("checkpoints")).load(self.checkpoint), self.checkpoint.state
 
     def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
              metric: float | None = None) -> None:
@@ -222,7 +223,8 @@ class Session:
         """
         if self.rank:
             return
-        self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
+        with self._storage():  # it waits for the one before
+            self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
         self.cadence.begun(step)
 
     def keep_promise(self, step: int) -> None:
@@ -235,41 +237,54 @@ class Session:
     def committed(self) -> None:
         """Waits until the last checkpoint is committed. Raises: what went wrong with it."""
         if self.rank == 0:
-            self._waiting = True
-            self._writer.wait()
-            self._waiting = False
+            with self._storage():
+                self._writer.wait()
 
     def best_checkpoint(self) -> dict[str, np.ndarray]:
         """The tensors of the best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
         self.committed()
         store = Checkpoints(self.run_store.child("checkpoints"))
-        return store.load(self.share("best", store.best))
+        with self._storage():
+            return store.load(self.share("best", store.best))
 
     def write_predictions(self, split: SplitName, share: Predictions) -> None:
         """This worker's share of an evaluation split, for the driver to judge."""
-        predictions.write(self.run_store, self.generation, split, self.rank, share)
+        with self._storage():
+            predictions.write(self.run_store, self.generation, split, self.rank, share)
 
     def close(self, *, failed: bool = False) -> None:
         """Ends the threads and sends what is left to send. After a failure, a checkpoint in flight is still finished."""
-        self._closed.set()
-        self._beating.join()
-        for source in (*self._feeds, *self._readers.values()):
-            source.close()
-        self._writer.close(wait=True, raise_errors=not failed)
+        self._left.set()
+        try:
+            with self._storage():
+                for source in (*self._feeds, *self._readers.values()):
+                    source.close()
+                self._writer.close(wait=True, raise_errors=not failed)
+        finally:
+            self._closed.set()
+            self._beating.join()
         if self._trace:
             self._trace.close()
         self._beat()
+
+    @contextmanager
+    def _storage(self) -> Generator[None]:
+        """While this worker waits for storage, its beats are signs of progress: slow storage is no hang."""
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
 
     # ── the beat ──
     def _beat_forever(self) -> None:
         while not self._closed.wait(BEAT_S):
             self._beat()
-            if self._orders.leave:
+            if self._orders.leave and not self._left.is_set():
                 self._give_up_soon()
-                return
 
     def _beat(self) -> None:
-        if self._waiting:  # slow storage is no hang
+        if self._waits:
             self._state["ticks"] += 1
         reports: list[dict[str, Any]] = []
         while not self._reports.empty():
@@ -304,7 +319,7 @@ class Session:
 
     def _give_up_soon(self) -> None:
         """The loop may sit in a collective that never ends (NCCL): then this process ends instead."""
-        if self.world_size > 1 and not self._closed.wait(10):
+        if self.world_size > 1 and not self._left.wait(10):
             os._exit(71)
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster import errors
-from cluster.errors import StoppedError, TrainingFailedError, TrainyardError
+from cluster.errors import ClusterError, StoppedError, TrainingFailedError, TrainyardError
 from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoint, Checkpoints
 from jobs.common.config import RunConfig
 from jobs.common.coordinator import Assignment, Departure, Member, View
-from jobs.common.engine import Engine
+from jobs.common.engine import Engine, GroupLostError
 from jobs.common.environment import differences, environment
 from jobs.common.ledger import Ledger
 from jobs.common.worker import Task
@@ -29,6 +29,7 @@ _SILENT_S = 5.0
 _ROOM_EVERY_S = 5.0
 _LEAVING_EVERY_S = 1.0
 _RELEASE_S = 5.0
+_PLACED_S = 15.0
 _GATHER_S = 180.0
 _FIRST_STEP_S = 300.0
 _MAX_ROLLBACKS = 3
@@ -74,11 +75,13 @@ class Supervisor:
         self._room_at = self._leaving_at = 0.0
         self._resize_to = 0
         self._killed: set[str] = set()
+        self._former: set[str] = set()
 
     def start(self, num_workers: int) -> None:
         """Starts a group; `supervise` carries it on."""
-        self._watch = Watch(num_workers=num_workers)
+        self._renew(Watch(num_workers=num_workers))
         self._gathering_since = time.monotonic()
+        self._room_at = self._gathering_since + _PLACED_S
         self._engine.start(self._task, num_workers + self._spares)
 
     def supervise(self) -> End:
@@ -99,7 +102,12 @@ class Supervisor:
             ended = self._engine.ended()  # asked first, so that the view holds all that those who ended had to say
             view: View = self._engine.link.call("look")
             self._take_in(view)
-            self._engine.maintain()
+            try:
+                self._engine.maintain()
+            except GroupLostError as error:
+                self._failed(str(error))
+                self._restart(self._watch.num_workers)
+                continue
             if (end := self._end_of_group(view, ended)) is not None:
                 return end
             if self._gathering_since is not None or any(m.slot in view.joined for m in self._watch.members.values()):
@@ -109,6 +117,10 @@ class Supervisor:
                 self._pass_on_stop()
                 self._look_for_preemption()
                 self._look_for_room()
+
+    def _renew(self, watch: Watch) -> None:
+        self._former |= {member.worker for member in self._watch.members.values()}
+        self._watch = watch
 
     # ── what has been heard ──
     def _take_in(self, view: View) -> None:
@@ -126,6 +138,8 @@ class Supervisor:
         self._ears.listen(watch)
 
     def _left(self, departure: Departure) -> None:
+        if departure.worker in self._former:
+            return  # of an earlier generation: what it met is its own affair
         if departure.outcome == "error":
             self._failed_worker(departure)
         for rank, member in self._watch.members.items():
@@ -160,6 +174,8 @@ class Supervisor:
                 self._restart(self._resize_to)
         elif ended and not view.joined and len(watch.departed) < watch.num_workers:
             self._failed("the workers ended")
+            if not self._engine.can_replace:
+                raise TrainingFailedError("the worker ended without a word: see the message before this one")
             self._restart(watch.num_workers)
         return None
 
@@ -182,7 +198,7 @@ class Supervisor:
         self._engine.link.call("begin", assignments, {member.slot: member.worker for member in members.values()})
         workers = {rank: {"pid": m.pid, "node": m.node_id, "host": m.host} for rank, m in members.items()}
         self._store.write_text(f"logs/workers/{generation}.json", json.dumps(workers))
-        self._watch = Watch(num_workers=len(members), generation=generation, members=members)
+        self._renew(Watch(num_workers=len(members), generation=generation, members=members))
         self._gathering_since, self._progress = None, (None, time.monotonic())
         self._room_at = time.monotonic() + _ROOM_EVERY_S
         where = f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
@@ -266,7 +282,8 @@ class Supervisor:
     def _wait_for_more(self, view: View, now: float) -> None:
         absent = {rank: m for rank, m in self._watch.members.items() if m.slot not in view.joined}
         self._end_hung({rank: m for rank, m in absent.items() if view.silence_s.get(m.slot, 0.0) > self._hang_limit_s()}, view)
-        if self._watch.generation and now > self._room_at:
+        elastic = self._run.min_workers < self._run.max_workers
+        if (self._watch.generation or elastic) and now > self._room_at:
             self._room_at = now + _ROOM_EVERY_S
             if self._possible() < self._watch.num_workers:
                 self._regroup()
@@ -274,7 +291,12 @@ class Supervisor:
             self._regroup()
 
     def _possible(self) -> int:
-        return min(self._run.max_workers, self._num_shards, self._engine.possible_workers() - self._spares)
+        """As many as there are, where the cluster does not answer this time."""
+        try:
+            room = self._engine.possible_workers() - self._spares
+        except ClusterError:
+            room = self._watch.num_workers
+        return min(self._run.max_workers, self._num_shards, room)
 
     def _regroup(self) -> None:
         self._failed("there is no room for all workers any more")
@@ -286,6 +308,8 @@ class Supervisor:
         self._engine.link.call("abort")
         self._engine.end()
         began = time.monotonic()
+        if self._possible() < self._run.min_workers:
+            self._ears.say(f"waiting up to {self._run.wait:g} s for room for {self._run.min_workers} workers")
         while (possible := self._possible()) < expected:
             waited_s = time.monotonic() - began
             if possible >= self._run.min_workers and waited_s > _RELEASE_S:
@@ -338,7 +362,11 @@ class Supervisor:
         if watch.stopping or now < self._leaving_at:
             return
         self._leaving_at = now + _LEAVING_EVERY_S
-        if not (who := self._engine.leaving(list(watch.members.values()))):
+        try:
+            who = self._engine.leaving(list(watch.members.values()))
+        except ClusterError:  # it did not answer in time: it is asked again
+            return
+        if not who:
             return
         what = "this driver's node" if who == "driver" else "a node with workers"
         self._ears.say(f"{what} is about to be taken away: checkpoint, then {'stop' if who == 'driver' else 'on without it'}")

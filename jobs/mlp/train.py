@@ -192,7 +192,7 @@ def finish_epoch(session: Session, model: Mlp, optimizer: torch.optim.Optimizer,
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = evaluate(session, model, group, "validation", config)
     metric = values["accuracy"] if config.eval.metric == "accuracy" else -values["loss"]
-    better = progress.best_metric is None or metric > progress.best_metric
+    better = math.isfinite(metric) and (progress.best_metric is None or metric > progress.best_metric)
     progress.best_metric = metric if better else progress.best_metric
     progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
     session.report("evaluation", step=progress.step, epoch=progress.epoch + 1,

@@ -41,6 +41,15 @@ def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tm
     assert seen == 2 * (order.steps_per_epoch - start_step) * 40
 
 
+def test_after_an_epochs_last_step_there_is_nothing_left_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    """As after a stop just then; here a shard ends with its last micro-batch, so no window holds the next row."""
+    order = Order(num_rows=1140, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120, seed=1)
+    feed = feed_of(dataset, order, (0, 1, 2), tmp_path)
+    assert list(feed.epoch(0, order.steps_per_epoch)) == []
+    assert next(iter(feed.epoch(1)))[0] == 0
+    feed.close()
+
+
 def test_a_micro_batch_inside_a_window_is_a_view_of_it(dataset: Dataset, tmp_path: Path) -> None:
     order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=5000,
                   window_rows=5000, seed=1)

@@ -1,7 +1,11 @@
 """The account of a run: steps executed twice, time to recover, what outlives a driver."""
 
+import json
 from pathlib import Path
 
+import pytest
+
+from cluster.errors import CheckpointError
 from cluster.storage import Store
 from jobs.common.ledger import Ledger
 
@@ -43,3 +47,37 @@ def test_goodput_is_unique_steps_at_the_median_pace_over_the_wall_time(tmp_path:
     halved = account.goodput
     account.observe({}, 100, [])
     assert account.goodput > halved
+
+
+def test_a_step_that_is_repeated_is_remembered_once_and_in_its_place(tmp_path: Path) -> None:
+    account = ledger(tmp_path)
+    told = ((10, 1.0), (20, 2.0), (10, 3.0))
+    evaluations = [{"kind": "evaluation", "step": step, "validation_loss": loss} for step, loss in told]
+    account.observe({}, 20, evaluations[:2])
+    account.observe({}, 21, [{"kind": "progress", "step": 10}])
+    account.observe({}, 22, evaluations[2:])
+    assert account.history == [{"kind": "progress", "step": 10}, evaluations[2], evaluations[1]]
+
+
+def test_an_evaluation_is_kept_at_once(tmp_path: Path) -> None:
+    account = ledger(tmp_path)
+    account.observe({}, 1, [])  # which has just saved
+    account.observe({}, 2, [{"kind": "evaluation", "step": 2}])
+    assert ledger(tmp_path).history == [{"kind": "evaluation", "step": 2}]
+
+
+def test_steps_that_are_left_out_outlive_a_driver_and_a_damaged_account(tmp_path: Path) -> None:
+    account = ledger(tmp_path)
+    account.exclude([7, 5])
+    (tmp_path / "progress.json").write_text("{ half of it")
+    again = ledger(tmp_path)
+    assert again.excluded_steps == (5, 7)
+    assert "progress.json was damaged" in again.events[0]
+
+
+def test_a_damaged_list_of_steps_to_leave_out_is_refused(tmp_path: Path) -> None:
+    ledger(tmp_path).exclude([5])
+    path = tmp_path / "excluded_steps.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"content": {"steps": []}}))
+    with pytest.raises(CheckpointError, match=r"sha256 differs.*restore it, or begin another run"):
+        ledger(tmp_path)

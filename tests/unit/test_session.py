@@ -227,3 +227,15 @@ def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: P
     for session in (first, second):
         np.testing.assert_array_equal(session.best_checkpoint()["w"], weights["w"])
     assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
+
+
+def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
+    coordinator, (first, _) = make(2)
+    with first._storage():
+        until(lambda: coordinator.look().beats.get(0, {}).get("ticks", 0) > 2)
+    coordinator.break_up()
+    with first._storage():  # as in `close`: a checkpoint that is in flight when a peer dies is finished, however long it takes
+        first._left.set()
+        until(lambda: first._orders.leave)
+        heard = coordinator._heard[0]
+        until(lambda: coordinator._heard[0] > heard)

@@ -1,0 +1,41 @@
+"""Training loops without a framework, for tests of what is around a loop. Their workers load them by name."""
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster import errors
+from jobs.common.session import Session
+
+
+def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
+    """One worker counts to `train.max_steps`, 2 ms a step; its tensor is the step."""
+    loaded = session.load()
+    step = loaded[1]["step"] if loaded else 0
+    session.note(total_steps=config.train.max_steps, epochs=1, epoch=0)
+    while step < config.train.max_steps:
+        time.sleep(0.002)
+        step += 1
+        session.stepped(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
+        if session.stop_wanted:
+            _save(session, step)
+            session.committed()
+            return "stopped"
+        if session.checkpoint_due(step):
+            _save(session, step)
+        session.keep_promise(step)
+    return "finished"
+
+
+def fail(session: Session, config: Any) -> Literal["finished", "stopped"]:
+    """After a checkpoint, raises the error of cluster/errors.py that the run is named after."""
+    session.note(total_steps=2, epochs=1, epoch=0)
+    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    _save(session, 1)
+    session.committed()
+    raise getattr(errors, config.run.name)("as the test wants it")
+
+
+def _save(session: Session, step: int) -> None:
+    session.save(lambda: {"step": np.array([step])}, {"step": step}, step=step, epoch=0)

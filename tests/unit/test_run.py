@@ -1,0 +1,109 @@
+"""The life of a run in this process: how it ends, what it leaves, and who comes in between."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.common.config import parse
+from jobs.common.engine import Engine
+from jobs.common.run import Run, main
+from jobs.common.run_folder import RunFolder
+from jobs.mlp.data import JOB
+from tests.runs import ROOT
+
+QUICK = ["--run.engine", "local", "--run.tracking-uri", "none", "--train.epochs", "1", "--train.max-steps", "3", "--model.hidden",
+         "8", "--eval.bootstrap-samples", "100"]
+FAILING = replace(JOB, train="tests.unit.loops:fail")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Generator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def flags(storage: Path, name: str, *more: str) -> list[str]:
+    return [*QUICK, "--run.storage", str(storage), "--run.name", name, *more]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize(("error", "code", "status"), [
+    ("DataError", 2, "invalid"), ("StorageError", 3, "stopped"), ("ClusterError", 3, "stopped"), ("StorageFullError", 3, "stopped"),
+    ("TrainingFailedError", 1, "failed"),
+])
+def test_every_end_of_training_is_recorded_and_is_no_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: str, code: int, status: str
+) -> None:
+    assert main(FAILING, flags(tmp_path, error)) == code
+    assert "as the test wants it" in capsys.readouterr().err
+    ended = result(tmp_path / error)
+    assert (ended["status"], ended["exit_code"]) == (status, code)
+    assert main(FAILING, flags(tmp_path, error)) == code
+    assert result(tmp_path / error)["restarts"] == 0
+
+
+def test_a_run_that_another_driver_took_over_leaves_the_record_to_it(tmp_path: Path) -> None:
+    assert main(FAILING, flags(tmp_path, "RunConflictError")) == 2
+    assert not (tmp_path / "RunConflictError/result.json").exists()
+
+
+def test_resume_never_trains_beside_the_first_attempt_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(JOB, flags(tmp_path, "run")) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run/artifact").iterdir()}
+    assert main(JOB, flags(tmp_path, "run", "--run.resume", "never", "--optim.lr", "0.1")) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run/artifact").iterdir()} == before
+    second = result(tmp_path / "run/attempts/2")
+    assert (second["attempt"], second["status"]) == (2, "done")
+    assert result(tmp_path / "run") == second, "the top-level file is the newest attempt's"
+    assert capsys.readouterr().out.splitlines()[-1] == f"artifact: {tmp_path}/run/attempts/2/artifact"
+    assert main(JOB, flags(tmp_path, "run", "--optim.lr", "0.1")) == 0
+    assert "run 'run' (attempt 2) is done" in capsys.readouterr().out
+
+
+def test_how_to_go_on_with_an_attempt_of_its_own_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(FAILING, flags(tmp_path, "StorageFullError")) == 3
+    assert "--run.resume never" not in capsys.readouterr().err
+    assert main(FAILING, flags(tmp_path, "StorageFullError", "--run.resume", "never")) == 3
+    assert "leave out --run.resume never" in capsys.readouterr().err
+
+
+def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Late(Run):
+        @contextmanager
+        def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+            assert main(JOB, flags(tmp_path, "run")) == 0
+            with super()._engine(folder) as made:
+                yield made
+
+    config = parse(JOB.config_type, flags(tmp_path, "run"), "test")
+    assert Late(JOB, config).carry_out() == 0
+    assert "run 'run' (attempt 1) is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_training_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    code = ("import sys, time\nfrom dataclasses import replace\nfrom jobs.common.run import main\nfrom jobs.mlp.data import JOB\n"
+            "def prepare(*_, **__):\n    print('preparing', flush=True)\n    time.sleep(60)\n"
+            "sys.exit(main(replace(JOB, prepare=prepare), sys.argv[1:]))")
+    with subprocess.Popen([sys.executable, "-c", code, *flags(tmp_path, "run")], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "preparing\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert said == f"error: {signal.Signals(number).name} before training had begun: run the same command again\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

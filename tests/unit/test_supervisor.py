@@ -1,0 +1,188 @@
+"""What the supervisor makes of what its engine and its workers meet: real coordinator, sessions and checkpoints, one worker."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from cluster.errors import ClusterError, StoppedError, TrainingFailedError
+from cluster.storage import Store
+from jobs.common import supervisor
+from jobs.common.checkpoint import Checkpoints
+from jobs.common.config import Config, from_dict, to_dict
+from jobs.common.coordinator import Coordinator, Departure, Member
+from jobs.common.engine import GroupLostError
+from jobs.common.images import ImageDataConfig
+from jobs.common.ledger import Ledger
+from jobs.common.prepare import prepare
+from jobs.common.supervisor import Ears, Supervisor
+from jobs.common.worker import DirectLink, Place, Task, work
+
+STEPS = 300
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs take less than a second."""
+    monkeypatch.setattr(supervisor, "_LEAVING_EVERY_S", 0.02)
+
+
+class ThreadEngine:
+    """Its worker is a thread; what is set on it happens to the run."""
+
+    can_replace = True
+
+    def __init__(self) -> None:
+        self.link = DirectLink(Coordinator())
+        self.starts = 0
+        self.room: Callable[[], int] = lambda: 1
+        self.at_look: Callable[[], None] = lambda: None
+        self.who_leaves: Callable[[], Literal["", "workers", "driver"]] = lambda: ""
+        self._thread: threading.Thread | None = None
+
+    def start(self, task: Task, num_workers: int) -> None:
+        self.starts += 1
+        place = Place(slot=0, host="127.0.0.1", node_id=None, device="cpu")
+        self._thread = threading.Thread(target=work, args=(task, self.link, place))
+        self._thread.start()
+
+    def possible_workers(self) -> int:
+        return self.room()
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        return self.who_leaves()
+
+    def maintain(self) -> None:
+        self.at_look()
+
+    def ended(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        return {}
+
+    def kill(self, members: list[Member]) -> None:
+        self.link.call("abort")
+
+    def end(self) -> None:
+        if self._thread:
+            self._thread.join(20)
+            assert not self._thread.is_alive()
+
+    def run(self, supervise: Callable[[], Any]) -> Any:
+        return supervise()
+
+
+class Case:
+    """A run of `loops.count` under a supervisor."""
+
+    def __init__(self, folder: Path, **run: Any) -> None:
+        self.store = Store.open(str(folder / "run"))
+        dataset = prepare(ImageDataConfig(), Store.open(str(folder)), use_ray=False)
+        config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run}, "train": {"max_steps": STEPS}})
+        task = Task(train="tests.unit.loops:count", config_type="jobs.common.config:Config", config=to_dict(config),
+                    config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
+        self.engine, self.ledger, self.said = ThreadEngine(), Ledger.open(self.store), list[str]()
+        ears = Ears(listen=lambda watch: None, say=self.said.append, stop_requested=lambda: False)
+        self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
+                                     ledger=self.ledger, ears=ears)
+
+    def carry_out(self) -> str:
+        self.supervisor.start(1)
+        return self.supervisor.supervise()
+
+    @property
+    def account(self) -> tuple[int, int, int]:
+        """(highest step, lost steps, restarts)"""
+        return self.ledger.highest_step, self.ledger.lost_steps, self.ledger.restarts
+
+    def once_at(self, step: int, what: Callable[[], Any], otherwise: Any = None) -> Callable[[], Any]:
+        """Does it at one call, after a step has been seen."""
+        done = threading.Event()
+
+        def now() -> Any:
+            if done.is_set() or self.ledger.highest_step < step:
+                return otherwise
+            done.set()
+            return what()
+
+        return now
+
+
+def test_workers_leave_a_node_that_is_about_to_go_and_lose_no_step(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    assert case.carry_out() == "finished"
+    assert case.engine.starts == 2
+    assert case.account == (STEPS, 0, 0)
+    assert any("about to be taken away" in line for line in case.said)
+
+
+def test_a_run_stops_resumable_where_there_is_no_other_room(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    case.engine.room = lambda: 0
+    with pytest.raises(StoppedError, match="1 workers are needed and the cluster has room for 0"):
+        case.carry_out()
+    last = Checkpoints(case.store.child("checkpoints")).newest_intact(pytest.fail)
+    assert last is not None and 0 < last.step < STEPS
+    assert case.account[1:] == (0, 0)
+
+
+def test_a_run_stops_with_a_checkpoint_when_its_drivers_node_is_about_to_go(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.engine.who_leaves = case.once_at(20, lambda: "driver", otherwise="")
+    assert case.carry_out() == "stopped"
+    last = Checkpoints(case.store.child("checkpoints")).newest_intact(pytest.fail)
+    assert last is not None and last.step == case.ledger.highest_step < STEPS
+
+
+def test_a_cluster_that_does_not_answer_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    def silent() -> Any:
+        raise ClusterError("does not answer")
+
+    case = Case(tmp_path)
+    case.engine.who_leaves = case.once_at(1, silent, otherwise="")
+    case.engine.room = silent
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+
+
+def test_a_group_that_is_lost_is_a_failure_and_is_started_again(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise GroupLostError("the controller died")
+
+    case = Case(tmp_path)
+    case.engine.at_look = case.once_at(40, lost)
+    assert case.carry_out() == "finished"
+    assert (case.engine.starts, case.ledger.restarts) == (2, 1)
+    assert 0 <= case.ledger.lost_steps <= 20
+
+
+def test_lost_groups_are_limited_by_max_failures(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise GroupLostError("the controller died")
+
+    case = Case(tmp_path, max_failures=0)
+    case.engine.at_look = case.once_at(40, lost)
+    with pytest.raises(TrainingFailedError, match=r"the controller died, and --run\.max-failures 0 is spent"):
+        case.carry_out()
+
+
+def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    first: list[str] = []
+
+    def move() -> Literal["workers"]:
+        first.extend(member.worker for member in case.supervisor._watch.members.values())
+        return "workers"
+
+    def complain() -> None:
+        if case.engine.starts == 2 and first and case.supervisor._watch.generation:
+            case.engine.link.call("leave", Departure(slot=0, worker=first.pop(), outcome="error", kind="RunConflictError"))
+
+    case.engine.who_leaves, case.engine.at_look = case.once_at(20, move, otherwise=""), complain
+    assert case.carry_out() == "finished"
+    assert first == []
