@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 QUICK = ["--model.hidden", "64", "--train.global-batch-size", "60", "--run.tracking-uri", "none",
          "--run.checkpoint-every-steps", "8", "--eval.bootstrap-samples", "100"]
 """A small model whose steps take milliseconds, with checkpoints close to each other."""
+STEPS_PER_EPOCH = 19
+"""Of the digits at this batch size."""
 
 
 @dataclass
@@ -83,15 +85,34 @@ class Job:
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
 
-    def kill_until_steps_are_lost(self, slot: int) -> int:
-        """SIGKILLs a worker, again if it died just when a checkpoint had been committed. Returns how often."""
-        for kills in (1, 2, 3):
-            self.kill_worker(slot)
-            self.until(lambda kills=kills: progress(self.folder)["restarts"] == kills)
-            self.until(lambda kills=kills: len(progress(self.folder)["recovery_s"]) == kills)
-            if progress(self.folder)["lost_steps"]:
-                return kills
-        raise AssertionError("three kills without a lost step")
+    def step(self) -> int:
+        """The last step that any worker has done, to the very last one."""
+        return max((int(path.read_text() or 0) for path in (self.folder / "logs/steps").glob("*-*")), default=0)
+
+    def until_past_a_checkpoint(self, step: int) -> int:
+        """Waits until a step has been done, and some more since the last checkpoint, which are lost if a worker dies now."""
+
+        def seen() -> int:
+            committed, now = manifests(self.folder), self.step()
+            beyond = now - step_of(committed[-1]) if committed else 0
+            return now if now >= step and 2 <= beyond <= 4 and now % STEPS_PER_EPOCH else 0  # at an epoch's end it saves
+
+        return self.until(seen)
+
+    def freeze(self, step: int) -> int:
+        """SIGSTOPs rank 0 somewhere past a checkpoint. Returns how many steps are lost if it does not wake up again."""
+        self.until_past_a_checkpoint(step)
+        self.kill_worker(0, signal.SIGSTOP)
+        time.sleep(0.2)  # the others may still finish the step that it had its part in
+        return self.step() - step_of(manifests(self.folder)[-1])
+
+    def kill_driver(self) -> None:
+        """SIGKILL to the driver; a frozen rank 0 gets one too, as it would notice nothing."""
+        frozen = self.workers()[0]
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        with suppress(ProcessLookupError):
+            os.kill(frozen, signal.SIGKILL)
 
     def stop_reading(self) -> None:
         self._reader.join(5)

@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from jobs.common.coordinator import Coordinator, Member
 from jobs.common.worker import CoordinatorServer, DirectLink, Link, Place, Task, work
 
 T = TypeVar("T")
+_AT_ONCE = 32
 
 
 class GroupLostError(Exception):
@@ -65,6 +67,20 @@ class Engine(Protocol):
     def run(self, supervise: Callable[[], T]) -> T:
         """Carries out the supervision of a started group and returns its result."""
         ...
+
+
+def stacks(members: list[Member]) -> dict[int, str]:
+    """The stacks of worker processes, on their nodes, by slot. All are asked at once: one that does not answer delays nobody."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        asked = {member.slot: pool.submit(dump_stack, member.pid, member.node_id) for member in members}
+        return {slot: stack.result() for slot, stack in asked.items()}
+
+
+def kill_all(members: list[Member]) -> None:
+    """SIGKILL to worker processes, on their nodes, all at once."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for member in members:
+            pool.submit(kill, member.pid, member.node_id, member.started)
 
 
 class InProcessEngine:
@@ -152,8 +168,8 @@ class ProcessEngine:
         self._processes = {slot: self._spawn(slot) for slot in range(num_workers)}
 
     def possible_workers(self) -> int:
-        """As many as the machine has cores for, where the run leaves a choice."""
-        return max(1, (os.cpu_count() or 1) // self._cpus_per_worker)
+        """As many as the machine has cores for, where the run leaves a choice, and no fewer than there are."""
+        return max(1, (os.cpu_count() or 1) // self._cpus_per_worker, len(self._processes))
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         return ""
@@ -167,11 +183,10 @@ class ProcessEngine:
         return all(process.poll() is not None for process in self._processes.values())
 
     def stacks(self, members: list[Member]) -> dict[int, str]:
-        return {member.slot: dump_stack(member.pid, None) for member in members}
+        return stacks(members)
 
     def kill(self, members: list[Member]) -> None:
-        for member in members:
-            kill(member.pid, None, member.started)
+        kill_all(members)
 
     def end(self) -> None:
         for process in self._processes.values():

@@ -31,7 +31,7 @@ class Ledger:
     lost_steps: int = 0
     """Steps executed twice."""
     recovery_s: list[float] = field(default_factory=list[float])
-    """From the last step before each failure to the first one after it."""
+    """From the last step before each failure to the next useful one: the first that had not been done before it."""
     events: list[str] = field(default_factory=list[str])
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     excluded_steps: tuple[int, ...] = ()
@@ -46,6 +46,7 @@ class Ledger:
     _began: float = field(default_factory=time.monotonic)
     _earlier_s: float = 0.0
     _failed_at: float | None = None
+    _done_before: int = 0
     _step_at: float = field(default_factory=time.monotonic)
     _saved_at: float = 0.0
 
@@ -77,7 +78,7 @@ class Ledger:
         if highest > self.highest_step:
             self.reached(highest)
             self._step_at = time.monotonic()
-            if self._failed_at is not None:
+            if self._failed_at is not None and highest > self._done_before:
                 self.recovery_s.append(round(self._step_at - self._failed_at, 2))
                 self._failed_at = None
         self.median_step_s = state.get("median_step_s") or self.median_step_s
@@ -101,6 +102,7 @@ class Ledger:
     def resume_from(self, step: int) -> None:
         """A generation begins after this step: those beyond it that had been executed are lost."""
         self.lost_steps += max(0, self.highest_step - step)
+        self._done_before = max(self._done_before, self.highest_step)
         self.highest_step = step
 
     def failure(self, what: str) -> None:

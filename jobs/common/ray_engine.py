@@ -15,22 +15,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import RunConflictError
-from cluster.processes import dump_stack, kill
 from cluster.resources import Request, draining_nodes, possible_workers
 from jobs.common.coordinator import Coordinator, Member
-from jobs.common.engine import GroupLostError
+from jobs.common.engine import GroupLostError, kill_all, stacks
 from jobs.common.worker import Link, Place, Task, work
 
 T = TypeVar("T")
 NAMESPACE = "trainyard"
-_AT_ONCE = 32
 
 
 class ActorLink:
@@ -111,14 +108,10 @@ class RayEngine:
         return self._thread is None or not self._thread.is_alive()
 
     def stacks(self, members: list[Member]) -> dict[int, str]:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:  # a node that does not answer keeps nobody else waiting
-            stacks = {member.slot: pool.submit(dump_stack, member.pid, member.node_id) for member in members}
-            return {slot: stack.result() for slot, stack in stacks.items()}
+        return stacks(members)
 
     def kill(self, members: list[Member]) -> None:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for member in members:
-                pool.submit(kill, member.pid, member.node_id, member.started)
+        kill_all(members)
 
     def end(self) -> None:
         """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""

@@ -39,6 +39,8 @@ from jobs.common.run_folder import RunFolder
 from jobs.common.supervisor import Ears, End, Supervisor, Watch
 from jobs.common.worker import Task
 
+_PROCESSES_PER_CORE = 8
+
 
 def main(job: Job, arguments: list[str] | None = None) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
@@ -114,10 +116,13 @@ class Run:
         """The binding: connected, and found able to carry out the run."""
         run = self.config.run
         if run.engine == "local":
-            if run.gpus_per_worker and not Path("/dev/nvidia0").exists():
+            if run.gpus_per_worker and not list(Path("/dev").glob("nvidia[0-9]*")):
                 raise ResourceError("--run.gpus-per-worker 1: this machine has no GPU: pass 0, or join a cluster that has one")
             if run.gpus_per_worker and run.max_workers > 1:
                 raise ConfigError("--run.engine local drives one GPU in one worker: pass --run.workers 1 or --run.engine ray")
+            if run.min_workers > (most := _PROCESSES_PER_CORE * (os.cpu_count() or 1)):
+                raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which bears "
+                                    f"{most}: pass --run.workers {most}, or --run.engine ray")
             device = "cuda:0" if run.gpus_per_worker else "cpu"
             yield (InProcessEngine(device) if run.max_workers == 1 else ProcessEngine(run.cpus_per_worker)), False
             return

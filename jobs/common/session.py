@@ -32,6 +32,7 @@ from jobs.common.environment import environment
 from jobs.common.feed import Feed
 from jobs.common.order import Order, resolve_window_rows, shards_of
 from jobs.common.predictions import Predictions
+from jobs.common.step_mark import StepMark
 
 BEAT_S = 0.2
 _WARMUP_STEPS = 20
@@ -109,6 +110,7 @@ class Session:
         self._losses: deque[float] = deque(maxlen=100_000)
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
+        self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
         self._writer = CheckpointWriter(
             run_store.child("checkpoints"), self.generation, self.rank, 1, config_fingerprint=config_fingerprint,
@@ -154,6 +156,7 @@ class Session:
         if "first_step" not in self.marks:
             self.marks["first_step"] = time.time()
         self.step = step
+        self._mark.write(step)
         if math.isfinite(loss):
             self._losses.append(loss)
         self._state["step"], self._state["epoch"], self._state["skipped_steps"] = step, epoch, skipped
@@ -263,6 +266,7 @@ class Session:
         finally:
             self._closed.set()
             self._beating.join()
+        self._mark.close()
         if self._trace:
             self._trace.close()
         self._beat()

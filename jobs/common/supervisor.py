@@ -22,6 +22,7 @@ from jobs.common.coordinator import Assignment, Departure, Member, View
 from jobs.common.engine import Engine, GroupLostError
 from jobs.common.environment import differences, environment
 from jobs.common.ledger import Ledger
+from jobs.common.step_mark import take_marks
 from jobs.common.worker import Task
 
 LOOK_S = 0.05
@@ -184,6 +185,7 @@ class Supervisor:
         members = self._choose(joined)
         if self._watch.generation:
             self._account_for_the_last(members)
+        self._ledger.reached(take_marks(self._store))
         generation = self._checkpoints.begin_generation()
         checkpoint = self._checkpoints.newest_intact(self._damaged)
         self._ledger.resume_from(checkpoint.step if checkpoint else 0)

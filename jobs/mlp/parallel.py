@@ -48,7 +48,9 @@ class Group:
             dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size,
                                     timeout=_FOREVER)
             self.total(torch.zeros(1))
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, PeerLostError) as error:
+            if dist.is_initialized():  # `with` does not leave what it has not entered
+                dist.destroy_process_group()
             raise PeerLostError("the process group did not form") from error
 
     def reduce(self, model: nn.Module, loss: float, stop: bool) -> tuple[float, bool]:

@@ -10,16 +10,17 @@ Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 # pyright: reportPrivateImportUsage=false
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch._dynamo  # pyright: ignore[reportUnusedImport]  # the first optimizer step would import it, for 1 to 4 s: a spare worker has it before it is needed
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
+from cluster.errors import ConfigError
 from jobs.common.dataset import Columns, SplitName
 from jobs.common.permutation import micro_batch_seed
 from jobs.common.predictions import Predictions
@@ -72,6 +73,7 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
                 if progress.step == total_steps:
                     break
                 if progress.step in session.excluded_steps:
+                    progress.skipped_in_a_row = []
                     progress.advance()
                     continue
                 session.trace(progress.epoch, progress.step, {s: b["row_id"] for s, b in micro_batches.items()})
@@ -163,10 +165,27 @@ def set_up_torch(session: Session, config: MlpConfig) -> torch.device:
     """Threads as given to this worker: another number of them sums in another order."""
     torch.set_num_threads(config.run.cpus_per_worker)
     device = torch.device(session.device)
+    if not config.hardware.compile:
+        spare_the_import_of_dynamo()
     if device.type == "cuda":  # on a CPU all that is used here is deterministic, and this would import half of torch.compile
+        if not torch.cuda.is_available():
+            raise ConfigError("--run.gpus-per-worker 1: this PyTorch sees no GPU: install its CUDA build and a driver, or pass 0")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else matrix products are not deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.cuda.set_device(device)
     return device
+
+
+def spare_the_import_of_dynamo() -> None:
+    """Keeps an optimiser from importing torch._dynamo, which takes more than a second, where nothing is compiled.
+
+    Its methods do so at their first call to hide themselves from torch.compile, and keep the hidden function in this attribute
+    (torch/_compile.py). Where another version of PyTorch looks elsewhere, this does nothing.
+    """
+    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
+        if plain is not None:
+            plain.__dict__.setdefault("__dynamo_disable", plain)
 
 
 def build_model(session: Session, config: MlpConfig) -> Mlp:

@@ -20,12 +20,12 @@ import pytest
 from cluster import local
 from cluster.network import free_port
 from tests import runs
-from tests.faults.conftest import FLAGS, same_result
+from tests.faults.conftest import FLAGS, same_result, some_step
 
 RAY = str(Path(sys.executable).with_name("ray"))
 INTERVAL = 8
 CLUSTER_S = 240
-EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "trainyard_train_loss", "trainyard_train_workers",
+EXPORTED = {"trainyard_train_step", "trainyard_checkpoint_blocking_seconds", "trainyard_train_samples_per_second", "trainyard_train_loss", "trainyard_train_workers",
             "trainyard_train_step_seconds", "trainyard_train_goodput_ratio", "trainyard_checkpoint_seconds",
             "trainyard_checkpoint_size_bytes", "trainyard_data_wait_seconds_total"}
 
@@ -60,54 +60,54 @@ def worker_nodes() -> list[local.LocalNode]:
     return list(current.nodes[1:])
 
 
-def test_a_killed_worker_is_replaced_by_a_spare_and_no_other_process_restarts(
+def test_a_killed_and_a_hung_worker_are_replaced_by_spares_and_no_other_process_restarts(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    with ray_run(cluster, tmp_path / "run", "--run.spares", "1", "--run.max-failures", "9") as job:
-        job.until_step(40)
+    with ray_run(cluster, tmp_path / "run", "--run.spares", "1", "--run.hang-timeout-s", "5") as job:
+        job.until_past_a_checkpoint(some_step(25, 90))
         others = {slot: pid for slot, pid in job.workers().items() if slot != 1}
-        kills = job.kill_until_steps_are_lost(1)
-        result = job.finished(CLUSTER_S)
+        job.kill_worker(1)
+        job.until_step(120)
         assert {slot: pid for slot, pid in job.workers().items() if slot != 1} == others
-    assert result["restarts"] == kills
-    assert 0 < result["lost_steps"] <= kills * INTERVAL
+        job.kill_worker(2, signal.SIGSTOP)
+        result = job.finished(CLUSTER_S)
+        assert job.workers()[0] == others[0]
+    assert result["restarts"] == 2
+    assert 0 < result["lost_steps"] <= 2 * INTERVAL
     assert result["recovery_s"][0] < 4
+    stacks = sorted((job.folder / "logs/stacks").glob("*/*.txt"))
+    assert [path.name for path in stacks] == ["rank-0.txt", "rank-1.txt", "rank-2.txt"]
+    assert all("jobs/mlp/train.py" in path.read_text() for path in stacks)
     assert set(result["startup_s"]) >= {"imports", "connect", "preflight", "data", "worker_process", "worker_imports", "total"}
     same_result(job.folder, reference)
 
 
-def test_a_killed_driver_and_its_job_submitted_again(cluster: local.LocalCluster, reference: Path, tmp_path: Path) -> None:
-    with ray_run(cluster, tmp_path / "run") as job:
-        job.until_step(40)
-        os.kill(job.process.pid, signal.SIGKILL)
-    with ray_run(cluster, tmp_path / "run") as again:
-        result = again.finished(CLUSTER_S)
-    assert result["restarts"] == 1
-    assert result["lost_steps"] <= INTERVAL
-    same_result(job.folder, reference)
-
-
-def test_a_lost_node_is_replaced_by_another_and_an_elastic_run_follows_the_cluster(
+def test_a_killed_driver_and_a_lost_node_cost_at_most_an_interval_each(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """3 workers on one node; it dies, they start on the other. Then a run of 1 to 3 workers shrinks and grows."""
+    """The job is submitted again with Ray's own snapshots truncated; then the workers' node dies, and they start on the other."""
     with ray_run(cluster, tmp_path / "run") as job:
-        job.until_step(40)
-        lost = node_of(job, 0)
-        local.remove_node(lost)
-        result = job.finished(CLUSTER_S)
-        assert node_of(job, 0) != lost
-    assert result["restarts"] >= 1
-    assert result["lost_steps"] <= INTERVAL * result["restarts"]
+        lost = job.freeze(some_step(25, 80))
+        job.kill_driver()
+    for folder in (tmp_path / "run/ray").glob("group-*"):
+        (folder / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_')
+    with ray_run(cluster, tmp_path / "run") as again:
+        again.until(lambda: "continuing at step" in again.text)
+        node = node_of(again, 0)
+        lost += again.freeze(some_step(110, 160))
+        local.remove_node(node)
+        result = again.finished(CLUSTER_S)
+        assert node_of(again, 0) != node
+    assert result["restarts"] >= 2
+    assert 0 < result["lost_steps"] == lost <= 2 * INTERVAL
     same_result(job.folder, reference)
 
 
 def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the_same_micro_batches(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """One node is left, half of it taken: 2 workers; a node joins: 3; it is preempted: 2. (A large model, so that it lasts.)"""
-    with holding(cluster, cpus=2), runs.run(tmp_path / "run", *FLAGS, "--run.workers", "1:3", "--model.hidden", "800",
-                                            "800", engine="ray", env=cluster.environment()) as job:
+    """One node is left, half of it taken: 2 workers; a node joins: 3; it is preempted: 2; then the run is stopped."""
+    with holding(cluster, cpus=2), ray_run(cluster, tmp_path / "run", "--run.workers", "1:3", "--train.epochs", "100000") as job:
         job.until(lambda: "training on 2 workers" in job.text, 120)
         job.until_step(40)
         added = local.add_node(2)
@@ -115,12 +115,26 @@ def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the
         job.until(lambda: {f"ray_{name}" for name in EXPORTED} <= exported(cluster), 60)
         preempt(cluster, added)
         job.until(lambda: job.text.count("training on 2 workers") == 2, 120)
-        result = job.finished(CLUSTER_S)
+        continued = job.step()
+        job.until(lambda: job.step() > continued + 20)
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.wait() == 3, job.text
     local.remove_node(added.name)
+    result = runs.result(job.folder)
     assert (result["lost_steps"], result["restarts"]) == (0, 0)
     assert any("resized from 2 to 3" in event for event in result["events"])
     assert any("left after a checkpoint" in event for event in result["events"])
-    assert runs.consumed_rows(job.folder) == runs.consumed_rows(reference)
+    same_rows(runs.consumed_rows(job.folder), runs.consumed_rows(reference))
+
+
+def same_rows(rows: dict[tuple[int, int, int], list[int]], reference: dict[tuple[int, int, int], list[int]]) -> None:
+    """Every step from the first on, each shard of it, and what the reference knows of them is the same."""
+    steps = sorted({epoch * runs.STEPS_PER_EPOCH + step for epoch, step, _ in rows})
+    assert steps == list(range(len(steps)))
+    assert len(rows) == 3 * len(steps)
+    common = rows.keys() & reference.keys()
+    assert len(common) == min(len(rows), len(reference))
+    assert {key: rows[key] for key in common} == {key: reference[key] for key in common}
 
 
 def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
@@ -137,15 +151,22 @@ def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
     local.add_node(4)
     local.remove_node(node.name)
     submit(cluster, folder, "stopped")
-    until_step(folder, preempted["steps"] + 30)
+    until_step(folder, preempted["steps"] + 20)
     ray_job(cluster, "stop", "stopped")
     assert "STOPPED" in str(job_info(cluster, "stopped")["status"])
     last = stopped(cluster, folder, "stopped")
-    with ray_run(cluster, folder) as again:
-        result = again.finished(CLUSTER_S)
+    with runs.run(folder, *FLAGS) as again:  # the binding makes no difference to what is computed
+        result = again.finished()
     assert f"continuing at step {last['steps']}" in again.text
     assert (result["lost_steps"], result["restarts"]) == (0, 0)
     same_result(folder, reference)
+
+
+def test_a_gpu_that_no_node_has_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:
+    with ray_run(cluster, tmp_path / "run", "--run.workers", "1", "--run.gpus-per-worker", "1") as job:
+        assert job.wait() == 2
+    assert "has no GPU" in job.text and "pass --run.gpus-per-worker 0" in job.text
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoints
 from tests import runs
+from tests.faults.conftest import EPOCHS
+from tests.faults.test_killed import gone
 
-EPOCHS = ["--train.epochs", "20"]
+FLAGS = ["--train.epochs", str(EPOCHS), "--run.workers", "3"]
 
 
 @pytest.fixture
@@ -38,16 +39,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def mount(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["mount", *arguments], check=False, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module", params=["1", "3"])
-def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """Flags, and the run that they give."""
-    flags = [*EPOCHS, "--run.workers", request.param]
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    with runs.run(folder, *flags) as job:
-        job.finished()
-    return flags, folder
 
 
 def fill_up(disk: Path, job: runs.Job) -> None:
@@ -80,6 +71,7 @@ def remount(disk: Path, how: str) -> None:
     for _ in range(200):
         if (done := mount("-o", f"remount,{how}", str(disk))).returncode == 0:
             return
+        time.sleep(0.01)
     raise AssertionError(done.stderr)
 
 
@@ -91,9 +83,9 @@ def remount(disk: Path, how: str) -> None:
 )
 def test_storage_that_fails_in_the_middle_ends_clearly_and_the_same_command_continues(
     harm: Callable[[Path, runs.Job], None], mend: Callable[[Path], None], why: str, tracking: str,
-    small_disk: Path, uninterrupted: tuple[list[str], Path],
+    small_disk: Path, reference: Path,
 ) -> None:
-    flags, reference = [*uninterrupted[0], "--run.tracking-uri", tracking], uninterrupted[1]
+    flags = [*FLAGS, "--run.tracking-uri", tracking]
     folder = small_disk / "run"
     with runs.run(folder, *flags) as job:
         job.until_step(30)
@@ -101,7 +93,7 @@ def test_storage_that_fails_in_the_middle_ends_clearly_and_the_same_command_cont
         harm(small_disk, job)
         assert job.wait(30) == 3, job.text
         job_gone = time.monotonic()
-        while any(map(psutil.pid_exists, workers)):
+        while not gone(workers):
             assert time.monotonic() < job_gone + 15, "workers outlive their driver"
             time.sleep(0.05)
     assert why in job.text and str(small_disk) in job.text

@@ -24,7 +24,7 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(orders(), st.integers(0, 1000))
 def test_every_row_is_seen_once_an_epoch_but_for_the_last_partial_batch(order: Order, epoch: int) -> None:
     seen = [order.positions(epoch, t, s) for t in range(order.steps_per_epoch) for s in range(order.num_shards)]

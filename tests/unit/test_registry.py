@@ -95,6 +95,9 @@ def test_an_artifact_becomes_the_candidate_and_is_promoted_and_fetched(storage, 
     first = make_artifact(tmp_path / "first")
     assert registry.register(first) == "1"
     assert registry.register(first) == "1"  # the driver died after registering: the same version again
+    registry._client.delete_registered_model_alias("models", "candidate")  # and before it had named the candidate
+    assert registry.register(first) == "1"
+    assert registry.resolve("models:/models@candidate").version == "1"
     second = make_artifact(tmp_path / "second", scale=2.0)
     assert registry.register(second) == "2"
     registry.finish("done")
