@@ -71,6 +71,7 @@ class BoundHead:
 
 def launch(spec: NodeSpec, cluster_id: str) -> Process:
     """A node that outlives this process, as a child of nobody's. Its output goes to `spec.log_file`."""
+    spec.ready_file.unlink(missing_ok=True)  # of a node of this name that was removed
     with spec.log_file.open("wb") as log:
         shell = subprocess.run(
             ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command(spec)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

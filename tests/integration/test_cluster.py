@@ -401,6 +401,10 @@ def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluste
     done = cli("status")
     assert done.returncode == 1
     assert "problem: node worker-3 (127.0.0.1) is dead: start it again, or ignore it if it was removed" in done.stdout
+    again = local.add_node(1)
+    assert (again.name, again.node_id != added.node_id) == ("worker-3", True)
+    assert again.node_id in {node.node_id for node in gcs.nodes() if node.alive}
+    local.remove_node("worker-3")
 
 
 # ── down; no test below uses this cluster ──
