@@ -45,6 +45,14 @@ def token_environment() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file())}
 
 
+def own_environment() -> dict[str, str]:
+    """The authentication variables of a cluster of this process's own: what is set, if a mode is; else this user's token.
+
+    A token without a mode, as a shell may have it for elsewhere, would leave the cluster open: Ray's mode is then `disabled`.
+    """
+    return current() if "RAY_AUTH_MODE" in os.environ else token_environment()
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes a file that never was readable by others, whole or not at all."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")

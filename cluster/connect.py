@@ -150,9 +150,15 @@ def authenticate_for(address: str) -> Generator[None]:
 
 
 def _use_token_of(address: str) -> None:
+    """Sets this user's token for the cluster that `up` started, where no mode is set; for others, what is set stays."""
     cluster = local.current()
-    if cluster is not None and cluster.address == address and not auth.current():
-        _authenticate(auth.token_environment())
+    if cluster is not None and cluster.address == address:
+        _authenticate_own()
+
+
+def _authenticate_own() -> None:
+    if auth.current() != (own := auth.own_environment()):
+        _authenticate(own)
 
 
 def _probe_with_any_token(address: str) -> list[Node]:
@@ -184,8 +190,7 @@ def _check_neighbour(address: str, nodes: list[Node]) -> None:
 def _start(num_cpus: int | None) -> None:
     """Not by `ray.init` alone: it takes loopback for this machine's outer address, and so would be open to the network."""
     global _own
-    if not auth.current():
-        _authenticate(auth.token_environment())
+    _authenticate_own()
     atexit.register(disconnect)
     try:
         address, _own = local.bound_head(num_cpus)

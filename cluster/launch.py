@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from cluster.auth import KEEP_LOOPBACK, current, token_environment
+from cluster.auth import KEEP_LOOPBACK, own_environment, token_environment
 from cluster.errors import ClusterError
 from cluster.network import free_port, is_free
 from cluster.node import NodeSpec, command
@@ -49,7 +49,7 @@ class BoundHead:
         self._spec, self._cluster_id = spec, cluster_id
         with spec.log_file.open("wb") as log:
             self._popen = subprocess.Popen(command(spec, bound=True), stdin=subprocess.PIPE, stdout=log, stderr=log,
-                                           env=_environment(cluster_id, current() or token_environment()), cwd=_ROOT)
+                                           env=_environment(cluster_id, own_environment()), cwd=_ROOT)
         self._process = Process.of(self._popen.pid)
         try:
             self.node = await_ready(spec, self._process, time.monotonic() + START_TIMEOUT_S)
