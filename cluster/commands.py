@@ -29,12 +29,12 @@ def up(options: argparse.Namespace) -> int:
     print("\nto use it, in a shell:\n")
     print('  eval "$(python -m cluster env)"')
     print(f"  {_SUBMIT}\n\nwhich sets:\n")
-    print("\n".join(f"  {line}" for line in _exports(cluster)))
+    print("\n".join(f"  {line}" for line in exports(cluster)))
     return 0
 
 
 def env(options: argparse.Namespace) -> int:
-    print("\n".join(_exports(_local_cluster())))
+    print("\n".join(exports(_local_cluster())))
     return 0
 
 
@@ -66,8 +66,9 @@ def _local_cluster() -> local.LocalCluster:
     return cluster
 
 
-def _exports(cluster: local.LocalCluster) -> list[str]:
-    return [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment().items()]
+def exports(cluster: local.LocalCluster) -> list[str]:
+    """RAY_AUTH_TOKEN is unset because Ray takes it before any file."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment().items()] + ["unset RAY_AUTH_TOKEN"]
 
 
 def _is_loopback(host: str) -> bool:

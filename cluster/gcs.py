@@ -6,6 +6,7 @@ Ray's own client retries for minutes, or ends the process, where a cluster is de
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -178,7 +179,7 @@ class Gcs:
         if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED):
             return TokenError(
                 f"the Ray cluster at {self.address} refuses this token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
-                "file that holds the cluster's own (`python -m cluster up` prints them)"
+                f"file that holds the cluster's own (`python -m cluster env` prints them){_overriding()}"
             )
         if code in (status.UNIMPLEMENTED, status.UNKNOWN):
             return ClusterError(f"what listens at {self.address} is no Ray cluster of this version: {_CHECK}")
@@ -186,6 +187,10 @@ class Gcs:
             f"the Ray cluster at {self.address} does not answer (its port is open, the call ended with {code.name}): "
             "it is dead or overloaded; restart it, or unset RAY_ADDRESS to start one on this machine"
         )
+
+
+def _overriding() -> str:
+    return ", and unset RAY_AUTH_TOKEN, which Ray takes before that file" if "RAY_AUTH_TOKEN" in os.environ else ""
 
 
 _CHECK = "give the address of the head's control store (HOST:6379 by default), or unset RAY_ADDRESS"

@@ -32,7 +32,7 @@ def main() -> int:
         try:
             cluster = local.up(cpus_per_node=WORKERS)
             print(f"   up: dashboard {cluster.dashboard_url}\n\n2. the job, on {WORKERS} workers", flush=True)
-            code = submit(name, storage, os.environ | cluster.environment())
+            code = submit(name, storage, environment_for(cluster))
             if code == 0:
                 print("\n3. its model, loaded back from the artifact", flush=True)
                 show(storage / name)
@@ -40,6 +40,11 @@ def main() -> int:
             local.down()
             print("the cluster is down", flush=True)
     return code
+
+
+def environment_for(cluster: local.LocalCluster) -> dict[str, str]:
+    """What submits to the cluster. A RAY_AUTH_TOKEN of the shell is left out: Ray would take it before the cluster's own."""
+    return {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | cluster.environment()
 
 
 def submit(name: str, storage: Path, env: dict[str, str]) -> int:

@@ -1,11 +1,19 @@
 """cluster/auth.py and what uses it: which token a process serves and sends, and who may read it."""
 
+import subprocess
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
-from cluster import auth, connect, local
+from cluster import auth, commands, connect, local
 from cluster.errors import ClusterError
+from cluster.gcs import Gcs, TokenError
+from cluster.owned import Process
+from jobs.mlp import demo
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +45,43 @@ def test_an_own_cluster_is_guarded_though_a_token_without_a_mode_is_set(variable
 def test_a_mode_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert auth.own_environment() == {"RAY_AUTH_MODE": "disabled"}
+
+
+CLUSTER = local.LocalCluster(cluster_id="c" * 32, address="127.0.0.1:1", folder="/tmp/none", nodes=(
+    local.LocalNode(name="head", node_id="0f", num_cpus=1, process=Process(1, 0.0), pids={}, dashboard_url="http://127.0.0.1:2"),))
+
+
+def test_a_token_of_the_shell_does_not_beat_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    script = "\n".join([*commands.exports(CLUSTER), 'echo "$RAY_AUTH_MODE ${RAY_AUTH_TOKEN-none}"'])
+    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == "token none\n"
+    assert demo.environment_for(CLUSTER).items() >= CLUSTER.environment().items()
+    assert "RAY_AUTH_TOKEN" not in demo.environment_for(CLUSTER)
+
+
+def test_a_refused_token_names_the_variable_that_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal() -> str:
+        with refusing_server() as address, pytest.raises(TokenError, match="refuses this token") as caught:
+            Gcs(address).ray_version()
+        return str(caught.value)
+
+    assert "unset RAY_AUTH_TOKEN" not in refusal()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    assert "and unset RAY_AUTH_TOKEN" in refusal()
+
+
+@contextmanager
+def refusing_server() -> Generator[str]:
+    """A control store to which every token is a wrong one."""
+    class Refuse(grpc.ServerInterceptor):
+        def intercept_service(self, continuation: object, handler_call_details: object) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no"))
+
+    server = grpc.server(ThreadPoolExecutor(1), interceptors=[Refuse()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
