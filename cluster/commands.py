@@ -12,12 +12,14 @@ from cluster import local
 from cluster.auth import token_file
 from cluster.connect import authenticate_for, control_store, probe
 from cluster.errors import ClusterError
+from cluster.signals import exit_when_told
 from cluster.status import read_status, show
 
 _SUBMIT = "ray job submit --working-dir . -- python -m jobs.mlp"
 
 
 def up(options: argparse.Namespace) -> int:
+    exit_when_told()
     began = time.monotonic()
     cluster = local.up(nodes=options.nodes, cpus_per_node=options.cpus_per_node, dashboard_host=options.dashboard_host,
                        port=options.port, dashboard_port=options.dashboard_port)
@@ -63,6 +65,8 @@ def _local_cluster() -> local.LocalCluster:
     if cluster is None:
         raise ClusterError("there is no local cluster, and RAY_ADDRESS is not set: start one with `python -m cluster up`, or give "
                            "--address")
+    if not cluster.nodes:
+        raise ClusterError(local.CUT_OFF)
     return cluster
 
 

@@ -4,6 +4,7 @@ All of it listens on loopback and wants this user's token. Its state is in `clus
 its logs and sockets are in a temporary folder of its own, which goes away with it.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -34,12 +35,18 @@ from cluster.launch import (
 )
 from cluster.network import free_port, is_free
 from cluster.node import LOOPBACK, NodeSpec
-from cluster.owned import Process, processes_of
+from cluster.owned import Process, marked_keepers, processes_of
+
+CUT_OFF = ("the local cluster is still starting, or its start was cut off: wait, or end what is left of it with "
+           "`python -m cluster down`")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCluster:
-    """What `up` started. address: of the control store; dashboard_url: where jobs are submitted."""
+    """What `up` started. address: of the control store; dashboard_url: where jobs are submitted.
+
+    nodes: none while `up` is at work, and after it was killed: its processes are then known by the cluster's mark alone.
+    """
 
     cluster_id: str
     address: str
@@ -48,7 +55,7 @@ class LocalCluster:
 
     @property
     def dashboard_url(self) -> str:
-        return self.nodes[0].dashboard_url
+        return self.nodes[0].dashboard_url if self.nodes else ""
 
     def environment(self) -> dict[str, str]:
         """What a shell needs to run or submit jobs here."""
@@ -56,7 +63,11 @@ class LocalCluster:
                 **KEEP_LOOPBACK}
 
     def processes(self) -> list[psutil.Process]:
-        return processes_of([node.process for node in self.nodes], Path(self.folder), self.cluster_id)
+        return processes_of(self.keepers(), Path(self.folder), self.cluster_id)
+
+    def keepers(self) -> list[Process]:
+        """The processes that keep its nodes, also of one whose start was cut off before it was saved."""
+        return list({*(node.process for node in self.nodes), *marked_keepers(self.cluster_id)})
 
 
 def current() -> LocalCluster | None:
@@ -81,14 +92,14 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
         _refuse_second()
         _refuse_taken("--port", LOOPBACK, port)
         _refuse_taken("--dashboard-port", dashboard_host, dashboard_port)
-        cluster = _new_cluster(port)
         cpus = max(1, (os.cpu_count() or 1) // max(1, nodes)) if cpus_per_node is None else cpus_per_node
-        head = _head(cluster, num_nodes=nodes + 1, num_cpus=0 if nodes else cpus, dashboard_host=dashboard_host,
-                     dashboard_port=dashboard_port, gpu_share=(0, 0) if nodes else (0, 1),
-                     autoscaling_config=autoscaling_config)
-        workers = [_worker(cluster, number, cpus, nodes + 1, gpu_share=(number - 1, nodes)) for number in range(1, nodes + 1)]
-        cluster = _start_or_undo(cluster, [head, *workers])
-        _save(cluster)
+        with _undo_unless_up(_new_cluster(port)) as cluster:
+            head = _head(cluster, num_nodes=nodes + 1, num_cpus=0 if nodes else cpus, dashboard_host=dashboard_host,
+                         dashboard_port=dashboard_port, gpu_share=(0, 0) if nodes else (0, 1),
+                         autoscaling_config=autoscaling_config)
+            workers = [_worker(cluster, n, cpus, nodes + 1, gpu_share=(n - 1, nodes)) for n in range(1, nodes + 1)]
+            cluster = dataclasses.replace(cluster, nodes=tuple(_start([head, *workers], cluster)))
+            _save(cluster)
         return cluster
 
 
@@ -137,11 +148,15 @@ def down() -> int:
 
 def _end_cluster(cluster: LocalCluster) -> None:
     """The nodes' own processes end what is below them; what is then left, if one of them was killed, is ended here."""
-    keepers = [psutil.Process(node.process.pid) for node in cluster.nodes if node.process.alive()]
-    for keeper in keepers:
-        keeper.terminate()
-    psutil.wait_procs(keepers, timeout=15)
-    end_processes([node.process for node in cluster.nodes], Path(cluster.folder), cluster.cluster_id)
+    roots = cluster.keepers()
+    told: list[psutil.Process] = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if root.alive():
+                told.append(psutil.Process(root.pid))
+                told[-1].terminate()
+    psutil.wait_procs(told, timeout=15)
+    end_processes(roots, Path(cluster.folder), cluster.cluster_id)
     shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
@@ -178,11 +193,15 @@ def _start(specs: Sequence[NodeSpec], cluster: LocalCluster) -> list[LocalNode]:
         raise
 
 
-def _start_or_undo(cluster: LocalCluster, specs: Sequence[NodeSpec]) -> LocalCluster:
+@contextmanager
+def _undo_unless_up(cluster: LocalCluster) -> Generator[LocalCluster]:
+    """Saved before any of its nodes starts: should this process be killed in between, `down` still finds them."""
     try:
-        return dataclasses.replace(cluster, nodes=tuple(_start(specs, cluster)))
+        _save(cluster)
+        yield cluster
     except BaseException:
         _end_cluster(cluster)
+        _state_file().unlink(missing_ok=True)
         raise
 
 
@@ -206,6 +225,8 @@ def _require() -> LocalCluster:
     cluster = current()
     if cluster is None:
         raise ClusterError("there is no local cluster: start one with `python -m cluster up`")
+    if not cluster.nodes:
+        raise ClusterError(CUT_OFF)
     return cluster
 
 

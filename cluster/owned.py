@@ -5,6 +5,7 @@ Ray overwrites the environment of its workers with their titles, so one that is 
 cluster's folder open belongs to it too. A user's own driver holds such a file as well, but is in a session of its own.
 """
 
+import contextlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -53,6 +54,20 @@ def processes_of(roots: Collection[Process], folder: Path, cluster_id: str | Non
     return [process for pid, process in found.items() if pid not in spared and _runs(process)]
 
 
+def marked_keepers(cluster_id: str) -> list[Process]:
+    """The processes of cluster/node.py that carry the cluster's mark."""
+    found: list[Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):  # it has just ended, or is another user's
+            if _is_marked(process.pid, cluster_id) and "cluster.node" in process.cmdline():
+                found.append(Process.of(process.pid))
+    return found
+
+
+def _is_marked(pid: int, cluster_id: str) -> bool:
+    return f"{MARK}={cluster_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
 def _below(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
@@ -63,7 +78,7 @@ def _below(pid: int) -> list[psutil.Process]:
 def _belongs(process: psutil.Process, cluster_id: str | None, folder: Path, sessions: Collection[int]) -> bool:
     proc = Path("/proc") / str(process.pid)
     try:
-        if cluster_id and f"{MARK}={cluster_id}".encode() in (proc / "environ").read_bytes().split(b"\0"):
+        if cluster_id and _is_marked(process.pid, cluster_id):
             return True
         if os.getsid(process.pid) not in sessions:
             return False

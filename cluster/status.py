@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.gcs import Gcs, Job, Node, reachable
-from cluster.local import LocalCluster
+from cluster.local import CUT_OFF, LocalCluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,8 @@ def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
                 for node in nodes if not node.alive]
     if not any(node.resources.get("CPU") for node in nodes if node.alive):
         problems.append("no live node has CPUs: add worker nodes")
+    if local and not local.nodes:
+        problems.append(CUT_OFF)
     gone = [node.name for node in local.nodes if not node.process.alive()] if local else []
     if gone:
         problems.append(f"{', '.join(gone)} ended by itself: `python -m cluster down`, then `up` again; the reason is in "

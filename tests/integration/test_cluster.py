@@ -460,6 +460,24 @@ def test_a_start_that_fails_halfway_leaves_nothing(own_home: Path) -> None:
     assert not [folder for folder in set(Path("/tmp").glob("trainyard-*")) - before if not in_use(folder)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_up_that_is_ended_halfway_leaves_nothing_or_what_down_finds(own_home: Path, number: signal.Signals) -> None:
+    starting = subprocess.Popen([sys.executable, "-m", "cluster", "up"], cwd=ROOT, start_new_session=True)
+    wait_for(lambda: [p for p in processes_of(own_home) if "cluster.node" in command_of(p)])
+    cluster = local.current()
+    assert cluster is not None
+    starting.send_signal(number)
+    code = starting.wait(timeout=30)
+    if number == signal.SIGKILL:
+        assert processes_of(own_home)
+        assert local.down() > 0
+    else:
+        assert code == 128 + number
+    assert processes_of(own_home) == []
+    assert local.current() is None
+    assert not Path(cluster.folder).exists()
+
+
 def test_what_a_crash_has_left_does_not_keep_up_from_starting(own_home: Path) -> None:
     """One node, as `up` starts by default: the head has the CPUs."""
     first = local.up(cpus_per_node=1)
