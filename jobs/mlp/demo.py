@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster import local
+from cluster.signals import exit_when_told
 from cluster.storage import Store
 from jobs.common.dataset import Dataset
 
@@ -23,7 +24,8 @@ _SHADES = " .:-=+*#%@"
 
 
 def main() -> int:
-    """Returns the job's exit code."""
+    """Returns the job's exit code. Told to end, it ends its cluster first: nothing else knows of it."""
+    exit_when_told()
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     storage = Path("~/trainyard").expanduser()
     with tempfile.TemporaryDirectory(prefix="trainyard-demo-") as home:
