@@ -33,7 +33,7 @@ from cluster.launch import (
     launch,
     object_store_bytes,
 )
-from cluster.network import free_port, is_free
+from cluster.network import LARGEST_PORT, free_port, is_free, why_not_local
 from cluster.node import LOOPBACK, NodeSpec
 from cluster.owned import Process, marked_keepers, processes_of
 
@@ -90,6 +90,7 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
     """
     with _lock():
         _refuse_second()
+        _refuse_foreign(dashboard_host)
         _refuse_taken("--port", LOOPBACK, port)
         _refuse_taken("--dashboard-port", dashboard_host, dashboard_port)
         cpus = max(1, (os.cpu_count() or 1) // max(1, nodes)) if cpus_per_node is None else cpus_per_node
@@ -216,7 +217,15 @@ def _refuse_second() -> None:
     _state_file().unlink()
 
 
+def _refuse_foreign(host: str) -> None:
+    if (why := why_not_local(host)) is not None:
+        raise ClusterError(f"--dashboard-host {host} cannot be listened on ({why}): give an address of this machine, 127.0.0.1 "
+                           "by default, or 0.0.0.0 for all of them")
+
+
 def _refuse_taken(flag: str, host: str, port: int) -> None:
+    if port > LARGEST_PORT:
+        raise ClusterError(f"{flag} {port} is no port: give one of 1 to {LARGEST_PORT}, or none")
     if port and not is_free(host, port):
         raise ClusterError(f"port {port} of {host} is taken: pass another {flag}, or none")
 

@@ -18,6 +18,7 @@ import psutil
 logger = logging.getLogger(__name__)
 
 COLLECTIVE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+LARGEST_PORT = 65535
 _LISTENING_PORTS = range(20000, 30000)
 _ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -72,6 +73,17 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def why_not_local(host: str) -> str | None:
+    """None if this machine can listen at a host (a name or an address), else why not."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(place)
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _without_zone(address: str) -> str:

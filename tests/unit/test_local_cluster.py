@@ -2,15 +2,20 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster import auth, commands, local, status
+from cluster.__main__ import main
 from cluster.errors import ClusterError
+from cluster.node import NodeSpec, _parameters
 from cluster.owned import MARK
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +27,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """`up` sets its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 @pytest.fixture
@@ -61,6 +75,52 @@ def test_down_ends_the_nodes_of_a_start_that_was_cut_off(cut_off: local.LocalClu
         assert local.current() is None
     finally:
         keeper.kill()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--dashboard-host", "10.9.9.9"], "--dashboard-host 10.9.9.9 cannot be listened on (Cannot assign requested address): give"),
+    (["--dashboard-host", "no-such-host.invalid"], "--dashboard-host no-such-host.invalid cannot be listened on ("),
+    (["--dashboard-host", "no-such-host.invalid", "--dashboard-port", "8270"], "--dashboard-host no-such-host.invalid cannot"),
+    (["--dashboard-host", ""], "--dashboard-host  cannot be listened on"),
+    (["--port", "70000"], "--port 70000 is no port: give one of 1 to 65535, or none"),
+    (["--dashboard-port", "70000"], "--dashboard-port 70000 is no port"),
+])
+def test_what_cannot_be_listened_on_is_one_message(
+        flags: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: pytest.fail("a folder was made"))
+    assert main(["up", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert len(said.splitlines()) == 1
+    assert local.current() is None
+
+
+def test_a_failure_before_the_first_node_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def fail(num_nodes: int) -> int:
+        cluster = local.current()
+        assert cluster is not None
+        made.append(cluster.folder)
+        raise OSError("no shared memory")
+
+    monkeypatch.setattr(local, "object_store_bytes", fail)
+    with pytest.raises(OSError, match="no shared memory"):
+        local.up()
+    assert [Path(folder).exists() for folder in made] == [False]
+    assert local.current() is None
+
+
+def test_the_dashboard_host_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[NodeSpec] = []
+
+    def start(specs: list[NodeSpec], cluster: local.LocalCluster) -> list[local.LocalNode]:
+        started.extend(specs)
+        raise ClusterError("far enough")
+
+    monkeypatch.setattr(local, "_start", start)  # real nodes take seconds
+    assert main(["up", "--nodes", "1", "--dashboard-host", "0.0.0.0"]) == 2
+    assert [(spec.name, _parameters(spec).get("dashboard_host")) for spec in started] == [("head", "0.0.0.0"), ("worker-1", None)]
 
 
 def test_a_cluster_without_nodes_is_said_to_be_cut_off(cut_off: local.LocalCluster) -> None:
