@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.errors import ClusterError
+
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 KEEP_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -49,8 +51,19 @@ def own_environment() -> dict[str, str]:
     """The authentication variables of a cluster of this process's own: what is set, if a mode is; else this user's token.
 
     A token without a mode, as a shell may have it for elsewhere, would leave the cluster open: Ray's mode is then `disabled`.
+    Raises: ClusterError for a mode that Ray does not know, for the same reason.
     """
+    if (why := unknown_mode()) is not None:
+        raise ClusterError(why)
     return current() if "RAY_AUTH_MODE" in os.environ else token_environment()
+
+
+def unknown_mode() -> str | None:
+    """What is wrong with RAY_AUTH_MODE; None if nothing is."""
+    mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+    if mode.lower() in ("token", "disabled"):
+        return None
+    return f"RAY_AUTH_MODE is {mode!r}, which Ray takes for `disabled`: set it to token or disabled, or unset it"
 
 
 def write_private(path: Path, text: str) -> None:
@@ -81,5 +94,9 @@ def current() -> dict[str, str]:
 def has_token() -> bool:
     """Whether Ray finds a token in the environment or in its default file, be authentication on or off."""
     from ray._raylet import AuthenticationTokenLoader
+    from ray.exceptions import AuthenticationError
 
-    return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    try:
+        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError:  # RAY_AUTH_TOKEN_PATH names a file that is not there
+        return False

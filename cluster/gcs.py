@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from cluster.auth import unknown_mode
 from cluster.errors import ClusterError
 
 T = TypeVar("T")
@@ -198,15 +199,31 @@ _CHECK = "give the address of the head's control store (HOST:6379 by default), o
 
 @contextmanager
 def channel(address: str) -> Generator[Any]:
-    """A gRPC channel with Ray's own TLS and token settings, never through a proxy."""
-    from ray._private.grpc_utils import init_grpc_channel
+    """A gRPC channel with Ray's own TLS and token settings, never through a proxy.
 
+    Raises: TokenError if a token is wanted (RAY_AUTH_MODE=token) and there is none, or the mode is one that Ray does not know
+    and takes for `disabled`.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.exceptions import AuthenticationError
+
+    if (why := unknown_mode()) is not None:
+        raise TokenError(why)
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 256 << 20)]
     connection = init_grpc_channel(address, options)
     try:
         yield connection
+    except AuthenticationError as error:  # from the interceptor that puts the token into each call
+        raise TokenError(f"RAY_AUTH_MODE is token, but there is no token{_looked_for()}: set RAY_AUTH_TOKEN_PATH to the file that "
+                         f"holds the token of {address} (`python -m cluster env` prints that of this machine's)") from error
     finally:
         connection.close()
+
+
+def _looked_for() -> str:
+    if "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return f" (RAY_AUTH_TOKEN_PATH names {os.environ['RAY_AUTH_TOKEN_PATH'] or 'nothing'}, which is not there, or empty)"
+    return " (RAY_AUTH_TOKEN is empty)" if "RAY_AUTH_TOKEN" in os.environ else ""
 
 
 def silent_nodes(nodes: Sequence[Node], timeout_s: float = 2.0) -> list[Node]:

@@ -70,6 +70,45 @@ def test_a_refused_token_names_the_variable_that_beats_the_file(monkeypatch: pyt
     assert "and unset RAY_AUTH_TOKEN" in refusal()
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({}, "RAY_AUTH_MODE is token, but there is no token: set RAY_AUTH_TOKEN_PATH"),
+    ({"RAY_AUTH_TOKEN": ""}, r"there is no token \(RAY_AUTH_TOKEN is empty\): set"),
+    ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, r"\(RAY_AUTH_TOKEN_PATH names /nowhere, which is not there, or empty\)"),
+    ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, r"\(RAY_AUTH_TOKEN_PATH names /dev/null, which is not there, or empty\)"),
+    ({"RAY_AUTH_MODE": "tokn"}, "RAY_AUTH_MODE is 'tokn', which Ray takes for `disabled`: set it to token or disabled"),
+])
+def test_a_token_that_is_not_there_is_one_message(
+        settings: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray's default token file would be
+    with refusing_server() as address, ray_with({"RAY_AUTH_MODE": "token", **settings}):
+        with pytest.raises(TokenError, match=message):
+            connect.probe(address)
+        with pytest.raises(TokenError, match=message):
+            connect.connect(address)
+
+
+def test_a_token_file_that_is_not_there_without_a_mode_is_a_refused_token() -> None:
+    with refusing_server() as address, ray_with({"RAY_AUTH_TOKEN_PATH": "/nowhere"}), \
+            pytest.raises(TokenError, match="refuses this token"):
+        connect.connect(address)
+
+
+def test_an_unknown_mode_does_not_open_the_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "tokn")
+    monkeypatch.setattr(local, "bound_head", lambda _: pytest.fail("it is started"))
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE is 'tokn'"):
+        connect.connect("local")
+
+
+@contextmanager
+def ray_with(settings: dict[str, str]) -> Generator[None]:
+    auth.apply(settings)
+    try:
+        yield
+    finally:
+        auth.apply({})
+
+
 @contextmanager
 def refusing_server() -> Generator[str]:
     """A control store to which every token is a wrong one."""
