@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.gcs import Gcs, Job, Node, reachable
@@ -51,7 +52,7 @@ def show(status: Status, console: Console) -> None:
     console.print(_node_table(status.nodes, alive))
     console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
     for problem in status.problems:
-        console.print(f"[red]problem:[/red] {problem}", soft_wrap=True)
+        console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
     if not status.problems:
         console.print("[green]no problems[/green]")
 
@@ -60,7 +61,7 @@ def _node_table(nodes: list[Node], alive: list[Node]) -> Table:
     table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB", title="nodes (in use of total)",
                   title_justify="left", show_footer=len(alive) > 1)
     for node in nodes:
-        table.add_row(node.name or node.node_id[:12], node.ip, "head" if node.is_head and node.usable else _state(node),
+        table.add_row(escape(node.name or node.node_id[:12]), node.ip, "head" if node.is_head and node.usable else _state(node),
                       *_amounts([node] if node.alive else []))
     for column, text in zip(table.columns, ["all", "", f"{len(alive)} alive", *_amounts(alive)], strict=True):
         column.footer = text
@@ -70,7 +71,7 @@ def _node_table(nodes: list[Node], alive: list[Node]) -> Table:
 def _job_table(jobs: list[Job]) -> Table:
     table = Table("job", "command", "running for", "driver on", title="running jobs", title_justify="left")
     for job in jobs:
-        table.add_row(job.submission_id or job.job_id, job.entrypoint, _age(time.time() - job.started), job.ip)
+        table.add_row(escape(job.submission_id or job.job_id), escape(job.entrypoint), _age(time.time() - job.started), job.ip)
     return table
 
 
