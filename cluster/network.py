@@ -17,7 +17,6 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-COLLECTIVE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 LARGEST_PORT = 65535
 _LISTENING_PORTS = range(20000, 30000)
 _ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -47,8 +46,8 @@ def set_collective_interface(node_ip: str, interfaces: Mapping[str, Sequence[Any
         logger.warning("no network interface has %s, the address of this node: gloo and NCCL choose one by themselves; "
                        "if workers do not meet, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME", node_ip)
         return None
-    for variable in COLLECTIVE_VARIABLES:
-        os.environ.setdefault(variable, interface)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without the =, eth1 would mean eth10 too
     return interface
 
 

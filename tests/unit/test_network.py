@@ -45,7 +45,7 @@ def test_loopback_is_not_taken_where_the_host_name_resolves_to_it() -> None:
     resolved = socket.gethostbyname("localhost")
     assert interface_of(resolved, SEVERAL) == "lo"
     assert set_collective_interface("10.1.0.5", SEVERAL) == "ib0"
-    assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("ib0", "=ib0"), "NCCL takes a name for a prefix"
 
 
 def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
