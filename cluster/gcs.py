@@ -43,6 +43,9 @@ class Node:
     draining: bool = False
     """About to be taken away (a preemption, a scale-down): it takes no new work, and what runs there should move."""
 
+    removed: bool = False
+    """Dead, and meant to be: it was ended in order, or the autoscaler took it away."""
+
     @property
     def usable(self) -> bool:
         """Whether work can be put there."""
@@ -59,6 +62,14 @@ class Job:
     ip: str
     started: float
     running: bool
+
+
+def was_removed(row: Any) -> bool:
+    """row: Ray's GcsNodeInfo message."""
+    from ray.core.generated.common_pb2 import NodeDeathInfo as Death
+
+    expected = (Death.EXPECTED_TERMINATION, Death.AUTOSCALER_DRAIN_IDLE, Death.AUTOSCALER_DRAIN_PREEMPTED)
+    return row.state != 0 and row.death_info.reason in expected
 
 
 def within(seconds: float, call: Callable[[], T], late: Exception) -> T:
@@ -114,7 +125,8 @@ class Gcs:
         nodes = [
             Node(node_id=row.node_id.hex(), name=row.node_name, ip=row.node_manager_address, port=row.node_manager_port,
                  alive=row.state == 0, is_head=row.is_head_node, resources=dict(row.resources_total),
-                 available=available.get(row.node_id.hex(), {}), draining=row.node_id.hex() in draining)
+                 available=available.get(row.node_id.hex(), {}), draining=row.node_id.hex() in draining,
+                 removed=was_removed(row))
             for row in reply.node_info_list
         ]
         return sorted(nodes, key=lambda node: (not node.is_head, node.name, node.node_id))

@@ -77,7 +77,7 @@ def _job_table(jobs: list[Job]) -> Table:
 
 def _state(node: Node) -> str:
     if not node.alive:
-        return "dead"
+        return "removed" if node.removed else "dead"
     return "draining" if node.draining else "alive"
 
 
@@ -98,7 +98,7 @@ def _age(seconds: float) -> str:
 
 def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
     problems = [f"node {node.name or node.node_id[:12]} ({node.ip}) is dead: start it again, or ignore it if it was removed"
-                for node in nodes if not node.alive]
+                for node in nodes if not node.alive and not node.removed]
     if not any(node.resources.get("CPU") for node in nodes if node.alive):
         problems.append("no live node has CPUs: add worker nodes")
     if local and not local.nodes:

@@ -1,13 +1,16 @@
 """cluster/status.py: what is shown is what was said, and only what is wrong is a problem."""
 
+import dataclasses
 import io
 import time
 
 import pytest
+from ray.core.generated.common_pb2 import NodeDeathInfo
+from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from rich.console import Console
 
-from cluster.gcs import Job, Node
-from cluster.status import Status, show
+from cluster.gcs import Job, Node, was_removed
+from cluster.status import Status, _node_problems, show
 
 HEAD = Node(node_id="0f" * 28, name="head[1]", ip="127.0.0.1", port=1, alive=True, is_head=True, resources={"CPU": 1.0})
 
@@ -26,3 +29,22 @@ def test_brackets_are_no_markup(text: str) -> None:
                         problems=[f"it was {text}"]))
     assert seen.count(text) == 2
     assert "[red]" in seen and "head[1]" in seen
+
+
+@pytest.mark.parametrize(("reason", "removed"), [
+    ("EXPECTED_TERMINATION", True), ("AUTOSCALER_DRAIN_IDLE", True), ("AUTOSCALER_DRAIN_PREEMPTED", True),
+    ("UNEXPECTED_TERMINATION", False), ("UNSPECIFIED", False),
+])
+def test_a_node_that_was_removed_in_order_is_no_problem(reason: str, removed: bool) -> None:
+    row = GcsNodeInfo(state=GcsNodeInfo.DEAD, death_info=NodeDeathInfo(reason=NodeDeathInfo.Reason.Value(reason)))
+    gone = dataclasses.replace(HEAD, name="worker-1", is_head=False, alive=False, removed=was_removed(row))
+    problems = _node_problems([HEAD, gone], None)
+    assert problems == ([] if removed else [
+        "node worker-1 (127.0.0.1) is dead: start it again, or ignore it if it was removed"])
+    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD, gone],
+                        jobs=[], problems=problems))
+    assert ("removed" if removed else "dead") in seen
+
+
+def test_a_live_node_was_not_removed() -> None:
+    assert not was_removed(GcsNodeInfo(death_info=NodeDeathInfo(reason=NodeDeathInfo.EXPECTED_TERMINATION)))
