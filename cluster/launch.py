@@ -1,5 +1,6 @@
 """Launches the node processes of cluster/node.py: detached ones for `cluster up`, one bound to this process for `connect()`."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from cluster.node import NodeSpec, command
 from cluster.owned import MARK, Process, processes_of
 
 START_TIMEOUT_S = 90.0
+END_TIMEOUT_S = 30.0
 _RAY_SETTINGS = {
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint; Ray's own 3 s do not suffice
     "RAY_health_check_period_ms": "1000",  # a killed node is missed after 5 of these; Ray's own 3 s make it 15 s
@@ -93,15 +95,22 @@ def await_ready(spec: NodeSpec, process: Process, deadline: float) -> LocalNode:
                      dashboard_url=url)
 
 
-def end_processes(roots: list[Process], folder: Path, cluster_id: str | None = None) -> None:
-    """SIGKILLs all processes of some nodes (cluster/owned.py), until none is left."""
+def end_processes(roots: list[Process], folder: Path, cluster_id: str | None = None, *,
+                  timeout_s: float = END_TIMEOUT_S) -> None:
+    """SIGKILLs all processes of some nodes (cluster/owned.py), until none is left.
+
+    Raises: ClusterError if some are left after timeout_s: another user's, or stuck in the kernel.
+    """
+    deadline = time.monotonic() + timeout_s
     while left := processes_of(roots, folder, cluster_id):
+        if (rest := deadline - time.monotonic()) <= 0:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise ClusterError(f"processes {pids} of the cluster did not end within {timeout_s:g} s: end them as root (`sudo kill "
+                               "-9`), or restart the machine if they are stuck in its kernel, then run `python -m cluster down`")
         for process in left:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(left, timeout=5)
+        psutil.wait_procs(left, timeout=min(rest, 5))
 
 
 def object_store_bytes(num_nodes: int) -> int:

@@ -152,7 +152,7 @@ def _end_cluster(cluster: LocalCluster) -> None:
     roots = cluster.keepers()
     told: list[psutil.Process] = []
     for root in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if root.alive():
                 told.append(psutil.Process(root.pid))
                 told[-1].terminate()

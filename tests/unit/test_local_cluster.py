@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from cluster import auth, commands, local, status
 from cluster.__main__ import main
 from cluster.errors import ClusterError
+from cluster.launch import end_processes
 from cluster.node import NodeSpec, _parameters
 from cluster.owned import MARK
 
@@ -39,11 +41,12 @@ def signals_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def cut_off() -> local.LocalCluster:
+def cut_off() -> Iterator[local.LocalCluster]:
     """What a killed `up` leaves: a saved cluster without nodes, and its folder."""
     cluster = local._new_cluster()
     local._save(cluster)
-    return cluster
+    yield cluster
+    shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 KEEPER = """
@@ -133,3 +136,19 @@ def test_a_cluster_without_nodes_is_said_to_be_cut_off(cut_off: local.LocalClust
     assert local.CUT_OFF in status._node_problems([], cut_off)
     assert local.down() == 0
     assert not Path(cut_off.folder).exists()
+
+
+def test_what_cannot_be_ended_is_named(cut_off: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(self: psutil.Process) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "kill", deny)  # as for another user's; this test may run as root
+    left = subprocess.Popen(["sleep", "100"], env={MARK: cut_off.cluster_id})
+    try:
+        with pytest.raises(ClusterError, match=rf"^processes {left.pid} of the cluster did not end within 0\.3 s: "):
+            end_processes([], Path(cut_off.folder), cut_off.cluster_id, timeout_s=0.3)
+        monkeypatch.undo()
+        end_processes([], Path(cut_off.folder), cut_off.cluster_id)
+    finally:
+        left.kill()
+        left.wait()
