@@ -17,7 +17,9 @@ from cluster.gcs import Node, silent_nodes, within
 from cluster.storage import Store
 
 STORAGE_TIMEOUT_S = 6.5  # pyarrow gives up an S3 server that refuses connections after about 6 s, and then says why
-_REMOVE_TIMEOUT_S = 3.0
+REMOVE_TIMEOUT_S = 2.0
+_LOOK_TIMEOUT_S = 3.0
+_LAST_LOOK_S = 1.0
 _DRIVER = "driver"
 
 
@@ -44,24 +46,23 @@ class Visit:
 
 @contextmanager
 def remove_traces(store: Store) -> Generator[Trace]:
-    """Whatever a check has written is removed after it; so are the store's own folders, if it fails and they were not there."""
+    """Whatever a check has written is removed after it; so are the store's own folders, if it fails and they were not there.
+
+    Removing takes REMOVE_TIMEOUT_S at most; what hangs stays. Raises: StorageError if the storage hangs from the start.
+    """
     trace = Trace(store, f".trainyard-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex)
-    made = _missing_folders(store)
+    made = within(_LOOK_TIMEOUT_S, lambda: _missing_folders(store), _late(store, _LOOK_TIMEOUT_S))
     try:
         yield trace
     except BaseException:
-        _remove(trace)
-        with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+        _remove(trace, made)
         raise
-    _remove(trace)
+    _remove(trace, [])
 
 
 def check_storage(trace: Trace) -> None:
     """Raises: StorageError within STORAGE_TIMEOUT_S if this process cannot write to the storage and read it back."""
-    location = trace.store.location()
-    late = StorageError(f"storage {location} does not answer within {STORAGE_TIMEOUT_S:g} s: check its address and the network")
+    late = _late(trace.store, STORAGE_TIMEOUT_S)
     problem = within(STORAGE_TIMEOUT_S, lambda: _write_and_read(trace, _DRIVER), late)
     if problem is not None:
         raise StorageError(problem)
@@ -71,23 +72,24 @@ def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
     """Visits all nodes at once, but for this process's own, which `check_storage` has seen to.
 
     Raises: StorageError if a node cannot write to the storage, or does not see what the driver wrote; ClusterError if it
-    does not answer within timeout_s, cannot run this project, or runs other versions than this process.
+    does not answer within timeout_s, cannot run this project, or runs other versions than this process. Takes at most
+    timeout_s, or 3 s where that is less.
     """
     import ray
 
     own = ray.get_runtime_context().get_node_id()
     others = [node for node in nodes if node.node_id != own]
-    began = time.monotonic()
+    deadline = time.monotonic() + timeout_s
     if silent := silent_nodes(others):
         raise ClusterError(f"{_plural('node', [_name(node) for node in silent])} does not answer, though the cluster takes it for "
                            "alive: restart it, or remove it from the cluster")
-    visits = _visit_all(trace, others, timeout_s - (time.monotonic() - began))
+    visits = _visit_all(trace, others, max(0.0, deadline - time.monotonic() - _LAST_LOOK_S))
     check_versions({_name(node): visit for node, visit in zip(others, visits, strict=True)})
     for node, visit in zip(others, visits, strict=True):
         if visit.problem is not None:
             raise StorageError(f"on node {_name(node)}: {visit.problem}")
-        if not trace.store.exists(trace.path(node.node_id)):
-            raise StorageError(_not_shared(trace, _name(node)))
+    if unseen := _unseen(trace, others, max(_LAST_LOOK_S, deadline - time.monotonic())):
+        raise StorageError(_not_shared(trace, _name(unseen[0])))
 
 
 def check_versions(visits: dict[str, Visit]) -> None:
@@ -99,6 +101,12 @@ def check_versions(visits: dict[str, Visit]) -> None:
     if wrong := {name: versions for name, versions in there.items() if versions != here}:
         found = "; ".join(f"node {name} runs {versions}" for name, versions in wrong.items())
         raise ClusterError(f"{found}, this process {here}: install the same versions on all nodes")
+
+
+def _unseen(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> list[Node]:
+    """Those of which this process does not find what they wrote. Raises: StorageError after timeout_s."""
+    return within(timeout_s, lambda: [node for node in nodes if not trace.store.exists(trace.path(node.node_id))],
+                  _late(trace.store, timeout_s))
 
 
 def _visit_all(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> list[Visit]:
@@ -156,6 +164,10 @@ def _write_and_read(trace: Trace, who: str) -> str | None:
     return None
 
 
+def _late(store: Store, timeout_s: float) -> StorageError:
+    return StorageError(f"storage {store.location()} does not answer within {timeout_s:g} s: check its address and the network")
+
+
 def _explain(store: Store, error: Exception) -> str:
     if isinstance(error, StorageError | StorageFullError):
         return str(error)
@@ -175,10 +187,17 @@ def _missing_folders(store: Store) -> list[Path]:
     return [folder for folder in (root, *root.parents) if not folder.exists()]
 
 
-def _remove(trace: Trace) -> None:
-    """As far as that goes: storage that is broken stays as it is."""
-    with contextlib.suppress(OSError, StorageError, StorageFullError, TimeoutError):
-        within(_REMOVE_TIMEOUT_S, lambda: trace.store.delete_folder(trace.folder), TimeoutError())
+def _remove(trace: Trace, folders: Sequence[Path]) -> None:
+    """The trace, then empty folders, as far as that goes: storage that is broken stays as it is."""
+    def remove() -> None:
+        with contextlib.suppress(OSError, StorageError, StorageFullError):
+            trace.store.delete_folder(trace.folder)
+        with contextlib.suppress(OSError):
+            for folder in folders:
+                folder.rmdir()
+
+    with contextlib.suppress(TimeoutError):
+        within(REMOVE_TIMEOUT_S, remove, TimeoutError())
 
 
 def _name(node: Node) -> str:

@@ -4,7 +4,10 @@ import ctypes
 import os
 import platform
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -123,8 +126,6 @@ def test_a_node_that_may_read_and_not_write_says_so(denied: Path) -> None:
 
 
 def test_a_deadline_leaves_a_hanging_call_behind() -> None:
-    import threading
-
     release = threading.Event()
     with pytest.raises(ClusterError, match="late"):
         within(0.05, release.wait, ClusterError("late"))
@@ -132,3 +133,49 @@ def test_a_deadline_leaves_a_hanging_call_behind() -> None:
     assert within(5, lambda: 7, ClusterError("late")) == 7
     with pytest.raises(ZeroDivisionError):
         within(5, lambda: 1 // 0, ClusterError("late"))
+
+
+@dataclass(frozen=True)
+class Hangs(Store):
+    """Storage on which nothing ends, as a mount whose server is gone."""
+
+    def exists(self, path: str) -> bool:
+        return threading.Event().wait()
+
+    def delete_folder(self, path: str) -> None:
+        threading.Event().wait()
+
+
+def test_storage_that_hangs_when_it_is_looked_at_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_probe, "_LOOK_TIMEOUT_S", 0.1)
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=f"storage {tmp_path} does not answer within 0.1 s"):
+        patch.setattr(Path, "exists", lambda self: threading.Event().wait())
+        with remove_traces(Store.open(str(tmp_path))):
+            pass
+
+
+@pytest.mark.parametrize("kind", [Hangs, Store])
+def test_removing_what_a_check_wrote_has_an_end(kind: type[Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_probe, "REMOVE_TIMEOUT_S", 0.1)
+    store = Store.open(str(tmp_path / "new"))
+    began = time.monotonic()
+    with monkeypatch.context() as patch, pytest.raises(ClusterError, match="as it was"):
+        patch.setattr(Path, "rmdir", lambda self: threading.Event().wait())
+        with remove_traces(kind(store.uri, store._fs, store._root)):
+            raise ClusterError("as it was")
+    assert time.monotonic() - began < 2
+
+
+def test_looking_for_what_nodes_wrote_has_an_end(tmp_path: Path) -> None:
+    node = Node(node_id="0f", name="a", ip="10.0.0.1", port=1, alive=True, is_head=False, resources={})
+    store = Store.open(str(tmp_path))
+    (tmp_path / "check").mkdir()
+    assert node_probe._unseen(Trace(store, "check", "secret"), [node], 1.0) == [node]
+    (tmp_path / "check" / "0f").write_text("secret")
+    assert node_probe._unseen(Trace(store, "check", "secret"), [node], 1.0) == []
+    with pytest.raises(StorageError, match="does not answer within 0"):
+        node_probe._unseen(Trace(Hangs(store.uri, store._fs, store._root), "check", "secret"), [node], 0.1)
+
+
+def test_all_checks_fit_into_what_preflight_promises() -> None:
+    assert resources._CHECKS_S + node_probe.REMOVE_TIMEOUT_S <= 14.5
