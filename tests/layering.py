@@ -61,3 +61,31 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.mlp") for path in _files(layer)
              for name in _imports(path)}
     assert not names & {"tensorflow", "keras"}
+
+
+def test_only_connect_joins_ray() -> None:
+    """So that every cluster is asked for signs of life first, and is guarded. The benchmark of plain Ray is what it says."""
+    exempt = {ROOT / "cluster/connect.py", ROOT / "tests/benchmarks/plain_ray.py"}
+    files = {path for top in sorted(TOP) for path in (ROOT / top).rglob("*.py")}
+    assert exempt <= files
+    assert _ray_inits((ROOT / "cluster/connect.py").read_text()) == 1
+    assert [path for path in sorted(files - exempt) if _ray_inits(path.read_text())] == []
+
+
+def test_every_way_to_call_ray_init_is_found() -> None:
+    for code in ("import ray\nray.init()", "import ray as r\nr.init()", "from ray import init\ninit()",
+                 "from ray import init as i\ni()", "def f():\n    import ray\n    ray.init(address='auto')"):
+        assert _ray_inits(code), code
+    assert not _ray_inits("import ray\nray.shutdown()\nother.init()\n'ray.init()'")
+
+
+def _ray_inits(code: str) -> int:
+    """How often it names `ray.init`, be it called there or handed on."""
+    tree = list(ast.walk(ast.parse(code)))
+    imports = [alias for node in tree if isinstance(node, ast.Import) for alias in node.names]
+    names = {"ray", *(alias.asname for alias in imports if alias.name == "ray" and alias.asname)}
+    used = [node for node in tree if isinstance(node, ast.Attribute) and node.attr == "init"
+            and isinstance(node.value, ast.Name) and node.value.id in names]
+    taken = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module == "ray"
+             and any(alias.name == "init" for alias in node.names)]
+    return len(used) + len(taken)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.connect import connect, disconnect
 from cluster.errors import DataError
 from cluster.storage import Store
 from jobs.common.images import ImageDataConfig
@@ -20,15 +21,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (FILES, ROWS, 784), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
-    yield
-    if started:
-        ray.shutdown()
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("trainyard")))
+        connect("local", num_cpus=2)
+        yield
+        disconnect()
 
 
 def _write(folder: Path, images: np.ndarray) -> None:
