@@ -8,6 +8,7 @@ readable by everyone, so it is not used: each Ray process is told to use ours th
 
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,9 +22,23 @@ opens to the network, what listens on loopback. This variable, meant for other s
 
 
 def home_folder() -> Path:
-    """Made if it is not there; only its owner may enter it."""
+    """Made if it is not there; only its owner may enter it: whoever may write there could put a token of his own.
+
+    Raises: ClusterError if it is another user's, or others may enter it and that cannot be mended.
+    """
     folder = Path(os.environ.get("TRAINYARD_HOME") or "~/.trainyard").expanduser().absolute()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            raise PermissionError(0, f"it is user {found.st_uid}'s")
+        if found.st_mode & stat.S_ISVTX:
+            raise PermissionError(0, "it is shared by all users, as /tmp is")
+        if found.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(f"{folder} cannot be this user's folder for tokens ({error.strerror}): set TRAINYARD_HOME to a folder "
+                           "of your own") from error
     return folder
 
 

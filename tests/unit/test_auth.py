@@ -1,5 +1,7 @@
 """cluster/auth.py and what uses it: which token a process serves and sends, and who may read it."""
 
+import os
+import stat
 import subprocess
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,3 +126,28 @@ def refusing_server() -> Generator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
+
+
+# ── the user's folder ──
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o770])
+def test_a_folder_that_others_may_enter_is_closed(mode: int, home: Path) -> None:
+    home.mkdir()
+    home.chmod(mode)
+    assert auth.token_file().parent == home
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_no_folder_or_another_users_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.write_text("")
+    with pytest.raises(ClusterError, match=r"\(File exists\): set TRAINYARD_HOME to a folder of your own"):
+        auth.home_folder()
+    home.unlink()
+    home.mkdir()
+    home.chmod(0o1777)
+    with pytest.raises(ClusterError, match="shared by all users"):
+        auth.home_folder()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o1777
+    home.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)  # only root could give the folder away
+    with pytest.raises(ClusterError, match=rf"\(it is user {os.getuid()}'s\): set TRAINYARD_HOME"):
+        auth.home_folder()
