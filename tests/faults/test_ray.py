@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,18 +143,20 @@ def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
     """The only node is preempted, and nothing takes its place; then another joins, and the job is stopped; then it goes on."""
     folder, (node,) = tmp_path / "run", worker_nodes()
     submit(cluster, folder, "preempted", "--run.wait", "0")
-    until_step(folder, 30)
-    preempt(cluster, node)
+    with standing_still(folder, some_step(25, 60)):
+        preempt(cluster, node)
+        until_logged(cluster, "preempted", "a node with workers is about to be taken away")
     preempted = stopped(cluster, folder, "preempted")
     assert "FAILED" in str(job_info(cluster, "preempted")["status"])
     assert job_info(cluster, "preempted")["driver_exit_code"] == 3
     local.add_node(4)
     local.remove_node(node.name)
     submit(cluster, folder, "stopped")
-    until_step(folder, preempted["steps"] + 20)
-    ray_job(cluster, "stop", "stopped")
-    assert "STOPPED" in str(job_info(cluster, "stopped")["status"])
+    with standing_still(folder, preempted["steps"] + some_step(20, 60)):
+        ray_job(cluster, "stop", "--no-wait", "stopped")
+        until_logged(cluster, "stopped", "SIGTERM: stopping at the next step")
     last = stopped(cluster, folder, "stopped")
+    assert "STOPPED" in str(job_info(cluster, "stopped")["status"])
     with runs.run(folder, *FLAGS) as again:  # the binding makes no difference to what is computed
         result = again.finished()
     assert f"continuing at step {last['steps']}" in again.text
@@ -202,19 +204,34 @@ def ray_job(cluster: local.LocalCluster, *arguments: str) -> None:
                    capture_output=True, timeout=120)
 
 
-def until_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while runs.progress(folder).get("highest_step", 0) < step:
-        assert time.monotonic() < deadline, "the submitted job does not get on"
-        time.sleep(0.1)
+@contextmanager
+def standing_still(folder: Path, step: int) -> Iterator[None]:
+    """Rank 0 of a submitted run stands still from a step on while the block runs, so that what is done comes in mid-training."""
+    until(lambda: runs.progress(folder).get("highest_step", 0) >= step)
+    newest = sorted((folder / "logs/workers").glob("*.json"))[-1]
+    pid = json.loads(newest.read_text())["0"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def until_logged(cluster: local.LocalCluster, submission_id: str, words: str) -> None:
+    """Waits until a submitted job's output has these words."""
+    until(lambda: any(words in log.read_text() for log in Path(cluster.folder).rglob(f"job-driver-{submission_id}.log")), 30)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
 def stopped(cluster: local.LocalCluster, folder: Path, submission_id: str) -> dict[str, Any]:
     """result.json of a run, when its job has ended."""
-    deadline = time.monotonic() + 60
-    while job_info(cluster, submission_id)["status"] in ("PENDING", "RUNNING"):
-        assert time.monotonic() < deadline, "the job does not end"
-        time.sleep(0.5)
+    until(lambda: job_info(cluster, submission_id)["status"] not in ("PENDING", "RUNNING"), 60)
     result = runs.result(folder)
     assert (result["status"], result["exit_code"]) == ("stopped", 3)
     return result
