@@ -97,10 +97,6 @@ class Checkpoint:
     def name(self) -> SaveName:
         return SaveName(self.generation, self.sequence, self.step)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(entry.size for entry in self.files)
-
     def part(self, rank: int) -> FileEntry:
         """Raises: CheckpointError if no such rank wrote a part."""
         for entry in self.files:

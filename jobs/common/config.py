@@ -303,8 +303,3 @@ def _plain(box: str) -> str:
     """tyro draws its message inside a box of lines: the text alone."""
     lines = (re.sub(r"^[╭│╰]|[╮│╯]$", "", line.strip()).strip(" ─") for line in box.splitlines())
     return "\n".join(line for line in lines if line) or "the command line was refused"
-
-
-def resolved_lines(config: Config) -> str:
-    """The resolved config as one `group.field: value` a line, for a terminal."""
-    return "\n".join(f"  {key}: {value}" for key, value in flatten(to_dict(config)).items())

@@ -9,6 +9,7 @@ Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -165,8 +166,6 @@ def set_up_torch(session: Session, config: MlpConfig) -> torch.device:
     """Threads as given to this worker: another number of them sums in another order."""
     torch.set_num_threads(config.run.cpus_per_worker)
     device = torch.device(session.device)
-    if not config.hardware.compile:
-        spare_the_import_of_dynamo()
     if device.type == "cuda":  # on a CPU all that is used here is deterministic, and this would import half of torch.compile
         if not torch.cuda.is_available():
             raise ConfigError("--run.gpus-per-worker 1: this PyTorch sees no GPU: install its CUDA build and a driver, or pass 0")
@@ -174,18 +173,6 @@ def set_up_torch(session: Session, config: MlpConfig) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.cuda.set_device(device)
     return device
-
-
-def spare_the_import_of_dynamo() -> None:
-    """Keeps an optimiser from importing torch._dynamo, which takes more than a second, where nothing is compiled.
-
-    Its methods do so at their first call to hide themselves from torch.compile, and keep the hidden function in this attribute
-    (torch/_compile.py). Where another version of PyTorch looks elsewhere, this does nothing.
-    """
-    for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        plain = getattr(getattr(torch.optim.Optimizer, method), "__wrapped__", None)
-        if plain is not None:
-            plain.__dict__.setdefault("__dynamo_disable", plain)
 
 
 def build_model(session: Session, config: MlpConfig) -> Mlp:
@@ -196,9 +183,19 @@ def build_model(session: Session, config: MlpConfig) -> Mlp:
 
 def build_optimizer(model: Mlp, optim: OptimConfig) -> torch.optim.Optimizer:
     if optim.name == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
-                           fused=True)
+        return light(torch.optim.AdamW)(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return light(torch.optim.SGD)(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
+                                  fused=True)
+
+
+def light(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The optimiser without its methods' decorators, which import torch._dynamo to hide the methods from torch.compile.
+
+    That import takes more than a second, half of what a worker needs to start; only the model is ever compiled here.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer, name))
+               for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
+    return type(optimizer.__name__, (optimizer,), {**methods, "step": torch.no_grad()(inspect.unwrap(optimizer.step))})
 
 
 def out_of_patience(progress: Progress, config: MlpConfig) -> bool:

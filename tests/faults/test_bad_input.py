@@ -106,6 +106,8 @@ FLAGS = {
     "learning rate 0": (["--optim.lr", "0"], ("--optim.lr 0.0", "more than 0")),
     "learning rate below 0": (["--optim.lr", "-0.1"], ("--optim.lr -0.1", "more than 0")),
     "no number": (["--optim.lr", "fast"], ("--optim.lr", "fast", "FLOAT")),
+    "more workers than this machine bears": (["--run.workers", "1000", "--train.global-batch-size", "1000"],
+                                             ("--run.workers 1000", "bears", "or --run.engine ray")),
     "batch not divisible": (["--run.workers", "7"], ("--train.global-batch-size 60", "7", "nearest is 63")),
     "recipe not there": (["--config", "/nowhere.yaml"], ("--config /nowhere.yaml", "cannot be read")),
     "GPU under one worker": (["--run.gpus-per-worker", "1"], ("--run.gpus-per-worker 1", "has no GPU", "pass 0")),

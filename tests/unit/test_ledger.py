@@ -22,8 +22,10 @@ def test_steps_beyond_the_checkpoint_are_lost_and_steps_before_it_are_not(tmp_pa
     account.resume_from(40)
     assert (account.lost_steps, account.restarts, account.highest_step) == (9, 1, 40)
     account.observe({}, 41, [])
+    assert account.recovery_s == [], "steps 41 to 49 are only repeated"
+    account.observe({}, 50, [])
     assert len(account.recovery_s) == 1
-    account.resume_from(41)
+    account.resume_from(50)
     assert account.lost_steps == 9
 
 

@@ -100,7 +100,7 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     assert [type(layer) for layer in model.layers] == [nn.Linear, nn.ReLU, nn.Linear]
     assert [tuple(p.shape) for p in model.parameters()] == [(128, 784), (128,), (10, 128), (10,)]
     optimizer = loop.build_optimizer(model, config.optim)
-    assert type(optimizer) is torch.optim.SGD
+    assert isinstance(optimizer, torch.optim.SGD)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0, 0, False)
     assert config.train.epochs == 10
@@ -293,6 +293,26 @@ def test_bf16_trains_and_keeps_weights_in_float32(digits: Dataset, tmp_path: Pat
     assert evaluations["bf16"][-1]["validation_loss"] == pytest.approx(evaluations["fp32"][-1]["validation_loss"], rel=0.05)
 
 
+def test_an_evaluation_that_is_not_finite_is_never_the_best(odd: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([float("nan"), 0.7, float("inf")])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": next(losses)})
+    config = config_of(train={"epochs": 3}, eval={"metric": "loss"})
+    assert train(tmp_path, odd, config)[0] == "finished"
+    best = Checkpoints(Store.open(str(tmp_path)).child("checkpoints")).best()
+    assert best is not None and (best.metric, best.epoch) == (-0.7, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_trains_to_the_cpus_weights_within_rounding(tmp_path: Path, precision: str) -> None:
+    flags = ["--train.epochs", "3", "--hardware.precision", precision]
+    for device in ("0", "1"):
+        with runs.run(tmp_path / device, *flags, "--run.gpus-per-worker", device) as job:
+            job.finished()
+    difference = runs.relative_difference(runs.weights(tmp_path / "1"), runs.weights(tmp_path / "0"))
+    assert difference < {"fp32": 1e-3, "bf16": 0.1}[precision]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ (apt-get install g++)")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Dataset, tmp_path: Path) -> None:
@@ -304,6 +324,37 @@ def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Datase
     assert set(mine) == set(theirs)
     for name, array in theirs.items():
         np.testing.assert_allclose(mine[name], array, rtol=1e-4, atol=1e-6)
+
+
+LIGHT = """
+import sys
+import torch
+from jobs.mlp.config import OptimConfig
+from jobs.mlp.train import build_optimizer, light
+
+for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = build_optimizer(models[0], OptimConfig(name=name, momentum=0.9))
+    for step in range(3):
+        ours.zero_grad()
+        (models[0](torch.ones(4, 3)) ** 2).sum().backward()
+        ours.step()
+        ours.load_state_dict(ours.state_dict())
+    assert "torch._dynamo" not in sys.modules
+    if name == "sgd":
+        plain = kind(models[1].parameters(), lr=OptimConfig().lr, momentum=0.9, weight_decay=OptimConfig().weight_decay, fused=True)
+        for step in range(3):
+            plain.zero_grad()
+            (models[1](torch.ones(4, 3)) ** 2).sum().backward()
+            plain.step()
+        assert torch.equal(models[0].weight, models[1].weight)
+        assert ours.state_dict()["param_groups"] == plain.state_dict()["param_groups"]
+"""
+
+
+def test_an_optimiser_does_not_import_what_compiles_and_steps_as_pytorchs_own() -> None:
+    subprocess.run([sys.executable, "-c", LIGHT], cwd=runs.ROOT, check=True)
 
 
 # ── the way back ──

@@ -306,13 +306,13 @@ def test_preparing_takes_no_more_memory_for_more_data(tmp_path: Path) -> None:
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     peaks: list[int] = []
-    for copies in (2, 10):
+    for copies in (2, 20):
         flat = pa.chunked_array([pa.FixedSizeListArray.from_arrays(pa.array(IMAGES.reshape(-1)), 784)] * copies)
         table = pa.table({"image": flat, "label": np.tile(LABELS, copies)})
         pq.write_table(table, tmp_path / f"{copies}.parquet", row_group_size=10**9, compression="none")
         command = [sys.executable, "-c", code, str(tmp_path / f"{copies}.parquet"), str(tmp_path / "out")]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout) // 1024)
-    assert peaks[1] < peaks[0] + 60, f"peak MiB for 31 and 157 MB in one row group: {peaks}"
+    assert peaks[1] < peaks[0] + 120, f"peak MiB for 31 and 314 MB in one row group: {peaks}"
 
 
 def test_a_cached_set_needs_no_heavy_library(tmp_path: Path) -> None:
