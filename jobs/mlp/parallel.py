@@ -2,6 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
+import socket
 from datetime import timedelta
 from types import TracebackType
 
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 from jobs.common.session import PeerLostError, Session
 
 _FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
+
+
+def _listen(host: str) -> tuple[int, int]:
+    """(port, descriptor) of a socket that listens on this address only; a TCPStore's own would listen on all of the machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family)
+    return listening.getsockname()[1], listening.detach()
 
 
 class Group:
@@ -39,7 +47,9 @@ class Group:
         session = self._session
         try:
             if session.rank == 0:
-                store = dist.TCPStore(session.host, 0, session.world_size, is_master=True, wait_for_workers=False)
+                port, listening = _listen(session.host)
+                store = dist.TCPStore(session.host, port, session.world_size, is_master=True, wait_for_workers=False,
+                                      master_listen_fd=listening)
                 session.share("rendezvous", lambda: (session.host, store.port))
             else:
                 host, port = session.share("rendezvous", lambda: None)

@@ -20,6 +20,11 @@ def gone(pids: Iterable[int]) -> bool:
     return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses that a process listens at."""
+    return {connection.laddr.ip for connection in psutil.Process(pid).net_connections() if connection.status == "LISTEN"}
+
+
 @pytest.mark.parametrize(("slot", "spares"), [(0, 0), (2, 1)])
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spares: int, reference: Path, tmp_path: Path) -> None:
     with runs.run(tmp_path / "run", *FLAGS, "--run.spares", str(spares)) as job:
@@ -87,6 +92,7 @@ def test_max_failures_spent_is_exit_code_1_and_the_run_can_still_be_continued(tm
     flags = ["--run.workers", "2", "--train.epochs", "300"]
     with runs.run(tmp_path / "run", *flags, "--run.max-failures", "0") as job:
         job.until_step(20)
+        assert {where for pid in job.workers().values() for where in listening(pid)} == {"127.0.0.1"}, "open to the network"
         job.kill_worker(1)
         assert job.wait() == 1
     assert "--run.max-failures 0 is spent" in job.text
