@@ -42,8 +42,9 @@ NOTES = (
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
     samples: dict[str, Any] = {}
-    with ray_cluster.running(2):
+    with ray_cluster.running(3):
         samples["Ray binding"] = kills(ours(workspace / "ray/run", "ray"), settings)
+        samples["Ray binding, one spare worker"] = kills(ours(workspace / "spare/run", "ray", "--run.spares", "1"), settings)
         samples[ALONE] = kills(ray_alone(workspace / "plain", settings), settings)
     samples["local binding"] = kills(ours(workspace / "local/run", "local"), settings)
     figures: list[Figure] = []
@@ -59,9 +60,9 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     return Outcome(figures=tuple(figures), samples=samples, notes=NOTES)
 
 
-def ours(folder: Path, engine: str) -> AbstractContextManager[Job]:
+def ours(folder: Path, engine: str, *flags: str) -> AbstractContextManager[Job]:
     return stopwatch.started(folder, Watch(log_steps=True), "--run.engine", engine, "--run.workers", "2", "--run.max-failures",
-                             "-1", "--run.checkpoint-every-steps", "8", "--train.epochs", ENDLESS)
+                             "-1", "--run.checkpoint-every-steps", "8", "--train.epochs", ENDLESS, *flags)
 
 
 def ray_alone(folder: Path, settings: Settings) -> AbstractContextManager[Job]:

@@ -68,14 +68,14 @@ def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: di
                 turns.begin()
             for each in parts.values():
                 each.clear()
-            wait, steps, cpu, began = feed.wait_s, 0, time.thread_time(), time.perf_counter()
+            wait, steps, cpu, began = feed.wait_s, 0, (time.thread_time(), time.process_time()), time.perf_counter()
             try:
                 for taken in epoch_of(number, start_step):
                     steps += 1
                     yield taken
             finally:  # the loop breaks out of the last epoch
-                leg: dict[str, Any] = {"seconds": time.perf_counter() - began, "cpu": time.thread_time() - cpu, "steps": steps,
-                                       "wait": feed.wait_s - wait}
+                leg: dict[str, Any] = {"seconds": time.perf_counter() - began, "cpu": time.thread_time() - cpu[0], "steps": steps,
+                                       "process_cpu": time.process_time() - cpu[1], "wait": feed.wait_s - wait}
                 record.legs.append(leg | {name: list(each) for name, each in parts.items()})
 
         feed.epoch = epoch  # type: ignore[method-assign]
