@@ -208,8 +208,19 @@ def _remove(store: Store, blocks: str) -> None:
 
 
 def _sweep(store: Store, keep: str) -> None:
-    """What a killed process left a day ago or more."""
+    """What a killed process left a day ago or more; never what another one is writing now."""
     for folder in store.folders():
-        files = store.files(folder)
-        if folder != keep and all(time.time() - file.mtime > _STALE_S for file in files):
+        written = _last_written(store, folder)
+        if folder != keep and written is not None and time.time() - written > _STALE_S:
             store.delete_folder(folder)
+
+
+def _last_written(store: Store, folder: str) -> float | None:
+    """When anything in a folder was last written, unfinished files and the folder itself too where there are any."""
+    if not store.is_local:
+        return max((file.mtime for file in store.files(folder)), default=None)
+    path, times = store.local_path(folder), list[float]()
+    for entry in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # another process writes there
+            times.append(entry.stat().st_mtime)
+    return max(times, default=None)

@@ -212,11 +212,14 @@ def test_what_a_killed_process_left_is_swept_a_day_later(tmp_path: Path) -> None
     (killed,) = key.iterdir()
     again = prepare(config, Store.open(str(tmp_path)), use_ray=False)
     assert killed.exists()  # it may still be at work
-    for file in killed.rglob("*"):
-        os.utime(file, (1, 1))
+    for path in (*killed.rglob("*"), killed):
+        os.utime(path, (1, 1))
+    beginning = key / "blocks-of-another" / "train"  # one that has finished no file yet
+    beginning.mkdir(parents=True)
+    (beginning / "00000000.parquet.ab.partial").touch()
     (key / "dataset.json").unlink()
     newest = prepare(config, Store.open(str(tmp_path)), use_ray=False)
-    assert sorted(path.name for path in key.iterdir()) == sorted([again.blocks, newest.blocks, "dataset.json"])
+    assert sorted(path.name for path in key.iterdir()) == sorted([again.blocks, newest.blocks, "blocks-of-another", "dataset.json"])
 
 
 def test_take_gives_any_rows_in_any_order_with_repeats(train: Reader) -> None:
