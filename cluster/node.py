@@ -58,6 +58,11 @@ class NodeSpec:
     autoscaling_config: str | None = None
     """A file for Ray's autoscaler, which only the head takes."""
 
+    def dashboard_at(self, told: str) -> str:
+        """HOST:PORT of the head's dashboard. told: what Ray says, which has the node's own address for any but loopback."""
+        host = LOOPBACK if self.dashboard_host in ("0.0.0.0", "::") else self.dashboard_host
+        return f"[{host}]:{told.rpartition(':')[2]}" if ":" in host else f"{host}:{told.rpartition(':')[2]}"
+
     @property
     def temp_dir(self) -> Path:
         return Path(self.folder) / self.name

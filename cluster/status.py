@@ -36,7 +36,7 @@ def read_status(address: str, local: LocalCluster | None = None) -> Status:
     """local: what `up` started, if that is the cluster at this address. Raises: ClusterError if it does not answer."""
     gcs = Gcs(address)
     nodes, versions = gcs.nodes(), gcs.versions()
-    url = gcs.read(b"dashboard", b"dashboard").decode()
+    url = local.dashboard_url.removeprefix("http://") if local else gcs.read(b"dashboard", b"dashboard").decode()
     problems = [
         *_node_problems(nodes, local), *_version_problems(versions), *_waiting_problems(gcs.cluster_status(), nodes),
         *_dashboard_problems(url),

@@ -114,6 +114,15 @@ def test_a_failure_before_the_first_node_leaves_no_folder(monkeypatch: pytest.Mo
     assert local.current() is None
 
 
+@pytest.mark.parametrize(("host", "where"), [
+    ("127.0.0.1", "127.0.0.1:8265"), ("0.0.0.0", "127.0.0.1:8265"), ("10.0.0.5", "10.0.0.5:8265"), ("fd00::5", "[fd00::5]:8265"),
+])
+def test_a_dashboard_is_said_to_be_where_it_listens(host: str, where: str) -> None:
+    spec = NodeSpec(name="head", address="127.0.0.1:1", folder="/f", is_head=True, num_cpus=1, object_store_bytes=1,
+                    dashboard_host=host)
+    assert spec.dashboard_at("127.0.0.1:8265") == where
+
+
 def test_the_dashboard_host_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[NodeSpec] = []
 

@@ -1,5 +1,6 @@
 """What the supervisor makes of what its engine and its workers meet: real coordinator, sessions and checkpoints, one worker."""
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_workers_leave_a_node_that_is_about_to_go_and_lose_no_step(tmp_path: Pat
     assert case.engine.starts == 2
     assert case.account == (STEPS, 0, 0)
     assert any("about to be taken away" in line for line in case.said)
+
+
+def test_a_worker_names_the_interface_of_its_nodes_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    assert Case(tmp_path).carry_out() == "finished"
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "=lo")
 
 
 def test_a_run_stops_resumable_where_there_is_no_other_room(tmp_path: Path) -> None:
