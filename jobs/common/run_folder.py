@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.errors import ConfigError, RunConflictError, StorageError
+from cluster.gcs import within
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import Config
 
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
+READ_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,18 @@ class RunFolder:
         """
         storage = open_storage(config.run.storage)
         top = storage.child(config.run.name)
-        with _readable(storage):
+        late = StorageError(f"storage {storage.location()} does not answer within {READ_TIMEOUT_S:g} s: check its address, that it "
+                            "is up, and the network, or pass another --run.storage")
+
+        def look() -> "RunFolder":
             newest = max((int(name) for name in top.folders("attempts") if name.isdigit()), default=1)
             found = _attempt(storage, top, newest)
-        if not found.record:
-            return found
-        if config.run.resume == "never":
-            return _attempt(storage, top, newest + 1)
-        found._check(config)
+            return _attempt(storage, top, newest + 1) if found.record and config.run.resume == "never" else found
+
+        with _readable(storage):
+            found = within(READ_TIMEOUT_S, look, late)
+        if found.record:
+            found._check(config)
         return found
 
     @property

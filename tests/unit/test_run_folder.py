@@ -1,11 +1,13 @@
 """Which attempt a command line means, and what is refused before anything is touched."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ConfigError, RunConflictError, StorageError
 from jobs.common import config as configs
+from jobs.common import run_folder
 from jobs.common.run_folder import RunFolder, open_storage
 from jobs.mlp.config import MlpConfig
 
@@ -68,6 +70,16 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "r/run.json").write_text("{")
     with pytest.raises(StorageError, match=r"run\.json is damaged"):
         RunFolder.find(config(tmp_path))
+
+
+def test_storage_that_hangs_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody writes to hangs as a mount does whose server is gone."""
+    monkeypatch.setattr(run_folder, "READ_TIMEOUT_S", 0.2)
+    (tmp_path / "r").mkdir()
+    os.mkfifo(tmp_path / "r/run.json")
+    with pytest.raises(StorageError, match=f"storage {tmp_path} does not answer within 0.2 s: .* pass another --run.storage"):
+        RunFolder.find(config(tmp_path))
+    os.close(os.open(tmp_path / "r/run.json", os.O_WRONLY | os.O_NONBLOCK))  # lets the reader go
 
 
 def test_a_relative_storage_is_refused_inside_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
