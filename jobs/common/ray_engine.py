@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import RunConflictError
+from cluster.errors import ClusterError, RunConflictError
 from cluster.resources import Request, draining_nodes, possible_workers
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.engine import GroupLostError, kill_all, stacks
@@ -28,6 +28,7 @@ from jobs.common.worker import Link, Place, Task, work
 
 T = TypeVar("T")
 NAMESPACE = "trainyard"
+CLAIM_TIMEOUT_S = 60.0
 
 
 class ActorLink:
@@ -52,7 +53,7 @@ def lock_name(storage: str, name: str) -> str:
 def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
     """The coordinator of a run, which dies with this driver. A dead driver's one is waited for, briefly.
 
-    Raises: RunConflictError if another live driver runs it.
+    Raises: RunConflictError if another live driver runs it, ClusterError if this node does not start it.
     """
     deadline = time.monotonic() + wait_s
     while True:
@@ -61,8 +62,11 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
                 name=lock_name(storage, name), namespace=NAMESPACE, num_cpus=0, max_concurrency=16,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
             ).remote()  # on the driver's own node: no other node's death may take it away
-            ray.get(actor.describe.remote({"name": name, "storage": storage}))
+            ray.get(actor.describe.remote({"name": name, "storage": storage}), timeout=CLAIM_TIMEOUT_S)
             return ActorLink(actor)
+        except ray.exceptions.GetTimeoutError as error:
+            raise ClusterError(f"this machine's Ray node did not start a process within {CLAIM_TIMEOUT_S:g} s: look at it with "
+                               "`python -m cluster status`; it hangs or is overloaded, so restart it or try again") from error
         except (ValueError, ray.exceptions.RayActorError) as error:
             if time.monotonic() > deadline:
                 raise RunConflictError(

@@ -22,6 +22,7 @@ from cluster.local import LocalCluster
 from cluster.network import free_port
 from cluster.resources import Request, nodes, possible_workers, preflight
 from cluster.storage import Store
+from jobs.common import ray_engine
 from tests.s3 import BUCKET, s3_server
 
 
@@ -139,6 +140,17 @@ def test_a_node_that_hangs_is_named(up: LocalCluster, store: Store) -> None:
     finally:
         os.kill(raylet, signal.SIGCONT)
     assert store.folders() == []
+
+
+def test_a_driver_whose_own_node_hangs_is_told_so(up: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "CLAIM_TIMEOUT_S", 1.0)
+    raylet = up.nodes[0].pids["raylet"]
+    os.kill(raylet, signal.SIGSTOP)
+    try:
+        with refused(ClusterError, r"did not start a process within 1 s: look at it with `python -m cluster status`", within_s=5):
+            ray_engine.claim("/nowhere", "r")
+    finally:
+        os.kill(raylet, signal.SIGCONT)
 
 
 def test_room_is_what_is_free_and_what_this_run_holds_on_live_nodes(up: LocalCluster) -> None:
