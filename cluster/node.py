@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         return _keep(node, bound)
     finally:
         _end_all()
-        if bound:
+        if bound and _told_to_end(0):  # else the one who started it has yet to read the log, and then removes it
             shutil.rmtree(spec.folder, ignore_errors=True)
 
 
@@ -173,10 +173,17 @@ def _keep(node: Any, bound: bool) -> int:
     """Until a process that Ray needs has ended (the raylet, the control store): then the node is over."""
     while not (dead := [kind for kind, _ in node.dead_processes() if kind in _VITAL]):
         _reap_orphans({info.process.pid for infos in node.all_processes.values() for info in infos})
-        if select.select([sys.stdin] if bound else [], [], [], 0.5)[0]:
+        if bound and _told_to_end(0.5):
             return 0
+        if not bound:
+            time.sleep(0.5)
     print("ended by itself:", ", ".join(dead), flush=True)
     return 1
+
+
+def _told_to_end(wait_s: float) -> bool:
+    """Whether standard input has ended, with the process at its other end or by it."""
+    return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
 
 def _reap_orphans(own: set[int]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.gcs import Gcs, Job, Node, reachable
+from cluster.gcs import Gcs, Job, Node, reachable, silent_nodes
 from cluster.local import CUT_OFF, LocalCluster
 
 
@@ -38,8 +38,8 @@ def read_status(address: str, local: LocalCluster | None = None) -> Status:
     nodes, versions = gcs.nodes(), gcs.versions()
     url = local.dashboard_url.removeprefix("http://") if local else gcs.read(b"dashboard", b"dashboard").decode()
     problems = [
-        *_node_problems(nodes, local), *_version_problems(versions), *_waiting_problems(gcs.cluster_status(), nodes),
-        *_dashboard_problems(url),
+        *_node_problems(nodes, local), *_silent_problems(nodes), *_version_problems(versions),
+        *_waiting_problems(gcs.cluster_status(), nodes), *_dashboard_problems(url),
     ]
     return Status(address=address, dashboard_url=f"http://{url}" if url else "", versions=versions, nodes=nodes,
                   jobs=[job for job in gcs.jobs() if job.running], problems=problems)
@@ -108,6 +108,11 @@ def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
         problems.append(f"{', '.join(gone)} ended by itself: `python -m cluster down`, then `up` again; the reason is in "
                         f"{local.folder if local else ''}")
     return problems
+
+
+def _silent_problems(nodes: list[Node]) -> list[str]:
+    return [f"node {node.name or node.node_id[:12]} ({node.ip}) does not answer, though the cluster takes it for alive: it hangs, "
+            "or cannot be reached from here; restart it, or remove it" for node in silent_nodes([n for n in nodes if n.alive])]
 
 
 def _version_problems(versions: Mapping[str, str]) -> list[str]:

@@ -298,6 +298,13 @@ def test_a_cluster_whose_node_here_hangs_is_found_out(up: LocalCluster) -> None:
         connect(up.address)
 
 
+def test_status_names_a_node_that_hangs(up: LocalCluster) -> None:
+    with stopped(of_node(up, "worker-1").pids["raylet"]):
+        done = cli("status")
+    assert done.returncode == 1
+    assert "problem: node worker-1 (127.0.0.1) does not answer, though the cluster takes it for alive" in done.stdout
+
+
 def test_another_version_of_ray_is_refused(up: LocalCluster, gcs: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(probe(up.address)) == 3
     monkeypatch.setattr(ray, "__version__", "1.2.3")

@@ -114,6 +114,17 @@ def test_a_failure_before_the_first_node_leaves_no_folder(monkeypatch: pytest.Mo
     assert local.current() is None
 
 
+def test_a_start_that_fails_in_this_process_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node's log outlives the node."""
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path))
+    monkeypatch.setattr(local, "object_store_bytes", lambda _: 1)
+    made: list[local.LocalCluster] = []
+    monkeypatch.setattr(local, "_new_cluster", lambda new=local._new_cluster: made.append(new()) or made[-1])
+    with pytest.raises(ClusterError, match=r"node head did not start; the end of its log:\n(.*\n)*.*object store"):
+        local.bound_head(1)
+    assert not Path(made[0].folder).exists()
+
+
 @pytest.mark.parametrize(("host", "where"), [
     ("127.0.0.1", "127.0.0.1:8265"), ("0.0.0.0", "127.0.0.1:8265"), ("10.0.0.5", "10.0.0.5:8265"), ("fd00::5", "[fd00::5]:8265"),
 ])
