@@ -33,13 +33,20 @@ class Mlp(nn.Module):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()] + ([nn.Dropout(dropout)] if dropout else [])
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
         # (x - mean) / std as one multiplication and addition; not parameters, the manifest keeps them.
-        self.register_buffer("scale", (1.0 / torch.tensor(std)).expand(tuple(shape)).flatten(), persistent=False)
-        self.register_buffer("offset", (-torch.tensor(mean) / torch.tensor(std)).expand(tuple(shape)).flatten(),
-                             persistent=False)
+        self.scale: Tensor
+        self.offset: Tensor
+        self.register_buffer("scale", _of_pixels(1.0 / torch.tensor(std), shape), persistent=False)
+        self.register_buffer("offset", _of_pixels(-torch.tensor(mean) / torch.tensor(std), shape), persistent=False)
+        self.shifted = any(mean)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        normalised = pixels.flatten(1).to(torch.float32, copy=True).mul_(self.get_buffer("scale")).add_(self.get_buffer("offset"))
-        return self.layers(normalised)
+        normalised = pixels.flatten(1).to(torch.float32, copy=True).mul_(self.scale)
+        return self.layers(normalised.add_(self.offset) if self.shifted else normalised)
+
+
+def _of_pixels(of_channels: Tensor, shape: Sequence[int]) -> Tensor:
+    """(C,) to one value if all are alike, which is cheaper, else to (H · W · C,)."""
+    return of_channels[0] if len(of_channels.unique()) == 1 else of_channels.expand(tuple(shape)).flatten()
 
 
 class Classifier:
