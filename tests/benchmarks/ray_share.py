@@ -54,7 +54,8 @@ def ray_against_local(settings: Settings, workspace: Path) -> Outcome:
         after = own_cpu_s(cluster)
     pairs = list(zip(local.legs[1:], ray.legs[1:], strict=True))
     ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs)
-    own = sum(after[pid] - before[pid] for pid in after if pid in before) / (after[0] - before[0])
+    seconds = after.pop(0) - before[0]
+    own = sum(after[pid] - before[pid] for pid in after if pid in before) / seconds
     figures = (
         Figure(name="a step under Ray Train over one under the local session", value=statistics.median(ratios), at_most=1.02),
         Figure(name="its lower quartile", value=ratios[len(ratios) // 4]),
