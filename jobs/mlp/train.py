@@ -13,6 +13,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -119,12 +120,12 @@ def backward(forward: Callable[[Tensor], Tensor], rows: Columns, config: MlpConf
     labels = torch.from_numpy(rows["label"]).to(device, non_blocking=True)
     if config.augment.active:
         images = augment(images, rows["row_id"], config.augment, config.run.seed, epoch)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.hardware.precision == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
         logits = forward(images)
     loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.optim.label_smoothing)
-    loss = loss / config.train.global_batch_size
-    loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    return loss.item()
+    of_the_batch = 1.0 / config.train.global_batch_size
+    loss.backward(torch.full_like(loss, of_the_batch))  # pyright: ignore[reportUnknownMemberType]
+    return loss.item() * of_the_batch
 
 
 def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig, progress: Progress, loss: float) -> None:
