@@ -57,14 +57,14 @@ class Cadence:
     def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None) -> None:
         """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked about."""
         self._fixed = None if every_steps == "auto" else every_steps
-        self._costs = Costs(step_s=0.0)
+        self._every = self._fixed or Costs(step_s=0.0).every_steps
         self._last_step = last_step
         self._deadline: int | None = None
 
     @property
     def every_steps(self) -> int:
         """K: most steps that a failure costs."""
-        return self._fixed or self._costs.every_steps
+        return self._every
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is to be taken now that `step` steps are done. Never twice at one step."""
@@ -84,4 +84,4 @@ class Cadence:
 
     def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
         """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
-        self._costs = Costs(step_s, blocking_s, write_s, background_s)
+        self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s).every_steps

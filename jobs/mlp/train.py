@@ -9,6 +9,7 @@ Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
+import functools
 import inspect
 import math
 import os
@@ -123,9 +124,14 @@ def backward(forward: Callable[[Tensor], Tensor], rows: Columns, config: MlpConf
     with torch.autocast(device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
         logits = forward(images)
     loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.optim.label_smoothing)
-    of_the_batch = 1.0 / config.train.global_batch_size
-    loss.backward(torch.full_like(loss, of_the_batch))  # pyright: ignore[reportUnknownMemberType]
-    return loss.item() * of_the_batch
+    loss.backward(share_of_a_row(config.train.global_batch_size, device))  # pyright: ignore[reportUnknownMemberType]
+    return loss.item() / config.train.global_batch_size
+
+
+@functools.cache
+def share_of_a_row(global_batch_size: int, device: torch.device) -> Tensor:
+    """What a row's loss counts for in the mean over the global batch."""
+    return torch.tensor(1.0 / global_batch_size, device=device)
 
 
 def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig, progress: Progress, loss: float) -> None:
@@ -137,7 +143,7 @@ def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig
     gradients = [p.grad for p in parameters if p.grad is not None]
     clip_norm = config.optim.clip_norm
     # Where nothing is clipped a sum will do, at a third of the cost: with one value that is not finite it is not either.
-    size = torch.stack([g.sum() for g in gradients]).sum() if clip_norm is None else torch.nn.utils.get_total_norm(gradients)
+    size = sum_of(gradients) if clip_norm is None else torch.nn.utils.get_total_norm(gradients)
     if math.isfinite(loss) and math.isfinite(size.item()):
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, size)
@@ -148,6 +154,10 @@ def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig
     progress.skipped_in_a_row.append(progress.step)
     if len(progress.skipped_in_a_row) >= config.train.max_skipped_steps:
         raise NonFiniteError(tuple(progress.skipped_in_a_row))
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, [tensor.sum() for tensor in tensors])
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
