@@ -35,7 +35,11 @@ demo.main()
 """
 
 
-def begun(program: str, tmp_path: Path, prelude: str = "") -> subprocess.Popen[str]:
+HEEDED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+"""As a terminal has it; where the tests run below nohup it is ignored, and what they start inherits that."""
+
+
+def begun(program: str, tmp_path: Path, prelude: str = HEEDED) -> subprocess.Popen[str]:
     started = subprocess.Popen([sys.executable, "-c", prelude + program], stdout=subprocess.PIPE, text=True, cwd=ROOT,
                                env={**os.environ, "TMPDIR": str(tmp_path)})
     assert started.stdout is not None
