@@ -472,19 +472,24 @@ def test_an_up_that_is_ended_halfway_leaves_nothing_or_what_down_finds(own_home:
     code = ("import signal, sys\nfrom cluster.__main__ import main\n"
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run below nohup\nsys.exit(main(['up']))")
     starting = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
-    wait_for(lambda: [p for p in processes_of(own_home) if "cluster.node" in command_of(p)])
-    cluster = local.current()
-    assert cluster is not None
-    starting.send_signal(number)
-    ended = starting.wait(timeout=30)
-    if number == signal.SIGKILL:
-        assert processes_of(own_home)
-        assert local.down() > 0
-    else:
-        assert ended == 128 + number
-    assert processes_of(own_home) == []
-    assert local.current() is None
-    assert not Path(cluster.folder).exists()
+    try:
+        wait_for(lambda: [p for p in processes_of(own_home) if "cluster.node" in command_of(p)])
+        cluster = local.current()
+        assert cluster is not None
+        starting.send_signal(number)
+        ended = starting.wait(timeout=30)
+        if number == signal.SIGKILL:
+            assert processes_of(own_home)
+            assert local.down() > 0
+        else:
+            assert ended == 128 + number
+        assert processes_of(own_home) == []
+        assert local.current() is None
+        assert not Path(cluster.folder).exists()
+    finally:
+        starting.kill()
+        starting.wait()
+        local.down()
 
 
 def test_what_a_crash_has_left_does_not_keep_up_from_starting(own_home: Path) -> None:
