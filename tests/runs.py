@@ -87,7 +87,11 @@ class Job:
 
     def step(self) -> int:
         """The last step that any worker has done, to the very last one."""
-        return max((int(path.read_text() or 0) for path in (self.folder / "logs/steps").glob("*-*")), default=0)
+        highest = 0
+        for path in (self.folder / "logs/steps").glob("*-*"):
+            with suppress(FileNotFoundError):  # a mark appears by a rename, and the next generation takes it away
+                highest = max(highest, int(path.read_text() or 0))
+        return highest
 
     def until_past_a_checkpoint(self, step: int) -> int:
         """Waits until a step has been done, and some more since the last checkpoint, which are lost if a worker dies now."""
@@ -124,10 +128,17 @@ class Job:
 def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: bool = True,
         engine: str = "local") -> Iterator[Job]:
     """Starts `python -m jobs.mlp` for the run in `folder`; ends it, and all that it started, when the block ends."""
-    command = [sys.executable, "-m", "jobs.mlp", *(QUICK if quick else []), "--run.engine", engine,
-               "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, text=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    command = [*(QUICK if quick else []), "--run.engine", engine, "--run.storage", str(folder.parent), "--run.name", folder.name]
+    with python("jobs.mlp", *command, *flags, folder=folder, env=env) as job:
+        yield job
+
+
+@contextmanager
+def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Job]:
+    """`python -m MODULE …` in a session of its own; it and all that it started end with the block."""
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, text=True,
+                               env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     job = Job(process, folder)
     job.start_reading()
     try:

@@ -89,14 +89,6 @@ class CheckpointWriter:
         """Whether a checkpoint is not committed yet."""
         return not self._idle.is_set()
 
-    @property
-    def last_blocking_s(self) -> float | None:
-        return self._timings.blocking_s if self._timings else None
-
-    @property
-    def last_write_s(self) -> float | None:
-        return self._timings.write_s if self._timings else None
-
     def timings(self) -> dict[str, float]:
         """What the last finished checkpoint cost: the fields of `Timings`; empty before the first."""
         return dict(vars(self._timings)) if self._timings else {}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from cluster.storage import Store
 
 _FOLDER = "logs/steps"
-_DIGITS = 20
+_FORMAT = b"%020d"
 
 
 class StepMark:
@@ -25,20 +25,21 @@ class StepMark:
         if not run_store.is_local:
             return StepMark(None)
         path = f"{_FOLDER}/{generation}-{rank}"
-        run_store.write_text(path, "0".zfill(_DIGITS))  # what is written later needs no more room
+        run_store.write_bytes(path, _FORMAT % 0)  # what is written later needs no more room
         return StepMark(os.open(run_store.local_path(path), os.O_WRONLY))
 
     def write(self, step: int) -> None:
         """A storage that has become read-only or is gone is noticed elsewhere: then there are no more marks."""
         if self._descriptor is not None:
             try:  # (a `with suppress` would double what a mark costs)
-                os.pwrite(self._descriptor, b"%020d" % step, 0)
+                os.pwrite(self._descriptor, _FORMAT % step, 0)
             except OSError:
-                self._descriptor = None
+                self.close()
 
     def close(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            with suppress(OSError):  # a network file system says so late
+                os.close(self._descriptor)
             self._descriptor = None
 
 

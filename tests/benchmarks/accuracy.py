@@ -16,7 +16,7 @@ from jobs.common.images import ImageDataConfig
 from jobs.common.prepare import prepare
 from tests.benchmarks import stopwatch
 from tests.benchmarks.results import Figure, Outcome
-from tests.runs import ROOT
+from tests.runs import ROOT, python
 
 TITLE = "test accuracy on ten splits of the digits"
 PRESETS = {"default preset": (), "textbook preset": ("--config", str(ROOT / "jobs/mlp/textbook.yaml"))}
@@ -60,7 +60,7 @@ def job_accuracy(folder: Path, split_seed: int, flags: tuple[str, ...]) -> float
     """On the test rows, as result.json has it."""
     command = ["jobs.mlp", *flags, "--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
                "--data.split-seed", str(split_seed), *stopwatch.BARE]
-    with stopwatch.python(*command, folder=folder) as job:
+    with python(*command, folder=folder) as job:
         result: dict[str, Any] = job.finished(300)
     assert json.loads((folder / "run.json").read_text())["config"]["data"]["split_seed"] == split_seed
     return result["metrics"]["test"]["accuracy"]

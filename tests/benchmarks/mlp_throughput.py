@@ -9,7 +9,7 @@ from typing import Any
 from tests.benchmarks import images, stopwatch
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.stopwatch import Watch
-from tests.runs import ROOT, consumed_rows
+from tests.runs import ROOT, consumed_rows, python
 
 TITLE = "training throughput of the textbook network, one worker, one thread"
 
@@ -100,7 +100,7 @@ def textbook_settings(workspace: Path, data: Path, batch_size: int) -> dict[str,
 def textbook(workspace: Path, settings: dict[str, Any]) -> Any:
     path = workspace / "textbook.json"
     path.write_text(json.dumps(settings))
-    return stopwatch.python("tests.benchmarks.textbook", str(path), folder=workspace)
+    return python("tests.benchmarks.textbook", str(path), folder=workspace)
 
 
 def _rates(legs: list[dict], batch_size: int) -> list[float]:

@@ -15,7 +15,7 @@ import psutil
 from tests.benchmarks import ray_cluster, stopwatch
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.stopwatch import Watch
-from tests.runs import Job, progress
+from tests.runs import Job, progress, python
 
 TITLE = "seconds from the SIGKILL of one of two workers to the next useful step"
 ALONE = "Ray Train alone"
@@ -68,7 +68,7 @@ def ours(folder: Path, engine: str, *flags: str) -> AbstractContextManager[Job]:
 def ray_alone(folder: Path, settings: Settings) -> AbstractContextManager[Job]:
     for name in ("stopwatch", "logs/workers"):
         (folder / name).mkdir(parents=True)
-    return stopwatch.python("tests.benchmarks.plain_ray", str(folder), ENDLESS, str(settings.kills), folder=folder)
+    return python("tests.benchmarks.plain_ray", str(folder), ENDLESS, str(settings.kills), folder=folder)
 
 
 def kills(started: AbstractContextManager[Job], settings: Settings) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks import ray_cluster, stopwatch
 from tests.benchmarks.results import Figure, Outcome
+from tests.runs import python
 
 TITLE = "seconds from `python -m jobs.mlp` to the first step, data prepared before"
 
@@ -45,7 +46,7 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
 def once(folder: Path, flags: list[str]) -> dict[str, float]:
     """Seconds of each part, and their total, as the run itself reports them."""
     command = ["jobs.mlp", "--train.max-steps", "1", "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
-    with stopwatch.python(*command, *stopwatch.BARE, folder=folder) as job:
+    with python(*command, *stopwatch.BARE, folder=folder) as job:
         return job.finished(300)["startup_s"]
 
 

@@ -8,8 +8,6 @@ The clocks themselves are in watched.py, which the workers load instead of jobs.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,7 @@ from typing import Any
 
 from jobs.common.run import main
 from jobs.mlp.data import JOB
-from tests.runs import ROOT, Job, end_tree
+from tests.runs import Job, python
 
 WATCH_FILE = "watch.json"
 BARE = ("--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--run.hang-timeout-s", "1000")
@@ -63,21 +61,6 @@ def started(folder: Path, watch: Watch, *flags: str) -> Iterator[Job]:
     command = ["tests.benchmarks.stopwatch", "--run.storage", str(folder.parent), "--run.name", folder.name, *BARE, *flags]
     with python(*command, folder=folder) as job:
         yield job
-
-
-@contextmanager
-def python(module: str, *arguments: str, folder: Path) -> Iterator[Job]:
-    """`python -m MODULE …` in a session of its own; it and all that it started end with the block."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                               text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True)
-    job = Job(process, folder)
-    job.start_reading()
-    try:
-        yield job
-    finally:
-        end_tree(process.pid)
-        process.wait(10)
 
 
 def carried_out(folder: Path, watch: Watch, *flags: str, timeout_s: float = 1800) -> list[Record]:

@@ -19,12 +19,6 @@ from tests.s3 import s3_server
 STEPS = (10, 20, 30)
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as endpoint:
-        yield endpoint
-
-
 @pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """Three checkpoints at steps 10, 20, 30, by one generation."""

@@ -13,13 +13,7 @@ import pytest
 
 from cluster.errors import StorageError, StorageFullError
 from cluster.storage import Store
-from tests.s3 import BUCKET, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as endpoint:
-        yield endpoint
+from tests.s3 import BUCKET
 
 
 @pytest.fixture(params=["local", "s3"])
