@@ -15,12 +15,15 @@ ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro",
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON,
-    **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "transformers", "deepspeed", "tokenizers", "peft"} for job in JOBS},
+    "jobs.pytorch": {"numpy", "torch"},
+    **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "transformers", "deepspeed", "tokenizers", "peft", "captum",
+                                "babel"} for job in JOBS},
 }
 OWN = {
     "cluster": {"cluster"},
     "jobs.common": {"cluster", "jobs.common"},
-    **{f"jobs.{job}": {"cluster", "jobs.common", f"jobs.{job}"} for job in JOBS},
+    "jobs.pytorch": {"cluster", "jobs.common", "jobs.pytorch"},
+    **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
 }
 TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
@@ -58,7 +61,7 @@ def test_help_and_import_pull_in_no_framework() -> None:
 
 
 def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
-    names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.mlp") for path in _files(layer)
+    names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.pytorch", "jobs.mlp") for path in _files(layer)
              for name in _imports(path)}
     assert not names & {"tensorflow", "keras"}
 

@@ -12,7 +12,7 @@ manifest depends on when or where it was made, so two runs with the same result 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _PIECE = 8 << 20
 
 Array = NDArray[Any]
 Where = Store | str | Path
+Content = bytes | Path | Callable[[], Iterable[bytes | memoryview]]
+"""What goes into a file: bytes, a local file, or a function that gives its pieces, each time from the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +91,16 @@ def write_artifact(
     *,
     description: Description,
     probe: Probe,
-    weights: Mapping[str, Array] | None = None,
-    files: Mapping[str, bytes | Path] | None = None,
+    files: Mapping[str, Content],
 ) -> Artifact:
     """Writes an artifact to a folder of a store, replacing what was there; the manifest comes last and makes it one.
 
-    weights: tensors for model.safetensors. files: more files by their path in the artifact: bytes, or a local file. Raises:
-    ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
+    files: what it holds by path in the artifact, the weights among them (`weights_file` makes one of tensors).
+    Raises: ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
     """
     body = {"request": {"inputs": to_json(description.inputs, probe.inputs)},
             "response": {"outputs": to_json(description.outputs, probe.outputs)}}  # fmt: skip
-    contents: dict[str, bytes | Path] = {**(files or {}), PROBE: _json(body), CARD: model_card.text(description).encode()}
-    if weights is not None:
-        contents[WEIGHTS] = _safetensors(weights)
+    contents: dict[str, Content] = {**files, PROBE: _json(body), CARD: model_card.text(description).encode()}
     for name, source in contents.items():
         _check_allowed(name, source)
     folder = store.child(path)
@@ -170,14 +169,14 @@ def _difference(folder: Store, entry: FileEntry, size: int) -> str | None:
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} differs from its sha256"
 
 
-def _check_allowed(path: str, source: bytes | Path) -> None:
+def _check_allowed(path: str, source: Content) -> None:
     if path == MANIFEST or path.startswith("/") or ".." in path.split("/"):
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: give it another name inside the folder")
-    if why := safe_formats.refusal(path, next(_pieces(source), b"")[: safe_formats.HEAD_BYTES]):
+    if why := safe_formats.refusal(path, bytes(next(_pieces(source), b"")[: safe_formats.HEAD_BYTES])):
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: it {why}")
 
 
-def _write(folder: Store, path: str, source: bytes | Path) -> FileEntry:
+def _write(folder: Store, path: str, source: Content) -> FileEntry:
     digest, size = hashlib.sha256(), 0
     with folder.writing(path) as sink:
         for piece in _pieces(source):
@@ -187,16 +186,20 @@ def _write(folder: Store, path: str, source: bytes | Path) -> FileEntry:
     return FileEntry(path=path, size=size, sha256=digest.hexdigest())
 
 
-def _pieces(source: bytes | Path) -> Iterator[bytes]:
+def _pieces(source: Content) -> Iterator[bytes | memoryview]:
     if isinstance(source, bytes):
         yield source
+        return
+    if not isinstance(source, Path):
+        yield from source()
         return
     with source.open("rb") as stream:
         while piece := stream.read(_PIECE):
             yield piece
 
 
-def _safetensors(weights: Mapping[str, Array]) -> bytes:
+def weights_file(weights: Mapping[str, Array]) -> bytes:
+    """The bytes of a model.safetensors: the same for the same tensors, whatever order they come in."""
     from safetensors.numpy import save
 
     return save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,10 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Store
 from jobs.common.arrow import arrow_column
-from jobs.common.dataset import Columns, Split
-from jobs.common.sources.source import ImageSpec
+from jobs.common.dataset import Column, Columns, Split
 
 BLOCK_BYTES = 4_000_000
+Measure = Callable[[Columns], Any]
 _WRITES_AT_ONCE = 4
 
 
@@ -64,21 +65,27 @@ class Moments:
 
 
 class SplitWriter:
-    """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory."""
+    """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory.
 
-    def __init__(self, store: Store, folder: str, spec: ImageSpec, num_classes: int, pool: ThreadPoolExecutor) -> None:
-        self.block_rows = max(1, BLOCK_BYTES // spec.row_bytes)
-        self.moments: Moments | None = None
-        self._store, self._folder, self._spec, self._pool = store, folder, spec, pool
+    num_classes: 0 where there is no `label`. measure: is given each block, in a thread; `measured` has what it returned, in order.
+    """
+
+    def __init__(self, store: Store, folder: str, columns: Sequence[Column], num_classes: int, pool: ThreadPoolExecutor,
+                 measure: Measure | None = None) -> None:
+        self.columns = tuple(columns)
+        self.block_rows = max(1, BLOCK_BYTES // sum(c.row_bytes for c in columns if c.shape))
+        self.num_rows = 0
+        self.measured: list[Any] = []
+        self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
         self._counts = np.zeros(num_classes, np.int64)
-        self._hashes = {name: hashlib.sha256() for name in ("image", "label", "row_id")}
-        self._writes: deque[Future[Moments]] = deque()
+        self._hashes = {column.name: hashlib.sha256() for column in columns}
+        self._writes: deque[Future[Any]] = deque()
         self._blocks = self._fill = 0
         self._block = self._empty()
 
     def append(self, rows: Columns) -> None:
-        """image (n, H, W, C), label (n,) int32, row_id (n,) int64, in the order of row ids."""
-        done, total = 0, len(rows["label"])
+        """Each column's rows, in the order of row ids."""
+        done, total = 0, len(rows["row_id"])
         while done < total:
             n = min(total - done, self.block_rows - self._fill)
             for name, column in self._block.items():
@@ -93,8 +100,7 @@ class SplitWriter:
             self._flush()
         while self._writes:
             self._settle()
-        num_rows = int(self._counts.sum())
-        return Split(num_rows, self.block_rows, tuple(int(n) for n in self._counts))
+        return Split(self.num_rows, self.block_rows, tuple(int(n) for n in self._counts))
 
     def digest(self) -> str:
         """Of all rows so far, independent of blocks."""
@@ -104,32 +110,38 @@ class SplitWriter:
         block = {name: column[:self._fill] for name, column in self._block.items()}
         for name, column in block.items():
             self._hashes[name].update(column.data)
-        self._counts += np.bincount(block["label"], minlength=len(self._counts))
+        if len(self._counts):
+            self._counts += np.bincount(block["label"], minlength=len(self._counts))
         if len(self._writes) >= _WRITES_AT_ONCE:
             self._settle()
         self._writes.append(self._pool.submit(self._write, self._blocks, block))
+        self.num_rows += self._fill
         self._blocks, self._fill, self._block = self._blocks + 1, 0, self._empty()
 
     def _settle(self) -> None:
         """In the order of blocks, so that the statistics never depend on which write was faster."""
-        moments = self._writes.popleft().result()
-        self.moments = self.moments.merged(moments) if self.moments else moments
+        measured = self._writes.popleft().result()
+        if self._measure:
+            self.measured.append(measured)
 
-    def _write(self, index: int, block: Columns) -> Moments:
-        table = _table(block, self._spec)
+    def _write(self, index: int, block: Columns) -> Any:
+        table = _table(block, self.columns)
         with self._store.writing(f"{self._folder}/{index:08d}.parquet") as sink:
             pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False,
                            write_page_checksum=True)
-        return Moments.of(block["image"])
+        return self._measure(block) if self._measure else None
 
     def _empty(self) -> Columns:
-        return {"image": np.empty((self.block_rows, *self._spec.shape), self._spec.dtype),
-                "label": np.empty(self.block_rows, np.int32), "row_id": np.empty(self.block_rows, np.int64)}
+        return {c.name: np.empty((self.block_rows, *c.shape), c.dtype) for c in self.columns}
 
 
-def _table(block: Columns, spec: ImageSpec) -> Any:
-    rows = len(block["label"])
-    pixels = pa.Array.from_buffers(pa.binary(spec.row_bytes), rows, [None, pa.py_buffer(block["image"])])
-    metadata = {"shape": "x".join(map(str, spec.shape)), "dtype": spec.dtype}
-    columns = [pixels, arrow_column(block["label"]), arrow_column(block["row_id"])]
-    return pa.Table.from_arrays(columns, ["image", "label", "row_id"], metadata=metadata)
+def _table(block: Columns, columns: Sequence[Column]) -> Any:
+    arrays: list[Any] = []
+    for column in columns:
+        values = block[column.name]
+        if column.shape:
+            arrays.append(pa.Array.from_buffers(pa.binary(column.row_bytes), len(values), [None, pa.py_buffer(values)]))
+        else:
+            arrays.append(arrow_column(values))
+    metadata = {column.name: f"{column.dtype} {'x'.join(map(str, column.shape))}" for column in columns if column.shape}
+    return pa.Table.from_arrays(arrays, [column.name for column in columns], metadata=metadata)

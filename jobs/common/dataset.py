@@ -2,16 +2,17 @@
 
 A prepared set is a folder of storage: `dataset.json`, and Parquet blocks of a fixed number of rows for each split. A row's
 `position` is its index in its split; its `row_id` is its index over all sources sorted by path, which no split changes.
-A block's columns: image fixed_size_binary (the raw little-endian values of H x W x C), label int32, row_id int64. (Binary
-and not a list of numbers: the same bytes, read from Parquet 15 times as fast.)
+A block's columns are what the kind of data needs, such as an image or tokens (fixed_size_binary, the raw little-endian values:
+the same bytes as a list of numbers, read from Parquet 15 times as fast), and row_id int64 at the end.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -35,12 +36,30 @@ _PREFETCH_THREADS = 2
 
 
 @dataclass(frozen=True)
+class Column:
+    """One column of a data set: a number a row (`shape` is empty; read as int64), or an array of one size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def empty(self, rows: int) -> npt.NDArray[Any]:
+        """Room for rows of it in memory."""
+        return np.empty((rows, *self.shape), self.dtype if self.shape else np.int64)
+
+
+@dataclass(frozen=True)
 class Split:
     """Rows of one split; all its blocks have `block_rows` rows but the last, which may have fewer."""
 
     num_rows: int
     block_rows: int
-    class_counts: tuple[int, ...]
+    class_counts: tuple[int, ...] = ()
+    """Rows of each class; empty where there are no classes."""
 
     @property
     def num_blocks(self) -> int:
@@ -56,21 +75,17 @@ class Dataset:
     blocks: str
     """Folder of the blocks, inside it: one for each time the set was built."""
     fingerprint: str
-    """SHA-256 of the content: shape, dtype, classes, and each split's pixels, labels and row ids."""
+    """SHA-256 of the content: columns, details, classes, and each split's rows."""
     splits: dict[SplitName, Split]
-    class_names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    """Height, width, channels."""
-    dtype: Literal["uint8", "float32"]
-    mean: tuple[float, ...]
-    """Of each channel over the training pixels, in pixel units."""
-    std: tuple[float, ...]
-    """As `mean`; 1 for a channel that is constant, so that it can be divided by."""
+    columns: tuple[Column, ...]
+    class_names: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the kind of data adds, as plain JSON values: of images their shape and statistics, of text its tokenizer."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one image."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        """Bytes of one row."""
+        return sum(column.row_bytes for column in self.columns)
 
     @staticmethod
     def load(store: Store) -> "Dataset":
@@ -84,17 +99,18 @@ class Dataset:
 
     def to_json(self) -> str:
         """The text of `dataset.json`."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("store", "splits")}
+        fields = {key: value for key, value in vars(self).items() if key not in ("store", "splits", "columns")}
         splits = {name: asdict(split) for name, split in self.splits.items()}
-        return json.dumps({"version": 1, **fields, "splits": splits})
+        return json.dumps({"version": 2, **fields, "columns": [asdict(c) for c in self.columns], "splits": splits})
 
     def describe(self) -> dict[str, Any]:
         """For run.json, the artifact and the report: what the data is, without where it lies."""
-        return {
-            "fingerprint": self.fingerprint, "shape": list(self.shape), "dtype": self.dtype, "classes": list(self.class_names),
-            "rows": {name: split.num_rows for name, split in self.splits.items()},
-            "class_counts": {name: list(split.class_counts) for name, split in self.splits.items()},
-        }
+        known: dict[str, Any] = {"fingerprint": self.fingerprint, **self.details,
+                                 "rows": {name: split.num_rows for name, split in self.splits.items()}}
+        if self.class_names:
+            known |= {"classes": list(self.class_names),
+                      "class_counts": {name: list(split.class_counts) for name, split in self.splits.items()}}
+        return known
 
     def reader(self, split: SplitName, data: DataConfig) -> "Reader":
         """A reader of one split, through the node-local cache that the config asks for."""
@@ -123,8 +139,8 @@ class Reader:
     def take(self, positions: npt.NDArray[np.int64], out: Columns | None = None) -> Columns:
         """Rows in the order of `positions` (n,), each in [0, num_rows), repeats allowed.
 
-        Returns {"image": (n, H, W, C) of the set's dtype, "label": (n,) int64, "row_id": (n,) int64}, written into
-        `out` where it is given (arrays of at least n rows; views of their first n are returned).
+        Returns each column by name: arrays (n, …) of its dtype, numbers (n,) int64, among them "row_id"; written into `out`
+        where it is given (arrays of at least n rows; views of their first n are returned).
         Raises: DataError if a block in storage is missing or damaged; what the cache raises.
         """
         rows = self._allocated(len(positions), out)
@@ -171,9 +187,8 @@ class Reader:
 
     def _allocated(self, n: int, out: Columns | None) -> Columns:
         if out is not None:
-            return {name: out[name][:n] for name in ("image", "label", "row_id")}
-        image = np.empty((n, *self.dataset.shape), self.dataset.dtype)
-        return {"image": image, "label": np.empty(n, np.int64), "row_id": np.empty(n, np.int64)}
+            return {column.name: out[column.name][:n] for column in self.dataset.columns}
+        return {column.name: column.empty(n) for column in self.dataset.columns}
 
     def _check(self, positions: npt.NDArray[np.int64]) -> None:
         low, high = int(positions.min()), int(positions.max())
@@ -218,9 +233,8 @@ class Reader:
 
     def _views(self, batch: Any) -> Columns:
         """NumPy views of a block."""
-        images = numpy_column(batch.column("image"), self.dataset.dtype).reshape(-1, *self.dataset.shape)
-        numbers = {name: numpy_column(batch.column(name)) for name in ("label", "row_id")}
-        return {"image": images, **numbers}
+        return {column.name: numpy_column(batch.column(column.name), column.dtype).reshape(-1, *column.shape) if column.shape
+                else numpy_column(batch.column(column.name)) for column in self.dataset.columns}
 
 
 def _from_json(store: Store, fields: dict[str, Any]) -> Dataset:
@@ -228,9 +242,9 @@ def _from_json(store: Store, fields: dict[str, Any]) -> Dataset:
     for name in SPLITS:
         split = fields["splits"][name]
         splits[name] = Split(split["num_rows"], split["block_rows"], tuple(split["class_counts"]))
-    tuples = {key: tuple(fields[key]) for key in ("class_names", "shape", "mean", "std")}
-    plain: dict[str, Any] = {key: fields[key] for key in ("blocks", "fingerprint", "dtype")} | tuples
-    return Dataset(store=store, splits=splits, **plain)
+    columns = tuple(Column(c["name"], c["dtype"], tuple(c["shape"])) for c in fields["columns"])
+    return Dataset(store=store, splits=splits, columns=columns, class_names=tuple(fields["class_names"]),
+                   blocks=fields["blocks"], fingerprint=fields["fingerprint"], details=dict(fields["details"]))
 
 
 def _gather(target: npt.NDArray[Any], lines: npt.NDArray[Any], column: npt.NDArray[Any], rows: npt.NDArray[Any]) -> None:

@@ -8,9 +8,11 @@ Each may also lie on s3:// or gs://. Files or sub-folders named train, validatio
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from cluster.errors import DataError
 from jobs.common.config import DataConfig, require
+from jobs.common.dataset import Dataset
 from jobs.common.sources.digits import DigitsSource
 from jobs.common.sources.files import FORMATS, Listing, list_files
 from jobs.common.sources.folder import ENDINGS, FolderSource
@@ -32,6 +34,25 @@ class ImageDataConfig(DataConfig):
         super().__post_init__()
         require(self.image_shape is None or bool(re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", self.image_shape)),
                 "data.image_shape", self.image_shape, "use HEIGHTxWIDTHxCHANNELS, such as 28x28x1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What all images of a prepared set have in common."""
+
+    shape: tuple[int, int, int]
+    """Height, width, channels."""
+    dtype: Literal["uint8", "float32"]
+    mean: tuple[float, ...]
+    """Of each channel over the training pixels, in pixel units."""
+    std: tuple[float, ...]
+    """As `mean`; 1 for a channel that is constant, so that it can be divided by."""
+
+    @staticmethod
+    def of(dataset: Dataset) -> "ImageFacts":
+        about = dataset.details
+        height, width, channels = about["shape"]
+        return ImageFacts(shape=(height, width, channels), dtype=about["dtype"], mean=tuple(about["mean"]), std=tuple(about["std"]))
 
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:

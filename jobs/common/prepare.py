@@ -1,18 +1,15 @@
-"""Contract 2, writing: raw data becomes Parquet blocks once, validated, split, fingerprinted and kept in storage.
+"""Contract 2, writing: raw images become Parquet blocks once, validated, split, fingerprinted and kept in storage.
 
     dataset = prepare(config.data, Store.open(config.run.storage), use_ray=True)
 
-A prepared set lies in <storage>/data/<key>/, where the key is of the sources' listing and of every option that matters: so
-it is found again at once. Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments (under Ray Data, or
-here) and writes blocks into a folder of its own. Writing `dataset.json` commits it; after an error nothing stays behind.
+Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments (under Ray Data, or here) and writes blocks. Where it
+all lies, and how it is committed, is in prepared.py.
 """
 
 import contextlib
-import hashlib
-import json
+import functools
 import time
-import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +19,17 @@ import numpy.typing as npt
 
 from cluster.errors import DataError
 from cluster.storage import Store
-from jobs.common.blocks import SplitWriter
-from jobs.common.dataset import INDEX_FILE, SPLITS, Dataset, Split, SplitName
+from jobs.common.blocks import Moments
+from jobs.common.dataset import SPLITS, Column, Columns, Dataset, Split, SplitName
 from jobs.common.images import ImageDataConfig, find_source
+from jobs.common.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
 from jobs.common.sources.source import Fragment, ImageSpec, Source
 from jobs.common.splits import assign, encode_labels
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RAY_BYTES = 16 << 20
 """Smaller sources are decoded here: starting Ray Data's tasks takes seconds."""
 _THREADS = 4
-_STALE_S = 24 * 3600.0
-Say = Callable[[str], None]
 Uris = dict[SplitName, str | None]
 
 
@@ -50,24 +46,18 @@ class Plan:
 
 
 def prepare(config: ImageDataConfig, storage: Store, *, use_ray: bool, say: Say | None = None) -> Dataset:
-    """The prepared data set for a config: the one that is there, or else built now.
+    """The prepared images of a config: those that are there, or else built now.
 
     use_ray: decode with Ray Data on the connected cluster (a small source is decoded here all the same).
     say: hears what is going on, a line at a time.
     Raises: DataError; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
     """
     sources = _sources(config)
-    store = Store.open(storage.location(f"data/{_key(sources, config)}"))
-    with contextlib.suppress(FileNotFoundError):
-        return Dataset.load(store)
-    plan = _plan(sources, config, say)
-    blocks = f"blocks-{uuid.uuid4().hex[:12]}"
-    try:
-        return _build(plan, store, blocks, use_ray, say)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a storage that fails is the cause already
-            _remove(store, blocks)
-        raise
+
+    def build(store: Store, blocks: str) -> Dataset:
+        return _build(_plan(sources, config, say), store, blocks, use_ray, say)
+
+    return find_or_build(storage, _key(sources, config), build)
 
 
 def _sources(config: ImageDataConfig) -> dict[SplitName, Source]:
@@ -82,7 +72,7 @@ def _key(sources: dict[SplitName, Source], config: ImageDataConfig) -> str:
     """Everything that decides the content, short of reading it."""
     listing = {split: source.listing for split, source in sources.items()}
     options = [config.label_column, config.image_column, config.image_shape, config.split_seed, FORMAT_VERSION]
-    return hashlib.sha256(json.dumps([listing, options]).encode()).hexdigest()[:20]
+    return key_of(listing, options)
 
 
 def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | None) -> Plan:
@@ -122,25 +112,24 @@ def _parts(sources: dict[SplitName, Source], uris: Uris) -> list[tuple[SplitName
 
 
 def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
-    """Pass 2, and the commit."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        writers = [SplitWriter(store, f"{blocks}/{name}", plan.spec, len(plan.class_names), pool) for name in SPLITS]
-        try:
-            _write(plan, writers, use_ray, say)
-            splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in zip(SPLITS, writers, strict=True)}
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    moments = writers[0].moments
-    assert moments is not None
-    dataset = Dataset(
-        store=store, blocks=blocks, fingerprint=_fingerprint(plan, writers), splits=splits, class_names=plan.class_names,
-        shape=plan.spec.shape, dtype=plan.spec.dtype, mean=tuple(float(m) for m in moments.mean), std=moments.std,
-    )
-    return _commit(dataset, store)
+    """Pass 2."""
+    columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
+    with split_writers(store, blocks, columns, len(plan.class_names), _moments) as writers:
+        _write(plan, writers, use_ray, say)
+        splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
+    moments = functools.reduce(Moments.merged, writers["train"].measured)
+    details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [float(m) for m in moments.mean],
+               "std": list(moments.std)}
+    about = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
+    return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits, columns=columns,
+                   class_names=plan.class_names, details=details)
 
 
-def _write(plan: Plan, writers: list[SplitWriter], use_ray: bool, say: Say | None) -> None:
+def _moments(block: Columns) -> Moments:
+    return Moments.of(block["image"])
+
+
+def _write(plan: Plan, writers: Writers, use_ray: bool, say: Say | None) -> None:
     row, total, told = 0, len(plan.codes), time.monotonic()
     with contextlib.closing(_decoded(plan, use_ray)) as batches:
         for images in batches:
@@ -154,12 +143,12 @@ def _write(plan: Plan, writers: list[SplitWriter], use_ray: bool, say: Say | Non
         raise DataError(f"{total:,} rows were announced, {row:,} could be read: the data changed meanwhile; run it again")
 
 
-def _append(plan: Plan, writers: list[SplitWriter], images: npt.NDArray[Any], first: int) -> None:
+def _append(plan: Plan, writers: Writers, images: npt.NDArray[Any], first: int) -> None:
     """Each image to the writer of its split."""
     rows = slice(first, first + len(images))
     columns = {"image": images, "label": plan.codes[rows], "row_id": np.arange(first, first + len(images))}
-    for split, writer in enumerate(writers):
-        chosen = plan.splits[rows] == split
+    for split, writer in writers.items():
+        chosen = plan.splits[rows] == SPLITS.index(split)
         if chosen.all():
             writer.append(columns)
         elif chosen.any():
@@ -179,48 +168,3 @@ def _decoded(plan: Plan, use_ray: bool) -> Generator[npt.NDArray[Any]]:
         while (images := future.result()) is not None:
             future = ahead.submit(next, batches, None)
             yield images
-
-
-def _fingerprint(plan: Plan, writers: list[SplitWriter]) -> str:
-    schema = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
-    content = {name: writer.digest() for name, writer in zip(SPLITS, writers, strict=True)}
-    return hashlib.sha256(json.dumps([schema, content], sort_keys=True).encode()).hexdigest()
-
-
-def _commit(dataset: Dataset, store: Store) -> Dataset:
-    """Of two that prepared the same data at once, the later takes what the earlier made."""
-    with contextlib.suppress(FileNotFoundError):
-        earlier = Dataset.load(store)
-        _remove(store, dataset.blocks)
-        return earlier
-    store.write_text(INDEX_FILE, dataset.to_json())
-    _sweep(store, dataset.blocks)
-    return dataset
-
-
-def _remove(store: Store, blocks: str) -> None:
-    """A folder of blocks, and on a file system the folders above it if they are empty."""
-    store.delete_folder(blocks)
-    if store.is_local:
-        with contextlib.suppress(OSError):
-            store.local_path().rmdir()
-            store.local_path().parent.rmdir()
-
-
-def _sweep(store: Store, keep: str) -> None:
-    """What a killed process left a day ago or more; never what another one is writing now."""
-    for folder in store.folders():
-        written = _last_written(store, folder)
-        if folder != keep and written is not None and time.time() - written > _STALE_S:
-            store.delete_folder(folder)
-
-
-def _last_written(store: Store, folder: str) -> float | None:
-    """When anything in a folder was last written, unfinished files and the folder itself too where there are any."""
-    if not store.is_local:
-        return max((file.mtime for file in store.files(folder)), default=None)
-    path, times = store.local_path(folder), list[float]()
-    for entry in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # another process writes there
-            times.append(entry.stat().st_mtime)
-    return max(times, default=None)

@@ -166,7 +166,7 @@ class Run:
             signal.signal(signal.SIGINT, asked)
 
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
-        dataset: Dataset = self.job.prepare(self.config.data, folder.storage, use_ray=use_ray, say=self.display.say)
+        dataset = self.job.prepare(self.config, folder.storage, use_ray=use_ray, say=self.display.say)
         self.timeline.mark("data")
         rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
         if rows < batch:

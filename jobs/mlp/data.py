@@ -1,39 +1,48 @@
 """What goes into the MLP and what comes out, and the job as the common life cycle sees it. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from cluster.storage import Store
+from jobs.common import artifact
 from jobs.common.artifact_manifest import Description
+from jobs.common.classification import judge_images
 from jobs.common.config import to_dict
 from jobs.common.dataset import Dataset
-from jobs.common.job import Job, require_package
+from jobs.common.images import ImageFacts
+from jobs.common.job import Job, Trained, Verdict, require_package
 from jobs.common.open_inference import TensorSpec
 from jobs.common.prepare import prepare
+from jobs.common.prepared import Say
 from jobs.mlp.config import MlpConfig
 
 HOW_TO_LOAD = """from jobs.mlp.model import load
 probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on"""
 
 
-def normalisation(dataset: Dataset, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def prepare_images(config: MlpConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
+    return prepare(config.data, storage, use_ray=use_ray, say=say)
+
+
+def normalisation(images: ImageFacts, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation, per channel and in pixel units, that inputs are normalised by."""
     if kind == "standard":
-        return dataset.mean, dataset.std
-    channels = dataset.shape[2]
-    return (0.0,) * channels, (255.0 if dataset.dtype == "uint8" else 1.0,) * channels
+        return images.mean, images.std
+    channels = images.shape[2]
+    return (0.0,) * channels, (255.0 if images.dtype == "uint8" else 1.0,) * channels
 
 
-def describe(config: MlpConfig, dataset: Dataset, metrics: Mapping[str, Mapping[str, float]]) -> Description:
+def describe(trained: Trained, verdict: Verdict) -> Description:
     """The artifact's manifest."""
-    mean, std = normalisation(dataset, config.model.normalise)
+    config, dataset, images = trained.config, trained.dataset, ImageFacts.of(trained.dataset)
+    mean, std = normalisation(images, config.model.normalise)
     return Description(
         job="mlp", task="image-classification",
-        inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[dataset.dtype],
-                           shape=(-1, *dataset.shape)),),
+        inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[images.dtype],
+                           shape=(-1, *images.shape)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
         labels=dataset.class_names,
-        preprocessing={"mean": list(mean), "std": list(std), "shape": list(dataset.shape)},
-        metrics=metrics, config=to_dict(config), data=dataset.describe(),
+        preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape)},
+        metrics=verdict.metrics, config=to_dict(config), data=dataset.describe(),
         about=f"A multi-layer perceptron with hidden layers of {_widths(config.model.hidden)} units that tells "
               f"{len(dataset.class_names)} classes of images apart.",
         limits=("It knows only the classes that it was trained on, and answers with one of them whatever it is shown.",
@@ -42,9 +51,11 @@ def describe(config: MlpConfig, dataset: Dataset, metrics: Mapping[str, Mapping[
     )
 
 
-def weights(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own tensors of a checkpoint."""
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+def files(trained: Trained) -> dict[str, bytes]:
+    """The weights of the best checkpoint: the model's own tensors of it."""
+    tensors = trained.checkpoints.load(trained.best)
+    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    return {artifact.WEIGHTS: artifact.weights_file(own)}
 
 
 def _widths(hidden: Sequence[int]) -> str:
@@ -53,5 +64,6 @@ def _widths(hidden: Sequence[int]) -> str:
 
 JOB = Job(
     name="mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
-    check=lambda config: require_package("torch", "torch"), prepare=prepare, describe=describe, weights=weights,
+    check=lambda config: require_package("torch", "torch"), prepare=prepare_images,
+    judge=judge_images, describe=describe, files=files,
 )

@@ -10,12 +10,10 @@ Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 # pyright: reportPrivateImportUsage=false
 
 import functools
-import inspect
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -23,44 +21,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
-from cluster.errors import ConfigError
 from jobs.common.dataset import Columns, SplitName
+from jobs.common.images import ImageFacts
+from jobs.common.loop import Progress, learning_rate
 from jobs.common.permutation import micro_batch_seed
 from jobs.common.predictions import Predictions
-from jobs.common.session import NonFiniteError, Session
+from jobs.common.session import Session
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig, OptimConfig
 from jobs.mlp.data import normalisation
 from jobs.mlp.model import Mlp
-from jobs.mlp.parallel import Group
-
-
-@dataclass
-class Progress:
-    """Where training stands; what a checkpoint keeps beside the tensors."""
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    best_metric: float | None = None
-    epochs_since_best: int = 0
-    skipped_steps: int = 0
-    """Steps not taken because loss or gradient was not finite."""
-    skipped_in_a_row: list[int] = field(default_factory=list[int])
-    """Those among them that led up to now."""
-
-    def advance(self) -> None:
-        self.step += 1
-        self.step_in_epoch += 1
-
-    def next_epoch(self) -> None:
-        self.epoch += 1
-        self.step_in_epoch = 0
+from jobs.pytorch.group import Group
+from jobs.pytorch.setup import light, set_lr, set_up_torch
 
 
 def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on."""
-    device = set_up_torch(session, config)
+    device = set_up_torch(session, config.run.cpus_per_worker)
     with Group(session, device) as group:
         model = build_model(session, config).to(device)
         optimizer = build_optimizer(model, config.optim)
@@ -68,9 +45,10 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
         feed = session.feed()
         total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
         session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
+        patience = config.train.early_stopping_epochs
         forward = torch.compile(model) if config.hardware.compile else model
 
-        while (progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config):
+        while (progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience):
             session.pace.start()
             for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
                 if progress.step == total_steps:
@@ -80,7 +58,7 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
                     progress.advance()
                     continue
                 session.trace(progress.epoch, progress.step, {s: b["row_id"] for s, b in micro_batches.items()})
-                set_lr(optimizer, learning_rate(config.optim, progress.step, total_steps))
+                set_lr(optimizer, rate(config.optim, progress.step, total_steps))
                 optimizer.zero_grad(set_to_none=True)
                 loss = 0.0
                 for shard, batch in micro_batches.items():
@@ -149,50 +127,24 @@ def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, size)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         progress.skipped_in_a_row = []
-        return
-    progress.skipped_steps += 1
-    progress.skipped_in_a_row.append(progress.step)
-    if len(progress.skipped_in_a_row) >= config.train.max_skipped_steps:
-        raise NonFiniteError(tuple(progress.skipped_in_a_row))
+    else:
+        progress.skip(config.train.max_skipped_steps)
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, [tensor.sum() for tensor in tensors])
 
 
-def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up, then constant or a half cosine down to 0 (Loshchilov & Hutter 2017, eq. 5)."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
-    done = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def rate(optim: OptimConfig, step: int, total_steps: int) -> float:
+    return learning_rate(optim.lr, optim.schedule, optim.warmup_steps, step, total_steps)
 
 
 # ── around the steps ──
-def set_up_torch(session: Session, config: MlpConfig) -> torch.device:
-    """Threads as given to this worker: another number of them sums in another order."""
-    torch.set_num_threads(config.run.cpus_per_worker)
-    device = torch.device(session.device)
-    if device.type == "cuda":  # on a CPU all that is used here is deterministic, and this would import half of torch.compile
-        if not torch.cuda.is_available():
-            raise ConfigError("--run.gpus-per-worker 1: this PyTorch sees no GPU: install its CUDA build and a driver, or pass 0")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else matrix products are not deterministic
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.cuda.set_device(device)
-    return device
-
-
 def build_model(session: Session, config: MlpConfig) -> Mlp:
     torch.manual_seed(config.run.seed)
-    mean, std = normalisation(session.dataset, config.model.normalise)
-    return Mlp(session.dataset.shape, len(session.dataset.class_names), config.model.hidden, config.model.dropout, mean, std)
+    images = ImageFacts.of(session.dataset)
+    mean, std = normalisation(images, config.model.normalise)
+    return Mlp(images.shape, len(session.dataset.class_names), config.model.hidden, config.model.dropout, mean, std)
 
 
 def build_optimizer(model: Mlp, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -202,38 +154,14 @@ def build_optimizer(model: Mlp, optim: OptimConfig) -> torch.optim.Optimizer:
                                   fused=True)
 
 
-def light(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The optimiser without its methods' decorators: they hide the methods from torch.compile, and show them to the profiler.
-
-    For the first they import torch._dynamo, which takes more than a second, half of what a worker needs to start (only the model
-    is ever compiled here); the second costs a twentieth of a small model's step.
-    """
-    def zero_grad(self: torch.optim.Optimizer, set_to_none: bool = True) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in ("add_param_group", "state_dict", "load_state_dict")}
-    step: Any = torch.no_grad()(inspect.unwrap(optimizer.step))
-    step.hooked = True  # as Optimizer marks a step that has the profiler's decorator: it gets none
-    return type(optimizer.__name__, (optimizer,), {**methods, "zero_grad": zero_grad, "step": step})
-
-
-def out_of_patience(progress: Progress, config: MlpConfig) -> bool:
-    limit = config.train.early_stopping_epochs
-    return limit is not None and progress.epochs_since_best >= limit
-
-
 def finish_epoch(session: Session, model: Mlp, optimizer: torch.optim.Optimizer, progress: Progress, group: Group,
                  config: MlpConfig, total_steps: int) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = evaluate(session, model, group, "validation", config)
     metric = values["accuracy"] if config.eval.metric == "accuracy" else -values["loss"]
-    better = math.isfinite(metric) and (progress.best_metric is None or metric > progress.best_metric)
-    progress.best_metric = metric if better else progress.best_metric
-    progress.epochs_since_best = 0 if better else progress.epochs_since_best + 1
+    progress.evaluated(metric)
     session.report("evaluation", step=progress.step, epoch=progress.epoch + 1,
-                   learning_rate=learning_rate(config.optim, progress.step - 1, total_steps),
+                   learning_rate=rate(config.optim, progress.step - 1, total_steps),
                    **{f"validation_{name}": value for name, value in values.items()})
     progress.next_epoch()
     save(session, model, optimizer, progress, metric=metric)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jobs.mlp.train as loop
 from jobs.common.session import Session
-from jobs.mlp.parallel import Group
+from jobs.pytorch.group import Group
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
 from tests.benchmarks.turns import Turns
 

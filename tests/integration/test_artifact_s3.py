@@ -5,7 +5,7 @@ import pytest
 
 from cluster.errors import ArtifactError
 from cluster.storage import Store
-from jobs.common.artifact import Probe, open_artifact, write_artifact
+from jobs.common.artifact import WEIGHTS, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.artifact_manifest import Description
 from jobs.common.open_inference import TensorSpec
 from tests.s3 import BUCKET, s3_server
@@ -28,7 +28,8 @@ def artifact(request):
     store = Store.open(f"s3://{BUCKET}/{request.node.name}")
     weights = {"w": np.arange(10, dtype=np.float32)}
     probe = Probe(inputs=rows, outputs=rows)
-    return write_artifact(store, "artifact", description=description, probe=probe, weights=weights)
+    return write_artifact(store, "artifact", description=description, probe=probe,
+                          files={WEIGHTS: weights_file(weights)})
 
 
 def test_it_is_verified_there_and_copied_here(artifact, tmp_path):

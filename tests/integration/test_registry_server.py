@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import RegistryError
 from cluster.storage import Store
-from jobs.common.artifact import Probe, write_artifact
+from jobs.common.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact_manifest import Description
 from jobs.common.open_inference import TensorSpec
 from jobs.common.registry import Registry
@@ -95,7 +95,8 @@ def make_artifact(store):
     )  # fmt: skip
     weights = {"w": np.arange(100_000, dtype=np.float32)}
     probe = Probe(inputs=rows, outputs=rows)
-    return write_artifact(store, "artifact", description=description, probe=probe, weights=weights)
+    return write_artifact(store, "artifact", description=description, probe=probe,
+                          files={WEIGHTS: weights_file(weights)})
 
 
 def client_of(url):

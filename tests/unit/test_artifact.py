@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import ArtifactError, UserError
 from cluster.storage import Store
 from jobs.common import safe_formats
-from jobs.common.artifact import Probe, load_weights, open_artifact, verify, write_artifact
+from jobs.common.artifact import WEIGHTS, Probe, load_weights, open_artifact, verify, weights_file, write_artifact
 from jobs.common.artifact_manifest import Description
 from jobs.common.open_inference import TensorSpec, from_json, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
@@ -45,9 +45,9 @@ def the_weights():
 
 @pytest.fixture
 def artifact(tmp_path):
-    files = {"tokenizer/vocab.txt": b"a\nb\n"}
+    files = {WEIGHTS: weights_file(the_weights()), "tokenizer/vocab.txt": b"a\nb\n"}
     store = Store.open(str(tmp_path))
-    return write_artifact(store, "artifact", description=describe(), probe=a_probe(), weights=the_weights(), files=files)
+    return write_artifact(store, "artifact", description=describe(), probe=a_probe(), files=files)
 
 
 def test_what_was_written_is_read_back(artifact):
@@ -76,7 +76,8 @@ def test_the_manifest_names_size_and_hash_of_every_file_beside_it(artifact):
 
 def test_the_same_model_written_twice_has_the_same_digest(tmp_path):
     stores = [Store.open(str(tmp_path / name)) for name in "ab"]
-    first, second = (write_artifact(s, "x", description=describe(), probe=a_probe(), weights=the_weights()) for s in stores)
+    files = {WEIGHTS: weights_file(the_weights())}
+    first, second = (write_artifact(s, "x", description=describe(), probe=a_probe(), files=files) for s in stores)
     assert first.digest == second.digest
 
 
@@ -172,7 +173,7 @@ def test_a_file_outside_the_folder_is_refused(tmp_path, name):
 
 
 def test_a_rewritten_artifact_keeps_nothing_of_the_old_one(artifact):
-    write_artifact(artifact.store, "", description=describe(), probe=a_probe(), weights=the_weights())
+    write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={WEIGHTS: weights_file(the_weights())})
     assert "tokenizer/vocab.txt" not in verify(artifact.uri).paths
 
 
@@ -187,7 +188,7 @@ def test_a_copy_is_verified_and_a_damaged_source_is_found_out(artifact, tmp_path
 def test_a_probe_that_does_not_fit_the_tensors_is_refused(tmp_path):
     wrong = Probe(inputs={"image": a_probe().inputs["image"].astype(np.float32)}, outputs=a_probe().outputs)
     with pytest.raises(ValueError, match="'image' is UINT8"):
-        write_artifact(Store.open(str(tmp_path)), "x", description=describe(), probe=wrong)
+        write_artifact(Store.open(str(tmp_path)), "x", description=describe(), probe=wrong, files={})
     with pytest.raises(ValueError, match="needs tensors"):
         to_json([INPUT], {"picture": a_probe().inputs["image"]})
     with pytest.raises(ValueError, match="none of BOOL"):
@@ -209,7 +210,7 @@ def test_no_artifact_there_is_a_users_error(tmp_path):
 def test_the_card_tells_figures_with_interval_tensors_limits_and_escapes_names(tmp_path):
     description = describe(labels=("cat", "<b>|dog\n"), data={"uri": "s3://key:secret@bucket/x"})
     card = write_artifact(
-        Store.open(str(tmp_path)), "x", description=description, probe=a_probe()
+        Store.open(str(tmp_path)), "x", description=description, probe=a_probe(), files={}
     ).read("model_card.md").decode()  # fmt: skip
     assert "| accuracy | 0.9750 (95% interval 0.9600 to 0.9800) |" in card
     assert "input `image`: UINT8, any × 2 × 2 × 1" in card

@@ -15,7 +15,7 @@ from cluster.storage import Store
 from jobs.common.arrow import arrow_column, numpy_column
 from jobs.common.cache import BlockCache
 from jobs.common.dataset import SPLITS, Dataset, Reader
-from jobs.common.images import ImageDataConfig
+from jobs.common.images import ImageDataConfig, ImageFacts
 from jobs.common.prepare import prepare
 
 ROWS, HEIGHT, WIDTH = 30, 4, 5
@@ -96,7 +96,7 @@ def test_floating_pixels_become_float32(tmp_path: Path, kind: pa.DataType) -> No
     flat = pa.array(values.reshape(-1), pa.float32()).cast(kind)
     _parquet(tmp_path / "in/a.parquet", pa.FixedSizeListArray.from_arrays(flat, HEIGHT * WIDTH), row_group_size=4)
     dataset = _check(tmp_path, values, image_shape="4x5")
-    assert dataset.dtype == "float32"
+    assert ImageFacts.of(dataset).dtype == "float32"
 
 
 def test_booleans_are_pixels_of_0_and_1(tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_paletted_and_black_and_white_images_are_understood(tmp_path: Path) -> N
                 (tmp_path / name / label).mkdir(parents=True, exist_ok=True)
                 image.save(tmp_path / name / label / f"{row}.png")
     storage = Store.open(str(tmp_path / "out"))
-    assert prepare(ImageDataConfig(uri=str(tmp_path / "a")), storage, use_ray=False).shape == (HEIGHT, WIDTH, 3)
-    assert prepare(ImageDataConfig(uri=str(tmp_path / "b")), storage, use_ray=False).shape == (HEIGHT, WIDTH, 1)
+    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "a")), storage, use_ray=False)).shape == (HEIGHT, WIDTH, 3)
+    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "b")), storage, use_ray=False)).shape == (HEIGHT, WIDTH, 1)
 
 
 def test_arrow_columns_go_both_ways_also_when_sliced() -> None:

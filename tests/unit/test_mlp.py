@@ -104,7 +104,7 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0, 0, False)
     assert config.train.epochs == 10
-    assert [loop.learning_rate(config.optim, step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
+    assert [loop.rate(config.optim, step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
     assert not config.augment.active and config.optim.clip_norm is None
 
     rows = digits.reader("train", config.data).rows(0, 64)
@@ -139,12 +139,12 @@ def test_inputs_are_normalised_inside_the_model(digits: Dataset) -> None:
 # ── the schedule ──
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     optim = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine")
-    rates = [loop.learning_rate(optim, step, 12) for step in range(12)]
+    rates = [loop.rate(optim, step, 12) for step in range(12)]
     golden = [0.25, 0.5, 0.75, 1.0, 1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]
     assert rates == pytest.approx(golden, abs=1e-6)
     flat = OptimConfig(lr=0.3, warmup_steps=2, schedule="constant")
-    assert [loop.learning_rate(flat, step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
-    assert loop.learning_rate(OptimConfig(lr=1.0, warmup_steps=50), 9, 10) == pytest.approx(0.2), "shorter than its warm-up"
+    assert [loop.rate(flat, step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
+    assert loop.rate(OptimConfig(lr=1.0, warmup_steps=50), 9, 10) == pytest.approx(0.2), "shorter than its warm-up"
 
 
 # ── augmentation ──

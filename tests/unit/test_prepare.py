@@ -22,11 +22,10 @@ from cluster.storage import Store
 from jobs.common.arrow import arrow_column
 from jobs.common.blocks import Moments, SplitWriter
 from jobs.common.cache import BlockCache
-from jobs.common.dataset import SPLITS, Columns, Dataset, Reader
-from jobs.common.images import ImageDataConfig
+from jobs.common.dataset import SPLITS, Column, Columns, Dataset, Reader
+from jobs.common.images import ImageDataConfig, ImageFacts
 from jobs.common.prepare import prepare
 from jobs.common.sources.digits import DigitsFragment
-from jobs.common.sources.source import ImageSpec
 from jobs.common.splits import TEST, TRAIN, VALIDATION, assign, keyed_hash
 from tests.s3 import BUCKET, s3_server
 
@@ -108,8 +107,8 @@ def test_the_smallest_class_that_can_be_split_is_in_every_split() -> None:
 
 def test_the_statistics_are_of_the_training_pixels(dataset: Dataset, train: Reader) -> None:
     pixels = train.rows(0, train.num_rows)["image"].astype(np.float64)
-    assert dataset.mean == pytest.approx([pixels.mean()], rel=1e-12)
-    assert dataset.std == pytest.approx([pixels.std()], rel=1e-12)
+    assert ImageFacts.of(dataset).mean == pytest.approx([pixels.mean()], rel=1e-12)
+    assert ImageFacts.of(dataset).std == pytest.approx([pixels.std()], rel=1e-12)
 
 
 def test_statistics_are_per_channel_exact_far_from_zero_and_never_zero() -> None:
@@ -122,12 +121,12 @@ def test_statistics_are_per_channel_exact_far_from_zero_and_never_zero() -> None
 
 
 def test_the_fingerprint_does_not_depend_on_blocks_but_on_every_value(tmp_path: Path) -> None:
-    spec = ImageSpec((28, 28, 1), "uint8")
+    columns = (Column("image", "uint8", (28, 28, 1)), Column("label", "int32"), Column("row_id", "int64"))
     rows: Columns = {"image": IMAGES[:500], "label": LABELS[:500].astype(np.int32), "row_id": np.arange(500)}
 
     def digest(rows: Columns, block_rows: int, cut: int) -> str:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            writer = SplitWriter(Store.open(str(tmp_path)), "x", spec, 7, pool)
+            writer = SplitWriter(Store.open(str(tmp_path)), "x", columns, 7, pool)
             writer.block_rows = block_rows
             writer.append({name: column[:cut] for name, column in rows.items()})
             writer.append({name: column[cut:] for name, column in rows.items()})
@@ -147,7 +146,7 @@ def test_row_groups_compression_and_file_cuts_do_not_change_the_fingerprint(data
     _write(tmp_path / "in/2.parquet", IMAGES[7777:], LABELS[7777:], use_dictionary=False)
     again = prepare(ImageDataConfig(uri=str(tmp_path / "in")), Store.open(str(tmp_path / "out")), use_ray=False)
     assert again.fingerprint == dataset.fingerprint
-    assert (again.mean, again.std, again.splits) == (dataset.mean, dataset.std, dataset.splits)
+    assert (again.details, again.splits) == (dataset.details, dataset.splits)
 
 
 def test_a_changed_pixel_label_or_seed_changes_the_fingerprint(tmp_path: Path) -> None:
@@ -266,7 +265,7 @@ def test_a_damaged_or_missing_block_in_storage_is_named(source: str, tmp_path: P
 
 def test_a_damaged_description_is_named(tmp_path: Path) -> None:
     dataset = prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
-    for text in ("{", "[]", json.dumps({"version": 1})):
+    for text in ("{", "[]", json.dumps({"version": 2})):
         dataset.store.write_text("dataset.json", text)
         with pytest.raises(DataError, match=r"dataset\.json is damaged .*prepared again"):
             prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)

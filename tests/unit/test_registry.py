@@ -13,7 +13,7 @@ import pytest
 
 from cluster.errors import ArtifactError, ConfigError, RegistryError, StorageFullError
 from cluster.storage import Store
-from jobs.common.artifact import Probe, write_artifact
+from jobs.common.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact_manifest import Description
 from jobs.common.metric_log import Metric as Entry
 from jobs.common.metric_log import MetricLog
@@ -34,7 +34,8 @@ def make_artifact(folder, scale=1.0):
     )  # fmt: skip
     weights = {"w": np.full(4, scale, np.float32)}
     probe = Probe(inputs=rows, outputs=rows)
-    return write_artifact(Store.open(str(folder)), "artifact", description=description, probe=probe, weights=weights)
+    return write_artifact(Store.open(str(folder)), "artifact", description=description, probe=probe,
+                          files={WEIGHTS: weights_file(weights)})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""Judging a classifier, whatever it classifies: from the workers' predictions to metrics, probe and summary."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from cluster.errors import TrainingFailedError
+from jobs.common.artifact import Array, Probe
+from jobs.common.dataset import SPLITS
+from jobs.common.evaluation import Evaluation, evaluate, worst_mistakes
+from jobs.common.job import Trained, Verdict
+from jobs.common.predictions import Predictions
+from jobs.common.report_images import Mistakes
+
+PROBE_ROWS = 4
+
+
+def judge(trained: Trained, probe_inputs: Mapping[str, Array]) -> Verdict:
+    """probe_inputs: the first `probe_rows(trained)` test rows as the artifact's input tensors.
+
+    Raises: TrainingFailedError if a prediction is not finite.
+    """
+    predicted = {split: trained.predictions(split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
+    require_finite(predicted)
+    judged = {split: judge_split(trained, p) for split, p in predicted.items()}
+    probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[:probe_rows(trained)]})
+    return Verdict(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
+                   headlines=headlines(judged["test"]))
+
+
+def judge_images(trained: Trained) -> Verdict:
+    """As `judge`, with the images that were wrong with the greatest confidence."""
+    first = np.arange(probe_rows(trained))
+    verdict = judge(trained, {"image": trained.rows("test", first)["image"]})
+    test = trained.predictions("test")
+    worst = worst_mistakes(test.probabilities, test.labels)
+    said = test.probabilities[worst].argmax(1)
+    return replace(verdict, mistakes=Mistakes(images=trained.rows("test", worst)["image"], labels=test.labels[worst],
+                                              predictions=said, confidences=test.probabilities[worst, said]))
+
+
+def probe_rows(trained: Trained) -> int:
+    return min(PROBE_ROWS, trained.dataset.splits["test"].num_rows)
+
+
+def judge_split(trained: Trained, predicted: Predictions) -> Evaluation:
+    how = trained.config.eval
+    return evaluate(predicted.probabilities, predicted.labels, trained.dataset.class_names, top_k=how.top_k,
+                    bootstrap_samples=how.bootstrap_samples)
+
+
+def require_finite(predicted: Mapping[str, Predictions]) -> None:
+    """Raises: TrainingFailedError, naming how many rows of which split."""
+    for split, share in predicted.items():
+        if bad := int((~np.isfinite(share.probabilities)).any(axis=1).sum()):
+            raise TrainingFailedError(
+                f"the model's predictions for {bad} of {len(share.labels)} {split} rows are not finite: look at these rows "
+                "for extreme values, or at the loss for signs of divergence (--optim.lr)"
+            )
+
+
+def headlines(test: Evaluation) -> list[tuple[str, str]]:
+    return [("test accuracy", f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
+            ("macro-F1", f"{test.macro_f1:.4f}"), ("log loss", f"{test.log_loss:.4f}"),
+            (f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}"),
+            ("calibration error", f"{test.expected_calibration_error:.4f}")]

@@ -1,0 +1,244 @@
+"""The Transformer job's config: the common groups with text in them, and its model, optimiser, scale strategy and hardware."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.transformer.presets import PRESETS
+
+Task = Literal["classify", "generate"]
+Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataConfig(DataConfig):
+    """Where the text comes from, how it is cut into tokens, and how it is split and read."""
+
+    uri: str = "languages"
+    """`languages` (embedded, to classify), `stdlib` (embedded, to generate), or a path or URI: see the job's README."""
+    text_column: str = "text"
+    """Name of the column with the text (Parquet, CSV, JSON Lines)."""
+    text_columns_join: tuple[str, ...] = ()
+    """More columns whose text follows, each after a space."""
+    max_length: int = 128
+    """Tokens of a row: a longer text is cut when classifying, packed into rows of so many when generating."""
+    tokenizer: Literal["auto", "characters", "bytes", "wordpiece", "bpe"] = "auto"
+    """`auto`: the model's own, or one trained on the training split: `wordpiece` to classify, `bpe` to generate."""
+    vocab_size: int = 8192
+    """Most tokens of a tokenizer that is trained here."""
+    lowercase: bool = False
+    """Whether a tokenizer that is trained here ignores case."""
+    max_train_rows: int | None = None
+    """Uses so many training rows only, chosen by `data.split_seed`."""
+    length_group_steps: int = 64
+    """Steps whose rows are sorted by length among each other, so that a batch holds little padding; 1: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_length >= 8, "data.max_length", self.max_length, "must be at least 8 tokens")
+        require(self.vocab_size >= 64, "data.vocab_size", self.vocab_size, "must be at least 64")
+        require(self.length_group_steps >= 1, "data.length_group_steps", self.length_group_steps, "must be at least 1")
+        require(self.max_train_rows is None or self.max_train_rows >= 1, "data.max_train_rows", self.max_train_rows,
+                "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
+
+    name: str = "tiny"
+    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, llama-8b, …), a local folder, or a hub name."""
+    layers: int | None = None
+    """Of a preset: how many layers, where not its own number."""
+    heads: int | None = None
+    """Of a preset: how many attention heads."""
+    width: int | None = None
+    """Of a preset: the hidden size."""
+    pretrained: bool = True
+    """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
+    dropout: float | None = None
+    """Probability of every dropout of the model; None: the model's own."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed; `auto`: flash attention where the hardware and its package are there, else SDPA."""
+    activation_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    lora_rank: int | None = None
+    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA); the export is merged."""
+    lora_alpha: float = 16.0
+    """The updates count alpha / rank times."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "width", "lora_rank"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
+        require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout,
+                "must be at least 0 and less than 1")
+        for name in ("layers", "heads", "width"):
+            require(getattr(self, name) is None or self.is_preset, f"model.{name}", getattr(self, name),
+                    f"is for a preset ({', '.join(PRESETS)}); --model.name {self.name} brings its own")
+
+    @property
+    def is_preset(self) -> bool:
+        return self.name in PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-3
+    """Highest learning rate."""
+    beta2: float = 0.999
+    """Decay of the mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of that mean."""
+    weight_decay: float = 0.01
+    """Decoupled; not of biases and norms."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """From the highest rate down to `final_lr` at the last step."""
+    final_lr: float = 0.0
+    """Learning rate of the last step."""
+    warmup_steps: int = 100
+    """Steps in which the rate rises from 0."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, when classifying."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "must be more than 0")
+        require(0 < self.beta2 < 1, "optim.beta2", self.beta2, "must be more than 0 and less than 1")
+        require(self.eps > 0, "optim.eps", self.eps, "must be more than 0")
+        require(0 <= self.final_lr <= self.lr, "optim.final_lr", self.final_lr, "must be from 0 to optim.lr")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
+                "must be at least 0 and less than 1")
+        require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How the model's state is spread over the workers."""
+
+    strategy: Strategy = "ddp"
+    """`ddp`: all of it on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too; `zero3`, weights too."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, or on a disk (zero3 only)."""
+    offload_parameters: bool = False
+    """With zero3 and an offload: the weights lie there too."""
+    offload_path: str | None = None
+    """With `nvme`: a folder on the worker's own disk."""
+    bucket_mb: float = 25.0
+    """Gradients that are summed over the workers at a time, in 10^6 bytes."""
+    deepspeed_json: str | None = None
+    """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
+
+    def __post_init__(self) -> None:
+        require(self.offload == "none" or self.strategy != "ddp", "scale.offload", self.offload,
+                "needs --scale.strategy zero1, zero2 or zero3")
+        require(self.offload != "nvme" or self.strategy == "zero3", "scale.offload", self.offload,
+                "a disk is used by --scale.strategy zero3 only: pass that, or --scale.offload cpu")
+        require(self.offload != "nvme" or bool(self.offload_path), "scale.offload", self.offload,
+                "needs --scale.offload-path, a folder on each worker's own disk")
+        require(not self.offload_parameters or (self.strategy == "zero3" and self.offload != "none"), "scale.offload_parameters",
+                self.offload_parameters, "needs --scale.strategy zero3 and --scale.offload cpu or nvme")
+        require(self.deepspeed_json is None or self.strategy != "ddp", "scale.deepspeed_json", self.deepspeed_json,
+                "needs --scale.strategy zero1, zero2 or zero3")
+        require(self.bucket_mb > 0, "scale.bucket_mb", self.bucket_mb, "must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """How the arithmetic is done."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16`: matrix products in bfloat16, the optimiser's state in float32. `fp16`: with loss scaling, on GPUs only."""
+    compile: bool = False
+    """torch.compile: slow to start, faster after; with `ddp` only."""
+    peak_tflops: float | None = None
+    """Dense peak of a worker's device in 10^12 FLOP/s, for the MFU; by default from a table of GPUs."""
+
+    def __post_init__(self) -> None:
+        require(self.peak_tflops is None or self.peak_tflops > 0, "hardware.peak_tflops", self.peak_tflops, "must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrainConfig(TrainConfig):
+    """How long, and in what batches."""
+
+    epochs: int = 3
+    """Passes over the training rows."""
+    global_batch_size: int = 32
+    """Rows of one optimiser step over all workers; a multiple of the most workers."""
+    evaluate_every_steps: int | None = None
+    """Evaluates after so many steps, too, not only at an epoch's end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.evaluate_every_steps is None or self.evaluate_every_steps >= 1, "train.evaluate_every_steps",
+                self.evaluate_every_steps, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvalConfig(EvalConfig):
+    """How a model is judged."""
+
+    metric: Literal["auto", "accuracy", "loss"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Which validation metric chooses the best checkpoint; `auto`: accuracy to classify, loss to generate."""
+    batch_size: int = 64
+    """Rows per forward pass, per worker."""
+    robustness_rows: int = 500
+    """Test rows that are judged again with typos, without case, without accents and shortened, when classifying; 0: none."""
+    explained_rows: int = 10
+    """Test rows whose prediction the report explains, when classifying; 0: none."""
+    samples: int = 3
+    """Continuations that the report shows, when generating."""
+    sample_tokens: int = 120
+    """Tokens of each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("robustness_rows", "explained_rows", "samples"):
+            require(getattr(self, name) >= 0, f"eval.{name}", getattr(self, name), "must be 0 or more")
+        require(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """Trains or fine-tunes a Hugging Face Transformer on text."""
+
+    task: Task = "classify"
+    """`classify`: which class is this text? `generate`: which token comes next?"""
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    train: TextTrainConfig = field(default_factory=TextTrainConfig)
+    eval: TextEvalConfig = field(default_factory=TextEvalConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.task == "classify" or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
+                "generating is judged by its loss: pass loss or auto")
+        require(self.task == "classify" or self.data.uri != "languages", "data.uri", self.data.uri,
+                "is for --task classify: to generate pass --data.uri stdlib, or your own text")
+        require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
+                "is for --task generate: to classify pass --data.uri languages, or your own rows")
+        require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
+                "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
+        require(self.hardware.precision != "fp16" or self.run.gpus_per_worker > 0, "hardware.precision", "fp16",
+                "fp16 needs a GPU: pass bf16 or fp32, or --run.gpus-per-worker 1")
+        require(not self.hardware.compile or self.scale.strategy == "ddp", "hardware.compile", self.hardware.compile,
+                f"torch.compile is tried with --scale.strategy ddp only, not with {self.scale.strategy}")
+        require(self.model.attention != "flash_attention_2" or (
+            self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
+            "flash attention needs a GPU and bf16 or fp16: pass sdpa")
+
+    @property
+    def metric(self) -> str:
+        """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
+        if self.eval.metric != "auto":
+            return self.eval.metric
+        return "accuracy" if self.task == "classify" else "loss"
