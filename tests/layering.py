@@ -15,7 +15,7 @@ ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro",
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON,
-    "jobs.pytorch": {"numpy", "torch"},
+    "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "transformers", "deepspeed", "tokenizers", "peft", "captum",
                                 "babel"} for job in JOBS},
 }

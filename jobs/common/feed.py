@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.common.dataset import Columns, Reader
+from jobs.common.length_groups import LengthGroups
 from jobs.common.order import Order
 
 MicroBatches = dict[int, Columns]
-"""shard → {"image": (m, H, W, C), "label": (m,), "row_id": (m,)}; views, valid until the next step is taken."""
+"""shard → each column of the data set by name, (m, …); views, valid until the next step is taken."""
 
 
 class Feed:
     """Micro-batches of the shards that one worker owns. `wait_s`: seconds spent waiting for data so far."""
 
-    def __init__(self, order: Order, reader: Reader, shards: tuple[int, ...]) -> None:
+    def __init__(self, order: Order | LengthGroups, reader: Reader, shards: tuple[int, ...]) -> None:
         self.order, self.shards, self.wait_s = order, shards, 0.0
         self._reader = reader
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-feed")
@@ -65,7 +66,11 @@ class Feed:
     def _load(self, epoch: int, shard: int, window: int) -> Columns:
         positions = self.order.window(epoch, shard, window)
         self._reader.prefetch(positions)
-        return self._reader.take(positions)
+        rows = self._reader.take(positions)
+        if isinstance(self.order, Order):
+            return rows
+        arranged = self.order.arrange(epoch, window, rows["length"])
+        return {name: column[arranged] for name, column in rows.items()}
 
 
 class _Stream:

@@ -27,6 +27,8 @@ class Purpose(enum.IntEnum):
     MICRO_BATCH = 4
     AUGMENT = 5
     INIT = 6
+    LENGTH_GROUPS = 7
+    TYPOS = 8
 
 
 def raw_bits(purpose: Purpose, seed: int, a: int, b: int, c: int, count: int) -> KeyArray:

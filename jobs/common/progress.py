@@ -70,6 +70,7 @@ def progress_line(state: dict[str, Any], *, workers: int, restarts: int) -> str:
         f"workers {workers}", f"restarts {restarts}",
         f"eta {duration(eta)}",
     ]
+    parts += [f"{name} {value}" for name, value in state.get("shown", {}).items()]
     if state.get("phase"):
         parts.append(str(state["phase"]))
     return " ".join(parts)

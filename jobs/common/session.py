@@ -30,6 +30,7 @@ from jobs.common.coordinator import Assignment, Orders
 from jobs.common.dataset import Dataset, Reader, SplitName
 from jobs.common.environment import environment
 from jobs.common.feed import Feed
+from jobs.common.length_groups import LengthGroups
 from jobs.common.order import Order, resolve_window_rows, shards_of
 from jobs.common.predictions import Predictions
 from jobs.common.step_mark import StepMark
@@ -112,26 +113,40 @@ class Session:
         self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
         self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
-        self._writer = CheckpointWriter(
-            run_store.child("checkpoints"), self.generation, self.rank, 1, config_fingerprint=config_fingerprint,
-            environment=environment() | {"world_size": self.world_size, "threads": config.run.cpus_per_worker},
-            keep_last=config.run.keep_checkpoints, best_mode="max",
-        )
+        self._config_fingerprint, self._sharded = config_fingerprint, False
+        self._writer = self._new_writer(num_writers=1)
         self._feeds: list[Feed] = []
         self._readers: dict[SplitName, Reader] = {}
         self._beating = threading.Thread(target=self._beat_forever, name="trainyard-beat", daemon=True)
         self._beating.start()
 
+    def _new_writer(self, num_writers: int) -> CheckpointWriter:
+        config = self.config
+        return CheckpointWriter(
+            self.run_store.child("checkpoints"), self.generation, self.rank, num_writers,
+            config_fingerprint=self._config_fingerprint,
+            environment=environment() | {"world_size": self.world_size, "threads": config.run.cpus_per_worker},
+            keep_last=config.run.keep_checkpoints, best_mode="max",
+        )
+
+    def shard_checkpoints(self) -> None:
+        """From here on each rank writes its own part of a checkpoint; call it before the first."""
+        self._sharded, self._writer = self.world_size > 1, self._new_writer(self.world_size)
+
     # ── data ──
-    def feed(self) -> Feed:
-        """The training rows of the shards that this worker owns, in order."""
+    def feed(self, length_group_steps: int = 1) -> Feed:
+        """The training rows of the shards that this worker owns, in order.
+
+        length_group_steps: more than 1 sorts the rows of so many steps by their column `length` (see length_groups.py).
+        """
         split = self.dataset.splits["train"]
         window = resolve_window_rows(
             self.config.data.shuffle_window_rows, self.num_shards, self.dataset.row_bytes, split.block_rows
         )
         order = Order(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
                       global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
-        feed = Feed(order, self.dataset.reader("train", self.config.data), self.shards)
+        grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
+        feed = Feed(grouped, self.dataset.reader("train", self.config.data), self.shards)
         self._feeds.append(feed)
         return feed
 
@@ -211,8 +226,16 @@ class Session:
         """Whether rank 0 wants one now; with more ranks, all agree as on `stop_wanted`."""
         return self.rank == 0 and self.cadence.due(step)
 
+    def parts(self, checkpoint: Checkpoint) -> Generator[dict[str, np.ndarray]]:
+        """The tensors that each rank wrote, one rank after the other."""
+        store = Checkpoints(self.run_store.child("checkpoints"))
+        for entry in checkpoint.files:
+            with self._storage():
+                tensors = store.load(checkpoint, entry.rank)
+            yield tensors
+
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The tensors and the state to resume from; None: begin at the beginning."""
+        """The tensors and the state to resume from, of a checkpoint in one part; None: begin at the beginning."""
         if self.checkpoint is None:
             return None
         with self._storage():
@@ -220,11 +243,12 @@ class Session:
 
     def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
              metric: float | None = None) -> None:
-        """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes, the others return at once.
+        """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes; the others return at once, unless
+        `shard_checkpoints` has been called. `state` and `metric` are rank 0's.
 
         Raises: what went wrong with an earlier one (StorageFullError, …).
         """
-        if self.rank:
+        if self.rank and not self._sharded:
             return
         with self._storage():  # it waits for the one before
             self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
@@ -238,20 +262,24 @@ class Session:
                 self.committed()
 
     def committed(self) -> None:
-        """Waits until the last checkpoint is committed. Raises: what went wrong with it."""
-        if self.rank == 0:
+        """Waits until the last checkpoint is committed (a rank with a part of its own: written). Raises: what went wrong."""
+        if self.rank == 0 or self._sharded:
             with self._storage():
                 self._writer.wait()
 
-    def best_checkpoint(self) -> dict[str, np.ndarray]:
-        """The tensors of the best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
+    def best(self) -> Checkpoint:
+        """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
         self.committed()
         store = Checkpoints(self.run_store.child("checkpoints"))
         with self._storage():
-            return store.load(self.share("best", store.best))
+            return self.share("best", store.best)
 
-    def write_predictions(self, split: SplitName, share: Predictions) -> None:
-        """This worker's share of an evaluation split, for the driver to judge."""
+    def best_checkpoint(self) -> dict[str, np.ndarray]:
+        """The tensors of `best`, of a checkpoint in one part."""
+        return next(self.parts(self.best()))
+
+    def write_predictions(self, split: str, share: Predictions) -> None:
+        """This worker's share of an evaluation split (or of rows under another name), for the driver to judge."""
         with self._storage():
             predictions.write(self.run_store, self.generation, split, self.rank, share)
 

@@ -2,21 +2,35 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cluster.storage import Store
 from jobs.common import artifact
 from jobs.common.artifact_manifest import Description
+from jobs.common.attributions import ImageAttribution, image_section
 from jobs.common.classification import judge_images
 from jobs.common.config import to_dict
 from jobs.common.dataset import Dataset
+from jobs.common.evaluation import worst_mistakes
 from jobs.common.images import ImageFacts
 from jobs.common.job import Job, Trained, Verdict, require_package
 from jobs.common.open_inference import TensorSpec
+from jobs.common.permutation import FloatArray, IntArray
+from jobs.common.predictions import Predictions
 from jobs.common.prepare import prepare
 from jobs.common.prepared import Say
+from jobs.common.report_page import Section
 from jobs.mlp.config import MlpConfig
 
 HOW_TO_LOAD = """from jobs.mlp.model import load
 probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on"""
+EXPLAINED_RIGHT, EXPLAINED_WRONG, MEAN_OF_ROWS = 5, 5, 256
+
+
+def check(config: MlpConfig) -> None:
+    """Raises: ConfigError for a package that is not installed."""
+    for package in ("torch", "captum"):
+        require_package(package, "torch")
 
 
 def prepare_images(config: MlpConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
@@ -58,12 +72,42 @@ def files(trained: Trained) -> dict[str, bytes]:
     return {artifact.WEIGHTS: artifact.weights_file(own)}
 
 
+def sections(trained: Trained, verdict: Verdict, made: artifact.Artifact) -> list[Section]:
+    """Of the report: some test rows, and what the model, loaded back from its artifact, rests its answers for them on."""
+    from jobs.mlp.model import load
+
+    model, test = load(made.store), trained.predictions("test")
+    positions = explained_rows(test)
+    images, labels, names = trained.rows("test", positions)["image"], test.labels[positions], trained.dataset.class_names
+    probabilities = model.predict(images)
+    said = probabilities.argmax(1)
+    attributions, gaps = model.explain(images, said, mean_image(trained))
+    rows = [ImageAttribution(pixels=images[i], attribution=attributions[i], label=names[int(labels[i])],
+                             predicted=names[int(said[i])], confidence=float(probabilities[i, said[i]]), gap=float(gaps[i]))
+            for i in range(len(positions))]
+    return [image_section(rows)]
+
+
+def explained_rows(test: Predictions) -> IntArray:
+    """Positions in a split: up to five rows that are right, of different classes first, and up to five mistakes, surest first."""
+    right = np.flatnonzero(test.probabilities.argmax(1) == test.labels)
+    firsts = right[np.sort(np.unique(test.labels[right], return_index=True)[1])]
+    varied = np.concatenate([firsts, np.setdiff1d(right, firsts)])
+    return np.concatenate([varied[:EXPLAINED_RIGHT], worst_mistakes(test.probabilities, test.labels, EXPLAINED_WRONG)])
+
+
+def mean_image(trained: Trained) -> FloatArray:
+    """(H, W, C), in pixel units: the mean of at most 256 training rows, spread evenly over the split."""
+    num_rows = trained.dataset.splits["train"].num_rows
+    positions = np.unique(np.linspace(0, num_rows - 1, min(MEAN_OF_ROWS, num_rows)).astype(np.int64))
+    return trained.rows("train", positions)["image"].mean(axis=0, dtype=np.float64)
+
+
 def _widths(hidden: Sequence[int]) -> str:
     return " and ".join(map(str, hidden)) or "no"
 
 
 JOB = Job(
     name="mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
-    check=lambda config: require_package("torch", "torch"), prepare=prepare_images,
-    judge=judge_images, describe=describe, files=files,
+    check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files, sections=sections,
 )

@@ -10,7 +10,6 @@ Shapes: B rows, H × W × C pixels, K classes.
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.common import artifact
+
+EXPLAIN_STEPS = 50
 
 
 class Mlp(nn.Module):
@@ -61,9 +62,32 @@ class Classifier:
         logits = self.model(torch.from_numpy(np.ascontiguousarray(images)))
         return torch.softmax(logits, dim=1).numpy()
 
+    def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
+                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
-def load(path: str | Path) -> Classifier:
-    """The model of an artifact, a folder or a URI. Raises: ArtifactError if it does not verify."""
+        images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
+        (B, H, W, C), the images that they are compared with; None: the even image that the model's normalisation takes to zero,
+        which is the training pixels' mean ("standard") or black ("unit"). A pixel that is as in the baseline gets 0.
+
+        Returns attributions (B, H, W, C), and completeness gaps (B,): see `integrated_gradients`, which needs captum.
+        """
+        from jobs.pytorch.explain import integrated_gradients
+
+        pixels = torch.from_numpy(np.asarray(images, np.float32))
+        classes = torch.from_numpy(self.predict(images).argmax(1) if target is None else np.asarray(target, np.int64))
+        start = self._mean(pixels) if baseline is None else torch.from_numpy(np.asarray(baseline, np.float32))
+        attributions, gaps = integrated_gradients(self.model, pixels, start.reshape(-1, *pixels.shape[1:]), classes, EXPLAIN_STEPS)
+        return attributions.numpy(), gaps.numpy()
+
+    def _mean(self, pixels: Tensor) -> Tensor:
+        """(1, H, W, C), normalised to zeros."""
+        even = -self.model.offset / self.model.scale
+        return even.expand(pixels[0].numel()).reshape(1, *pixels.shape[1:])
+
+
+def load(path: artifact.Where) -> Classifier:
+    """The model of an artifact, a folder, a URI or a store. Raises: ArtifactError if it does not verify."""
     opened = artifact.open_artifact(path)
     about, model_config = opened.manifest.description, opened.manifest.description.config["model"]
     before = about.preprocessing

@@ -3,6 +3,8 @@
 # pyright: reportPrivateImportUsage=false
 
 import socket
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from jobs.common.session import PeerLostError, Session
 
 _FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
+_LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
 
 
 def _listen(host: str) -> tuple[int, int]:
@@ -28,14 +31,16 @@ class Group:
     Every collective raises PeerLostError when another worker is gone.
     """
 
-    def __init__(self, session: Session, device: torch.device) -> None:
-        self._session, self._device = session, device
+    def __init__(self, session: Session, device: torch.device, *, even_alone: bool = False) -> None:
+        """even_alone: forms the process group with one worker, too, for a library that wants one."""
+        self._session, self._device, self._even_alone = session, device, even_alone
+        self.world_size = session.world_size
         self._alone = session.world_size == 1
         self._flat: Tensor | None = None
         self._views: list[Tensor] = []
 
     def __enter__(self) -> "Group":
-        if not self._alone:
+        if not self._alone or self._even_alone:
             self._connect()
         return self
 
@@ -96,7 +101,16 @@ class Group:
         self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
 
     def _all_reduce(self, values: Tensor) -> None:
-        try:
+        with peers_needed():
             dist.all_reduce(values)  # pyright: ignore[reportUnknownMemberType]
-        except RuntimeError as error:
+
+
+@contextmanager
+def peers_needed() -> Generator[None]:
+    """Around collectives. Raises: PeerLostError where one fails because another worker is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in _LOST):
             raise PeerLostError(str(error)) from error
+        raise

@@ -122,7 +122,7 @@ class ScaleConfig:
     """How the model's state is spread over the workers."""
 
     strategy: Strategy = "ddp"
-    """`ddp`: all of it on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too; `zero3`, weights too."""
+    """`ddp`: all on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too; `zero3`, weights too."""
     offload: Literal["none", "cpu", "nvme"] = "none"
     """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, or on a disk (zero3 only)."""
     offload_parameters: bool = False
@@ -139,6 +139,8 @@ class ScaleConfig:
                 "needs --scale.strategy zero1, zero2 or zero3")
         require(self.offload != "nvme" or self.strategy == "zero3", "scale.offload", self.offload,
                 "a disk is used by --scale.strategy zero3 only: pass that, or --scale.offload cpu")
+        require(self.offload != "nvme", "scale.offload", self.offload,
+                "is rendered into DeepSpeed's config but has not been trained with yet: pass cpu")
         require(self.offload != "nvme" or bool(self.offload_path), "scale.offload", self.offload,
                 "needs --scale.offload-path, a folder on each worker's own disk")
         require(not self.offload_parameters or (self.strategy == "zero3" and self.offload != "none"), "scale.offload_parameters",
@@ -228,6 +230,8 @@ class TransformerConfig(Config):
                 "is for --task generate: to classify pass --data.uri languages, or your own rows")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
+        require(self.hardware.precision != "fp16" or self.scale.strategy != "ddp", "hardware.precision", "fp16",
+                "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy zero1, zero2 or zero3, or bf16")
         require(self.hardware.precision != "fp16" or self.run.gpus_per_worker > 0, "hardware.precision", "fp16",
                 "fp16 needs a GPU: pass bf16 or fp32, or --run.gpus-per-worker 1")
         require(not self.hardware.compile or self.scale.strategy == "ddp", "hardware.compile", self.hardware.compile,

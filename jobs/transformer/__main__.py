@@ -1,0 +1,9 @@
+"""`python -m jobs.transformer [--config FILE.yaml] [--group.field VALUE …]`; `--help` lists the fields."""
+
+import sys
+
+from jobs.common.run import main
+from jobs.transformer.data import JOB
+
+if __name__ == "__main__":
+    sys.exit(main(JOB))

@@ -1,0 +1,129 @@
+"""What goes into the Transformer and what comes out, and the job as the common life cycle sees it. Imports no torch."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import TrainingFailedError
+from jobs.common.artifact import Artifact, Probe
+from jobs.common.artifact_manifest import Description
+from jobs.common.classification import judge, judge_split, probe_rows
+from jobs.common.config import to_dict
+from jobs.common.dataset import SPLITS
+from jobs.common.job import Job, Trained, Verdict, require_package
+from jobs.common.open_inference import TensorSpec
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.prepare import prepare, sample, tokenizer_files
+
+HOW_TO_CLASSIFY = """from jobs.transformer.model import load
+probabilities = load("ARTIFACT").predict(["a text", "another"])
+# or transformers' AutoModelForSequenceClassification.from_pretrained("ARTIFACT/model")"""
+HOW_TO_GENERATE = """from jobs.transformer.model import load
+text = load("ARTIFACT").generate("Once upon a time")
+# or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
+
+
+# ── judging ──
+def verdict_of(trained: Trained) -> Verdict:
+    """How good the model is, from the workers' predictions."""
+    return _of_classes(trained) if trained.config.task == "classify" else _of_tokens(trained)
+
+
+def _of_classes(trained: Trained) -> Verdict:
+    texts = sample(trained.dataset)[2][: probe_rows(trained)]
+    return judge(trained, {"text": np.array(texts, dtype=object)})
+
+
+def _of_tokens(trained: Trained) -> Verdict:
+    metrics = {split: _language_metrics(trained, split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
+    if not all(math.isfinite(value) for of_split in metrics.values() for value in of_split.values()):
+        raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training loss for "
+                                  "signs of divergence (--optim.lr)")
+    first = trained.predictions("test")
+    tokens = trained.rows("test", np.arange(probe_rows(trained)))["tokens"]
+    test = metrics["test"]
+    return Verdict(
+        metrics=metrics,
+        probe=Probe(inputs={"tokens": tokens}, outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
+        headlines=[("test loss", f"{test['loss']:.4f} nats a token"), ("perplexity", f"{test['perplexity']:.3f}"),
+                   ("bits per byte", f"{test['bits_per_byte']:.4f}")],
+    )
+
+
+def _language_metrics(trained: Trained, split: str) -> dict[str, float]:
+    """loss in nats a target token; perplexity exp(loss); bits a byte of the UTF-8 text, whatever the tokens are."""
+    rows = trained.predictions(split)
+    total, targets = float(rows.probabilities.astype(np.float64).sum()), int(rows.labels.sum())
+    loss = total / targets
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": total / math.log(2) / trained.dataset.details["bytes"][split], "targets": float(targets)}
+
+
+# ── the artifact ──
+def describe(trained: Trained, verdict: Verdict) -> Description:
+    """The artifact's manifest."""
+    config, dataset = trained.config, trained.dataset
+    classify = config.task == "classify"
+    about = dataset.details
+    return Description(
+        job="transformer", task="text-classification" if classify else "text-generation",
+        inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)) if classify
+                else TensorSpec(name="tokens", datatype="INT32", shape=(-1, about["max_length"] + 1)),),
+        outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))) if classify
+                 else TensorSpec(name="negative_log_likelihood", datatype="FP32", shape=(-1,)),),
+        labels=dataset.class_names,
+        preprocessing={name: about[name] for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
+        metrics=verdict.metrics, config=to_dict(config), data=dataset.describe(),
+        about=f"{config.model.name}, a Transformer that "
+              + (f"tells {len(dataset.class_names)} classes of texts apart." if classify else "says which token comes next."),
+        limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
+                 f"Texts are cut to {about['max_length']} tokens.") if classify
+                else ("What it writes is likely text, not truth.",)),
+        how_to_load=HOW_TO_CLASSIFY if classify else HOW_TO_GENERATE,
+    )
+
+
+def files(trained: Trained) -> dict[str, bytes | Callable[[], Iterable[bytes | memoryview]]]:
+    """The artifact's model/, as `from_pretrained` reads it: config, tokenizer, and weights in files of at most 5 GB."""
+    from jobs.transformer.export import hugging_face_files  # imports torch
+
+    named: dict[str, Any] = {**hugging_face_files(trained), **tokenizer_files(trained.dataset)}
+    return {f"model/{name}": content for name, content in named.items()}
+
+
+# ── the report ──
+def sections(trained: Trained, verdict: Verdict, made: Artifact) -> Sequence[Any]:
+    """What the report shows of a text model beside what all have."""
+    from jobs.transformer.pages import classifier_sections, generator_sections
+
+    if trained.config.task == "classify":
+        return classifier_sections(trained, made, _robustness(trained))
+    return generator_sections(trained, verdict, made)
+
+
+def _robustness(trained: Trained) -> dict[str, Any]:
+    """An evaluation by perturbation of the sample's texts, the untouched ones first."""
+    from jobs.transformer.robustness import PERTURBATIONS
+
+    if not trained.config.eval.robustness_rows:
+        return {}
+    return {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *PERTURBATIONS)}
+
+
+def check(config: TransformerConfig) -> None:
+    """Raises: ConfigError for a package that is not installed, or a DeepSpeed config that contradicts the options."""
+    for package in ("torch", "transformers"):
+        require_package(package, "transformer")
+    if config.model.lora_rank:
+        require_package("peft", "transformer")
+    if config.scale.strategy != "ddp":
+        require_package("deepspeed", "transformer")
+
+
+JOB = Job(
+    name="transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
+    train="jobs.transformer.train:train", check=check, prepare=prepare, judge=verdict_of, describe=describe, files=files,
+    sections=sections,
+)

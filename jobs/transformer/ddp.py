@@ -1,0 +1,94 @@
+"""The strategy `ddp`: the whole model on each worker, gradients summed while the backward pass runs, AdamW in one kernel."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from jobs.pytorch.group import Group
+from jobs.pytorch.overlap import OverlappedGradients
+from jobs.pytorch.setup import set_lr
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
+
+Outcome = Literal["taken", "skipped", "spoilt"]
+"""Of a step: taken; not taken, and nothing has changed; or weights or sums are no longer to be used."""
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases and norms without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [([p for p in trained if p.dim() > 1], weight_decay), ([p for p in trained if p.dim() <= 1], 0.0)]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+
+
+class Ddp:
+    """The model on one worker. Its passes may differ in number from those of the other workers."""
+
+    lockstep = False
+    sharded = False
+
+    def __init__(self, config: TransformerConfig, model: nn.Module, group: Group, device: torch.device) -> None:
+        self._config, self._group, self._device = config, group, device
+        self.model = model.to(device).train()
+        self._named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        optim = config.optim
+        self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr,
+                                            betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
+        self._gradients = OverlappedGradients(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6)
+        self.forward = torch.compile(self.model) if config.hardware.compile else self.model
+
+    def passing(self) -> Any:
+        """Around a forward pass."""
+        bf16 = self._config.hardware.precision == "bf16"
+        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def begin(self) -> None:
+        """Before a step's first pass."""
+        self._gradients.zero()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds a pass's share of the global gradient. last: of this step; the sum over the workers begins with it."""
+        if last:
+            self._gradients.arm()
+        loss.backward()
+
+    def step(self, lr: float) -> Outcome:
+        """Takes the step, if the gradient is finite: the same answer on all workers. Raises: PeerLostError."""
+        self._gradients.finish()
+        norm, clip_norm = self._gradients.norm(), self._config.optim.clip_norm
+        if not math.isfinite(norm):
+            return "skipped"
+        if clip_norm is not None and norm > clip_norm:
+            self._gradients.scale(clip_norm / (norm + 1e-6))
+        set_lr(self._optimizer, lr)
+        self._optimizer.step()
+        return "taken"
+
+    def abandon(self) -> Outcome:
+        """Instead of `step`, where the loss was not finite."""
+        self._gradients.finish()
+        return "skipped"
+
+    def weights(self) -> Iterator[Fragment]:
+        """The weights that the passes use."""
+        for name, parameter in self._named:
+            yield Fragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
+
+    def fragments(self, steps: int) -> Iterator[Fragment]:
+        """Every parameter whole. steps: how many have been taken, for AdamW's own count of them."""
+        for name, parameter in self._named:
+            state = self._optimizer.state[parameter]
+            if not state:
+                state |= {kind: torch.zeros_like(parameter) for kind in KINDS[1:]}
+            state["step"] = torch.tensor(float(steps), device=self._device)
+            tensors = {WEIGHTS: parameter.detach(), **{kind: state[kind] for kind in KINDS[1:]}}
+            yield Fragment(name, 0, {kind: tensor.reshape(-1) for kind, tensor in tensors.items()})
+
+    def close(self) -> None:
+        """Nothing outlives the object."""

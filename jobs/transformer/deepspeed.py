@@ -1,0 +1,223 @@
+"""The strategies `zero1`, `zero2`, `zero3`: DeepSpeed's engine, its config built from typed fields, and its slices named.
+
+DeepSpeed insists on batch = micro × accumulation × workers and on mean gradients. Here a batch is what contract 2 says: each
+pass is one micro-batch of DeepSpeed's, the loss is a pass's share of the global sum, multiplied by the number of workers that
+DeepSpeed divides by, and the last pass of a step is named as such. All workers must make the same number of passes.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import ConfigError
+from jobs.pytorch.group import Group, peers_needed
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.ddp import Outcome, parameter_groups
+from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
+
+
+# ── the config ──
+def deepspeed_config(config: TransformerConfig) -> dict[str, Any]:
+    """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added.
+
+    Raises: ConfigError if that file cannot be read, or says otherwise than an option here.
+    """
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,  # the loop's own business, see above
+        "zero_optimization": _zero(config), "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": config.optim.clip_norm or 0.0, "steps_per_print": 2**31,
+        "bf16": {"enabled": config.hardware.precision == "bf16"}, "fp16": {"enabled": config.hardware.precision == "fp16"},
+    }
+    path = config.scale.deepspeed_json
+    return ours if path is None else merged(ours, _read(path), path)
+
+
+def _zero(config: TransformerConfig) -> dict[str, Any]:
+    scale, elements = config.scale, int(config.scale.bucket_mb * 1e6 / 4)
+    zero: dict[str, Any] = {"stage": int(scale.strategy[-1]), "reduce_bucket_size": elements, "allgather_bucket_size": elements,
+                            "contiguous_gradients": True, "overlap_comm": config.run.gpus_per_worker > 0}
+    if scale.strategy == "zero3":
+        zero |= {"stage3_prefetch_bucket_size": elements, "stage3_param_persistence_threshold": 0}
+    place = {"device": scale.offload} | ({"nvme_path": scale.offload_path} if scale.offload == "nvme" else {})
+    if scale.offload != "none":
+        zero["offload_optimizer"] = place
+    if scale.offload_parameters:
+        zero["offload_param"] = place
+    return zero
+
+
+def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
+    """Both together. Raises: ConfigError naming a field that both give, with another value."""
+    both = dict(ours)
+    for key, value in theirs.items():
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            both[key] = merged(ours[key], cast(dict[str, Any], value), path, f"{prefix}{key}.")
+        elif key in ours and ours[key] != value:
+            raise ConfigError(f"--scale.deepspeed-json {path}: {prefix}{key} is {value!r} there, and {ours[key]!r} by the options "
+                              "of this job: leave it out of the file, and say it with an option (--scale, --hardware, --optim)")
+        else:
+            both[key] = value
+    return both
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        values: object = json.loads(Path(path).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--scale.deepspeed-json {path}: must hold one JSON object, of DeepSpeed's own fields")
+    return cast(dict[str, Any], values)
+
+
+def check_offload_path(config: TransformerConfig) -> None:
+    """Raises: ConfigError if an offload's folder cannot be written by this worker."""
+    path = config.scale.offload_path
+    if config.scale.offload == "nvme" and path is not None:
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+            probe = Path(path) / f".trainyard-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"--scale.offload-path {path}: cannot be written ({error.strerror}): name a folder on each worker's "
+                              "own disk") from error
+
+
+# ── the engine ──
+class Zero:
+    """The model on one worker, spread by DeepSpeed. All workers make the same passes."""
+
+    lockstep = True
+    sharded = True
+
+    def __init__(self, config: TransformerConfig, model: nn.Module, group: Group, device: torch.device) -> None:
+        check_offload_path(config)
+        self._group = group
+        self._names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+        optim = config.optim
+        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, optim.beta2),
+                                      eps=optim.eps)
+        with peers_needed():
+            self._engine = _initialize(model, optimizer, deepspeed_config(config), device)
+        self.forward = self._engine
+        self.model: nn.Module = self._engine.module
+        self._zero: Any = self._engine.optimizer
+        self._stage = int(config.scale.strategy[-1])
+
+    def passing(self) -> Any:
+        """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted; with zero3 it fetches them."""
+        return peers_needed()
+
+    def begin(self) -> None:
+        """Before a step's first pass."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds a pass's share of the global gradient. last: of this step. Raises: PeerLostError."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        with peers_needed():
+            self._engine.backward(loss * self._group.world_size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> Outcome:
+        """Takes the step; `spoilt` if the gradient was not finite, `skipped` if only the loss scale was too large (fp16).
+
+        Raises: PeerLostError.
+        """
+        for options in self._zero.param_groups:
+            options["lr"] = lr
+        with peers_needed():
+            self._engine.step()
+        if getattr(self._zero, "overflow", False):
+            return "skipped"
+        norm = self._engine.get_global_grad_norm()
+        return "taken" if norm is None or math.isfinite(float(norm)) else "spoilt"
+
+    def abandon(self) -> Outcome:
+        """Instead of `step`, where the loss was not finite: what DeepSpeed has summed already cannot be taken back."""
+        return "spoilt"
+
+    def weights(self) -> Iterator[Fragment]:
+        """The weights that the passes use, in their own precision: whole, or with zero3 this worker's slices."""
+        for parameter, name in self._names.items():
+            if not parameter.requires_grad:
+                continue
+            if self._stage < 3:
+                yield Fragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
+            elif (count := min(parameter.ds_tensor.numel(), parameter.ds_numel - self._start(parameter))) > 0:
+                yield Fragment(name, self._start(parameter), {WEIGHTS: parameter.ds_tensor.data.view(-1)[:count]})
+
+    def _start(self, parameter: Any) -> int:
+        return torch.distributed.get_rank() * parameter.ds_tensor.numel()
+
+    def fragments(self, steps: int) -> Iterator[Fragment]:
+        """The slices that this worker owns. steps: how many have been taken, for AdamW's own count of them."""
+        for parameter, name in self._names.items():
+            if parameter.requires_grad and (place := self._place(parameter)) is not None:
+                flat, offset, start, count = place
+                state = self._state(flat, steps)
+                tensors = {WEIGHTS: flat, **{kind: state[kind] for kind in KINDS[1:]}}
+                yield Fragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()})
+
+    def _place(self, parameter: Any) -> tuple[Tensor, int, int, int] | None:
+        """(flat fp32 tensor, offset in it, first element of the parameter, count) of the slice that this worker owns."""
+        if self._stage < 3:
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if mapping is None:
+                return None
+            group = next(i for i, members in enumerate(self._zero.bit16_groups) if any(p is parameter for p in members))
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            return self._zero.single_partition_of_fp32_groups[group], here.start, there.start, there.numel
+        group, offset, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        start = self._start(parameter)
+        count = min(size, parameter.ds_numel - start)
+        return (self._zero.fp32_partitioned_groups_flat[group], offset, start, count) if count > 0 else None
+
+    def _state(self, flat: Tensor, steps: int) -> dict[str, Tensor]:
+        """AdamW's moments of a flat tensor, made as it would make them where it has not stepped yet."""
+        state = self._zero.optimizer.state[flat]
+        if "exp_avg" not in state:
+            state |= {kind: torch.zeros_like(flat) for kind in KINDS[1:]}
+        state["step"] = torch.tensor(float(steps))
+        return state
+
+    def close(self) -> None:
+        """Lets go of what DeepSpeed keeps in global places, so that the next generation begins anew in this process."""
+        self._engine.destroy()
+        _forget()
+
+
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: torch.device) -> Any:
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; the device is chosen already
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    # Its own all-reduce in shared memory needs a compiler, and waits for ever for a worker that is dead.
+    cast(dict[str, bool], deepspeed.ops.__compatible_ops__)[ShareMemCommBuilder.NAME] = False
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed 0.19 with torch 2.13
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    _forget()
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def _forget() -> None:
+    """DeepSpeed 0.19 holds the process groups of the generation before in globals (deepspeed.comm, deepspeed.utils.groups)."""
+    import deepspeed.comm.comm as comm
+    from deepspeed.utils import groups
+
+    comm.cdb = None
+    for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
+        setattr(groups, name, None)

@@ -1,0 +1,114 @@
+"""Judging rows on all workers: every row once, and with a strategy in lockstep as many passes on each worker."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.common.dataset import Columns, SplitName
+from jobs.common.predictions import Predictions
+from jobs.common.session import Session
+from jobs.pytorch.group import Group
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.robustness import PERTURBATIONS
+from jobs.transformer.shards import fill
+from jobs.transformer.tasks import Task
+
+_SORTED_BATCHES = 16
+
+
+def evaluate(session: Session, model: Any, task: Task, group: Group, split: SplitName,
+             config: TransformerConfig) -> dict[str, float]:
+    """The task's metrics over a whole split: sums of all workers are added."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for _, _, _, part in predict(session, model, task, split, config):
+        sums += part
+    return task.metrics(group.total(sums).tolist())
+
+
+def predict(session: Session, model: Any, task: Task, split: SplitName,
+            config: TransformerConfig) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
+    """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
+    share, size = session.share_of(split), config.eval.batch_size
+    yield from judged(session, model, task, _batches(session, split, share, size), _most(session, split, size))
+
+
+def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
+           num_batches: int) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
+    """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
+    made, some = 0, None
+    model.model.eval()
+    def found(rows: Columns) -> tuple[Any, Any, Tensor]:
+        with torch.no_grad(), model.passing():
+            return task.predict(model.forward, rows)
+
+    for rows in batches:
+        yield rows, *found(rows)
+        made, some = made + 1, rows
+        session.tick()
+    for _ in range(num_batches - made if model.lockstep else 0):
+        found(some if some is not None else _any_rows(session))
+    model.model.train()
+
+
+def _batches(session: Session, split: SplitName, share: range, size: int) -> Iterator[Columns]:
+    """Sorted by length some batches at a time, so that they hold little padding."""
+    reader = session.reader(split)
+    for start in range(share.start, share.stop, size * _SORTED_BATCHES):
+        rows = reader.rows(start, min(share.stop, start + size * _SORTED_BATCHES))
+        yield from sorted_batches(rows, size)
+
+
+def sorted_batches(rows: Columns, size: int) -> Iterator[Columns]:
+    """Batches of at most `size` rows, of like `length` where there is one."""
+    order = np.argsort(rows["length"], kind="stable") if "length" in rows else np.arange(len(rows["row_id"]))
+    for start in range(0, len(order), size):
+        yield {name: column[order[start : start + size]] for name, column in rows.items()}
+
+
+def _most(session: Session, split: SplitName, size: int) -> int:
+    """Batches of the worker that has most."""
+    rows = session.dataset.splits[split].num_rows
+    shares = [rows * (rank + 1) // session.world_size - rows * rank // session.world_size for rank in range(session.world_size)]
+    return max(share // (size * _SORTED_BATCHES) * _SORTED_BATCHES + -(-(share % (size * _SORTED_BATCHES)) // size)
+               for share in shares)
+
+
+def _any_rows(session: Session) -> Columns:
+    return session.reader("train").rows(0, 1)
+
+
+# ── at the end ──
+def predict_with_best(session: Session, model: Any, task: Task, config: TransformerConfig, group: Group) -> None:
+    """Predicts the validation and test rows with the best checkpoint, and spoilt texts; the driver judges them."""
+    fill(list(model.weights()), session.parts(session.best()))
+    for split in ("validation", "test"):
+        _write(session, split, predict(session, model, task, split, config))
+    if config.task == "classify" and config.eval.robustness_rows:
+        _predict_spoilt(session, model, task, config)
+
+
+def _predict_spoilt(session: Session, model: Any, task: Task, config: TransformerConfig) -> None:
+    """Each worker its share of the sample's texts, perturbed in each of the ways."""
+    from jobs.transformer.prepare import load_tokenizer, sample
+    from jobs.transformer.tokenizer import encode_rows
+
+    tokenizer, size = load_tokenizer(session.dataset), config.eval.batch_size
+    ids, labels, texts = sample(session.dataset)
+    most = min(len(texts), config.eval.robustness_rows)
+    mine = range(session.rank, most, session.world_size)
+    passes = -(-len(range(0, most, session.world_size)) // size)
+    for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
+        spoilt = [perturb(texts[i], (config.run.seed, int(ids[i]))) if perturb else texts[i] for i in mine]
+        rows = encode_rows(tokenizer, spoilt, config.data.max_length) | {"label": labels[mine], "row_id": ids[mine]}
+        _write(session, f"robustness {name}", judged(session, model, task, sorted_batches(rows, size), passes))
+
+
+def _write(session: Session, name: str, found: Iterator[tuple[Columns, Any, Any, Tensor]]) -> None:
+    done = [(rows["row_id"], labels, values) for rows, labels, values, _ in found]
+    if done:
+        session.write_predictions(name, Predictions(*(np.concatenate(column) for column in zip(*done, strict=True))))

@@ -1,0 +1,129 @@
+"""From a checkpoint's slices to a Hugging Face folder, one tensor in memory at a time: never two copies of a model on one host."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.storage import Store
+from jobs.common.checkpoint import Checkpoint
+from jobs.common.job import Trained
+from jobs.transformer.shards import WEIGHTS, Slice
+
+MOST_BYTES = 5_000_000_000
+Array = npt.NDArray[Any]
+Content = bytes | Callable[[], Iterable[bytes | memoryview]]
+
+
+def hugging_face_files(trained: Trained, most_bytes: int = MOST_BYTES) -> dict[str, Content]:
+    """config.json, and model.safetensors, or several with their index where they are larger than `most_bytes`."""
+    from jobs.transformer.model import build_model, skeleton
+
+    lora = trained.config.model.lora_rank is not None
+    model = (build_model if lora else skeleton)(trained.config, trained.dataset.details, trained.dataset.class_names)
+    slices = Slices.of(trained.store.child("checkpoints"), trained.best)
+    if lora:
+        model = _merged(model, slices)
+        read: Callable[[str], Array] = {n: p.detach().numpy() for n, p in model.named_parameters()}.__getitem__
+    else:
+        read = slices.whole
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    model.config.use_cache = True
+    return {"config.json": (model.config.to_json_string(use_diff=False) + "\n").encode(), **_weights(shapes, read, most_bytes)}
+
+
+def _merged(model: Any, slices: "Slices") -> Any:
+    """The low-rank updates added to the weights that they are of."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.from_numpy(slices.whole(name)).view_as(parameter))
+    return model.merge_and_unload()
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Array], most_bytes: int) -> dict[str, Content]:
+    groups = _grouped(shapes, most_bytes)
+    if len(groups) == 1:
+        return {"model.safetensors": _safetensors(groups[0], shapes, read)}
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    places = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+    index = {"metadata": {"total_size": sum(map(_nbytes, shapes.values()))}, "weight_map": places}
+    made: dict[str, Content] = {name: _safetensors(group, shapes, read) for name, group in zip(names, groups, strict=True)}
+    return made | {"model.safetensors.index.json": json.dumps(index, indent=1, sort_keys=True).encode()}
+
+
+def _grouped(shapes: Mapping[str, tuple[int, ...]], most_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        if groups[-1] and size + _nbytes(shape) > most_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += _nbytes(shape)
+    return groups
+
+
+def _safetensors(names: list[str], shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Array]) -> Content:
+    """One file, float32, a tensor at a time (the format: https://github.com/huggingface/safetensors#format)."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in names:
+        stop = start + _nbytes(shapes[name])
+        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in names:
+            yield np.ascontiguousarray(read(name), np.float32).tobytes()
+
+    return pieces
+
+
+def _nbytes(shape: tuple[int, ...]) -> int:
+    return 4 * int(np.prod(shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Where in a checkpoint's files the slices of the weights are."""
+
+    store: Store
+    places: Mapping[str, list[tuple[int, str, int, int]]]
+    """name -> (first element, file, first byte, last byte) of each slice."""
+
+    @staticmethod
+    def of(store: Store, checkpoint: Checkpoint) -> "Slices":
+        """Reads the headers of an intact checkpoint's files."""
+        places: dict[str, list[tuple[int, str, int, int]]] = {}
+        for entry in checkpoint.files:
+            with store.reading(entry.path) as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header: dict[str, Any] = json.loads(stream.read(size))
+            for key, value in header.items():
+                piece = Slice.parse(key)
+                if piece.kind == WEIGHTS:
+                    first, last = (8 + size + offset for offset in value["data_offsets"])
+                    places.setdefault(piece.name, []).append((piece.start, entry.path, first, last))
+        return Slices(store, places)
+
+    def whole(self, name: str) -> Array:
+        """A parameter, flattened, float32."""
+        pieces = sorted(self.places[name])
+        values = [self._read(path, first, last) for _, path, first, last in pieces]
+        return np.concatenate(values) if len(values) > 1 else values[0]
+
+    def _read(self, path: str, first: int, last: int) -> Array:
+        with self.store.reading(path) as stream:
+            stream.seek(first)
+            return np.frombuffer(stream.read(last - first), np.float32)

@@ -1,0 +1,251 @@
+"""The model: built from a preset, a folder or a hub name; its losses; and loaded back from an artifact, without Ray.
+
+    python -c "from jobs.transformer.model import load; print(load('PATH/TO/artifact').predict(['Where is the station?']))"
+
+Shapes: B rows, T tokens, V words of the vocabulary, K classes.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import importlib.util
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812  (the field's own name)
+from torch import Tensor, nn
+
+from cluster.errors import ConfigError
+from jobs.common import artifact
+from jobs.common.artifact import Artifact
+from jobs.transformer.config import ModelConfig, TransformerConfig
+from jobs.transformer.presets import preset
+
+IGNORED = -100
+"""A target that does not count, as in torch.nn.functional.cross_entropy."""
+
+
+# ── building ──
+def build_model(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    """The model with its first weights: a function of `run.seed`, or the pretrained ones. details: `Dataset.details`.
+
+    Raises: ConfigError if there is no such model, its weights are a pickle, or it does not fit the data.
+    """
+    torch.manual_seed(config.run.seed)
+    architecture = _architecture(config, details, class_names)
+    _check_fit(config, details, architecture)
+    kind = _auto_class(config.task)
+    if config.model.is_preset or not config.model.pretrained:
+        model = kind.from_config(architecture)
+    else:
+        model = _pretrained(kind, config.model, architecture)
+    if config.model.activation_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return _with_lora(model, config.model) if config.model.lora_rank else model
+
+
+def skeleton(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    """The model's shapes and config, without weights (on torch's meta device) and without updates of low rank."""
+    with torch.device("meta"):
+        return _auto_class(config.task).from_config(_architecture(config, details, class_names))
+
+
+def _auto_class(task: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
+
+
+def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    from transformers import AutoConfig
+
+    wanted, task = config.model, config.task
+    labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
+    options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
+    if wanted.is_preset:
+        size = preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width).options(task)
+        ids = {"pad_token_id": details["pad_id"], "bos_token_id": details["start_id"], "eos_token_id": details["start_id"]}
+        known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
+    else:
+        auto: Any = AutoConfig
+        known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, **options))
+    for name in _DROPOUTS:
+        if wanted.dropout is not None and hasattr(known, name):
+            setattr(known, name, wanted.dropout)
+    return known
+
+
+_DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
+             "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+def _attention(config: TransformerConfig) -> str:
+    if config.model.attention != "auto":
+        return config.model.attention
+    usable = config.run.gpus_per_worker and config.hardware.precision != "fp32" and importlib.util.find_spec("flash_attn")
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architecture: Any) -> None:
+    most = getattr(architecture, "max_position_embeddings", None)
+    if most is not None and details["max_length"] > most:
+        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass {most} or "
+                          "less")
+    if details["vocab_size"] > architecture.vocab_size:
+        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.name} only "
+                          f"{architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or another model")
+
+
+def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
+    folder = Path(wanted.name).expanduser()
+    if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickles := [*folder.glob("*.bin"), *folder.glob("*.pt")]):
+        raise ConfigError(
+            f"--model.name {wanted.name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. If "
+            f"you trust it, convert it once: python -c \"from transformers import AutoModel; AutoModel.from_pretrained("
+            f"'{wanted.name}', use_safetensors=False).save_pretrained('{wanted.name}')\"")
+    where = str(folder) if folder.is_dir() else wanted.name
+    return _looking_for(wanted.name, lambda: kind.from_pretrained(where, config=architecture, use_safetensors=True,
+                                                                  dtype=torch.float32))
+
+
+def _looking_for(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model.name {name}: is no preset, and not to be had as a folder or from the hub: {_first_lines(error)}. Looked for "
+            "config.json, model.safetensors and tokenizer.json: where there is no network, copy a folder with these files here "
+            "and pass its path") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(". ")
+
+
+def _with_lora(model: Any, wanted: ModelConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    kept = ["classifier", "pre_classifier", "score"]
+    heads = [name for name in kept if any(module == name for module, _ in model.named_children())]
+    layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules()
+                     if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
+    return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha), target_modules=layers,
+                                            modules_to_save=heads or None))
+
+
+# ── from token rows to losses ──
+def inputs_of(tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Rows to classify, cut to the longest. tokens: (B, T), -1 where there is none; lengths: (B,)."""
+    longest = min(tokens.shape[1], -(-int(lengths.max()) // 8) * 8)
+    cut = torch.from_numpy(np.ascontiguousarray(tokens[:, :longest])).to(device, torch.int64)
+    there = cut >= 0
+    return {"input_ids": cut.masked_fill(~there, pad_id), "attention_mask": there.long()}
+
+
+def packed_inputs(tokens: npt.NDArray[Any], start_id: int, end_id: int | None,
+                  device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Packed rows as (model inputs, targets (B, T)). tokens: (B, T + 1), -1 where there is none.
+
+    Positions begin anew at each document, by which the model's own masks keep documents apart; a row without a second
+    document needs none, and takes the fast causal path. The start of a document is no target where it does not end the one before.
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(tokens)).to(device, torch.int64)
+    inputs, targets = rows[:, :-1], rows[:, 1:].clone()
+    targets[targets < 0] = IGNORED
+    if end_id is not None:
+        targets[targets == start_id] = IGNORED
+    batch: dict[str, Tensor] = {"input_ids": inputs.clamp(min=0)}
+    starts = (inputs == start_id) | (inputs < 0)
+    if bool(starts[:, 1:].any()):
+        place = torch.arange(inputs.shape[1], device=device).expand_as(inputs)
+        begun = torch.cummax(torch.where(starts, place, torch.zeros_like(place)), dim=1).values
+        batch["position_ids"] = place - begun
+    return batch, targets
+
+
+def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Summed over rows, in nats. logits: (B, K)."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, T) in nats, 0 where a target is ignored. logits: (B, T, V)."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(targets)
+
+
+# ── an artifact, as an application sees it ──
+class Classifier:
+    """A trained classifier with its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any, labels: Sequence[str], max_length: int) -> None:
+        self.model, self.tokenizer, self.labels, self.max_length = model.eval(), tokenizer, tuple(labels), max_length
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str], batch_size: int = 64) -> npt.NDArray[np.float32]:
+        """Probabilities (B, K)."""
+        done = [torch.softmax(self.model(**self.encode(texts[i : i + batch_size])).logits.float(), 1).cpu().numpy()
+                for i in range(0, len(texts), batch_size)]
+        return np.concatenate(done) if done else np.empty((0, len(self.labels)), np.float32)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and mask (B, T), cut to what the model was trained on."""
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+class LanguageModel:
+    """A trained language model with its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any, start_id: int, end_id: int | None) -> None:
+        self.model, self.tokenizer, self.start_id, self.end_id = model.eval(), tokenizer, start_id, end_id
+
+    def generate(self, prompt: str, max_new_tokens: int = 100, temperature: float = 0.8, seed: int = 0) -> str:
+        """A continuation of the prompt, up to the document's end."""
+        ids = [self.start_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        torch.manual_seed(seed)
+        ends = self.start_id if self.end_id is None else self.end_id
+        with torch.inference_mode():
+            answer = self.model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=True, use_cache=True,
+                                         temperature=temperature, eos_token_id=ends, pad_token_id=ends,
+                                         attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
+        return self.tokenizer.decode(answer[0, len(ids):], skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def negative_log_likelihood(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """(B,) in nats, of packed rows (B, T + 1) as the artifact's probe has them."""
+        batch, targets = packed_inputs(tokens, self.start_id, self.end_id, torch.device("cpu"))
+        return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
+
+
+def load(path: str | Path) -> Classifier | LanguageModel:
+    """The model of an artifact, a folder or a URI, on the CPU. Raises: ArtifactError if it does not verify."""
+    from transformers import AutoTokenizer
+
+    opened = artifact.open_artifact(path)
+    about = opened.manifest.description
+    task, before = about.config["task"], about.preprocessing
+    with local_folder(opened) as folder:
+        model: Any = _auto_class(task).from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if task == "classify":
+        return Classifier(model, tokenizer, about.labels, before["max_length"])
+    return LanguageModel(model, tokenizer, before["start_id"], before["end_id"])
+
+
+@contextmanager
+def local_folder(opened: Artifact) -> Generator[Path]:
+    """The artifact's model/ on this machine's disk, as `from_pretrained` wants it."""
+    if opened.store.is_local:
+        yield opened.store.local_path("model")
+        return
+    with tempfile.TemporaryDirectory(prefix="trainyard-model-") as copy:
+        for path in opened.manifest.paths:
+            if path.startswith("model/"):
+                (Path(copy) / path.removeprefix("model/")).write_bytes(opened.read(path))
+        yield Path(copy)

@@ -1,0 +1,121 @@
+"""What the loop needs to know of a task: the loss of a pass, what it is divided by, and what is predicted of a row."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jobs.common.dataset import Columns, Dataset
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.model import classification_loss, inputs_of, packed_inputs, token_losses
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one forward pass. weight: 0 for a pass that is made only because other workers make one."""
+
+    shard: int
+    part: int
+    rows: Columns
+    weight: float = 1.0
+
+
+class Task(Protocol):
+    """One of the two tasks, on one worker."""
+
+    def sizes(self, batches: Sequence[Batch]) -> Tensor:
+        """(2,) float64: what the sum of losses is divided by (rows or target tokens), and real tokens, of this worker."""
+        ...
+
+    def loss(self, forward: Forward, rows: Columns) -> Tensor:
+        """Summed over rows or target tokens, in nats."""
+        ...
+
+    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+        """(labels or counts of targets (m,), what is predicted (m, …), sums for the metrics (3,)): see `metrics`."""
+        ...
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """From the sums over all rows of all workers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Sums: rows, rows that are right, loss."""
+
+    pad_id: int
+    label_smoothing: float
+    device: torch.device
+
+    def sizes(self, batches: Sequence[Batch]) -> Tensor:
+        real = [batch.rows for batch in batches if batch.weight]
+        return torch.tensor([sum(len(rows["label"]) for rows in real), sum(int(rows["length"].sum()) for rows in real)],
+                            dtype=torch.float64)
+
+    def logits(self, forward: Forward, rows: Columns) -> Tensor:
+        """(m, K)."""
+        return forward(**inputs_of(rows["tokens"], rows["length"], self.pad_id, self.device)).logits
+
+    def loss(self, forward: Forward, rows: Columns) -> Tensor:
+        labels = torch.from_numpy(np.ascontiguousarray(rows["label"])).to(self.device)
+        return classification_loss(self.logits(forward, rows), labels, self.label_smoothing)
+
+    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+        logits = self.logits(forward, rows).float().cpu()
+        labels = torch.from_numpy(np.ascontiguousarray(rows["label"]))
+        sums = torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), classification_loss(logits, labels)],
+                            dtype=torch.float64)
+        return rows["label"], torch.softmax(logits, 1).numpy(), sums
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        rows, right, loss = sums
+        return {"accuracy": right / rows, "loss": loss / rows}
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sums: target tokens, 0, loss. A row's prediction is its own loss."""
+
+    start_id: int
+    end_id: int | None
+    device: torch.device
+
+    def sizes(self, batches: Sequence[Batch]) -> Tensor:
+        real = [batch.rows["tokens"][:, 1:] for batch in batches if batch.weight]
+        tokens = sum(int((rows >= 0).sum()) for rows in real)
+        starts = sum(int((rows == self.start_id).sum()) for rows in real) if self.end_id is not None else 0
+        return torch.tensor([tokens - starts, tokens], dtype=torch.float64)
+
+    def losses(self, forward: Forward, rows: Columns) -> tuple[Tensor, Tensor]:
+        """Losses and targets, (m, T)."""
+        batch, targets = packed_inputs(rows["tokens"], self.start_id, self.end_id, self.device)
+        return token_losses(forward(**batch).logits, targets), targets
+
+    def loss(self, forward: Forward, rows: Columns) -> Tensor:
+        return self.losses(forward, rows)[0].sum()
+
+    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+        losses, targets = self.losses(forward, rows)
+        counts = (targets >= 0).sum(1).cpu().numpy()
+        of_rows = losses.double().sum(1, keepdim=True).cpu()
+        return counts, of_rows.float().numpy(), torch.tensor([counts.sum(), 0, of_rows.sum()], dtype=torch.float64)
+
+    def metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        targets, _, loss = sums
+        return {"loss": loss / targets}
+
+
+def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -> Task:
+    about = dataset.details
+    if config.task == "classify":
+        return Classify(about["pad_id"], config.optim.label_smoothing, device)
+    return Generate(about["start_id"], about["end_id"], device)

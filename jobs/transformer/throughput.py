@@ -1,0 +1,50 @@
+"""Tokens a second and MFU, shown live: what part of the device's peak the model's own arithmetic reaches."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from jobs.common.session import Session
+from jobs.transformer.config import TransformerConfig
+
+_WARMUP_STEPS = 5
+
+
+@dataclass
+class Throughput:
+    """Of all workers, over the steps since the first few."""
+
+    flops_per_token: float
+    peak_flops: float | None
+    """Of all workers' devices together; None where it is not known."""
+    tokens: float = 0.0
+    seconds: float = 0.0
+    _count: int = 0
+    _last: float = field(default_factory=time.perf_counter)
+
+    @staticmethod
+    def of(session: Session, config: TransformerConfig, model: Any, device: torch.device) -> "Throughput":
+        from jobs.transformer.flops import flops_per_token, peak_flops
+
+        known = config.hardware.peak_tflops
+        peak = known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        flops = flops_per_token(model.config, config.data.max_length, causal=config.task == "generate")
+        return Throughput(flops, peak * session.world_size if peak else None)
+
+    def step(self, session: Session, tokens: float) -> None:
+        """tokens: real ones of the global step."""
+        now = time.perf_counter()
+        taken, self._last = now - self._last, now
+        self._count += 1
+        if self._count <= _WARMUP_STEPS or taken > 10 * max(1e-9, session.pace.median_s):  # an evaluation lay between
+            return
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + taken
+        rate = self.tokens / self.seconds
+        shown = {"tokens/s": f"{rate:,.0f}"}
+        if self.peak_flops:
+            shown["MFU"] = f"{rate * self.flops_per_token / self.peak_flops:.1%}"
+        session.note(shown=shown, tokens_per_s=rate)

@@ -1,0 +1,179 @@
+"""The Transformer's training loop, from a micro-batch of tokens to the optimiser. Run it with `python -m jobs.transformer`.
+
+One loop for both tasks and all strategies. A step is the passes over the micro-batches of the shards that this worker owns; the
+loss is a sum over rows (to classify) or target tokens (to generate), divided by their *global* number, never a mean of means.
+How weights, gradients and moments are spread over the workers, and summed, is the strategy's: ddp.py or deepspeed.py.
+
+Shapes: m rows of a micro-batch, T tokens, V words of the vocabulary, K classes.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Literal
+
+import torch
+
+from jobs.common.feed import MicroBatches
+from jobs.common.loop import Progress, learning_rate
+from jobs.common.permutation import micro_batch_seed
+from jobs.common.session import Session
+from jobs.pytorch.group import Group
+from jobs.pytorch.setup import set_up_torch
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.ddp import Ddp
+from jobs.transformer.deepspeed import Zero
+from jobs.transformer.evaluate import evaluate, predict_with_best
+from jobs.transformer.model import build_model
+from jobs.transformer.shards import fill, to_arrays
+from jobs.transformer.tasks import Batch, Task, task_of
+from jobs.transformer.throughput import Throughput
+
+Strategy = Ddp | Zero
+
+
+def train(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
+    """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on."""
+    device = set_up_torch(session, config.run.cpus_per_worker)
+    with Group(session, device, even_alone=config.scale.strategy != "ddp") as group, strategy(session, config, group) as model:
+        task = task_of(session.dataset, config, device)
+        progress = restore(session, model)
+        feed = session.feed(config.data.length_group_steps if config.task == "classify" else 1)
+        total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
+        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
+        throughput = Throughput.of(session, config, model.model, device)
+
+        while (progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config):
+            session.pace.start()
+            for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
+                if progress.step == total_steps:
+                    break
+                if progress.step in session.excluded_steps:
+                    progress.skipped_in_a_row = []
+                    progress.advance()
+                    continue
+                session.trace(progress.epoch, progress.step, {s: b["row_id"] for s, b in micro_batches.items()})
+                batches = list(passes(session, micro_batches, config, lockstep=model.lockstep))
+                targets, tokens = group.total(task.sizes(batches)).tolist()
+                model.begin()
+                loss = 0.0
+                for number, batch in enumerate(batches):
+                    torch.manual_seed(micro_batch_seed(config.run.seed, progress.epoch, step_in_epoch, batch.shard, batch.part))
+                    with model.passing():
+                        share = task.loss(model.forward, batch.rows) * (batch.weight / targets)
+                    model.backward(share, last=number == len(batches) - 1)
+                    loss += float(share.detach())
+                loss, stop = group.total(torch.tensor([loss, float(session.stop_wanted)], dtype=torch.float64)).tolist()
+
+                outcome = model.step(rate(config, progress.step, total_steps)) if math.isfinite(loss) else model.abandon()
+                if outcome == "taken":
+                    progress.skipped_in_a_row = []
+                else:
+                    progress.skip(config.train.max_skipped_steps if outcome == "skipped" else 1)
+                progress.advance()
+                throughput.step(session, tokens)
+                session.stepped(step=progress.step, epoch=progress.epoch, loss=loss, rows=config.train.global_batch_size,
+                                skipped=progress.skipped_steps)
+                if stop:
+                    save(session, model, progress)
+                    session.committed()
+                    return "stopped"
+                if evaluation_due(progress, config, feed.order.steps_per_epoch):
+                    judge(session, model, task, group, config, progress, total_steps)
+                    session.pace.start()
+                elif agreed(session, model, group, session.checkpoint_due(progress.step)):
+                    save(session, model, progress)
+                session.keep_promise(progress.step)
+            judge(session, model, task, group, config, progress, total_steps, epoch_done=True)
+        predict_with_best(session, model, task, config, group)
+    return "finished"
+
+
+# ── one step ──
+def passes(session: Session, micro_batches: MicroBatches, config: TransformerConfig, *, lockstep: bool) -> Iterator[Batch]:
+    """The forward passes of this worker's micro-batches, each cut where one may not take all its rows.
+
+    lockstep: workers with fewer shards than others make as many passes, the surplus at zero weight.
+    """
+    size = config.train.max_rows_per_pass or 2**62
+    for shard, columns in micro_batches.items():
+        rows = len(columns["row_id"])
+        for part, start in enumerate(range(0, rows, size)):
+            yield Batch(shard, part, {name: column[start : start + size] for name, column in columns.items()})
+    if lockstep:
+        shard, columns = next(iter(micro_batches.items()))
+        rows = len(columns["row_id"])
+        for _ in range(-(-session.num_shards // session.world_size) - len(micro_batches)):
+            for part, start in enumerate(range(0, rows, size)):
+                yield Batch(shard, part, {name: column[start : start + size] for name, column in columns.items()}, weight=0.0)
+
+
+def rate(config: TransformerConfig, step: int, total_steps: int) -> float:
+    optim = config.optim
+    return learning_rate(optim.lr, optim.schedule, optim.warmup_steps, step, total_steps, optim.final_lr)
+
+
+def agreed(session: Session, model: Strategy, group: Group, wanted: bool) -> bool:
+    """Whether rank 0 wants a checkpoint, on all ranks, where each has a part of it to write."""
+    if not model.sharded or session.world_size == 1:
+        return wanted
+    return bool(group.total(torch.tensor([float(wanted)])).item())
+
+
+# ── around the steps ──
+@contextmanager
+def strategy(session: Session, config: TransformerConfig, group: Group) -> Generator[Strategy]:
+    """The model under its strategy, for as long as the block lasts."""
+    model = build_model(config, session.dataset.details, session.dataset.class_names)
+    kind = Ddp if config.scale.strategy == "ddp" else Zero
+    spread = kind(config, model, group, torch.device(session.device))
+    if spread.sharded:
+        session.shard_checkpoints()
+    try:
+        yield spread
+    finally:
+        spread.close()
+
+
+def out_of_patience(progress: Progress, config: TransformerConfig) -> bool:
+    return progress.out_of_patience(config.train.early_stopping_epochs)
+
+
+def evaluation_due(progress: Progress, config: TransformerConfig, steps_per_epoch: int) -> bool:
+    """In the middle of an epoch: at its end there is one anyway."""
+    every = config.train.evaluate_every_steps
+    return every is not None and progress.step % every == 0 and progress.step_in_epoch < steps_per_epoch
+
+
+def judge(session: Session, model: Strategy, task: Task, group: Group, config: TransformerConfig, progress: Progress,
+          total_steps: int, *, epoch_done: bool = False) -> None:
+    """Evaluates on the validation rows, remembers whether it was the best, and saves."""
+    values = evaluate(session, model, task, group, "validation", config)
+    metric = values["accuracy"] if config.metric == "accuracy" else -values["loss"]
+    progress.evaluated(metric)
+    session.report("evaluation", step=progress.step, epoch=progress.epoch + epoch_done,
+                   learning_rate=rate(config, progress.step - 1, total_steps),
+                   **{f"validation_{name}": value for name, value in values.items()})
+    if epoch_done:
+        progress.next_epoch()
+    save(session, model, progress, metric=metric)
+
+
+# ── checkpoints: slices of parameters and of their moments, see shards.py ──
+def save(session: Session, model: Strategy, progress: Progress, metric: float | None = None) -> None:
+    steps = progress.step - progress.skipped_steps - len([s for s in session.excluded_steps if s < progress.step])
+    session.save(lambda: to_arrays(model.fragments(steps)), {"progress": asdict(progress), "optimizer_steps": steps},
+                 step=progress.step, epoch=progress.epoch, metric=metric)
+
+
+def restore(session: Session, model: Strategy) -> Progress:
+    """Puts the checkpoint that this generation resumes from, if any, into the model, whoever wrote it."""
+    checkpoint = session.checkpoint
+    if checkpoint is None:
+        return Progress()
+    fill([*model.weights(), *model.fragments(checkpoint.state["optimizer_steps"])], session.parts(checkpoint))
+    return Progress(**checkpoint.state["progress"])
+

@@ -1,0 +1,113 @@
+"""Training loops of tests/unit/test_strategies.py: its workers load them by name. Many strategies in one group of workers."""
+
+import itertools
+import json
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from jobs.common.session import Session
+from jobs.pytorch.group import Group
+from jobs.pytorch.setup import set_up_torch
+from jobs.transformer.config import ScaleConfig, TransformerConfig
+from jobs.transformer.shards import fill, gathered, items, to_arrays
+from jobs.transformer.tasks import task_of
+from jobs.transformer.train import passes, strategy
+
+STEPS = 50
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": "ddp"}, "zero1": {"strategy": "zero1"}, "zero2": {"strategy": "zero2"}, "zero3": {"strategy": "zero3"},
+    "zero3+offload": {"strategy": "zero3", "offload": "cpu", "offload_parameters": True},
+}
+
+
+def compare(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
+    """The loss of each of the first steps, by strategy, from the same weights on the same rows."""
+    session.note(total_steps=STEPS, epochs=1, epoch=0)
+    device = set_up_torch(session, 1)
+    with Group(session, device, even_alone=True) as group:
+        curves = {name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
+                  for name, scale in STRATEGIES.items()}
+    session.run_store.write_text(f"curves-{session.rank}.json", json.dumps(curves))
+    return "finished"
+
+
+def curve(session: Session, config: TransformerConfig, group: Group, steps: int) -> list[float]:
+    losses: list[float] = []
+    with strategy(session, config, group) as model:
+        for _ in take(session, config, model, group, losses, steps):
+            pass
+    return losses
+
+
+def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int) -> Any:
+    """Takes steps as the loop does, without its bookkeeping, and yields after each."""
+    task = task_of(session.dataset, config, torch.device("cpu"))
+    feed = session.feed()
+    rows = itertools.chain.from_iterable(feed.epoch(epoch) for epoch in itertools.count())
+    for _, micro_batches in itertools.islice(rows, steps):
+        batches = list(passes(session, micro_batches, config, lockstep=model.lockstep))
+        targets = group.total(task.sizes(batches))[0]
+        model.begin()
+        loss = torch.zeros(1, dtype=torch.float64)
+        for number, batch in enumerate(batches):
+            torch.manual_seed(number)
+            with model.passing():
+                share = task.loss(model.forward, batch.rows) * (batch.weight / float(targets))
+            model.backward(share, last=number == len(batches) - 1)
+            loss += share.detach().double()
+        losses.append(float(group.total(loss)))
+        assert model.step(1e-3) == "taken"
+        session.tick()
+        yield
+
+
+def covers(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
+    """Each combination that config.run.name's JSON file lists: trains some steps, is put into a new object, and trains on alike."""
+    session.note(total_steps=1, epochs=1, epoch=0)
+    device = set_up_torch(session, 1)
+    combinations = json.loads(session.run_store.read_text("combinations.json"))
+    found: list[dict[str, Any]] = []
+    with Group(session, device, even_alone=True) as group:
+        for combination in combinations:
+            found.append(cover(session, combined(config, combination), group))
+    session.run_store.write_text(f"covers-{session.rank}.json", json.dumps(found))
+    return "finished"
+
+
+def combined(config: TransformerConfig, combination: dict[str, dict[str, Any]]) -> TransformerConfig:
+    for name, values in combination.items():
+        config = replace(config, **{name: replace(getattr(config, name), **values)})
+    return config
+
+
+def cover(session: Session, config: TransformerConfig, group: Group) -> dict[str, Any]:
+    """Losses, and whether slices that were written and read again give the same next step."""
+    losses: list[float] = []
+    with strategy(session, config, group) as model:
+        steps = take(session, config, model, group, losses, 4)
+        for _ in range(3):
+            next(steps)
+        kept = {name: np.array(values) for name, values in to_arrays(model.fragments(3)).items()}
+        next(steps)
+    parts = _all_parts(group, kept)
+    again: list[float] = []
+    with strategy(session, config, group) as model:
+        fill([*model.weights(), *model.fragments(3)], parts)
+        steps = take(session, config, model, group, again, 4)
+        # the fourth step's rows come first here: what counts is that both see the same weights
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters() if p.requires_grad}
+        now = gathered(items(_all_parts(group, to_arrays(model.fragments(3)))), shapes)
+    before = gathered(items(parts), shapes)
+    return {"losses": losses, "same": all(np.array_equal(now[name], before[name]) for name in before),
+            "finite": all(bool(np.isfinite(values).all()) for values in before.values())}
+
+
+def _all_parts(group: Group, own: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    if group.world_size == 1:
+        return [own]
+    parts: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(parts, own)
+    return parts

@@ -1,0 +1,69 @@
+"""The Transformer's scale strategies: the same answer from all of them, on real workers under the local binding."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.errors import ConfigError
+from tests.pairwise import Combination, pairwise
+from tests.unit.strategy_loops import STEPS, STRATEGIES, combined
+from tests.unit.token_rows import config_of, run_group, token_rows
+
+
+def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = token_rows(tmp_path)
+    config = config_of(run={"workers": "3", "name": "compare"})
+    run_group(tmp_path / "compare", dataset, config, "tests.unit.strategy_loops:compare", 3)
+    curves = json.loads((tmp_path / "compare/curves-0.json").read_text())
+    assert sorted(curves) == sorted(STRATEGIES)
+    with capsys.disabled():
+        print("\nstep  " + "  ".join(f"{name:>13}" for name in curves))
+        for step in (*range(0, STEPS, 10), STEPS - 1):
+            print(f"{step:4d}  " + "  ".join(f"{losses[step]:13.7f}" for losses in curves.values()))
+    plain = np.array(curves["ddp"])
+    assert len(plain) == STEPS
+    assert plain[-1] < plain[0] - 0.3, "it learns"
+    for name, losses in curves.items():
+        assert np.abs(np.array(losses) - plain).max() < 1e-4, name
+
+
+OPTIONS = {
+    "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"), "precision": ("fp32", "bf16"),
+    "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True), "lora_rank": (None, 4),
+}
+"""What is combined; torch.compile and the GPU's own options are left to `make soak` and to a GPU."""
+
+
+def allowed(combination: Combination) -> bool:
+    try:
+        return bool(combined(config_of(), fields_of(combination)))
+    except ConfigError:
+        return False
+
+
+def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
+    offload = combination["offload"]
+    return {
+        "scale": {"strategy": combination["strategy"], "offload": offload.split(" ")[0],
+                  "offload_parameters": offload.endswith("parameters")},
+        "hardware": {"precision": combination["precision"]}, "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
+        "optim": {"clip_norm": combination["clip_norm"]},
+        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")},
+    }
+
+
+def test_every_two_options_together_train_and_their_slices_come_back(tmp_path: Path) -> None:
+    chosen = pairwise(OPTIONS, allowed)
+    assert len(chosen) < 20
+    folder, dataset = tmp_path / "covers", token_rows(tmp_path)
+    folder.mkdir()
+    (folder / "combinations.json").write_text(json.dumps([fields_of(c) for c in chosen]))
+    config = config_of(run={"workers": "3", "name": "covers", "hang_timeout_s": 120.0})
+    run_group(folder, dataset, config, "tests.unit.strategy_loops:covers", 3)
+    for rank in range(3):
+        for combination, found in zip(chosen, json.loads((folder / f"covers-{rank}.json").read_text()), strict=True):
+            assert found["same"] and found["finite"], combination
+            assert found["losses"][-1] < found["losses"][0] + 0.02, combination
