@@ -109,7 +109,7 @@ class Zero:
         optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, optim.beta2),
                                       eps=optim.eps)
         with peers_needed():
-            self._engine = _initialize(model, optimizer, deepspeed_config(config), device)
+            self._engine = _initialize(model, optimizer, deepspeed_config(config))
         self.forward = self._engine
         self.model: nn.Module = self._engine.module
         self._zero: Any = self._engine.optimizer
@@ -196,10 +196,8 @@ class Zero:
         _forget()
 
 
-def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: torch.device) -> Any:
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; the device is chosen already
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder

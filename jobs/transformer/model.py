@@ -11,6 +11,7 @@ import importlib.util
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,31 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 # ── an artifact, as an application sees it ──
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What speaks for a prediction: `pieces` put together are the text, as far as it was read; an attribution each, in log-odds."""
+
+    predicted: int
+    pieces: list[str]
+    attributions: list[float]
+    difference: float
+    """Log-odds of the class for this text, less those for the baseline: what the attributions sum to."""
+    gap: float
+    """How far they are from it."""
+
+
+def _on_text(text: str, offsets: Sequence[tuple[int, int]], attributions: Sequence[float]) -> dict[str, Any]:
+    pieces: list[str] = []
+    values: list[float] = []
+    done = 0
+    for (start, stop), value in zip(offsets, attributions, strict=True):
+        if stop > start:
+            pieces.append(text[done:stop])
+            values.append(value)
+            done = stop
+    return {"pieces": pieces, "attributions": values}
+
+
 class Classifier:
     """A trained classifier with its tokenizer."""
 
@@ -192,6 +218,33 @@ class Classifier:
         done = [torch.softmax(self.model(**self.encode(texts[i : i + batch_size])).logits.float(), 1).cpu().numpy()
                 for i in range(0, len(texts), batch_size)]
         return np.concatenate(done) if done else np.empty((0, len(self.labels)), np.float32)
+
+    def explain(self, texts: Sequence[str], steps: int = 50) -> list[Explanation]:
+        """Which parts of each text speak for the class that is predicted (integrated gradients on the embeddings).
+
+        Compared with a text of nothing but padding between the special tokens, at the same positions.
+        """
+        from jobs.pytorch.explain import integrated_gradients, log_odds
+
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt",
+                               return_offsets_mapping=True, return_special_tokens_mask=True)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        embed = self.model.get_input_embeddings()
+        with torch.no_grad():
+            target = self.model(input_ids=ids, attention_mask=mask).logits.argmax(1)
+            blank = torch.where(batch["special_tokens_mask"].bool(), ids, torch.full_like(ids, self.tokenizer.pad_token_id))
+            inputs, baselines = embed(ids), embed(blank)
+
+        def forward(rows: Tensor, there: Tensor) -> Tensor:
+            return self.model(inputs_embeds=rows, attention_mask=there).logits.float()
+
+        found, gaps = integrated_gradients(forward, inputs, baselines, target, steps, context=(mask,), rows_per_pass=64)
+        with torch.no_grad():
+            odds = log_odds(forward(inputs, mask), target) - log_odds(forward(baselines, mask), target)
+        of_tokens = found.sum(2)
+        return [Explanation(predicted=int(target[i]), gap=float(gaps[i]), difference=float(odds[i]),
+                            **_on_text(text, batch["offset_mapping"][i].tolist(), of_tokens[i].tolist()))
+                for i, text in enumerate(texts)]
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask (B, T), cut to what the model was trained on."""

@@ -10,6 +10,7 @@ Shapes: m rows of a micro-batch, T tokens, V words of the vocabulary, K classes.
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import math
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -127,6 +128,8 @@ def agreed(session: Session, model: Strategy, group: Group, wanted: bool) -> boo
 @contextmanager
 def strategy(session: Session, config: TransformerConfig, group: Group) -> Generator[Strategy]:
     """The model under its strategy, for as long as the block lasts."""
+    if session.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, session.dataset.details, session.dataset.class_names)
     kind = Ddp if config.scale.strategy == "ddp" else Zero
     spread = kind(config, model, group, torch.device(session.device))

@@ -31,7 +31,8 @@ def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.Ca
 
 
 OPTIONS = {
-    "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"), "precision": ("fp32", "bf16"),
+    "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"),
+    "precision": ("fp32", "bf16"),
     "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True), "lora_rank": (None, 4),
 }
 """What is combined; torch.compile and the GPU's own options are left to `make soak` and to a GPU."""

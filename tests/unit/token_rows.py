@@ -11,7 +11,7 @@ from jobs.common.dataset import Column, Dataset
 from jobs.common.engine import InProcessEngine, ProcessEngine
 from jobs.common.ledger import Ledger
 from jobs.common.prepared import content_fingerprint, find_or_build, split_writers
-from jobs.common.run import _fingerprint  # noqa: PLC2701
+from jobs.common.run import _fingerprint
 from jobs.common.supervisor import Ears, Supervisor
 from jobs.common.worker import Task
 from jobs.transformer.config import TransformerConfig
@@ -70,7 +70,8 @@ def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: 
     task = Task(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
                 run_uri=run_store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
     engine = InProcessEngine() if workers == 1 else ProcessEngine(1)
+    ears = Ears(listen=lambda _: None, say=print, stop_requested=lambda: False)
     supervisor = Supervisor(run=config.run, engine=engine, task=task, run_store=run_store, num_shards=config.run.max_workers,
-                            ledger=Ledger.open(run_store), ears=Ears(listen=lambda _: None, say=print, stop_requested=lambda: False))
+                            ledger=Ledger.open(run_store), ears=ears)
     supervisor.start(workers)
     assert engine.run(supervisor.supervise) == "finished"

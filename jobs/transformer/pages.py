@@ -1,0 +1,119 @@
+"""What the report shows of a text model: the worst mistakes, explained predictions and robustness, or sampled continuations."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.common import robustness
+from jobs.common.artifact import Artifact
+from jobs.common.attributions import TextAttribution, text_section
+from jobs.common.evaluation import Evaluation, worst_mistakes
+from jobs.common.job import Trained, Verdict
+from jobs.common.report_page import Section, escape, note, table
+from jobs.transformer.prepare import load_tokenizer, sample
+from jobs.transformer.robustness import ABOUT
+
+MOST_PARAMETERS = 300_000_000
+"""A larger model is not run by the driver: its artifact can be asked to explain and to write, where there is a machine for it."""
+_BASELINE = "a text of nothing but padding"
+_SHOWN_CHARACTERS = 300
+
+
+def classifier_sections(trained: Trained, made: Artifact, spoilt: Mapping[str, Evaluation]) -> list[Section]:
+    """Mistakes, robustness, and as many test rows explained as the config asks for."""
+    sections = _mistakes(trained)
+    if spoilt:
+        sections.append(robustness.section(spoilt, about=ABOUT))
+    if trained.config.eval.explained_rows:
+        sections += _explained(trained, made)
+    return sections
+
+
+def _mistakes(trained: Trained) -> list[Section]:
+    test, names = trained.predictions("test"), trained.dataset.class_names
+    worst = worst_mistakes(test.probabilities, test.labels)
+    if not len(worst):
+        return []
+    texts = decoded(trained, worst)
+    said = test.probabilities[worst].argmax(1)
+    rows = [(text, names[label], names[k], f"{test.probabilities[i, k]:.1%}")
+            for text, label, k, i in zip(texts, test.labels[worst].tolist(), said.tolist(), worst.tolist(), strict=True)]
+    intro = note("Rows of the test split that the model got wrong with the greatest confidence, as its tokenizer has them.")
+    return [Section(title="Worst mistakes", html=intro + table(["text", "true class", "predicted class", "sure"], rows))]
+
+
+def decoded(trained: Trained, positions: Any) -> list[str]:
+    """Test rows as text again, as far as the tokenizer keeps it."""
+    tokenizer = load_tokenizer(trained.dataset)
+    rows = trained.rows("test", positions)
+    texts = [tokenizer.decode(tokens[:length].tolist(), skip_special_tokens=True)
+             for tokens, length in zip(rows["tokens"], rows["length"].tolist(), strict=True)]
+    return [text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…" for text in texts]
+
+
+def _explained(trained: Trained, made: Artifact) -> list[Section]:
+    if (size := parameters_of(made)) > MOST_PARAMETERS:
+        return [Section(title="Explained predictions", html=note(
+            f"The model has {size / 1e6:,.0f} million parameters, too many for the driver: load the artifact on a worker's "
+            "machine, and call explain."))]
+    from jobs.transformer.model import Classifier, load
+
+    model = load(made.store.location())
+    assert isinstance(model, Classifier)
+    _, labels, texts = sample(trained.dataset)
+    test = trained.predictions("test")
+    chosen = explained_rows(test.probabilities[: len(texts)], test.labels[: len(texts)], trained.config.eval.explained_rows)
+    names = trained.dataset.class_names
+    rows = [TextAttribution(label=names[int(labels[i])], predicted=names[e.predicted], gap=e.gap, tokens=e.pieces,
+                            confidence=float(test.probabilities[i].max()), attributions=np.array(e.attributions))
+            for i, e in zip(chosen, model.explain([texts[i] for i in chosen]), strict=True)]
+    return [text_section(rows, baseline=_BASELINE)]
+
+
+def explained_rows(probabilities: Any, labels: Any, count: int) -> list[int]:
+    """Positions: half of them the worst mistakes, if there are so many, the others the first that are right."""
+    wrong = worst_mistakes(probabilities, labels, count // 2).tolist()
+    right = np.flatnonzero(probabilities.argmax(1) == labels)[: count - len(wrong)].tolist()
+    return [*right, *wrong]
+
+
+def parameters_of(made: Artifact) -> int:
+    """Of a float32 model."""
+    return sum(entry.size for entry in made.manifest.files if entry.path.endswith(".safetensors")) // 4
+
+
+# ── generating ──
+def generator_sections(trained: Trained, verdict: Verdict, made: Artifact) -> list[Section]:
+    """The figures, and continuations of the beginnings of test documents."""
+    shown = {"loss": ("loss, nats a token", ".4f"), "perplexity": ("perplexity", ",.3f"), "bits_per_byte": ("bits per byte", ".4f"),
+             "targets": ("tokens predicted", ",.0f")}
+    rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
+            for name, (title, style) in shown.items()]
+    sections = [Section(title="How well it predicts", html=table(["metric", *verdict.metrics], rows))]
+    if trained.config.eval.samples and parameters_of(made) <= MOST_PARAMETERS:
+        sections.append(_samples(trained, made))
+    return sections
+
+
+def _samples(trained: Trained, made: Artifact) -> Section:
+    from jobs.transformer.model import LanguageModel, load
+
+    model = load(made.store.location())
+    assert isinstance(model, LanguageModel)
+    shown: list[str] = []
+    for i, prompt in enumerate(prompts(trained, model.tokenizer)):
+        text = model.generate(prompt, trained.config.eval.sample_tokens, seed=i)
+        shown.append(f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>")
+    intro = note("What the model writes after the beginnings (bold) of rows of the test split, at temperature 0.8.")
+    return Section(title="Sampled continuations", html=intro + "".join(shown))
+
+
+def prompts(trained: Trained, tokenizer: Any) -> Sequence[str]:
+    """The first tokens of rows spread over the test split."""
+    total, count = trained.dataset.splits["test"].num_rows, trained.config.eval.samples
+    length = max(4, min(24, trained.config.data.max_length // 4))
+    rows = trained.rows("test", np.unique(np.linspace(0, total - 1, count).astype(np.int64)))["tokens"]
+    return [tokenizer.decode([t for t in tokens[:length].tolist() if t >= 0], skip_special_tokens=True) for tokens in rows]
