@@ -7,7 +7,7 @@ off from its training rows: 20% test and 16% validation of each class, exactly (
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,17 @@ import pyarrow as pa
 from cluster.errors import DataError
 from jobs.common.arrow import arrow_column, numpy_column
 from jobs.common.dataset import SPLITS, SplitName
-from jobs.common.sources.source import Fragment
 
 TRAIN, VALIDATION, TEST = range(3)
 PERCENT = {VALIDATION: 16, TEST: 20}
 Codes = npt.NDArray[np.int32]
 Splits = npt.NDArray[np.int8]
+
+
+class Fragment(Protocol):
+    """Rows of a source that can be named in a message."""
+
+    def describe(self, row: int) -> str: ...
 
 
 def encode_labels(fragments: Sequence[Fragment], labels: Sequence[Any], column: str) -> tuple[Codes, tuple[str, ...]]:

@@ -14,9 +14,11 @@ from jobs.common.predictions import Predictions
 from jobs.common.session import Session
 from jobs.pytorch.group import Group
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.prepare import load_tokenizer, sample
 from jobs.transformer.robustness import PERTURBATIONS
 from jobs.transformer.shards import fill
 from jobs.transformer.tasks import Task
+from jobs.transformer.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
 
@@ -94,9 +96,6 @@ def predict_with_best(session: Session, model: Any, task: Task, config: Transfor
 
 def _predict_spoilt(session: Session, model: Any, task: Task, config: TransformerConfig) -> None:
     """Each worker its share of the sample's texts, perturbed in each of the ways."""
-    from jobs.transformer.prepare import load_tokenizer, sample
-    from jobs.transformer.tokenizer import encode_rows
-
     tokenizer, size = load_tokenizer(session.dataset), config.eval.batch_size
     ids, labels, texts = sample(session.dataset)
     most = min(len(texts), config.eval.robustness_rows)

@@ -10,6 +10,7 @@ import torch
 
 from jobs.common.session import Session
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.flops import counted_parameters, flops_per_token, peak_flops
 
 _WARMUP_STEPS = 5
 
@@ -28,11 +29,9 @@ class Throughput:
 
     @staticmethod
     def of(session: Session, config: TransformerConfig, model: Any, device: torch.device) -> "Throughput":
-        from jobs.transformer.flops import flops_per_token, peak_flops
-
         known = config.hardware.peak_tflops
         peak = known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        flops = flops_per_token(model.config, config.data.max_length, causal=config.task == "generate")
+        flops = flops_per_token(model.config, counted_parameters(model), config.data.max_length, causal=config.task == "generate")
         return Throughput(flops, peak * session.world_size if peak else None)
 
     def step(self, session: Session, tokens: float) -> None:

@@ -1,0 +1,315 @@
+"""Where text comes from: the embedded sets, and files of Parquet, CSV, JSON Lines or plain text.
+
+A source is a list of fragments in the order of their rows; each can be pickled, and reads itself anywhere when it is asked to.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cluster.errors import DataError
+from cluster.storage import Store
+from jobs.common.dataset import SPLITS, SplitName
+from jobs.common.sources.files import by_split, list_files, reading
+from jobs.transformer.config import TextDataConfig
+
+LANGUAGES = (
+    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id", "vi", "sw", "eu",
+    "ca", "hr", "sl", "lt", "lv", "et", "is", "ga", "cy", "sq", "az", "uz",
+)
+FORMATS = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".md", ".text", ".py")
+_TABLES = FORMATS[:6]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of one fragment. labels: of the same length, or None. empty: rows that were left out as they hold no text."""
+
+    texts: list[str]
+    labels: Any = None
+    empty: int = 0
+
+
+class TextFragment(Protocol):
+    """Successive rows of a source."""
+
+    @property
+    def split(self) -> SplitName: ...
+
+    def describe(self, row: int) -> str:
+        """What to call a row in a message."""
+        ...
+
+    def read(self) -> Texts:
+        """Raises: DataError."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The fragments in the order of their rows, and what their content is known by, cheaply."""
+
+    fragments: tuple[TextFragment, ...]
+    listing: list[tuple[str, int, float]]
+    splits_given: tuple[SplitName, ...]
+    """Splits that the source has by itself; the others are split off from its training rows."""
+
+
+def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
+    """The source of a config. Raises: DataError if there is none that it can be."""
+    if config.uri == "languages":
+        return TextSource(tuple(Phrases(split) for split in SPLITS), [("languages", *_babel())], SPLITS)
+    if config.uri == "stdlib":
+        return _stdlib()
+    fragments = _files(config.uri, config, labelled, None)
+    given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
+    for split, uri in given.items():
+        if uri is not None:
+            fragments = [f for f in fragments if f.split != split] + _files(uri, config, labelled, split)
+    fragments.sort(key=lambda fragment: SPLITS.index(fragment.split))
+    listing = [(f.store.location(f.path), f.size, f.mtime) for f in fragments]
+    return TextSource(tuple(fragments), listing, tuple(dict.fromkeys(f.split for f in fragments)))
+
+
+# ── the embedded sets ──
+def _babel() -> tuple[int, float]:
+    import babel
+
+    return len(LANGUAGES), float(".".join(babel.__version__.split(".")[:2]))
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """One split of the phrases of 33 languages: names of places, languages, scripts, currencies, months, days and units (CLDR)."""
+
+    split: SplitName
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of the embedded phrases"
+
+    def read(self) -> Texts:
+        import pyarrow as pa
+
+        rows = [(text, language) for text, language, entity in phrases() if entity_split(entity) == self.split]
+        return Texts([text for text, _ in rows], pa.array([language for _, language in rows], pa.string()))
+
+
+def entity_split(entity: str) -> SplitName:
+    """By a hash of the entity, so that nothing about one is seen in two splits."""
+    place = int(hashlib.md5(entity.encode(), usedforsecurity=False).hexdigest(), 16) % 10
+    return "test" if place >= 8 else "validation" if place == 7 else "train"
+
+
+def phrases() -> list[tuple[str, str, str]]:
+    """(phrase, language, entity) sorted by language and entity; a phrase that occurs in two languages is left out."""
+    found: dict[str, set[str]] = {}
+    rows: list[tuple[str, str, str]] = []
+    for language in LANGUAGES:
+        for entity, text in sorted(_entities(language)):
+            found.setdefault(text, set()).add(language)
+            rows.append((text, language, entity))
+    kept = {(text, language): (text, language, entity) for text, language, entity in reversed(rows) if len(found[text]) == 1}
+    return [kept[key] for key in reversed(kept)]
+
+
+def _entities(language: str) -> Iterator[tuple[str, str]]:
+    from babel import Locale
+
+    locale: Any = Locale.parse(language)
+    named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts, "currency": locale.currencies}
+    for kind, names in named.items():
+        yield from ((f"{kind}/{key}", str(text)) for key, text in names.items() if text)
+    for zone, about in locale.time_zones.items():
+        if "city" in about:
+            yield f"city/{zone}", str(about["city"])
+    for kind, names in (("month", locale.months), ("day", locale.days)):
+        yield from ((f"{kind}/{key}", str(text)) for key, text in names["format"]["wide"].items())
+    for unit, styles in locale._data["unit_patterns"].items():
+        patterns: Any = styles.get("long", {})
+        for pattern in patterns.values() if hasattr(patterns, "values") else ():
+            text = str(pattern).replace("{0}", "").strip()
+            if text and "{" not in text:
+                yield f"unit/{unit}", text
+
+
+def _stdlib() -> TextSource:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
+    paths = sorted(p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts[:-1]))
+    named: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
+    for path in paths:
+        relative = path.relative_to(root).as_posix()
+        place = int(hashlib.md5(relative.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+        named["train" if place < 64 else "validation" if place < 80 else "test"].append(relative)
+    fragments = tuple(Programs(split, str(root), tuple(names)) for split, names in named.items())
+    listing = [(str(p.relative_to(root)), p.stat().st_size, 0.0) for p in paths]
+    return TextSource(fragments, listing, SPLITS)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """One split of the Python standard library's own source, a file a document; a file that is not UTF-8 is left out."""
+
+    split: SplitName
+    root: str
+    paths: tuple[str, ...]
+
+    def describe(self, row: int) -> str:
+        return f"{self.root}/{self.paths[row]}"
+
+    def read(self) -> Texts:
+        texts: list[str] = []
+        for path in self.paths:
+            try:
+                texts.append((Path(self.root) / path).read_bytes().decode())
+            except UnicodeDecodeError:
+                continue
+        return Texts([text for text in texts if text.strip()])
+
+
+# ── files ──
+def _files(uri: str, config: TextDataConfig, labelled: bool, split: SplitName | None) -> "list[TextFile]":
+    listing = list_files(uri)
+    files = [file for file in listing.files if file.path.lower().endswith(FORMATS)]
+    tables = [file for file in files if file.path.lower().endswith(_TABLES)]
+    if not files:
+        raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is Parquet, CSV, JSON "
+                        f"Lines or text ({', '.join(FORMATS)})")
+    if labelled and not tables:
+        raise DataError(f"data {uri!r} holds plain text, which has no labels: to classify give Parquet, CSV or JSON Lines with a "
+                        "text and a label column, or pass --task generate")
+    chosen = tables or files
+    groups: dict[SplitName, Any] = {split: list(chosen)} if split else by_split(chosen, by_name=True)
+    columns = (config.text_column, *config.text_columns_join)
+    if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
+        return [TextFile(listing.store, chosen[0].path, chosen[0].size, chosen[0].mtime, of, share=of) for of in SPLITS]
+    return [TextFile(listing.store, file.path, file.size, file.mtime, of, columns, config.label_column if labelled else None)
+            for of, members in groups.items() for file in members]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file. share: of a single text file its first 90% of characters are training; the rest is validation, and test too."""
+
+    store: Store
+    path: str
+    size: int
+    mtime: float
+    split: SplitName
+    columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    share: SplitName | None = None
+    _kept: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.store.location(self.path)
+
+    def describe(self, row: int) -> str:
+        return f"{self.name}, row {row}"
+
+    def read(self) -> Texts:
+        if not self.path.lower().endswith(_TABLES):
+            return self._document()
+        table = self._table()
+        texts = self._joined([self._column(table, name) for name in self.columns])
+        labels = self._column(table, self.label_column) if self.label_column else None
+        there = [i for i, text in enumerate(texts) if text and text.strip()]
+        if labels is not None:
+            labels = labels.combine_chunks().take(there) if len(there) < len(texts) else labels.combine_chunks()
+        return Texts([texts[i] for i in there], labels, len(texts) - len(there))
+
+    def _document(self) -> Texts:
+        text = _decoded(self.store.read_bytes(self.path), self.name)
+        cut = len(text) * 9 // 10
+        part = text if self.share is None else text[:cut] if self.share == "train" else text[cut:]
+        return Texts([part] if part.strip() else [], empty=int(not part.strip()))
+
+    def _table(self) -> Any:
+        ending = self.path.lower().rpartition(".")[2]
+        with reading(self.name):
+            data = self.store.read_bytes(self.path)
+            if ending in ("parquet", "pq"):
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                return pq.read_table(pa.BufferReader(data))
+        text = _decoded(data, self.name)
+        return _csv(text, self, "\t" if ending == "tsv" else ",") if ending in ("csv", "tsv") else _json_lines(text, self)
+
+    def _column(self, table: Any, name: str) -> Any:
+        if name not in table.column_names:
+            option = "label" if name == self.label_column else "text"
+            raise DataError(f"{self.name} has no column {name!r}: it has {', '.join(table.column_names)}; name one with "
+                            f"--data.{option}-column")
+        return table.column(name)
+
+    def _joined(self, columns: list[Any]) -> list[str]:
+        values = [column.to_pylist() for column in columns]
+        for name, column in zip(self.columns, values, strict=True):
+            if (wrong := next((v for v in column if v is not None and not isinstance(v, str)), None)) is not None:
+                raise DataError(f"{self.name}: column {name!r} holds {type(wrong).__name__}, not text ({wrong!r:.50}): name another "
+                                "with --data.text-column")
+        return [" ".join(part for part in row if part) for row in zip(*values, strict=True)]
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{name}: byte {error.start} (line {line}) is not UTF-8 (0x{data[error.start]:02x}): convert the file, for "
+                        "instance with iconv -f LATIN1 -t UTF-8") from error
+
+
+def _csv(text: str, file: TextFile, delimiter: str) -> Any:
+    """All columns as text. Columns that are named by number (`0`, `1`, …) mean a file without a header."""
+    import csv
+    import io
+
+    import pyarrow as pa
+
+    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    wanted = [name for name in (*file.columns, file.label_column) if name]
+    numbered = all(name.isdigit() for name in wanted) and not set(wanted) <= set(rows[0] if rows else [])
+    header = [str(i) for i in range(len(rows[0]))] if numbered and rows else rows.pop(0) if rows else []
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise DataError(f"{file.name}, row {number + (not numbered)}: {len(row)} columns, where the first row has "
+                            f"{len(header)}: mend the row, or quote what holds a {delimiter!r}")
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    return pa.table([pa.array(column, pa.string()) for column in columns], header)
+
+
+def _json_lines(text: str, file: TextFile) -> Any:
+    import json
+
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{file.name}, line {number} is no JSON object ({error}): give one object a line") from error
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    label = file.label_column
+    columns = [[str(row[name]) if name == label and row.get(name) is not None else row.get(name) for row in rows] for name in names]
+    return pa.table([pa.array(column) for column in columns], names)
+
+
+def labels_of(fragments: Sequence[TextFragment], read: Sequence[Texts], label_column: str) -> list[Any]:
+    """Each fragment's labels. Raises: DataError if one of validation or test was never seen in training."""
+    known = {value for f, texts in zip(fragments, read, strict=True) if f.split == "train" for value in texts.labels.to_pylist()}
+    for fragment, texts in zip(fragments, read, strict=True):
+        for row, value in enumerate(texts.labels.to_pylist()):
+            if value not in known and value is not None:
+                raise DataError(f"{fragment.describe(row)}: label {value!r} in column {label_column!r} was never seen in training: "
+                                "correct it, or add training rows of it")
+    return [texts.labels for texts in read]

@@ -1,0 +1,198 @@
+"""From text to token ids: the model's own tokenizer, or one trained here, on the training split only.
+
+    characters   each character of the training text is a token      bytes   each byte is
+    wordpiece    BERT's, to classify                                  bpe     byte-level, to generate: what it encodes it gives back
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import ConfigError, DataError
+from jobs.transformer.config import TransformerConfig
+
+END = "<|endoftext|>"
+_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+
+def is_trained_here(config: TransformerConfig) -> bool:
+    return config.model.is_preset or config.data.tokenizer != "auto"
+
+
+def kind_of(config: TransformerConfig) -> str:
+    """Which tokenizer a config means."""
+    if not is_trained_here(config):
+        return config.model.name
+    wanted = config.data.tokenizer
+    return wanted if wanted != "auto" else "wordpiece" if config.task == "classify" else "bpe"
+
+
+def identity_of(config: TransformerConfig) -> list[Any]:
+    """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
+    if is_trained_here(config):
+        return [kind_of(config), config.data.vocab_size, config.data.lowercase]
+    folder = Path(config.model.name).expanduser()
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
+    return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]]
+
+
+def choose(config: TransformerConfig, training_texts: Iterable[str]) -> Any:
+    """The tokenizer (a PreTrainedTokenizerFast) of a config. Raises: ConfigError, DataError."""
+    if is_trained_here(config):
+        return train(config, training_texts)
+    return pretrained(config.model.name)
+
+
+def pretrained(name: str) -> Any:
+    """Raises: ConfigError, naming the files that were looked for."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    try:
+        found: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked for "
+            "tokenizer.json and tokenizer_config.json: where there is no network, copy a folder with the model's files here and pass "
+            "its path, or pass --data.tokenizer wordpiece with a preset") from error
+    if not getattr(found, "is_fast", False):
+        raise ConfigError(f"--model.name {name}: its tokenizer has no tokenizer.json, which the rows are made with: convert it "
+                          "with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)")
+    return found
+
+
+# ── training one ──
+def train(config: TransformerConfig, texts: Iterable[str]) -> Any:
+    """A function of the texts and of the options alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind, classify = kind_of(config), config.task == "classify"
+    special = list(_SPECIAL.values()) if classify else [END]
+    made = _TRAINERS[kind](texts, special, config)
+    if classify:
+        _frame(made)
+        return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=config.data.max_length, **_SPECIAL)
+    known: dict[str, str] = {"unk_token": _SPECIAL["unk_token"]} if kind == "characters" else {}
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, bos_token=END, **known)
+
+
+def _frame(made: Any) -> None:
+    """[CLS] text [SEP]."""
+    from tokenizers.processors import TemplateProcessing
+
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                             special_tokens=[(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+
+
+def _characters(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    seen = sorted({char for text in texts for char in (text.lower() if config.data.lowercase else text)})
+    if not seen:
+        raise DataError(f"data {config.data.uri!r} has no training text to make a tokenizer of")
+    words = [*special, *([] if "[UNK]" in special else ["[UNK]"]), *seen]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    if config.data.lowercase:
+        made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(special)
+    return made
+
+
+def _byte_level(texts: Iterable[str], special: list[str], config: TransformerConfig, vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    if config.data.lowercase:
+        made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False,
+                                                        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    return made
+
+
+def _bpe(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+    return _byte_level(texts, special, config, max(config.data.vocab_size, 256 + len(special)))
+
+
+def _bytes(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+    return _byte_level((), special, config, 256 + len(special))
+
+
+def _wordpiece(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase, strip_accents=config.data.lowercase)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=config.data.vocab_size, special_tokens=special,
+                                                              show_progress=False))
+    return made
+
+
+_TRAINERS = {"characters": _characters, "bytes": _bytes, "bpe": _bpe, "wordpiece": _wordpiece}
+
+
+# ── as files, and back ──
+def files_of(tokenizer: Any) -> dict[str, bytes]:
+    """tokenizer.json and what goes with it, by name; the same bytes for the same tokenizer."""
+    with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        kept = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in (".json", ".txt", ".model", ".jinja")}
+    config: dict[str, Any] = json.loads(kept["tokenizer_config.json"])
+    config.pop("name_or_path", None)
+    return kept | {"tokenizer_config.json": (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()}
+
+
+def from_files(files: Mapping[str, bytes]) -> Any:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+# ── encoding ──
+def encode_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, npt.NDArray[Any]]:
+    """To classify: {"tokens": (n, max_length) int32, -1 where there is none, "length": (n,) int32}, with special tokens, cut."""
+    backend = backend_of(tokenizer.backend_tokenizer.to_str(), max_length)
+    return framed(backend.encode_batch(list(texts)), max_length)
+
+
+def framed(encoded: Sequence[Any], max_length: int) -> dict[str, npt.NDArray[Any]]:
+    tokens = np.full((len(encoded), max_length), -1, np.int32)
+    lengths = np.zeros(len(encoded), np.int32)
+    for row, one in enumerate(encoded):
+        ids = one.ids
+        tokens[row, : len(ids)] = ids
+        lengths[row] = len(ids)
+    return {"tokens": tokens, "length": lengths}
+
+
+def backend_of(text: str, max_length: int | None) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, cutting to `max_length` where one is given, and padding nothing.
+
+    A special token that stands in a text is taken as the letters it is written with.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(text)
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    if max_length is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(max_length)
+    return backend
