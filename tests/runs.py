@@ -1,4 +1,4 @@
-"""Runs of the MLP job as a user starts them, in a process of their own, and what tests want to know of them afterwards."""
+"""Runs of a job as a user starts them, in a process of their own, and what tests want to know of them afterwards."""
 
 import json
 import os
@@ -126,11 +126,11 @@ class Job:
 
 @contextmanager
 def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: bool = True,
-        engine: str = "local") -> Iterator[Job]:
-    """Starts `python -m jobs.mlp` for the run in `folder`; ends it, and all that it started, when the block ends."""
+        engine: str = "local", job: str = "mlp") -> Iterator[Job]:
+    """Starts `python -m jobs.JOB` for the run in `folder`; ends it, and all that it started, when the block ends."""
     command = [*(QUICK if quick else []), "--run.engine", engine, "--run.storage", str(folder.parent), "--run.name", folder.name]
-    with python("jobs.mlp", *command, *flags, folder=folder, env=env) as job:
-        yield job
+    with python(f"jobs.{job}", *command, *flags, folder=folder, env=env) as started:
+        yield started
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def relative_difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
 def artifact_digest(folder: Path) -> str:
     """sha256 of the artifact's weights, as its manifest says; never of nothing."""
     manifest = json.loads((folder / "artifact/manifest.json").read_text())
-    entry = next(file for file in manifest["files"] if file["path"] == "model.safetensors")
+    entry = next(file for file in manifest["files"] if file["path"].endswith("model.safetensors"))
     assert entry["size"] > 10_000
     return entry["sha256"]
 

@@ -5,7 +5,7 @@ pass is one micro-batch of DeepSpeed's, the loss is a pass's share of the global
 DeepSpeed divides by, and the last pass of a step is named as such. All workers must make the same number of passes.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportPrivateUsage=false
 
 import json
 import logging
@@ -212,10 +212,18 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict
 
 
 def _forget() -> None:
-    """DeepSpeed 0.19 holds the process groups of the generation before in globals (deepspeed.comm, deepspeed.utils.groups)."""
+    """DeepSpeed 0.19 keeps the process groups of the generation before, and counts modules and parameters on from it.
+
+    With zero3 the workers compare these counts: a survivor's would differ from those of a worker that was started again.
+    """
     import deepspeed.comm.comm as comm
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
     from deepspeed.utils import groups
 
+    parameter_offload.FWD_MODULE_STACK.clear()
+    partition_parameters.Init.param_id = 0
+    count: Any = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__  # a list as a default argument
+    count[0][0] = 0
     comm.cdb = None
     for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
         setattr(groups, name, None)

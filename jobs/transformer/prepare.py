@@ -215,7 +215,7 @@ def _cut(stream: Ints, count: int, length: int) -> Ints:
 
 
 def _encoded(texts: list[str], tokenizer: Any, max_length: int | None, use_ray: bool) -> Iterator[Ints]:
-    """In the order of the texts. With a length (n, 2 + length): was it cut, its length, its tokens; else n, n lengths, all tokens."""
+    """In the order of the texts. With a length (n, 2 + length): was it cut, its length, its tokens; else n, n lengths, tokens."""
     encode = functools.partial(_encode, tokenizer.backend_tokenizer.to_str(), max_length)
     batches = _batches(texts)
     if use_ray and len(batches) > 1 and sum(map(len, texts)) > RAY_CHARACTERS:

@@ -253,8 +253,8 @@ class TextFile:
         values = [column.to_pylist() for column in columns]
         for name, column in zip(self.columns, values, strict=True):
             if (wrong := next((v for v in column if v is not None and not isinstance(v, str)), None)) is not None:
-                raise DataError(f"{self.name}: column {name!r} holds {type(wrong).__name__}, not text ({wrong!r:.50}): name another "
-                                "with --data.text-column")
+                raise DataError(f"{self.name}: column {name!r} holds {type(wrong).__name__}, not text ({wrong!r:.50}): name "
+                                "another with --data.text-column")
         return [" ".join(part for part in row if part) for row in zip(*values, strict=True)]
 
 

@@ -61,8 +61,8 @@ def pretrained(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked for "
-            "tokenizer.json and tokenizer_config.json: where there is no network, copy a folder with the model's files here and pass "
-            "its path, or pass --data.tokenizer wordpiece with a preset") from error
+            "tokenizer.json and tokenizer_config.json: where there is no network, copy a folder with the model's files here and "
+            "pass its path, or pass --data.tokenizer wordpiece with a preset") from error
     if not getattr(found, "is_fast", False):
         raise ConfigError(f"--model.name {name}: its tokenizer has no tokenizer.json, which the rows are made with: convert it "
                           "with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)")
