@@ -70,7 +70,8 @@ def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_n
     options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
     if wanted.is_preset:
         size = preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width).options(task)
-        ids = {"pad_token_id": details["pad_id"], "bos_token_id": details["start_id"], "eos_token_id": details["start_id"]}
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), details["start_id"])
+        ids["pad_token_id"] = details["pad_id"]
         known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:
         auto: Any = AutoConfig
@@ -82,7 +83,7 @@ def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_n
 
 
 _DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
-             "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+             "classifier_dropout", "embedding_dropout", "mlp_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def _attention(config: TransformerConfig) -> str:

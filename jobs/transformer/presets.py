@@ -6,9 +6,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model's dimensions. `llama`: pre-norm with rotary positions and a gated MLP; `distilbert`: an encoder with learned ones."""
+    """A model's dimensions.
 
-    family: Literal["llama", "distilbert"]
+    `llama`: normalises before each block, rotary positions, a gated MLP. `modernbert`: the same, seeing both sides, a text's class
+    from the mean of its tokens. `distilbert`: normalises after each block, learned positions.
+    """
+
+    family: Literal["llama", "modernbert", "distilbert"]
     layers: int
     heads: int
     kv_heads: int
@@ -35,13 +39,20 @@ class Preset:
             return {"model_type": "distilbert", "n_layers": self.layers, "n_heads": self.heads, "dim": self.width,
                     "hidden_dim": self.mlp_width, "max_position_embeddings": self.max_positions, "dropout": self.dropout,
                     "attention_dropout": self.dropout, "seq_classif_dropout": self.dropout}
+        if self.family == "modernbert":
+            rope = {"rope_type": "default", "rope_theta": self.rope_theta}
+            return {"model_type": "modernbert", "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+                    "hidden_size": self.width, "intermediate_size": self.mlp_width, "max_position_embeddings": self.max_positions,
+                    "layer_types": ["full_attention"] * self.layers, "rope_parameters": {"full_attention": rope},
+                    "classifier_pooling": "mean", "embedding_dropout": self.dropout, "mlp_dropout": self.dropout,
+                    "classifier_dropout": self.dropout}
         return {"model_type": "llama", "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
                 "num_key_value_heads": self.kv_heads, "hidden_size": self.width, "intermediate_size": self.mlp_width,
                 "max_position_embeddings": self.max_positions, "tie_word_embeddings": self.tied,
                 "attention_dropout": self.dropout, "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}}
 
 
-_TINY_ENCODER = Preset(family="distilbert", layers=4, heads=4, kv_heads=4, width=128, mlp_width=512, max_positions=512, dropout=0.1)
+_TINY_ENCODER = Preset(family="modernbert", layers=4, heads=4, kv_heads=4, width=128, mlp_width=256, max_positions=2048, dropout=0.1)
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(family="llama", layers=4, heads=4, kv_heads=4, width=128, mlp_width=344, max_positions=2048),

@@ -28,18 +28,22 @@ def compare(session: Session, config: TransformerConfig) -> Literal["finished", 
     session.note(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
     with Group(session, device, even_alone=True) as group:
-        curves = {name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
-                  for name, scale in STRATEGIES.items()}
-    session.run_store.write_text(f"curves-{session.rank}.json", json.dumps(curves))
+        found = {name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
+                 for name, scale in STRATEGIES.items()}
+    session.run_store.write_text(f"curves-{session.rank}.json", json.dumps(found))
     return "finished"
 
 
-def curve(session: Session, config: TransformerConfig, group: Group, steps: int) -> list[float]:
+def curve(session: Session, config: TransformerConfig, group: Group, steps: int) -> dict[str, Any]:
+    """Losses, and the bytes that this worker holds between steps: of weights, and of the optimiser with its copy of them."""
     losses: list[float] = []
     with strategy(session, config, group) as model:
         for _ in take(session, config, model, group, losses, steps):
             pass
-    return losses
+        weights = sum(f.tensors["weights"].nbytes for f in model.weights())
+        kinds = ("exp_avg", "exp_avg_sq") if not model.sharded else ("weights", "exp_avg", "exp_avg_sq")
+        moments = sum(f.tensors[kind].nbytes for f in model.fragments(steps) for kind in kinds)
+    return {"losses": losses, "weights": weights, "optimizer": moments}
 
 
 def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int) -> Any:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from cluster.errors import ConfigError
+from jobs.transformer.config import HardwareConfig
+from jobs.transformer.model import build_model
+from jobs.transformer.plan import PlanConfig, plan, shape_of_model
 from tests.pairwise import Combination, pairwise
 from tests.unit.strategy_loops import STEPS, STRATEGIES, combined
 from tests.unit.token_rows import config_of, run_group, token_rows
@@ -17,7 +20,8 @@ def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.Ca
     dataset = token_rows(tmp_path)
     config = config_of(run={"workers": "3", "name": "compare"})
     run_group(tmp_path / "compare", dataset, config, "tests.unit.strategy_loops:compare", 3)
-    curves = json.loads((tmp_path / "compare/curves-0.json").read_text())
+    of_ranks = [json.loads((tmp_path / f"compare/curves-{rank}.json").read_text()) for rank in range(3)]
+    curves = {name: found["losses"] for name, found in of_ranks[0].items()}
     assert sorted(curves) == sorted(STRATEGIES)
     with capsys.disabled():
         print("\nstep  " + "  ".join(f"{name:>13}" for name in curves))
@@ -28,6 +32,13 @@ def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.Ca
     assert plain[-1] < plain[0] - 0.3, "it learns"
     for name, losses in curves.items():
         assert np.abs(np.array(losses) - plain).max() < 1e-4, name
+    shape = shape_of_model(build_model(config, dataset.details, ()))
+    rows = plan(PlanConfig(gpus=3, hardware=HardwareConfig(precision="fp32"), model=config.model), shape)
+    planned = {row.strategy: row for row in rows if row.offload == "none"}
+    for name in ("ddp", "zero1", "zero2", "zero3"):
+        for kind, expected in (("weights", planned[name].parameters), ("optimizer", planned[name].optimizer)):
+            held = [found[name][kind] for found in of_ranks]
+            assert sum(held) / 3 == pytest.approx(expected, rel=0.1), (name, kind)
 
 
 OPTIONS = {
