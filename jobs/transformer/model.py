@@ -70,7 +70,7 @@ def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_n
     options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
     if wanted.is_preset:
         size = preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width).options(task)
-        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), details["start_id"])
+        ids: dict[str, Any] = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
         ids["pad_token_id"] = details["pad_id"]
         known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:

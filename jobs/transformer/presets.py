@@ -52,7 +52,8 @@ class Preset:
                 "attention_dropout": self.dropout, "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}}
 
 
-_TINY_ENCODER = Preset(family="modernbert", layers=4, heads=4, kv_heads=4, width=128, mlp_width=256, max_positions=2048, dropout=0.1)
+_TINY_ENCODER = Preset(family="modernbert", layers=4, heads=4, kv_heads=4, width=128, mlp_width=256, max_positions=2048,
+                       dropout=0.1)
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(family="llama", layers=4, heads=4, kv_heads=4, width=128, mlp_width=344, max_positions=2048),

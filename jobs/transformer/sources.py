@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from cluster.errors import DataError
 from cluster.storage import Store
+from jobs.common.arrow import arrow_column
 from jobs.common.dataset import SPLITS, SplitName
 from jobs.common.sources.files import by_split, list_files, reading
 from jobs.transformer.config import TextDataConfig
@@ -221,7 +224,7 @@ class TextFile:
         labels = self._column(table, self.label_column) if self.label_column else None
         there = [i for i, text in enumerate(texts) if text and text.strip()]
         if labels is not None:
-            labels = labels.combine_chunks().take(there) if len(there) < len(texts) else labels.combine_chunks()
+            labels = labels.combine_chunks().take(arrow_column(np.array(there, np.int64)))
         return Texts([texts[i] for i in there], labels, len(texts) - len(there))
 
     def _document(self) -> Texts:

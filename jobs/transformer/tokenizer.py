@@ -9,6 +9,7 @@
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from cluster.errors import ConfigError, DataError
 from jobs.transformer.config import TransformerConfig
 
 END = "<|endoftext|>"
+_MOST_CHARACTERS = 3000
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
@@ -57,6 +60,8 @@ def pretrained(name: str) -> Any:
 
     folder = Path(name).expanduser()
     try:
+        if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
+            raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")  # transformers 5 would make an empty one
         found: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -132,12 +137,24 @@ def _bytes(texts: Iterable[str], special: list[str], config: TransformerConfig) 
 def _wordpiece(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase, strip_accents=config.data.lowercase)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    made.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=config.data.vocab_size, special_tokens=special,
-                                                              show_progress=False))
+    heard = list(texts)
+
+    def empty(vocabulary: dict[str, int] | None = None) -> Any:
+        made: Any = Tokenizer(models.WordPiece(vocabulary or {}, unk_token="[UNK]", max_input_chars_per_word=100))
+        made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase, strip_accents=config.data.lowercase)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        return made
+
+    # tokenizers 0.23 numbers the `##x` of its alphabet in the order of a hash table, which also decides ties: so they are named.
+    counts = Counter(char for text in heard for char in empty().normalizer.normalize_str(text) if not char.isspace())
+    alphabet = sorted(char for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_CHARACTERS])
+    named = [*special, *alphabet, *(f"##{char}" for char in alphabet)]
+    learner = empty()
+    learner.train_from_iterator(heard, trainers.WordPieceTrainer(
+        vocab_size=max(config.data.vocab_size, len(named)), special_tokens=named, show_progress=False))
+    made = empty(learner.get_vocab())
+    made.add_special_tokens(special)
     return made
 
 
