@@ -17,10 +17,11 @@ from cluster.__main__ import _parser as cluster_parser
 from jobs.common import config as configs
 from jobs.common.registry_command import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
+from jobs.transformer.config import TransformerConfig
 from tests import contained, newcomer
 
 ROOT = newcomer.ROOT
-READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "tests/README.md"]
+READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/transformer/README.md", ROOT / "tests/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
 
@@ -124,11 +125,12 @@ def test_every_block_is_valid_shell() -> None:
 
 def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "jobs.mlp")) is not None]
-    assert len(shown) >= 4
-    for flags in shown:
-        if flags != ["--help"]:
-            configs.parse(MlpConfig, flags, "README")
+    for job, config_type in (("jobs.mlp", MlpConfig), ("jobs.transformer", TransformerConfig)):
+        shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", job)) is not None]
+        assert len(shown) >= 4
+        for flags in shown:
+            if flags != ["--help"]:
+                configs.parse(config_type, flags, "README")
 
 
 def test_every_other_command_is_one_that_there_is() -> None:
