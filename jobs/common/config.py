@@ -186,6 +186,11 @@ class Config:
         require(batch % shards == 0, "train.global_batch_size", batch,
                 f"must be a multiple of the most workers ({shards}): the nearest is {nearest}")
 
+    @property
+    def metric(self) -> str:
+        """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
+        return self.eval.metric
+
 
 def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:
     """The config that a command line asks for: the recipe's values first, then the user's flags.

@@ -54,7 +54,7 @@ def _report(job: Job, trained: Trained, verdict: Verdict, folder: RunFolder, led
                      samples_per_s=ledger.samples_per_s, recovery_s=tuple(ledger.recovery_s), events=tuple(ledger.events)),
         evaluations=dict(verdict.evaluations), history=tuple(ledger.history), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
-               f"{config.eval.metric}.",
+               f"{config.metric}.",
         config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),
         environment={**machine(), **library_versions()}, artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),

@@ -55,7 +55,7 @@ class _Trial(Run):
         self._evaluations: list[dict[str, Any]] = []
 
     def best(self) -> dict[str, Any]:
-        name, sign = {"accuracy": ("validation_accuracy", 1), "loss": ("validation_loss", -1)}[self.config.eval.metric]
+        name, sign = {"accuracy": ("validation_accuracy", 1), "loss": ("validation_loss", -1)}[self.config.metric]
         return max(self._evaluations, key=lambda evaluation: sign * evaluation[name], default=dict[str, Any]())
 
     def log(self, reports: list[dict[str, Any]]) -> None:

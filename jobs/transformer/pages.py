@@ -106,7 +106,7 @@ def _samples(trained: Trained, made: Artifact) -> Section:
     shown: list[str] = []
     for i, prompt in enumerate(prompts(trained, model.tokenizer)):
         text = model.generate(prompt, trained.config.eval.sample_tokens, seed=i)
-        shown.append(f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>")
+        shown.append(f"<pre style='white-space:pre-wrap'><b>{escape(prompt)}</b>{escape(text)}</pre>")
     intro = note("What the model writes after the beginnings (bold) of rows of the test split, at temperature 0.8.")
     return Section(title="Sampled continuations", html=intro + "".join(shown))
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.benchmarks import results
 
-NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy")
+NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
+         "transformer_throughput")
 
 
 def main() -> int:
