@@ -27,10 +27,10 @@ class Settings:
     steps: int = 64
     """Of the job: one whole group of steps that are sorted by length."""
     trainer_steps: int = 40
-    rounds: int = 2
+    rounds: int = 1
 
 
-QUICK = Settings(steps=4, trainer_steps=4, rounds=1)
+QUICK = Settings(steps=12, trainer_steps=10, rounds=1)
 NOTES = (
     "The preset distilbert (random weights, a WordPiece of 8,192 tokens: 49 million parameters), texts cut to 128: the same "
     "prepared rows for both. Trainer has its defaults (fp32, random batches padded to their longest row); the job sorts 64 steps "
