@@ -62,6 +62,7 @@ def require_finite(predicted: Mapping[str, Predictions]) -> None:
 
 def headlines(test: Evaluation) -> list[tuple[str, str]]:
     return [("test accuracy", f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
-            ("macro-F1", f"{test.macro_f1:.4f}"), ("log loss", f"{test.log_loss:.4f}"),
+            ("macro-F1", f"{test.macro_f1:.4f} (95% interval {test.macro_f1_low:.4f} to {test.macro_f1_high:.4f})"),
+            ("log loss", f"{test.log_loss:.4f}"),
             (f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}"),
             ("calibration error", f"{test.expected_calibration_error:.4f}")]

@@ -62,6 +62,9 @@ class Evaluation:
     """Mean recall over the classes that have rows."""
     macro_f1: float
     """Mean F1 over the classes that have rows or were predicted."""
+    macro_f1_low: float
+    """Lower end of its 95% bootstrap interval."""
+    macro_f1_high: float
     log_loss: float
     """Mean of -ln(probability of the true class), in nats."""
     top_k: int
@@ -80,8 +83,8 @@ class Evaluation:
 
     def scalars(self) -> dict[str, float]:
         """The single numbers by name. One that does not exist (an AUC where all rows are of one class) is left out."""
-        names = ("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "log_loss",
-                 "auc_macro", "auc_micro", "expected_calibration_error")  # fmt: skip
+        names = ("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "macro_f1", "macro_f1_low",
+                 "macro_f1_high", "log_loss", "auc_macro", "auc_micro", "expected_calibration_error")  # fmt: skip
         values = {name: getattr(self, name) for name in names} | {f"top_{self.top_k}_accuracy": self.top_k_accuracy}
         return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -107,10 +110,12 @@ def evaluate(
     low, high = bootstrap_interval(accuracy, len(labels), bootstrap_samples, seed)
     curves = tuple(_class_curve(probabilities[:, k], labels == k) for k in range(len(class_names)))
     confusion, classes = _class_table(labels, predicted, class_names, curves)
+    f1_low, f1_high = macro_f1_interval(confusion, bootstrap_samples, seed)
     macro, micro = mean_curve([curve for curve in curves if curve]), _micro_curve(probabilities, labels)
     return Evaluation(
         num_rows=len(labels), class_names=tuple(class_names), accuracy=accuracy, accuracy_low=low, accuracy_high=high,
         balanced_accuracy=_mean([score.recall for score in classes]), macro_f1=_mean([score.f1 for score in classes]),
+        macro_f1_low=f1_low, macro_f1_high=f1_high,
         log_loss=log_loss(probabilities, labels), top_k=min(top_k, len(class_names)),
         top_k_accuracy=top_k_accuracy(probabilities, labels, top_k),
         expected_calibration_error=expected_calibration_error(probabilities, labels),
@@ -164,6 +169,24 @@ def bootstrap_interval(accuracy: float, num_rows: int, samples: int, seed: int =
     """
     drawn = np.random.default_rng(seed).binomial(num_rows, accuracy, size=samples) / num_rows
     low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def macro_f1_interval(confusion: IntArray, samples: int, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the macro-F1 over resamplings of the rows, without drawing any row.
+
+    confusion: (classes, classes). The cells of a resampled confusion matrix are exactly Multinomial(rows, cells / rows).
+    """
+    true, said = np.nonzero(confusion)
+    cells = confusion[true, said]
+    rng, num_rows, size = np.random.default_rng(seed), int(cells.sum()), len(confusion)
+    found = np.empty(samples)
+    for i in range(samples):
+        drawn = rng.multinomial(num_rows, cells / num_rows).astype(np.float64)
+        seen = np.bincount(true, drawn, size) + np.bincount(said, drawn, size)
+        right = np.bincount(true[true == said], drawn[true == said], size)
+        found[i] = (2 * right[seen > 0] / seen[seen > 0]).mean()
+    low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 

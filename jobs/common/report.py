@@ -113,6 +113,9 @@ def _summary(content: ReportContent) -> list[Section]:
     rows = [[title, *(_number(values.get(key)) for values in scalars.values())] for key, title in names.items()]
     rows.insert(1, ["… its 95% interval",
                     *(f"{v.accuracy_low:.4f} – {v.accuracy_high:.4f}" for v in content.evaluations.values())])  # fmt: skip
+    place = next(i for i, row in enumerate(rows) if row[0] == "macro-F1")
+    rows.insert(place + 1, ["… its 95% interval",
+                            *(f"{v.macro_f1_low:.4f} – {v.macro_f1_high:.4f}" for v in content.evaluations.values())])  # fmt: skip
     rows.append(["rows", *(f"{evaluation.num_rows:,}" for evaluation in content.evaluations.values())])
     return [Section(title="Summary", html=tiles(cards) + table(["metric", *scalars], rows))]
 

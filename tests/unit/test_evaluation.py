@@ -11,6 +11,7 @@ from jobs.common.evaluation import (
     evaluate,
     expected_calibration_error,
     log_loss,
+    macro_f1_interval,
     paired_interval,
     top_k_accuracy,
     worst_mistakes,
@@ -184,3 +185,14 @@ def test_a_thousand_classes_take_seconds():
     found = judge(probabilities, labels, top_k=5)
     assert time.perf_counter() - began < 20  # about 1 s on an idle machine
     assert found.confusion.shape == (1000, 1000) and 0.5 < found.auc_macro <= 1
+
+
+def test_the_interval_of_macro_f1_is_that_of_resampled_rows():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 5, 400)
+    predicted = np.where(rng.random(400) < 0.7, labels, rng.integers(0, 5, 400))
+    resampled = [reference.f1_score(labels[rows], predicted[rows], average="macro")
+                 for rows in rng.integers(0, 400, (2000, 400))]
+    low, high = macro_f1_interval(reference.confusion_matrix(labels, predicted), 4000)
+    assert (low, high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=0.008)
+    assert low < reference.f1_score(labels, predicted, average="macro") < high
