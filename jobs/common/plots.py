@@ -20,6 +20,7 @@ from jobs.common.report_page import escape
 from jobs.common.roc import RocCurve
 
 MAX_POINTS = 400
+MAX_NAMED = 60
 NUM_COLOURS = 8
 _INK, _FAINT, _PANEL = "#010101", "#010102", "#010103"
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)", _PANEL: "var(--panel)"} | {
@@ -74,6 +75,12 @@ def roc_chart(evaluation: Evaluation, *, corner: bool = False) -> str:
     return done[0]
 
 
+def reaches_the_corner(evaluation: Evaluation) -> bool:
+    """Whether the mean ROC curve has something to show in the upper left tenth."""
+    mean = evaluation.roc_macro
+    return mean is not None and float(np.interp(0.08, mean.false_positive_rate, mean.true_positive_rate)) > 0.92
+
+
 def reliability_chart(evaluation: Evaluation) -> str:
     """Accuracy against confidence, with how many rows each bin holds below."""
     bins = [b for b in evaluation.reliability if b.count]
@@ -98,6 +105,10 @@ def confusion_chart(evaluation: Evaluation) -> str:
                     extent=(-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5))  # fmt: skip
         axes.grid(visible=False)
         axes.set(xlabel="predicted class", ylabel="true class")
+        if len(shares) <= MAX_NAMED:
+            names = [_plain(name) for name in evaluation.class_names]
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+            axes.set_yticks(range(len(names)), names, fontsize=6)
     return done[0]
 
 

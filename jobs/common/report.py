@@ -172,7 +172,7 @@ def _evaluation(content: ReportContent) -> list[Section]:
     split, e = main
     charts = [figure(plots.roc_chart(e), "ROC curves, each class against the rest"
                      + (", the five worst classes" if len(e.classes) > 10 else ""))]  # fmt: skip
-    if e.auc_macro and e.auc_macro > 0.95:
+    if plots.reaches_the_corner(e):
         charts.append(figure(plots.roc_chart(e, corner=True), "The upper left corner of the same, enlarged"))
     charts.append(figure(plots.reliability_chart(e), "Reliability: how often the model is right when it is this sure. "
                          f"Expected calibration error {_percent(e.expected_calibration_error)} "

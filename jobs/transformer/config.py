@@ -194,6 +194,8 @@ class TextEvalConfig(EvalConfig):
     """Test rows that are judged again with typos, without case, without accents and shortened, when classifying; 0: none."""
     explained_rows: int = 10
     """Test rows whose prediction the report explains, when classifying; 0: none."""
+    baseline: bool = False
+    """When classifying, fits a linear model on the letters of the training texts too, and the report compares both."""
     samples: int = 3
     """Continuations that the report shows, when generating."""
     sample_tokens: int = 120

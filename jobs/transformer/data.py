@@ -99,7 +99,7 @@ def sections(trained: Trained, verdict: Verdict, made: Artifact) -> Sequence[Any
     from jobs.transformer.pages import classifier_sections, generator_sections
 
     if trained.config.task == "classify":
-        return classifier_sections(trained, made, _robustness(trained))
+        return classifier_sections(trained, verdict.evaluations["test"], made, _robustness(trained))
     return generator_sections(trained, verdict, made)
 
 

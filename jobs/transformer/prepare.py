@@ -69,6 +69,11 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     return find_or_build(storage, key_of(source.listing, options), build)
 
 
+def read_texts(config: TransformerConfig) -> "Read":
+    """The texts of a config with their splits and classes, as `prepare` has them. Raises: DataError."""
+    return _read(find_source(config.data, labelled=config.task == "classify"), config, None)
+
+
 # ── pass 1: texts, classes, splits ──
 def _read(source: TextSource, config: TransformerConfig, say: Say | None) -> Read:
     fragments = source.fragments

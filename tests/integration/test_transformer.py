@@ -35,7 +35,7 @@ def sentences(path: Path, rows: int = 500) -> str:
 def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classify")
     flags = ["--data.uri", sentences(folder / "rows.jsonl"), "--train.epochs", "4", "--data.vocab-size", "128",
-             "--optim.lr", "3e-3", "--optim.warmup-steps", "5", "--eval.bootstrap-samples", "100"]
+             "--optim.lr", "3e-3", "--optim.warmup-steps", "5", "--eval.bootstrap-samples", "100", "--eval.baseline"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer") as job:
         job.finished()
     assert "tokens/s" in job.text
@@ -82,7 +82,8 @@ def test_an_explanation_is_complete_and_finds_the_words_that_count(classified: P
 
 def test_the_classifier_s_report_has_its_pages(classified: Path) -> None:
     text = (classified / "report.html").read_text()
-    for title in ("What the answers rest on", "Robustness", "typos", "lost case", "lost accents", "shortened", "ROC"):
+    for title in ("Against a linear model", "What the answers rest on", "Robustness", "typos", "lost case", "lost accents",
+                  "shortened", "ROC"):
         assert title in text, title
 
 

@@ -1,0 +1,40 @@
+"""What a linear model makes of the same texts: what a Transformer has to beat to be worth its while."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from typing import Any
+
+import numpy as np
+
+from jobs.common.classification import judge_split
+from jobs.common.evaluation import Evaluation
+from jobs.common.job import Trained
+from jobs.common.predictions import Predictions
+from jobs.common.report_page import Section, note, table
+from jobs.transformer.prepare import read_texts
+
+
+def letters(trained: Trained) -> Evaluation:
+    """TF-IDF of 1 to 4 letters within words (min_df 2, sublinear) and logistic regression (C 10), on the same split's test rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    found = read_texts(trained.config)
+    assert found.codes is not None
+    rows: dict[str, Any] = {split: found.of(split) for split in ("train", "test")}
+    counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2, sublinear_tf=True)
+    known = counts.fit_transform([found.texts[i] for i in rows["train"]])
+    model = LogisticRegression(C=10, max_iter=200).fit(known, found.codes[rows["train"]])
+    answers = model.predict_proba(counts.transform([found.texts[i] for i in rows["test"]])).astype(np.float32)
+    return judge_split(trained, Predictions(rows["test"], found.codes[rows["test"]].astype(np.int64), answers))
+
+
+def section(model: Evaluation, baseline: Evaluation) -> Section:
+    """Both side by side, with their intervals."""
+    names = (("macro-F1", "macro_f1"), ("accuracy", "accuracy"))
+    cells = [(title, *(f"{getattr(e, name):.4f} ({getattr(e, f'{name}_low'):.4f} – {getattr(e, f'{name}_high'):.4f})"
+                       for e in (model, baseline))) for title, name in names]
+    cells.append(("log loss", f"{model.log_loss:.4f}", f"{baseline.log_loss:.4f}"))
+    intro = note("The same test rows, judged by this model and by a logistic regression on the TF-IDF of 1 to 4 letters, fitted to "
+                 "the same training rows; in brackets 95% intervals.")
+    return Section(title="Against a linear model", html=intro + table(["metric", "this model", "linear model"], cells))
