@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 
+from jobs.common.dataset import Columns
 from jobs.common.feed import MicroBatches
 from jobs.common.loop import Progress, learning_rate
 from jobs.common.permutation import micro_batch_seed
@@ -67,7 +68,8 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
                         share = task.loss(model.forward, batch.rows) * (batch.weight / targets)
                     model.backward(share, last=number == len(batches) - 1)
                     loss += float(share.detach())
-                loss, stop = group.total(torch.tensor([loss, float(session.stop_wanted)], dtype=torch.float64)).tolist()
+                wishes = [loss, float(session.stop_wanted), float(session.checkpoint_due(progress.step + 1))]
+                loss, stop, due = group.total(torch.tensor(wishes, dtype=torch.float64)).tolist()
 
                 outcome = model.step(rate(config, progress.step, total_steps)) if math.isfinite(loss) else model.abandon()
                 if outcome == "taken":
@@ -85,7 +87,7 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
                 if evaluation_due(progress, config, feed.order.steps_per_epoch):
                     judge(session, model, task, group, config, progress, total_steps)
                     session.pace.start()
-                elif agreed(session, model, group, session.checkpoint_due(progress.step)):
+                elif due:
                     save(session, model, progress)
                 session.keep_promise(progress.step)
             judge(session, model, task, group, config, progress, total_steps, epoch_done=True)
@@ -99,29 +101,24 @@ def passes(session: Session, micro_batches: MicroBatches, config: TransformerCon
 
     lockstep: workers with fewer shards than others make as many passes, the surplus at zero weight.
     """
-    size = config.train.max_rows_per_pass or 2**62
     for shard, columns in micro_batches.items():
-        rows = len(columns["row_id"])
-        for part, start in enumerate(range(0, rows, size)):
-            yield Batch(shard, part, {name: column[start : start + size] for name, column in columns.items()})
+        yield from cut(shard, columns, config.train.max_rows_per_pass)
     if lockstep:
         shard, columns = next(iter(micro_batches.items()))
-        rows = len(columns["row_id"])
         for _ in range(-(-session.num_shards // session.world_size) - len(micro_batches)):
-            for part, start in enumerate(range(0, rows, size)):
-                yield Batch(shard, part, {name: column[start : start + size] for name, column in columns.items()}, weight=0.0)
+            yield from cut(shard, columns, config.train.max_rows_per_pass, weight=0.0)
+
+
+def cut(shard: int, columns: Columns, max_rows: int | None, weight: float = 1.0) -> Iterator[Batch]:
+    """One shard's micro-batch as passes of at most `max_rows` rows."""
+    rows = len(columns["row_id"])
+    for part, start in enumerate(range(0, rows, max_rows or rows)):
+        yield Batch(shard, part, {name: column[start : start + (max_rows or rows)] for name, column in columns.items()}, weight)
 
 
 def rate(config: TransformerConfig, step: int, total_steps: int) -> float:
     optim = config.optim
     return learning_rate(optim.lr, optim.schedule, optim.warmup_steps, step, total_steps, optim.final_lr)
-
-
-def agreed(session: Session, model: Strategy, group: Group, wanted: bool) -> bool:
-    """Whether rank 0 wants a checkpoint, on all ranks, where each has a part of it to write."""
-    if not model.sharded or session.world_size == 1:
-        return wanted
-    return bool(group.total(torch.tensor([float(wanted)])).item())
 
 
 # ── around the steps ──
