@@ -230,6 +230,8 @@ class TransformerConfig(Config):
                 "is for --task classify: to generate pass --data.uri stdlib, or your own text")
         require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
                 "is for --task generate: to classify pass --data.uri languages, or your own rows")
+        require(self.task == "classify" or self.data.tokenizer != "wordpiece", "data.tokenizer", "wordpiece",
+                "it loses case and spaces, so it cannot give a text back: pass bpe, bytes or characters")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
         require(self.hardware.precision != "fp16" or self.scale.strategy != "ddp", "hardware.precision", "fp16",

@@ -28,7 +28,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.sources import TextFragment, Texts, TextSource, find_source, labels_of
 from jobs.transformer.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SAMPLE_ROWS = 2000
 RAY_CHARACTERS = 8_000_000
 """Smaller sources are tokenised here: starting Ray Data's tasks takes seconds."""
@@ -82,6 +82,8 @@ def _read(source: TextSource, config: TransformerConfig, say: Say | None) -> Rea
     empty = sum(part.empty for part in read)
     if not sum(rows):
         raise DataError(f"data {config.data.uri!r} holds no text" + (f": all of its {empty} rows are empty" if empty else ""))
+    if say and any(getattr(fragment, "share", None) for fragment in fragments):
+        say(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
     if empty and say:
         say(f"{empty:,} rows of {config.data.uri} are empty and left out")
     texts = [text for part in read for text in part.texts]
@@ -249,9 +251,9 @@ def _encode(tokenizer_json: str, max_length: int | None, texts: list[str]) -> In
     """Runs in a task: one batch of texts, flat."""
     backend = backend_of(tokenizer_json, max_length)
     if max_length is None:
-        ids = [np.array(one.ids, np.int32) for one in backend.encode_batch(texts, add_special_tokens=False)]
+        ids = [np.array(one.ids, np.int32) for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
         return np.concatenate([np.array([len(ids), *map(len, ids)], np.int32), *ids])
-    encoded = backend.encode_batch(texts)
+    encoded = backend.encode_batch_fast(texts)
     rows = framed(encoded, max_length)
     cut = np.array([bool(one.overflowing) for one in encoded], np.int32)
     return np.concatenate([cut[:, None], rows["length"][:, None], rows["tokens"]], axis=1).reshape(-1)

@@ -75,7 +75,7 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
         if uri is not None:
             fragments = [f for f in fragments if f.split != split] + _files(uri, config, labelled, split)
     fragments.sort(key=lambda fragment: SPLITS.index(fragment.split))
-    listing = [(f.store.location(f.path), f.size, f.mtime) for f in fragments]
+    listing = [(f"{f.split}{' part' if f.share else ''} {f.name}", f.size, f.mtime) for f in fragments]
     return TextSource(tuple(fragments), listing, tuple(dict.fromkeys(f.split for f in fragments)))
 
 
@@ -214,7 +214,8 @@ class TextFile:
         return self.store.location(self.path)
 
     def describe(self, row: int) -> str:
-        return f"{self.name}, row {row}"
+        """row: among those that `read` kept, once it has been called."""
+        return f"{self.name}, row {self._kept['rows'][row] if 'rows' in self._kept else row}"
 
     def read(self) -> Texts:
         if not self.path.lower().endswith(_TABLES):
@@ -222,7 +223,7 @@ class TextFile:
         table = self._table()
         texts = self._joined([self._column(table, name) for name in self.columns])
         labels = self._column(table, self.label_column) if self.label_column else None
-        there = [i for i, text in enumerate(texts) if text and text.strip()]
+        there = self._kept["rows"] = [i for i, text in enumerate(texts) if text and text.strip()]
         if labels is not None:
             labels = labels.combine_chunks().take(arrow_column(np.array(there, np.int64)))
         return Texts([texts[i] for i in there], labels, len(texts) - len(there))
@@ -250,7 +251,13 @@ class TextFile:
             option = "label" if name == self.label_column else "text"
             raise DataError(f"{self.name} has no column {name!r}: it has {', '.join(table.column_names)}; name one with "
                             f"--data.{option}-column")
-        return table.column(name)
+        column = table.column(name)
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            row = next((row for row, value in enumerate(column) if not _is_text(value)), 0)
+            raise DataError(f"{self.name}, row {row}: column {name!r} is not UTF-8: write the file again from text") from error
+        return column
 
     def _joined(self, columns: list[Any]) -> list[str]:
         values = [column.to_pylist() for column in columns]
@@ -259,6 +266,15 @@ class TextFile:
                 raise DataError(f"{self.name}: column {name!r} holds {type(wrong).__name__}, not text ({wrong!r:.50}): name "
                                 "another with --data.text-column")
         return [" ".join(part for part in row if part) for row in zip(*values, strict=True)]
+
+
+def _is_text(value: Any) -> bool:
+    """Whether an Arrow scalar can be read: Parquet may hold strings that are not UTF-8."""
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _decoded(data: bytes, name: str) -> str:
@@ -271,13 +287,10 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _csv(text: str, file: TextFile, delimiter: str) -> Any:
-    """All columns as text. Columns that are named by number (`0`, `1`, …) mean a file without a header."""
-    import csv
-    import io
-
+    """All columns as text, an empty label as null. Columns that are named by number (`0`, `1`, …) mean a file without a header."""
     import pyarrow as pa
 
-    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    rows = _csv_rows(text, file, delimiter)
     wanted = [name for name in (*file.columns, file.label_column) if name]
     numbered = all(name.isdigit() for name in wanted) and not set(wanted) <= set(rows[0] if rows else [])
     header = [str(i) for i in range(len(rows[0]))] if numbered and rows else rows.pop(0) if rows else []
@@ -286,7 +299,23 @@ def _csv(text: str, file: TextFile, delimiter: str) -> Any:
             raise DataError(f"{file.name}, row {number + (not numbered)}: {len(row)} columns, where the first row has "
                             f"{len(header)}: mend the row, or quote what holds a {delimiter!r}")
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-    return pa.table([pa.array(column, pa.string()) for column in columns], header)
+    values = [[value or None for value in column] if name == file.label_column else column
+              for name, column in zip(header, columns, strict=True)]
+    return pa.table([pa.array(column, pa.string()) for column in values], header)
+
+
+def _csv_rows(text: str, file: TextFile, delimiter: str) -> list[list[str]]:
+    """Without blank lines. A quote that nothing closes is refused: it would swallow the rows that follow."""
+    import csv
+    import io
+
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, less than many a document
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    try:
+        return [row for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{file.name}, line {reader.line_num} is no CSV ({error}): quote a text that holds quotes, and double "
+                        "them inside") from error
 
 
 def _json_lines(text: str, file: TextFile) -> Any:
@@ -295,16 +324,30 @@ def _json_lines(text: str, file: TextFile) -> Any:
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
         if line.strip():
             try:
                 rows.append(dict(json.loads(line)))
+                _check_json(rows[-1], file, number)
             except (ValueError, TypeError) as error:
                 raise DataError(f"{file.name}, line {number} is no JSON object ({error}): give one object a line") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     label = file.label_column
-    columns = [[str(row[name]) if name == label and row.get(name) is not None else row.get(name) for row in rows] for name in names]
-    return pa.table([pa.array(column) for column in columns], names)
+    used = {*file.columns, label}
+    columns = [[str(row[name]) if name == label and row.get(name) is not None else row.get(name) for row in rows] if name in used
+               else None for name in names]
+    return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns], names)
+
+
+def _check_json(row: dict[str, Any], file: TextFile, line: int) -> None:
+    for name in (*file.columns, file.label_column):
+        value = row.get(name) if name else None
+        if value is not None and not isinstance(value, str) and name != file.label_column:
+            raise DataError(f"{file.name}, line {line}: column {name!r} holds {type(value).__name__}, not text ({value!r:.50}): "
+                            "name another with --data.text-column, or mend the line")
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise DataError(f"{file.name}, line {line}: column {name!r} holds half a character (a lone surrogate): write the file "
+                            "again as UTF-8")
 
 
 def labels_of(fragments: Sequence[TextFragment], read: Sequence[Texts], label_column: str) -> list[Any]:

@@ -24,7 +24,7 @@ ROWS = [(f"the {word} number {i} is here", word) for i in range(12) for word in 
 
 
 def config_of(task: str = "classify", **data: Any) -> TransformerConfig:
-    small = {"max_length": 16, "tokenizer": "wordpiece", "vocab_size": 200}
+    small = {"max_length": 16, "tokenizer": "wordpiece" if task == "classify" else "bpe", "vocab_size": 200}
     return from_dict(TransformerConfig, {"task": task, "data": small | data})
 
 
@@ -105,7 +105,9 @@ def test_columns_by_number_and_joined_and_splits_by_name(tmp_path: Path) -> None
 def test_one_text_file_is_cut_by_characters(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("é" + "abcdefghij" * 100)
     config = config_of("generate", uri=str(tmp_path / "in.txt"), tokenizer="characters")
-    dataset = prepared(tmp_path, config)
+    said: list[str] = []
+    dataset = prepared(tmp_path, config, said.append)
+    assert any("is one text: its first 90% is for training" in line for line in said)
     assert dataset.details["bytes"] == {"train": 901, "validation": 101, "test": 101}
     assert rows_of(dataset, config, "validation")["tokens"].tolist() == rows_of(dataset, config, "test")["tokens"].tolist()
 
@@ -218,11 +220,56 @@ def test_mistakes_are_named_with_file_and_row(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "nothing"), "there is no such file or folder")
 
 
+def test_mistakes_inside_a_table_are_named(tmp_path: Path) -> None:
+    refused(tmp_path, write_csv(tmp_path / "none.csv", [*ROWS, ("some text", "")]), r"none.csv, row 36: remove the row")
+    (tmp_path / "quote.csv").write_text('text,label\nfirst,cat\n"oops,cat\nnext,dog\n')
+    refused(tmp_path, str(tmp_path / "quote.csv"), r"quote.csv, line 4 is no CSV .*: quote a text that holds quotes")
+    unreadable = pa.StringArray.from_buffers(2, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
+    pq.write_table(pa.table({"text": unreadable, "label": ["a", "b"]}), tmp_path / "bytes.parquet")
+    refused(tmp_path, str(tmp_path / "bytes.parquet"), r"bytes.parquet, row 1: column 'text' is not UTF-8")
+    good = [{"text": text, "label": label} for text, label in ROWS]
+    refused(tmp_path, write_json(tmp_path / "n.jsonl", [*good, {"text": 5, "label": "cat"}]), "line 37: .* holds int, not text")
+    refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]), "line 37: .* half a character")
+    unlabelled = [{"text": "", "label": "cat"}, *good, {"text": "x", "label": None}]
+    refused(tmp_path, write_json(tmp_path / "l.jsonl", unlabelled), "l.jsonl, row 37: remove the row")
+
+
+def write_json(path: Path, rows: list[dict[str, Any]], **options: Any) -> str:
+    path.write_text("".join(json.dumps(row, **options) + "\n" for row in rows))
+    return str(path)
+
+
+def test_what_is_unusual_in_a_table_is_read(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label, "id": i if i % 2 else "x"} for i, (text, label) in enumerate(ROWS)]
+    separator = [*rows, {"text": "one\u2028line", "label": "cat"}, {"text": None, "label": "cat"}]
+    found = prepared(tmp_path, config_of(uri=write_json(tmp_path / "rows.jsonl", separator, ensure_ascii=False)))
+    assert sum(split.num_rows for split in found.splits.values()) == len(ROWS) + 1
+    path = Path(write_csv(tmp_path / "rows.csv", [*ROWS, ("word " * 40_000, "cat")]))
+    path.write_text(path.read_text() + "\n")
+    found = prepared(tmp_path, config_of(uri=str(path)))
+    assert sum(split.num_rows for split in found.splits.values()) == len(ROWS) + 1
+
+
+def test_the_same_files_in_other_splits_are_other_data(tmp_path: Path) -> None:
+    one, two = write_csv(tmp_path / "in/a.csv", ROWS), write_csv(tmp_path / "in/b.csv", [(f"{text} too", of) for text, of in ROWS])
+    sets = [prepared(tmp_path, config_of(uri=uri, **given)) for uri, given in (
+        (one, {"val_uri": two}), (one, {"test_uri": two}), (two, {"val_uri": one}), (str(tmp_path / "in"), {}))]
+    assert [found.splits["validation"].num_rows == len(ROWS) for found in sets] == [True, False, True, False]
+    assert len({found.store.uri for found in sets}) == len({found.fingerprint for found in sets}) == 4
+
+
 def test_a_label_that_training_never_saw_is_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "in/train.csv", ROWS)
     write_csv(tmp_path / "in/val.csv", ROWS)
     write_csv(tmp_path / "in/test.csv", [*ROWS, ("a fish", "fish")])
     refused(tmp_path, str(tmp_path / "in"), r"test.csv, row 36: label 'fish' in column 'label' was never seen in training")
+
+
+def test_an_empty_text_does_not_shift_the_row_that_is_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_csv(tmp_path / f"in/{split}.csv", ROWS)
+    write_csv(tmp_path / "in/test.csv", [("", "cat"), *ROWS, ("a fish", "fish")])
+    refused(tmp_path, str(tmp_path / "in"), r"test.csv, row 37: label 'fish'")
 
 
 def test_too_few_documents_for_the_splits_are_refused(tmp_path: Path) -> None:
