@@ -17,7 +17,7 @@ ALLOWED = {
     "jobs.common": COMMON,
     "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "transformers", "deepspeed", "tokenizers", "peft", "captum",
-                                "babel"} for job in JOBS},
+                                "babel", "huggingface_hub"} for job in JOBS},
 }
 OWN = {
     "cluster": {"cluster"},

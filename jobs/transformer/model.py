@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,8 +137,10 @@ def _with_lora(model: Any, wanted: ModelConfig) -> Any:
     heads = [name for name in kept if any(module == name for module, _ in model.named_children())]
     layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules()
                      if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
-    return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha), target_modules=layers,
-                                            modules_to_save=heads or None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
+        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha), target_modules=layers,
+                                                modules_to_save=heads or None))
 
 
 # ── from token rows to losses ──

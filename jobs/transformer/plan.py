@@ -2,25 +2,30 @@
 
     python -m jobs.transformer.plan --model.name llama-8b --gpus 8 --gpu-memory 80
 
-Formulas: what ZeRO spreads is Rajbhandari et al. 2020, section 5; activations are Korthikanti et al. 2022, section 4, counted here
-for a gated or plain MLP and for attention that keeps no matrix of scores. Needs no cluster and no GPU.
+Needs no cluster and no GPU: parameters are counted on torch's meta device, the rest is arithmetic. What ZeRO spreads is
+Rajbhandari et al. 2020, sections 3 and 5, with what DeepSpeed 0.19 holds beside it; activations are counted as Korthikanti et
+al. 2022 do in section 4, for the layers that there are here. tests/unit/test_plan.py holds both against tensors really kept.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from cluster.errors import ConfigError, TrainyardError
-from jobs.common.config import require
-from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
+from cluster.errors import TrainyardError
+from jobs.common.config import parse, require
+from jobs.common.progress import fail
+from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
 from jobs.transformer.presets import preset
 
 RESERVED = 2.0e9
 """Bytes of a GPU that CUDA's context, libraries and the allocator's fragments take: an allowance, not a formula."""
-_BUCKET_BYTES = 25e6
+_BUCKET_ELEMENTS = ScaleConfig().bucket_mb * 1e6 / 4
+_REUSE_ELEMENTS = 1e9
+"""DeepSpeed's default of stage3_max_reuse_distance, and of sub_group_size."""
 _STRATEGIES = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero1", "cpu"), ("zero2", "cpu"),
                ("zero3", "cpu"), ("zero3", "cpu, weights too"))
 """From the least that is sent and moved to the most."""
@@ -43,20 +48,30 @@ class PlanConfig:
     rows_per_gpu: int = 1
     """Rows in one forward pass on a GPU."""
     vocab_size: int | None = None
-    """Tokens of the vocabulary; by default the model's own as published, or 8192."""
+    """Tokens of a preset's vocabulary; by default as published, or 8192. Of a folder or hub name, its own counts."""
 
     def __post_init__(self) -> None:
         for name in ("gpus", "sequence_length", "rows_per_gpu"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.gpu_memory > 0, "gpu_memory", self.gpu_memory, "must be more than 0")
+        require(self.vocab_size is None or self.vocab_size >= 1, "vocab_size", self.vocab_size, "must be at least 1")
+        require(self.hardware.precision != "fp16", "hardware.precision", "fp16", "its plan is that of bf16: pass that")
+        require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
+                "it sees both sides of a token, so it cannot generate: pass --task classify")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the formulas need of a model."""
+    """What the formulas need of a model. Numbers of parameters are of elements; a tied matrix counts once."""
 
     parameters: int
     trained: int
+    cast: int
+    """Of linear layers: what autocast copies."""
+    largest: int
+    """Of the largest module, which zero3 gathers whole."""
+    largest_trained: int
+    """Of the largest single parameter that is trained: its gradient is whole before it is spread."""
     layers: int
     width: int
     heads: int
@@ -65,19 +80,19 @@ class Shape:
     gated: bool
     fused: bool
     """Whether one matrix gives query, key and value: their rotated copies are kept beside it."""
+    rms_norm: bool
+    """Whether its norms are RMSNorm, which Hugging Face computes in float32 and in two kept steps; else LayerNorm."""
+    projections: int
+    """Linear layers of a layer that read a norm's output."""
     outputs: int
     """Logits a position (the vocabulary), or 0 where there is one row of logits a text."""
-    dropouts: int
-    """Dropouts a layer that keep a mask of (T, width) of one byte."""
-    embeddings: int
-    """Inputs of (T, width) that are kept before the first layer: an encoder normalises its embeddings."""
-    largest: int
-    """Parameters of the largest module, which zero3 gathers whole."""
+    masked: int
+    """Elements of a layer and token under a dropout, of whose mask a byte each is kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """Bytes on one GPU, and in its host's memory."""
+    """Bytes on one GPU, and in its host's memory for each GPU."""
 
     strategy: str
     offload: str
@@ -86,152 +101,242 @@ class Row:
     optimizer: float
     activations: float
     buffers: float
+    """Buckets, and with zero3 weights that are gathered: in use while there are activations."""
+    step: float
+    """What the optimiser adds while it steps, when there are no activations."""
     host: float
 
     @property
     def total(self) -> float:
-        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+        """The most at a time."""
+        return self.parameters + self.gradients + self.optimizer + max(self.activations + self.buffers, self.step)
 
 
+# ── the model ──
 def shape_of(config: PlanConfig) -> Shape:
-    """Counts the model's tensors on torch's meta device, which holds none. Raises: ConfigError."""
+    """Counts the model's tensors on torch's meta device, which holds none.
+
+    Raises: ConfigError if there is no such model, or it takes no rows of that length.
+    """
     from jobs.transformer.model import skeleton
 
     wanted = config.model
     published = preset(wanted.name, config.task).vocab_size if wanted.is_preset else 0
-    details = {"vocab_size": config.vocab_size or published or (8192 if wanted.is_preset else 1), "pad_id": 0, "start_id": 0}
-    model = skeleton(TransformerConfig(task=config.task, data=_data(config.task), model=wanted), details, ("a", "b"))
+    details = {"vocab_size": config.vocab_size or published or 8192, "pad_id": 0, "start_id": 0}
+    data = TextDataConfig(uri="stdlib" if config.task == "generate" else "languages")
+    model = skeleton(TransformerConfig(task=config.task, data=data, model=wanted), details, ("a", "b"))
+    most = getattr(model.config, "max_position_embeddings", None)
+    require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,
+            f"{wanted.name} takes {most} tokens: pass {most} or less")
     return shape_of_model(model, wanted.lora_rank)
 
 
 def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
-    """Of a Hugging Face model, wherever its tensors are."""
+    """Of a Hugging Face model, wherever its tensors are. lora_rank: of updates that it is still to get."""
     from torch import nn
 
     about = model.config
-    total = sum(p.numel() for p in model.parameters())
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    in_layers = [m for name, m in linear.items() if re.search(r"\.\d+\.", name)]
     mlp = getattr(about, "intermediate_size", None) or about.hidden_dim
-    fused = any(m.out_features == 2 * mlp for m in linear)  # gate and up in one matrix, as query, key and value then are
-    gated = fused or any(name.endswith("gate_proj") for name, _ in model.named_modules())
-    low_rank = sum((m.in_features + m.out_features) * lora_rank for m in linear) if lora_rank else 0
+    fused = any(m.out_features == 2 * mlp for m in in_layers)  # gate and up in one matrix, as query, key and value then are
     causal = "CausalLM" in type(model).__name__
+    heads, layers = about.num_attention_heads, about.num_hidden_layers
     return Shape(
-        parameters=total + low_rank, trained=low_rank or total, layers=about.num_hidden_layers, width=about.hidden_size,
-        heads=about.num_attention_heads, kv_heads=getattr(about, "num_key_value_heads", None) or about.num_attention_heads,
-        mlp_width=mlp, gated=gated, fused=fused, outputs=about.vocab_size if causal else 0,
-        dropouts=0 if causal else 2 * bool(getattr(about, "dropout", getattr(about, "hidden_dropout_prob", 0.0))),
-        embeddings=0 if causal else 2,
-        largest=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
+        **_counts(model, linear, lora_rank), layers=layers, width=about.hidden_size, heads=heads,
+        kv_heads=getattr(about, "num_key_value_heads", None) or heads, mlp_width=mlp, fused=fused,
+        gated=fused or any(name.endswith("gate_proj") for name in linear),
+        rms_norm=any("RMSNorm" in type(m).__name__ for m in model.modules()),
+        projections=sum(m.in_features == about.hidden_size for m in in_layers) // layers - 1,  # attention's output is one as well
+        outputs=about.vocab_size if causal else 0, masked=0 if causal else _masked(about, mlp),
     )
 
 
-def activation_bytes(shape: Shape, rows: int, length: int, *, element: int, checkpointing: bool) -> float:
-    """What a forward pass keeps for its backward pass.
+def _counts(model: Any, linear: dict[str, Any], lora_rank: int | None) -> dict[str, int]:
+    """Numbers of parameters. Updates of low rank are those that model.py adds: to all linear layers but heads, which are copied."""
+    total = sum(p.numel() for p in model.parameters())
+    heads = ("classifier", "pre_classifier", "score")
+    whole = [p.numel() for p in model.parameters() if p.requires_grad]
+    updates: list[int] = []
+    copied = 0
+    if lora_rank:
+        adapted = [m for name, m in linear.items() if not name.startswith((*heads, "lm_head"))]
+        copied = sum(p.numel() for name, m in model.named_children() if name in heads for p in m.parameters())
+        updates = [size * lora_rank for m in adapted for size in (m.in_features, m.out_features)]
+        whole = [*updates, copied]
+    cast_ = {p: p.numel() for m in linear.values() for p in m.parameters()}
+    return {
+        "parameters": total + sum(updates) + copied, "trained": sum(whole), "cast": sum(cast_.values()) + sum(updates),
+        "largest": max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
+        "largest_trained": max(whole),
+    }
 
-    Of a layer and token, in elements: two norms' inputs and outputs (4 w), the query, key and value and attention's output
-    (2 w + 2 w kv/heads), and of the MLP its inner activations (4 m gated: gate, its SiLU, up, their product; 2 m plain). With
-    checkpointing only each layer's input, and one layer as above while it is computed again. Logits and their softmax are float32.
+
+def _masked(about: Any, mlp: int) -> int:
+    """DistilBERT has a dropout after the MLP, ModernBERT inside it, BERT and its kin after the MLP and after attention."""
+    if getattr(about, "mlp_dropout", 0.0):
+        return mlp
+    return about.hidden_size * (bool(getattr(about, "dropout", 0.0)) + 2 * bool(getattr(about, "hidden_dropout_prob", 0.0)))
+
+
+# ── activations ──
+def layer_bytes(shape: Shape, *, element: int, residual: int) -> float:
+    """What one layer keeps of one token for the backward pass.
+
+    Korthikanti et al. 2022, section 4.1, count 34 bytes a unit of width, for GPT with 2-byte elements and dropout, and a matrix of
+    scores; here attention keeps none (Dao et al. 2022), key and value have their own number of heads, and the MLP may be gated.
+    element: bytes of what is multiplied. residual: bytes between layers, which is 4 under autocast, where each linear layer keeps
+    its own copy of its input.
     """
-    w, tokens = shape.width, rows * length
-    inner = (4 if shape.gated else 2) * shape.mlp_width
-    attention = 2 * w + 2 * w * shape.kv_heads / shape.heads + 2 * w * shape.fused
-    of_layer = element * (4 * w + attention + inner) + shape.dropouts * w
-    layers = element * w * shape.layers + of_layer if checkpointing else of_layer * shape.layers
-    return tokens * (layers + element * w * shape.embeddings + shape.outputs * (element + 4.0 + (4.0 if element < 4 else 0.0)))
+    w = shape.width
+    inputs = (2 if residual == element else shape.projections) * element * w
+    attention = element * (2 * w + 2 * w * shape.kv_heads / shape.heads + 2 * w * shape.fused)  # query, output; key, value; before
+    mlp = element * (4 if shape.gated else 2) * shape.mlp_width  # gate, its SiLU, up, their product; or before and after GELU
+    return 2 * _norm_bytes(shape, residual) + inputs + attention + mlp + shape.masked
 
 
+def _norm_bytes(shape: Shape, residual: int) -> float:
+    """LayerNorm keeps its input; RMSNorm that in float32, and the normalised before it is scaled."""
+    return shape.width * (4 + residual if shape.rms_norm else residual)
+
+
+def kept_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkpointing: bool) -> float:
+    """What a forward pass keeps up to the last layer; with checkpointing each layer's input only."""
+    outside = _norm_bytes(shape, residual) + element * shape.width
+    of_layer = residual * shape.width if checkpointing else layer_bytes(shape, element=element, residual=residual)
+    return tokens * (of_layer * shape.layers + outside)
+
+
+def activation_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkpointing: bool) -> float:
+    """The most at a time: as the loss is computed or, with checkpointing, as a layer is computed again.
+
+    Logits are there in `element` bytes, in float32, and as logarithms of probabilities (Korthikanti et al. 2022, section 4.3).
+    """
+    loss = tokens * shape.outputs * (8.0 + (element if element < 4 else 0.0))
+    again = tokens * layer_bytes(shape, element=element, residual=residual) if checkpointing else 0.0
+    kept = kept_bytes(shape, tokens, element=element, residual=residual, checkpointing=checkpointing)
+    return kept + max(loss, again)
+
+
+# ── strategies ──
 def plan(config: PlanConfig, shape: Shape | None = None) -> list[Row]:
-    """A row for each strategy and offload. Raises: ConfigError for a model that is not to be had."""
+    """A row for each strategy and offload, the cheapest first. Raises: ConfigError for a model that is not to be had."""
     shape = shape or shape_of(config)
-    return [_row(config, shape, strategy, offload) for strategy, offload in _STRATEGIES]
+    return [_ddp(config, shape), *(_zero(config, shape, int(name[-1]), offload) for name, offload in _STRATEGIES if name != "ddp")]
 
 
-def _row(config: PlanConfig, shape: Shape, strategy: str, offload: str) -> Row:
-    """ddp computes from float32 weights, which autocast copies; DeepSpeed holds weights and gradients in `precision`.
+def _ddp(config: PlanConfig, shape: Shape) -> Row:
+    """float32 weights, gradients and two moments: 16 bytes a parameter (Rajbhandari et al. 2020, section 3.1).
 
-    Moments (2 x 4 bytes a trained parameter) and, under ZeRO, the float32 copy of the weights are spread over the GPUs by all
-    stages, gradients by zero2 and zero3, weights by zero3 (Rajbhandari et al. 2020, figure 1).
+    Autocast adds a copy of the linear layers' weights, which is kept from the forward pass for the backward pass.
     """
-    half = config.hardware.precision != "fp32"
-    element, n, all_, trained = (2 if half else 4), config.gpus, shape.parameters, shape.trained
-    stage = 0 if strategy == "ddp" else int(strategy[-1])
-    kept = activation_bytes(shape, config.rows_per_gpu, config.sequence_length, element=element,
-                            checkpointing=config.model.activation_checkpointing)
-    if stage == 0:
-        return Row(strategy, offload, 4.0 * all_ + (2.0 * all_ if half else 0.0), 4.0 * trained, 8.0 * trained, kept, 0.0, 0.0)
-    weights = element * all_ / (n if stage == 3 else 1)
-    gradients = element * trained / (n if stage >= 2 else 1)
-    optimizer = 12.0 * trained / n
-    buffers = 2 * _BUCKET_BYTES / 4 * element + (element * shape.largest if stage == 3 else 0.0)
-    host = 0.0
+    element = _element(config)
+    copies = element * shape.cast if element < 4 else 0.0
+    return Row(strategy="ddp", offload="none", parameters=4.0 * shape.parameters + copies, gradients=4.0 * shape.trained,
+               optimizer=8.0 * shape.trained, activations=_activations(config, shape, residual=4), buffers=0.0, step=0.0, host=0.0)
+
+
+def _zero(config: PlanConfig, shape: Shape, stage: int, offload: str) -> Row:
+    """DeepSpeed 0.19 holds weights and gradients in `precision`, and a float32 copy of the weights with two moments.
+
+    That copy and the moments (12 bytes a trained parameter) are spread by all stages, gradients by 2 and 3, weights by 3
+    (Rajbhandari et al. 2020, section 5, figure 1). Stage 1 holds whole gradients between the passes of a step; DeepSpeed's own
+    estimate_zero2_model_states_mem_needs is the sum for stage 2, less AdamW's scratch in `step`.
+    """
+    e, n, trained = _element(config), config.gpus, shape.trained
+    weights = e * shape.parameters / (n if stage == 3 else 1)
+    gradients, optimizer = e * trained / (n if stage > 1 else 1), 12.0 * trained / n
+    step, host = 8.0 * min(trained / n, _REUSE_ELEMENTS), 0.0  # the gradient in float32, and the root of the second moment
     if offload != "none":
-        host, optimizer = optimizer + 4.0 * trained / n, 0.0
+        host, optimizer, step = optimizer + _offloaded(shape, e, n, stage), 0.0, 0.0
         gradients = gradients if stage == 1 else 0.0
     if "weights" in offload:
         host, weights = host + weights, 0.0
-    return Row(strategy, offload, weights, gradients, optimizer, kept, buffers, host)
+    return Row(strategy=f"zero{stage}", offload=offload, parameters=weights, gradients=gradients, optimizer=optimizer, step=step,
+               activations=_activations(config, shape, residual=e), buffers=_buffers(shape, e, stage, offload), host=host)
 
 
+def _offloaded(shape: Shape, element: int, gpus: int, stage: int) -> float:
+    """In the host's memory beside weights and moments: gradients in float32 and in `precision`; stages 1 and 2 copy the new weights
+    there, stage 2 sums up the passes, and both have room for the largest gradient."""
+    copies = {1: 1, 2: 2, 3: 1}[stage]
+    return (4.0 + copies * element) * shape.trained / gpus + (element * shape.largest_trained if stage < 3 else 0.0)
+
+
+def _buffers(shape: Shape, element: int, stage: int, offload: str) -> float:
+    """Two buckets; the largest gradient before it is spread; and of stage 3 the weights that are gathered.
+
+    Those are one module's and a bucket fetched ahead; but DeepSpeed lets none go that is used again within 10^9 elements
+    (stage3_max_reuse_distance), so that where forward turns into backward the last half of these are there.
+    """
+    whole = shape.largest_trained if stage > 1 or offload != "none" else 0
+    gathered = min(shape.parameters, max(shape.largest, _REUSE_ELEMENTS / 2) + _BUCKET_ELEMENTS) if stage == 3 else 0.0
+    return element * (2 * _BUCKET_ELEMENTS + whole + gathered)
+
+
+def _element(config: PlanConfig) -> int:
+    return 4 if config.hardware.precision == "fp32" else 2
+
+
+def _activations(config: PlanConfig, shape: Shape, residual: int) -> float:
+    return activation_bytes(shape, config.rows_per_gpu * config.sequence_length, element=_element(config), residual=residual,
+                            checkpointing=config.model.activation_checkpointing)
+
+
+# ── for people ──
 def table(config: PlanConfig, rows: Sequence[Row], shape: Shape) -> str:
-    """For people: 10^9 bytes on one GPU."""
+    """10^9 bytes on one GPU, and what to use."""
     room = config.gpu_memory * 1e9 - RESERVED
-    head = ("strategy", "offload", "weights", "gradients", "optimiser", "activations", "buffers", "total", "host", "")
+    head = ("strategy", "offload", "weights", "gradients", "optimiser", "activations", "buffers", "step", "total", "host", "")
     lines = [head, *((r.strategy, r.offload, *(f"{value / 1e9:.2f}" for value in (
-        r.parameters, r.gradients, r.optimizer, r.activations, r.buffers, r.total, r.host)),
+        r.parameters, r.gradients, r.optimizer, r.activations, r.buffers, r.step, r.total, r.host)),
         "fits" if r.total <= room else "too large") for r in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    cells = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+    cells = [[cell.ljust(w) if i in (0, 1, 10) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
              for line in lines]
     text = "\n".join("  ".join(line).rstrip() for line in cells)
     title = (f"{config.model.name}: {shape.parameters / 1e9:.3f} x 10^9 parameters, {config.hardware.precision}, "
              f"{config.gpus} GPUs of {config.gpu_memory:g} GB ({RESERVED / 1e9:g} GB kept free), "
              f"{config.rows_per_gpu} x {config.sequence_length} tokens a pass")
-    return f"{title}\nGB on each GPU, and of its host's memory:\n{text}\n{advice(config, rows, room)}"
+    legend = ("GB (10^9 bytes) on each GPU; total: weights, gradients, optimiser, and the larger of activations with buffers, and\n"
+              "what a step of the optimiser adds; host: memory of the machine for each GPU:")
+    return f"{title}\n{legend}\n{text}\n{advice(config, rows, room)}"
 
 
 def advice(config: PlanConfig, rows: Sequence[Row], room: float) -> str:
-    """The first strategy that fits, or what to change."""
+    """One sentence: the first strategy that fits, or what to change. room: bytes of a GPU that may be used."""
     fitting = next((row for row in rows if row.total <= room), None)
     if fitting is not None:
         offload = "" if fitting.offload == "none" else " --scale.offload cpu" + (
             " --scale.offload-parameters" if "weights" in fitting.offload else "")
-        return f"use: --scale.strategy {fitting.strategy}{offload}"
-    what = "a smaller --sequence-length, more --gpus, or --model.lora-rank"
-    return "none fits: try " + (what if config.model.activation_checkpointing else f"--model.activation-checkpointing, {what}")
-
-
-def _data(task: str) -> Any:
-    from jobs.transformer.config import TextDataConfig
-
-    return TextDataConfig(uri="stdlib" if task == "generate" else "languages")
+        return (f"use: --scale.strategy {fitting.strategy}{offload}: of what fits it sends and moves the least "
+                f"({fitting.total / 1e9:.1f} of {room / 1e9:.1f} GB).")
+    least = min(rows, key=lambda row: row.total)
+    checkpointing = "" if config.model.activation_checkpointing else "--model.activation-checkpointing, "
+    return (f"none fits: the smallest, {least.strategy} with offload {least.offload}, needs {least.total / 1e9:.1f} of "
+            f"{room / 1e9:.1f} GB: try {checkpointing}a smaller --sequence-length, more --gpus, or --model.lora-rank.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the plan. Returns the exit code: 2 for a mistake of the user's."""
-    import contextlib
-    import io
-
-    import tyro
-
-    from jobs.common.progress import fail
-
-    heard = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard):
-            config = tyro.cli(PlanConfig, args=arguments, prog="python -m jobs.transformer.plan")
-        if config.hardware.precision == "fp16":
-            raise ConfigError("--hardware.precision fp16: its plan is that of bf16: pass that")
+        config: PlanConfig = parse(cast(Any, PlanConfig), sys.argv[1:] if arguments is None else arguments,
+                                   "python -m jobs.transformer.plan")
+        _quieten_hub(config)
         shape = shape_of(config)
         print(table(config, plan(config, shape), shape))
-    except SystemExit as stop:
-        if stop.code:
-            fail(" ".join(heard.getvalue().split()))
-        return 2 if stop.code else 0
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
     return 0
+
+
+def _quieten_hub(config: PlanConfig) -> None:
+    """A hub that is not reached is one message of ours, not six of its own before it."""
+    if not config.model.is_preset:
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from jobs.common.session import Session
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.flops import counted_parameters, flops_per_token, peak_flops
+from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 
 _WARMUP_STEPS = 5
 
@@ -45,5 +45,5 @@ class Throughput:
         rate = self.tokens / self.seconds
         shown = {"tokens/s": f"{rate:,.0f}"}
         if self.peak_flops:
-            shown["MFU"] = f"{rate * self.flops_per_token / self.peak_flops:.1%}"
+            shown["MFU"] = f"{mfu(rate, self.flops_per_token, self.peak_flops):.1%}"
         session.note(shown=shown, tokens_per_s=rate)
