@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cluster.errors import TrainyardError
 from cluster.storage import Store
 from jobs.common.blocks import Measure, SplitWriter
 from jobs.common.dataset import INDEX_FILE, SPLITS, Column, Dataset, SplitName
@@ -38,11 +39,14 @@ def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Datase
         return Dataset.load(store)
     blocks = f"blocks-{uuid.uuid4().hex[:12]}"
     try:
-        return _commit(build(store, blocks), store)
+        dataset = _commit(build(store, blocks), store)
     except BaseException:
         with contextlib.suppress(OSError):  # a storage that fails is the cause already
             _remove(store, blocks)
         raise
+    with contextlib.suppress(OSError, TrainyardError):  # what is committed stands, whatever becomes of leftovers
+        _sweep(store, dataset.blocks)
+    return dataset
 
 
 @contextlib.contextmanager
@@ -70,7 +74,6 @@ def _commit(dataset: Dataset, store: Store) -> Dataset:
         _remove(store, dataset.blocks)
         return earlier
     store.write_text(INDEX_FILE, dataset.to_json())
-    _sweep(store, dataset.blocks)
     return dataset
 
 

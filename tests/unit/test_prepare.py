@@ -192,6 +192,17 @@ def test_two_processes_that_prepare_the_same_data_at_once_do_no_harm(source: str
     assert not list(tmp_path.glob("**/*.partial"))
 
 
+def test_leftovers_that_vanish_under_the_sweep_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> float:
+        raise FileNotFoundError("another process removed it just now")
+
+    monkeypatch.setattr("jobs.common.prepared._last_written", gone)
+    storage, config = Store.open(str(tmp_path)), ImageDataConfig()
+    first = prepare(config, storage, use_ray=False)
+    assert Dataset.load(first.store) == first
+    assert list(first.store.local_path(first.blocks).rglob("*.parquet")), "what was committed is there"
+
+
 def test_an_error_in_the_middle_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
     labels, images = pa.array(LABELS[:12_000]), IMAGES[:12_000].astype(np.float32)
     good = prepare(ImageDataConfig(), Store.open(str(tmp_path / "out")), use_ray=False)
