@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check bench soak lock clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.mlp.demo
@@ -21,6 +21,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.benchmarks --soak $(ARGS)
 
 # Re-resolve every extra (needs uv); torch's own CUDA wheels are left to pip, see lock.txt.
 lock:

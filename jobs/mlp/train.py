@@ -32,7 +32,7 @@ from jobs.mlp.config import MlpConfig, OptimConfig
 from jobs.mlp.data import normalisation
 from jobs.mlp.model import Mlp
 from jobs.pytorch.group import Group
-from jobs.pytorch.setup import light, set_lr, set_up_torch
+from jobs.pytorch.setup import compiled, light, set_lr, set_up_torch
 
 
 def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]:
@@ -46,7 +46,7 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
         total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
         session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
         patience = config.train.early_stopping_epochs
-        forward = torch.compile(model) if config.hardware.compile else model
+        forward = compiled(model) if config.hardware.compile else model
 
         while (progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience):
             session.pace.start()

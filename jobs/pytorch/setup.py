@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from cluster.errors import ConfigError
 from jobs.common.session import Session
@@ -24,6 +25,19 @@ def set_up_torch(session: Session, threads: int) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.cuda.set_device(device)
     return device
+
+
+def compiled(model: nn.Module) -> Any:
+    """The model under torch.compile; its weights stay where they are. Raises: ConfigError where no compiler is installed."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError("--hardware.compile: torch.compile writes C++, and this worker's machine has no compiler: install g++ "
+                          "there (apt-get install g++), or leave the option out") from None
+    return torch.compile(model)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

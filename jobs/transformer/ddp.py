@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jobs.pytorch.group import Group
 from jobs.pytorch.overlap import OverlappedGradients
-from jobs.pytorch.setup import set_lr
+from jobs.pytorch.setup import compiled, set_lr
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
 
@@ -41,7 +41,7 @@ class Ddp:
         self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr,
                                             betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
         self._gradients = OverlappedGradients(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6)
-        self.forward = torch.compile(self.model) if config.hardware.compile else self.model
+        self.forward = compiled(self.model) if config.hardware.compile else self.model
 
     def passing(self) -> Any:
         """Around a forward pass."""

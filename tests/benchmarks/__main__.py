@@ -1,4 +1,5 @@
-"""`make bench`, or `python -m tests.benchmarks [NAME …] [--quick]`: measures, writes results/NAME.json and the READMEs' tables.
+"""`make bench` and `make soak`: `python -m tests.benchmarks [NAME …] [--soak] [--quick]` measures, writes results/NAME.json and the
+READMEs' tables.
 
 Exit code 1 if a threshold is missed. `--quick` only tries the benchmarks out: tiny settings, nothing is written.
 """
@@ -16,16 +17,20 @@ from tests.benchmarks import results
 
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
          "transformer_throughput")
+SOAKS = ("strategies",)
+"""What runs long and is no measurement: full matrices."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=f"which: {', '.join(NAMES)} (all)")
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS], metavar="NAME",
+                        help=f"which: {', '.join((*NAMES, *SOAKS))} (all of `make bench`)")
+    parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to try it out; writes nothing, checks nothing")
     parser.add_argument("--folder", type=Path, help="where data and runs go meanwhile (a temporary folder)")
     asked = parser.parse_args()
     failures: list[str] = []
-    for name in asked.names or NAMES:
+    for name in asked.names or (SOAKS if asked.soak else NAMES):
         with tempfile.TemporaryDirectory(prefix=f"trainyard-bench-{name}-", dir=asked.folder) as folder:
             failures += run(name, Path(folder), quick=asked.quick)
     for failure in failures:

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from cluster.errors import ConfigError
 from jobs.common.session import Session
 from jobs.pytorch.group import Group
 from jobs.pytorch.setup import set_up_torch
@@ -15,6 +17,8 @@ from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.shards import fill, gathered, items, to_arrays
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import passes, strategy
+from tests.pairwise import Combination
+from tests.unit.token_rows import config_of
 
 STEPS = 50
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -66,6 +70,32 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
         assert model.step(1e-3) == "taken"
         session.tick()
         yield
+
+
+OPTIONS: dict[str, Sequence[Any]] = {
+    "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"),
+    "precision": ("fp32", "bf16"),
+    "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True), "lora_rank": (None, 4),
+}
+"""What is combined, here pairwise and by `make soak` all of it; the GPU's own options are left to a GPU."""
+
+
+def allowed(combination: Combination) -> bool:
+    try:
+        return bool(combined(config_of(), fields_of(combination)))
+    except ConfigError:
+        return False
+
+
+def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
+    offload = combination["offload"]
+    return {
+        "scale": {"strategy": combination["strategy"], "offload": offload.split(" ")[0],
+                  "offload_parameters": offload.endswith("parameters")},
+        "hardware": {"precision": combination["precision"]}, "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
+        "optim": {"clip_norm": combination["clip_norm"]},
+        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")},
+    }
 
 
 def covers(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:

@@ -1,18 +1,20 @@
 """The Transformer's scale strategies: the same answer from all of them, on real workers under the local binding."""
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.errors import ConfigError
+from jobs.pytorch import setup
 from jobs.transformer.config import HardwareConfig
 from jobs.transformer.model import build_model
 from jobs.transformer.plan import PlanConfig, plan, shape_of_model
-from tests.pairwise import Combination, pairwise
-from tests.unit.strategy_loops import STEPS, STRATEGIES, combined
+from tests.pairwise import pairwise
+from tests.unit.strategy_loops import OPTIONS, STEPS, STRATEGIES, allowed, fields_of
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 
@@ -41,32 +43,6 @@ def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.Ca
             assert sum(held) / 3 == pytest.approx(expected, rel=0.1), (name, kind)
 
 
-OPTIONS = {
-    "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"),
-    "precision": ("fp32", "bf16"),
-    "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True), "lora_rank": (None, 4),
-}
-"""What is combined; torch.compile and the GPU's own options are left to `make soak` and to a GPU."""
-
-
-def allowed(combination: Combination) -> bool:
-    try:
-        return bool(combined(config_of(), fields_of(combination)))
-    except ConfigError:
-        return False
-
-
-def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
-    offload = combination["offload"]
-    return {
-        "scale": {"strategy": combination["strategy"], "offload": offload.split(" ")[0],
-                  "offload_parameters": offload.endswith("parameters")},
-        "hardware": {"precision": combination["precision"]}, "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
-        "optim": {"clip_norm": combination["clip_norm"]},
-        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")},
-    }
-
-
 def test_every_two_options_together_train_and_their_slices_come_back(tmp_path: Path) -> None:
     chosen = pairwise(OPTIONS, allowed)
     assert len(chosen) < 20
@@ -79,3 +55,21 @@ def test_every_two_options_together_train_and_their_slices_come_back(tmp_path: P
         for combination, found in zip(chosen, json.loads((folder / f"covers-{rank}.json").read_text()), strict=True):
             assert found["same"] and found["finite"], combination
             assert found["losses"][-1] < found["losses"][0] + 0.02, combination
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ (apt-get install g++)")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_trains_as_the_other_does(tmp_path: Path) -> None:
+    folder, dataset = tmp_path / "covers", token_rows(tmp_path)
+    folder.mkdir()
+    (folder / "combinations.json").write_text(json.dumps([{"hardware": {"compile": compile}} for compile in (False, True)]))
+    run_group(folder, dataset, config_of(run={"name": "covers", "hang_timeout_s": 300.0}), "tests.unit.strategy_loops:covers", 1)
+    plain, compiled = json.loads((folder / "covers-0.json").read_text())
+    assert compiled["losses"] == pytest.approx(plain["losses"], abs=1e-4)
+    assert compiled["same"] and compiled["finite"]
+
+
+def test_without_a_compiler_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(ConfigError, match=r"--hardware.compile: .* has no compiler: install g\+\+"):
+        setup.compiled(torch.nn.Linear(1, 1))
