@@ -11,22 +11,28 @@ from jobs.common.evaluation import Evaluation
 from jobs.common.job import Trained
 from jobs.common.predictions import Predictions
 from jobs.common.report_page import Section, note, table
+from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import read_texts
 
 
 def letters(trained: Trained) -> Evaluation:
-    """TF-IDF of 1 to 4 letters within words (min_df 2, sublinear) and logistic regression (C 10), on the same split's test rows."""
+    """What `fitted` is worth."""
+    return judge_split(trained, fitted(trained.config))
+
+
+def fitted(config: TransformerConfig) -> Predictions:
+    """TF-IDF of 1 to 4 letters within words (min_df 2, sublinear) and logistic regression (C 10): on the split's test rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    found = read_texts(trained.config)
+    found = read_texts(config)
     assert found.codes is not None
     rows: dict[str, Any] = {split: found.of(split) for split in ("train", "test")}
     counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2, sublinear_tf=True)
     known = counts.fit_transform([found.texts[i] for i in rows["train"]])
     model = LogisticRegression(C=10, max_iter=200).fit(known, found.codes[rows["train"]])
     answers = model.predict_proba(counts.transform([found.texts[i] for i in rows["test"]])).astype(np.float32)
-    return judge_split(trained, Predictions(rows["test"], found.codes[rows["test"]].astype(np.int64), answers))
+    return Predictions(rows["test"], found.codes[rows["test"]].astype(np.int64), answers)
 
 
 def section(model: Evaluation, baseline: Evaluation) -> Section:

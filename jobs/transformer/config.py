@@ -175,9 +175,12 @@ class TextTrainConfig(TrainConfig):
     """Rows of one optimiser step over all workers; a multiple of the most workers."""
     evaluate_every_steps: int | None = None
     """Evaluates after so many steps, too, not only at an epoch's end."""
+    mask_tokens: float = 0.0
+    """Of a training row's tokens, how many are hidden on average, when classifying: a row's share is drawn from 0 to twice that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0 <= self.mask_tokens <= 0.5, "train.mask_tokens", self.mask_tokens, "must be at least 0 and at most 0.5")
         require(self.evaluate_every_steps is None or self.evaluate_every_steps >= 1, "train.evaluate_every_steps",
                 self.evaluate_every_steps, "must be at least 1")
 
@@ -230,6 +233,8 @@ class TransformerConfig(Config):
                 "is for --task classify: to generate pass --data.uri stdlib, or your own text")
         require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
                 "is for --task generate: to classify pass --data.uri languages, or your own rows")
+        require(self.task == "classify" or not self.train.mask_tokens, "train.mask_tokens", self.train.mask_tokens,
+                "is for --task classify")
         require(self.task == "classify" or self.data.tokenizer != "wordpiece", "data.tokenizer", "wordpiece",
                 "it loses case and spaces, so it cannot give a text back: pass bpe, bytes or characters")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,

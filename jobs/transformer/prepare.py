@@ -28,7 +28,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.sources import TextFragment, Texts, TextSource, find_source, labels_of
 from jobs.transformer.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SAMPLE_ROWS = 2000
 RAY_CHARACTERS = 8_000_000
 """Smaller sources are tokenised here: starting Ray Data's tasks takes seconds."""
@@ -158,7 +158,8 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     return {
         "task": config.task, "max_length": config.data.max_length, "vocab_size": len(tokenizer), "tokenizer": kind_of(config),
         "tokenizer_sha256": digest, "pad_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        "start_id": start, "end_id": eos if eos is not None and eos != start else None, "empty": found.empty,
+        "start_id": start, "end_id": eos if eos is not None and eos != start else None, "mask_id": tokenizer.mask_token_id,
+        "special_ids": sorted(tokenizer.all_special_ids), "empty": found.empty,
         "truncated": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0),
         "bytes": {split: sum(len(found.texts[i].encode()) for i in found.of(split)) for split in SPLITS},
     }

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cluster.errors import ConfigError
 from jobs.common.dataset import Columns, Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.model import classification_loss, inputs_of, packed_inputs, token_losses
@@ -55,22 +56,26 @@ class Classify:
     pad_id: int
     label_smoothing: float
     device: torch.device
+    mask: "Mask | None" = None
+    """Of training rows."""
 
     def sizes(self, batches: Sequence[Batch]) -> Tensor:
         real = [batch.rows for batch in batches if batch.weight]
         return torch.tensor([sum(len(rows["label"]) for rows in real), sum(int(rows["length"].sum()) for rows in real)],
                             dtype=torch.float64)
 
-    def logits(self, forward: Forward, rows: Columns) -> Tensor:
-        """(m, K)."""
-        return forward(**inputs_of(rows["tokens"], rows["length"], self.pad_id, self.device)).logits
+    def inputs(self, rows: Columns) -> dict[str, Tensor]:
+        return inputs_of(rows["tokens"], rows["length"], self.pad_id, self.device)
 
     def loss(self, forward: Forward, rows: Columns) -> Tensor:
         labels = torch.from_numpy(np.ascontiguousarray(rows["label"])).to(self.device)
-        return classification_loss(self.logits(forward, rows), labels, self.label_smoothing)
+        inputs = self.inputs(rows)
+        if self.mask is not None:
+            inputs["input_ids"] = self.mask.hide(inputs["input_ids"])
+        return classification_loss(forward(**inputs).logits, labels, self.label_smoothing)
 
     def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
-        logits = self.logits(forward, rows).float().cpu()
+        logits = forward(**self.inputs(rows)).logits.float().cpu()
         labels = torch.from_numpy(np.ascontiguousarray(rows["label"]))
         sums = torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), classification_loss(logits, labels)],
                             dtype=torch.float64)
@@ -79,6 +84,21 @@ class Classify:
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
         rows, right, loss = sums
         return {"accuracy": right / rows, "loss": loss / rows}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Hides tokens from a model that is trained, so that it learns to do without any one of them."""
+
+    mask_id: int
+    special_ids: tuple[int, ...]
+    share: float
+
+    def hide(self, ids: Tensor) -> Tensor:
+        """ids: (m, T). A row's share of hidden tokens is uniform from 0 to 2 `share`; special ones stay. Draws from torch."""
+        chance = torch.rand(len(ids), 1) * 2 * self.share  # on the CPU: the same rows whatever the device
+        hidden = (torch.rand(ids.shape) < chance).to(ids.device)
+        return ids.masked_fill(hidden & ~torch.isin(ids, torch.tensor(self.special_ids, device=ids.device)), self.mask_id)
 
 
 @dataclass(frozen=True)
@@ -117,5 +137,14 @@ class Generate:
 def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -> Task:
     about = dataset.details
     if config.task == "classify":
-        return Classify(about["pad_id"], config.optim.label_smoothing, device)
+        return Classify(about["pad_id"], config.optim.label_smoothing, device, _mask(about, config))
     return Generate(about["start_id"], about["end_id"], device)
+
+
+def _mask(about: Mapping[str, Any], config: TransformerConfig) -> Mask | None:
+    if not config.train.mask_tokens:
+        return None
+    if about["mask_id"] is None:
+        raise ConfigError(f"--train.mask-tokens {config.train.mask_tokens}: the tokenizer of {config.model.name} has no mask "
+                          "token: leave the option out")
+    return Mask(about["mask_id"], tuple({*about["special_ids"], about["pad_id"]}), config.train.mask_tokens)

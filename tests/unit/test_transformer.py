@@ -16,6 +16,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, build_model, packed_inputs, token_losses
 from jobs.transformer.shards import Fragment, Slice, fill, gathered, items, to_arrays
+from jobs.transformer.tasks import Mask, task_of
 from tests.unit.token_rows import config_of
 
 DETAILS: dict[str, Any] = {"max_length": 32, "vocab_size": 64, "pad_id": 0, "start_id": 0, "end_id": None}
@@ -126,6 +127,40 @@ def test_buckets_depend_on_the_model_alone() -> None:
     assert [[p.numel() for p in bucket] for bucket in _cut(parameters, 1000)] == [[10], [300], [20, 5]]
 
 
+# ── hidden tokens ──
+def test_masked_tokens_are_as_many_as_asked_for_never_special_and_drawn_again_alike() -> None:
+    ids = torch.randint(5, 60, (4000, 32))
+    ids[:, 0], ids[:, 20:] = 2, 0
+    mask = Mask(mask_id=4, special_ids=(0, 1, 2, 3, 4), share=0.15)
+    torch.manual_seed(3)
+    hidden = mask.hide(ids)
+    torch.manual_seed(3)
+    assert torch.equal(hidden, mask.hide(ids))
+    changed = hidden != ids
+    assert (hidden[changed] == 4).all() and not changed[:, 0].any() and not changed[:, 20:].any()
+    shares = changed[:, 1:20].float().mean(1)
+    assert float(shares.mean()) == pytest.approx(0.15, abs=0.01)
+    assert float(shares.std()) > 0.1, "a row's share is drawn, too"
+
+
+def test_only_training_rows_are_masked() -> None:
+    config = config_of(task="classify", data={"uri": "languages"}, train={"mask_tokens": 0.5})
+    rows = {"tokens": np.full((8, 16), 9, np.int32), "length": np.full(8, 16, np.int32), "label": np.zeros(8, np.int64)}
+    dataset: Any = type("", (), {"details": DETAILS | {"mask_id": 4, "special_ids": [0, 4]}})
+    task, seen = task_of(dataset, config, torch.device("cpu")), list[bool]()
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        seen.append(bool((input_ids == 4).any()))
+        return type("", (), {"logits": torch.zeros(8, 3)})
+
+    task.loss(forward, rows)
+    task.predict(forward, rows)
+    assert seen == [True, False]
+    dataset.details["mask_id"] = None
+    with pytest.raises(ConfigError, match=r"--train.mask-tokens 0.5: the tokenizer of tiny has no mask token"):
+        task_of(dataset, config, torch.device("cpu"))
+
+
 # ── what is refused ──
 @pytest.mark.parametrize(("flags", "message"), [
     (["--hardware.precision", "fp16"], "fp16 needs"),
@@ -135,6 +170,9 @@ def test_buckets_depend_on_the_model_alone() -> None:
     (["--scale.strategy", "zero3", "--hardware.compile"], "ddp only"),
     (["--model.attention", "flash_attention_2"], "needs a GPU"),
     (["--task", "generate"], "is for --task classify"),
+    (["--task", "generate", "--data.uri", "stdlib", "--train.mask-tokens", "0.1"], "is for --task classify"),
+    (["--task", "generate", "--data.uri", "stdlib", "--data.tokenizer", "wordpiece"], "cannot give a text back"),
+    (["--train.mask-tokens", "0.6"], "at most 0.5"),
     (["--task", "generate", "--data.uri", "stdlib", "--model.name", "distilbert"], "cannot generate"),
     (["--model.name", "some/folder", "--model.layers", "3"], "is for a preset"),
     (["--train.global-batch-size", "31", "--run.workers", "2"], "nearest is"),

@@ -1,0 +1,81 @@
+"""jobs.transformer with clocks: where a step's time goes. `python -m tests.benchmarks.transformer_watched …` takes the job's flags.
+
+The loop is not changed: the session and the functions that it calls are. What is no communication, data or checkpoint is compute.
+Each rank leaves steps/rank-N.json: of each step its seconds, its real tokens, and how much of it went where.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jobs.transformer.train as loop
+from jobs.common.run import main
+from jobs.common.session import Session
+from jobs.pytorch.group import Group
+from jobs.pytorch.overlap import OverlappedGradients
+from jobs.transformer.data import JOB
+
+
+def train(session: Session, config: Any) -> Any:
+    """jobs.transformer.train.train, watched."""
+    clocks = {"communication": 0.0, "data": 0.0, "checkpoint": 0.0, "tokens": 0.0}
+    stamps: list[dict[str, float]] = []
+    for owner, name in ((Group, "total"), (OverlappedGradients, "finish")):
+        setattr(owner, name, _clocked(getattr(owner, name), clocks, "communication"))
+    session.save = _clocked(session.save, clocks, "checkpoint")  # type: ignore[method-assign]
+    _watch_feed(session, clocks)
+    stepped = session.stepped
+
+    def watched(**values: Any) -> None:
+        stepped(**values)
+        stamps.append({"at": time.perf_counter(), **clocks})
+
+    session.stepped = watched  # type: ignore[method-assign]
+    try:
+        return loop.train(session, config)
+    finally:
+        steps = [{name: after[name] - before[name] for name in after} for before, after in itertools.pairwise(stamps)]
+        session.run_store.write_text(f"steps/rank-{session.rank}.json", json.dumps(steps))
+
+
+def _clocked(function: Callable[..., Any], clocks: dict[str, float], name: str) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            clocks[name] += time.perf_counter() - began
+
+    return timed
+
+
+def _watch_feed(session: Session, clocks: dict[str, float]) -> None:
+    make_feed = session.feed
+
+    def watched_feed(*args: Any) -> Any:
+        feed = make_feed(*args)
+        epoch_of = feed.epoch
+
+        def epoch(number: int, start_step: int = 0) -> Iterator[Any]:
+            steps = epoch_of(number, start_step)
+            while True:
+                began = time.perf_counter()
+                taken = next(steps, None)
+                clocks["data"] += time.perf_counter() - began
+                if taken is None:
+                    return
+                clocks["tokens"] += sum(float(columns["length"].sum()) for columns in taken[1].values())
+                yield taken
+
+        feed.epoch = epoch  # type: ignore[method-assign]
+        return feed
+
+    session.feed = watched_feed  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(main(replace(JOB, train="tests.benchmarks.transformer_watched:train")))
