@@ -54,6 +54,8 @@ class ModelConfig:
     """Of a preset: how many attention heads."""
     width: int | None = None
     """Of a preset: the hidden size."""
+    attention_window: int | None = None
+    """Of `tiny`, when classifying: tokens to each side that one attends to in each layer; None: all. With few, n-grams count."""
     pretrained: bool = True
     """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
     dropout: float | None = None
@@ -68,7 +70,7 @@ class ModelConfig:
     """The updates count alpha / rank times."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "lora_rank"):
+        for name in ("layers", "heads", "width", "attention_window", "lora_rank"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
         require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout,
@@ -233,6 +235,8 @@ class TransformerConfig(Config):
                 "is for --task classify: to generate pass --data.uri stdlib, or your own text")
         require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
                 "is for --task generate: to classify pass --data.uri languages, or your own rows")
+        require(self.model.attention_window is None or (self.task == "classify" and self.model.name == "tiny"),
+                "model.attention_window", self.model.attention_window, "is for --task classify with --model.name tiny")
         require(self.task == "classify" or not self.train.mask_tokens, "train.mask_tokens", self.train.mask_tokens,
                 "is for --task classify")
         require(self.task == "classify" or self.data.tokenizer != "wordpiece", "data.tokenizer", "wordpiece",

@@ -11,8 +11,8 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.errors import ConfigError
 from jobs.common import artifact
@@ -28,6 +29,7 @@ from jobs.common.artifact import Artifact
 from jobs.transformer.config import ModelConfig, TransformerConfig
 from jobs.transformer.presets import preset
 
+_PLAIN_ATTENTION_TOKENS = 128
 IGNORED = -100
 """A target that does not count, as in torch.nn.functional.cross_entropy."""
 
@@ -70,7 +72,8 @@ def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_n
     labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
     options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
     if wanted.is_preset:
-        size = preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width).options(task)
+        size = replace(preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width),
+                       window=wanted.attention_window).options(task)
         ids: dict[str, Any] = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
         ids["pad_token_id"] = details["pad_id"]
         known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
@@ -92,6 +95,16 @@ def _attention(config: TransformerConfig) -> str:
         return config.model.attention
     usable = config.run.gpus_per_worker and config.hardware.precision != "fp32" and importlib.util.find_spec("flash_attn")
     return "flash_attention_2" if usable else "sdpa"
+
+
+def attention_kernels(config: TransformerConfig, device: str) -> AbstractContextManager[Any]:
+    """For as long as a model is trained: which of SDPA's kernels may be used.
+
+    On a CPU the backward pass of the fused one takes about 20 µs a row and head in bfloat16, however short the rows are, ten
+    times what the plain one takes for 16 tokens; for 128 it is about as fast (torch 2.13, tests/benchmarks/attention.py).
+    """
+    slow = device == "cpu" and config.hardware.precision == "bf16" and config.data.max_length <= _PLAIN_ATTENTION_TOKENS
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 
 def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architecture: Any) -> None:

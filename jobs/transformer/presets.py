@@ -24,6 +24,8 @@ class Preset:
     tied: bool = True
     """Whether input and output embeddings are one matrix."""
     dropout: float = 0.0
+    window: int | None = None
+    """Of `modernbert`: tokens to each side that a token attends to, in every layer; None: all."""
     rope_theta: float = 10_000.0
 
     def resized(self, layers: int | None, heads: int | None, width: int | None) -> "Preset":
@@ -41,9 +43,11 @@ class Preset:
                     "attention_dropout": self.dropout, "seq_classif_dropout": self.dropout}
         if self.family == "modernbert":
             rope = {"rope_type": "default", "rope_theta": self.rope_theta}
+            kind = "sliding_attention" if self.window else "full_attention"
             return {"model_type": "modernbert", "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
                     "hidden_size": self.width, "intermediate_size": self.mlp_width, "max_position_embeddings": self.max_positions,
-                    "layer_types": ["full_attention"] * self.layers, "rope_parameters": {"full_attention": rope},
+                    "layer_types": [kind] * self.layers, "rope_parameters": {kind: rope},
+                    "local_attention": 2 * (self.window or 64),
                     "classifier_pooling": "mean", "embedding_dropout": self.dropout, "mlp_dropout": self.dropout,
                     "classifier_dropout": self.dropout}
         return {"model_type": "llama", "num_hidden_layers": self.layers, "num_attention_heads": self.heads,

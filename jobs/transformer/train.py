@@ -29,7 +29,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Ddp
 from jobs.transformer.deepspeed import Zero
 from jobs.transformer.evaluate import evaluate, predict_with_best
-from jobs.transformer.model import build_model
+from jobs.transformer.model import attention_kernels, build_model
 from jobs.transformer.shards import fill, to_arrays
 from jobs.transformer.tasks import Batch, Task, task_of
 from jobs.transformer.throughput import Throughput
@@ -133,7 +133,8 @@ def strategy(session: Session, config: TransformerConfig, group: Group) -> Gener
     if spread.sharded:
         session.shard_checkpoints()
     try:
-        yield spread
+        with attention_kernels(config, session.device):
+            yield spread
     finally:
         spread.close()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.benchmarks import results
 
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
-         "transformer_throughput", "transformer_steps", "languages", "shakespeare", "library")
+         "transformer_throughput", "attention", "transformer_steps", "languages", "shakespeare", "library")
 SOAKS = ("strategies",)
 """What runs long and is no measurement: full matrices."""
 

@@ -14,7 +14,7 @@ from jobs.common.order import Order
 from jobs.pytorch.overlap import _cut
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
-from jobs.transformer.model import IGNORED, build_model, packed_inputs, token_losses
+from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
 from jobs.transformer.shards import Fragment, Slice, fill, gathered, items, to_arrays
 from jobs.transformer.tasks import Mask, task_of
 from tests.unit.token_rows import config_of
@@ -161,6 +161,29 @@ def test_only_training_rows_are_masked() -> None:
         task_of(dataset, config, torch.device("cpu"))
 
 
+# ── attention ──
+@pytest.mark.parametrize(("window", "seen"), [(None, 12), (1, 3), (2, 5)])
+def test_a_token_attends_to_as_many_on_each_side_as_asked_for(window: int | None, seen: int) -> None:
+    config = config_of(task="classify", data={"uri": "languages"}, model={"layers": 1, "attention_window": window})
+    model = build_model(config, DETAILS, ("a", "b")).eval()
+    ids = torch.arange(5, 17)[None]
+    changed = ids.clone()
+    changed[0, 6] = 60
+    hidden = [model.model(input_ids=each).last_hidden_state[0] for each in (ids, changed)]
+    assert int(((hidden[0] - hidden[1]).abs().amax(1) > 1e-7).sum()) == seen
+
+
+def test_short_rows_in_bf16_do_without_the_fused_kernel_on_a_cpu() -> None:
+    def fused(precision: str, length: int, device: str = "cpu") -> bool:
+        config = config_of(data={"max_length": length}, hardware={"precision": precision})
+        with attention_kernels(config, device):
+            return torch.backends.cuda.flash_sdp_enabled()
+
+    assert not fused("bf16", 64)
+    assert fused("bf16", 512) and fused("fp32", 64) and fused("bf16", 64, "cuda")
+    assert torch.backends.cuda.flash_sdp_enabled(), "afterwards as before"
+
+
 # ── what is refused ──
 @pytest.mark.parametrize(("flags", "message"), [
     (["--hardware.precision", "fp16"], "fp16 needs"),
@@ -173,6 +196,7 @@ def test_only_training_rows_are_masked() -> None:
     (["--task", "generate", "--data.uri", "stdlib", "--train.mask-tokens", "0.1"], "is for --task classify"),
     (["--task", "generate", "--data.uri", "stdlib", "--data.tokenizer", "wordpiece"], "cannot give a text back"),
     (["--train.mask-tokens", "0.6"], "at most 0.5"),
+    (["--model.name", "distilbert", "--model.attention-window", "2"], "with --model.name tiny"),
     (["--task", "generate", "--data.uri", "stdlib", "--model.name", "distilbert"], "cannot generate"),
     (["--model.name", "some/folder", "--model.layers", "3"], "is for a preset"),
     (["--train.global-batch-size", "31", "--run.workers", "2"], "nearest is"),
