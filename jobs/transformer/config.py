@@ -128,7 +128,7 @@ class ScaleConfig:
     offload: Literal["none", "cpu", "nvme"] = "none"
     """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, or on a disk (zero3 only)."""
     offload_parameters: bool = False
-    """With zero3 and an offload: the weights lie there too."""
+    """With zero3 and `--scale.offload cpu`: the weights lie there too."""
     offload_path: str | None = None
     """With `nvme`: a folder on the worker's own disk."""
     bucket_mb: float = 25.0
@@ -141,12 +141,12 @@ class ScaleConfig:
                 "needs --scale.strategy zero1, zero2 or zero3")
         require(self.offload != "nvme" or self.strategy == "zero3", "scale.offload", self.offload,
                 "a disk is used by --scale.strategy zero3 only: pass that, or --scale.offload cpu")
-        require(self.offload != "nvme", "scale.offload", self.offload,
-                "is rendered into DeepSpeed's config but has not been trained with yet: pass cpu")
         require(self.offload != "nvme" or bool(self.offload_path), "scale.offload", self.offload,
                 "needs --scale.offload-path, a folder on each worker's own disk")
-        require(not self.offload_parameters or (self.strategy == "zero3" and self.offload != "none"), "scale.offload_parameters",
-                self.offload_parameters, "needs --scale.strategy zero3 and --scale.offload cpu or nvme")
+        require(self.offload_path is None or self.offload == "nvme", "scale.offload_path", self.offload_path,
+                "needs --scale.offload nvme")
+        require(not self.offload_parameters or (self.strategy == "zero3" and self.offload == "cpu"), "scale.offload_parameters",
+                self.offload_parameters, "needs --scale.strategy zero3 and --scale.offload cpu")
         require(self.deepspeed_json is None or self.strategy != "ddp", "scale.deepspeed_json", self.deepspeed_json,
                 "needs --scale.strategy zero1, zero2 or zero3")
         require(self.bucket_mb > 0, "scale.bucket_mb", self.bucket_mb, "must be more than 0")

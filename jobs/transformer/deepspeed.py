@@ -7,6 +7,7 @@ DeepSpeed divides by, and the last pass of a step is named as such. All workers 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportPrivateUsage=false
 
+import functools
 import json
 import logging
 import math
@@ -24,31 +25,32 @@ from jobs.pytorch.group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Outcome, parameter_groups
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
+from jobs.transformer.swap import SwapFolder, require_compiler
 
 
 # ── the config ──
-def deepspeed_config(config: TransformerConfig) -> dict[str, Any]:
-    """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added.
+def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None) -> dict[str, Any]:
+    """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added. swap_folder: of `--scale.offload nvme`.
 
     Raises: ConfigError if that file cannot be read, or says otherwise than an option here.
     """
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,  # the loop's own business, see above
-        "zero_optimization": _zero(config), "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": config.optim.clip_norm or 0.0, "steps_per_print": 2**31,
+        "zero_optimization": _zero(config, swap_folder), "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False, "gradient_clipping": config.optim.clip_norm or 0.0, "steps_per_print": 2**31,
         "bf16": {"enabled": config.hardware.precision == "bf16"}, "fp16": {"enabled": config.hardware.precision == "fp16"},
     }
     path = config.scale.deepspeed_json
     return ours if path is None else merged(ours, _read(path), path)
 
 
-def _zero(config: TransformerConfig) -> dict[str, Any]:
+def _zero(config: TransformerConfig, swap_folder: Path | None) -> dict[str, Any]:
     scale, elements = config.scale, int(config.scale.bucket_mb * 1e6 / 4)
     zero: dict[str, Any] = {"stage": int(scale.strategy[-1]), "reduce_bucket_size": elements, "allgather_bucket_size": elements,
                             "contiguous_gradients": True, "overlap_comm": config.run.gpus_per_worker > 0}
     if scale.strategy == "zero3":
         zero |= {"stage3_prefetch_bucket_size": elements, "stage3_param_persistence_threshold": 0}
-    place = {"device": scale.offload} | ({"nvme_path": scale.offload_path} if scale.offload == "nvme" else {})
+    place = {"device": scale.offload} | ({"nvme_path": str(swap_folder)} if swap_folder else {})
     if scale.offload != "none":
         zero["offload_optimizer"] = place
     if scale.offload_parameters:
@@ -80,20 +82,6 @@ def _read(path: str) -> dict[str, Any]:
     return cast(dict[str, Any], values)
 
 
-def check_offload_path(config: TransformerConfig) -> None:
-    """Raises: ConfigError if an offload's folder cannot be written by this worker."""
-    path = config.scale.offload_path
-    if config.scale.offload == "nvme" and path is not None:
-        try:
-            Path(path).mkdir(parents=True, exist_ok=True)
-            probe = Path(path) / f".trainyard-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(f"--scale.offload-path {path}: cannot be written ({error.strerror}): name a folder on each worker's "
-                              "own disk") from error
-
-
 # ── the engine ──
 class Zero:
     """The model on one worker, spread by DeepSpeed. All workers make the same passes."""
@@ -102,14 +90,17 @@ class Zero:
     sharded = True
 
     def __init__(self, config: TransformerConfig, model: nn.Module, group: Group, device: torch.device) -> None:
-        check_offload_path(config)
         self._group = group
+        self._swap: SwapFolder | None = None
+        if config.scale.offload_path is not None:
+            require_compiler()
+            self._swap = SwapFolder(config.scale.offload_path)
         self._names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
         optim = config.optim
         optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, optim.beta2),
                                       eps=optim.eps)
         with peers_needed():
-            self._engine = _initialize(model, optimizer, deepspeed_config(config))
+            self._engine = _initialize(model, optimizer, deepspeed_config(config, self._swap and self._swap.path))
         self.forward = self._engine
         self.model: nn.Module = self._engine.module
         self._zero: Any = self._engine.optimizer
@@ -161,39 +152,66 @@ class Zero:
 
     def fragments(self, steps: int) -> Iterator[Fragment]:
         """The slices that this worker owns. steps: how many have been taken, for AdamW's own count of them."""
+        copies: dict[int, dict[str, Tensor]] = {}
         for parameter, name in self._names.items():
             if parameter.requires_grad and (place := self._place(parameter)) is not None:
-                flat, offset, start, count = place
-                state = self._state(flat, steps)
-                tensors = {WEIGHTS: flat, **{kind: state[kind] for kind in KINDS[1:]}}
-                yield Fragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()})
+                group, offset, start, count = place
+                written = None
+                if not self._swapped(group):
+                    tensors = self._tensors(group, steps)
+                else:
+                    if group not in copies:
+                        copies[group] = self._copied(group, steps)
+                        written = functools.partial(self._write_back, group, steps, copies[group])
+                    tensors = copies[group]
+                yield Fragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()}, written)
 
-    def _place(self, parameter: Any) -> tuple[Tensor, int, int, int] | None:
-        """(flat fp32 tensor, offset in it, first element of the parameter, count) of the slice that this worker owns."""
+    def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
+        """(group, offset in its flat tensors, first element of the parameter, count) of the slice that this worker owns."""
         if self._stage < 3:
             mapping = getattr(parameter, "_hp_mapping", None)
             if mapping is None:
                 return None
             group = next(i for i, members in enumerate(self._zero.bit16_groups) if any(p is parameter for p in members))
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-            return self._zero.single_partition_of_fp32_groups[group], here.start, there.start, there.numel
+            return group, here.start, there.start, there.numel
         group, offset, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
         start = self._start(parameter)
         count = min(size, parameter.ds_numel - start)
-        return (self._zero.fp32_partitioned_groups_flat[group], offset, start, count) if count > 0 else None
+        return (group, offset, start, count) if count > 0 else None
 
-    def _state(self, flat: Tensor, steps: int) -> dict[str, Tensor]:
-        """AdamW's moments of a flat tensor, made as it would make them where it has not stepped yet."""
+    def _tensors(self, group: int, steps: int) -> dict[str, Tensor]:
+        """A group's flat tensors, fp32, as they are in memory."""
+        partitions = self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
+        flat = partitions[group]
         state = self._zero.optimizer.state[flat]
-        if "exp_avg" not in state:
+        if "exp_avg" not in state:  # as AdamW makes them in its first step
             state |= {kind: torch.zeros_like(flat) for kind in KINDS[1:]}
         state["step"] = torch.tensor(float(steps))
-        return state
+        return {WEIGHTS: flat, **{kind: state[kind] for kind in KINDS[1:]}}
+
+    def _swapped(self, group: int) -> bool:
+        """Whether its tensors are on disk between steps: DeepSpeed leaves those under 1 MiB in memory."""
+        return self._swap is not None and self._zero._swappable_optimizer_subgroup(group)
+
+    def _copied(self, group: int, steps: int) -> dict[str, Tensor]:
+        self._zero._optimizer_states_and_gradient_swap_in(group)
+        copies = {kind: tensor.detach().clone() for kind, tensor in self._tensors(group, steps).items()}
+        self._zero._optimizer_states_and_gradient_swap_out(group)
+        return copies
+
+    def _write_back(self, group: int, steps: int, copies: dict[str, Tensor]) -> None:
+        self._zero._optimizer_states_and_gradient_swap_in(group)
+        for kind, tensor in self._tensors(group, steps).items():
+            tensor.detach().copy_(copies[kind])
+        self._zero._optimizer_states_and_gradient_swap_out(group)
 
     def close(self) -> None:
         """Lets go of what DeepSpeed keeps in global places, so that the next generation begins anew in this process."""
         self._engine.destroy()
         _forget()
+        if self._swap is not None:
+            self._swap.close()
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:

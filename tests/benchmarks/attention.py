@@ -34,7 +34,7 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
             name = f"{precision}, {' × '.join(map(str, shape))}"
             samples[name] = [times(shape, precision) for _ in range(settings.repetitions + 1)][1:]
             fused, plain = (statistics.median(taken) for taken in zip(*samples[name], strict=True))
-            used = precision == "bfloat16" and shape[2] < _PLAIN_ATTENTION_TOKENS
+            used = precision == "bfloat16" and shape[2] <= _PLAIN_ATTENTION_TOKENS
             figures.append(Figure(name=name, value=fused / plain, at_least=1.0 if used else None))
     return Outcome(figures=tuple(figures), samples=samples, notes=NOTES)
 

@@ -133,9 +133,12 @@ def cover(session: Session, config: TransformerConfig, group: Group) -> dict[str
         steps = take(session, config, model, group, again, 4)
         # the fourth step's rows come first here: what counts is that both see the same weights
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters() if p.requires_grad}
-        now = gathered(items(_all_parts(group, to_arrays(model.fragments(3)))), shapes)
+        own = {name: np.array(values) for name, values in to_arrays(model.fragments(3)).items()}
+        now = gathered(items(_all_parts(group, own)), shapes)
     before = gathered(items(parts), shapes)
-    return {"losses": losses, "same": all(np.array_equal(now[name], before[name]) for name in before),
+    same = (all(np.array_equal(now[name], before[name]) for name in before)
+            and kept.keys() == own.keys() and all(np.array_equal(own[name], kept[name]) for name in kept))
+    return {"losses": losses, "same": same,
             "finite": all(bool(np.isfinite(values).all()) for values in before.values())}
 
 

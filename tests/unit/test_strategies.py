@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.cpp_extension import get_default_build_root
 
 from cluster.errors import ConfigError
 from jobs.pytorch import setup
 from jobs.transformer.config import HardwareConfig
 from jobs.transformer.model import build_model
 from jobs.transformer.plan import PlanConfig, plan, shape_of_model
+from jobs.transformer.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
 from tests.unit.strategy_loops import OPTIONS, STEPS, STRATEGIES, allowed, fields_of
 from tests.unit.token_rows import config_of, run_group, token_rows
@@ -55,6 +57,45 @@ def test_every_two_options_together_train_and_their_slices_come_back(tmp_path: P
         for combination, found in zip(chosen, json.loads((folder / f"covers-{rank}.json").read_text()), strict=True):
             assert found["same"] and found["finite"], combination
             assert found["losses"][-1] < found["losses"][0] + 0.02, combination
+
+
+def test_with_the_optimizer_on_a_disk_it_trains_as_without(tmp_path: Path) -> None:
+    if not list(Path(get_default_build_root()).glob("*/async_io/async_io.so")):
+        pytest.skip("DeepSpeed's access to files is not compiled here yet, which takes minutes: `make soak` does it")
+    folder, disk, dataset = tmp_path / "covers", tmp_path / "disk", token_rows(tmp_path)
+    folder.mkdir()
+    scales = [{"strategy": "zero3"}, {"strategy": "zero3", "offload": "nvme", "offload_path": str(disk)}]
+    (folder / "combinations.json").write_text(json.dumps([{"scale": scale} for scale in scales]))
+    config = config_of(run={"workers": "2", "name": "covers", "hang_timeout_s": 300.0}, model={"width": 256})
+    run_group(folder, dataset, config, "tests.unit.strategy_loops:covers", 2)
+    for rank in range(2):
+        memory, swapped = json.loads((folder / f"covers-{rank}.json").read_text())
+        assert swapped["losses"] == pytest.approx(memory["losses"], abs=1e-6)
+        assert swapped["same"] and swapped["finite"]
+    assert not list(disk.iterdir())
+
+
+def test_what_a_killed_worker_left_on_the_disk_is_removed_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+    left = tmp_path / "trainyard-swap-left"
+    left.mkdir()
+    (left / "lock").touch()
+    (other := tmp_path / "other").mkdir()
+    first = SwapFolder(str(tmp_path))
+    second = SwapFolder(str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted([other, first.path, second.path])
+    first.close()
+    second.close()
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_disk_that_cannot_be_written_and_a_compiler_that_is_not_there_are_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file := tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"offload-path .*/file/below: cannot be written \(Not a directory\): name a folder"):
+        SwapFolder(str(file / "below"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"lacks g\+\+, .*apt-get install g\+\+.*or pass --scale.offload cpu"):
+        require_compiler()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ (apt-get install g++)")

@@ -1,0 +1,58 @@
+"""`--scale.offload nvme`: where DeepSpeed swaps the optimiser's state to, and what this machine needs for that."""
+# pyright: reportMissingTypeStubs=false
+
+import fcntl
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from cluster.errors import ConfigError
+
+_PREFIX, _LOCK = "trainyard-swap-", "lock"
+
+
+class SwapFolder:
+    """A worker's own folder below `--scale.offload-path`, for as long as the object is open: DeepSpeed's own names in it are
+    those of ranks, the same for every run on the machine. What killed workers left there is removed."""
+
+    def __init__(self, offload_path: str) -> None:
+        """Raises: ConfigError if it cannot be written."""
+        above = Path(offload_path).expanduser()
+        try:
+            above.mkdir(parents=True, exist_ok=True)
+            for folder in above.glob(f"{_PREFIX}*"):
+                _remove_if_left(folder)
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
+            self._lock: IO[str] = (self.path / _LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ConfigError(f"--scale.offload-path {offload_path}: cannot be written ({error.strerror}): name a folder on each "
+                              "worker's own disk") from error
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _remove_if_left(folder: Path) -> None:
+    """A folder whose owner is gone: the kernel has let go of its lock. One without a lock is just being made."""
+    try:
+        with (folder / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except (FileNotFoundError, BlockingIOError):
+        pass
+
+
+def require_compiler() -> None:
+    """DeepSpeed compiles its file access on the worker. Raises: ConfigError that names what is missing for it."""
+    from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
+    from torch.utils import cpp_extension
+
+    needed: dict[str, bool] = {"g++": shutil.which("g++") is not None, "ninja-build": cpp_extension.is_ninja_available(),
+              "libaio-dev": AsyncIOBuilder().is_compatible()}
+    if missing := [name for name, there in needed.items() if not there]:
+        raise ConfigError("--scale.offload nvme: DeepSpeed compiles its access to files on the worker, and this worker's machine "
+                          f"lacks {', '.join(missing)}: install that there (apt-get install {' '.join(missing)}), or pass "
+                          "--scale.offload cpu")
