@@ -61,6 +61,6 @@ def job(folder: Path, uri: Path, model: str, steps: int, seed: int) -> dict[str,
              "--optim.lr", "1e-4", "--optim.schedule", "linear", "--optim.warmup-steps", "20", "--optim.weight-decay", "0.01",
              "--optim.clip-norm", "1.0", "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
     with python("tests.benchmarks.transformer_watched", *flags, folder=folder) as started:
-        loss = started.finished(600)["metrics"]["validation"]["loss"]
+        loss = started.finished(600)["metrics"]["validation"]["log_loss"]
     taken = json.loads((folder / "steps/rank-0.json").read_text())
     return {"loss": loss, "seconds": sum(step["at"] for step in taken[SKIPPED:])}
