@@ -16,17 +16,15 @@ from pathlib import Path
 from tests.benchmarks import results
 
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
-         "transformer_throughput", "transformer_steps", "attention", "languages", "library", "shakespeare")
+         "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library", "shakespeare")
 SOAKS = ("strategies",)
 """What runs long and is no measurement: full matrices."""
-UNMEASURED: tuple[str, ...] = ("fine_tuning",)
-"""Written and tried out, without a committed result yet: run by name; with a result, a name moves to NAMES."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS, *UNMEASURED], metavar="NAME",
-                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join((*SOAKS, *UNMEASURED))}")
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS], metavar="NAME",
+                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join(SOAKS)}")
     parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to try it out; writes nothing, checks nothing")
     parser.add_argument("--folder", type=Path, help="where data and runs go meanwhile (a temporary folder)")
