@@ -209,6 +209,7 @@ class Zero:
     def close(self) -> None:
         """Lets go of what DeepSpeed keeps in global places, so that the next generation begins anew in this process."""
         self._engine.destroy()
+        _destroy_groups()
         _forget()
         if self._swap is not None:
             self._swap.close()
@@ -229,6 +230,18 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict
     return engine
 
 
+_GROUPS = ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP")
+
+
+def _destroy_groups() -> None:
+    """The process groups that DeepSpeed made beside the one it was given: each has threads of its own."""
+    from deepspeed.utils import groups
+
+    made: list[Any] = [getattr(groups, name) for name in _GROUPS]
+    for group in {id(group): group for group in made if group is not None and group is not torch.distributed.group.WORLD}.values():
+        torch.distributed.destroy_process_group(group)
+
+
 def _forget() -> None:
     """DeepSpeed 0.19 keeps the process groups of the generation before, and counts modules and parameters on from it.
 
@@ -243,5 +256,5 @@ def _forget() -> None:
     count: Any = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__  # a list as a default argument
     count[0][0] = 0
     comm.cdb = None
-    for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
+    for name in _GROUPS:
         setattr(groups, name, None)

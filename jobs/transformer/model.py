@@ -125,8 +125,23 @@ def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
             f"you trust it, convert it once: python -c \"from transformers import AutoModel; AutoModel.from_pretrained("
             f"'{wanted.name}', use_safetensors=False).save_pretrained('{wanted.name}')\"")
     where = str(folder) if folder.is_dir() else wanted.name
-    return _looking_for(wanted.name, lambda: kind.from_pretrained(where, config=architecture, use_safetensors=True,
-                                                                  dtype=torch.float32))
+    with _without_progress_bar():
+        return _looking_for(wanted.name, lambda: kind.from_pretrained(where, config=architecture, use_safetensors=True,
+                                                                      dtype=torch.float32))
+
+
+@contextmanager
+def _without_progress_bar() -> Generator[None]:
+    """Reading weights takes a moment; the bar that transformers draws for it would stand between a run's own lines."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _looking_for(name: str, load: Any) -> Any:
@@ -300,7 +315,7 @@ def load(path: str | Path) -> Classifier | LanguageModel:
     opened = artifact.open_artifact(path)
     about = opened.manifest.description
     task, before = about.config["task"], about.preprocessing
-    with local_folder(opened) as folder:
+    with local_folder(opened) as folder, _without_progress_bar():
         model: Any = _auto_class(task).from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     if task == "classify":

@@ -135,6 +135,7 @@ def cover(session: Session, config: TransformerConfig, group: Group) -> dict[str
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters() if p.requires_grad}
         own = {name: np.array(values) for name, values in to_arrays(model.fragments(3)).items()}
         now = gathered(items(_all_parts(group, own)), shapes)
+    assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "the group that all combinations share"
     before = gathered(items(parts), shapes)
     same = (all(np.array_equal(now[name], before[name]) for name in before)
             and kept.keys() == own.keys() and all(np.array_equal(own[name], kept[name]) for name in kept))
