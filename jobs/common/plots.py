@@ -32,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": _FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True, "legend.facecolor": _PANEL,
     "legend.edgecolor": _FAINT, "legend.framealpha": 0.85, "legend.fancybox": False, "figure.facecolor": "none",
-    "axes.facecolor": "none", "savefig.facecolor": "none",
+    "axes.facecolor": "none", "savefig.facecolor": "none", "axes.formatter.limits": (-3, 5),
 }  # fmt: skip
 
 Line = tuple[Sequence[float], Sequence[float]]

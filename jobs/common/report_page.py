@@ -135,6 +135,7 @@ caption{text-align:left;padding-bottom:6px}
 th,td{padding:4px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{color:var(--soft);font-weight:600}
 th:first-child{text-align:left;font-weight:500;padding-left:0}
+table:not(.confusion) th:first-child{white-space:normal;overflow-wrap:break-word}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 28px;margin:0;font-size:.87rem}
 .facts div{display:flex;justify-content:space-between;gap:14px;border-bottom:1px solid var(--line);padding:3px 0;min-width:0}
 .facts dt{color:var(--soft);flex:none;max-width:72%;overflow-wrap:anywhere}
