@@ -28,7 +28,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.sources import TextFragment, Texts, TextSource, find_source, labels_of
 from jobs.transformer.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SAMPLE_ROWS = 2000
 RAY_CHARACTERS = 8_000_000
 """Smaller sources are tokenised here: starting Ray Data's tasks takes seconds."""
@@ -141,7 +141,7 @@ def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, us
         (_write_rows if found.codes is not None else _write_stream)(found, config, tokenizer, details, writers, use_ray)
         splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
     if found.codes is not None:
-        _write_sample(found, store, blocks)
+        _write_sample(found, config, store, blocks)
     _tell(details, splits, config, say)
     fingerprint = content_fingerprint({"details": details, "class_names": found.class_names}, writers)
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint, splits=splits, columns=tuple(columns),
@@ -170,7 +170,7 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details:
     assert found.codes is not None
     length = config.data.max_length
     for split in SPLITS:
-        ids, row = found.of(split), 0
+        ids, row = found.of(split) if split == "train" else _mixed(found, split, config), 0
         for encoded in _encoded([found.texts[i] for i in ids], tokenizer, length, use_ray):
             full, tokens = encoded[:, 0], encoded[:, 2:]
             chosen = ids[row : row + len(encoded)]
@@ -180,13 +180,17 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details:
             row += len(encoded)
 
 
+def _mixed(found: Read, split: SplitName, config: TransformerConfig) -> npt.NDArray[np.int64]:
+    """Row ids of a split in an order that has nothing to do with the source's: its first rows stand for all."""
+    ids = found.of(split)
+    return ids[np.argsort(keyed_hash(config.data.split_seed, ids), kind="stable")]
+
+
 def _write_stream(found: Read, config: TransformerConfig, tokenizer: Any, details: dict[str, Any], writers: Writers,
                   use_ray: bool) -> None:
     first = 0
     for split in SPLITS:
-        ids = found.of(split)
-        ids = ids[np.argsort(keyed_hash(config.data.split_seed, ids), kind="stable")]
-        documents = _documents([found.texts[i] for i in ids], tokenizer, details, use_ray)
+        documents = _documents([found.texts[i] for i in _mixed(found, split, config)], tokenizer, details, use_ray)
         for rows in packed(documents, config.data.max_length, details["tokens"], split):
             writers[split].append({"tokens": rows, "row_id": np.arange(first, first + len(rows))})
             first += len(rows)
@@ -278,12 +282,12 @@ def waste(details: dict[str, Any], splits: dict[SplitName, Split]) -> float:
 
 
 # ── beside the blocks ──
-def _write_sample(found: Read, store: Store, blocks: str) -> None:
+def _write_sample(found: Read, config: TransformerConfig, store: Store, blocks: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     assert found.codes is not None
-    ids = found.of("test")[:SAMPLE_ROWS]
+    ids = _mixed(found, "test", config)[:SAMPLE_ROWS]
     table = pa.table({"row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]})
     with store.writing(f"{blocks}/sample.parquet") as sink:
         pq.write_table(table, sink)
