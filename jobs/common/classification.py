@@ -10,21 +10,22 @@ from jobs.common.artifact import Array, Probe
 from jobs.common.dataset import SPLITS
 from jobs.common.evaluation import Evaluation, evaluate, worst_mistakes
 from jobs.common.job import Trained, Verdict
+from jobs.common.permutation import IntArray
 from jobs.common.predictions import Predictions
 from jobs.common.report_images import Mistakes
 
 PROBE_ROWS = 4
 
 
-def judge(trained: Trained, probe_inputs: Mapping[str, Array]) -> Verdict:
-    """probe_inputs: the first `probe_rows(trained)` test rows as the artifact's input tensors.
+def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray) -> Verdict:
+    """probe_inputs: some test rows as the artifact's input tensors. probed: their positions in the split.
 
     Raises: TrainingFailedError if a prediction is not finite.
     """
     predicted = {split: trained.predictions(split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
     require_finite(predicted)
     judged = {split: judge_split(trained, p) for split, p in predicted.items()}
-    probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[:probe_rows(trained)]})
+    probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
     return Verdict(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
                    headlines=headlines(judged["test"]))
 
@@ -32,7 +33,7 @@ def judge(trained: Trained, probe_inputs: Mapping[str, Array]) -> Verdict:
 def judge_images(trained: Trained) -> Verdict:
     """As `judge`, with the images that were wrong with the greatest confidence."""
     first = np.arange(probe_rows(trained))
-    verdict = judge(trained, {"image": trained.rows("test", first)["image"]})
+    verdict = judge(trained, {"image": trained.rows("test", first)["image"]}, first)
     test = trained.predictions("test")
     worst = worst_mistakes(test.probabilities, test.labels)
     said = test.probabilities[worst].argmax(1)

@@ -32,8 +32,8 @@ def verdict_of(trained: Trained) -> Verdict:
 
 
 def _of_classes(trained: Trained) -> Verdict:
-    texts = sample(trained.dataset)[2][: probe_rows(trained)]
-    return judge(trained, {"text": np.array(texts, dtype=object)})
+    shown, count = sample(trained.dataset), probe_rows(trained)
+    return judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
 
 
 def _of_tokens(trained: Trained) -> Verdict:

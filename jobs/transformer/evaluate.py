@@ -97,13 +97,14 @@ def predict_with_best(session: Session, model: Any, task: Task, config: Transfor
 def _predict_spoilt(session: Session, model: Any, task: Task, config: TransformerConfig) -> None:
     """Each worker its share of the sample's texts, perturbed in each of the ways."""
     tokenizer, size = load_tokenizer(session.dataset), config.eval.batch_size
-    ids, labels, texts = sample(session.dataset)
+    shown = sample(session.dataset)
+    texts = shown.texts
     most = min(len(texts), config.eval.robustness_rows)
     mine = range(session.rank, most, session.world_size)
     passes = -(-len(range(0, most, session.world_size)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
-        spoilt = [perturb(texts[i], (config.run.seed, int(ids[i]))) if perturb else texts[i] for i in mine]
-        rows = encode_rows(tokenizer, spoilt, config.data.max_length) | {"label": labels[mine], "row_id": ids[mine]}
+        spoilt = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
+        rows = encode_rows(tokenizer, spoilt, config.data.max_length) | {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
         _write(session, f"robustness {name}", judged(session, model, task, sorted_batches(rows, size), passes))
 
 

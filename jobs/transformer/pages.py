@@ -67,13 +67,13 @@ def _explained(trained: Trained, made: Artifact) -> list[Section]:
 
     model = load(made.store.location())
     assert isinstance(model, Classifier)
-    _, labels, texts = sample(trained.dataset)
-    test = trained.predictions("test")
-    chosen = explained_rows(test.probabilities[: len(texts)], test.labels[: len(texts)], trained.config.eval.explained_rows)
+    shown, test = sample(trained.dataset), trained.predictions("test")
+    probabilities = test.probabilities[shown.positions]
+    chosen = explained_rows(probabilities, shown.labels, trained.config.eval.explained_rows)
     names = trained.dataset.class_names
-    rows = [TextAttribution(label=names[int(labels[i])], predicted=names[e.predicted], gap=e.gap, tokens=e.pieces,
-                            confidence=float(test.probabilities[i].max()), attributions=np.array(e.attributions))
-            for i, e in zip(chosen, model.explain([texts[i] for i in chosen]), strict=True)]
+    rows = [TextAttribution(label=names[int(shown.labels[i])], predicted=names[e.predicted], gap=e.gap, tokens=e.pieces,
+                            confidence=float(probabilities[i].max()), attributions=np.array(e.attributions))
+            for i, e in zip(chosen, model.explain([shown.texts[i] for i in chosen]), strict=True)]
     return [text_section(rows, baseline=_BASELINE)]
 
 

@@ -170,7 +170,7 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details:
     assert found.codes is not None
     length = config.data.max_length
     for split in SPLITS:
-        ids, row = found.of(split) if split == "train" else _mixed(found, split, config), 0
+        ids, row = found.of(split), 0
         for encoded in _encoded([found.texts[i] for i in ids], tokenizer, length, use_ray):
             full, tokens = encoded[:, 0], encoded[:, 2:]
             chosen = ids[row : row + len(encoded)]
@@ -180,17 +180,13 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details:
             row += len(encoded)
 
 
-def _mixed(found: Read, split: SplitName, config: TransformerConfig) -> npt.NDArray[np.int64]:
-    """Row ids of a split in an order that has nothing to do with the source's: its first rows stand for all."""
-    ids = found.of(split)
-    return ids[np.argsort(keyed_hash(config.data.split_seed, ids), kind="stable")]
-
-
 def _write_stream(found: Read, config: TransformerConfig, tokenizer: Any, details: dict[str, Any], writers: Writers,
                   use_ray: bool) -> None:
     first = 0
     for split in SPLITS:
-        documents = _documents([found.texts[i] for i in _mixed(found, split, config)], tokenizer, details, use_ray)
+        ids = found.of(split)
+        ids = ids[np.argsort(keyed_hash(config.data.split_seed, ids), kind="stable")]
+        documents = _documents([found.texts[i] for i in ids], tokenizer, details, use_ray)
         for rows in packed(documents, config.data.max_length, details["tokens"], split):
             writers[split].append({"tokens": rows, "row_id": np.arange(first, first + len(rows))})
             first += len(rows)
@@ -287,18 +283,34 @@ def _write_sample(found: Read, config: TransformerConfig, store: Store, blocks: 
     import pyarrow.parquet as pq
 
     assert found.codes is not None
-    ids = _mixed(found, "test", config)[:SAMPLE_ROWS]
-    table = pa.table({"row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]})
+    every = found.of("test")
+    positions = np.argsort(keyed_hash(config.data.split_seed, every), kind="stable")[:SAMPLE_ROWS]
+    ids = every[positions]
+    table = pa.table({"position": positions, "row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]})
     with store.writing(f"{blocks}/sample.parquet") as sink:
         pq.write_table(table, sink)
 
 
-def sample(dataset: Dataset) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str]]:
-    """Row ids, labels and texts of the first test rows, at most 2,000."""
+@dataclass(frozen=True)
+class Sample:
+    """Test rows, at most 2,000, in an order that has nothing to do with the source's: the first of them stand for all.
+
+    positions: in the test split. All of one length.
+    """
+
+    positions: npt.NDArray[np.int64]
+    row_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    texts: list[str]
+
+
+def sample(dataset: Dataset) -> Sample:
+    """Of a set to classify, what `prepare` has kept as text."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(dataset.store.read_bytes(f"{dataset.blocks}/sample.parquet")))
-    return (table.column("row_id").to_numpy(), table.column("label").to_numpy().astype(np.int64), table.column("text").to_pylist())
+    positions, row_ids, labels = (table.column(name).to_numpy().astype(np.int64) for name in ("position", "row_id", "label"))
+    return Sample(positions, row_ids, labels, table.column("text").to_pylist())
 
 
 def tokenizer_files(dataset: Dataset) -> dict[str, bytes]:

@@ -97,18 +97,19 @@ def test_columns_by_number_and_joined_and_splits_by_name(tmp_path: Path) -> None
     config = config_of(uri=str(tmp_path / "in"), text_column="1", text_columns_join=("2",), label_column="0")
     dataset = prepared(tmp_path, config)
     assert {name: split.num_rows for name, split in dataset.splits.items()} == dict.fromkeys(SPLITS, len(ROWS))
-    _, labels, texts = sample(dataset)
-    assert {(text, dataset.class_names[label]) for text, label in zip(texts, labels, strict=True)} == {
+    found = sample(dataset)
+    assert {(text, dataset.class_names[label]) for text, label in zip(found.texts, found.labels, strict=True)} == {
         (text + " test", name) for text, name in ROWS}
 
 
-def test_the_first_test_rows_stand_for_all_whatever_the_order_of_the_source(tmp_path: Path) -> None:
+def test_the_sample_s_first_rows_stand_for_all_whatever_the_order_of_the_source(tmp_path: Path) -> None:
     rows = [(f"phrase {i} of {name}", name) for name in ("a", "b", "c", "d") for i in range(400)]
     dataset = prepared(tmp_path, config_of(uri=write_csv(tmp_path / "sorted.csv", rows)))
-    _, labels, texts = sample(dataset)
-    assert np.bincount(labels[:80]).min() > 8, "a sorted source's first 80 test rows are of each class"
+    found = sample(dataset)
+    assert np.bincount(found.labels[:80]).min() > 8, "a sorted source's first 80 are of each class"
     ids = rows_of(dataset, config_of(uri="x"), "test")["row_id"]
-    assert [rows[i][0] for i in ids[: len(texts)]] == texts, "the sample is the split's first rows"
+    assert ids[found.positions].tolist() == found.row_ids.tolist()
+    assert [rows[i][0] for i in found.row_ids] == found.texts
 
 
 def test_one_text_file_is_cut_by_characters(tmp_path: Path) -> None:
