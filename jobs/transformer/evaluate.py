@@ -36,7 +36,9 @@ def predict(session: Session, model: Any, task: Task, split: SplitName,
             config: TransformerConfig) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
     share, size = session.share_of(split), config.eval.batch_size
+    session.note(phase=f"judging {split} rows")
     yield from judged(session, model, task, _batches(session, split, share, size), _most(session, split, size))
+    session.note(phase=None)
 
 
 def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
