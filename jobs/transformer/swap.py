@@ -4,6 +4,7 @@
 import fcntl
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,9 +24,10 @@ class SwapFolder:
             above.mkdir(parents=True, exist_ok=True)
             for folder in above.glob(f"{_PREFIX}*"):
                 _remove_if_left(folder)
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
-            self._lock: IO[str] = (self.path / _LOCK).open("w")
+            made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=above))  # under its own name only once it is locked
+            self._lock: IO[str] = (made / _LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.path = made.rename(above / made.name.removeprefix("."))
         except OSError as error:
             raise ConfigError(f"--scale.offload-path {offload_path}: cannot be written ({error.strerror}): name a folder on each "
                               "worker's own disk") from error
@@ -36,13 +38,10 @@ class SwapFolder:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """A folder whose owner is gone: the kernel has let go of its lock. One without a lock is just being made."""
-    try:
-        with (folder / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    except (FileNotFoundError, BlockingIOError):
-        pass
+    """A folder whose owner is gone: the kernel has let go of its lock. What is in use, or another user's, stays."""
+    with suppress(OSError), (folder / _LOCK).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_compiler() -> None:

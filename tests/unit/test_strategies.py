@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_what_a_killed_worker_left_on_the_disk_is_removed_and_what_is_in_use_is_
     first.close()
     second.close()
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_workers_that_start_at_once_leave_each_other_s_folders_alone(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: SwapFolder(str(tmp_path)), range(200)))
+    assert sorted(tmp_path.iterdir()) == sorted(folder.path for folder in opened)
+    for folder in opened:
+        folder.close()
 
 
 def test_a_disk_that_cannot_be_written_and_a_compiler_that_is_not_there_are_named(
