@@ -14,6 +14,7 @@ STATE = {"epochs": 20, "epoch": 2, "step": 120, "total_steps": 1000, "loss": 0.1
 def test_the_line_says_what_the_issue_says() -> None:
     line = progress_line(STATE, workers=3, restarts=0)
     assert line == "epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s"
+    assert progress_line(STATE | {"phase": "judging test rows"}, workers=3, restarts=0) == f"{line} judging test rows"
 
 
 def test_a_line_comes_at_least_every_five_seconds_and_at_the_end(
