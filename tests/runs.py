@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--model.hidden", "64", "--train.global-batch-size", "60", "--run.tracking-uri", "none",
-         "--run.checkpoint-every-steps", "8", "--eval.bootstrap-samples", "100"]
+         "--run.checkpoint-every-steps", "8", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0"]
 """A small model whose steps take milliseconds, with checkpoints close to each other."""
 STEPS_PER_EPOCH = 19
 """Of the digits at this batch size."""

@@ -23,6 +23,8 @@ MAX_TOKENS, MAX_SHARE, LARGE_QUANTILE = 256, 0.5, 0.99
 _RED, _BLUE = (214, 30, 40), (20, 90, 230)
 
 TITLE = "What the answers rest on"
+_SEEN = (" In the third picture, in red, the region of the last convolution that speaks for the class (Grad-CAM, Selvaraju et al. "
+         "2017): coarser, but of the network's own features.")
 _WRAPPED = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75;margin:0"
 _PAIR = "display:flex;gap:6px"
 _GRID = "grid-template-columns:repeat(auto-fill,minmax(232px,1fr))"
@@ -50,6 +52,8 @@ class ImageAttribution(Attribution):
     """(H, W, C), uint8 or float."""
     attribution: NDArray[np.floating]
     """(H, W), or (H, W, C), which are added up over the channels."""
+    region: NDArray[np.floating] | None = None
+    """(H, W), 0 or more: where the network looked, coarsely (Grad-CAM); None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,11 @@ def image_section(rows: Sequence[ImageAttribution], *, baseline: str = "the mean
     Raises: ValueError if an attribution is not of its image's size.
     """
     said = ("In red, pixels that speak for the predicted class; in blue, those that speak against it; each compared with "
-            f"{baseline} (integrated gradients). The stronger the colour, the more a pixel counts, among those of its own image.")
+            f"{baseline} (integrated gradients). The stronger the colour, the more a pixel counts, among those of its own image."
+            + (_SEEN if any(row.region is not None for row in rows) else ""))
     pictures = "".join(_picture(place, row) for place, row in enumerate(rows, 1))
-    grid = f'<div class="pictures" style="{_GRID}">{pictures}</div>'
+    wide = any(row.region is not None for row in rows)
+    grid = f'<div class="pictures" style="{_GRID.replace("232", "350") if wide else _GRID}">{pictures}</div>'
     return Section(title=title, html=note(said) + _legend(1.0) + grid + _gap(rows))
 
 
@@ -119,8 +125,10 @@ def _gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
 def _picture(place: int, row: ImageAttribution) -> str:
     large = " class=large" if max(row.pixels.shape[:2]) > PIXELATED_SIDE else ""
     name = f"row {place}, {row.label}"
-    images = "".join(f'<img{large} alt="{escape(alt)}" src="{data_uri(image)}">' for alt, image in (
-        (name, row.pixels), (f"{name}: what speaks for {row.predicted} and against it", overlay(row.pixels, row.attribution))))
+    shown = [(name, row.pixels), (f"{name}: what speaks for {row.predicted} and against it", overlay(row.pixels, row.attribution))]
+    if row.region is not None:
+        shown.append((f"{name}: the region that speaks for {row.predicted}", overlay(row.pixels, row.region)))
+    images = "".join(f'<img{large} alt="{escape(alt)}" src="{data_uri(image)}">' for alt, image in shown)
     return f'<figure><div style="{_PAIR}">{images}</div><figcaption>{_answer(row)}</figcaption></figure>'
 
 

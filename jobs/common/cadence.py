@@ -82,6 +82,13 @@ class Cadence:
         """The step beyond which the loop may not go before the last snapshot is committed; None before the first."""
         return self._deadline
 
+    def room(self, step: int) -> int:
+        """How many steps may be made in one go after `step` steps, until `due` or `must_be_committed_by` has to be heeded again."""
+        every = self.every_steps
+        begins = self.due(step)
+        last, deadline = (step, step + every // 4) if begins else (self._last_step or 0, self._deadline or 0)
+        return max(1, min(mark - step for mark in (last + every - every // 4, deadline) if mark > step))
+
     def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
         """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
         self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s).every_steps

@@ -29,14 +29,18 @@ class Feed:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-feed")
         self._ahead: dict[int, tuple[tuple[int, int], Future[Columns]]] = {}
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[int, MicroBatches]]:
-        """(step within the epoch, micro-batches) from a step to the epoch's end, reached directly."""
+    def epoch(self, epoch: int, start_step: int = 0, at_once: int = 1) -> Iterator[tuple[int, MicroBatches]]:
+        """(step within the epoch, micro-batches) from a step to the epoch's end, reached directly.
+
+        at_once: how many steps' micro-batches are handed out together, one after the other in each shard's rows.
+        """
         if start_step >= self.order.steps_per_epoch:
             return  # stopped after an epoch's last step: no row of it is left
         size = self.order.micro_batch_size
         streams = {shard: _Stream(self, epoch, shard, start_step * size) for shard in self.shards}
-        for step in range(start_step, self.order.steps_per_epoch):
-            yield step, {shard: stream.take(size) for shard, stream in streams.items()}
+        for step in range(start_step, self.order.steps_per_epoch, at_once):
+            rows = min(at_once, self.order.steps_per_epoch - step) * size
+            yield step, {shard: stream.take(rows) for shard, stream in streams.items()}
 
     def window(self, epoch: int, shard: int, window: int) -> Columns:
         """The rows of a window, shuffled; begins to load the window after it."""

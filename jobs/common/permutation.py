@@ -29,6 +29,9 @@ class Purpose(enum.IntEnum):
     INIT = 6
     LENGTH_GROUPS = 7
     TYPOS = 8
+    ROBUSTNESS = 9
+    ATTACK = 10
+    NOISE = 11
 
 
 def raw_bits(purpose: Purpose, seed: int, a: int, b: int, c: int, count: int) -> KeyArray:

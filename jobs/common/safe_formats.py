@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 HEAD_BYTES = 16
-SAFE_SUFFIXES = (".safetensors", ".keras", ".json", ".txt", ".md", ".model", ".jinja")
+SAFE_SUFFIXES = (".safetensors", ".keras", ".json", ".txt", ".md", ".model", ".jinja", ".onnx")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so")
 
 

@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -71,13 +71,14 @@ class Pace:
         """From here on time counts; call it again after anything that is not training."""
         self._last = time.perf_counter()
 
-    def step(self, rows: int) -> None:
+    def step(self, rows: int, steps: int = 1) -> None:
+        """rows: of one step. steps: how many were made since the last call."""
         now = time.perf_counter()
         taken, self._last = now - self._last, now
-        self.count += 1
-        self.recent.append(taken)
-        if self.count > _WARMUP_STEPS:
-            self.rows += rows
+        self.count += steps
+        self.recent.extend([taken / steps] * steps)
+        if self.count - steps >= _WARMUP_STEPS:
+            self.rows += rows * steps
             self.seconds += taken
 
     @property
@@ -162,18 +163,19 @@ class Session:
         return range(rows * self.rank // self.world_size, rows * (self.rank + 1) // self.world_size)
 
     # ── progress: leaves a note, a thread sends it ──
-    def stepped(self, *, step: int, epoch: int, rows: int, loss: float, skipped: int) -> None:
-        """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean.
+    def stepped(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
+        """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean, or
+        of several steps that were made in one go the loss of each.
 
         Raises: PeerLostError if this worker is to leave the generation.
         """
-        self.pace.step(rows)
+        losses = loss if isinstance(loss, Sequence) else [loss]
+        self.pace.step(rows, len(losses))
         if "first_step" not in self.marks:
             self.marks["first_step"] = time.time()
         self.step = step
         self._mark.write(step)
-        if math.isfinite(loss):
-            self._losses.append(loss)
+        self._losses.extend(filter(math.isfinite, losses))
         self._state["step"], self._state["epoch"], self._state["skipped_steps"] = step, epoch, skipped
         self._go_on()
 
@@ -211,11 +213,19 @@ class Session:
             value = make()
             self._link.call("put", self.generation, key, value)
             return value
-        while not self._orders.leave:  # a rank 0 that is gone, or hangs, is the supervisor's to notice
+        return self._wait_for(key, 0)
+
+    def exchange(self, key: str, value: Any) -> list[Any]:
+        """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
+        self._link.call("put", self.generation, f"{key}/{self.rank}", value)
+        return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self.world_size)]
+
+    def _wait_for(self, key: str, rank: int) -> Any:
+        while not self._orders.leave:  # a rank that is gone, or hangs, is the supervisor's to notice
             if (value := self._link.call("get", self.generation, key)) is not None:
                 return value
             time.sleep(0.02)
-        raise PeerLostError(f"rank 0 did not share {key!r}")
+        raise PeerLostError(f"rank {rank} did not share {key!r}")
 
     def _go_on(self) -> None:
         if self._orders.leave:
@@ -253,6 +263,10 @@ class Session:
         with self._storage():  # it waits for the one before
             self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
         self.cadence.begun(step)
+
+    def room(self, step: int) -> int:
+        """How many steps may be made in one go after `step`, for what a failure may cost; rank 0's answer counts."""
+        return self.cadence.room(step)
 
     def keep_promise(self, step: int) -> None:
         """Waits for the checkpoint in flight where going on could cost more than `checkpoint_every_steps`."""

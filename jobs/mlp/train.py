@@ -22,14 +22,16 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from jobs.common.dataset import Columns, SplitName
+from jobs.common.image_config import OptimConfig
+from jobs.common.image_job import normalisation
+from jobs.common.image_robustness import Attack, predict_changed, projected_gradient
 from jobs.common.images import ImageFacts
 from jobs.common.loop import Progress, learning_rate
 from jobs.common.permutation import micro_batch_seed
 from jobs.common.predictions import Predictions
 from jobs.common.session import Session
 from jobs.mlp.augment import augment
-from jobs.mlp.config import MlpConfig, OptimConfig
-from jobs.mlp.data import normalisation
+from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
 from jobs.pytorch.group import Group
 from jobs.pytorch.setup import compiled, light, set_lr, set_up_torch
@@ -47,6 +49,7 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
         session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
         patience = config.train.early_stopping_epochs
         forward = compiled(model) if config.hardware.compile else model
+        attack = Attack.in_training(session.dataset, config)
 
         while (progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience):
             session.pace.start()
@@ -63,9 +66,9 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
                 loss = 0.0
                 for shard, batch in micro_batches.items():
                     for part, rows in enumerate(passes(batch, config.train.max_rows_per_pass)):
-                        if config.model.dropout:
+                        if config.model.dropout or attack:
                             torch.manual_seed(micro_batch_seed(config.run.seed, progress.epoch, step_in_epoch, shard, part))
-                        loss += backward(forward, rows, config, progress.epoch, device)
+                        loss += backward(forward, rows, config, progress.epoch, device, attack)
                 loss, stop = group.reduce(model, loss, session.stop_wanted)
 
                 step_or_skip(model, optimizer, config, progress, loss)
@@ -93,17 +96,35 @@ def passes(batch: Columns, max_rows: int | None) -> Iterator[Columns]:
         yield {name: column[start : start + size] for name, column in batch.items()}
 
 
-def backward(forward: Callable[[Tensor], Tensor], rows: Columns, config: MlpConfig, epoch: int, device: torch.device) -> float:
+def backward(forward: Callable[[Tensor], Tensor], rows: Columns, config: MlpConfig, epoch: int, device: torch.device,
+             attack: Attack | None = None) -> float:
     """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
     images = torch.from_numpy(rows["image"]).to(device, non_blocking=True)
     labels = torch.from_numpy(rows["label"]).to(device, non_blocking=True)
     if config.augment.active:
         images = augment(images, rows["row_id"], config.augment, config.run.seed, epoch)
+    if attack:
+        images = attacked(forward, images.float(), labels, attack)
     with torch.autocast(device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
         logits = forward(images)
     loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=config.optim.label_smoothing)
     loss.backward(share_of_a_row(config.train.global_batch_size, device))  # pyright: ignore[reportUnknownMemberType]
     return loss.item() / config.train.global_batch_size
+
+
+def attacked(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, attack: Attack) -> Tensor:
+    """The images as they deceive the model most (PGD)."""
+    start = torch.rand_like(images) * 2 - 1
+    return projected_gradient(images, lambda x: gradient_of_loss(forward, x, labels), attack, sign=torch.sign,
+                              clip=torch.clamp, start=start)
+
+
+def gradient_of_loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """Of each row's cross entropy, with respect to its pixels (B, H, W, C); the parameters' own gradients stay as they are."""
+    pixels = images.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(forward(pixels).float(), labels, reduction="sum")
+        return torch.autograd.grad(loss, pixels)[0]
 
 
 @functools.cache
@@ -193,7 +214,7 @@ def evaluate(session: Session, model: Mlp, group: Group, split: SplitName, confi
 
 
 def predict_with_best(session: Session, model: Mlp, config: MlpConfig, device: torch.device) -> None:
-    """Predicts the validation and test rows with the best checkpoint; the driver judges them."""
+    """Predicts the validation and test rows with the best checkpoint, and changed ones; the driver judges them."""
     best = session.best_checkpoint()
     load_weights(model, best, device)
     for split in ("validation", "test"):
@@ -201,6 +222,17 @@ def predict_with_best(session: Session, model: Mlp, config: MlpConfig, device: t
                 for rows, logits in predict(session, model, split, config)]
         if done:
             session.write_predictions(split, Predictions(*(np.concatenate(column) for column in zip(*done, strict=True))))
+    model.eval()
+
+    def probabilities(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.inference_mode():
+            return torch.softmax(model(torch.from_numpy(images).to(device)), 1).cpu().numpy()
+
+    def gradient(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        pixels = torch.from_numpy(images.astype(np.float32, copy=False)).to(device)
+        return gradient_of_loss(model, pixels, torch.from_numpy(labels).to(device)).cpu().numpy()
+
+    predict_changed(session, config, probabilities, gradient)
 
 
 # ── checkpoints: tensors by name, as NumPy arrays ──

@@ -15,10 +15,10 @@ import torch
 from cluster.storage import Store
 from jobs.common.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
 from jobs.common.dataset import Dataset
+from jobs.common.image_job import explained_rows
 from jobs.common.images import ImageDataConfig
 from jobs.common.predictions import Predictions
 from jobs.common.report_page import Section, page
-from jobs.mlp.data import explained_rows
 from jobs.mlp.model import Classifier, Mlp, load
 from jobs.pytorch.explain import integrated_gradients, log_odds
 from tests import runs

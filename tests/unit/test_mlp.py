@@ -18,17 +18,19 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from cluster.storage import Store
+from jobs.common.augmentation import AugmentConfig
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.config import from_dict, parse
 from jobs.common.coordinator import Assignment, Coordinator
 from jobs.common.dataset import Dataset
+from jobs.common.image_config import OptimConfig
 from jobs.common.images import ImageDataConfig
 from jobs.common.prepare import prepare
 from jobs.common.session import NonFiniteError, Session
 from jobs.common.worker import DirectLink
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
-from jobs.mlp.config import AugmentConfig, MlpConfig, OptimConfig
+from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
 from tests import runs
 
@@ -329,7 +331,7 @@ def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Datase
 LIGHT = """
 import sys
 import torch
-from jobs.mlp.config import OptimConfig
+from jobs.common.image_config import OptimConfig
 from jobs.mlp.train import build_optimizer, light
 
 for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):

@@ -1,0 +1,9 @@
+"""`python -m jobs.cnn [--config FILE.yaml] [--group.field VALUE …]`; `--help` lists the fields."""
+
+import sys
+
+from jobs.cnn.data import JOB
+from jobs.common.run import main
+
+if __name__ == "__main__":
+    sys.exit(main(JOB))

@@ -1,0 +1,64 @@
+"""What goes into the CNN and what comes out, and the job as the common life cycle sees it. Imports no TensorFlow."""
+
+from cluster.errors import ConfigError
+from cluster.storage import Store
+from jobs.cnn.config import CnnConfig
+from jobs.common.artifact import Artifact
+from jobs.common.artifact_manifest import Description
+from jobs.common.classification import judge_images
+from jobs.common.dataset import Dataset
+from jobs.common.image_job import describe_images, image_sections, prepare_images
+from jobs.common.images import ImageFacts
+from jobs.common.job import Job, Trained, Verdict, require_package
+from jobs.common.prepared import Say
+from jobs.common.report_page import Section
+
+HOW_TO_LOAD = """from jobs.cnn.model import load
+probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on
+# or keras.saving.load_model("ARTIFACT/model.keras"), or onnxruntime.InferenceSession("ARTIFACT/model.onnx")"""
+OWN = CnnConfig().model.build
+
+
+def check(config: CnnConfig) -> None:
+    """Raises: ConfigError for a package that is not installed."""
+    for package in ("tensorflow", "keras", "tf2onnx"):
+        require_package(package, "tensorflow")
+
+
+def prepare(config: CnnConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
+    """Raises: ConfigError for images smaller than the convolutions need."""
+    dataset = prepare_images(config, storage, use_ray=use_ray, say=say)
+    height, width, _ = ImageFacts.of(dataset).shape
+    smallest = config.model.smallest_side
+    if config.model.build == OWN and min(height, width) < smallest:
+        raise ConfigError(f"--model.depth {config.model.depth}: its convolutions and poolings need images of {smallest}×{smallest}"
+                          f" pixels or more, and these are {height}×{width}: pass a smaller --model.depth, or --model.padding same")
+    return dataset
+
+
+def describe(trained: Trained, verdict: Verdict) -> Description:
+    """The artifact's manifest."""
+    model, classes = trained.config.model, len(trained.dataset.class_names)
+    kind = f"A convolutional network of {model.depth} blocks" if model.build == OWN else f"A network built by {model.build}"
+    about = f"{kind} that tells {classes} classes of images apart."
+    return describe_images(trained, verdict, job="cnn", about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
+
+
+def files(trained: Trained) -> dict[str, bytes]:
+    """The model of the best checkpoint."""
+    from jobs.cnn.export import model_files  # imports TensorFlow
+
+    return model_files(trained)
+
+
+def sections(trained: Trained, verdict: Verdict, made: Artifact) -> list[Section]:
+    """Of the report, by the model as it is loaded back from its artifact."""
+    from jobs.cnn.model import load
+
+    return image_sections(trained, load(made.store))
+
+
+JOB = Job(
+    name="cnn", config_type=CnnConfig, config_path="jobs.cnn.config:CnnConfig", train="jobs.cnn.train:train",
+    check=check, prepare=prepare, judge=judge_images, describe=describe, files=files, sections=sections,
+)

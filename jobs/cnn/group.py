@@ -1,0 +1,118 @@
+"""The workers of one generation under MultiWorkerMirroredStrategy, and the one all-reduce of a step.
+
+TensorFlow forms a cluster once in a process's life. A survivor of a dead peer joins the next one all the same: it gives up its
+whole TensorFlow context, with everything in it, and makes another. Tried with TensorFlow 2.21: a second of work, where a new
+process needs that and its imports.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+import gc
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import ConfigError
+from jobs.cnn.framework import tf
+from jobs.common.session import PeerLostError, Session
+
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+
+
+class Group:
+    """All workers of a generation. With one worker nothing is sent, and no cluster is formed."""
+
+    def __init__(self, session: Session, threads: int) -> None:
+        """threads: for one operation, as given to this worker: another number of them sums in another order."""
+        self._session, self._threads = session, threads
+        self.world_size = session.world_size
+        self.strategy: Any = None
+        self._total: Any = None
+
+    def __enter__(self) -> "Group":
+        _set_up(self._session.device, self._threads, anew=self.world_size > 1)
+        if self.world_size > 1:
+            self._connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.strategy = self._total = None
+        gc.collect()  # what the strategy holds, before the context that it is in
+
+    def _connect(self) -> None:
+        session = self._session
+        try:
+            addresses = session.exchange("address", _address(session.host))
+            resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=session.rank, rpc_layer="grpc")
+            gpu = session.device != "cpu"
+            kind = tf.distribute.experimental.CommunicationImplementation
+            options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpu else kind.RING)
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver, communication_options=options)
+            self.total(np.zeros(1))
+        except (tf.errors.OpError, OSError) as error:
+            raise PeerLostError("the workers did not come together") from error
+
+    def run(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Inside a `tf.function`: calls `step` in the replica context."""
+        return self.strategy.run(step, args=args) if self.strategy else step(*args)
+
+    def sum(self, vector: Any) -> Any:
+        """In the replica context: the sum over all workers."""
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector) if self.strategy else vector
+
+    def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sum over all workers, of a few numbers. Raises: PeerLostError."""
+        if not self.strategy:
+            return values
+        if self._total is None:
+            self._total = tf.function(self._sum_of_all)
+        with peers_needed():
+            return self._total(tf.constant(values)).numpy()
+
+
+    def _sum_of_all(self, values: Any) -> Any:
+        return self.run(self._sum_here, values)
+
+    def _sum_here(self, mine: Any) -> Any:
+        return self.sum(tf.identity(mine))  # an argument lies on no device, and the sum asks for it
+
+
+@contextmanager
+def peers_needed() -> Generator[None]:
+    """Around collectives. Raises: PeerLostError where one fails because another worker is gone."""
+    try:
+        yield
+    except _LOST as error:
+        raise PeerLostError(str(error).splitlines()[-1]) from error
+
+
+def _set_up(device: str, threads: int, *, anew: bool) -> None:
+    """A TensorFlow context with these threads: another number of them sums in another order. anew: not the one there is."""
+    from tensorflow.python.eager import context  # there is no public way
+
+    used: Any = context
+    if used.context()._initialized and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
+        used._reset_context()
+    if not used.context()._initialized:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        elif not tf.config.list_physical_devices("GPU"):
+            raise ConfigError("--run.gpus-per-worker 1: this TensorFlow sees no GPU: install tensorflow[and-cuda] and a driver, "
+                              "or pass 0")
+    tf.config.experimental.enable_op_determinism()
+
+
+def _address(host: str) -> str:
+    """host:port, free now. TensorFlow wants to be told the port before it listens, so it is let go again in between."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        port = listening.getsockname()[1]
+    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"

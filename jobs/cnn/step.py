@@ -1,0 +1,203 @@
+"""Many training steps in one call of TensorFlow: forward and backward passes, one all-reduce, one update, again and again.
+
+The model is called without side effects (`stateless_call`): its weights and its state (moving statistics) go in as tensors, and
+what the state would become comes out. So a step can decide what it takes of that: the mean over all micro-batches of the global
+batch, which is the same whoever owns which, and nothing of a step that is not finite.
+
+Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H × W × C pixels, K classes.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.cnn.config import CnnConfig
+from jobs.cnn.framework import tf
+from jobs.cnn.group import Group
+from jobs.cnn.model import is_seed
+from jobs.cnn.optimizer import LossScale, build_optimizer
+from jobs.common.image_robustness import Attack, projected_gradient
+
+TAKEN, NOT_FINITE, SCALED_DOWN = 0, 1, 2
+"""What became of a step: SCALED_DOWN was too much for half precision, and is not held against the run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step needs to know beside the config."""
+
+    global_batch_size: int
+    passes: int
+    rows_per_pass: int
+    class_weights: npt.NDArray[np.float32] | None
+    """(K,); None: each row counts the same."""
+    attack: Attack | None
+    traced: bool
+    """Whether the row ids of each step are wanted."""
+
+
+class Trainer:
+    """A model, its optimiser, and the compiled function that makes steps. `variables`: what a checkpoint keeps, by name."""
+
+    def __init__(self, model: Any, config: CnnConfig, settings: Settings, group: Group) -> None:
+        self.model, self._config, self._settings, self._group = model, config, settings, group
+        self._weights = [variable.value for variable in model.trainable_variables]
+        self._state = [variable.value for variable in model.non_trainable_variables if not is_seed(variable)]
+        self._optimizer = build_optimizer(self._weights, [v.path for v in model.trainable_variables], config.optim)
+        self._scale = LossScale(config.hardware.precision == "fp16")
+        self.variables: dict[str, Any] = {
+            **{f"model.{v.path}": v.value for v in model.variables if not is_seed(v)},
+            **{f"optimizer.{name}": v for name, v in {**self._optimizer.variables, **self._scale.variables}.items()}}
+        self.steps: Any = tf.function(self._steps, reduce_retracing=True)
+        compiled = tf.function(self._gradients, jit_compile=True) if config.hardware.xla else self._gradients
+        self._gradients_of: Any = compiled
+        pixels, labels = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int64)
+        self._answers: Any = tf.function(self._answer, [pixels])
+        self._slopes: Any = tf.function(self.gradient, [pixels, labels])
+
+    def _steps(self, batches: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
+        """batches: an iterator over `Feeding.steps`. rates: (n,) float32, the learning rate of each step. extra: (e,) float32, this
+        worker's own numbers, which are summed over the workers along with the gradients.
+
+        Returns the losses (n,), what became of each step (n,), the sums (e,), and where they are wanted the row ids (n, S, m).
+        """
+        count = tf.shape(rates)[0]
+        losses = tf.TensorArray(tf.float32, size=count)
+        fates = tf.TensorArray(tf.int32, size=count)
+        rows = tf.TensorArray(tf.int64, size=count)
+        sums = tf.zeros_like(extra)
+        for i in tf.range(count):
+            batch = next(batches)
+            loss, fate, sums = self._group.run(self._step, batch, rates[i], extra)
+            losses, fates = losses.write(i, loss), fates.write(i, fate)
+            if self._settings.traced:
+                rows = rows.write(i, batch["row_id"])
+        return losses.stack(), fates.stack(), sums, rows.stack() if self._settings.traced else tf.constant(0)
+
+    def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any]:
+        scale = self._scale.value
+        loss, gradients, state = self._over_micro_batches(batch, scale)
+        loss, *rest = _unpacked(self._group.sum(_packed([loss, *gradients, *state, extra])), [loss, *gradients, *state, extra]) \
+            if self._group.strategy else (loss, *gradients, *state, extra)
+        gradients, state, sums = rest[: len(gradients)], rest[len(gradients) : -1], rest[-1]
+        if self._scale.active:
+            gradients = [gradient / scale for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self._config.optim.clip_norm is not None:
+            share = tf.minimum(1.0, self._config.optim.clip_norm / (norm + 1e-6))
+            gradients = [gradient * share for gradient in gradients]
+        fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), lambda: self._take(gradients, state, lr),
+                       lambda: self._skip(loss))
+        return loss, fate, sums
+
+    def _take(self, gradients: Sequence[Any], state: Sequence[Any], lr: Any) -> Any:
+        self._optimizer.apply(gradients, lr)
+        for variable, value in zip(self._state, state, strict=True):
+            variable.assign(value)
+        self._scale.taken()
+        return tf.constant(TAKEN)
+
+    def _skip(self, loss: Any) -> Any:
+        if not self._scale.active:
+            return tf.constant(NOT_FINITE)
+        mild = tf.math.is_finite(loss) & (self._scale.value > 1.0)
+        self._scale.overflowed()
+        return tf.where(mild, SCALED_DOWN, NOT_FINITE)
+
+    # ── checkpoints, and answers ──
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """What a checkpoint keeps, by name."""
+        return {name: variable.numpy() for name, variable in self.variables.items()}
+
+    def load(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Puts tensors of a checkpoint in their places."""
+        for name, array in tensors.items():
+            self.variables[name].assign(array)
+
+    def probabilities(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """(B, H, W, C) -> (B, K), as the model answers."""
+        return self._answers(tf.constant(images, tf.float32)).numpy()
+
+    def _answer(self, images: Any) -> Any:
+        return tf.nn.softmax(tf.cast(self.model(images, training=False), tf.float32))
+
+    def gradient_at(self, images: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """`gradient`, of arrays."""
+        return self._slopes(tf.constant(images, tf.float32), tf.constant(labels)).numpy()
+
+    # ── the passes of one step ──
+    def _over_micro_batches(self, batch: dict[str, Any], scale: Any) -> tuple[Any, list[Any], list[Any]]:
+        """This worker's share of the global batch's loss, gradients and state: sums over its passes."""
+        settings, images, labels = self._settings, batch["image"], batch["label"]
+        count = images.shape[0] * settings.passes
+        if count == 1:
+            return self._gradients_of(images[0], labels[0], batch["seed"][0], scale)
+        loss, gradients, state = tf.constant(0.0), *([tf.zeros_like(v) for v in part] for part in (self._weights, self._state))
+        for i in tf.range(count):
+            shard, first = i // settings.passes, i % settings.passes * settings.rows_per_pass
+            part = slice(first, first + settings.rows_per_pass)
+            more, added, became = self._gradients_of(images[shard][part], labels[shard][part], batch["seed"][i], scale)
+            loss += more
+            gradients = [a + b for a, b in zip(gradients, added, strict=True)]
+            state = [a + b for a, b in zip(state, became, strict=True)]
+        return loss, gradients, state
+
+    def _gradients(self, images: Any, labels: Any, seed: Any, scale: Any) -> tuple[Any, list[Any], list[Any]]:
+        """Of one pass: its rows' share of the global loss, its gradient (times `scale`), and of what the state becomes."""
+        images = tf.cast(images, tf.float32)
+        weights = [tf.convert_to_tensor(weight) for weight in self._weights]
+        attack = self._settings.attack
+        if attack:
+            start = tf.random.stateless_uniform(tf.shape(images), tf.stack([seed, -1]), -1.0, 1.0)
+            images = tf.stop_gradient(projected_gradient(
+                images, lambda x: self.gradient(x, labels), attack, sign=tf.sign, clip=tf.clip_by_value, start=start))
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits, state = self._called(weights, images, seed)
+            loss = self._loss(logits, labels) / self._settings.global_batch_size
+            scaled = loss * scale
+        found = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        share = tf.cast(tf.shape(labels)[0], tf.float32) / self._settings.global_batch_size
+        return loss, [tf.convert_to_tensor(g) for g in found], [value * share for value in state]
+
+    def _called(self, weights: Sequence[Any], images: Any, seed: Any) -> tuple[Any, list[Any]]:
+        """Logits of a training pass, and the state after it. What layers draw comes from `seed` and their place in the model."""
+        model = self.model
+        given = [tf.stack([seed, tf.constant(place, tf.int64)]) if is_seed(v) else tf.convert_to_tensor(v.value)
+                 for place, v in enumerate(model.non_trainable_variables)]
+        logits, after = model.stateless_call(list(weights), given, images, training=True)
+        return logits, [value for v, value in zip(model.non_trainable_variables, after, strict=True) if not is_seed(v)]
+
+    def _loss(self, logits: Any, labels: Any) -> Any:
+        """The summed cross entropy of rows, in nats."""
+        smoothing = self._config.optim.label_smoothing
+        logits = tf.cast(logits, tf.float32)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        if smoothing:  # as much of the target, spread over all classes
+            even = tf.reduce_logsumexp(logits, 1) - tf.reduce_mean(logits, 1)
+            losses = (1 - smoothing) * losses + smoothing * even
+        if self._settings.class_weights is not None:
+            losses *= tf.gather(self._settings.class_weights, labels)
+        return tf.reduce_sum(losses)
+
+    def gradient(self, images: Any, labels: Any) -> Any:
+        """Of each row's cross entropy with respect to its pixels (B, H, W, C), for an attack: the model as it answers."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = tf.cast(self.model(images, training=False), tf.float32)
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return tape.gradient(loss, images)
+
+
+def _packed(tensors: Sequence[Any]) -> Any:
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+
+
+def _unpacked(vector: Any, like: Sequence[Any]) -> list[Any]:
+    pieces = tf.split(vector, [int(np.prod(tensor.shape)) for tensor in like])
+    return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
