@@ -16,8 +16,8 @@ ALLOWED = {
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON,
     "jobs.pytorch": {"numpy", "torch", "captum"},
-    **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "transformers", "deepspeed", "tokenizers", "peft", "captum",
-                                "babel", "huggingface_hub"} for job in JOBS},
+    **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
+                                "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
 }
 OWN = {
     "cluster": {"cluster"},

@@ -27,15 +27,15 @@ _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Cancelled
 class Group:
     """All workers of a generation. With one worker nothing is sent, and no cluster is formed."""
 
-    def __init__(self, session: Session, threads: int) -> None:
+    def __init__(self, session: Session, threads: int, *, deterministic: bool = True) -> None:
         """threads: for one operation, as given to this worker: another number of them sums in another order."""
-        self._session, self._threads = session, threads
+        self._session, self._threads, self._deterministic = session, threads, deterministic
         self.world_size = session.world_size
         self.strategy: Any = None
         self._total: Any = None
 
     def __enter__(self) -> "Group":
-        _set_up(self._session.device, self._threads, anew=self.world_size > 1)
+        _set_up(self._session.device, self._threads, deterministic=self._deterministic, anew=self.world_size > 1)
         if self.world_size > 1:
             self._connect()
         return self
@@ -92,9 +92,10 @@ def peers_needed() -> Generator[None]:
         raise PeerLostError(str(error).splitlines()[-1]) from error
 
 
-def _set_up(device: str, threads: int, *, anew: bool) -> None:
+def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> None:
     """A TensorFlow context with these threads: another number of them sums in another order. anew: not the one there is."""
     from tensorflow.python.eager import context  # there is no public way
+    from tensorflow.python.framework import config
 
     used: Any = context
     if used.context()._initialized and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
@@ -107,7 +108,8 @@ def _set_up(device: str, threads: int, *, anew: bool) -> None:
         elif not tf.config.list_physical_devices("GPU"):
             raise ConfigError("--run.gpus-per-worker 1: this TensorFlow sees no GPU: install tensorflow[and-cuda] and a driver, "
                               "or pass 0")
-    tf.config.experimental.enable_op_determinism()
+    own: Any = config
+    (own.enable_op_determinism if deterministic else own.disable_op_determinism)()
 
 
 def _address(host: str) -> str:

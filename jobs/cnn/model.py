@@ -65,6 +65,8 @@ def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> Any:
     keras.config.set_dtype_policy(POLICIES[config.hardware.precision])
     try:
         model = _builder(config.model.build)(images.shape, num_classes, config.model, mean, std)
+        if isinstance(model, keras.Sequential):
+            model = keras.Model(model.inputs, model.outputs[0], name=model.name)
     except ValueError as error:
         raise ConfigError(f"--model.build {config.model.build} cannot be built for images of {images.shape}: {error}") from error
     finally:

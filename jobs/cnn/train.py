@@ -34,7 +34,8 @@ CALL_S = 0.25
 
 def train(session: Session, config: CnnConfig) -> Literal["finished", "stopped"]:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on."""
-    with Group(session, config.run.cpus_per_worker) as group:
+    # XLA has no deterministic gradient of max pooling for GPUs, and refuses it everywhere; on a CPU all of XLA is deterministic.
+    with Group(session, config.run.cpus_per_worker, deterministic=not config.hardware.xla) as group:
         images = ImageFacts.of(session.dataset)
         feeding = Feeding(session.feed(), config, images)
         trainer = build_trainer(session, config, feeding, group)

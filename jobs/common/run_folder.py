@@ -48,7 +48,7 @@ class RunFolder:
                             "is up, and the network, or pass another --run.storage")
 
         def look() -> "RunFolder":
-            newest = max((int(name) for name in top.folders("attempts") if name.isdigit()), default=1)
+            newest = _newest(top)
             found = _attempt(storage, top, newest)
             return _attempt(storage, top, newest + 1) if found.record and config.run.resume == "never" else found
 
@@ -65,7 +65,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         """What result.json of this attempt holds; empty if it has none."""
-        return _read_json(self.store, RESULT_FILE)
+        return read_record(self.store, RESULT_FILE)
 
     def create(self, config: Config, num_shards: int, dataset: dict[str, Any]) -> "RunFolder":
         """Writes run.json and config.yaml of a new attempt."""
@@ -140,12 +140,26 @@ def _readable(storage: Store) -> Generator[None]:
                            "permissions, or pass another --run.storage") from error
 
 
+def newest_attempt(top: Store) -> Store:
+    """The folder of a run's newest attempt."""
+    return _folder(top, _newest(top))
+
+
+def _newest(top: Store) -> int:
+    return max((int(name) for name in top.folders("attempts") if name.isdigit()), default=1)
+
+
+def _folder(top: Store, number: int) -> Store:
+    return top if number == 1 else top.child(f"attempts/{number}")
+
+
 def _attempt(storage: Store, top: Store, number: int) -> RunFolder:
-    store = top if number == 1 else top.child(f"attempts/{number}")
-    return RunFolder(storage=storage, top=top, store=store, attempt=number, record=_read_json(store, RUN_FILE))
+    store = _folder(top, number)
+    return RunFolder(storage=storage, top=top, store=store, attempt=number, record=read_record(store, RUN_FILE))
 
 
-def _read_json(store: Store, path: str) -> dict[str, Any]:
+def read_record(store: Store, path: str) -> dict[str, Any]:
+    """What a JSON file of a run's folder holds; empty if there is none. Raises: StorageError if it is damaged."""
     try:
         return json.loads(store.read_text(path))
     except (FileNotFoundError, NotADirectoryError):

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,18 +19,16 @@ from cluster.storage import Store
 from jobs.common.augmentation import AugmentConfig
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.config import from_dict, parse
-from jobs.common.coordinator import Assignment, Coordinator
 from jobs.common.dataset import Dataset
 from jobs.common.image_config import OptimConfig
 from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
 from jobs.common.session import NonFiniteError, Session
-from jobs.common.worker import DirectLink
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
-from tests import runs
+from tests import image_loops, runs
+from tests.image_loops import StopAfterEachStep, tensors
 
 PLAIN = {"augment": {"shift": 0, "rotate": 0, "scale": 0}, "model": {"hidden": [16], "dropout": 0},
          "train": {"epochs": 2, "global_batch_size": 60}}
@@ -45,49 +41,16 @@ def config_of(**groups: dict[str, Any]) -> MlpConfig:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("digits"))), use_ray=False)
+    return image_loops.digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """5 × 6 pixels of 3 channels in 4 classes, each with a column that is brighter; 192 training rows."""
-    folder = tmp_path_factory.mktemp("odd")
-    rng = np.random.default_rng(0)
-    labels = np.arange(300) % 4
-    images = rng.integers(0, 150, (300, 5, 6, 3), np.uint8)
-    images[np.arange(300), :, labels] += 100
-    pq.write_table(pa.table({"image": images.tolist(), "label": [f"kind {label}" for label in labels]}), folder / "odd.parquet")
-    return prepare(ImageDataConfig(uri=str(folder / "odd.parquet")), Store.open(str(folder)), use_ray=False)
-
-
-class StopAfterEachStep(Session):
-    """Is asked to stop from the first step on."""
-
-    @property
-    def stop_wanted(self) -> bool:
-        return True
+    return image_loops.odd(tmp_path_factory.mktemp("odd"))
 
 
 def train(folder: Path, dataset: Dataset, config: MlpConfig, kind: type[Session] = Session) -> tuple[str, list[dict[str, Any]]]:
-    """One generation in this process, from the newest checkpoint. Returns the outcome, and the evaluations it reported."""
-    store, coordinator = Store.open(str(folder)), Coordinator()
-    checkpoints = Checkpoints(store.child("checkpoints"))
-    assignment = Assignment(generation=checkpoints.begin_generation(), rank=0, world_size=1, num_shards=1,
-                            checkpoint=checkpoints.newest_intact(pytest.fail))
-    coordinator.begin({"w": assignment}, {0: "w"})
-    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, link=DirectLink(coordinator), slot=0,
-                   worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
-    outcome = loop.train(session, config)
-    session.close()
-    return outcome, [row for row in coordinator.look().reports if row["kind"] == "evaluation"]
-
-
-def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Model and optimiser as the newest checkpoint has them."""
-    checkpoints = Checkpoints(Store.open(str(folder)).child("checkpoints"))
-    newest = checkpoints.newest_intact(pytest.fail)
-    assert newest is not None
-    return checkpoints.load(newest)
+    return image_loops.train(loop.train, folder, dataset, config, kind)
 
 
 def network(config: MlpConfig, dataset: Dataset) -> Mlp:
@@ -268,8 +231,7 @@ def test_stopping_after_every_step_changes_nothing(limit: dict[str, int], odd: D
         assert len(outcomes) <= 7
     assert len(outcomes) == limit.get("max_steps", 6) + 1
     assert evaluations == expected
-    mine, theirs = tensors(tmp_path / "in pieces"), tensors(tmp_path / "at once")
-    assert {name: array.tobytes() for name, array in mine.items()} == {name: array.tobytes() for name, array in theirs.items()}
+    assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
 
 
 def test_steps_that_are_left_out_count_but_are_not_taken(odd: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Finished runs of classifiers side by side, on one page, and whether their difference is real.
+
+    python -m jobs.common.compare digits-mlp digits-cnn            # runs of ~/trainyard, or of --storage; a path is taken as it is
+
+All must have been tested on the same rows. Each pair is put to McNemar's exact test: of the rows that one gets right and the other
+wrong, would so uneven a split happen by chance? With more than two runs the p-values are Holm's, for all pairs together.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.errors import ConfigError, TrainyardError
+from cluster.storage import Store
+from jobs.common import plots, predictions
+from jobs.common.checkpoint import Checkpoints
+from jobs.common.config import RunConfig, flatten
+from jobs.common.evaluation import Evaluation, evaluate
+from jobs.common.ledger import Ledger
+from jobs.common.predictions import Predictions
+from jobs.common.progress import duration
+from jobs.common.report_page import Section, figure, figures, note, page, shown, table
+from jobs.common.run_folder import RESULT_FILE, RUN_FILE, newest_attempt, read_record
+
+SIGNIFICANT = 0.05
+_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",
+            "auc_macro": "AUC, macro", "expected_calibration_error": "calibration error"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run has left that can be compared."""
+
+    name: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+    history: Sequence[dict[str, Any]]
+    test: Predictions
+    evaluation: Evaluation
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(rows,): which test rows it got right."""
+        return self.test.probabilities.argmax(axis=1) == self.test.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two runs on the same rows."""
+
+    first: str
+    second: str
+    both: int
+    """Rows that both got right."""
+    only_first: int
+    only_second: int
+    neither: int
+    p_value: float
+    """McNemar's exact test, two-sided."""
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """Accuracy of the second less that of the first, and the ends of its 95% interval (Agresti & Min 2005: half a row is added
+        to each of the four counts)."""
+        rows = self.both + self.only_first + self.only_second + self.neither
+        b, c, n = self.only_second + 0.5, self.only_first + 0.5, rows + 2
+        middle, half = (b - c) / n, 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+        return (self.only_second - self.only_first) / rows, max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the page, prints what it found. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.common.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
+    parser.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
+    asked = parser.parse_args(arguments)
+    try:
+        runs = [finished(name, asked.storage) for name in asked.runs]
+        check(runs)
+        pairs = compared(runs)
+        asked.out.write_text(render(runs, pairs))
+    except TrainyardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: --out {asked.out}: {error.strerror}; name a file that can be written", file=sys.stderr)
+        return 2
+    for pair in pairs:
+        print(sentence(pair))
+    print(f"comparison: {asked.out.absolute()}")
+    return 0
+
+
+# ── reading ──
+def finished(run: str, storage: str) -> Finished:
+    """The newest attempt of a run. Raises: ConfigError if it is none, has not finished, or is no classifier's."""
+    top = Store.open(run) if "/" in run else Store.open(storage).child(run)
+    store = newest_attempt(top)
+    record, result = read_record(store, RUN_FILE), read_record(store, RESULT_FILE)
+    if not record:
+        raise ConfigError(f"no run at {top.location()}: name one of the runs in --storage {storage}, or its folder")
+    if result.get("status") != "done":
+        raise ConfigError(f"run {run!r} is not done ({result.get('status', 'it has no result yet')}): let it finish first")
+    names = record["data"].get("classes")
+    if not names:
+        raise ConfigError(f"run {run!r} is not a classifier's: only classifiers can be compared row by row")
+    generation = Checkpoints(store.child("checkpoints")).current_generation()
+    assert generation is not None, "a run that is done has a generation"
+    test, how = predictions.read(store, generation, "test"), record["config"]["eval"]
+    judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"], bootstrap_samples=how["bootstrap_samples"])
+    return Finished(name=record["name"], config=record["config"], result=result, history=Ledger.open(store).history, test=test,
+                    evaluation=judged)
+
+
+def check(runs: Sequence[Finished]) -> None:
+    """Raises: ConfigError if there is nothing to compare, or the test rows are not the same."""
+    if len(runs) < 2:
+        raise ConfigError("one run is nothing to compare: name two or more")
+    first = runs[0]
+    for other in runs[1:]:
+        same = np.array_equal(first.test.row_ids, other.test.row_ids) and np.array_equal(first.test.labels, other.test.labels)
+        if not same:
+            raise ConfigError(f"runs {first.name!r} and {other.name!r} were not tested on the same rows: train both with the same "
+                              "--data.uri and --data.split-seed")
+
+
+# ── comparing ──
+def compared(runs: Sequence[Finished]) -> list[Paired]:
+    """Every pair of runs."""
+    pairs = [_paired(a, b) for a, b in itertools.combinations(runs, 2)]
+    adjusted = holm([pair.p_value for pair in pairs])
+    return [replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)]
+
+
+def _paired(a: Finished, b: Finished) -> Paired:
+    only_a, only_b = int((a.right & ~b.right).sum()), int((~a.right & b.right).sum())
+    return Paired(first=a.name, second=b.name, both=int((a.right & b.right).sum()), only_first=only_a, only_second=only_b,
+                  neither=int((~a.right & ~b.right).sum()), p_value=mcnemar(only_a, only_b))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: a fair coin thrown for each row that one alone got right (McNemar 1947)."""
+    from scipy.stats import binomtest
+
+    rows = only_first + only_second
+    return float(binomtest(only_first, rows).pvalue) if rows else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, adjusted so that none of them is likely to be small by chance (Holm 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def sentence(pair: Paired) -> str:
+    """What a pair's numbers mean."""
+    gap, low, high = pair.difference
+    numbers = f"(difference {100 * gap:+.2f} points, 95% interval {100 * low:+.2f} to {100 * high:+.2f}; p = {pair.p_value:.2g})"
+    if pair.p_value >= SIGNIFICANT:
+        return f"{pair.second} against {pair.first}: no real difference is shown {numbers}"
+    return f"{pair.second} is {'better' if gap > 0 else 'worse'} than {pair.first} {numbers}"
+
+
+# ── the page ──
+def render(runs: Sequence[Finished], pairs: Sequence[Paired]) -> str:
+    """The comparison as one HTML document."""
+    names = " · ".join(run.name for run in runs)
+    lead = note(f"{len(runs)} runs on the same {len(runs[0].test.labels):,} test rows.")
+    return page(f"Comparison: {names}", lead, [_verdict(pairs), _metrics(runs), *_curves(runs), _classes(runs), _configs(runs)])
+
+
+def _verdict(pairs: Sequence[Paired]) -> Section:
+    said = "".join(note(sentence(pair)) for pair in pairs)
+    rows = [(f"{p.second} less {p.first}", p.both, p.only_first, p.only_second, p.neither, f"{100 * p.difference[0]:+.2f}",
+             f"{100 * p.difference[1]:+.2f} – {100 * p.difference[2]:+.2f}", f"{p.p_value:.3g}") for p in pairs]
+    how = ("McNemar's exact test on the rows that only one of the two got right"
+           + (", with Holm's correction for the number of pairs." if len(pairs) > 1 else ".")
+           + f" Below p = {SIGNIFICANT} a difference is called real.")
+    numbers = table(["pair", "both right", "only the first", "only the second", "both wrong", "points", "95% interval", "p"], rows)
+    return Section(title="Is the difference real?", html=said + numbers + note(f"The first is the one after “less”. {how}"))
+
+
+def _metrics(runs: Sequence[Finished]) -> Section:
+    scalars = [run.evaluation.scalars() for run in runs]
+    rows: list[list[object]] = [[title, *(_number(values.get(key)) for values in scalars)] for key, title in _METRICS.items()]
+    rows.insert(1, ["… its 95% interval", *(f"{r.evaluation.accuracy_low:.4f} – {r.evaluation.accuracy_high:.4f}" for r in runs)])
+    rows.append(["steps", *(int(run.result["steps"]) for run in runs)])
+    rows.append(["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)])
+    rows.append(["time", *(duration(run.result["wall_s"]) for run in runs)])
+    return Section(title="Metrics (test)", html=table(["metric", *(run.name for run in runs)], rows))
+
+
+def _curves(runs: Sequence[Finished]) -> list[Section]:
+    charts = [figure(plots.line_chart(lines, x_label="epoch", name=title, log="loss" in title), title, above=True)
+              for key, title in (("validation_loss", "Validation loss"), ("validation_accuracy", "Validation accuracy"))
+              if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})]
+    return [Section(title="Training", html=figures(charts))] if charts else []
+
+
+def _line(run: Finished, key: str) -> plots.Line:
+    points = {float(row.get("epoch", row["step"])): float(row[key]) for row in run.history if key in row}
+    return list(points), list(points.values())
+
+
+def _classes(runs: Sequence[Finished]) -> Section:
+    """Recall by class, those that differ most first."""
+    recalls = [[score.recall for score in run.evaluation.classes] for run in runs]
+    spread = [max((r or 0.0) for r in column) - min((r or 0.0) for r in column) for column in zip(*recalls, strict=True)]
+    order = sorted(range(len(spread)), key=lambda k: -spread[k])[:20]
+    names = runs[0].evaluation.class_names
+    rows = [(names[k], *(_number(of_run[k]) for of_run in recalls)) for k in order]
+    said = note("Share of each class's rows that was recognised; the classes that differ most come first.")
+    return Section(title="Classes (test)", html=said + table(["class", *(run.name for run in runs)], rows))
+
+
+def _configs(runs: Sequence[Finished]) -> Section:
+    """The fields that are not the same."""
+    flat = [flatten(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if len({shown(values.get(key)) for values in flat}) > 1]
+    rows = [(key, *(shown(values.get(key)) for values in flat)) for key in keys if key != "run.name"]
+    return Section(title="What is configured differently", html=table(["field", *(run.name for run in runs)], rows))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

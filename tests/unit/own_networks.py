@@ -1,0 +1,37 @@
+"""Networks that a user might bring to the CNN job with `--model.build`, good and bad."""
+
+from typing import Any
+
+from jobs.cnn.framework import keras
+
+
+def plain(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    """Normalises its input by the statistics of the micro-batch, and nothing else but a layer."""
+    pixels = keras.Input(shape)
+    x = keras.layers.BatchNormalization(momentum=0.9)(pixels)
+    return keras.Model(pixels, keras.layers.Dense(num_classes)(keras.layers.Flatten()(x)))
+
+
+def dropped(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    """Its logits are in large part what dropout draws."""
+    pixels = keras.Input(shape)
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(pixels))
+    return keras.Model(pixels, keras.layers.Dense(num_classes)(keras.layers.Dropout(0.5)(x)))
+
+
+def softmax(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(num_classes, activation="softmax")])
+
+
+def too_few(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(num_classes - 1)])
+
+
+def too_deep(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    return keras.Sequential([keras.Input(shape), *(keras.layers.MaxPooling2D(4) for _ in range(9)), keras.layers.Flatten(),
+                             keras.layers.Dense(num_classes)])
+
+
+def with_lambda(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    return keras.Sequential([keras.Input(shape), keras.layers.Lambda(lambda x: x / 255), keras.layers.Flatten(),
+                             keras.layers.Dense(num_classes)])
