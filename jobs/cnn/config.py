@@ -16,9 +16,9 @@ class ModelConfig:
     """The architecture."""
     build: str = "jobs.cnn.model:build_model"
     """`module:function` that builds the Keras model, from pixels to logits; what it is called with is said there."""
-    width: int = 32
+    width: int = 16
     """Filters of the first block; each block after it has twice as many."""
-    depth: int = 2
+    depth: int = 3
     """Blocks: each halves height and width."""
     convolutions: int = 2
     """Convolutions in each block."""
@@ -28,9 +28,9 @@ class ModelConfig:
     """`same`: a convolution keeps the image's size. `valid`: it takes away what its filter does not fit on."""
     batch_norm: bool = True
     """Normalises what each convolution gives, by the statistics of a micro-batch."""
-    head: Literal["flatten", "average"] = "flatten"
+    head: Literal["flatten", "average"] = "average"
     """What the classifier sees of the last block: all of it, or each filter's mean."""
-    dense: tuple[int, ...] = (128,)
+    dense: tuple[int, ...] = (64,)
     """Width of each hidden layer of the classifier."""
     dropout: float = 0.4
     """Probability that an input of the classifier's layers is left out in training."""
@@ -69,6 +69,8 @@ class CnnTrainConfig(ImageTrainConfig):
 
     epochs: int = 40
     """Passes over the training rows."""
+    global_batch_size: int = 36
+    """Rows of one optimiser step over all workers; a multiple of the most workers."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: the rows of each class count the same in all, so that rare classes are not neglected."""
     most_steps_per_call: int = 64

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
+from tests.faults import cnn
 
 EPOCHS = 12
 FLAGS = ["--run.workers", "3", "--train.epochs", str(EPOCHS), "--run.trace-rows"]
@@ -17,6 +18,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "run"
     with runs.run(folder, *FLAGS) as job:
         assert job.finished()["lost_steps"] == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cnn_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CNN's run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("cnn") / "run"
+    with cnn.started(folder) as job:
+        result = job.finished()
+    assert (result["steps"], result["lost_steps"]) == (cnn.STEPS, 0)
+    assert result["metrics"]["test"]["accuracy"] > 0.8
     return folder
 
 

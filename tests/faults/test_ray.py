@@ -20,6 +20,7 @@ import pytest
 from cluster import local
 from cluster.network import free_port
 from tests import runs
+from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -184,6 +185,19 @@ def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.Local
             assert "is being carried out by another job" in job.text
         finally:
             first.kill()
+
+
+def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, cnn_reference: Path, tmp_path: Path) -> None:
+    local.add_node(4)
+    with cnn.started(tmp_path / "run", 3, engine="ray", env=cluster.environment()) as job:
+        job.until_step(20)
+        node = node_of(job, 0)
+        local.remove_node(node)
+        result = job.finished(CLUSTER_S)
+        assert node_of(job, 0) != node
+    assert result["restarts"] >= 1
+    assert result["lost_steps"] <= cnn.INTERVAL
+    cnn.same(job.folder, cnn_reference)
 
 
 def preempt(cluster: local.LocalCluster, node: local.LocalNode) -> None:

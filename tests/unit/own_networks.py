@@ -1,4 +1,4 @@
-"""Networks that a user might bring to the CNN job with `--model.build`, good and bad."""
+"""Networks that a user might bring to the CNN job with `--model.build`, good, bad, and for what a test wants to see."""
 
 from typing import Any
 
@@ -35,3 +35,12 @@ def too_deep(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
 def with_lambda(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
     return keras.Sequential([keras.Input(shape), keras.layers.Lambda(lambda x: x / 255), keras.layers.Flatten(),
                              keras.layers.Dense(num_classes)])
+
+
+def smooth(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
+    """Has no kinks, at which rounding would decide which way a gradient goes: runs that sum in another order stay together."""
+    layers, pixels = keras.layers, keras.Input(shape)
+    x = layers.BatchNormalization(momentum=0.9)(pixels)
+    x = layers.Conv2D(6, 3, activation="tanh")(x)
+    x = layers.BatchNormalization(momentum=0.9)(layers.AveragePooling2D(4)(x))
+    return keras.Model(pixels, layers.Dense(num_classes)(layers.Dropout(0.1)(layers.Flatten()(x))))
