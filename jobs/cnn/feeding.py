@@ -51,7 +51,7 @@ class Feeding:
         data = tf.data.Dataset.from_generator(lambda: self._chunks(epoch, start_step, left_out), output_signature=self._signature())
         data = data.unbatch()
         if self.config.augment.active:
-            data = data.map(self._warped)
+            data = data.map(tf.autograph.experimental.do_not_convert(self._warped))
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = 1  # a worker has so many cores, and steps need them

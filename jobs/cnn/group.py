@@ -71,7 +71,7 @@ class Group:
         if not self.strategy:
             return values
         if self._total is None:
-            self._total = tf.function(self._sum_of_all)
+            self._total = tf.function(self._sum_of_all, autograph=False)
         with peers_needed():
             return self._total(tf.constant(values)).numpy()
 

@@ -9,7 +9,7 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,30 +53,30 @@ class Trainer:
         self.variables: dict[str, Any] = {
             **{f"model.{v.path}": v.value for v in model.variables if not is_seed(v)},
             **{f"optimizer.{name}": v for name, v in {**self._optimizer.variables, **self._scale.variables}.items()}}
-        self.steps: Any = tf.function(self._steps, reduce_retracing=True)
-        compiled = tf.function(self._gradients, jit_compile=True) if config.hardware.xla else self._gradients
+        self.steps: Any = tf.function(self._steps, autograph=False)  # AutoGraph would take most of the time until the first step
+        compiled = tf.function(self._gradients, autograph=False, jit_compile=True) if config.hardware.xla else self._gradients
         self._gradients_of: Any = compiled
         pixels, labels = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int64)
-        self._answers: Any = tf.function(self._answer, [pixels])
-        self._slopes: Any = tf.function(self.gradient, [pixels, labels])
+        self._answers: Any = tf.function(self._answer, [pixels], autograph=False)
+        self._slopes: Any = tf.function(self.gradient, [pixels, labels], autograph=False)
 
-    def _steps(self, batches: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
-        """batches: an iterator over `Feeding.steps`. rates: (n,) float32, the learning rate of each step. extra: (e,) float32, this
-        worker's own numbers, which are summed over the workers along with the gradients.
+    def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
+        """batches: an iterator over `Feeding.steps`, of which `count` are made. rates: (n,) float32, n at least count, the learning
+        rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the gradients.
 
-        Returns the losses (n,), what became of each step (n,), the sums (e,), and where they are wanted the row ids (n, S, m).
+        Returns the losses (count,), what became of each step (count,), the sums (e,), and where they are wanted the row ids
+        (count, S, m).
         """
-        count = tf.shape(rates)[0]
-        losses = tf.TensorArray(tf.float32, size=count)
-        fates = tf.TensorArray(tf.int32, size=count)
-        rows = tf.TensorArray(tf.int64, size=count)
-        sums = tf.zeros_like(extra)
-        for i in tf.range(count):
+        def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any) -> tuple[Any, ...]:
             batch = next(batches)
             loss, fate, sums = self._group.run(self._step, batch, rates[i], extra)
-            losses, fates = losses.write(i, loss), fates.write(i, fate)
             if self._settings.traced:
                 rows = rows.write(i, batch["row_id"])
+            return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums
+
+        kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
+        begin = (0, *kept, tf.zeros_like(extra))
+        _, losses, fates, rows, sums = _repeated(count, one, begin)
         return losses.stack(), fates.stack(), sums, rows.stack() if self._settings.traced else tf.constant(0)
 
     def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any]:
@@ -137,14 +137,16 @@ class Trainer:
         count = images.shape[0] * settings.passes
         if count == 1:
             return self._gradients_of(images[0], labels[0], batch["seed"][0], scale)
-        loss, gradients, state = tf.constant(0.0), *([tf.zeros_like(v) for v in part] for part in (self._weights, self._state))
-        for i in tf.range(count):
+        zeros = tf.constant(0.0), *([tf.zeros_like(v) for v in part] for part in (self._weights, self._state))
+
+        def one(i: Any, loss: Any, gradients: list[Any], state: list[Any]) -> tuple[Any, ...]:
             shard, first = i // settings.passes, i % settings.passes * settings.rows_per_pass
             part = slice(first, first + settings.rows_per_pass)
             more, added, became = self._gradients_of(images[shard][part], labels[shard][part], batch["seed"][i], scale)
-            loss += more
-            gradients = [a + b for a, b in zip(gradients, added, strict=True)]
-            state = [a + b for a, b in zip(state, became, strict=True)]
+            return (i + 1, loss + more, [a + b for a, b in zip(gradients, added, strict=True)],
+                    [a + b for a, b in zip(state, became, strict=True)])
+
+        _, loss, gradients, state = _repeated(count, one, (0, *zeros))
         return loss, gradients, state
 
     def _gradients(self, images: Any, labels: Any, seed: Any, scale: Any) -> tuple[Any, list[Any], list[Any]]:
@@ -192,6 +194,14 @@ class Trainer:
             logits = tf.cast(self.model(images, training=False), tf.float32)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         return tape.gradient(loss, images)
+
+
+def _repeated(count: Any, body: Callable[..., tuple[Any, ...]], begin: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`body` so often, one after the other; the first of what it takes and gives is how often it was already."""
+    def more(i: Any, *_: Any) -> Any:
+        return i < count
+
+    return tf.while_loop(more, body, begin, parallel_iterations=1)
 
 
 def _packed(tensors: Sequence[Any]) -> Any:

@@ -83,11 +83,12 @@ class Calls:
         """
         session, train, began = self._session, self._config.train, time.perf_counter()
         count = self._count(progress.step, last)
-        rates = [rate(self._config, step, total_steps) for step in range(progress.step, progress.step + count)]
+        rates = np.zeros(train.most_steps_per_call, np.float32)  # one size: another would be compiled for anew
+        rates[:count] = [rate(self._config, step, total_steps) for step in range(progress.step, progress.step + count)]
         wish = self._wish(progress.step + count) if session.rank == 0 else 0
         extra = np.array([session.stop_wanted, wish], np.float32)
         with peers_needed():
-            made = trainer.steps(batches, tf.constant(rates, tf.float32), tf.constant(extra))
+            made = trainer.steps(batches, tf.constant(count), tf.constant(rates), tf.constant(extra))
             losses, fates, sums, rows = (found.numpy() for found in made)
         self._step_s, self._next = (time.perf_counter() - began) / count, int(sums[1])
         if self._config.run.trace_rows:

@@ -86,7 +86,7 @@ def over(batches: list[Any]) -> Any:
 
 
 def steps(trainer: Any, batches: list[Any], lr: float) -> list[Any]:
-    made = trainer.steps(over(batches), tf.constant([lr] * len(batches)), tf.constant([0.0, 0.0]))
+    made = trainer.steps(over(batches), tf.constant(len(batches)), tf.constant([lr] * len(batches)), tf.constant([0.0, 0.0]))
     return [value.numpy() for value in made]
 
 
