@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import Store
+from jobs.common.augmentation import AugmentConfig, warps
+from jobs.common.dataset import SPLITS
 from jobs.common.images import ImageDataConfig
 from jobs.common.prepare import prepare
 
@@ -43,6 +45,32 @@ def write_splits(folder: Path, train_rows: int, other_rows: int, files: int = 1)
         write(folder / f"train-{number}.parquet", rows, seed=number)
     for seed, name in enumerate(("validation", "test"), start=1000):
         write(folder / f"{name}.parquet", other_rows, seed)
+    return folder
+
+
+def write_digits(folder: Path, rows: int) -> Path:
+    """The embedded digits: so many training rows, each changed in a way of its own; the other splits as they are."""
+    from scipy.ndimage import affine_transform
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = ImageDataConfig()
+    digits = prepare(config, Store.open(str(folder.parent / "digits-prepared")), use_ray=False)
+    for split in SPLITS:
+        reader = digits.reader(split, config)
+        known = reader.rows(0, digits.splits[split].num_rows)
+        reader.close()
+        images, labels = known["image"][..., 0], known["label"]
+        if split == "train":
+            from_row = np.arange(rows) % len(labels)
+            maps = warps(np.arange(rows), AugmentConfig(), 0, 0)[:, ::-1, [1, 0, 2]]  # (y, x) instead of (x, y)
+            middle = (SIDE - 1) / 2
+            offsets = maps[:, :, 2] + middle - maps[:, :, :2].sum(2) * middle
+            images = np.stack([affine_transform(images[at], matrix[:, :2], offset, order=1)
+                               for at, matrix, offset in zip(from_row, maps, offsets, strict=True)])
+            labels = labels[from_row]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), SIDE * SIDE)
+        name = "train-0" if split == "train" else split
+        pq.write_table(pa.table({"image": column, "label": labels}), folder / f"{name}.parquet")
     return folder
 
 

@@ -28,26 +28,32 @@ NOTES = (
 
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
-    storage = workspace / "storage"
-    once(storage / "prepare-the-data", ["--run.engine", "local"])
-    found: dict[str, list[dict[str, float]]] = {}
-    for engine, running in (("local", False), ("ray, a cluster of its own", False), ("ray, on a running cluster", True)):
-        with ray_cluster.running(max(settings.workers)) if running else nullcontext():
-            for repetition in range(settings.repetitions):
-                for workers in settings.workers:
-                    case = f"{engine}, {workers} worker{'s' * (workers > 1)}"
-                    flags = ["--run.engine", engine[:5].strip(", "), "--run.workers", str(workers)]
-                    folder = storage / f"{case.replace(' ', '-').replace(',', '')}-{repetition}"
-                    found.setdefault(case, []).append(once(folder, flags))
+    found = by_case(settings.repetitions, settings.workers, workspace / "storage", "mlp")
     return Outcome(figures=tuple(figure for case, runs in found.items() for figure in figures_of(case, runs)), samples=found,
                    notes=NOTES)
 
 
-def once(folder: Path, flags: list[str]) -> dict[str, float]:
+def by_case(repetitions: int, numbers: tuple[int, ...], storage: Path, job: str) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each part of each start of a job, by binding and number of workers."""
+    once(storage / "prepare-the-data", ["--run.engine", "local"], job)
+    found: dict[str, list[dict[str, float]]] = {}
+    for engine, running in (("local", False), ("ray, a cluster of its own", False), ("ray, on a running cluster", True)):
+        with ray_cluster.running(max(numbers)) if running else nullcontext():
+            for repetition in range(repetitions):
+                for workers in numbers:
+                    case = f"{engine}, {workers} worker{'s' * (workers > 1)}"
+                    flags = ["--run.engine", engine[:5].strip(", "), "--run.workers", str(workers)]
+                    folder = storage / f"{case.replace(' ', '-').replace(',', '')}-{repetition}"
+                    found.setdefault(case, []).append(once(folder, flags, job))
+    return found
+
+
+def once(folder: Path, flags: list[str], job: str) -> dict[str, float]:
     """Seconds of each part, and their total, as the run itself reports them."""
-    command = ["jobs.mlp", "--train.max-steps", "1", "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
-    with python(*command, *stopwatch.BARE, folder=folder) as job:
-        return job.finished(300)["startup_s"]
+    command = [f"jobs.{job}", "--eval.robustness-rows", "0", "--train.max-steps", "1", "--run.storage", str(folder.parent),
+               "--run.name", folder.name, *flags]
+    with python(*command, *stopwatch.BARE, folder=folder) as started:
+        return started.finished(300)["startup_s"]
 
 
 def figures_of(case: str, runs: list[dict[str, float]]) -> list[Figure]:

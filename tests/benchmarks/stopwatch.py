@@ -36,6 +36,8 @@ class Watch:
     """Writes the time of each step to a file at once, which survives a SIGKILL."""
     parts: bool = False
     """Seconds of each backward pass, all-reduce and optimiser step, with the leg."""
+    without_sum: bool = False
+    """Of the CNN: leaves the sum over the workers out of each step."""
     checkpoint_phases: int | None = None
     """Checkpoints are off for so many steps, then on for as many, and so on."""
 
@@ -54,11 +56,11 @@ class Record:
 
 
 @contextmanager
-def started(folder: Path, watch: Watch, *flags: str) -> Iterator[Job]:
-    """A watched run in `folder`, whose parent is its storage; all that it started ends with the block."""
+def started(folder: Path, watch: Watch, *flags: str, module: str = "tests.benchmarks.stopwatch") -> Iterator[Job]:
+    """A watched run in `folder`, whose parent is its storage; all that it started ends with the block. module: what runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WATCH_FILE).write_text(json.dumps(asdict(watch)))
-    command = ["tests.benchmarks.stopwatch", "--run.storage", str(folder.parent), "--run.name", folder.name, *BARE, *flags]
+    command = [module, "--run.storage", str(folder.parent), "--run.name", folder.name, *BARE, *flags]
     with python(*command, folder=folder) as job:
         yield job
 
@@ -70,11 +72,12 @@ def carried_out(folder: Path, watch: Watch, *flags: str, timeout_s: float = 1800
     return records(folder)
 
 
-def by_turns(runs: list[tuple[Path, Watch, list[str]]], when_all_are_here: Callable[[], object] = list) -> list[list[Record]]:
+def by_turns(runs: list[tuple[Path, Watch, list[str]]], when_all_are_here: Callable[[], object] = list, *,
+             module: str = "tests.benchmarks.stopwatch") -> list[list[Record]]:
     """The records of several runs (folder, watch, flags) of one storage, which train an epoch each by turns."""
     turns = runs[0][0].parent / f"turns-{runs[0][0].name}"
     with ExitStack() as stack:
-        jobs = [stack.enter_context(started(folder, replace(watch, turns=(str(turns), place, len(runs))), *flags))
+        jobs = [stack.enter_context(started(folder, replace(watch, turns=(str(turns), place, len(runs))), *flags, module=module))
                 for place, (folder, watch, flags) in enumerate(runs)]
         jobs[0].until(lambda: len(list(turns.glob("here-*"))) == len(runs), 300)
         when_all_are_here()
