@@ -80,12 +80,7 @@ class Paired:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the page, prints what it found. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.common.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
-    parser.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
-    asked = parser.parse_args(arguments)
+    asked = _parser().parse_args(arguments)
     try:
         runs = [finished(name, asked.storage) for name in asked.runs]
         check(runs)
@@ -101,6 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(sentence(pair))
     print(f"comparison: {asked.out.absolute()}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.common.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
+    parser.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
+    return parser
 
 
 # ── reading ──

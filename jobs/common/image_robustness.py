@@ -142,10 +142,10 @@ def shift(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats
 
 Change = Callable[[Images, IntArray, int, float], Floats]
 CHANGES: dict[str, Change] = {"noise": noise, "blur": blur, "rotation": turn, "shift": shift}
+ATTACKS = tuple(f"{name} {strength:g}" for strength in STRENGTHS for name in ("FGSM", "PGD"))
 ABOUT = {
-    **{f"{name} {strength:g}": f"{text}, each pixel by at most {strength:.0%} of the range" for strength in STRENGTHS
-       for name, text in (("FGSM", "changed in one step to deceive the model"),
-                          ("PGD", f"changed in {EVALUATION_STEPS} steps to deceive the model"))},
+    ATTACKS[0]: "changed in one step to deceive the model, each pixel by at most this share of the range",
+    ATTACKS[1]: f"the same in {EVALUATION_STEPS} steps",
     "noise": f"normal noise, {NOISE:.0%} of the range", "blur": f"a Gaussian blur of {BLUR:.1%} of the image's side",
     "rotation": f"turned by {TURN:g}°", "shift": f"moved by {SHIFT:.0%} of the side",
 }
@@ -200,5 +200,5 @@ def section(trained: Trained) -> list[Section]:
     """Of the report: nothing where the config asks for no rows."""
     if not trained.config.eval.robustness_rows:
         return []
-    results = {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *ABOUT)}
+    results = {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *ATTACKS, *CHANGES)}
     return [robustness.section(results, about=ABOUT)]

@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import _parser as cluster_parser
+from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
+from jobs.common.compare import _parser as compare_parser
 from jobs.common.registry_command import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from tests import contained, newcomer
 
 ROOT = newcomer.ROOT
-READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/transformer/README.md", ROOT / "tests/README.md"]
+READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md", ROOT / "jobs/transformer/README.md",
+           ROOT / "tests/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
 
@@ -125,16 +128,17 @@ def test_every_block_is_valid_shell() -> None:
 
 def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for job, config_type in (("jobs.mlp", MlpConfig), ("jobs.transformer", TransformerConfig)):
+    for job, config_type in (("jobs.mlp", MlpConfig), ("jobs.cnn", CnnConfig), ("jobs.transformer", TransformerConfig)):
         shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", job)) is not None]
-        assert len(shown) >= 4
+        assert len(shown) >= 3
         for flags in shown:
             if flags != ["--help"]:
                 configs.parse(config_type, flags, "README")
 
 
 def test_every_other_command_is_one_that_there_is() -> None:
-    for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser)):
+    for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser),
+                         ("jobs.common.compare", compare_parser)):
         shown = [rest for _, words in shown_commands() if (rest := after(words, "python", "-m", name)) is not None]
         assert shown
         for rest in shown:

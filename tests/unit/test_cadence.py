@@ -93,3 +93,27 @@ def test_a_fixed_number_of_steps_does_not_listen_to_costs() -> None:
 @pytest.mark.parametrize("every_steps", [1, 2, 3, 4, 5, 7])
 def test_small_intervals_hold_too(every_steps: int) -> None:
     assert most_steps_lost(every_steps, write_steps=3, last_step=0) <= every_steps
+
+
+@given(st.integers(1, 60), st.integers(1, 100), st.integers(1, 64), st.integers(5, 50))
+def test_steps_in_one_go_never_cost_more_than_every_steps(every_steps: int, write_steps: int, most: int, epoch_steps: int) -> None:
+    """How many come next is settled a call ahead, before it is known whether a checkpoint is taken; one is at each epoch's end."""
+    cadence, step, count, committed, worst = Cadence(every_steps, 0), 0, 1, 0, 0
+    in_flight: int | None = None
+    while step < 400:
+        count = min(count, epoch_steps - step % epoch_steps)
+        following = min(most, cadence.room(step + count))
+        for _ in range(count):
+            step += 1
+            worst = max(worst, step - committed)
+            if in_flight is not None and step - in_flight >= write_steps:
+                committed, in_flight = in_flight, None
+        for begins in (cadence.due(step), step % epoch_steps == 0):
+            if begins:
+                committed, in_flight = (committed if in_flight is None else in_flight), step
+                cadence.begun(step)
+            deadline = cadence.must_be_committed_by()
+            if in_flight is not None and deadline is not None and step >= deadline:
+                committed, in_flight = in_flight, None
+        count = following
+    assert worst <= every_steps

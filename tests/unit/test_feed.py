@@ -41,6 +41,25 @@ def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tm
     assert seen == 2 * (order.steps_per_epoch - start_step) * 40
 
 
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_several_steps_at_once_are_the_same_rows_one_after_the_other(dataset: Dataset, tmp_path: Path, start_step: int) -> None:
+    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120,
+                  seed=1)
+    singly, together = (feed_of(dataset, order, (0, 2), tmp_path) for _ in range(2))
+    one = list(singly.epoch(1, start_step))
+    seen = 0
+    for first, batches in together.epoch(1, start_step, 4):
+        assert first == start_step + seen
+        steps = one[seen : seen + 4]
+        for shard, rows in batches.items():
+            assert np.array_equal(rows["image"], np.concatenate([of_step[shard]["image"] for _, of_step in steps]))
+            assert np.array_equal(rows["row_id"], np.concatenate([of_step[shard]["row_id"] for _, of_step in steps]))
+        seen += len(steps)
+    assert seen == len(one) == order.steps_per_epoch - start_step
+    singly.close()
+    together.close()
+
+
 def test_after_an_epochs_last_step_there_is_nothing_left_of_it(dataset: Dataset, tmp_path: Path) -> None:
     """As after a stop just then; here a shard ends with its last micro-batch, so no window holds the next row."""
     order = Order(num_rows=1140, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120, seed=1)

@@ -1,5 +1,6 @@
 """A worker's view of one generation: its share of the work, how fast it goes, what it is told."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,16 @@ def test_the_rate_leaves_out_the_first_20_steps(clock: Clock) -> None:
     steps(pace, clock, [0.5] * 4)
     assert pace.samples_per_s == pytest.approx(20.0)
     assert pace.median_s == 5.0
+
+
+def test_steps_made_in_one_go_share_its_time_alike(clock: Clock) -> None:
+    pace = Pace()
+    pace.start()
+    for _ in range(3):
+        clock.now += 5.0
+        pace.step(10, 10)
+    assert (pace.count, pace.median_s) == (30, 0.5)
+    assert pace.samples_per_s == pytest.approx(20.0), "of the last ten: the first twenty are left out"
 
 
 def test_time_between_epochs_counts_for_no_step(clock: Clock) -> None:
@@ -160,6 +171,21 @@ def test_rank_0_shares_its_value_with_all(make: Make) -> None:
     _, (first, second) = make(2)
     assert first.share("port", lambda: 29500) == 29500
     assert second.share("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
+
+
+def test_ranks_exchange_a_value_each(make: Make) -> None:
+    _, ranks = make(3)
+    found: dict[int, list[str]] = {}
+
+    def exchange(rank: int) -> None:
+        found[rank] = ranks[rank].exchange("address", f"host-{rank}")
+
+    threads = [threading.Thread(target=exchange, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == {rank: ["host-0", "host-1", "host-2"] for rank in range(3)}
 
 
 def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:

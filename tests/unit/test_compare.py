@@ -1,0 +1,118 @@
+"""Runs side by side: the paired test against what is known of it, what the page says, and what is refused."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from jobs.common import compare
+from jobs.common.compare import Finished, Paired, compared, holm, main, mcnemar, render, sentence
+from jobs.common.evaluation import evaluate
+from jobs.common.predictions import Predictions
+from tests import runs
+
+ROWS = 400
+NAMES = ("a", "b", "<i>c</i>")
+
+
+def finished(name: str, right: float, seed: int, rows: int = ROWS) -> Finished:
+    """A run that gets so many of the rows right."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % 3
+    said = np.where(rng.random(rows) < right, labels, (labels + 1) % 3)
+    probabilities = np.full((rows, 3), 0.1, np.float32)
+    probabilities[np.arange(rows), said] = 0.8
+    history = [{"kind": "evaluation", "step": 10 * k, "epoch": k, "validation_loss": 1 / k, "validation_accuracy": right}
+               for k in (1, 2)]
+    return Finished(name=name, config={"optim": {"lr": seed}, "run": {"name": name, "seed": 0}},
+                    result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0}, history=history,
+                    test=Predictions(np.arange(rows), labels, probabilities),
+                    evaluation=evaluate(probabilities, labels, NAMES, top_k=2, bootstrap_samples=100))
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (0, 1), (3, 9), (10, 10), (5, 25)])
+def test_mcnemar_is_a_fair_coin(only_first: int, only_second: int) -> None:
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    expected = min(1.0, 2 * float(binom.cdf(fewer, n, 0.5))) if only_first != only_second else 1.0
+    assert mcnemar(only_first, only_second) == pytest.approx(expected)
+    assert mcnemar(only_second, only_first) == pytest.approx(expected)
+
+
+def test_holm_keeps_the_order_and_never_shrinks_a_value() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5]) == [0.5]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_the_interval_holds_the_true_difference_about_as_often_as_it_says() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        both, first, second, neither = rng.multinomial(300, [0.9, 0.02, 0.05, 0.03])
+        low, high = Paired(first="a", second="b", both=both, only_first=first, only_second=second, neither=neither,
+                           p_value=1.0).difference[1:]
+        hits += low <= 0.03 <= high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_a_difference_is_called_real_only_where_it_is() -> None:
+    good, like, bad = finished("good", 0.97, 1), finished("like", 0.97, 2), finished("bad", 0.7, 3)
+    (pair,) = compared([good, like])
+    assert "no real difference is shown" in sentence(pair)
+    (pair,) = compared([good, bad])
+    assert sentence(pair).startswith("bad is worse than good (difference -2")
+    (pair,) = compared([bad, good])
+    assert sentence(pair).startswith("good is better than bad (difference +2")
+    assert pair.both + pair.only_first + pair.only_second + pair.neither == ROWS
+
+
+def test_the_page_shows_every_pair_metrics_curves_and_what_differs() -> None:
+    three = [finished(name, right, seed) for name, right, seed in (("<b>x</b>", 0.9, 1), ("y", 0.9, 2), ("z", 0.6, 3))]
+    pairs = compared(three)
+    assert [(p.first, p.second) for p in pairs] == list(itertools.combinations(("<b>x</b>", "y", "z"), 2))
+    page = render(three, pairs)
+    assert "<b>x</b>" not in page and "<i>c</i>" not in page
+    for words in ("Is the difference real?", "Holm", "Validation loss", "optim.lr", "&lt;i&gt;c&lt;/i&gt;", "20"):
+        assert words in page, words
+    assert "run.seed" not in page, "it is the same"
+    assert page.count("<svg") == 2
+
+
+def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_path: Path,
+                                                                            capsys: pytest.CaptureFixture[str]) -> None:
+    for name, flags in (("one", []), ("two", ["--run.seed", "1"]), ("else", ["--data.split-seed", "1"])):
+        with runs.run(tmp_path / name, "--train.epochs", "2", *flags) as job:
+            job.finished()
+    out = tmp_path / "page.html"
+    place = ["--storage", str(tmp_path), "--out", str(out)]
+    assert main(["one", str(tmp_path / "two"), *place]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"two (against|is) .*p = ", said)
+    assert f"comparison: {out}" in said
+    assert "run.seed" in out.read_text()
+    for asked, words in ((["one"], "nothing to compare"), (["one", "else"], "not tested on the same rows"),
+                         (["one", "three"], "no run at"), (["one", "two", "--out", "/nowhere/page.html"], "name a file that can")):
+        assert main([*asked, "--storage", str(tmp_path), *([] if "--out" in asked else ["--out", str(tmp_path / "no.html")])]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+    assert not (tmp_path / "no.html").exists()
+    unfinished(tmp_path / "two")
+    assert main(["one", "two", *place]) == 2
+    assert "is not done (stopped)" in capsys.readouterr().err
+
+
+def unfinished(folder: Path) -> None:
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"status": "done"', '"status": "stopped"'))
+
+
+def test_only_classifiers_can_be_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def record(store: Any, path: str) -> dict[str, Any]:
+        return {"name": "r", "data": {}, "config": {}, "status": "done"}
+
+    monkeypatch.setattr(compare, "read_record", record)
+    with pytest.raises(compare.ConfigError, match="not a classifier's"):
+        compare.finished("r", str(tmp_path))
