@@ -87,11 +87,13 @@ class Trainer:
         gradients, state, sums = rest[: len(gradients)], rest[len(gradients) : -1], rest[-1]
         if self._scale.active:
             gradients = [gradient / scale for gradient in gradients]
-        norm = tf.linalg.global_norm(gradients)
-        if self._config.optim.clip_norm is not None:
-            share = tf.minimum(1.0, self._config.optim.clip_norm / (norm + 1e-6))
+        clip_norm = self._config.optim.clip_norm
+        # Where nothing is clipped a sum will do, at a fraction of the cost: with one value that is not finite it is not either.
+        size = tf.add_n([tf.reduce_sum(g) for g in gradients]) if clip_norm is None else tf.linalg.global_norm(gradients)
+        if clip_norm is not None:
+            share = tf.minimum(1.0, clip_norm / (size + 1e-6))
             gradients = [gradient * share for gradient in gradients]
-        fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), lambda: self._take(gradients, state, lr),
+        fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
                        lambda: self._skip(loss))
         return loss, fate, sums
 

@@ -233,7 +233,8 @@ def test_balanced_classes_weigh_the_same_and_rows_one_in_the_mean(digits: Datase
 def test_training_against_an_adversary_raises_the_loss_that_is_lowered(digits: Dataset, tmp_path: Path) -> None:
     losses = {}
     for share in (None, 0.02, 0.2):
-        config = config_of(model={"batch_norm": False}, train={"adversarial": share, "adversarial_steps": 3, "max_rows_per_pass": 30})
+        config = config_of(model={"batch_norm": False},
+                           train={"adversarial": share, "adversarial_steps": 3, "max_rows_per_pass": 30})
         trainer, batches = trainer_of(tmp_path / str(share), digits, config)
         first, again = (steps(trainer, batches[:1], 0.0)[0].item() for _ in range(2))
         assert first == again, "what is drawn is a function of the micro-batch"
