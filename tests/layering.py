@@ -54,7 +54,7 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_help_and_import_pull_in_no_framework() -> None:
-    code = ("import sys, jobs.mlp.data, jobs.common.run\n"
+    code = ("import sys, jobs.mlp.data, jobs.cnn.data, jobs.transformer.data, jobs.common.run, jobs.common.compare\n"
             "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas'} & set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,5 +1,7 @@
 """What goes into the CNN and what comes out, and the job as the common life cycle sees it. Imports no TensorFlow."""
 
+import importlib.util
+
 from cluster.errors import ConfigError
 from cluster.storage import Store
 from jobs.cnn.config import CnnConfig
@@ -20,9 +22,17 @@ OWN = CnnConfig().model.build
 
 
 def check(config: CnnConfig) -> None:
-    """Raises: ConfigError for a package that is not installed."""
+    """Raises: ConfigError for a package that is not installed, or a network whose module there is none of."""
     for package in ("tensorflow", "keras", "tf2onnx"):
         require_package(package, "tensorflow")
+    module = config.model.build.partition(":")[0]
+    try:
+        known = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        known = False
+    if not known:
+        raise ConfigError(f"--model.build {config.model.build}: there is no module {module} here: it must be MODULE:FUNCTION, "
+                          "importable from the folder that the job is started in, on every node")
 
 
 def prepare(config: CnnConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:

@@ -20,8 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cluster.storage import Store
+from jobs.cnn.data import JOB as CNN
+from jobs.common.job import Job
 from jobs.common.run import main
 from jobs.mlp.data import JOB
 from tests import runs
@@ -121,8 +124,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     """Runs a command line that must be refused, and returns its one message."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def call(*flags: str) -> str:
-        code = main(JOB, [*ASKED, *flags])
+    def call(*flags: str, job: Job = JOB) -> str:
+        code = main(job, [*ASKED, *flags])
         out, message = capsys.readouterr()
         assert code == 2, out + message
         return one_message(out, message)
@@ -197,6 +200,29 @@ def test_storage_below_a_file_is_refused(refused: Callable[..., str], tmp_path: 
     assert "cannot be written" in message
     assert "--run.storage" in message
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def mixed_pictures(folder: Path) -> None:
+    """Gray pictures of two classes, and one in colour."""
+    for number in range(12):
+        path = folder / f"kind-{number % 2}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3) if number == 7 else (9, 9), 20 * number, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(("make", "flags", "says"), [
+    (parquet, (), ("--model.depth 3", "8×8", "these are 4×4", "smaller --model.depth")),
+    (parquet, ("--model.depth", "1", "--model.padding", "valid"), ("--model.depth 1", "6×6", "these are 4×4")),
+    (mixed_pictures, (), ("07.png", "9x9x3", "the first image is 9x9x1")),
+    (parquet, ("--model.depth", "1", "--model.build", "no_package.at_all:build"), ("no_package.at_all:build", "MODULE:FUNCTION")),
+], ids=["too small", "too small for valid padding", "channels differ", "no such network"])
+def test_what_a_cnn_cannot_be_trained_on_is_refused(make: Callable[[Path], None], flags: tuple[str, ...], says: tuple[str, ...],
+                                                    refused: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
+    make(tmp_path / "in")
+    message = refused("--run.storage", str(tmp_path / "storage"), "--data.uri", str(tmp_path / "in"), *flags, job=CNN)
+    for words in says:
+        assert words in message, message
 
 
 def test_a_changed_config_is_refused_and_changes_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
