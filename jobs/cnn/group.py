@@ -63,8 +63,8 @@ class Group:
         return self.strategy.run(step, args=args) if self.strategy else step(*args)
 
     def sum(self, vector: Any) -> Any:
-        """In the replica context: the sum over all workers."""
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector) if self.strategy else vector
+        """In the replica context, of more workers than one: the sum over all of them."""
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The sum over all workers, of a few numbers. Raises: PeerLostError."""

@@ -82,8 +82,7 @@ class Trainer:
     def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any]:
         scale = self._scale.value
         loss, gradients, state = self._over_micro_batches(batch, scale)
-        loss, *rest = _unpacked(self._group.sum(_packed([loss, *gradients, *state, extra])), [loss, *gradients, *state, extra]) \
-            if self._group.strategy else (loss, *gradients, *state, extra)
+        loss, *rest = self._summed([loss, *gradients, *state, extra])
         gradients, state, sums = rest[: len(gradients)], rest[len(gradients) : -1], rest[-1]
         if self._scale.active:
             gradients = [gradient / scale for gradient in gradients]
@@ -96,6 +95,14 @@ class Trainer:
         fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
                        lambda: self._skip(loss))
         return loss, fate, sums
+
+    def _summed(self, tensors: list[Any]) -> list[Any]:
+        """Over all workers, in one all-reduce."""
+        if self._group.world_size == 1:
+            return tensors
+        pieces = tf.split(self._group.sum(tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)),
+                          [int(np.prod(tensor.shape)) for tensor in tensors])
+        return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
     def _take(self, gradients: Sequence[Any], state: Sequence[Any], lr: Any) -> Any:
         self._optimizer.apply(gradients, lr)
@@ -204,12 +211,3 @@ def _repeated(count: Any, body: Callable[..., tuple[Any, ...]], begin: tuple[Any
         return i < count
 
     return tf.while_loop(more, body, begin, parallel_iterations=1)
-
-
-def _packed(tensors: Sequence[Any]) -> Any:
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
-
-
-def _unpacked(vector: Any, like: Sequence[Any]) -> list[Any]:
-    pieces = tf.split(vector, [int(np.prod(tensor.shape)) for tensor in like])
-    return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def test_the_page_shows_every_pair_metrics_curves_and_what_differs() -> None:
 
 def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_path: Path,
                                                                             capsys: pytest.CaptureFixture[str]) -> None:
-    for name, flags in (("one", []), ("two", ["--run.seed", "1"]), ("else", ["--data.split-seed", "1"])):
-        with runs.run(tmp_path / name, "--train.epochs", "2", *flags) as job:
+    for name, seed in (("one", "0"), ("two", "1")):
+        with runs.run(tmp_path / name, "--train.epochs", "1", "--run.seed", seed) as job:
             job.finished()
     out = tmp_path / "page.html"
     place = ["--storage", str(tmp_path), "--out", str(out)]
@@ -93,8 +94,8 @@ def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_p
     assert re.search(r"two (against|is) .*p = ", said)
     assert f"comparison: {out}" in said
     assert "run.seed" in out.read_text()
-    for asked, words in ((["one"], "nothing to compare"), (["one", "else"], "not tested on the same rows"),
-                         (["one", "three"], "no run at"), (["one", "two", "--out", "/nowhere/page.html"], "name a file that can")):
+    for asked, words in ((["one"], "nothing to compare"), (["one", "three"], "no run at"),
+                         (["one", "two", "--out", "/nowhere/page.html"], "name a file that can")):
         assert main([*asked, "--storage", str(tmp_path), *([] if "--out" in asked else ["--out", str(tmp_path / "no.html")])]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
@@ -102,6 +103,15 @@ def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_p
     unfinished(tmp_path / "two")
     assert main(["one", "two", *place]) == 2
     assert "is not done (stopped)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["row_ids", "labels"])
+def test_runs_that_were_tested_on_other_rows_are_refused(change: str) -> None:
+    first, other = finished("first", 0.9, 1), finished("other", 0.9, 2)
+    moved = {**vars(other.test), change: np.roll(vars(other.test)[change], 1)}
+    with pytest.raises(compare.ConfigError, match="'first' and 'other' were not tested on the same rows"):
+        compare.check([first, replace(other, test=Predictions(**moved))])
+    compare.check([first, other])
 
 
 def unfinished(folder: Path) -> None:
