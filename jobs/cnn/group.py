@@ -102,7 +102,7 @@ def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> No
         used._reset_context()
     if not used.context()._initialized:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)  # two operations at a time would wait for each other's cores
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         elif not tf.config.list_physical_devices("GPU"):
