@@ -269,6 +269,14 @@ def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps(digits: Datas
     assert caught.value.steps == (0, 1, 2)
 
 
+def test_training_stops_when_the_validation_metric_no_longer_improves(odd: Dataset, tmp_path: Path) -> None:
+    config = config_of(train={"epochs": 50, "max_steps": None, "early_stopping_epochs": 2}, model={"batch_norm": False},
+                       optim={"lr": 1e-12, "warmup_steps": 0})
+    outcome, evaluations = train(tmp_path, odd, config)
+    assert outcome == "finished"
+    assert [row["epoch"] for row in evaluations] == [1, 2, 3], "the first is the best, then two without improvement"
+
+
 # ── hardware ──
 def with_hardware(folder: Path, dataset: Dataset, **hardware: Any) -> tuple[float, dict[str, np.ndarray]]:
     config = config_of(hardware=hardware, optim={"lr": 0.01, "warmup_steps": 0}, train={"epochs": 2, "max_steps": None})
@@ -447,7 +455,8 @@ def test_integrated_gradients_of_a_linear_model_are_its_weights_times_the_change
 
 # ── TensorFlow itself ──
 def test_importing_keras_leaves_out_what_it_does_not_need_and_gives_it_back() -> None:
-    code = ("import sys\nfrom jobs.cnn.framework import keras, tf\n"
+    code = ("import os, sys\nfrom jobs.cnn.framework import keras, tf\n"
+            "assert os.environ['TF_FORCE_GPU_ALLOW_GROWTH'] == 'true'\n"
             "assert not {'sklearn', 'matplotlib'} & set(sys.modules), 'imported all the same'\n"
             "import sklearn, matplotlib, pandas\nassert keras.backend.backend() == 'tensorflow'\nprint('well')")
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True, check=True)
