@@ -39,7 +39,11 @@ def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Se
     coordinator.begin({"w": assignment}, {0: "w"})
     session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, link=DirectLink(coordinator), slot=0,
                    worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
-    outcome = loop(session, config)
+    try:
+        outcome = loop(session, config)
+    except BaseException:
+        session.close(failed=True)
+        raise
     session.close()
     return outcome, [row for row in coordinator.look().reports if row["kind"] == "evaluation"]
 

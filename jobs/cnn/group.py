@@ -21,6 +21,7 @@ from cluster.errors import ConfigError
 from jobs.cnn.framework import tf
 from jobs.common.session import PeerLostError, Session
 
+_WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
@@ -42,7 +43,6 @@ class Group:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.strategy = self._total = None
-        gc.collect()  # what the strategy holds, before the context that it is in
 
     def _connect(self) -> None:
         session = self._session
@@ -88,8 +88,10 @@ def peers_needed() -> Generator[None]:
     """Around collectives. Raises: PeerLostError where one fails because another worker is gone."""
     try:
         yield
-    except _LOST as error:
-        raise PeerLostError(str(error).splitlines()[-1]) from error
+    except tf.errors.OpError as error:
+        if isinstance(error, _LOST) or any(word in str(error) for word in _WORDS):
+            raise PeerLostError(str(error).strip().splitlines()[-1]) from error
+        raise
 
 
 def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> None:
@@ -99,6 +101,7 @@ def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> No
 
     used: Any = context
     if used.context()._initialized and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
+        gc.collect()  # what an earlier generation has left, its pipeline's threads first of all, before the context that it is in
         used._reset_context()
     if not used.context()._initialized:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
