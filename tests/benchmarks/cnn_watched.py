@@ -30,7 +30,7 @@ def train(session: Session, config: Any) -> Any:
     if watch.without_sum:
         Group.sum = _unsummed  # type: ignore[method-assign]
         loop.Calls._count = _agreed(loop.Calls._count)  # type: ignore[method-assign]
-    Feeding.steps = _beginning(Feeding.steps, record, turns)  # type: ignore[method-assign]
+    Feeding.steps = _beginning(Feeding.steps, session, record, turns)  # type: ignore[method-assign]
     loop.finish_epoch = _ending(loop.finish_epoch, record)
     try:
         return loop.train(session, config)
@@ -53,10 +53,11 @@ def _agreed(count: Callable[..., int]) -> Callable[..., int]:
     return counted
 
 
-def _beginning(steps: Callable[..., Any], record: Record, turns: Turns | None) -> Callable[..., Any]:
+def _beginning(steps: Callable[..., Any], session: Session, record: Record, turns: Turns | None) -> Callable[..., Any]:
     def timed(feeding: Feeding, *args: Any) -> Any:
         if turns:
             turns.begin()
+        session.exchange(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
         record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(), "steps": feeding.feed.order.steps_per_epoch})
         return steps(feeding, *args)
 
