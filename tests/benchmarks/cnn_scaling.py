@@ -28,7 +28,7 @@ NOTES = (
     "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and step, local "
     "processes of one thread each, by turns. A third run is of two workers that leave the all-reduce out: what it takes less than "
     "the second is what that costs, waiting for the slower worker included; what it takes more than one worker, is what two cost "
-    "each other on one processor's caches, memory and clock.",
+    "each other on one processor's caches, memory and clock. A negative part says that the run without sums was the slower one.",
     "The all-reduce is TensorFlow's ring over gRPC, of one tensor with all gradients.",
     "Ray's share: one worker each, the textbook network, both runs alive and training an epoch by turns; the median over "
     "neighbouring turns.",
