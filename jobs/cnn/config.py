@@ -57,8 +57,6 @@ class ModelConfig:
 class CnnOptimConfig(OptimConfig):
     """The optimiser and its schedule."""
 
-    lr: float = 2e-3
-    """Highest learning rate."""
     warmup_steps: int = 100
     """Steps in which the rate rises from 0."""
 

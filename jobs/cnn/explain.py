@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jobs.cnn.framework import keras, tf
 
 Floats = npt.NDArray[np.float32]
-STEPS, ROWS_PER_PASS = 50, 256
+STEPS = 50
 
 
 def integrated_gradients(logits: Any, images: Floats, baselines: Floats, target: npt.NDArray[np.integer],
@@ -28,9 +28,7 @@ def integrated_gradients(logits: Any, images: Floats, baselines: Floats, target:
     attributions, gaps = np.zeros_like(images), np.zeros(len(images), np.float32)
     for row in range(len(images)):
         change = images[row] - baselines[row]
-        gradients = np.concatenate([
-            _gradient_of_log_odds(logits, baselines[row] + part[:, None, None, None] * change, int(target[row]))
-            for part in np.array_split(places, max(1, steps // ROWS_PER_PASS))])
+        gradients = _gradient_of_log_odds(logits, baselines[row] + places[:, None, None, None] * change, int(target[row]))
         attributions[row] = change * np.tensordot((weights / 2).astype(np.float32), gradients, 1)
         ends = log_odds(logits(np.stack([images[row], baselines[row]]), training=False), int(target[row])).numpy()
         gaps[row] = abs(attributions[row].sum(dtype=np.float64) - (ends[0] - ends[1]))

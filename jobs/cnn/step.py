@@ -31,14 +31,11 @@ TAKEN, NOT_FINITE, SCALED_DOWN = 0, 1, 2
 class Settings:
     """What a step needs to know beside the config."""
 
-    global_batch_size: int
     passes: int
     rows_per_pass: int
     class_weights: npt.NDArray[np.float32] | None
     """(K,); None: each row counts the same."""
     attack: Attack | None
-    traced: bool
-    """Whether the row ids of each step are wanted."""
 
 
 class Trainer:
@@ -70,14 +67,14 @@ class Trainer:
         def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any) -> tuple[Any, ...]:
             batch = next(batches)
             loss, fate, sums = self._group.run(self._step, batch, rates[i], extra)
-            if self._settings.traced:
+            if self._config.run.trace_rows:
                 rows = rows.write(i, batch["row_id"])
             return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums
 
         kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
         begin = (0, *kept, tf.zeros_like(extra))
         _, losses, fates, rows, sums = _repeated(count, one, begin)
-        return losses.stack(), fates.stack(), sums, rows.stack() if self._settings.traced else tf.constant(0)
+        return losses.stack(), fates.stack(), sums, rows.stack() if self._config.run.trace_rows else tf.constant(0)
 
     def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any]:
         scale = self._scale.value
@@ -170,10 +167,10 @@ class Trainer:
         with tf.GradientTape() as tape:
             tape.watch(weights)
             logits, state = self._called(weights, images, seed)
-            loss = self._loss(logits, labels) / self._settings.global_batch_size
+            loss = self._loss(logits, labels) / self._config.train.global_batch_size
             scaled = loss * scale
         found = tape.gradient(scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        share = tf.cast(tf.shape(labels)[0], tf.float32) / self._settings.global_batch_size
+        share = tf.cast(tf.shape(labels)[0], tf.float32) / self._config.train.global_batch_size
         return loss, [tf.convert_to_tensor(g) for g in found], [value * share for value in state]
 
     def _called(self, weights: Sequence[Any], images: Any, seed: Any) -> tuple[Any, list[Any]]:

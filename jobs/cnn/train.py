@@ -124,9 +124,9 @@ def build_trainer(session: Session, config: CnnConfig, feeding: Feeding, group: 
     dataset = session.dataset
     model = new_model(config, feeding.images, len(dataset.class_names))
     settings = Settings(
-        global_batch_size=config.train.global_batch_size, passes=feeding.passes, rows_per_pass=feeding.rows_per_pass,
+        passes=feeding.passes, rows_per_pass=feeding.rows_per_pass,
         class_weights=balanced(dataset.splits["train"].class_counts) if config.train.class_weights == "balanced" else None,
-        attack=Attack.in_training(dataset, config), traced=config.run.trace_rows)
+        attack=Attack.in_training(dataset, config))
     return Trainer(model, config, settings, group)
 
 

@@ -172,26 +172,26 @@ def predict_changed(session: Session, config: ImageConfig, predict: Callable[[Im
     rows = session.reader("test").take(mine)
     images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
     found: dict[str, list[Floats]] = {}
+    limits = pixel_range(session.dataset, config.data)
     for start in range(0, len(mine), config.eval.batch_size):
         part = slice(start, start + config.eval.batch_size)
-        for name, changed in _changed(session, config, images[part], labels[part], ids[part], gradient):
+        for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
             found.setdefault(name, []).append(predict(changed))
             session.tick()
     for name, probabilities in found.items():
         session.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
 
 
-def _changed(session: Session, config: ImageConfig, images: Floats, labels: IntArray, ids: IntArray,
+def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: IntArray, ids: IntArray,
              gradient: Callable[[Images, IntArray], Images]) -> Iterator[tuple[str, Floats]]:
-    dataset, seed = session.dataset, config.run.seed
+    low, high = limits
     yield "untouched", images
     start = row_uniforms(Purpose.ATTACK, seed, 0, ids, int(np.prod(images.shape[1:]))).reshape(images.shape) * 2 - 1
     for name, steps, begin in (("FGSM", 1, None), ("PGD", EVALUATION_STEPS, start.astype(np.float32))):
         for strength in STRENGTHS:
-            attack = Attack.of(dataset, config.data, strength, steps)
+            attack = Attack(strength * (high - low), steps, low, high)
             changed = projected_gradient(images, lambda x: gradient(x, labels), attack, sign=np.sign, clip=np.clip, start=begin)
             yield f"{name} {strength:g}", changed.astype(np.float32)
-    low, high = pixel_range(dataset, config.data)
     for name, change in CHANGES.items():
         yield name, np.clip(change(images, ids, seed, high - low), low, high)
 
