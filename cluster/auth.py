@@ -43,13 +43,18 @@ def home_folder() -> Path:
 
 
 def token_file() -> Path:
-    """The file that holds this user's token (32 random bytes in hex), mode 0600; made at the first call."""
-    path = home_folder() / "auth_token"
+    """The file that holds this user's token."""
+    return secret_file("auth_token")
+
+
+def secret_file(name: str) -> Path:
+    """A file of this user's with 32 random bytes in hex, mode 0600; made at the first call."""
+    path = home_folder() / name
     if not path.exists():
         write_private(path.with_suffix(f".{os.getpid()}"), secrets.token_hex(32))
         try:
             os.link(path.with_suffix(f".{os.getpid()}"), path)
-        except FileExistsError:  # another process was first: its token holds
+        except FileExistsError:  # another process was first: its secret holds
             pass
         finally:
             path.with_suffix(f".{os.getpid()}").unlink()

@@ -95,6 +95,12 @@ def possible_workers(request: Request, held: int = 0) -> int:
     return _fits(request, (node.available for node in usable)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
 
 
+def possible_groups(request: Request, held: int = 0) -> int:
+    """How many groups of so many workers at a time: what fits now, of which `held` run, and one more where nodes can be added."""
+    room = possible_workers(request, held=held * request.num_workers) // request.num_workers
+    return room + 1 if autoscaled(_gcs()) else room
+
+
 def draining_nodes() -> set[str]:
     """The ids of the connected cluster's nodes that are about to be taken away. Raises: ClusterError."""
     return _gcs().draining_nodes()

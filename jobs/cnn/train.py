@@ -42,10 +42,12 @@ def train(session: Session, config: CnnConfig) -> Literal["finished", "stopped"]
         progress = restore(session, trainer)
         steps_per_epoch = feeding.feed.order.steps_per_epoch
         total_steps = min(config.train.epochs * steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
+        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+                     parameters=trainer.model.count_params())
         patience, calls = config.train.early_stopping_epochs, Calls(session, config)
 
-        while (progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience):
+        while ((progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience)
+               and not session.rests(progress.epoch)):
             session.pace.start()
             done = progress.step - progress.step_in_epoch
             left_out = frozenset(step - done for step in session.excluded_steps)
@@ -65,6 +67,8 @@ def train(session: Session, config: CnnConfig) -> Literal["finished", "stopped"]
                     save(session, trainer, progress)
                 session.keep_promise(progress.step)
             finish_epoch(session, trainer, progress, group, config, total_steps)
+        if session.rests(progress.epoch):
+            return "stopped"
         predict_with_best(session, trainer, config)
     return "finished"
 

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
@@ -61,6 +61,14 @@ class Verdict:
     """Of an image classifier, its worst (`report_images.Mistakes`)."""
 
 
+Direction = Literal["max", "min"]
+CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
+
+
+def classifier_metrics(_: Any) -> dict[str, Direction]:
+    return CLASSIFIER_METRICS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A job package, without its framework: `train` is loaded in the workers only."""
@@ -83,6 +91,8 @@ class Job:
     """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
     sections: Callable[[Trained, Verdict, Any], Sequence[Any]] | None = None
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
+    metrics: Callable[[Any], Mapping[str, Direction]] = classifier_metrics
+    """config -> what its evaluations report, and which way is better: what a search may look for."""
 
 
 def require_package(module: str, extra: str) -> None:

@@ -1,6 +1,7 @@
 """The registry that records: MLflow, through its client only, so nothing of its global state is touched."""
 # pyright: reportMissingTypeStubs=false
 
+import copy
 import logging
 import math
 import re
@@ -35,6 +36,11 @@ class MlflowRegistry(Registry):
         self._failed = threading.Event()
         self._metrics: MetricLog | None = None
         self._connection = _in_background(lambda: connect(self._uri))
+
+    def another(self) -> "MlflowRegistry":
+        made = copy.copy(self)
+        made.run_id, made.problem, made._metrics = None, None, None
+        return made
 
     def start(self, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str | None:
         with translated(self._uri):

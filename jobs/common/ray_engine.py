@@ -81,8 +81,10 @@ class RayEngine:
 
     can_replace = True
 
-    def __init__(self, link: ActorLink, request: Request) -> None:
+    def __init__(self, link: ActorLink, request: Request, *, in_own_group: bool = False) -> None:
+        """in_own_group: workers take the bundles of the placement group that this process runs in, instead of a new one's."""
         self.link: Link = link
+        self._placement = ray.util.get_current_placement_group() if in_own_group else None
         self._actor, self._request = link.actor, request
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -146,7 +148,8 @@ class RayEngine:
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
             run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=f"{task.run_uri}/ray",
-                                 failure_config=FailureConfig(max_failures=-1), callbacks=[Introduce(self._actor)]),
+                                 failure_config=FailureConfig(max_failures=-1),
+                                 callbacks=[Introduce(self._actor, self._placement)]),
         )
         try:
             trainer.fit()

@@ -8,7 +8,10 @@ from typing import Any
 import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import DefaultPlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
@@ -26,18 +29,37 @@ class ReplaceOne(BackendConfig):
 
 
 class Trainer(DataParallelTrainer):
-    """Without the actor that hands out Ray Data sets: the loop reads its own shards, and a process less is started."""
+    """Without the actor that hands out Ray Data sets: the loop reads its own shards, and a process less is started.
+
+    Where the workers take the place of a group that is someone else's, also without the actor that removes a dead run's group.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        found = super()._create_default_callbacks()
+        borrowed = any(isinstance(each, Introduce) and each.placement is not None for each in found)
+        unwanted = (DatasetsCallback, PlacementGroupCleanerCallback) if borrowed else DatasetsCallback
+        return [each for each in found if not isinstance(each, unwanted)]
 
 
 class Introduce(ControllerCallback):
-    """Tells the run's coordinator which actor controls the group, so that the driver can end one that hangs."""
+    """Tells the run's coordinator which actor controls the group, so that the driver can end one that hangs.
 
-    def __init__(self, coordinator: Any) -> None:
-        self._coordinator = coordinator
+    placement: the placement group whose bundles the workers are to take. Ray Train always makes one of its own, which beside that
+    of a Ray Tune trial would hold everything twice; so in the controller's process, where this is called, it is given this one.
+    """
+
+    def __init__(self, coordinator: Any, placement: Any = None) -> None:
+        self._coordinator, self.placement = coordinator, placement
 
     def after_controller_start(self, train_run_context: Any) -> None:
         controller = ray.get_runtime_context().current_actor
         ray.get(self._coordinator.describe.remote({"controller": controller}))
+        if self.placement is not None:
+            WorkerGroup._create_placement_group = lambda *_: _Borrowed(self.placement)
+
+
+class _Borrowed(DefaultPlacementGroupHandle):
+    """Not ours to remove."""
+
+    def shutdown(self) -> None:
+        pass

@@ -62,6 +62,10 @@ class Registry:
 
         return MlflowRegistry(tracking_uri, storage, name)
 
+    def another(self) -> "Registry":
+        """For one more run beside this one, over the same connection."""
+        return self
+
     def start(self, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str | None:
         """Begins a run, or goes on with that of an earlier attempt. params: flat. Returns the id to go on with later.
 

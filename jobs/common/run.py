@@ -27,6 +27,7 @@ from cluster.errors import (
     TrainyardError,
     UserError,
 )
+from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.dataset import Dataset
@@ -84,13 +85,15 @@ class Timeline:
 class Run:
     """One command line's way through a run's life."""
 
-    def __init__(self, job: Job, config: Config) -> None:
-        self.job, self.config = job, config
+    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None) -> None:
+        """data_storage: where prepared data is shared; by default the run's own storage."""
+        self.job, self.config, self._data_storage = job, config, data_storage
         self.display, self.timeline = Display(), Timeline()
         self.timeline.marks["process"] = _process_start()
         self.timeline.mark("imported")
         self._stop, self._training = threading.Event(), False
         self._first_marks: dict[str, float] = {}
+        self._until_epoch: int | None = None
 
     def carry_out(self) -> int:
         self._heed_signals()
@@ -166,7 +169,8 @@ class Run:
             signal.signal(signal.SIGINT, asked)
 
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
-        dataset = self.job.prepare(self.config, folder.storage, use_ray=use_ray, say=self.display.say)
+        storage = self._data_storage or folder.storage
+        dataset = self.job.prepare(self.config, storage, use_ray=use_ray, say=self.display.say)
         self.timeline.mark("data")
         rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
         if rows < batch:
@@ -216,7 +220,7 @@ class Run:
         metrics = _metrics(self.job.name, self.config.run.name) if use_ray else None
         config = configs.to_dict(self.config)
         task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
-                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location())
+                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch)
 
         def listen(watch: Watch) -> None:
             if "first_step" not in self._first_marks:

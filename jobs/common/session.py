@@ -82,6 +82,10 @@ class Pace:
             self.seconds += taken
 
     @property
+    def since_last_s(self) -> float:
+        return time.perf_counter() - self._last
+
+    @property
     def median_s(self) -> float:
         return statistics.median(self.recent) if self.recent else 0.0
 
@@ -94,7 +98,8 @@ class Session:
     """One worker's view of one generation."""
 
     def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment, link: Link,
-                 slot: int, worker: str, host: str, device: str, config_fingerprint: str) -> None:
+                 slot: int, worker: str, host: str, device: str, config_fingerprint: str,
+                 until_epoch: int | None = None) -> None:
         self.config, self.run_store, self.dataset = config, run_store, dataset
         self.rank, self.world_size = assignment.rank, assignment.world_size
         self.num_shards, self.generation = assignment.num_shards, assignment.generation
@@ -114,7 +119,7 @@ class Session:
         self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
         self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
-        self._config_fingerprint, self._sharded = config_fingerprint, False
+        self._config_fingerprint, self._sharded, self._until_epoch = config_fingerprint, False, until_epoch
         self._writer = self._new_writer(num_writers=1)
         self._feeds: list[Feed] = []
         self._readers: dict[SplitName, Reader] = {}
@@ -199,7 +204,17 @@ class Session:
     def report(self, kind: str, **values: Any) -> None:
         """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience."""
         if self.rank == 0:
-            self._reports.put({"kind": kind, **values})
+            more = self._costs() if kind == "evaluation" and self._until_epoch is not None else {}
+            self._reports.put({"kind": kind, **values, **more})
+
+    def _costs(self) -> dict[str, float]:
+        """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""
+        rows = len(self.share_of("validation"))
+        return {"parameters": self._state["parameters"], "validation_ms_per_row": 1000 * self.pace.since_last_s / max(1, rows)}
+
+    def rests(self, epoch: int) -> bool:
+        """Whether a trial goes no further for now, with so many epochs done: its search says how it goes on."""
+        return self._until_epoch is not None and epoch >= self._until_epoch
 
     # ── stopping and sharing ──
     @property

@@ -1,18 +1,19 @@
-"""The Ray Tune binding of a job: one trial is a run on one worker, inside the trial's own process, with no worker group.
+"""One trial of a search: a run whose evaluations a search hears, and that rests where the search says.
 
-    def trainable(flags):  # what a Tuner is given
-        run_trial(JOB, from_dict(MlpConfig, {"run": {"name": f"trial-{tune.get_context().get_trial_id()}"}, "optim": flags}))
-
-The life cycle is the run's own: the trial's folder holds checkpoints like any other, so a trial that is started again goes
-on where it was, and the job's command with the same config makes its artifact.
+With one worker it trains in this very process, with no worker group; with more it starts a group of Ray Train inside the placement
+group of the Ray Tune trial that it is called in. The life cycle is a run's own: a trial's folder holds checkpoints like any other,
+so a trial that is started again goes on where it was, and the job's command with the folder's `config.yaml` makes its artifact.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.storage import Store
 from jobs.common.config import Config
 from jobs.common.dataset import Dataset
 from jobs.common.engine import Engine
@@ -24,58 +25,62 @@ from jobs.common.run_folder import RunFolder
 Report = Callable[[dict[str, Any]], object]
 
 
-def run_trial(job: Job, config: Config, *, report: Report | None = None) -> dict[str, Any]:
-    """Prepares the data and trains, in this process; may be called outside the main thread.
+def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | None = None, stop: threading.Event | None = None,
+              data_storage: Store | None = None) -> None:
+    """Prepares the data and trains; may be called outside the main thread.
 
-    report: is given each evaluation (`step`, `epoch`, `validation_accuracy`, …) while training goes on; the trial stops after
-    a checkpoint if it returns True, and without one if it raises. By default `ray.tune.report`, which raises SystemExit when
-    the trial is to end. `run.engine` and `run.tracking_uri` are left out of account: the driver of the search keeps the record.
-    Returns the evaluation that was best by `eval.metric`, the earliest of equals; {} if there was none.
-    Raises: ConfigError if more than one worker is asked for; what a run raises (TrainyardError).
+    report: is given each evaluation (`step`, `epoch`, `validation_accuracy`, …, `parameters`, `validation_ms_per_row`), first those
+    that an earlier start has made; the trial stops after a checkpoint if it returns True, and without one if it raises.
+    until_epoch: after so many epochs it rests, with a checkpoint; by default after the last. Test rows are never judged.
+    stop: may be set by another thread, and stops it at its next step, after a checkpoint.
+    data_storage: where prepared data is shared with others; by default `run.storage`. `run.tracking_uri` is left out of account:
+    the search keeps the record. Raises: ConfigError for a number of workers that may change; what a run raises (TrainyardError).
     """
-    if config.run.workers != "1":
-        raise ConfigError(f"--run.workers {config.run.workers}: a trial trains on one worker, in its own process: pass 1")
-    trial = _Trial(job, replace(config, run=replace(config.run, engine="local", tracking_uri="none")), report or _to_tune)
-    trial.carry_out()
-    return trial.best()
-
-
-def _to_tune(evaluation: dict[str, Any]) -> None:
-    from ray import tune
-
-    tune.report(evaluation)
+    run = config.run
+    if run.min_workers != run.max_workers:
+        raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
+    engine = "local" if run.max_workers == 1 else "ray"
+    config = replace(config, run=replace(run, engine=engine, tracking_uri="none"))
+    _Trial(job, config, report, until_epoch or config.train.epochs, stop or threading.Event(), data_storage).carry_out()
 
 
 class _Trial(Run):
     """A run that reports to a search where another one reports to the registry, and that ends with its last checkpoint."""
 
-    def __init__(self, job: Job, config: Config, report: Report) -> None:
-        super().__init__(job, config)
-        self._report = report
-        self._evaluations: list[dict[str, Any]] = []
-
-    def best(self) -> dict[str, Any]:
-        name, sign = {"accuracy": ("validation_accuracy", 1), "loss": ("validation_loss", -1)}[self.config.metric]
-        return max(self._evaluations, key=lambda evaluation: sign * evaluation[name], default=dict[str, Any]())
+    def __init__(self, job: Job, config: Config, report: Report, until_epoch: int, stop: threading.Event,
+                 data_storage: Store | None) -> None:
+        super().__init__(job, config, data_storage=data_storage)
+        self._report, self._until_epoch, self._stop = report, until_epoch, stop
 
     def log(self, reports: list[dict[str, Any]]) -> None:
         """Passes evaluations on, as `Tracking.log` does."""
-        for evaluation in _evaluations(reports):
-            if self._report(evaluation) is True:
+        for row in reports:
+            if row["kind"] == "evaluation" and self._report({name: value for name, value in row.items() if name != "kind"}) is True:
                 self._stop.set()
 
     def _heed_signals(self) -> None:
         """The process is not the trial's own: what a signal does is for its owner to say."""
 
+    @contextmanager
+    def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+        run = self.config.run
+        if run.max_workers == 1:
+            with super()._engine(folder) as found:
+                yield found
+            return
+        from cluster.resources import Request
+        from jobs.common.ray_engine import RayEngine, claim
+
+        request = Request(num_workers=run.min_workers, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=run.gpus_per_worker)
+        yield RayEngine(claim(folder.storage.location(), run.name), request, in_own_group=True), False
+
     def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
+        self._training = True
         ledger = Ledger.open(folder.store)
         try:
-            self._train(folder, dataset, engine, ledger, self, use_ray)
+            self.log(ledger.history)
+            if not self._stop.is_set():
+                self._train(folder, dataset, engine, ledger, self, use_ray)
         finally:
             ledger.save(ended=True)
-        self._evaluations = _evaluations(ledger.history)
         return 0
-
-
-def _evaluations(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "kind"} for row in history if row["kind"] == "evaluation"]

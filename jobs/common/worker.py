@@ -38,6 +38,8 @@ class Task:
     config_fingerprint: str
     run_uri: str
     dataset_uri: str
+    until_epoch: int | None = None
+    """Of a trial: the epochs after which it rests, with a checkpoint; its search says how it goes on."""
 
     def load(self) -> tuple[Train, Config]:
         return load(self.train), from_dict(load(self.config_type), self.config)
@@ -131,7 +133,7 @@ def _session(task: Task, config: Config, assignment: Assignment, link: Link, pla
     session = Session(
         config=config, run_store=Store.open(task.run_uri), dataset=Dataset.load(Store.open(task.dataset_uri)),
         assignment=assignment, link=link, slot=place.slot, worker=worker, host=place.host, device=place.device,
-        config_fingerprint=task.config_fingerprint,
+        config_fingerprint=task.config_fingerprint, until_epoch=task.until_epoch,
     )
     session.marks |= marks | {"assigned": time.time()}
     return session

@@ -46,12 +46,14 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
         progress = restore(session, model, optimizer)
         feed = session.feed()
         total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
+        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+                     parameters=sum(p.numel() for p in model.parameters()))
         patience = config.train.early_stopping_epochs
         forward = compiled(model) if config.hardware.compile else model
         attack = Attack.in_training(session.dataset, config)
 
-        while (progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience):
+        while ((progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience)
+               and not session.rests(progress.epoch)):
             session.pace.start()
             for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
                 if progress.step == total_steps:
@@ -83,6 +85,8 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
                     save(session, model, optimizer, progress)
                 session.keep_promise(progress.step)
             finish_epoch(session, model, optimizer, progress, group, config, total_steps)
+        if session.rests(progress.epoch):
+            return "stopped"
         predict_with_best(session, model, config, device)
     return "finished"
 

@@ -12,7 +12,7 @@ from jobs.common.artifact_manifest import Description
 from jobs.common.classification import judge, judge_split, probe_rows
 from jobs.common.config import to_dict
 from jobs.common.dataset import SPLITS
-from jobs.common.job import Job, Trained, Verdict, require_package
+from jobs.common.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
 from jobs.common.open_inference import TensorSpec
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import prepare, sample, tokenizer_files
@@ -122,8 +122,13 @@ def check(config: TransformerConfig) -> None:
         require_package("deepspeed", "transformer")
 
 
+def metrics(config: TransformerConfig) -> dict[str, Direction]:
+    """What an evaluation reports."""
+    return {"validation_loss": "min"} if config.task == "generate" else CLASSIFIER_METRICS | {"validation_macro_f1": "max"}
+
+
 JOB = Job(
     name="transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
     train="jobs.transformer.train:train", check=check, prepare=prepare, judge=verdict_of, describe=describe, files=files,
-    sections=sections,
+    sections=sections, metrics=metrics,
 )

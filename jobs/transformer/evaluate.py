@@ -26,7 +26,7 @@ _SORTED_BATCHES = 16
 def evaluate(session: Session, model: Any, task: Task, group: Group, split: SplitName,
              config: TransformerConfig) -> dict[str, float]:
     """The task's metrics over a whole split: sums of all workers are added."""
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(task.num_sums, dtype=torch.float64)
     for _, _, _, part in predict(session, model, task, split, config):
         sums += part
     return task.metrics(group.total(sums).tolist())

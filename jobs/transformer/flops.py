@@ -2,6 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 PEAK_TFLOPS: tuple[tuple[str, float, str], ...] = (
@@ -56,8 +57,13 @@ def counted_parameters(model: Any) -> int:
     embedding = model.get_input_embeddings().weight
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = output is not None and output.weight is embedding
-    total = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    total = sum(sizes_of(model))
     return total if tied else total - getattr(embedding, "ds_numel", embedding.numel())
+
+
+def sizes_of(model: Any) -> Iterator[int]:
+    """Of each parameter; of one that ZeRO-3 has cut up its whole size."""
+    return (getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def mfu(tokens_per_s: float, flops_per_token: float, peak: float) -> float:

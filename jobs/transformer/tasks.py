@@ -32,6 +32,11 @@ class Batch:
 class Task(Protocol):
     """One of the two tasks, on one worker."""
 
+    @property
+    def num_sums(self) -> int:
+        """How many sums over rows the metrics are made of."""
+        ...
+
     def sizes(self, batches: Sequence[Batch]) -> Tensor:
         """(2,) float64: what the sum of losses is divided by (rows or target tokens), and real tokens, of this worker."""
         ...
@@ -41,7 +46,7 @@ class Task(Protocol):
         ...
 
     def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
-        """(labels or counts of targets (m,), what is predicted (m, …), sums for the metrics (3,)): see `metrics`."""
+        """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics): see `metrics`."""
         ...
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
@@ -51,13 +56,18 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classify:
-    """Sums: rows, rows that are right, loss."""
+    """Sums: rows, rows that are right, loss, then of each class rows, rows predicted to be of it, and those that are both."""
 
+    num_classes: int
     pad_id: int
     label_smoothing: float
     device: torch.device
     mask: "Mask | None" = None
     """Of training rows."""
+
+    @property
+    def num_sums(self) -> int:
+        return 3 + 3 * self.num_classes
 
     def sizes(self, batches: Sequence[Batch]) -> Tensor:
         real = [batch.rows for batch in batches if batch.weight]
@@ -77,13 +87,17 @@ class Classify:
     def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
         logits = forward(**self.inputs(rows)).logits.float().cpu()
         labels = torch.from_numpy(np.ascontiguousarray(rows["label"]))
-        sums = torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), classification_loss(logits, labels)],
-                            dtype=torch.float64)
-        return rows["label"], torch.softmax(logits, 1).numpy(), sums
+        predicted = logits.argmax(1)
+        hits = labels[predicted == labels]
+        totals = torch.tensor([len(labels), len(hits), classification_loss(logits, labels)], dtype=torch.float64)
+        by_class = [torch.bincount(each, minlength=self.num_classes).double() for each in (labels, predicted, hits)]
+        return rows["label"], torch.softmax(logits, 1).numpy(), torch.cat([totals, *by_class])
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        rows, right, loss = sums
-        return {"accuracy": right / rows, "loss": loss / rows}
+        rows, right, loss = sums[:3]
+        true, predicted, hits = np.asarray(sums[3:]).reshape(3, self.num_classes)
+        macro_f1 = float(np.mean(2 * hits / np.maximum(true + predicted, 1)))  # a class that never occurs counts 0
+        return {"accuracy": right / rows, "macro_f1": macro_f1, "loss": loss / rows}
 
 
 @dataclass(frozen=True)
@@ -103,11 +117,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class Generate:
-    """Sums: target tokens, 0, loss. A row's prediction is its own loss."""
+    """Sums: target tokens, loss. A row's prediction is its own loss."""
 
     start_id: int
     end_id: int | None
     device: torch.device
+    num_sums: int = 2
 
     def sizes(self, batches: Sequence[Batch]) -> Tensor:
         real = [batch.rows["tokens"][:, 1:] for batch in batches if batch.weight]
@@ -127,17 +142,17 @@ class Generate:
         losses, targets = self.losses(forward, rows)
         counts = (targets >= 0).sum(1).cpu().numpy()
         of_rows = losses.double().sum(1, keepdim=True).cpu()
-        return counts, of_rows.float().numpy(), torch.tensor([counts.sum(), 0, of_rows.sum()], dtype=torch.float64)
+        return counts, of_rows.float().numpy(), torch.tensor([counts.sum(), of_rows.sum()], dtype=torch.float64)
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        targets, _, loss = sums
+        targets, loss = sums
         return {"loss": loss / targets}
 
 
 def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -> Task:
     about = dataset.details
     if config.task == "classify":
-        return Classify(about["pad_id"], config.optim.label_smoothing, device, _mask(about, config))
+        return Classify(len(dataset.class_names), about["pad_id"], config.optim.label_smoothing, device, _mask(about, config))
     return Generate(about["start_id"], about["end_id"], device)
 
 

@@ -29,6 +29,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Ddp
 from jobs.transformer.deepspeed import Zero
 from jobs.transformer.evaluate import evaluate, predict_with_best
+from jobs.transformer.flops import sizes_of
 from jobs.transformer.model import attention_kernels, build_model
 from jobs.transformer.shards import fill, to_arrays
 from jobs.transformer.tasks import Batch, Task, task_of
@@ -45,10 +46,12 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
         progress = restore(session, model)
         feed = session.feed(config.data.length_group_steps if config.task == "classify" else 1)
         total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch)
+        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+                     parameters=sum(sizes_of(model.model)))
         throughput = Throughput.of(session, config, model.model, device)
 
-        while (progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config):
+        while ((progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config)
+               and not session.rests(progress.epoch)):
             session.pace.start()
             for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
                 if progress.step == total_steps:
@@ -91,6 +94,8 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
                     save(session, model, progress)
                 session.keep_promise(progress.step)
             judge(session, model, task, group, config, progress, total_steps, epoch_done=True)
+        if session.rests(progress.epoch):
+            return "stopped"
         predict_with_best(session, model, task, config, group)
     return "finished"
 

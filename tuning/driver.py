@@ -1,0 +1,303 @@
+"""The life of a search, from the command line to the exit code: `python -m tuning.mlp --num-trials 30 --time-budget 10m`.
+
+parse → check the space against the job → connect → preflight → data → trials → leaderboard, best.yaml, report → final trainings
+Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a result · 2 the user can fix it · 3 stopped, resumable.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainingFailedError, TrainyardError
+from cluster.storage import Store
+from jobs.common import config as configs
+from jobs.common.config import to_dict
+from jobs.common.job import Job
+from jobs.common.mlflow_client import check_answers, tracking_address
+from jobs.common.progress import duration, fail
+from jobs.common.registry import Registry
+from jobs.common.run_folder import RESULT_FILE, RunFolder, read_record
+from tuning import final, results
+from tuning.journal import Journal, Trial
+from tuning.objective import Goal
+from tuning.options import MAY_CHANGE, OWN, base_config, combined, in_folder
+from tuning.search import Search
+from tuning.space import Space, with_values
+from tuning.table import Display
+from tuning.tracking import Tracking
+
+
+def main(job: Job, space: Space, arguments: Sequence[str] | None = None) -> int:
+    """Carries out a command line. space: the job's own. Returns the exit code; prints one message for an expected error."""
+    try:
+        given = sys.argv[1:] if arguments is None else arguments
+        return Tuning(job, space, configs.parse(combined(job.config_type), given, f"python -m tuning.{job.name}")).carry_out()
+    except TrainyardError as error:
+        fail(str(error))
+        return error.exit_code
+
+
+class Tuning:
+    """One command line's way through a search's life."""
+
+    def __init__(self, job: Job, space: Space, options: Any) -> None:
+        """Raises: ConfigError for a space, an objective or an option that does not fit the job."""
+        self.job, self.options = job, options
+        self.base = base_config(options, job.config_type)
+        job.check(self.base)
+        whole = Space.read(Path(options.space)) if options.space else space
+        self.space, self.pinned = whole.fixed(options.fix)
+        self.space.check(with_values(self.base, self.pinned))
+        objective = options.objective or (f"validation_{self.base.metric}",)
+        self.goal = Goal.of(job.metrics(self.base), objective, options.constraint)
+        self._check_run()
+        self._stop = threading.Event()
+
+    def _check_run(self) -> None:
+        run = self.base.run
+        if run.min_workers != run.max_workers:
+            raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
+        if run.engine == "local":
+            raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one is started here")
+        if run.resume == "never":
+            raise ConfigError("--run.resume never: a search is not begun anew under its name: pass another --run.name")
+
+    def carry_out(self) -> int:
+        folder = RunFolder.find(self.base)
+        if folder.record:
+            raise RunConflictError(f"{self.base.run.name!r} in {folder.storage.location()} is a job's run: pass another --run.name")
+        check_answers(tracking_address(self.base.run.tracking_uri, folder.storage))
+        store = folder.top
+        search = self._open(store)
+        if self._is_done(store, search):
+            return self._already_done(store)
+        with self._connected(folder), folder.locked():
+            self._heed_signals()
+            search = self._open(store)  # as it is now that nobody else is at it
+            self.job.prepare(with_values(self.base, self.pinned), folder.storage, use_ray=True, say=print)
+            if not search.journal.about:
+                search.journal.begin(self._about())
+            watch = Watch(self, search, store)
+            self._search(search, store, watch)
+        return self._finish(search, store, watch)
+
+    # ── before ──
+    def _open(self, store: Store) -> Search:
+        """Raises: RunConflictError with the differences if the search was begun with something else."""
+        journal = Journal.open(store)
+        if journal.about:
+            before, now = journal.about, self._about()
+            changed = [line for part in ("job", "options", "space", "pinned")
+                       for line in configs.differences({part: before[part]}, {part: now[part]})]
+            changed += configs.differences(before["config"], now["config"])
+            if changed:
+                listed = "\n  ".join(changed)
+                raise RunConflictError(f"search {self.base.run.name!r} was begun with something else:\n  {listed}\n"
+                                       "pass the old values to continue it, or another --run.name")
+        return Search(journal, store, self.options, self.base, self.space, self.pinned, self.goal)
+
+    def _about(self) -> dict[str, Any]:
+        decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
+        if self.options.scheduler == "pbt":
+            decisive["num_trials"] = self.options.num_trials  # the population's size
+        return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned, "config": to_dict(self.base)}
+
+    @contextlib.contextmanager
+    def _connected(self, folder: RunFolder) -> Generator[None]:
+        from cluster.connect import connect, disconnect
+        from cluster.resources import preflight
+        from jobs.common.ray_engine import claim
+
+        self._heed_signals()
+        connect(self.base.run.address)
+        try:
+            held = claim(folder.storage.location(), self.base.run.name)
+            preflight(self._request(), folder.storage, self.base.run.wait)
+            yield
+            del held  # with it goes the name
+        finally:
+            disconnect()
+
+    def _request(self) -> Any:
+        from cluster.resources import Request
+
+        run = self.base.run
+        return Request(num_workers=run.max_workers, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=run.gpus_per_worker)
+
+    def _heed_signals(self) -> None:
+        """SIGTERM and Ctrl-C end the search after a checkpoint of each trial; a third Ctrl-C ends at once."""
+        presses = 0
+
+        def asked(number: int, _: object) -> None:
+            nonlocal presses
+            presses += 1
+            if presses >= 3:
+                os._exit(130)
+            if not self._stop.is_set():
+                self._stop.set()
+                print(f"{signal.Signals(number).name}: ending the search; its trials go on with the same command", flush=True)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked)
+            signal.signal(signal.SIGINT, asked)
+
+    @property
+    def asked_to_stop(self) -> bool:
+        return self._stop.is_set()
+
+    # ── the search ──
+    def _search(self, search: Search, store: Store, watch: "Watch") -> None:
+        from tuning.ray_tune import Flight, fly
+        from tuning.trial_actor import Order
+
+        def order(trial: Trial, until_epoch: int) -> Order:
+            config = in_folder(results.config_of(self.base, search, trial), storage=store.child("trials").location(), name=trial.folder)
+            return Order(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config), until_epoch=until_epoch,
+                         data_uri=self.base.run.storage)
+
+        flight = Flight(search=search, order=order, request=self._request(), watcher=watch, max_concurrent=self.options.max_concurrent)
+        with watch.display:
+            if not search.over and not watch.ends():
+                fly(flight, max_failures=self.base.run.max_failures)
+        watch.lost = flight.lost
+
+    # ── after ──
+    def _finish(self, search: Search, store: Store, watch: "Watch") -> int:
+        from tuning.report import write_report
+
+        best = results.write_best(store, self.base, search)
+        results.write_leaderboard(store, search)
+        error = watch.verdict(best)
+        status = "stopped" if isinstance(error, StoppedError) else "failed" if error else "done"
+        write_report(store, search, self.base, self.space, status, watch.why)
+        result = results.summary_of(search, status, error.exit_code if error else 0) | {"report": store.location("report.html")}
+        results.write_result(store, result)
+        if error is None and self.options.then_train:
+            finals = final.train(self.job, results.config_of(self.base, search, best), store, self.base, self.options.then_train, watch.tracking)
+            result |= finals
+            results.write_result(store, result)
+        watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
+        if watch.tracking.problem:
+            print(f"registry: {watch.tracking.problem}")
+        print(self._summary(search, store, result, watch.why), flush=True)
+        if error is not None:
+            raise error
+        return 0
+
+    def _summary(self, search: Search, store: Store, result: dict[str, Any], why: str) -> str:
+        counts, best = result["trials"], result["best"]
+        saved = result["epochs_without_stopping"] - result["epochs"]
+        rows = [("ended", why), ("trials", ", ".join(f"{count} {name}" for name, count in counts.items() if count)),
+                ("epochs", f"{result['epochs']}, {saved} saved"), ("time", duration(result["wall_s"]))]
+        if best:
+            rows += [("best", f"trial {best['trial']}, epoch {best['evaluation']['epoch']}")]
+            rows += [(f"  {name}", f"{best['evaluation'][name]:.4f}") for name in search.goal.metrics]
+            rows += [(f"  {name}", str(value)) for name, value in best["values"].items()]
+        rows += [("report", result["report"]), ("leaderboard", store.location(results.LEADERBOARD))]
+        rows += [("final trainings", result["final_summary"])] if "final_summary" in result else []
+        width = max(len(name) for name, _ in rows)
+        table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+        last = f"artifact: {result['artifact']}" if result.get("artifact") else f"best: {store.location(results.BEST)}"
+        return f"\nresult\n{table}\n{last if best else ''}".rstrip()
+
+    def _is_done(self, store: Store, search: Search) -> bool:
+        known = read_record(store, RESULT_FILE)
+        return known.get("status") == "done" and search.over and len(known.get("final", [])) >= self.options.then_train
+
+    def _already_done(self, store: Store) -> int:
+        result = read_record(store, RESULT_FILE)
+        best = result["best"]
+        print(f"search {self.base.run.name!r} is done: best trial {best['trial']}; go on with more --num-trials, or begin another with --run.name")
+        print(f"artifact: {result['artifact']}" if result.get("artifact") else f"best: {store.location(results.BEST)}", flush=True)
+        return 0
+
+
+class Watch:
+    """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
+
+    def __init__(self, tuning: Tuning, search: Search, store: Store) -> None:
+        self._tuning, self._search = tuning, search
+        self._options = tuning.options
+        self.display = Display(search)
+        registry = Registry.open(tuning.base.run.tracking_uri, Store.open(tuning.base.run.storage), name=tuning.base.run.name)
+        self.tracking = Tracking(registry, store, tuning.base.run.name, tuning.job.name)
+        self.tracking.start(configs.flatten(tuning._about()))  # pyright: ignore[reportPrivateUsage]
+        self.lost: str | None = None
+        self._sent: dict[int, int] = {number: len(trial.evaluations) for number, trial in search.trials.items()}
+        self._unfit: str | None = None
+
+    @property
+    def why(self) -> str:
+        """What ended the search."""
+        options = self._options
+        if self._search.over:
+            return "all trials have ended"
+        if self.lost or self._unfit:
+            return self.lost or self._unfit or ""
+        if self._tuning.asked_to_stop:
+            return "a signal"
+        if self._time_is_up():
+            return f"--time-budget {options.time_budget}"
+        return f"--epoch-budget {options.epoch_budget}"
+
+    def verdict(self, best: Trial | None) -> TrainyardError | None:
+        """What the search ends with; None if all is well."""
+        if self.lost:
+            return StoppedError(f"{self.lost}; the search goes on with the same command when that is mended")
+        if self._unfit:
+            return ConfigError(self._unfit)
+        if self._tuning.asked_to_stop and not self._search.over:
+            return StoppedError("stopped after a checkpoint of each trial: run the same command again to continue")
+        if best is None:
+            return self._no_result()
+        return None
+
+    def _no_result(self) -> TrainyardError:
+        failures = [trial.failures[-1] for trial in self._search.trials.values() if trial.failures]
+        if failures:
+            return TrainingFailedError(f"no trial came to a result; the last failure: {failures[-1]}")
+        if any(trial.evaluations for trial in self._search.trials.values()):
+            return TrainingFailedError(f"no trial keeps the constraints {', '.join(map(str, self._search.goal.constraints))}: loosen them")
+        return ConfigError(f"no trial was evaluated within {self.why}: give it more, or shorten an epoch (--data.uri with fewer rows)")
+
+    # ── what Ray Tune's side tells and asks (ray_tune.Watcher) ──
+    def started(self, trial: Trial) -> None:
+        self.tracking.trial(trial)
+
+    def heard(self, trial: Trial) -> None:
+        for row in trial.evaluations[self._sent.get(trial.number, 0) :]:
+            self.tracking.log(trial.folder, row)
+        self._sent[trial.number] = len(trial.evaluations)
+        self._unfit = self._unfit or self._misfit(trial)
+
+    def landed(self, trial: Trial) -> None:
+        self.tracking.end(trial.folder, trial.status)
+        self.display.landed(trial)
+
+    def ends(self) -> bool:
+        self.display.tick()
+        spent = self._options.epoch_budget is not None and self._search.epochs_done >= self._options.epoch_budget
+        return self._tuning.asked_to_stop or self._unfit is not None or self._time_is_up() or spent
+
+    def _time_is_up(self) -> bool:
+        budget = self._options.time_budget_s
+        return budget is not None and self._search.journal.elapsed_s >= budget
+
+    def _misfit(self, trial: Trial) -> str | None:
+        """A time budget within which no trial can reach its last epoch: found out by the pace of the first one's epochs."""
+        budget, times = self._options.time_budget_s, [e["at_s"] for e in trial.events if e["kind"] == "evaluation"]
+        if budget is None or len(times) != 3 or any(t.status == "completed" for t in self._search.trials.values()):
+            return None
+        needs = (times[-1] - times[0]) / (trial.evaluations[2]["epoch"] - trial.evaluations[0]["epoch"] or 1) * self._search.epochs
+        if needs <= budget:
+            return None
+        return (f"--time-budget {self._options.time_budget}: one trial of {self._search.epochs} epochs takes about {duration(needs)}: pass a longer "
+                "budget or fewer --train.epochs (what the trials have done is kept for a search of the same epochs)")
+
+
+__all__ = ["Tuning", "main"]

@@ -1,0 +1,48 @@
+"""`--then-train N`: the best config on all its epochs, with N seeds, as runs of the job; the best of them is registered."""
+
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from cluster.errors import TrainyardError
+from cluster.storage import Store
+from jobs.common.artifact import open_artifact
+from jobs.common.config import Config
+from jobs.common.job import Job
+from jobs.common.run import Run
+from jobs.common.run_folder import RESULT_FILE, read_record
+from tuning.options import in_folder
+from tuning.tracking import Tracking
+
+
+def train(job: Job, config: Config, store: Store, base: Config, num_seeds: int, tracking: Tracking) -> dict[str, Any]:
+    """Runs that are done already are left as they are. Returns what result.json says of them. Raises: what a run raises."""
+    runs: list[dict[str, Any]] = []
+    for seed in range(num_seeds):
+        print(f"\nfinal training {seed + 1} of {num_seeds}", flush=True)
+        name = f"seed-{seed}"
+        mine = in_folder(config, storage=store.child("final").location(), name=name)
+        mine = replace(mine, run=replace(mine.run, seed=seed, tracking_uri="none"))
+        tracking.child(f"final-{name}", {"run.seed": seed}, {"final": str(seed)})
+        try:
+            Run(job, mine, data_storage=Store.open(base.run.storage)).carry_out()
+        except TrainyardError:
+            tracking.end(f"final-{name}", "failed")
+            raise
+        result = read_record(store.child(f"final/{name}"), RESULT_FILE)
+        runs.append({"seed": seed, "artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]})
+        numbers = {f"{split}_{key}": value for split, found in result["metrics"].items() for key, value in found.items()}
+        tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
+        tracking.end(f"final-{name}", "completed")
+    metric, sign = ("accuracy", 1) if config.metric == "accuracy" else ("log_loss", -1)
+    best = max(runs, key=lambda run: sign * _validation(run, metric))
+    version = tracking.register(open_artifact(best["artifact"], best["digest"]))
+    tests = [run["metrics"]["test"][metric] for run in runs if metric in run["metrics"].get("test", {})]
+    spread = f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to {max(tests):.4f})" if tests else ""
+    return {"final": runs, "artifact": best["artifact"], "model_version": version,
+            "final_summary": f"{spread}; seed {best['seed']} is model version {version or 'not registered'}"}
+
+
+def _validation(run: dict[str, Any], metric: str) -> float:
+    found = run["metrics"]["validation"]
+    return float(found[metric] if metric in found else found["loss"])

@@ -1,0 +1,172 @@
+"""What a search has done so far: the only truth of it, from which trials, searcher and scheduler are put together again.
+
+    <search>/search.json          what is searched, how, and the config that all trials have in common
+    <search>/journal/0007.json    what became of trial 7: an event for each evaluation, failure and decision, numbered over the search
+
+Ray Tune's own saved state is not read: restoring it unpickles what lies in storage, and it does not hold the scheduler's rungs
+(ray#30838). These files are JSON, and each carries an HMAC-SHA256 over its content, its path and the search's identity, so that
+one that was altered, or was put in another's place, is refused. The key is $TRAINYARD_STATE_KEY, or this user's own
+(`~/.trainyard/state_key`, mode 0600).
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cluster.auth import secret_file
+from cluster.errors import ConfigError, StorageError
+from cluster.storage import Store
+from jobs.common.checkpoint_manifest import make_durable
+from tuning.space import Values
+
+KEY_VARIABLE = "TRAINYARD_STATE_KEY"
+_LEAST_KEY = 16
+_PARALLEL_READS = 16
+
+Status = Literal["running", "completed", "stopped", "failed"]
+"""`stopped`: by the scheduler, before its last epoch."""
+
+
+@dataclass
+class Trial:
+    """What became of one set of values. In a population: of one member, which may take another's place again and again."""
+
+    number: int
+    values: Values = field(default_factory=dict[str, Any])
+    status: Status = "running"
+    evaluations: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    failures: list[str] = field(default_factory=list[str])
+    moves: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Of a member of a population: `source`, `epoch`, `values` of each move."""
+    events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @property
+    def folder(self) -> str:
+        """The name of its run, in the search's folder `trials`. A member that moved goes on in a new one."""
+        return f"t{self.number:04d}" + (f"-{len(self.moves)}" if self.moves else "")
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done of those that are evaluated."""
+        return max((row["epoch"] for row in self.evaluations), default=0)
+
+    def has(self, step: int) -> bool:
+        """Whether the evaluation at a step is known: a trial that was started again reports what it did before once more."""
+        since = self.moves[-1]["step"] if self.moves else -1
+        return step <= since or any(row["step"] == step for row in self.evaluations)
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Takes an event in, a new one or one that was read."""
+        self.events.append(event)
+        match event["kind"]:
+            case "begun":
+                self.values = event["values"]
+            case "evaluation":
+                self.evaluations.append(event["row"])
+                self.status = event["decision"] if event["decision"] in ("completed", "stopped") else "running"
+            case "failure":
+                self.failures.append(event["message"])
+            case "moved":
+                self.values = event["values"]
+                self.moves.append({key: event[key] for key in ("source", "epoch", "step", "values")})
+            case _:
+                assert event["kind"] == "ended", event
+                self.status = event["status"]
+
+
+class Journal:
+    """Reads and writes a search's record. Every write is durable before it returns."""
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store, self._key, self._identity, self._next = store, key, "", 0
+        self._clock = time.monotonic()
+        self.about: dict[str, Any] = {}
+        self.trials: dict[int, Trial] = {}
+
+    @staticmethod
+    def open(store: Store, key: bytes | None = None) -> "Journal":
+        """The record of the search in a folder; `about` is empty for a new one.
+
+        Raises: StorageError if a file is damaged, altered, or made with another key, or one is missing.
+        """
+        journal = Journal(store, key or state_key())
+        try:
+            journal.about = journal._read("search.json")
+        except FileNotFoundError:
+            return journal
+        journal._identity = journal.about["identity"]
+        names = [file.path for file in store.files("journal", recursive=False)]
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            found = [event | {"number": content["number"]} for content in pool.map(journal._read, names) for event in content["events"]]
+        for expected, event in enumerate(sorted(found, key=lambda each: each["sequence"])):
+            if event["sequence"] != expected:
+                raise StorageError(f"{store.location('journal')}: event {expected} of the search is missing: restore the file of the "
+                                   "trial that it was about, or begin another search with --run.name")
+            journal._apply(event.pop("number"), event)
+            journal._clock = time.monotonic() - event["at_s"]
+        return journal
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Writes search.json of a new search."""
+        self._identity = os.urandom(16).hex()
+        self.about = about | {"identity": self._identity}
+        self._write("search.json", self.about)
+
+    def add(self, number: int, **event: Any) -> Trial:
+        """Writes what happened to a trial. Returns the trial as it is now."""
+        trial = self._apply(number, {"sequence": self._next, "at_s": round(self.elapsed_s, 3), **event})
+        self._write(f"journal/{number:04d}.json", {"number": number, "events": trial.events})
+        return trial
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of search over all its starts."""
+        return time.monotonic() - self._clock
+
+    def events(self) -> list[tuple[int, dict[str, Any]]]:
+        """(trial, event), in the order in which they happened."""
+        every = [(number, event) for number, trial in self.trials.items() for event in trial.events]
+        return sorted(every, key=lambda pair: pair[1]["sequence"])
+
+    def _apply(self, number: int, event: dict[str, Any]) -> Trial:
+        trial = self.trials.setdefault(number, Trial(number))
+        trial.apply(event)
+        self._next = event["sequence"] + 1
+        return trial
+
+    def _write(self, path: str, content: dict[str, Any]) -> None:
+        content = json.loads(json.dumps(content))  # as it will be read
+        text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
+        self._store.write_text(path, text + "\n")
+        make_durable(self._store, path)
+
+    def _read(self, path: str) -> dict[str, Any]:
+        text = self._store.read_bytes(path)
+        try:
+            document = json.loads(text)
+            content, code = document["content"], document["hmac"]
+            if not hmac.compare_digest(code, self._code(path, content)):
+                raise ValueError("its HMAC does not match: it was altered, or written with another key")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that the "
+                               "search began with, or begin another search with --run.name") from error
+        return content
+
+    def _code(self, path: str, content: Any) -> str:
+        signed = json.dumps([path, "" if path == "search.json" else self._identity, content], sort_keys=True)
+        return hmac.new(self._key, signed.encode(), hashlib.sha256).hexdigest()
+
+
+def state_key() -> bytes:
+    """The key of this user's searches. Raises: ConfigError if the environment's is too short to keep anybody out."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return secret_file("state_key").read_bytes().strip()
+    if len(key) < _LEAST_KEY:
+        raise ConfigError(f"{KEY_VARIABLE} has {len(key)} characters: give it at least {_LEAST_KEY}, such as `openssl rand -hex 32` prints")
+    return key.encode()

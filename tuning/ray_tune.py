@@ -1,0 +1,187 @@
+"""A search carried out by Ray Tune: what Ray asks its searcher, scheduler and stopper is answered by the search.
+
+Ray Tune starts processes where there is room (a placement group each), uses them again, and starts those again that died. What it
+would save of its own is not wanted: see journal.py.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
+# pyright: reportUnknownParameterType=false
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.resources import Request, possible_groups
+from tuning.journal import Trial
+from tuning.search import Search
+from tuning.trial_actor import EVENT, Order, TrialActor
+
+_ROOM_EVERY_S = 2.0
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of results for each trial, beside the journal
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver has its own
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class Watcher(Protocol):
+    """Who hears of what happens, and may end the search."""
+
+    def started(self, trial: Trial) -> None: ...
+    def heard(self, trial: Trial) -> None: ...
+    def landed(self, trial: Trial) -> None: ...
+    def ends(self) -> bool:
+        """Whether the search is to end now. Called a few times a second."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Flight:
+    """The trials that Ray carries out now."""
+
+    search: Search
+    order: Callable[[Trial, int], Order]
+    request: Request
+    watcher: Watcher
+    max_concurrent: int | None
+    lost: str | None = None
+    """Why no trial can go on, such as storage that is gone."""
+    _until: dict[int, int] = field(default_factory=dict[int, int])
+    _numbers: dict[str, int] = field(default_factory=dict[str, int])
+    _room: tuple[float, int] = (-1e9, 0)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Ray Tune pickles what it is given, for a restore of its own: it gets nothing."""
+        return object, ()
+
+    def next_config(self, ray_id: str) -> dict[str, Any] | None:
+        """Ray Tune's config of a trial to start; None if none can start now."""
+        if len(self.search.running) >= self._most():
+            return None
+        if (found := self.search.next()) is None:
+            return None
+        trial, until_epoch = found
+        self._numbers[ray_id], self._until[trial.number] = trial.number, until_epoch
+        self.watcher.started(trial)
+        return self.order(trial, until_epoch).to_dict()
+
+    def goes_on(self, number: int, event: dict[str, Any]) -> bool:
+        """What a trial's process says, and whether it is to go on."""
+        trial, goes_on = self.search.trials[number], True
+        if "row" in event:
+            goes_on = self.search.evaluated(number, event["row"]) == "continue"
+        elif "failure" in event:
+            goes_on = self.search.failed(number, event["failure"], fatal=event.get("fatal", False)) == "retry"
+        elif "lost" in event:
+            self.lost, goes_on = event["lost"], False
+        else:
+            if trial.epoch < self._until[number]:
+                self.search.finished(number)
+            goes_on = False
+        self.watcher.heard(trial)
+        return goes_on
+
+    def died(self, number: int, why: str) -> None:
+        """A trial's process is gone; Ray starts another one as often as it may."""
+        if self.search.trials[number].status == "running":
+            self.search.failed(number, why)
+            self.watcher.heard(self.search.trials[number])
+
+    def landed(self, ray_id: str) -> None:
+        number = self._numbers.pop(ray_id)
+        self.search.landed(number)
+        self.watcher.landed(self.search.trials[number])
+
+    def _most(self) -> int:
+        """How many trials may run at a time."""
+        now = time.monotonic()
+        if now - self._room[0] > _ROOM_EVERY_S:
+            self._room = (now, max(1, possible_groups(self.request, held=len(self.search.running))))
+        return min(self._room[1], self.max_concurrent or self._room[1])
+
+
+def fly(flight: Flight, *, max_failures: int) -> None:
+    """Carries trials out until the search is over, the watcher ends it, or `flight.lost` says why it cannot go on.
+
+    Needs a connected process. What had not ended goes on with the next call, or in another process.
+    """
+    os.environ.update(_SETTINGS)
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from ray import tune
+
+    request = flight.request
+    bundles = [request.bundle] if request.num_workers == 1 else [{}, *[request.bundle] * request.num_workers]
+    trainable = tune.with_resources(TrialActor, tune.PlacementGroupFactory(bundles))
+    with tempfile.TemporaryDirectory(prefix="trainyard-tune-") as folder:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=_searcher(flight), scheduler=_scheduler(flight), num_samples=-1, reuse_actors=True,
+                                        trial_dirname_creator=lambda trial: f"t{trial.config['number']:04d}-{trial.trial_id}"),
+            run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(flight),
+                                      failure_config=tune.FailureConfig(max_failures=max_failures)),
+        ).fit()
+
+
+def _searcher(flight: Flight) -> Any:
+    from ray.tune.search import Searcher
+
+    class Suggests(Searcher):
+        def suggest(self, trial_id: str) -> Any:
+            if flight.search.over:
+                return Searcher.FINISHED
+            return flight.next_config(trial_id)
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            flight.landed(trial_id)
+
+        def get_state(self) -> dict[str, Any]:
+            return {}
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    return Suggests()
+
+
+def _scheduler(flight: Flight) -> Any:
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+    class Asks(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            goes_on = flight.goes_on(trial.config["number"], json.loads(result[EVENT]))
+            return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+            flight.died(trial.config["number"], "its process died" + _cause(trial))
+
+    return Asks()
+
+
+def _stopper(flight: Flight) -> Any:
+    from ray.tune.stopper import Stopper
+
+    class Ends(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return flight.lost is not None or flight.watcher.ends()
+
+    return Ends()
+
+
+def _cause(trial: Any) -> str:
+    error = trial.get_pickled_error()  # written by this very process
+    return f" ({type(error).__name__})" if error is not None else ""

@@ -1,0 +1,140 @@
+"""Where the values of the next trial come from: Optuna's TPE, chance, or a grid.
+
+A trial's values are a function of the seed, its number, and what is known of the trials before it, never of what this process has
+drawn before: each is drawn by a sampler of its own. So a search that was killed goes on as if it had not been.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from tuning.journal import Trial
+from tuning.objective import Goal
+from tuning.space import Space, Values, label
+
+
+class Sampler(Protocol):
+    """Trials are begun in the order of their numbers."""
+
+    most: int | None
+    """How many trials there can be; None: any number."""
+
+    def suggest(self, number: int) -> Values: ...
+
+    def begun(self, trial: Trial) -> None:
+        """Of an earlier start of the search: what `suggest` gave then, and what became of it so far."""
+        ...
+
+    def ended(self, trial: Trial) -> None: ...
+
+
+class Grid:
+    """Every combination of values, one after the other."""
+
+    def __init__(self, space: Space, base: Mapping[str, Any]) -> None:
+        self._points = space.grid(base)
+        self.most: int | None = len(self._points)
+
+    def suggest(self, number: int) -> Values:
+        return self._points[number]
+
+    def begun(self, trial: Trial) -> None:
+        pass
+
+    def ended(self, trial: Trial) -> None:
+        pass
+
+
+class Drawn:
+    """Optuna's samplers, over a study that lives in memory and is built again from the trials."""
+
+    most: int | None = None
+
+    def __init__(self, kind: Literal["optuna", "random"], space: Space, base: Mapping[str, Any], goal: Goal, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._kind, self._space, self._base, self._goal, self._seed = kind, space, base, goal, seed
+        self._conditional = any(parameter.when for parameter in space.parameters.values())
+        ways = ["maximize" if way == "max" else "minimize" for way in goal.metrics.values()]
+        self.study = optuna.create_study(directions=ways)
+
+    def suggest(self, number: int) -> Values:
+        self.study.sampler = self._sampler(number)
+        trial = self.study.ask()
+        assert trial.number == number
+        return self._space.suggest(trial, self._base)
+
+    def begun(self, trial: Trial) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        known = _Known(trial.values)
+        self._space.suggest(known, self._base)
+        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known.params, distributions=known.distributions))
+        if trial.status != "running":
+            self.ended(trial)
+
+    def ended(self, trial: Trial) -> None:
+        from optuna.trial import Trial as OptunaTrial
+        from optuna.trial import TrialState
+
+        mine = OptunaTrial(self.study, self.study.get_trials(deepcopy=False)[trial.number]._trial_id)  # pyright: ignore[reportPrivateUsage]
+        row = self._goal.best_row(trial)
+        if trial.status == "failed" or row is None:
+            self.study.tell(mine, state=TrialState.FAIL)
+            return
+        for constraint in self._goal.constraints:
+            mine.set_constraint(str(constraint), constraint.excess(row))
+        if trial.status == "completed":
+            self.study.tell(mine, [float(row[name]) for name in self._goal.metrics])
+            return
+        for each in trial.evaluations:
+            mine.report(float(each[self._goal.first]), int(each["epoch"]))
+        self.study.tell(mine, state=TrialState.PRUNED)
+
+    def _sampler(self, number: int) -> Any:
+        from optuna.samplers import RandomSampler, TPESampler
+
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        if self._kind == "random":
+            return RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `group` is called experimental: it draws conditional parameters together too
+            return TPESampler(seed=seed, group=self._conditional)
+
+
+class _Known:
+    """Gives known values back, and keeps the distributions that they were drawn from."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self.params: dict[str, Any] = {}
+        self.distributions: dict[str, Any] = {}
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        from optuna.distributions import FloatDistribution
+
+        return self._keep(name, self._values[name], FloatDistribution(low, high, log=log, step=step))
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        from optuna.distributions import IntDistribution
+
+        return self._keep(name, self._values[name], IntDistribution(low, high, log=log, step=step))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        from optuna.distributions import CategoricalDistribution
+
+        return self._keep(name, label(self._values[name]), CategoricalDistribution(choices))
+
+    def _keep(self, name: str, value: Any, distribution: Any) -> Any:
+        self.params[name], self.distributions[name] = value, distribution
+        return value
+
+
+def sampler_of(kind: Literal["optuna", "random", "grid"], space: Space, base: Mapping[str, Any], goal: Goal, seed: int) -> Sampler:
+    """base: the config that trials have in common, flat. Raises: ConfigError for a grid without an end."""
+    return Grid(space, base) if kind == "grid" else Drawn(kind, space, base, goal, seed)

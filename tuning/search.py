@@ -1,0 +1,112 @@
+"""A search: which trial comes next, and what an evaluation means for it. Knows nothing of where trials run.
+
+    next() ─► a trial begins, or goes on ─► evaluated(…) "continue" … "stopped" | "completed" ─► landed(…)
+                        ▲                          failed(…) "retry" ─┘
+                        └── after a restart: every trial that had not ended, then new ones
+
+Each call that changes something is in the journal before it returns, and a search that is opened again has the same trials, the same
+sampler and the same scheduler as if it had never been closed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from cluster.storage import Store
+from jobs.common.config import flatten, to_dict
+from tuning.journal import Journal, Trial
+from tuning.objective import Goal
+from tuning.options import SearchOptions
+from tuning.population import Population
+from tuning.sampler import sampler_of
+from tuning.space import Space, Values
+from tuning.stopping import Stopping
+
+Decision = Literal["continue", "stopped", "completed"]
+
+
+class Search:
+    """See the module. `running`: numbers of the trials that were handed out and have not landed."""
+
+    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Any, space: Space, pinned: Values, goal: Goal) -> None:
+        """store: the search's folder. base: the config that trials have in common. pinned: values for fields that are not searched.
+
+        Raises: ConfigError for a grid without an end.
+        """
+        self.journal, self.goal, self.epochs, self.pinned = journal, goal, base.train.epochs, pinned
+        self.running: set[int] = set()
+        self._max_failures = base.run.max_failures
+        flat = flatten(to_dict(base)) | pinned
+        seed = base.run.seed
+        self._sampler = sampler_of(options.search, space, flat, goal, seed)
+        self._stopping = Stopping(options.scheduler, goal, epochs=self.epochs, grace_epochs=options.grace_epochs,
+                                  reduction_factor=options.reduction_factor)
+        self.num_trials = min(options.num_trials, self._sampler.most or options.num_trials)
+        self._population = Population(journal, store.child("trials"), goal, space, flat, size=self.num_trials, epochs=self.epochs,
+                                      every=options.perturb_every_epochs, seed=seed) if options.scheduler == "pbt" else None
+        self._remember()
+
+    def _remember(self) -> None:
+        for number, event in self.journal.events():
+            if event["kind"] == "evaluation":
+                self._stopping.stops(number, event["row"])
+        for number in sorted(self.trials):
+            self._sampler.begun(self.trials[number])
+
+    @property
+    def trials(self) -> Mapping[int, Trial]:
+        return self.journal.trials
+
+    @property
+    def epochs_done(self) -> int:
+        return sum(trial.epoch for trial in self.trials.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether every trial that there is to be has ended."""
+        return len(self.trials) >= self.num_trials and all(trial.status != "running" for trial in self.trials.values())
+
+    def next(self) -> tuple[Trial, int] | None:
+        """A trial to start, and the epoch after which it is to rest; None if there is none now."""
+        until_epoch = self._population.until_epoch() if self._population else self.epochs
+        for number in sorted(self.trials):
+            trial = self.trials[number]
+            if trial.status == "running" and number not in self.running and trial.epoch < until_epoch:
+                self.running.add(number)
+                return trial, until_epoch
+        if len(self.trials) >= self.num_trials:
+            return None
+        number = len(self.trials)
+        trial = self.journal.add(number, kind="begun", values=self._sampler.suggest(number))
+        self.running.add(number)
+        return trial, until_epoch
+
+    def evaluated(self, number: int, row: dict[str, Any]) -> Decision:
+        """An evaluation of a trial: whether it goes on. One that is known already changes nothing."""
+        trial = self.trials[number]
+        if trial.status != "running":
+            return "stopped"
+        if trial.has(row["step"]):
+            return "continue"
+        stops = self._stopping.stops(number, row)
+        decision: Decision = "completed" if row["epoch"] >= self.epochs else "stopped" if stops else "continue"
+        self.journal.add(number, kind="evaluation", row=row, decision=decision)
+        return decision
+
+    def failed(self, number: int, message: str, *, fatal: bool = False) -> Literal["retry", "failed"]:
+        """Something went wrong with a trial. fatal: it would again."""
+        trial = self.journal.add(number, kind="failure", message=message)
+        if fatal or 0 <= self._max_failures < len(trial.failures):
+            self.journal.add(number, kind="ended", status="failed")
+            return "failed"
+        return "retry"
+
+    def finished(self, number: int) -> None:
+        """A trial's run came to an end of its own before its last epoch."""
+        if self.trials[number].status == "running":
+            self.journal.add(number, kind="ended", status="completed")
+
+    def landed(self, number: int) -> None:
+        """A trial's process has let it go, ended or not."""
+        self.running.discard(number)
+        if (trial := self.trials[number]).status != "running":
+            self._sampler.ended(trial)

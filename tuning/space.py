@@ -1,0 +1,331 @@
+"""What a search may change: fields of a job's config, each with a distribution, some only under a condition.
+
+    SPACE = Space(
+        log_uniform("optim.lr", 1e-4, 1e-1),
+        choice("optim.name", "adamw", "sgd"),
+        uniform("optim.momentum", 0.0, 0.95, when={"optim.name": "sgd"}),
+    )
+
+or the same as a file for `--space`:
+
+    optim.lr: {log_uniform: [1e-4, 1e-1]}
+    optim.name: {choice: [adamw, sgd]}
+    optim.momentum: {uniform: [0.0, 0.95], when: {optim.name: sgd}}
+
+A condition names a field that comes before, or one of the config that is not searched. `step` spaces values evenly.
+"""
+
+import difflib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import yaml
+
+from cluster.errors import ConfigError
+from jobs.common.config import C, Config, flatten, from_dict, to_dict
+
+Values = dict[str, Any]
+"""Dotted field → value, plain enough for JSON."""
+
+_NOT_SEARCHED = {
+    "run": "it decides how a trial is carried out, not what it computes", "eval": "trials that are judged differently cannot be compared",
+    "data.uri": "trials on other data cannot be compared", "data.val_uri": "trials on other data cannot be compared",
+    "data.test_uri": "trials on other data cannot be compared", "data.split_seed": "trials on other rows cannot be compared",
+    "train.epochs": "it is how far a trial goes at most: pass --train.epochs", "train.max_steps": "it is how far a trial goes at most",
+    "task": "trials of other tasks cannot be compared",
+}  # fmt: skip
+
+
+class Suggests(Protocol):
+    """What is asked of an Optuna trial."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One field, and where its values come from: `kind` is a function of this module."""
+
+    name: str
+    kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
+    values: tuple[Any, ...]
+    """The least and the greatest, or the choices."""
+    step: float | None = None
+    when: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.kind == "choice":
+            self._require(bool(self.values), "name what to choose from")
+            return
+        self._require(len(self.values) == 2 and all(_is_number(value) for value in self.values), "give the least and the greatest number")
+        low, high = self.values
+        self._require(low <= high, f"the least, {low}, is more than the greatest, {high}")
+        self._require("log" not in self.kind or low > 0, "a logarithmic scale begins above 0")
+        self._require("integer" not in self.kind or all(isinstance(value, int) for value in self.values), "give whole numbers")
+        self._require(self.step is None or ("log" not in self.kind and self.step > 0), "a step is more than 0, and not for a logarithmic scale")
+        if "uniform" in self.kind:
+            object.__setattr__(self, "values", (float(low), float(high)))  # [0, 1] in a file: what is drawn is no whole number
+
+    def _require(self, condition: bool, remedy: str) -> None:
+        if not condition:
+            raise ConfigError(f"space: {self.name}: {self.kind} {list(self.values)}: {remedy}")
+
+    @property
+    def is_one_point(self) -> bool:
+        return len({json.dumps(value) for value in self.values}) == 1
+
+    def suggest(self, trial: Suggests) -> Any:
+        if self.kind == "choice":
+            by_label = {label(value): value for value in self.values}
+            return by_label[trial.suggest_categorical(self.name, list(by_label))]
+        low, high = self.values
+        if "integer" in self.kind:
+            return trial.suggest_int(self.name, low, high, step=int(self.step or 1), log=self.kind == "log_integer")
+        return trial.suggest_float(self.name, low, high, step=self.step, log=self.kind == "log_uniform")
+
+    def grid(self) -> list[Any]:
+        """Every value. Raises: ConfigError if there is no end of them."""
+        if self.kind == "choice":
+            return list(self.values)
+        low, high = self.values
+        if self.kind == "integer":
+            return list(range(low, high + 1, int(self.step or 1)))
+        if self.step is None:
+            raise ConfigError(f"space: {self.name}: a grid has no end of values for {self.kind}: use choice, or give a step")
+        return [low + k * self.step for k in range(1 + math.floor((high - low) / self.step + 1e-9))]
+
+    def perturb(self, value: Any, random: np.random.Generator) -> Any:
+        """Near a value: a number a fifth up or down, a choice beside it (Jaderberg et al. 2017); always within the bounds."""
+        if self.kind == "choice":
+            place = [label(each) for each in self.values].index(label(value)) + random.choice([-1, 1])
+            return self.values[min(max(place, 0), len(self.values) - 1)]
+        low, high = self.values
+        near = min(max(value * random.choice([0.8, 1.2]), low), high)
+        if self.step is not None:
+            near = low + self.step * round((near - low) / self.step)
+        return round(near) if "integer" in self.kind else float(near)
+
+    def position(self, value: Any) -> float:
+        """Where a value lies between the ends, from 0 to 1: for a plot."""
+        if self.kind == "choice":
+            labels = [label(each) for each in self.values]
+            return labels.index(label(value)) / max(1, len(labels) - 1)
+        low, high = (math.log(v) if "log" in self.kind else v for v in self.values)
+        at = math.log(value) if "log" in self.kind else value
+        return (at - low) / (high - low) if high > low else 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a file."""
+        more: dict[str, Any] = {"step": self.step} if self.step is not None else {}
+        return {self.kind: list(self.values)} | more | ({"when": dict(self.when)} if self.when else {})
+
+
+def uniform(name: str, low: float, high: float, *, step: float | None = None, when: Values | None = None) -> Parameter:
+    return Parameter(name=name, kind="uniform", values=(low, high), step=step, when=when or {})
+
+
+def log_uniform(name: str, low: float, high: float, *, when: Values | None = None) -> Parameter:
+    return Parameter(name=name, kind="log_uniform", values=(low, high), when=when or {})
+
+
+def integer(name: str, low: int, high: int, *, step: int = 1, when: Values | None = None) -> Parameter:
+    return Parameter(name=name, kind="integer", values=(low, high), step=None if step == 1 else step, when=when or {})
+
+
+def log_integer(name: str, low: int, high: int, *, when: Values | None = None) -> Parameter:
+    return Parameter(name=name, kind="log_integer", values=(low, high), when=when or {})
+
+
+def choice(name: str, *values: Any, when: Values | None = None) -> Parameter:
+    return Parameter(name=name, kind="choice", values=values, when=when or {})
+
+
+class Space:
+    """Parameters in the order in which they are drawn."""
+
+    def __init__(self, *parameters: Parameter) -> None:
+        self.parameters = {parameter.name: parameter for parameter in parameters}
+        if len(self.parameters) < len(parameters):
+            raise ConfigError("space: a field is named twice")
+
+    @staticmethod
+    def read(path: Path) -> "Space":
+        """Raises: ConfigError if the file is not a space."""
+        try:
+            found: object = yaml.load(path.read_text(), Loader=_Loader)
+        except OSError as error:
+            raise ConfigError(f"--space {path}: cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--space {path}: is not valid YAML: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"--space {path}: must hold fields, such as `optim.lr: {{log_uniform: [1e-4, 1e-1]}}`")
+        return Space.from_dict(cast(dict[str, Any], found))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Space":
+        return Space(*(_parameter(name, about) for name, about in values.items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a file."""
+        return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
+
+    def fixed(self, pins: Sequence[str]) -> tuple["Space", Values]:
+        """The space without what `FIELD=VALUE` pins, and the pinned values. Raises: ConfigError for what is not in the space."""
+        values: Values = {}
+        for pin in pins:
+            name, equals, value = pin.partition("=")
+            if not equals:
+                raise ConfigError(f"--fix {pin}: write FIELD=VALUE, such as optim.lr=3e-4")
+            if name not in self.parameters:
+                near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.0)
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise ConfigError(f"--fix {pin}: the space has no {name}: the nearest it has is {near[0] if near else 'nothing'}; "
+                                  f"a field outside the space is set by a flag: {flag}")
+            values[name] = yaml.load(value, Loader=_Loader)
+        return Space(*(p for name, p in self.parameters.items() if name not in values)), values
+
+    def check(self, base: Config) -> None:
+        """Raises: ConfigError for a field that the job's config has not, a value that it refuses, or a space without a choice."""
+        known = flatten(to_dict(base))
+        for parameter in self.parameters.values():
+            self._check_name(parameter.name, known)
+            for name in parameter.when:
+                if name not in known:
+                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which is no field: {_nearest(name, known)}")
+            for value in parameter.values:
+                try:
+                    with_values(base, dict(parameter.when) | {parameter.name: value})
+                except ConfigError as error:
+                    raise ConfigError(f"space: {parameter.name}: the job refuses {value!r}: {error}") from error
+        if all(parameter.is_one_point for parameter in self.parameters.values()):
+            raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or train the job itself")
+
+    def _check_name(self, name: str, known: Mapping[str, Any]) -> None:
+        if name not in known:
+            raise ConfigError(f"space: {name}: the job has no such field: {_nearest(name, known)}")
+        for prefix, why in _NOT_SEARCHED.items():
+            if name == prefix or name.startswith(f"{prefix}."):
+                raise ConfigError(f"space: {name}: {why}")
+
+    def active(self, values: Values, base: Mapping[str, Any]) -> Iterator[Parameter]:
+        """The parameters whose conditions hold, while `values` is filled. base: the config, flat."""
+        for parameter in self.parameters.values():
+            if all(label(values.get(name, base.get(name))) == label(wanted) for name, wanted in parameter.when.items()):
+                yield parameter
+
+    def suggest(self, trial: Suggests, base: Mapping[str, Any]) -> Values:
+        """Values for the parameters that are active. base: the config, flat, for conditions on what is not searched."""
+        values: Values = {}
+        for parameter in self.active(values, base):
+            values[parameter.name] = parameter.suggest(trial)
+        return values
+
+    def grid(self, base: Mapping[str, Any]) -> list[Values]:
+        """Every combination once. Raises: ConfigError if there is no end of them."""
+        points: list[Values] = [{}]
+        for parameter in self.parameters.values():
+            points = list(itertools.chain(*(self._extended(point, parameter, base) for point in points)))
+        return points
+
+    def _extended(self, point: Values, parameter: Parameter, base: Mapping[str, Any]) -> list[Values]:
+        if parameter not in self.active(point, base):
+            return [point]
+        return [point | {parameter.name: value} for value in parameter.grid()]
+
+    def perturb(self, values: Values, random: np.random.Generator, base: Mapping[str, Any], resample: float = 0.25) -> Values:
+        """Values near others: what a population explores. Every fourth is drawn anew instead."""
+        near: Values = {}
+        for parameter in self.active(near, base):
+            if parameter.name not in values or random.random() < resample:
+                near[parameter.name] = parameter.suggest(_Draws(random))
+            else:
+                near[parameter.name] = parameter.perturb(values[parameter.name], random)
+        return near
+
+
+class _Draws:
+    """Draws from the distributions themselves."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self._random = random
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        if step is not None:
+            return low + step * int(self._random.integers(0, 1 + math.floor((high - low) / step + 1e-9)))
+        return math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            return min(high, max(low, round(math.exp(self._random.uniform(math.log(low - 0.5), math.log(high + 0.5))))))
+        return low + step * int(self._random.integers(0, 1 + (high - low) // step))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[int(self._random.integers(len(choices)))]
+
+
+def with_values(base: C, values: Mapping[str, Any]) -> C:
+    """The config with other values. Raises: ConfigError."""
+    nested = to_dict(base)
+    for name, value in values.items():
+        group = nested
+        *path, last = name.split(".")
+        for part in path:
+            group = group[part]
+        group[last] = value
+    return from_dict(type(base), nested)
+
+
+def _parameter(name: str, about: Any) -> Parameter:
+    """One entry of a file."""
+    kinds = ("uniform", "log_uniform", "integer", "log_integer", "choice")
+    example = "write for instance {log_uniform: [1e-4, 1e-1]} or {choice: [adamw, sgd]}"
+    if not isinstance(about, dict):
+        raise ConfigError(f"space: {name}: {about!r} is no distribution: {example}")
+    entry = cast(dict[str, Any], about)
+    kind = [key for key in entry if key in kinds]
+    unknown = [key for key in entry if key not in (*kinds, "step", "when")]
+    if len(kind) != 1 or unknown:
+        found = f"unknown {unknown[0]!r}" if unknown else f"{len(kind)} distributions"
+        raise ConfigError(f"space: {name}: {found}: it takes one of {', '.join(kinds)}, and perhaps step and when; {example}")
+    values, when = entry[kind[0]], entry.get("when", {})
+    if not isinstance(values, list) or not isinstance(when, dict):
+        raise ConfigError(f"space: {name}: {example}; a condition is written when: {{optim.name: sgd}}")
+    return Parameter(name=name, kind=kind[0], values=tuple(cast(list[Any], values)), step=entry.get("step"),
+                     when=cast(dict[str, Any], when))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as people write it (PyYAML wants 1.0e-4)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp",)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
+
+
+def label(value: Any) -> str:
+    """A value as text, the same for a tuple and a list."""
+    return json.dumps(list(cast(Sequence[Any], value)) if isinstance(value, tuple) else value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"
+
+
+__all__ = ["Parameter", "Space", "Values", "choice", "integer", "label", "log_integer", "log_uniform", "uniform", "with_values"]

@@ -1,0 +1,89 @@
+"""The search in MLflow: a parent run, and each trial as a child run with its values and evaluations.
+
+One thread talks to the registry; a search never waits for it, and goes on where it does not answer.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cluster.errors import TrainyardError
+from cluster.storage import Store
+from jobs.common.registry import Registry
+from jobs.common.run_folder import read_record
+from tuning.journal import Trial
+from tuning.space import Values
+
+_FILE = "registry.json"
+_ENDED = {"completed": "done", "stopped": "done", "failed": "failed", "running": "stopped"}
+
+
+class Tracking:
+    """What the driver tells the registry."""
+
+    def __init__(self, registry: Registry, store: Store, name: str, job: str) -> None:
+        """store: the search's folder, where the ids of the runs are kept for the next start."""
+        self._registry, self._store, self._name, self._job = registry, store, name, job
+        self._ids: dict[str, str] = read_record(store, _FILE)
+        self._children: dict[str, Registry] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")
+        self.problem: str | None = None
+
+    def start(self, params: Mapping[str, Any]) -> None:
+        self._later(lambda: self._start(self._registry, "search", self._name, params, {"kind": "search"}))
+
+    def trial(self, trial: Trial) -> None:
+        """A trial begins, or goes on."""
+        self.child(trial.folder, trial.values, {"trial": str(trial.number)})
+
+    def child(self, name: str, params: Values, tags: Mapping[str, str]) -> None:
+        def call() -> None:
+            registry = self._registry.another()
+            parent = {"mlflow.parentRunId": str(self._registry.run_id)} if self._registry.run_id else {}
+            self._start(registry, name, f"{self._name}-{name}", params, {**tags, **parent})
+            self._children[name] = registry
+
+        self._later(call)
+
+    def log(self, name: str, row: Mapping[str, Any]) -> None:
+        """An evaluation of a child."""
+        numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+        self._later(lambda: self._children[name].log(numbers, step=int(row["step"])))
+
+    def end(self, name: str, status: str) -> None:
+        """status: a trial's."""
+        self._later(lambda: self._children.pop(name).finish(_ENDED.get(status, status)))
+
+    def register(self, artifact: Any) -> str | None:
+        """An artifact becomes a version of the model with the search's name. Returns the version; None if that failed."""
+        version = self._pool.submit(lambda: self._registry.register(artifact)).result()
+        self.problem = self.problem or self._registry.problem
+        return version
+
+    def finish(self, metrics: Mapping[str, float], status: str) -> None:
+        """Ends the runs there, and this thread. See `problem`."""
+        for name in list(self._children):
+            self.end(name, "stopped")
+        self._later(lambda: self._registry.log(metrics, step=0))
+        self._later(lambda: self._registry.finish(status))
+        self._pool.shutdown(wait=True)
+        self.problem = self.problem or self._registry.problem
+
+    def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        tags = {"job": self._job, "storage": self._store.location(), **tags}
+        run_id = registry.start(run_name=run_name, params=params, tags=tags, run_id=self._ids.get(key))
+        if run_id and self._ids.get(key) != run_id:
+            self._ids[key] = run_id
+            self._store.write_text(_FILE, json.dumps(self._ids, indent=1))
+
+    def _later(self, call: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                call()
+            except TrainyardError as error:
+                self.problem = self.problem or str(error)
+            except KeyError:  # of a child that could not be begun
+                pass
+
+        self._pool.submit(guarded)

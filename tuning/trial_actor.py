@@ -1,0 +1,94 @@
+"""The process of a trial under Ray Tune. It is used for one trial after the other, so a framework is imported once.
+
+A thread carries the trial out; each call of `step` hands one event to the driver, as JSON in the result's field `event`:
+{"row": …} an evaluation, {"failure": …} an error, {"ended": true} the run has come to an end of its own or rests.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
+
+import json
+import os
+import queue
+import threading
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray.tune import Trainable
+
+from cluster.errors import ConfigError, DataError, StoppedError, StorageError, TrainyardError
+from cluster.storage import Store
+from jobs.common.config import from_dict
+from jobs.common.trial import run_trial
+from jobs.common.worker import load
+
+EVENT = "event"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a trial's process is told: plain values, as Ray Tune's config of the trial."""
+
+    number: int
+    job: str
+    """`module:name` of the Job."""
+    config: dict[str, Any]
+    until_epoch: int
+    data_uri: str
+    """Where prepared data is shared."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class TrialActor(Trainable):
+    """See the module."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])  # Ray Tune has gone elsewhere, and relative paths of the config would too
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        if self._failed:  # the driver wants it to be tried again
+            self._begin(self.config)
+        event = self._events.get()
+        self._failed = "failure" in event
+        return {EVENT: json.dumps(event)}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._end()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._stop, self._failed = threading.Event(), False
+        self._thread = threading.Thread(target=_carry_out, args=(Order(**config), self._events, self._stop), name="trial")
+        self._thread.start()
+
+    def _end(self) -> None:
+        """Stops the trial at its next step, after a checkpoint."""
+        self._stop.set()
+        self._thread.join()
+
+
+def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:
+    try:
+        job = load(order.job)
+        config = from_dict(job.config_type, order.config)
+        run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
+                  data_storage=Store.open(order.data_uri))
+        events.put({"ended": True})
+    except (StorageError, StoppedError) as error:  # of no trial's own making: the search stops, and goes on when that is mended
+        events.put({"lost": f"{error}"})
+    except (ConfigError, DataError) as error:
+        events.put({"failure": str(error), "fatal": True})
+    except TrainyardError as error:
+        events.put({"failure": str(error)})
+    except Exception as error:  # noqa: BLE001  (any error of a framework's, out of memory on a GPU: the search goes on)
+        traceback.print_exc()
+        events.put({"failure": f"{type(error).__name__}: {error}"})
