@@ -21,6 +21,7 @@ from tuning.journal import Trial
 from tuning.search import Search
 from tuning.trial_actor import EVENT, Order, TrialActor
 
+_log = logging.getLogger(__name__)
 _ROOM_EVERY_S = 2.0
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of results for each trial, beside the journal
@@ -91,9 +92,11 @@ class Flight:
 
     def died(self, number: int, why: str) -> None:
         """A trial's process is gone; Ray starts another one as often as it may."""
-        if self.search.trials[number].status == "running":
-            self.search.failed(number, why)
-            self.watcher.heard(self.search.trials[number])
+        if self.search.trials[number].status != "running":
+            _log.warning("trial %d had ended when %s", number, why)
+            return
+        self.search.failed(number, why)
+        self.watcher.heard(self.search.trials[number])
 
     def landed(self, ray_id: str) -> None:
         number = self._numbers.pop(ray_id)
@@ -127,7 +130,8 @@ def fly(flight: Flight, *, max_failures: int) -> None:
             tune_config=tune.TuneConfig(search_alg=_searcher(flight), scheduler=_scheduler(flight), num_samples=-1, reuse_actors=True,
                                         trial_dirname_creator=lambda trial: f"t{trial.config['number']:04d}-{trial.trial_id}"),
             run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(flight),
-                                      failure_config=tune.FailureConfig(max_failures=max_failures)),
+                                      failure_config=tune.FailureConfig(max_failures=max_failures),
+                                      checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         ).fit()
 
 

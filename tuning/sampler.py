@@ -72,7 +72,7 @@ class Drawn:
     def begun(self, trial: Trial) -> None:
         from optuna.trial import TrialState, create_trial
 
-        known = _Known(trial.values)
+        known = Known(trial.values)
         self._space.suggest(known, self._base)
         self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known.params, distributions=known.distributions))
         if trial.status != "running":
@@ -107,7 +107,7 @@ class Drawn:
             return TPESampler(seed=seed, group=self._conditional)
 
 
-class _Known:
+class Known:
     """Gives known values back, and keeps the distributions that they were drawn from."""
 
     def __init__(self, values: Values) -> None:

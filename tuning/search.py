@@ -35,13 +35,13 @@ class Search:
         self.journal, self.goal, self.epochs, self.pinned = journal, goal, base.train.epochs, pinned
         self.running: set[int] = set()
         self._max_failures = base.run.max_failures
-        flat = flatten(to_dict(base)) | pinned
+        self.flat_base = flatten(to_dict(base)) | pinned
         seed = base.run.seed
-        self._sampler = sampler_of(options.search, space, flat, goal, seed)
+        self._sampler = sampler_of(options.search, space, self.flat_base, goal, seed)
         self._stopping = Stopping(options.scheduler, goal, epochs=self.epochs, grace_epochs=options.grace_epochs,
                                   reduction_factor=options.reduction_factor)
         self.num_trials = min(options.num_trials, self._sampler.most or options.num_trials)
-        self._population = Population(journal, store.child("trials"), goal, space, flat, size=self.num_trials, epochs=self.epochs,
+        self._population = Population(journal, store.child("trials"), goal, space, self.flat_base, size=self.num_trials, epochs=self.epochs,
                                       every=options.perturb_every_epochs, seed=seed) if options.scheduler == "pbt" else None
         self._remember()
 

@@ -144,6 +144,7 @@ table:not(.confusion) th:first-child{white-space:normal;overflow-wrap:break-word
 figure{margin:0;min-width:0}
 figure svg{display:block;width:100%;height:auto;max-width:620px;font-family:inherit}
 figcaption{margin-top:4px}
+.broad svg{max-width:none}
 .titled figcaption{margin:0 0 4px;color:var(--ink);font-weight:600}
 .figures>*{min-width:0}
 .confusion td,.confusion thead th{text-align:center;padding:4px 7px;min-width:38px;border:1px solid var(--panel)}
