@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SEARCHED = [p.stem for p in sorted((ROOT / "tuning").glob("*.py")) if (ROOT / "jobs" / p.stem).is_dir()]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
           "psutil", "PIL"}
@@ -18,12 +19,16 @@ ALLOWED = {
     "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
+    "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml"},
+    **{f"tuning.{job}": set() for job in SEARCHED},
 }
 OWN = {
     "cluster": {"cluster"},
     "jobs.common": {"cluster", "jobs.common"},
     "jobs.pytorch": {"cluster", "jobs.common", "jobs.pytorch"},
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
+    "tuning": {"cluster", "jobs.common", "tuning"},
+    **{f"tuning.{job}": {f"jobs.{job}", "tuning"} for job in SEARCHED},
 }
 TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
@@ -39,7 +44,11 @@ def _imports(path: Path) -> list[str]:
 
 
 def _files(layer: str) -> list[Path]:
-    return sorted((ROOT / layer.replace(".", "/")).rglob("*.py"))
+    """Of a package, or the file of a module; a job's search space is a layer of its own."""
+    place = ROOT / layer.replace(".", "/")
+    if not place.is_dir():
+        return [place.with_suffix(".py")]
+    return sorted(path for path in place.rglob("*.py") if layer != "tuning" or path.stem not in SEARCHED)
 
 
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
@@ -54,10 +63,14 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_help_and_import_pull_in_no_framework() -> None:
-    code = ("import sys, jobs.mlp.data, jobs.cnn.data, jobs.transformer.data, jobs.common.run, jobs.common.compare\n"
-            "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+    code = ("import sys, jobs.common.run, jobs.common.compare, tuning.mlp, tuning.cnn, tuning.transformer\n"
+            "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune'} & set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_job_can_be_searched() -> None:
+    assert SEARCHED == JOBS
 
 
 def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:

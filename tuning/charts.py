@@ -60,9 +60,8 @@ def importance(shares: Mapping[str, float]) -> str:
     names = sorted(shares, key=lambda name: shares[name])
     with chart("Importance of each field", height=max(1.6, 0.7 + 0.27 * len(names))) as (axes, done):
         axes.barh(range(len(names)), [shares[name] for name in names], color=colour(0), height=0.65)
-        for y, name in enumerate(names):
-            axes.text(0.01, y, plain(name), va="center", ha="left", transform=axes.get_yaxis_transform(), fontsize=8)
-        axes.set_yticks([])
+        axes.set_yticks(range(len(names)), [plain(name) for name in names])
+        axes.set_position([0.34, axes.get_position().y0, 0.62, axes.get_position().height])  # room for the names
         axes.set(xlabel="share of the importance (PED-ANOVA)")
     return done[0]
 
@@ -73,7 +72,8 @@ def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> str:
     with chart(f"{goal.first} by {parameter.name}", height=2.6) as (axes, done):
         newest = max((trial.number for trial, _ in found), default=0) or 1
         x = [_place(parameter, trial.values[parameter.name]) for trial, _ in found]
-        axes.scatter(x, [value for _, value in found], s=16, color=colour(0), alpha=[0.3 + 0.7 * t.number / newest for t, _ in found])
+        shades = [0.3 + 0.7 * trial.number / newest for trial, _ in found]
+        axes.scatter(x, [value for _, value in found], s=16, color=colour(0), alpha=shades)
         _scale(axes.xaxis, axes.set_xscale, parameter)
         axes.set(ylabel=plain(goal.first))
         _clip(axes, [value for _, value in found], goal)
@@ -90,7 +90,9 @@ def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: 
         if len({*zip(x.tolist(), y.tolist(), strict=True)}) >= 4 and min(np.ptp(x), np.ptp(y), np.ptp(z)) > 0:
             at, across = np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60))
             filled = axes.contourf(at, across, _smoothed(x, y, z, at, across), levels=12, cmap=_MAP, alpha=0.85)
-            bar = axes.figure.colorbar(filled, ax=axes, fraction=0.06, pad=0.02)
+            where = axes.get_position()
+            axes.set_position([where.x0, where.y0, where.width - 0.13, where.height])
+            bar = axes.figure.colorbar(filled, cax=axes.figure.add_axes([where.x1 - 0.11, where.y0, 0.03, where.height]))
             bar.ax.tick_params(labelsize=7)
         axes.scatter(x, y, s=9, color="white", edgecolor="black", linewidth=0.5)
         for axis, parameter in ((axes.xaxis, first), (axes.yaxis, second)):
@@ -113,8 +115,8 @@ def parallel_coordinates(parameters: Sequence[Parameter], trials: Sequence[Trial
         for (trial, _), shade in zip(found, shades, strict=True):
             at = [p.position(trial.values[p.name]) if p.name in trial.values else np.nan for p in parameters]
             goodness = shade if goal.sign > 0 else 1 - shade
-            axes.plot(range(len(parameters) + 1), [*at, shade], color=colormaps[_MAP](0.05 + 0.85 * goodness), alpha=0.3 + 0.7 * goodness,
-                      linewidth=0.8 + 1.2 * goodness)
+            axes.plot(range(len(parameters) + 1), [*at, shade], color=colormaps[_MAP](0.05 + 0.85 * goodness),
+                      alpha=0.3 + 0.7 * goodness, linewidth=0.8 + 1.2 * goodness)
         for k, parameter in enumerate(parameters):
             axes.axvline(k, color=FAINT, linewidth=1)
             for y, text in zip(*_ticks(parameter), strict=True):

@@ -13,14 +13,13 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainingFailedError, TrainyardError
+from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
 from jobs.common.job import Job
 from jobs.common.mlflow_client import check_answers, tracking_address
 from jobs.common.progress import duration, fail
-from jobs.common.registry import Registry
 from jobs.common.run_folder import RESULT_FILE, RunFolder, read_record
 from tuning import final, results
 from tuning.journal import Journal, Trial
@@ -28,8 +27,7 @@ from tuning.objective import Goal
 from tuning.options import MAY_CHANGE, OWN, base_config, combined, in_folder
 from tuning.search import Search
 from tuning.space import Space, with_values
-from tuning.table import Display
-from tuning.tracking import Tracking
+from tuning.watch import Watch
 
 
 def main(job: Job, space: Space, arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +54,9 @@ class Tuning:
         objective = options.objective or (f"validation_{self.base.metric}",)
         self.goal = Goal.of(job.metrics(self.base), objective, options.constraint)
         self._check_run()
+        if options.scheduler == "pbt" and not any(parameter.mutable for parameter in self.space.parameters.values()):
+            raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such as "
+                              "optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
         self._stop = threading.Event()
 
     def _check_run(self) -> None:
@@ -63,7 +64,8 @@ class Tuning:
         if run.min_workers != run.max_workers:
             raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
         if run.engine == "local":
-            raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one is started here")
+            raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one is started "
+                              "on this machine")
         if run.resume == "never":
             raise ConfigError("--run.resume never: a search is not begun anew under its name: pass another --run.name")
 
@@ -82,7 +84,8 @@ class Tuning:
             self.job.prepare(with_values(self.base, self.pinned), folder.storage, use_ray=True, say=print)
             if not search.journal.about:
                 search.journal.begin(self._about())
-            watch = Watch(self, search, store)
+            watch = Watch(search, store, self.options, lambda: self._stop.is_set())
+            watch.tracking.start(configs.flatten(search.journal.about))
             self._search(search, store, watch)
         return self._finish(search, store, watch)
 
@@ -105,7 +108,8 @@ class Tuning:
         decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
         if self.options.scheduler == "pbt":
             decisive["num_trials"] = self.options.num_trials  # the population's size
-        return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned, "config": to_dict(self.base)}
+        return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned,
+                "config": to_dict(self.base)}
 
     @contextlib.contextmanager
     def _connected(self, folder: RunFolder) -> Generator[None]:
@@ -146,28 +150,26 @@ class Tuning:
             signal.signal(signal.SIGTERM, asked)
             signal.signal(signal.SIGINT, asked)
 
-    @property
-    def asked_to_stop(self) -> bool:
-        return self._stop.is_set()
-
     # ── the search ──
-    def _search(self, search: Search, store: Store, watch: "Watch") -> None:
+    def _search(self, search: Search, store: Store, watch: Watch) -> None:
         from tuning.ray_tune import Flight, fly
         from tuning.trial_actor import Order
 
         def order(trial: Trial, until_epoch: int) -> Order:
-            config = in_folder(results.config_of(self.base, search, trial), storage=store.child("trials").location(), name=trial.folder)
+            config = results.config_of(self.base, search, trial)
+            config = in_folder(config, storage=store.child("trials").location(), name=trial.folder)
             return Order(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config), until_epoch=until_epoch,
                          data_uri=self.base.run.storage)
 
-        flight = Flight(search=search, order=order, request=self._request(), watcher=watch, max_concurrent=self.options.max_concurrent)
+        flight = Flight(search=search, order=order, request=self._request(), watcher=watch,
+                        max_concurrent=self.options.max_concurrent)
         with watch.display:
             if not search.over and not watch.ends():
                 fly(flight, max_failures=self.base.run.max_failures)
         watch.lost = flight.lost
 
     # ── after ──
-    def _finish(self, search: Search, store: Store, watch: "Watch") -> int:
+    def _finish(self, search: Search, store: Store, watch: Watch) -> int:
         from tuning.report import write_report
 
         best = results.write_best(store, self.base, search)
@@ -177,9 +179,9 @@ class Tuning:
         write_report(store, search, self.base, self.space, status, watch.why)
         result = results.summary_of(search, status, error.exit_code if error else 0) | {"report": store.location("report.html")}
         results.write_result(store, result)
-        if error is None and self.options.then_train:
-            finals = final.train(self.job, results.config_of(self.base, search, best), store, self.base, self.options.then_train, watch.tracking)
-            result |= finals
+        if error is None and best is not None and self.options.then_train:
+            config = results.config_of(self.base, search, best)
+            result |= final.train(self.job, config, store, self.base, self.options.then_train, watch.tracking)
             results.write_result(store, result)
         watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
         if watch.tracking.problem:
@@ -212,92 +214,7 @@ class Tuning:
     def _already_done(self, store: Store) -> int:
         result = read_record(store, RESULT_FILE)
         best = result["best"]
-        print(f"search {self.base.run.name!r} is done: best trial {best['trial']}; go on with more --num-trials, or begin another with --run.name")
+        print(f"search {self.base.run.name!r} is done: best trial {best['trial']}; go on with more --num-trials, "
+              "or begin another with --run.name")
         print(f"artifact: {result['artifact']}" if result.get("artifact") else f"best: {store.location(results.BEST)}", flush=True)
         return 0
-
-
-class Watch:
-    """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
-
-    def __init__(self, tuning: Tuning, search: Search, store: Store) -> None:
-        self._tuning, self._search = tuning, search
-        self._options = tuning.options
-        self.display = Display(search)
-        registry = Registry.open(tuning.base.run.tracking_uri, Store.open(tuning.base.run.storage), name=tuning.base.run.name)
-        self.tracking = Tracking(registry, store, tuning.base.run.name, tuning.job.name)
-        self.tracking.start(configs.flatten(tuning._about()))  # pyright: ignore[reportPrivateUsage]
-        self.lost: str | None = None
-        self._sent: dict[int, int] = {number: len(trial.evaluations) for number, trial in search.trials.items()}
-        self._unfit: str | None = None
-
-    @property
-    def why(self) -> str:
-        """What ended the search."""
-        options = self._options
-        if self._search.over:
-            return "all trials have ended"
-        if self.lost or self._unfit:
-            return self.lost or self._unfit or ""
-        if self._tuning.asked_to_stop:
-            return "a signal"
-        if self._time_is_up():
-            return f"--time-budget {options.time_budget}"
-        return f"--epoch-budget {options.epoch_budget}"
-
-    def verdict(self, best: Trial | None) -> TrainyardError | None:
-        """What the search ends with; None if all is well."""
-        if self.lost:
-            return StoppedError(f"{self.lost}; the search goes on with the same command when that is mended")
-        if self._unfit:
-            return ConfigError(self._unfit)
-        if self._tuning.asked_to_stop and not self._search.over:
-            return StoppedError("stopped after a checkpoint of each trial: run the same command again to continue")
-        if best is None:
-            return self._no_result()
-        return None
-
-    def _no_result(self) -> TrainyardError:
-        failures = [trial.failures[-1] for trial in self._search.trials.values() if trial.failures]
-        if failures:
-            return TrainingFailedError(f"no trial came to a result; the last failure: {failures[-1]}")
-        if any(trial.evaluations for trial in self._search.trials.values()):
-            return TrainingFailedError(f"no trial keeps the constraints {', '.join(map(str, self._search.goal.constraints))}: loosen them")
-        return ConfigError(f"no trial was evaluated within {self.why}: give it more, or shorten an epoch (--data.uri with fewer rows)")
-
-    # ── what Ray Tune's side tells and asks (ray_tune.Watcher) ──
-    def started(self, trial: Trial) -> None:
-        self.tracking.trial(trial)
-
-    def heard(self, trial: Trial) -> None:
-        for row in trial.evaluations[self._sent.get(trial.number, 0) :]:
-            self.tracking.log(trial.folder, row)
-        self._sent[trial.number] = len(trial.evaluations)
-        self._unfit = self._unfit or self._misfit(trial)
-
-    def landed(self, trial: Trial) -> None:
-        self.tracking.end(trial.folder, trial.status)
-        self.display.landed(trial)
-
-    def ends(self) -> bool:
-        self.display.tick()
-        spent = self._options.epoch_budget is not None and self._search.epochs_done >= self._options.epoch_budget
-        return self._tuning.asked_to_stop or self._unfit is not None or self._time_is_up() or spent
-
-    def _time_is_up(self) -> bool:
-        budget = self._options.time_budget_s
-        return budget is not None and self._search.journal.elapsed_s >= budget
-
-    def _misfit(self, trial: Trial) -> str | None:
-        """A time budget within which no trial can reach its last epoch: found out by the pace of the first one's epochs."""
-        budget, times = self._options.time_budget_s, [e["at_s"] for e in trial.events if e["kind"] == "evaluation"]
-        if budget is None or len(times) != 3 or any(t.status == "completed" for t in self._search.trials.values()):
-            return None
-        needs = (times[-1] - times[0]) / (trial.evaluations[2]["epoch"] - trial.evaluations[0]["epoch"] or 1) * self._search.epochs
-        if needs <= budget:
-            return None
-        return (f"--time-budget {self._options.time_budget}: one trial of {self._search.epochs} epochs takes about {duration(needs)}: pass a longer "
-                "budget or fewer --train.epochs (what the trials have done is kept for a search of the same epochs)")
-
-
-__all__ = ["Tuning", "main"]

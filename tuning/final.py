@@ -30,19 +30,21 @@ def train(job: Job, config: Config, store: Store, base: Config, num_seeds: int, 
             tracking.end(f"final-{name}", "failed")
             raise
         result = read_record(store.child(f"final/{name}"), RESULT_FILE)
-        runs.append({"seed": seed, "artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]})
+        kept = {"artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]}
+        runs.append({"seed": seed} | kept)
         numbers = {f"{split}_{key}": value for split, found in result["metrics"].items() for key, value in found.items()}
         tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
         tracking.end(f"final-{name}", "completed")
     metric, sign = ("accuracy", 1) if config.metric == "accuracy" else ("log_loss", -1)
-    best = max(runs, key=lambda run: sign * _validation(run, metric))
+    best = max(runs, key=lambda run: sign * _of(run, "validation", metric))
     version = tracking.register(open_artifact(best["artifact"], best["digest"]))
-    tests = [run["metrics"]["test"][metric] for run in runs if metric in run["metrics"].get("test", {})]
-    spread = f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to {max(tests):.4f})" if tests else ""
+    tests = [_of(run, "test", metric) for run in runs]
+    spread = f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to {max(tests):.4f}); "
     return {"final": runs, "artifact": best["artifact"], "model_version": version,
-            "final_summary": f"{spread}; seed {best['seed']} is model version {version or 'not registered'}"}
+            "final_summary": f"{spread}seed {best['seed']} is model version {version or 'not registered'}"}
 
 
-def _validation(run: dict[str, Any], metric: str) -> float:
-    found = run["metrics"]["validation"]
+def _of(run: dict[str, Any], split: str, metric: str) -> float:
+    """A metric of a final run; what is generated has a loss where classifiers have a log loss."""
+    found = run["metrics"][split]
     return float(found[metric] if metric in found else found["loss"])

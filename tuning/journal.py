@@ -1,7 +1,7 @@
 """What a search has done so far: the only truth of it, from which trials, searcher and scheduler are put together again.
 
     <search>/search.json          what is searched, how, and the config that all trials have in common
-    <search>/journal/0007.json    what became of trial 7: an event for each evaluation, failure and decision, numbered over the search
+    <search>/journal/0007.json    what became of trial 7: an event for each evaluation and failure, numbered over the search
 
 Ray Tune's own saved state is not read: restoring it unpickles what lies in storage, and it does not hold the scheduler's rungs
 (ray#30838). These files are JSON, and each carries an HMAC-SHA256 over its content, its path and the search's identity, so that
@@ -16,7 +16,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.auth import secret_file
 from cluster.errors import ConfigError, StorageError
@@ -28,8 +28,9 @@ KEY_VARIABLE = "TRAINYARD_STATE_KEY"
 _LEAST_KEY = 16
 _PARALLEL_READS = 16
 
-Status = Literal["running", "completed", "stopped", "failed"]
-"""`stopped`: by the scheduler, before its last epoch."""
+Status = Literal["completed", "stopped", "failed", "running"]
+"""`stopped`: by the scheduler, before its last epoch. `running`: or resting, or to be gone on with."""
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass
@@ -102,11 +103,12 @@ class Journal:
         journal._identity = journal.about["identity"]
         names = [file.path for file in store.files("journal", recursive=False)]
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            found = [event | {"number": content["number"]} for content in pool.map(journal._read, names) for event in content["events"]]
+            records = list(pool.map(journal._read, names))
+        found = [event | {"number": record["number"]} for record in records for event in record["events"]]
         for expected, event in enumerate(sorted(found, key=lambda each: each["sequence"])):
             if event["sequence"] != expected:
-                raise StorageError(f"{store.location('journal')}: event {expected} of the search is missing: restore the file of the "
-                                   "trial that it was about, or begin another search with --run.name")
+                raise StorageError(f"{store.location('journal')}: event {expected} of the search is missing: restore the file of "
+                                   "the trial that it was about, or begin another search with --run.name")
             journal._apply(event.pop("number"), event)
             journal._clock = time.monotonic() - event["at_s"]
         return journal
@@ -153,8 +155,8 @@ class Journal:
             if not hmac.compare_digest(code, self._code(path, content)):
                 raise ValueError("its HMAC does not match: it was altered, or written with another key")
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that the "
-                               "search began with, or begin another search with --run.name") from error
+            raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that "
+                               "the search began with, or begin another search with --run.name") from error
         return content
 
     def _code(self, path: str, content: Any) -> str:
@@ -168,5 +170,6 @@ def state_key() -> bytes:
     if key is None:
         return secret_file("state_key").read_bytes().strip()
     if len(key) < _LEAST_KEY:
-        raise ConfigError(f"{KEY_VARIABLE} has {len(key)} characters: give it at least {_LEAST_KEY}, such as `openssl rand -hex 32` prints")
+        raise ConfigError(f"{KEY_VARIABLE} has {len(key)} characters: give it at least {_LEAST_KEY}, such as those that "
+                          "`openssl rand -hex 32` prints")
     return key.encode()

@@ -41,10 +41,11 @@ class Goal:
     @staticmethod
     def of(reported: Mapping[str, Direction], names: Sequence[str], constraints: Sequence[str]) -> "Goal":
         """reported: what the job reports. Raises: ConfigError for a metric that it does not."""
-        known = {**reported, **COSTS}
+        known: dict[str, Direction] = {**reported, **COSTS}
         for name in names:
             _require_known(name, known, "--objective")
-        return Goal(metrics={name: known[name] for name in names}, constraints=tuple(_constraint(text, known) for text in constraints))
+        kept = tuple(_constraint(text, known) for text in constraints)
+        return Goal(metrics={name: known[name] for name in names}, constraints=kept)
 
     @property
     def first(self) -> str:
@@ -69,7 +70,7 @@ class Goal:
         return all(constraint.excess(row) <= 0 for constraint in self.constraints)
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best first: those that keep the constraints, then by the first metric, then the earlier; those without a result last."""
+        """The best first: those that keep the constraints, then by the first metric, then the earlier; without a result last."""
         def place(trial: Trial) -> tuple[int, float, int]:
             row = self.best_row(trial)
             return (2, 0.0, trial.number) if row is None else (int(not self.feasible(row)), -self.score(row), trial.number)
@@ -79,7 +80,8 @@ class Goal:
     def pareto(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those that no other one beats in one metric and equals or beats in all; they keep the constraints."""
         rows = {t.number: row for t in trials if (row := self.best_row(t)) is not None and self.feasible(row)}
-        points = {n: tuple((1 if way == "max" else -1) * row[name] for name, way in self.metrics.items()) for n, row in rows.items()}
+        ways = {name: 1 if way == "max" else -1 for name, way in self.metrics.items()}
+        points = {number: tuple(sign * row[name] for name, sign in ways.items()) for number, row in rows.items()}
 
         def beaten(mine: tuple[float, ...]) -> bool:
             return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in points.values())

@@ -24,7 +24,7 @@ class SearchOptions:
     fix: tuple[str, ...] = ()
     """Fields of the space that are not searched: FIELD=VALUE, such as optim.lr=3e-4."""
     objective: tuple[str, ...] = ()
-    """Metrics to look for, the first one decides; by default the validation metric of `eval.metric`. Two or more: a Pareto front."""
+    """Metrics to look for, the first one decides; by default what `eval.metric` says. Two or more: a Pareto front."""
     constraint: tuple[str, ...] = ()
     """What a trial must keep to be the best, such as "parameters<=100000"."""
     time_budget: str | None = None
@@ -45,17 +45,18 @@ class SearchOptions:
     def __post_init__(self) -> None:
         getattr(super(), "__post_init__")()  # noqa: B009  (the job's config, with which it is combined below)
         require(self.num_trials >= 1, "num_trials", self.num_trials, "must be at least 1")
-        require(self.scheduler != "pbt" or self.num_trials >= 4, "num_trials", self.num_trials, "a population has at least 4 members")
+        require(self.scheduler != "pbt" or self.num_trials >= 4, "num_trials", self.num_trials,
+                "a population has at least 4 members")
         require(self.scheduler != "pbt" or self.search == "random", "search", self.search,
                 "a population begins with values at random and learns by itself: pass --search random")
         require(self.scheduler == "none" or len(self.objective) < 2, "scheduler", self.scheduler,
                 "who is behind cannot be told where there are several objectives: pass --scheduler none")
         require(self.time_budget is None or self.time_budget_s is not None, "time_budget", self.time_budget, "write 90s, 10m or 2h")
         require(self.epoch_budget is None or self.epoch_budget >= 1, "epoch_budget", self.epoch_budget, "must be at least 1")
-        require(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent", self.max_concurrent, "must be at least 1")
-        require(self.grace_epochs >= 1, "grace_epochs", self.grace_epochs, "must be at least 1")
+        for name in ("max_concurrent", "grace_epochs", "perturb_every_epochs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
         require(self.reduction_factor >= 2, "reduction_factor", self.reduction_factor, "must be at least 2")
-        require(self.perturb_every_epochs >= 1, "perturb_every_epochs", self.perturb_every_epochs, "must be at least 1")
         require(self.then_train >= 0, "then_train", self.then_train, "must be 0 or more")
 
     @property

@@ -1,8 +1,8 @@
 """Population based training (Jaderberg et al. 2017): the worst members go on from copies of the best, with values near theirs.
 
-Ray Tune's own PBT clones what Ray saved of a trial. Here a member that moves gets a copy of the other's checkpoint, file by file, and
-goes on as a run of its own from there. All members rest after the same epochs, so that who moves where, and from which weights, is a
-function of the seed and not of who was faster; a search that was killed moves the same members to the same places.
+Ray Tune's own PBT clones what Ray saved of a trial. Here a member that moves gets a copy of the other's checkpoint, file by file,
+and goes on as a run of its own from there. All members rest after the same epochs, so that who moves where, and from which weights,
+is a function of the seed and not of who was faster; a search that was killed moves the same members to the same places.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,8 @@ def copy_checkpoint(source: Store, target: Store, epoch: int) -> Checkpoint:
     kept = [each for each in Checkpoints(source.child("checkpoints")).committed() if each.epoch == epoch]
     if not kept:
         raise CheckpointError(f"{source.location()} has no checkpoint after epoch {epoch}: it was deleted or is damaged")
-    paths = [f"checkpoints/{path}" for path in (*(entry.path for entry in kept[0].files), kept[0].name.manifest)]  # the manifest last
+    files = [*(entry.path for entry in kept[0].files), kept[0].name.manifest]  # the manifest last: it commits
+    paths = [f"checkpoints/{path}" for path in files]
     if source.exists(_EXCLUDED_STEPS):
         paths.insert(0, _EXCLUDED_STEPS)
     for path in paths:

@@ -127,8 +127,8 @@ def fly(flight: Flight, *, max_failures: int) -> None:
     with tempfile.TemporaryDirectory(prefix="trainyard-tune-") as folder:
         tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=_searcher(flight), scheduler=_scheduler(flight), num_samples=-1, reuse_actors=True,
-                                        trial_dirname_creator=lambda trial: f"t{trial.config['number']:04d}-{trial.trial_id}"),
+            tune_config=tune.TuneConfig(search_alg=_searcher(flight), scheduler=_scheduler(flight), num_samples=-1,
+                                        reuse_actors=True, trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
             run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(flight),
                                       failure_config=tune.FailureConfig(max_failures=max_failures),
                                       checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),

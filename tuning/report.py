@@ -11,7 +11,7 @@ from jobs.common.progress import duration
 from jobs.common.provenance import library_versions, machine, without_secrets
 from jobs.common.report_page import Section, escape, facts, figure, figures, note, page, shown, table, tiles
 from tuning import charts, results
-from tuning.journal import Trial
+from tuning.journal import STATUSES, Trial
 from tuning.search import Search
 from tuning.space import Parameter, Space
 
@@ -27,7 +27,7 @@ def write_report(store: Store, search: Search, base: Config, space: Space, statu
 def render(search: Search, base: Config, space: Space, status: str, why: str) -> str:
     """The report as one HTML document."""
     kind = "status" if status == "done" else "status other"
-    lead = (f'<p class="lead"><span class="{kind}">{escape(status)}</span>search {escape(base.run.name)} · ended by {escape(why)} · '
+    lead = (f'<p class="lead"><span class="{kind}">{escape(status)}</span>{len(search.trials)} trials · ended: {escape(why)} · '
             f"took {escape(duration(search.journal.elapsed_s))}</p>")
     trials = [search.trials[number] for number in sorted(search.trials)]
     judged = [trial for trial in trials if search.goal.best_row(trial)]
@@ -71,7 +71,8 @@ def _summary(search: Search, trials: Sequence[Trial]) -> Section:
     states = [trial.status for trial in trials]
     spent, whole = search.epochs_done, len(trials) * search.epochs
     cards = [(f"best {goal.first}", f"{row[goal.first]:.4f}", f"trial {best.number}, epoch {row['epoch']}")] if best and row else []
-    cards += [("trials", str(len(trials)), ", ".join(f"{states.count(s)} {s}" for s in ("completed", "stopped", "failed", "running") if s in states)),
+    kinds = ", ".join(f"{states.count(state)} {state}" for state in STATUSES if state in states)
+    cards += [("trials", str(len(trials)), kinds),
               ("epochs", f"{spent:,}", f"of {whole:,} without early stopping"),
               ("saved", f"{100 * (1 - spent / whole):.0f}%" if whole else "–", "of the epochs of all trials")]
     said = ""
@@ -79,8 +80,8 @@ def _summary(search: Search, trials: Sequence[Trial]) -> Section:
         said = facts({**best.values, **{name: row[name] for name in [*goal.metrics][1:]}})
         if goal.constraints:
             said += note(f"It keeps {', '.join(map(str, goal.constraints))}.")
-        said += note("This is the best of many on the validation rows, so it is flattering: train it with other seeds (--then-train) to "
-                     "see how good it is.")
+        said += note("This is the best of many on the validation rows, so it is flattering: train it with other seeds "
+                     "(--then-train) to see how good it is.")
     else:
         said = note("No trial has come to a result that keeps the constraints.")
     return Section(title="Summary", html=tiles(cards) + said)
@@ -91,35 +92,39 @@ def _pareto(search: Search, judged: Sequence[Trial]) -> list[Section]:
         return []
     front = search.goal.pareto(judged)
     names = list(search.goal.metrics)
-    rows = [[str(trial.number), *(row[name] for name in names), _text(trial.values)] for trial in front if (row := search.goal.best_row(trial))]
+    rows = [[str(trial.number), *(row[name] for name in names), _text(trial.values)] for trial in front
+            if (row := search.goal.best_row(trial))]
     rows.sort(key=lambda row: -float(row[1]) if search.goal.metrics[names[0]] == "max" else float(row[1]))
     ways = ", ".join(f"{name} ({'more' if way == 'max' else 'less'} is better)" for name, way in search.goal.metrics.items())
     picture = figures([figure(charts.pareto_front(judged, front, search.goal), "Each dot is a trial.")])
-    return [Section(title="Pareto front", html=note(f"No other trial is better in one of {ways} without being worse in another.") + picture
-                    + table(["trial", *names, "values"], rows))]
+    said = note(f"No other trial is better in one of {ways} without being worse in another.")
+    return [Section(title="Pareto front", html=said + picture + table(["trial", *names, "values"], rows))]
 
 
 def _curves(search: Search, judged: Sequence[Trial]) -> list[Section]:
     if not judged:
         return []
     best = results.best_trial(search)
-    pictures = [figure(charts.learning_curves(judged, search.goal, best), "Learning curves; a trial that was stopped ends where it was.", above=False),
+    curves = charts.learning_curves(judged, search.goal, best)
+    pictures = [figure(curves, "Learning curves; a trial that was stopped ends where it was."),
                 figure(charts.progress(judged, search.goal), "Each trial's best epoch, and the best so far.")]
     return [Section(title="Trials", html=figures(pictures))]
 
 
 def _importance(shares: Mapping[str, float], judged: Sequence[Trial]) -> list[Section]:
+    title = "Which fields matter"
     if not shares:
-        return [Section(title="Which fields matter", html=note(f"Said from {_FEW} trials on; there are {len(judged)}."))] if judged else []
-    how = ("How much of being among the best each field decides, by PED-ANOVA; a trial that was stopped counts with what it had reached. "
-           "With few trials this is rough.")
-    return [Section(title="Which fields matter", html=figures([figure(charts.importance(shares), how)]))]
+        return [Section(title=title, html=note(f"Said from {_FEW} trials on; there are {len(judged)}."))] if judged else []
+    how = ("How much of being among the best each field decides, by PED-ANOVA; a trial that was stopped counts with what it had "
+           "reached. With few trials this is rough.")
+    return [Section(title=title, html=figures([figure(charts.importance(shares), how)]))]
 
 
 def _values(search: Search, judged: Sequence[Trial], parameters: Sequence[Parameter]) -> list[Section]:
     if len(judged) < 2:
         return []
-    lines = figure(charts.parallel_coordinates(parameters, judged, search.goal), "All trials, a line each; bright lines are good ones.")
+    axes = charts.parallel_coordinates(parameters, judged, search.goal)
+    lines = figure(axes, "All trials, a line each; bright lines are good ones.")
     slices = [figure(charts.slice_of(p, judged, search.goal), p.name, above=True) for p in parameters[:_MOST_SLICES]]
     pairs = [figure(charts.contour(a, b, judged, search.goal), f"{a.name} and {b.name}", above=True)
              for a, b in itertools.combinations(parameters[:3], 2)]
@@ -146,8 +151,9 @@ def _moves(trials: Sequence[Trial]) -> list[Section]:
     rows = [(f"{trial.number}", move["epoch"], move["source"], _text(move["values"])) for trial in trials for move in trial.moves]
     if not rows:
         return []
-    said = note("A member of the worst quarter goes on from a copy of the weights of one of the best quarter, with values near its own.")
-    return [Section(title="Moves in the population", html=said + table(["member", "after epoch", "copied", "values from then on"], rows))]
+    said = note("A member of the worst quarter goes on from a copy of the weights of one of the best, with values near its.")
+    moves = table(["member", "after epoch", "copied", "values from then on"], rows)
+    return [Section(title="Moves in the population", html=said + moves)]
 
 
 def _failures(trials: Sequence[Trial]) -> list[Section]:
@@ -161,15 +167,16 @@ def _setup(search: Search, base: Config, space: Space) -> Section:
     options = {key: value for key, value in search.journal.about.get("options", {}).items() if value not in (None, [], ())}
     hidden = ("run.name", *space.parameters)
     config = {key: value for key, value in flatten(to_dict(base)).items() if key not in hidden}
-    parts = [("Space", facts(searched)), ("Pinned", facts(search.pinned)) if search.pinned else ("", ""), ("Search", facts(options)),
-             ("Config of all trials", facts(config)), ("Environment", facts({**machine(), **library_versions()}))]
-    return Section(title="How it was searched", html="".join(f"<h3>{title}</h3>{html}" for title, html in parts if title))
+    parts = {"Space": searched, "Pinned": search.pinned, "Search": options, "Config of all trials": config,
+             "Environment": {**machine(), **library_versions()}}
+    shown_parts = (f"<h3>{title}</h3>{facts(values)}" for title, values in parts.items() if values)
+    return Section(title="How it was searched", html="".join(shown_parts))
 
 
 def _distribution(parameter: Parameter) -> str:
     kind = parameter.kind.replace("_", " ")
-    values = ", ".join(shown(value) if not isinstance(value, list) else f"[{shown(value)}]" for value in parameter.values)
-    ends = values if parameter.kind == "choice" else " to ".join(shown(value) for value in parameter.values)
+    is_choice = parameter.kind == "choice"
+    ends = (" or " if is_choice else " to ").join(shown(value) or "nothing" for value in parameter.values)
     when = "".join(f", if {name} is {shown(value)}" for name, value in parameter.when.items())
     return f"{kind} {ends}{f' by {parameter.step:g}' if parameter.step else ''}{when}"
 

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.storage import Store
 from jobs.common.config import Config, to_yaml
 from jobs.common.run_folder import RESULT_FILE
-from tuning.journal import Trial
+from tuning.journal import STATUSES, Trial
 from tuning.options import in_folder
 from tuning.search import Search
 from tuning.space import with_values
@@ -33,15 +33,18 @@ def write_leaderboard(store: Store, search: Search) -> None:
     names = list(dict.fromkeys(name for trial in search.trials.values() for name in trial.values))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "trial", "status", "epochs", "best_epoch", *search.goal.metrics, "keeps_constraints", "failures", *names])
+    goal, own = search.goal, ["best_epoch", *search.goal.metrics, "keeps_constraints"]
+    writer.writerow(["rank", "trial", "status", "epochs", "failures", *own, *names])
     for rank, trial in enumerate(search.goal.ranked(list(search.trials.values())), 1):
-        row = search.goal.best_row(trial)
-        judged = [row["epoch"], *(row[name] for name in search.goal.metrics), search.goal.feasible(row)] if row else \
-            ["", *("" for _ in search.goal.metrics), ""]
-        values = [json.dumps(trial.values[name]) if isinstance(trial.values.get(name), list) else trial.values.get(name, "") for name in names]
-        epoch, *metrics, keeps = judged
-        writer.writerow([rank, trial.number, trial.status, trial.epoch, epoch, *metrics, keeps, len(trial.failures), *values])
+        row = goal.best_row(trial)
+        judged = [row["epoch"], *(row[name] for name in goal.metrics), goal.feasible(row)] if row else [""] * len(own)
+        values = [_cell(trial.values.get(name, "")) for name in names]
+        writer.writerow([rank, trial.number, trial.status, trial.epoch, len(trial.failures), *judged, *values])
     store.write_text(LEADERBOARD, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def write_best(store: Store, base: Config, search: Search) -> Trial | None:
@@ -57,11 +60,11 @@ def summary_of(search: Search, status: str, exit_code: int) -> dict[str, Any]:
     best = best_trial(search)
     states = [trial.status for trial in search.trials.values()]
     return {
-        "status": status, "exit_code": exit_code, "trials": {name: states.count(name) for name in ("completed", "stopped", "failed", "running")},
+        "status": status, "exit_code": exit_code, "trials": {name: states.count(name) for name in STATUSES},
         "epochs": search.epochs_done, "epochs_without_stopping": len(search.trials) * search.epochs,
         "wall_s": round(search.journal.elapsed_s, 1), "objectives": dict(search.goal.metrics),
         "best": {"trial": best.number, "values": best.values, "evaluation": search.goal.best_row(best)} if best else None,
-        "pareto": [trial.number for trial in search.goal.pareto(list(search.trials.values()))] if len(search.goal.metrics) > 1 else [],
+        "pareto": [trial.number for trial in search.goal.pareto(list(search.trials.values()))],
     }
 
 

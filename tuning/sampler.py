@@ -60,8 +60,7 @@ class Drawn:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._kind, self._space, self._base, self._goal, self._seed = kind, space, base, goal, seed
         self._conditional = any(parameter.when for parameter in space.parameters.values())
-        ways = ["maximize" if way == "max" else "minimize" for way in goal.metrics.values()]
-        self.study = optuna.create_study(directions=ways)
+        self.study = optuna.create_study(directions=["maximize" if way == "max" else "minimize" for way in goal.metrics.values()])
 
     def suggest(self, number: int) -> Values:
         self.study.sampler = self._sampler(number)

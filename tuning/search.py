@@ -4,8 +4,8 @@
                         ▲                          failed(…) "retry" ─┘
                         └── after a restart: every trial that had not ended, then new ones
 
-Each call that changes something is in the journal before it returns, and a search that is opened again has the same trials, the same
-sampler and the same scheduler as if it had never been closed.
+Each call that changes something is in the journal before it returns, and a search that is opened again has the same trials, the
+same sampler and the same scheduler as if it had never been closed.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ Decision = Literal["continue", "stopped", "completed"]
 class Search:
     """See the module. `running`: numbers of the trials that were handed out and have not landed."""
 
-    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Any, space: Space, pinned: Values, goal: Goal) -> None:
+    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Any, space: Space, pinned: Values,
+                 goal: Goal) -> None:
         """store: the search's folder. base: the config that trials have in common. pinned: values for fields that are not searched.
 
         Raises: ConfigError for a grid without an end.
@@ -41,8 +42,9 @@ class Search:
         self._stopping = Stopping(options.scheduler, goal, epochs=self.epochs, grace_epochs=options.grace_epochs,
                                   reduction_factor=options.reduction_factor)
         self.num_trials = min(options.num_trials, self._sampler.most or options.num_trials)
-        self._population = Population(journal, store.child("trials"), goal, space, self.flat_base, size=self.num_trials, epochs=self.epochs,
-                                      every=options.perturb_every_epochs, seed=seed) if options.scheduler == "pbt" else None
+        self._population = Population(
+            journal, store.child("trials"), goal, space, self.flat_base, size=self.num_trials, epochs=self.epochs,
+            every=options.perturb_every_epochs, seed=seed) if options.scheduler == "pbt" else None
         self._remember()
 
     def _remember(self) -> None:

@@ -12,7 +12,8 @@ or the same as a file for `--space`:
     optim.name: {choice: [adamw, sgd]}
     optim.momentum: {uniform: [0.0, 0.95], when: {optim.name: sgd}}
 
-A condition names a field that comes before, or one of the config that is not searched. `step` spaces values evenly.
+A condition names a field that comes before, or one of the config that is not searched. `step` spaces values evenly. `mutable: true`
+says that a model which is trained in part may go on with another value: a learning rate, not a width.
 """
 
 import difflib
@@ -23,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import yaml
@@ -31,16 +32,16 @@ import yaml
 from cluster.errors import ConfigError
 from jobs.common.config import C, Config, flatten, from_dict, to_dict
 
+Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
 Values = dict[str, Any]
 """Dotted field → value, plain enough for JSON."""
 
 _NOT_SEARCHED = {
-    "run": "it decides how a trial is carried out, not what it computes", "eval": "trials that are judged differently cannot be compared",
-    "data.uri": "trials on other data cannot be compared", "data.val_uri": "trials on other data cannot be compared",
-    "data.test_uri": "trials on other data cannot be compared", "data.split_seed": "trials on other rows cannot be compared",
-    "train.epochs": "it is how far a trial goes at most: pass --train.epochs", "train.max_steps": "it is how far a trial goes at most",
-    "task": "trials of other tasks cannot be compared",
-}  # fmt: skip
+    "run": "it decides how a trial is carried out, not what it computes",
+    "train.epochs": "it is how far a trial goes at most: pass --train.epochs",
+    "train.max_steps": "it is how far a trial goes at most: pass --train.max-steps",
+} | dict.fromkeys(("task", "eval", "data.uri", "data.val_uri", "data.test_uri", "data.split_seed", "data.max_train_rows"),
+                  "trials that are judged on something else cannot be compared")
 
 
 class Suggests(Protocol):
@@ -56,22 +57,26 @@ class Parameter:
     """One field, and where its values come from: `kind` is a function of this module."""
 
     name: str
-    kind: Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
+    kind: Kind
     values: tuple[Any, ...]
     """The least and the greatest, or the choices."""
     step: float | None = None
     when: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mutable: bool = False
+    """Whether a model that is trained in part may go on with another value: what `--scheduler pbt` changes on the way."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice":
             self._require(bool(self.values), "name what to choose from")
             return
-        self._require(len(self.values) == 2 and all(_is_number(value) for value in self.values), "give the least and the greatest number")
+        numbers = len(self.values) == 2 and all(_is_number(value) for value in self.values)
+        self._require(numbers, "give the least and the greatest number")
         low, high = self.values
         self._require(low <= high, f"the least, {low}, is more than the greatest, {high}")
         self._require("log" not in self.kind or low > 0, "a logarithmic scale begins above 0")
         self._require("integer" not in self.kind or all(isinstance(value, int) for value in self.values), "give whole numbers")
-        self._require(self.step is None or ("log" not in self.kind and self.step > 0), "a step is more than 0, and not for a logarithmic scale")
+        self._require(self.step is None or ("log" not in self.kind and self.step > 0),
+                      "a step is more than 0, and not for a logarithmic scale")
         if "uniform" in self.kind:
             object.__setattr__(self, "values", (float(low), float(high)))  # [0, 1] in a file: what is drawn is no whole number
 
@@ -125,28 +130,31 @@ class Parameter:
 
     def to_dict(self) -> dict[str, Any]:
         """As in a file."""
-        more: dict[str, Any] = {"step": self.step} if self.step is not None else {}
-        return {self.kind: list(self.values)} | more | ({"when": dict(self.when)} if self.when else {})
+        about: dict[str, Any] = {self.kind: list(self.values)}
+        more = {"step": self.step, "when": dict(self.when), "mutable": self.mutable}
+        return about | {key: value for key, value in more.items() if value}
 
 
-def uniform(name: str, low: float, high: float, *, step: float | None = None, when: Values | None = None) -> Parameter:
-    return Parameter(name=name, kind="uniform", values=(low, high), step=step, when=when or {})
+def uniform(name: str, low: float, high: float, *, step: float | None = None, when: Values | None = None,
+            mutable: bool = False) -> Parameter:
+    return Parameter(name=name, kind="uniform", values=(low, high), step=step, when=when or {}, mutable=mutable)
 
 
-def log_uniform(name: str, low: float, high: float, *, when: Values | None = None) -> Parameter:
-    return Parameter(name=name, kind="log_uniform", values=(low, high), when=when or {})
+def log_uniform(name: str, low: float, high: float, *, when: Values | None = None, mutable: bool = False) -> Parameter:
+    return Parameter(name=name, kind="log_uniform", values=(low, high), when=when or {}, mutable=mutable)
 
 
-def integer(name: str, low: int, high: int, *, step: int = 1, when: Values | None = None) -> Parameter:
-    return Parameter(name=name, kind="integer", values=(low, high), step=None if step == 1 else step, when=when or {})
+def integer(name: str, low: int, high: int, *, step: int | None = None, when: Values | None = None,
+            mutable: bool = False) -> Parameter:
+    return Parameter(name=name, kind="integer", values=(low, high), step=step, when=when or {}, mutable=mutable)
 
 
-def log_integer(name: str, low: int, high: int, *, when: Values | None = None) -> Parameter:
-    return Parameter(name=name, kind="log_integer", values=(low, high), when=when or {})
+def log_integer(name: str, low: int, high: int, *, when: Values | None = None, mutable: bool = False) -> Parameter:
+    return Parameter(name=name, kind="log_integer", values=(low, high), when=when or {}, mutable=mutable)
 
 
-def choice(name: str, *values: Any, when: Values | None = None) -> Parameter:
-    return Parameter(name=name, kind="choice", values=values, when=when or {})
+def choice(name: str, *values: Any, when: Values | None = None, mutable: bool = False) -> Parameter:
+    return Parameter(name=name, kind="choice", values=values, when=when or {}, mutable=mutable)
 
 
 class Space:
@@ -200,14 +208,15 @@ class Space:
             self._check_name(parameter.name, known)
             for name in parameter.when:
                 if name not in known:
-                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which is no field: {_nearest(name, known)}")
+                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which is no field: "
+                                      f"{_nearest(name, known)}")
             for value in parameter.values:
                 try:
                     with_values(base, dict(parameter.when) | {parameter.name: value})
                 except ConfigError as error:
                     raise ConfigError(f"space: {parameter.name}: the job refuses {value!r}: {error}") from error
         if all(parameter.is_one_point for parameter in self.parameters.values()):
-            raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or train the job itself")
+            raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or train the job")
 
     def _check_name(self, name: str, known: Mapping[str, Any]) -> None:
         if name not in known:
@@ -242,10 +251,12 @@ class Space:
         return [point | {parameter.name: value} for value in parameter.grid()]
 
     def perturb(self, values: Values, random: np.random.Generator, base: Mapping[str, Any], resample: float = 0.25) -> Values:
-        """Values near others: what a population explores. Every fourth is drawn anew instead."""
+        """Values near others, of the fields that are mutable: what a population explores. Every fourth is drawn anew instead."""
         near: Values = {}
         for parameter in self.active(near, base):
-            if parameter.name not in values or random.random() < resample:
+            if not parameter.mutable:
+                near[parameter.name] = values[parameter.name]
+            elif parameter.name not in values or random.random() < resample:
                 near[parameter.name] = parameter.suggest(_Draws(random))
             else:
                 near[parameter.name] = parameter.perturb(values[parameter.name], random)
@@ -286,32 +297,28 @@ def with_values(base: C, values: Mapping[str, Any]) -> C:
 
 def _parameter(name: str, about: Any) -> Parameter:
     """One entry of a file."""
-    kinds = ("uniform", "log_uniform", "integer", "log_integer", "choice")
+    kinds: tuple[Kind, ...] = get_args(Kind)
     example = "write for instance {log_uniform: [1e-4, 1e-1]} or {choice: [adamw, sgd]}"
     if not isinstance(about, dict):
         raise ConfigError(f"space: {name}: {about!r} is no distribution: {example}")
     entry = cast(dict[str, Any], about)
-    kind = [key for key in entry if key in kinds]
-    unknown = [key for key in entry if key not in (*kinds, "step", "when")]
+    kind = [each for each in kinds if each in entry]
+    unknown = [key for key in entry if key not in (*kinds, "step", "when", "mutable")]
     if len(kind) != 1 or unknown:
         found = f"unknown {unknown[0]!r}" if unknown else f"{len(kind)} distributions"
-        raise ConfigError(f"space: {name}: {found}: it takes one of {', '.join(kinds)}, and perhaps step and when; {example}")
+        raise ConfigError(f"space: {name}: {found}: it takes one of {', '.join(kinds)}, and perhaps step, when, mutable; {example}")
     values, when = entry[kind[0]], entry.get("when", {})
     if not isinstance(values, list) or not isinstance(when, dict):
         raise ConfigError(f"space: {name}: {example}; a condition is written when: {{optim.name: sgd}}")
-    return Parameter(name=name, kind=kind[0], values=tuple(cast(list[Any], values)), step=entry.get("step"),
-                     when=cast(dict[str, Any], when))
+    return Parameter(name=name, kind=cast(Kind, kind[0]), values=tuple(cast(list[Any], values)), step=entry.get("step"),
+                     when=cast(dict[str, Any], when), mutable=bool(entry.get("mutable", False)))
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as people write it (PyYAML wants 1.0e-4)."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp",)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
 
 

@@ -1,4 +1,4 @@
-"""How a search shows itself: a live table on a terminal, elsewhere a plain line every few seconds and one for each trial that ends."""
+"""How a search shows itself: a live table on a terminal, elsewhere a line every few seconds and one for each trial that ends."""
 
 import time
 from collections.abc import Mapping
@@ -74,7 +74,8 @@ class Display:
         others = search.goal.ranked([trial for trial in search.trials.values() if trial.number not in search.running])
         for trial in [*running, *others][:_MOST_ROWS]:
             row = search.goal.best_row(trial)
-            table.add_row(str(trial.number), "running" if trial.number in search.running else trial.status, f"{trial.epoch}/{search.epochs}",
+            status = "running" if trial.number in search.running else "waiting" if trial.status == "running" else trial.status
+            table.add_row(str(trial.number), status, f"{trial.epoch}/{search.epochs}",
                           *(f"{row[name]:.4f}" if row else "–" for name in search.goal.metrics), values_text(trial.values))
         return table
 

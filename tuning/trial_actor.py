@@ -50,7 +50,7 @@ class TrialActor(Trainable):
 
     def step(self) -> dict[str, Any]:
         if self._failed:  # the driver wants it to be tried again
-            self._begin(self.config)
+            self._begin(self._order)
         event = self._events.get()
         self._failed = "failure" in event
         return {EVENT: json.dumps(event)}
@@ -65,6 +65,7 @@ class TrialActor(Trainable):
         self._end()
 
     def _begin(self, config: dict[str, Any]) -> None:
+        self._order = config
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop, self._failed = threading.Event(), False
         self._thread = threading.Thread(target=_carry_out, args=(Order(**config), self._events, self._stop), name="trial")

@@ -55,7 +55,11 @@ class Introduce(ControllerCallback):
         controller = ray.get_runtime_context().current_actor
         ray.get(self._coordinator.describe.remote({"controller": controller}))
         if self.placement is not None:
-            WorkerGroup._create_placement_group = lambda *_: _Borrowed(self.placement)
+            setattr(WorkerGroup, "_create_placement_group", self._borrowed)  # noqa: B010
+
+
+    def _borrowed(self, *_: Any) -> "_Borrowed":
+        return _Borrowed(self.placement)
 
 
 class _Borrowed(DefaultPlacementGroupHandle):

@@ -138,6 +138,7 @@ th:first-child{text-align:left;font-weight:500;padding-left:0}
 table:not(.confusion) th:first-child{white-space:normal;overflow-wrap:break-word}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 28px;margin:0;font-size:.87rem}
 .facts div{display:flex;justify-content:space-between;gap:14px;border-bottom:1px solid var(--line);padding:3px 0;min-width:0}
+.facts+.note{margin-top:12px}
 .facts dt{color:var(--soft);flex:none;max-width:72%;overflow-wrap:anywhere}
 .facts dd{margin:0;text-align:right;overflow-wrap:anywhere;min-width:0}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:18px}

@@ -124,7 +124,9 @@ def check(config: TransformerConfig) -> None:
 
 def metrics(config: TransformerConfig) -> dict[str, Direction]:
     """What an evaluation reports."""
-    return {"validation_loss": "min"} if config.task == "generate" else CLASSIFIER_METRICS | {"validation_macro_f1": "max"}
+    if config.task == "generate":
+        return {"validation_loss": "min"}
+    return {**CLASSIFIER_METRICS, "validation_macro_f1": "max"}
 
 
 JOB = Job(
