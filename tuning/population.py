@@ -36,7 +36,8 @@ class Population:
             return min(self._every, self._epochs)
         slowest = min(member.epoch for member in members)
         rest = slowest // self._every * self._every
-        if rest and rest < self._epochs and all(member.epoch == rest for member in members):
+        nobody_beyond = all(trial.epoch <= rest for trial in self._journal.trials.values())  # else they have moved already
+        if rest and rest < self._epochs and nobody_beyond and all(member.epoch == rest for member in members):
             self._move_the_worst(members, rest)
         return min(rest + self._every, self._epochs)
 

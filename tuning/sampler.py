@@ -103,7 +103,7 @@ class Drawn:
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `group` is called experimental: it draws conditional parameters together too
-            return TPESampler(seed=seed, group=self._conditional)
+            return TPESampler(seed=seed, group=self._conditional and len(self._goal.metrics) == 1)
 
 
 class Known:

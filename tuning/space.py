@@ -257,13 +257,13 @@ class Space:
             if not parameter.mutable:
                 near[parameter.name] = values[parameter.name]
             elif parameter.name not in values or random.random() < resample:
-                near[parameter.name] = parameter.suggest(_Draws(random))
+                near[parameter.name] = parameter.suggest(Draws(random))
             else:
                 near[parameter.name] = parameter.perturb(values[parameter.name], random)
         return near
 
 
-class _Draws:
+class Draws:
     """Draws from the distributions themselves."""
 
     def __init__(self, random: np.random.Generator) -> None:

@@ -10,19 +10,23 @@ import json
 import os
 import queue
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray.tune import Trainable
 
-from cluster.errors import ConfigError, DataError, StoppedError, StorageError, TrainyardError
+from cluster.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
 from cluster.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.trial import run_trial
 from jobs.common.worker import load
 
 EVENT = "event"
+_LAST_ONE_S = 30.0
+"""How long the process that had a trial before, under a driver that died, may take to be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +85,9 @@ def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: 
     try:
         job = load(order.job)
         config = from_dict(job.config_type, order.config)
-        run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
-                  data_storage=Store.open(order.data_uri))
+        storage = Store.open(order.data_uri)
+        _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
+                                 data_storage=storage))
         events.put({"ended": True})
     except (StorageError, StoppedError) as error:  # of no trial's own making: the search stops, and goes on when that is mended
         events.put({"lost": f"{error}"})
@@ -93,3 +98,15 @@ def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: 
     except Exception as error:  # noqa: BLE001  (any error of a framework's, out of memory on a GPU: the search goes on)
         traceback.print_exc()
         events.put({"failure": f"{type(error).__name__}: {error}"})
+
+
+def _alone(carry_out: Callable[[], None]) -> None:
+    """Waits for another process that still holds the trial's run."""
+    deadline = time.monotonic() + _LAST_ONE_S
+    while True:
+        try:
+            return carry_out()
+        except RunConflictError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

@@ -1,0 +1,132 @@
+"""What a search may change: read from a file, checked against the job, drawn, laid out as a grid, and moved in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import ConfigError
+from jobs.cnn.config import CnnConfig
+from jobs.common.config import Config, flatten, to_dict
+from jobs.mlp.config import MlpConfig
+from jobs.transformer.config import TransformerConfig
+from tuning import cnn, mlp, transformer
+from tuning.space import Draws, Space, choice, integer, label, log_integer, log_uniform, uniform, with_values
+
+BASE = flatten(to_dict(MlpConfig()))
+SPACE = Space(
+    log_uniform("optim.lr", 1e-4, 1e-1, mutable=True),
+    choice("optim.name", "adamw", "sgd"),
+    uniform("optim.momentum", 0.0, 0.9, step=0.3, when={"optim.name": "sgd"}, mutable=True),
+    choice("model.hidden", [64], [256, 256]),
+    integer("optim.warmup_steps", 10, 50, step=20, mutable=True),
+    log_integer("train.global_batch_size", 16, 128),
+)
+FILE = """
+optim.lr: {log_uniform: [1e-4, 0.1], mutable: true}
+optim.name: {choice: [adamw, sgd]}
+optim.momentum: {uniform: [0, 0.9], step: 0.3, when: {optim.name: sgd}, mutable: true}
+model.hidden: {choice: [[64], [256, 256]]}
+optim.warmup_steps: {integer: [10, 50], step: 20, mutable: true}
+train.global_batch_size: {log_integer: [16, 128]}
+"""
+
+
+def test_a_file_is_the_same_space_as_one_in_python(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(FILE)
+    read = Space.read(tmp_path / "space.yaml")
+    assert read.to_dict() == SPACE.to_dict() == Space.from_dict(SPACE.to_dict()).to_dict()
+    SPACE.check(MlpConfig())
+
+
+@pytest.mark.parametrize(("space", "config"), [(mlp.SPACE, MlpConfig), (cnn.SPACE, CnnConfig), (transformer.SPACE, TransformerConfig)],
+                         ids=["mlp", "cnn", "transformer"])
+def test_every_job_accepts_its_own_space(space: Space, config: type[Config]) -> None:
+    space.check(config())
+    assert any(parameter.mutable for parameter in space.parameters.values()), "else there is nothing for a population to change"
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_what_is_drawn_or_perturbed_is_within_the_space_and_makes_a_config(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    drawn = SPACE.suggest(Draws(random), BASE)
+    moved = SPACE.perturb(drawn, random, BASE)
+    for values in (drawn, moved):
+        assert ("optim.momentum" in values) == (values["optim.name"] == "sgd")
+        assert 1e-4 <= values["optim.lr"] <= 1e-1
+        assert 16 <= values["train.global_batch_size"] <= 128
+        assert values["optim.warmup_steps"] in (10, 30, 50)
+        assert round(values.get("optim.momentum", 0.0) / 0.3, 6) in (0, 1, 2, 3)
+        config = with_values(MlpConfig(), values)
+        assert list(config.model.hidden) == values["model.hidden"]
+        assert all(0 <= SPACE.parameters[name].position(value) <= 1 for name, value in values.items())
+    fixed = ("optim.name", "model.hidden", "train.global_batch_size")
+    assert {name: moved[name] for name in fixed} == {name: drawn[name] for name in fixed}, "weights would not fit"
+
+
+def test_a_grid_has_every_combination_once_and_no_value_for_what_does_not_count() -> None:
+    space, pinned = SPACE.fixed(["optim.lr=3e-4", "train.global_batch_size=64"])
+    assert pinned == {"optim.lr": 3e-4, "train.global_batch_size": 64}
+    points = space.grid(BASE | pinned)
+    assert len({label(sorted(point.items())) for point in points}) == len(points) == 2 * 3 * (1 + 4)
+    with pytest.raises(ConfigError, match=r"optim\.lr: a grid has no end of values for log_uniform: use choice"):
+        SPACE.grid(BASE)
+
+
+def test_a_condition_may_be_on_what_is_not_searched() -> None:
+    space, pinned = SPACE.fixed(["optim.name=sgd"])
+    assert all("optim.momentum" in space.suggest(Draws(np.random.default_rng(k)), BASE | pinned) for k in range(5))
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "no such field": ("optim.lrr: {uniform: [0.1, 0.2]}", r"optim\.lrr: the job has no such field: the nearest is optim\.lr"),
+    "outside the bounds": ("model.dropout: {uniform: [0, 1]}", r"model\.dropout: the job refuses 1\.0: .*less than 1"),
+    "not a choice": ("optim.name: {choice: [adam, sgd]}", r"optim\.name: the job refuses 'adam'"),
+    "a fraction for a number of rows": ("train.global_batch_size: {uniform: [16, 32]}", "global-batch-size"),
+    "one point": ("optim.lr: {uniform: [0.1, 0.1]}\noptim.name: {choice: [sgd]}", "it has one point, so there is nothing to search"),
+    "empty": ("{}", "it has one point"),
+    "upside down": ("optim.lr: {uniform: [0.2, 0.1]}", "the least, 0.2, is more than the greatest, 0.1"),
+    "logarithm of zero": ("optim.lr: {log_uniform: [0, 0.1]}", "a logarithmic scale begins above 0"),
+    "no distribution": ("optim.lr: 0.1", "0.1 is no distribution: write for instance"),
+    "two distributions": ("optim.lr: {uniform: [0, 1], choice: [1]}", "2 distributions: it takes one of uniform"),
+    "a typing mistake": ("optim.lr: {uniform: [0, 1], setp: 0.1}", "unknown 'setp'"),
+    "text for numbers": ("optim.lr: {uniform: [low, high]}", "give the least and the greatest number"),
+    "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}", r"which is no field: the nearest is optim\.name"),
+    "how a trial is carried out": ("run.workers: {choice: ['1', '2']}", "decides how a trial is carried out"),
+    "how far a trial goes": ("train.epochs: {integer: [1, 5]}", r"pass --train\.epochs"),
+    "other rows": ("data.split_seed: {integer: [0, 5]}", "judged on something else cannot be compared"),
+    "no YAML": ("optim.lr: {", "is not valid YAML"),
+    "no fields": ("- optim.lr", "must hold fields"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_wrong_space_is_refused_with_one_message(what: str, tmp_path: Path) -> None:
+    text, message = REFUSED[what]
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Space.read(tmp_path / "space.yaml").check(MlpConfig())
+
+
+@pytest.mark.parametrize(("pin", "message"), [
+    ("optim.lr", "write FIELD=VALUE"),
+    ("optim.lrr=1", r"the space has no optim\.lrr: the nearest it has is optim\.lr"),
+    ("model.dropout=0.1", r"set by a flag: --model\.dropout 0\.1"),
+])
+def test_a_wrong_pin_is_refused(pin: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SPACE.fixed([pin])
+
+
+def test_a_field_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="named twice"):
+        Space(uniform("optim.lr", 0.1, 0.2), uniform("optim.lr", 0.1, 0.3))
+
+
+def test_positions_follow_the_scale() -> None:
+    places: dict[str, Any] = {"optim.lr": 10**-2.5, "model.hidden": [256, 256], "optim.warmup_steps": 30}
+    assert [SPACE.parameters[name].position(value) for name, value in places.items()] == pytest.approx([0.5, 1.0, 0.5])
