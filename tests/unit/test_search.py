@@ -49,7 +49,7 @@ def row(values: Values, epoch: int) -> dict[str, Any]:
 
 
 def carry_out(search: Search, most_evaluations: int = 10**6) -> int:
-    """One trial at a time, until the search is over, or the process is killed in the middle of one. Returns the evaluations made."""
+    """One trial at a time, until the search is over or is killed in the middle of one. Returns the evaluations made."""
     made = 0
     while not search.over:
         found = search.next()
@@ -176,8 +176,8 @@ def test_a_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("objective", "constraint", "message"), [
-    (("validation_acuracy",), (), "--objective validation_acuracy: the job does not report it: .*the nearest is validation_accuracy"),
-    (("validation_accuracy",), ("params<=3",), "--constraint params: the job does not report it: .*the nearest is parameters"),
+    (("validation_acuracy",), (), "--objective validation_acuracy: the job does not report it: .*nearest is validation_accuracy"),
+    (("validation_accuracy",), ("params<=3",), "--constraint params: the job does not report it: .*nearest is parameters"),
     (("validation_accuracy",), ("parameters=3",), "write METRIC<=NUMBER"),
     (("validation_accuracy",), ("parameters<=1e",), "write METRIC<=NUMBER"),
 ])
@@ -187,10 +187,15 @@ def test_a_metric_that_the_job_does_not_report_is_refused(objective: Any, constr
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--num-trials", "0"], "--num-trials 0"), (["--time-budget", "soon"], "write 90s, 10m or 2h"), (["--epoch-budget", "0"], "--epoch-budget 0"),
-    (["--scheduler", "pbt", "--search", "random", "--num-trials", "3"], "at least 4 members"), (["--scheduler", "pbt"], "pass --search random"),
+    (["--num-trials", "0"], "--num-trials 0"),
+    (["--time-budget", "soon"], "write 90s, 10m or 2h"),
+    (["--epoch-budget", "0"], "--epoch-budget 0"),
+    (["--scheduler", "pbt", "--search", "random", "--num-trials", "3"], "at least 4 members"),
+    (["--scheduler", "pbt"], "pass --search random"),
     (["--objective", "validation_accuracy", "parameters"], "several objectives: pass --scheduler none"),
-    (["--max-concurrent", "0"], "--max-concurrent 0"), (["--reduction-factor", "1"], "--reduction-factor 1"), (["--optim.lr", "-1"], "optim.lr"),
+    (["--max-concurrent", "0"], "--max-concurrent 0"),
+    (["--reduction-factor", "1"], "--reduction-factor 1"),
+    (["--optim.lr", "-1"], "optim.lr"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_wrong_option_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
