@@ -5,6 +5,7 @@ A loop gets a `Session` for one generation: its rank, the shards that it owns, t
 and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
 """
 
+import json
 import math
 import os
 import queue
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,9 @@ from jobs.common.step_mark import StepMark
 
 BEAT_S = 0.2
 _WARMUP_STEPS = 20
+_REPORTED, _REPORTS_KEPT = "reported", 64
+"""In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its next beat has
+not sent them to anybody, and the one that goes on from there does."""
 
 
 class PeerLostError(Exception):
@@ -104,7 +108,7 @@ class Session:
         self.rank, self.world_size = assignment.rank, assignment.world_size
         self.num_shards, self.generation = assignment.num_shards, assignment.generation
         self.excluded_steps = frozenset(assignment.excluded_steps)
-        self.checkpoint: Checkpoint | None = assignment.checkpoint
+        self.checkpoint, reported = _taken_apart(assignment.checkpoint)
         self.shards = shards_of(self.rank, self.world_size, self.num_shards)
         self.host, self.device = host, device
         self.pace, self.marks = Pace(), dict[str, float]()
@@ -116,6 +120,9 @@ class Session:
         self._next_point = 0
         self._losses: deque[float] = deque(maxlen=100_000)
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._reported: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
+        for row in reported if self.rank == 0 else ():
+            self._send_report(row)
         self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
         self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
@@ -205,7 +212,11 @@ class Session:
         """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience."""
         if self.rank == 0:
             more = self._costs() if kind == "evaluation" and self._until_epoch is not None else {}
-            self._reports.put({"kind": kind, **values, **more})
+            self._send_report({"kind": kind, **values, **more})
+
+    def _send_report(self, row: dict[str, Any]) -> None:
+        self._reported.append(row)
+        self._reports.put(row)
 
     def _costs(self) -> dict[str, float]:
         """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""
@@ -276,7 +287,8 @@ class Session:
         if self.rank and not self._sharded:
             return
         with self._storage():  # it waits for the one before
-            self._writer.save(tensors(), dict(state), step=step, epoch=epoch, metric=metric)
+            state = {**state, _REPORTED: json.dumps(list(self._reported))}
+            self._writer.save(tensors(), state, step=step, epoch=epoch, metric=metric)
         self.cadence.begun(step)
 
     def room(self, step: int) -> int:
@@ -382,6 +394,14 @@ class Session:
         """The loop may sit in a collective that never ends (NCCL): then this process ends instead."""
         if self.world_size > 1 and not self._left.wait(10):
             os._exit(71)
+
+
+def _taken_apart(checkpoint: Checkpoint | None) -> tuple[Checkpoint | None, list[dict[str, Any]]]:
+    """The checkpoint with the loop's own state, and the rows of the history that were reported before it."""
+    if checkpoint is None:
+        return None, []
+    own = {name: value for name, value in checkpoint.state.items() if name != _REPORTED}
+    return replace(checkpoint, state=own), json.loads(checkpoint.state.get(_REPORTED, "[]"))
 
 
 class _Trace:

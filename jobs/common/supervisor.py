@@ -128,12 +128,12 @@ class Supervisor:
         watch = self._watch
         if 0 in watch.members:
             watch.state = view.beats.get(watch.members[0].slot, watch.state)
-        watch.reports = view.reports
+        watch.reports = [row for row in view.reports if row not in self._ledger.history]  # a resumed worker reports some once more
         watch.alive = sum(silence < _SILENT_S for silence in view.silence_s.values())
         mark = [(beat["step"], beat["ticks"]) for beat in view.beats.values()]
         if mark != self._progress[0]:
             self._progress = (mark, time.monotonic())
-        self._ledger.observe(watch.state, max((beat["step"] for beat in view.beats.values()), default=0), view.reports)
+        self._ledger.observe(watch.state, max((beat["step"] for beat in view.beats.values()), default=0), watch.reports)
         for departure in view.departures:
             self._left(departure)
         self._ears.listen(watch)

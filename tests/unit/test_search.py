@@ -209,7 +209,8 @@ def run_member(folder: Path, name: str, until_epoch: int) -> None:
     generation = Checkpoints(store).begin_generation()
     with CheckpointWriter(store, generation, config_fingerprint="", environment={}, keep_last=2) as writer:
         for epoch in range(1, until_epoch + 1):
-            writer.save({"model.weight": np.full(3, hash((name, epoch)) % 1000, np.float32)}, {}, step=10 * epoch, epoch=epoch, metric=0.0)
+            weight = np.full(3, epoch + 100 * int(name[1:5]), np.float32)
+            writer.save({"model.weight": weight}, {}, step=10 * epoch, epoch=epoch, metric=0.0)
 
 
 def carry_out_population(folder: Path, search: Search, most: int = 10**6) -> None:

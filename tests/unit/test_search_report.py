@@ -36,8 +36,8 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
 
 def test_the_report_shows_curves_importance_slices_contours_and_what_was_saved(search: Search) -> None:
     page = rendered(search)
-    assert headings(page) == ["Summary", "Trials", "Which fields matter", "Parallel coordinates", "Slices", "Contours", "Leaderboard",
-                              "How it was searched"]
+    assert headings(page) == ["Summary", "Trials", "Which fields matter", "Parallel coordinates", "Slices", "Contours",
+                              "Leaderboard", "How it was searched"]
     best = results.best_trial(search)
     assert best is not None
     assert f"trial {best.number}, epoch {search.goal.best_row(best)['epoch']}" in page  # type: ignore[index]

@@ -255,6 +255,28 @@ def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: P
     assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
 
 
+def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_from_it(
+    make: Make, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A worker that is killed before its next beat has told nobody."""
+    coordinator, (session,) = make()
+    session.report("evaluation", step=3, epoch=1, validation_loss=float("inf"))
+    session.save(lambda: {"model.w": np.zeros(2)}, {"mine": 1}, step=3, epoch=1)
+    session.committed()
+    store = Checkpoints(Store.open(str(tmp_path)).child("checkpoints"))
+    found = store.newest_intact(print)
+    assert found is not None
+    assignment = Assignment(generation=store.begin_generation(), rank=0, world_size=1, num_shards=1, checkpoint=found)
+    coordinator = Coordinator()
+    coordinator.begin({"w0": assignment}, {0: "w0"})
+    again = Session(config=session.config, run_store=session.run_store, dataset=dataset, assignment=assignment,
+                    link=DirectLink(coordinator), slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
+    again.close()
+    assert coordinator.look().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
+    assert again.checkpoint is not None
+    assert again.checkpoint.state == {"mine": 1}
+
+
 def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
     coordinator, (first, _) = make(2)
     with first._storage():

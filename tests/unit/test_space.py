@@ -42,8 +42,8 @@ def test_a_file_is_the_same_space_as_one_in_python(tmp_path: Path) -> None:
     SPACE.check(MlpConfig())
 
 
-@pytest.mark.parametrize(("space", "config"), [(mlp.SPACE, MlpConfig), (cnn.SPACE, CnnConfig), (transformer.SPACE, TransformerConfig)],
-                         ids=["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize(("space", "config"), [
+    (mlp.SPACE, MlpConfig), (cnn.SPACE, CnnConfig), (transformer.SPACE, TransformerConfig)], ids=["mlp", "cnn", "transformer"])
 def test_every_job_accepts_its_own_space(space: Space, config: type[Config]) -> None:
     space.check(config())
     assert any(parameter.mutable for parameter in space.parameters.values()), "else there is nothing for a population to change"
@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "outside the bounds": ("model.dropout: {uniform: [0, 1]}", r"model\.dropout: the job refuses 1\.0: .*less than 1"),
     "not a choice": ("optim.name: {choice: [adam, sgd]}", r"optim\.name: the job refuses 'adam'"),
     "a fraction for a number of rows": ("train.global_batch_size: {uniform: [16, 32]}", "global-batch-size"),
-    "one point": ("optim.lr: {uniform: [0.1, 0.1]}\noptim.name: {choice: [sgd]}", "it has one point, so there is nothing to search"),
+    "one point": ("optim.lr: {uniform: [0.1, 0.1]}\noptim.name: {choice: [sgd]}", "it has one point, so there is nothing to"),
     "empty": ("{}", "it has one point"),
     "upside down": ("optim.lr: {uniform: [0.2, 0.1]}", "the least, 0.2, is more than the greatest, 0.1"),
     "logarithm of zero": ("optim.lr: {log_uniform: [0, 0.1]}", "a logarithmic scale begins above 0"),
@@ -95,7 +95,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "two distributions": ("optim.lr: {uniform: [0, 1], choice: [1]}", "2 distributions: it takes one of uniform"),
     "a typing mistake": ("optim.lr: {uniform: [0, 1], setp: 0.1}", "unknown 'setp'"),
     "text for numbers": ("optim.lr: {uniform: [low, high]}", "give the least and the greatest number"),
-    "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}", r"which is no field: the nearest is optim\.name"),
+    "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}", r"no field: the nearest is optim\.name"),
     "how a trial is carried out": ("run.workers: {choice: ['1', '2']}", "decides how a trial is carried out"),
     "how far a trial goes": ("train.epochs: {integer: [1, 5]}", r"pass --train\.epochs"),
     "other rows": ("data.split_seed: {integer: [0, 5]}", "judged on something else cannot be compared"),

@@ -146,7 +146,8 @@ def test_masked_tokens_are_as_many_as_asked_for_never_special_and_drawn_again_al
 def test_only_training_rows_are_masked() -> None:
     config = config_of(task="classify", data={"uri": "languages"}, train={"mask_tokens": 0.5})
     rows = {"tokens": np.full((8, 16), 9, np.int32), "length": np.full(8, 16, np.int32), "label": np.zeros(8, np.int64)}
-    dataset: Any = type("", (), {"details": DETAILS | {"mask_id": 4, "special_ids": [0, 4]}})
+    dataset: Any = type("", (), {"details": DETAILS | {"mask_id": 4, "special_ids": [0, 4]},
+                                  "class_names": ["a", "b", "c"]})
     task, seen = task_of(dataset, config, torch.device("cpu")), list[bool]()
 
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
