@@ -21,10 +21,11 @@ from jobs.common.registry_command import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from tests import contained, newcomer
+from tuning.options import combined
 
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md", ROOT / "jobs/transformer/README.md",
-           ROOT / "tests/README.md"]
+           ROOT / "tuning/README.md", ROOT / "tests/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
 
@@ -136,6 +137,14 @@ def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.Monke
                 configs.parse(config_type, flags, "README")
 
 
+def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "tuning.mlp")) is not None]
+    assert len(shown) >= 3
+    for flags in shown:
+        configs.parse(combined(MlpConfig), flags, "README")
+
+
 def test_every_other_command_is_one_that_there_is() -> None:
     for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser),
                          ("jobs.common.compare", compare_parser)):
@@ -166,7 +175,7 @@ def test_links_and_paths_lead_somewhere() -> None:
     for readme in READMES:
         text = readme.read_text()
         named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-        named += [f"/{path}" for path in re.findall(r"`((?:jobs|cluster|tests|\.ci)/[\w./-]*)`", text)]
+        named += [f"/{path}" for path in re.findall(r"`((?:jobs|cluster|tuning|tests|\.ci)/[\w./-]*)`", text)]
         assert named
         for path in named:
             target = ROOT / path[1:] if path.startswith("/") else readme.parent / path
