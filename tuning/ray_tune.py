@@ -111,10 +111,10 @@ class Flight:
         return min(self._room[1], self.max_concurrent or self._room[1])
 
 
-def fly(flight: Flight, *, max_failures: int) -> None:
+def fly(flight: Flight, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
     """Carries trials out until the search is over, the watcher ends it, or `flight.lost` says why it cannot go on.
 
-    Needs a connected process. What had not ended goes on with the next call, or in another process.
+    Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
     """
     os.environ.update(_SETTINGS)
     for name in ("ray.tune", "ray.air", "ray.train"):
@@ -123,7 +123,7 @@ def fly(flight: Flight, *, max_failures: int) -> None:
 
     request = flight.request
     bundles = [request.bundle] if request.num_workers == 1 else [{}, *[request.bundle] * request.num_workers]
-    trainable = tune.with_resources(TrialActor, tune.PlacementGroupFactory(bundles))
+    trainable = tune.with_resources(actor, tune.PlacementGroupFactory(bundles))
     with tempfile.TemporaryDirectory(prefix="trainyard-tune-") as folder:
         tune.Tuner(
             trainable,

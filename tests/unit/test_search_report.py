@@ -15,6 +15,7 @@ from tests.unit.test_search import POPULATION, SPACE, carry_out, carry_out_popul
 from tuning import results
 from tuning.report import render
 from tuning.search import Search
+from tuning.table import Display
 
 BASE = MlpConfig()
 
@@ -114,3 +115,27 @@ def test_the_best_config_is_a_valid_config_with_the_best_values(search: Search, 
     assert config.optim.lr == best.values["optim.lr"]
     assert config.optim.name == best.values["optim.name"]
     assert config.run.name != BASE.run.name
+
+
+def test_a_terminal_sees_the_running_trials_and_the_best_of_the_others(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    found = open_search(tmp_path)
+    carry_out(found, most_evaluations=20)
+    text = io.StringIO()
+    Console(file=text, width=200).print(Display(found, plain=False).table())
+    kinds = (" running ", " completed ", " stopped ")
+    lines = [line.split() for line in text.getvalue().splitlines() if any(kind in line for kind in kinds)]
+    assert lines[0][:3] == ["trials", f"{len(found.trials)}/12", "running"]
+    assert lines[1][1] == "running", "those that run come first"
+    scores = [float(line[3]) for line in lines[2:]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_elsewhere_a_line_says_how_far_it_is(search: Search) -> None:
+    best = results.best_trial(search)
+    assert best is not None
+    line = Display(search, plain=True).line()
+    assert line.startswith("trials 20/20 running 0 stopped ")
+    assert f"epochs {search.epochs_done} best validation_accuracy " in line
+    assert f"(trial {best.number})" in line
