@@ -25,8 +25,8 @@ QUICK = Settings(trials=2, epochs=2, seeds=1, rows=600)
 METRIC = "validation_macro_f1"
 NOTES = (
     "The same trials, drawn at random, with and without ASHA (`--grace-epochs 1 --reduction-factor 3`): preset `tiny` with two "
-    "layers of 64 units on characters, the job's own space, all validation rows. Gap: the best macro-F1 without ASHA less that with "
-    "it. Medians over the seeds, and the worst.",
+    "layers of 64 units on characters, the job's own space, all validation rows. Gap: the best macro-F1 without ASHA less that "
+    "with it. Medians over the seeds, and the worst.",
 )
 
 
