@@ -107,8 +107,12 @@ class Job:
         """SIGSTOPs rank 0 somewhere past a checkpoint. Returns how many steps are lost if it does not wake up again."""
         self.until_past_a_checkpoint(step)
         self.kill_worker(0, signal.SIGSTOP)
-        time.sleep(0.2)  # the others may still finish the step that it had its part in
-        return self.step() - step_of(manifests(self.folder)[-1])
+        step, since = self.step(), time.monotonic()
+        while time.monotonic() - since < 0.6:  # the others may still finish the step that it had its part in
+            time.sleep(0.02)
+            if (now := self.step()) != step:
+                step, since = now, time.monotonic()
+        return step - step_of(manifests(self.folder)[-1])
 
     def kill_driver(self) -> None:
         """SIGKILL to the driver; a frozen rank 0 gets one too, as it would notice nothing."""
