@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {"model": {"hidden": [1024, 1024]}, "eval": {"robustness_
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     trials: int = 20
-    epochs: int = 30
+    epochs: int = 17
     """About 5 s of one thread."""
     short_trials: int = 22
     trivial_trials: int = 1000
