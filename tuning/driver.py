@@ -108,6 +108,7 @@ class Tuning:
         decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
         if self.options.scheduler == "pbt":
             decisive["num_trials"] = self.options.num_trials  # the population's size
+        decisive["workers"] = self.base.run.workers
         return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned,
                 "config": to_dict(self.base)}
 
@@ -155,11 +156,13 @@ class Tuning:
         from tuning.ray_tune import Flight, fly
         from tuning.trial_actor import Order
 
+        data_uri = Store.open(self.base.run.storage).location()
+
         def order(trial: Trial, until_epoch: int) -> Order:
             config = results.config_of(self.base, search, trial)
             config = in_folder(config, storage=store.child("trials").location(), name=trial.folder)
             return Order(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config), until_epoch=until_epoch,
-                         data_uri=self.base.run.storage)
+                         data_uri=data_uri)
 
         flight = Flight(search=search, order=order, request=self._request(), watcher=watch,
                         max_concurrent=self.options.max_concurrent)
@@ -181,7 +184,7 @@ class Tuning:
         results.write_result(store, result)
         if error is None and best is not None and self.options.then_train:
             config = results.config_of(self.base, search, best)
-            result |= final.train(self.job, config, store, self.base, self.options.then_train, watch.tracking)
+            result |= final.train(self.job, config, store, best.number, self.options.then_train, watch.tracking)
             results.write_result(store, result)
         watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
         if watch.tracking.problem:
@@ -209,7 +212,9 @@ class Tuning:
 
     def _is_done(self, store: Store, search: Search) -> bool:
         known = read_record(store, RESULT_FILE)
-        return known.get("status") == "done" and search.over and len(known.get("final", [])) >= self.options.then_train
+        best = results.best_trial(search)
+        trained = [run for run in known.get("final", []) if best and run["trial"] == best.number]
+        return known.get("status") == "done" and search.over and len(trained) >= self.options.then_train
 
     def _already_done(self, store: Store) -> int:
         result = read_record(store, RESULT_FILE)

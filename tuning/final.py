@@ -15,23 +15,26 @@ from tuning.options import in_folder
 from tuning.tracking import Tracking
 
 
-def train(job: Job, config: Config, store: Store, base: Config, num_seeds: int, tracking: Tracking) -> dict[str, Any]:
-    """Runs that are done already are left as they are. Returns what result.json says of them. Raises: what a run raises."""
+def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tracking: Tracking) -> dict[str, Any]:
+    """trial: whose config it is. Runs that are done already are left as they are. Returns what result.json says of them.
+
+    Raises: what a run raises.
+    """
     runs: list[dict[str, Any]] = []
     for seed in range(num_seeds):
         print(f"\nfinal training {seed + 1} of {num_seeds}", flush=True)
-        name = f"seed-{seed}"
+        name = f"t{trial:04d}-seed-{seed}"
         mine = in_folder(config, storage=store.child("final").location(), name=name)
         mine = replace(mine, run=replace(mine.run, seed=seed, tracking_uri="none"))
         tracking.child(f"final-{name}", {"run.seed": seed}, {"final": str(seed)})
         try:
-            Run(job, mine, data_storage=Store.open(base.run.storage)).carry_out()
+            Run(job, mine, data_storage=Store.open(config.run.storage)).carry_out()
         except TrainyardError:
             tracking.end(f"final-{name}", "failed")
             raise
         result = read_record(store.child(f"final/{name}"), RESULT_FILE)
         kept = {"artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]}
-        runs.append({"seed": seed} | kept)
+        runs.append({"trial": trial, "seed": seed} | kept)
         numbers = {f"{split}_{key}": value for split, found in result["metrics"].items() for key, value in found.items()}
         tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
         tracking.end(f"final-{name}", "completed")

@@ -45,11 +45,22 @@ class Trial:
     moves: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Of a member of a population: `source`, `epoch`, `values` of each move."""
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    rests: list[int] = field(default_factory=list[int])
+    """Of a member of a population: the epochs after which it came to rest, its checkpoint written."""
+    _before_move: int = 0
 
     @property
     def folder(self) -> str:
         """The name of its run, in the search's folder `trials`. A member that moved goes on in a new one."""
-        return f"t{self.number:04d}" + (f"-{len(self.moves)}" if self.moves else "")
+        return self.folder_after(len(self.moves))
+
+    def folder_after(self, moves: int) -> str:
+        return f"t{self.number:04d}" + (f"-{moves}" if moves else "")
+
+    @property
+    def rested(self) -> int:
+        """The epoch after which it came to rest last; 0: never."""
+        return self.rests[-1] if self.rests else 0
 
     @property
     def epoch(self) -> int:
@@ -59,7 +70,7 @@ class Trial:
     def has(self, step: int) -> bool:
         """Whether the evaluation at a step is known: a trial that was started again reports what it did before once more."""
         since = self.moves[-1]["step"] if self.moves else -1
-        return step <= since or any(row["step"] == step for row in self.evaluations)
+        return step <= since or any(row["step"] == step for row in self.evaluations[self._before_move :])
 
     def apply(self, event: dict[str, Any]) -> None:
         """Takes an event in, a new one or one that was read."""
@@ -75,6 +86,9 @@ class Trial:
             case "moved":
                 self.values = event["values"]
                 self.moves.append({key: event[key] for key in ("source", "epoch", "step", "values")})
+                self._before_move = len(self.evaluations)
+            case "rested":
+                self.rests.append(event["epoch"])
             case _:
                 assert event["kind"] == "ended", event
                 self.status = event["status"]

@@ -70,16 +70,19 @@ class Goal:
         return all(constraint.excess(row) <= 0 for constraint in self.constraints)
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best first: those that keep the constraints, then by the first metric, then the earlier; without a result last."""
+        """The best first: those that keep the constraints, then by the first metric, then the earlier; those that failed last."""
         def place(trial: Trial) -> tuple[int, float, int]:
             row = self.best_row(trial)
-            return (2, 0.0, trial.number) if row is None else (int(not self.feasible(row)), -self.score(row), trial.number)
+            if row is None:
+                return (3, 0.0, trial.number)
+            return (2 if trial.status == "failed" else int(not self.feasible(row)), -self.score(row), trial.number)
 
         return sorted(trials, key=place)
 
     def pareto(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those that no other one beats in one metric and equals or beats in all; they keep the constraints."""
-        rows = {t.number: row for t in trials if (row := self.best_row(t)) is not None and self.feasible(row)}
+        rows = {t.number: row for t in trials
+                if t.status != "failed" and (row := self.best_row(t)) is not None and self.feasible(row)}
         ways = {name: 1 if way == "max" else -1 for name, way in self.metrics.items()}
         points = {number: tuple(sign * row[name] for name, sign in ways.items()) for number, row in rows.items()}
 

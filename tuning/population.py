@@ -5,7 +5,8 @@ and goes on as a run of its own from there. All members rest after the same epoc
 is a function of the seed and not of who was faster; a search that was killed moves the same members to the same places.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,30 +31,36 @@ class Population:
         self._size, self._epochs, self._every, self._seed = size, epochs, every, seed
 
     def until_epoch(self) -> int:
-        """The epoch after which members rest, having moved those whose turn it is where all have come so far."""
-        members = [trial for trial in self._journal.trials.values() if trial.status == "running"]
-        if not members or len(self._journal.trials) < self._size:
+        """The epoch after which members rest, having moved those whose turn it is where all have come to rest."""
+        trials = self._journal.trials.values()
+        alive = [trial for trial in trials if trial.status == "running"]
+        if not alive or len(trials) < self._size:
             return min(self._every, self._epochs)
-        slowest = min(member.epoch for member in members)
-        rest = slowest // self._every * self._every
-        nobody_beyond = all(trial.epoch <= rest for trial in self._journal.trials.values())  # else they have moved already
-        if rest and rest < self._epochs and nobody_beyond and all(member.epoch == rest for member in members):
-            self._move_the_worst(members, rest)
+        rest = min(member.rested for member in alive)
+        if rest:
+            self._move_the_worst(rest)
         return min(rest + self._every, self._epochs)
 
-    def _move_the_worst(self, members: Sequence[Trial], epoch: int) -> None:
-        ranked = sorted(members, key=lambda trial: (-self._goal.score(trial.evaluations[-1]), trial.number))
-        count = min(-(-len(ranked) * _QUANTILE // 1), len(ranked) // 2)
-        best, worst = ranked[: int(count)], ranked[len(ranked) - int(count) :]
+    def _move_the_worst(self, epoch: int) -> None:
+        """Whoever came to rest there is ranked, whatever became of it since: called again, it finds the same and moves nobody."""
+        rested = [trial for trial in self._journal.trials.values() if epoch in trial.rests]
+        scores = {trial.number: self._goal.score(_row_after(trial, epoch)) for trial in rested}
+        ranked = sorted(rested, key=lambda trial: (-scores[trial.number], trial.number))
+        count = min(math.ceil(len(ranked) * _QUANTILE), len(ranked) // 2)
+        best, worst = ranked[:count], ranked[len(ranked) - count :]
         for member in worst:
-            if any(move["epoch"] == epoch for move in member.moves):
-                continue  # before the driver was killed
+            if member.status != "running" or any(move["epoch"] == epoch for move in member.moves):
+                continue
             random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, member.number])))
             source = best[int(random.integers(len(best)))]
             values = self._space.perturb(source.values, random, self._base)
-            target = f"t{member.number:04d}-{len(member.moves) + 1}"
+            target = member.folder_after(len(member.moves) + 1)
             checkpoint = copy_checkpoint(self._store.child(source.folder), self._store.child(target), epoch)
             self._journal.add(member.number, kind="moved", source=source.number, epoch=epoch, step=checkpoint.step, values=values)
+
+
+def _row_after(trial: Trial, epoch: int) -> dict[str, Any]:
+    return [row for row in trial.evaluations if row["epoch"] == epoch][-1]
 
 
 def copy_checkpoint(source: Store, target: Store, epoch: int) -> Checkpoint:

@@ -14,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from cluster.errors import StoppedError, StorageError, TrainyardError
 from cluster.resources import Request, possible_groups
 from tuning.journal import Trial
 from tuning.search import Search
 from tuning.trial_actor import EVENT, Order, TrialActor
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _ROOM_EVERY_S = 2.0
 _SETTINGS = {
@@ -55,9 +57,15 @@ class Flight:
     max_concurrent: int | None
     lost: str | None = None
     """Why no trial can go on, such as storage that is gone."""
+    error: TrainyardError | None = None
+    """What the search itself met."""
     _until: dict[int, int] = field(default_factory=dict[int, int])
     _numbers: dict[str, int] = field(default_factory=dict[str, int])
     _room: tuple[float, int] = (-1e9, 0)
+
+    @property
+    def failed(self) -> bool:
+        return self.lost is not None or self.error is not None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Ray Tune pickles what it is given, for a restore of its own: it gets nothing."""
@@ -77,18 +85,34 @@ class Flight:
     def goes_on(self, number: int, event: dict[str, Any]) -> bool:
         """What a trial's process says, and whether it is to go on."""
         trial, goes_on = self.search.trials[number], True
+        if not event:
+            return True
         if "row" in event:
             goes_on = self.search.evaluated(number, event["row"]) == "continue"
         elif "failure" in event:
             goes_on = self.search.failed(number, event["failure"], fatal=event.get("fatal", False)) == "retry"
         elif "lost" in event:
             self.lost, goes_on = event["lost"], False
-        else:
-            if trial.epoch < self._until[number]:
-                self.search.finished(number)
+        elif trial.epoch >= self._until[number]:
+            self.search.rested(number)
             goes_on = False
+        elif event["ended"] == "finished":
+            self.search.finished(number)
+            goes_on = False
+        else:
+            goes_on = self.search.failed(number, "it was stopped after a checkpoint: its node is to be taken away") == "retry"
         self.watcher.heard(trial)
         return goes_on
+
+    def guarded(self, call: Callable[[], T], otherwise: T) -> T:
+        """What a call gives. An expected error ends the search: Ray Tune would make a stack trace of it."""
+        try:
+            return call()
+        except (StorageError, StoppedError) as error:
+            self.lost = self.lost or str(error)
+        except TrainyardError as error:
+            self.error = self.error or error
+        return otherwise
 
     def died(self, number: int, why: str) -> None:
         """A trial's process is gone; Ray starts another one as often as it may."""
@@ -115,6 +139,7 @@ def fly(flight: Flight, *, max_failures: int, actor: type[Any] = TrialActor) -> 
     """Carries trials out until the search is over, the watcher ends it, or `flight.lost` says why it cannot go on.
 
     Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
+    Raises: what the search raises (TrainyardError).
     """
     os.environ.update(_SETTINGS)
     for name in ("ray.tune", "ray.air", "ray.train"):
@@ -133,6 +158,8 @@ def fly(flight: Flight, *, max_failures: int, actor: type[Any] = TrialActor) -> 
                                       failure_config=tune.FailureConfig(max_failures=max_failures),
                                       checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         ).fit()
+    if flight.error is not None:
+        raise flight.error
 
 
 def _searcher(flight: Flight) -> Any:
@@ -140,12 +167,12 @@ def _searcher(flight: Flight) -> Any:
 
     class Suggests(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            if flight.search.over:
+            if flight.search.over or flight.failed:
                 return Searcher.FINISHED
-            return flight.next_config(trial_id)
+            return flight.guarded(lambda: flight.next_config(trial_id), None)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            flight.landed(trial_id)
+            flight.guarded(lambda: flight.landed(trial_id), None)
 
         def get_state(self) -> dict[str, Any]:
             return {}
@@ -164,11 +191,12 @@ def _scheduler(flight: Flight) -> Any:
 
     class Asks(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = flight.goes_on(trial.config["number"], json.loads(result[EVENT]))
+            number, event = trial.config["number"], json.loads(result[EVENT])
+            goes_on = flight.guarded(lambda: flight.goes_on(number, event), False)
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-            flight.died(trial.config["number"], "its process died" + _cause(trial))
+            flight.guarded(lambda: flight.died(trial.config["number"], "its process died" + _cause(trial)), None)
 
     return Asks()
 
@@ -181,7 +209,7 @@ def _stopper(flight: Flight) -> Any:
             return False
 
         def stop_all(self) -> bool:
-            return flight.lost is not None or flight.watcher.ends()
+            return flight.failed or flight.watcher.ends()
 
     return Ends()
 

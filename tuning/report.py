@@ -32,7 +32,8 @@ def render(search: Search, base: Config, space: Space, status: str, why: str) ->
     trials = [search.trials[number] for number in sorted(search.trials)]
     judged = [trial for trial in trials if search.goal.best_row(trial)]
     shares = importances(search, judged, space)
-    parameters = sorted((space.parameters[name] for name in space.parameters), key=lambda p: -shares.get(p.name, 0.0))
+    drawn = (parameter for name, parameter in space.parameters.items() if any(name in trial.values for trial in judged))
+    parameters = sorted(drawn, key=lambda parameter: -shares.get(parameter.name, 0.0))
     sections = [_summary(search, trials), *_pareto(search, judged), *_curves(search, judged), *_importance(shares, judged),
                 *_values(search, judged, parameters), _leaderboard(search, trials), *_moves(trials), *_failures(trials),
                 _setup(search, base, space)]
@@ -166,7 +167,7 @@ def _setup(search: Search, base: Config, space: Space) -> Section:
     searched = {name: _distribution(parameter) for name, parameter in space.parameters.items()}
     options = {key: value for key, value in search.journal.about.get("options", {}).items() if value not in (None, [], ())}
     hidden = ("run.name", *space.parameters)
-    config = {key: value for key, value in flatten(to_dict(base)).items() if key not in hidden}
+    config = {key: without_secrets(value) for key, value in flatten(to_dict(base)).items() if key not in hidden}
     parts = {"Space": searched, "Pinned": search.pinned, "Search": options, "Config of all trials": config,
              "Environment": {**machine(), **library_versions()}}
     shown_parts = (f"<h3>{title}</h3>{facts(values)}" for title, values in parts.items() if values)

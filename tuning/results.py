@@ -17,10 +17,10 @@ LEADERBOARD, BEST = "leaderboard.csv", "best.yaml"
 
 
 def best_trial(search: Search) -> Trial | None:
-    """The best one that keeps the constraints; None if there is none."""
+    """The best one that keeps the constraints and has not failed; None if there is none."""
     best = next(iter(search.goal.ranked(list(search.trials.values()))), None)
     row = search.goal.best_row(best) if best else None
-    return best if row is not None and search.goal.feasible(row) else None
+    return best if best and row is not None and best.status != "failed" and search.goal.feasible(row) else None
 
 
 def config_of(base: Config, search: Search, trial: Trial) -> Any:

@@ -6,6 +6,7 @@ drawn before: each is drawn by a sampler of its own. So a search that was killed
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -15,6 +16,9 @@ import numpy as np
 from tuning.journal import Trial
 from tuning.objective import Goal
 from tuning.space import Space, Values, label
+
+_FAR = 1e30
+"""How far beyond a bound a metric counts that is not a number."""
 
 
 class Sampler(Protocol):
@@ -87,7 +91,8 @@ class Drawn:
             self.study.tell(mine, state=TrialState.FAIL)
             return
         for constraint in self._goal.constraints:
-            mine.set_constraint(str(constraint), constraint.excess(row))
+            excess = constraint.excess(row)
+            mine.set_constraint(str(constraint), excess if math.isfinite(excess) else _FAR)
         if trial.status == "completed":
             self.study.tell(mine, [float(row[name]) for name in self._goal.metrics])
             return

@@ -42,9 +42,9 @@ class Search:
         self._stopping = Stopping(options.scheduler, goal, epochs=self.epochs, grace_epochs=options.grace_epochs,
                                   reduction_factor=options.reduction_factor)
         self.num_trials = min(options.num_trials, self._sampler.most or options.num_trials)
-        self._population = Population(
+        self._population = None if options.scheduler != "pbt" else Population(
             journal, store.child("trials"), goal, space, self.flat_base, size=self.num_trials, epochs=self.epochs,
-            every=options.perturb_every_epochs, seed=seed) if options.scheduler == "pbt" else None
+            every=options.perturb_every_epochs, seed=seed)
         self._remember()
 
     def _remember(self) -> None:
@@ -72,7 +72,7 @@ class Search:
         until_epoch = self._population.until_epoch() if self._population else self.epochs
         for number in sorted(self.trials):
             trial = self.trials[number]
-            if trial.status == "running" and number not in self.running and trial.epoch < until_epoch:
+            if trial.status == "running" and number not in self.running and trial.rested < until_epoch:
                 self.running.add(number)
                 return trial, until_epoch
         if len(self.trials) >= self.num_trials:
@@ -106,6 +106,11 @@ class Search:
         """A trial's run came to an end of its own before its last epoch."""
         if self.trials[number].status == "running":
             self.journal.add(number, kind="ended", status="completed")
+
+    def rested(self, number: int) -> None:
+        """A trial's run has come as far as it was to, and its checkpoint is written."""
+        if (trial := self.trials[number]).status == "running":
+            self.journal.add(number, kind="rested", epoch=trial.epoch)
 
     def landed(self, number: int) -> None:
         """A trial's process has let it go, ended or not."""

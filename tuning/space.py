@@ -75,8 +75,9 @@ class Parameter:
         self._require(low <= high, f"the least, {low}, is more than the greatest, {high}")
         self._require("log" not in self.kind or low > 0, "a logarithmic scale begins above 0")
         self._require("integer" not in self.kind or all(isinstance(value, int) for value in self.values), "give whole numbers")
-        self._require(self.step is None or ("log" not in self.kind and self.step > 0),
-                      "a step is more than 0, and not for a logarithmic scale")
+        self._require(self.step is None or ("log" not in self.kind and _is_number(self.step) and self.step > 0),
+                      "a step is a number above 0, and not for a logarithmic scale")
+        self._require(self.kind != "integer" or self.step is None or isinstance(self.step, int), "its step is a whole number")
         if "uniform" in self.kind:
             object.__setattr__(self, "values", (float(low), float(high)))  # [0, 1] in a file: what is drawn is no whole number
 
@@ -106,7 +107,13 @@ class Parameter:
             return list(range(low, high + 1, int(self.step or 1)))
         if self.step is None:
             raise ConfigError(f"space: {self.name}: a grid has no end of values for {self.kind}: use choice, or give a step")
-        return [low + k * self.step for k in range(1 + math.floor((high - low) / self.step + 1e-9))]
+        return [low + k * self.step for k in range(1 + self._steps)]
+
+    @property
+    def _steps(self) -> int:
+        """How many steps there are from the least to the greatest that is on one."""
+        assert self.step is not None
+        return math.floor((self.values[1] - self.values[0]) / self.step + 1e-9)
 
     def perturb(self, value: Any, random: np.random.Generator) -> Any:
         """Near a value: a number a fifth up or down, a choice beside it (Jaderberg et al. 2017); always within the bounds."""
@@ -116,7 +123,7 @@ class Parameter:
         low, high = self.values
         near = min(max(value * random.choice([0.8, 1.2]), low), high)
         if self.step is not None:
-            near = low + self.step * round((near - low) / self.step)
+            near = low + self.step * min(round((near - low) / self.step), self._steps)
         return round(near) if "integer" in self.kind else float(near)
 
     def position(self, value: Any) -> float:
@@ -204,9 +211,13 @@ class Space:
     def check(self, base: Config) -> None:
         """Raises: ConfigError for a field that the job's config has not, a value that it refuses, or a space without a choice."""
         known = flatten(to_dict(base))
+        earlier: set[str] = set()
         for parameter in self.parameters.values():
             self._check_name(parameter.name, known)
+            earlier.add(parameter.name)
             for name in parameter.when:
+                if name in self.parameters and name not in earlier - {parameter.name}:
+                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which comes later: put that first")
                 if name not in known:
                     raise ConfigError(f"space: {parameter.name}: its condition names {name}, which is no field: "
                                       f"{_nearest(name, known)}")

@@ -1,7 +1,8 @@
 """The process of a trial under Ray Tune. It is used for one trial after the other, so a framework is imported once.
 
 A thread carries the trial out; each call of `step` hands one event to the driver, as JSON in the result's field `event`:
-{"row": …} an evaluation, {"failure": …} an error, {"ended": true} the run has come to an end of its own or rests.
+{"row": …} an evaluation, {"failure": …} an error, {"ended": "finished"} the run has come to an end of its own, {"ended": "stopped"}
+it rests, {"lost": …} no trial can go on, {} nothing yet: a call never lasts long, so that one that stops the trial gets its turn.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
@@ -25,6 +26,7 @@ from jobs.common.trial import run_trial
 from jobs.common.worker import load
 
 EVENT = "event"
+_TICK_S = 1.0
 _LAST_ONE_S = 30.0
 """How long the process that had a trial before, under a driver that died, may take to be gone."""
 
@@ -53,10 +55,13 @@ class TrialActor(Trainable):
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        if self._failed:  # the driver wants it to be tried again
+        if self._over:  # the driver wants it to be tried again
             self._begin(self._order)
-        event = self._events.get()
-        self._failed = "failure" in event
+        try:
+            event = self._events.get(timeout=_TICK_S)
+        except queue.Empty:
+            event = {}
+        self._over = bool(event) and "row" not in event
         return {EVENT: json.dumps(event)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -71,7 +76,7 @@ class TrialActor(Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._order = config
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._stop, self._failed = threading.Event(), False
+        self._stop, self._over = threading.Event(), False
         self._thread = threading.Thread(target=_carry_out, args=(Order(**config), self._events, self._stop), name="trial")
         self._thread.start()
 
@@ -86,9 +91,9 @@ def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: 
         job = load(order.job)
         config = from_dict(job.config_type, order.config)
         storage = Store.open(order.data_uri)
-        _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
-                                 data_storage=storage))
-        events.put({"ended": True})
+        end = _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
+                                       data_storage=storage))
+        events.put({"ended": end})
     except (StorageError, StoppedError) as error:  # of no trial's own making: the search stops, and goes on when that is mended
         events.put({"lost": f"{error}"})
     except (ConfigError, DataError) as error:
@@ -100,7 +105,7 @@ def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: 
         events.put({"failure": f"{type(error).__name__}: {error}"})
 
 
-def _alone(carry_out: Callable[[], None]) -> None:
+def _alone(carry_out: Callable[[], str]) -> str:
     """Waits for another process that still holds the trial's run."""
     deadline = time.monotonic() + _LAST_ONE_S
     while True:

@@ -87,7 +87,8 @@ class Watch:
     def _misfit(self, trial: Trial) -> str | None:
         """A time budget within which no trial can reach its last epoch: found out by the pace of the first one's epochs."""
         budget, times = self._options.time_budget_s, [e["at_s"] for e in trial.events if e["kind"] == "evaluation"]
-        if budget is None or len(times) != 3 or any(t.status == "completed" for t in self._search.trials.values()):
+        waits = self._options.scheduler == "pbt"  # for the others of its population
+        if budget is None or len(times) != 3 or waits or any(t.status == "completed" for t in self._search.trials.values()):
             return None
         needs = (times[-1] - times[0]) / (trial.evaluations[2]["epoch"] - trial.evaluations[0]["epoch"] or 1) * self._search.epochs
         if needs <= budget:

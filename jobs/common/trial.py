@@ -21,13 +21,15 @@ from jobs.common.job import Job
 from jobs.common.ledger import Ledger
 from jobs.common.run import Run
 from jobs.common.run_folder import RunFolder
+from jobs.common.supervisor import End
 
 Report = Callable[[dict[str, Any]], object]
 
 
 def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | None = None, stop: threading.Event | None = None,
-              data_storage: Store | None = None) -> None:
-    """Prepares the data and trains; may be called outside the main thread.
+              data_storage: Store | None = None) -> End:
+    """Prepares the data and trains; may be called outside the main thread. Returns whether the run finished by itself, or was
+    stopped: it rests, was told to, or its node is about to be taken away.
 
     report: is given each evaluation (`step`, `epoch`, `validation_accuracy`, …, `parameters`, `validation_ms_per_row`), first those
     that an earlier start has made; the trial stops after a checkpoint if it returns True, and without one if it raises.
@@ -40,8 +42,10 @@ def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | No
     if run.min_workers != run.max_workers:
         raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
     engine = "local" if run.max_workers == 1 else "ray"
-    config = replace(config, run=replace(run, engine=engine, tracking_uri="none"))
-    _Trial(job, config, report, until_epoch or config.train.epochs, stop or threading.Event(), data_storage).carry_out()
+    config = replace(config, run=replace(run, engine=engine, tracking_uri="none", spares=0))
+    trial = _Trial(job, config, report, until_epoch or config.train.epochs, stop or threading.Event(), data_storage)
+    trial.carry_out()
+    return trial.end
 
 
 class _Trial(Run):
@@ -51,6 +55,7 @@ class _Trial(Run):
                  data_storage: Store | None) -> None:
         super().__init__(job, config, data_storage=data_storage)
         self._report, self._until_epoch, self._stop = report, until_epoch, stop
+        self.end: End = "stopped"
 
     def log(self, reports: list[dict[str, Any]]) -> None:
         """Passes evaluations on, as `Tracking.log` does."""
@@ -80,7 +85,7 @@ class _Trial(Run):
         try:
             self.log(ledger.history)
             if not self._stop.is_set():
-                self._train(folder, dataset, engine, ledger, self, use_ray)
+                self.end = self._train(folder, dataset, engine, ledger, self, use_ray)
         finally:
             ledger.save(ended=True)
         return 0

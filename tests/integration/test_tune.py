@@ -139,7 +139,8 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = found.pop("mine")
     assert parent.info.status == "FINISHED"
-    assert set(found) == {f"mine-t{n:04d}" for n in range(6)} | {"mine-final-seed-0", "mine-final-seed-1"}
+    final = {f"mine-final-t{runs.result(folder)['best']['trial']:04d}-seed-{k}" for k in (0, 1)}
+    assert set(found) == {f"mine-t{n:04d}" for n in range(6)} | final
     for number, events in trials(folder).items():
         child = found[f"mine-t{number:04d}"]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id

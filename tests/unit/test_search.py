@@ -175,6 +175,26 @@ def test_a_trial_beyond_a_constraint_is_never_the_best(tmp_path: Path) -> None:
     assert not all(kept)
 
 
+def test_a_constraint_on_what_is_no_number_is_not_kept_and_the_search_can_be_opened_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        search = open_search(tmp_path, "--scheduler", "none", "--constraint", "validation_loss<=1")
+    trial, _ = search.next() or pytest.fail()
+    search.evaluated(0, row(trial.values, EPOCHS) | {"validation_loss": math.nan})
+    search.landed(0)
+    again = open_search(tmp_path, "--scheduler", "none", "--constraint", "validation_loss<=1")
+    assert not again.goal.feasible(again.trials[0].evaluations[0])
+
+
+def test_a_trial_that_failed_is_not_the_best(tmp_path: Path) -> None:
+    from tuning import results
+
+    search = open_search(tmp_path, "--scheduler", "none")
+    trial, _ = search.next() or pytest.fail()
+    search.evaluated(0, row(trial.values, 1))
+    search.failed(0, "diverged", fatal=True)
+    assert results.best_trial(search) is None
+
+
 @pytest.mark.parametrize(("objective", "constraint", "message"), [
     (("validation_acuracy",), (), "--objective validation_acuracy: the job does not report it: .*nearest is validation_accuracy"),
     (("validation_accuracy",), ("params<=3",), "--constraint params: the job does not report it: .*nearest is parameters"),
@@ -213,14 +233,22 @@ def run_member(folder: Path, name: str, until_epoch: int) -> None:
             writer.save({"model.weight": weight}, {}, step=10 * epoch, epoch=epoch, metric=0.0)
 
 
-def carry_out_population(folder: Path, search: Search, most: int = 10**6) -> None:
-    for _ in range(most):
+class Killed(Exception):
+    """The driver, in the middle of something."""
+
+
+def carry_out_population(folder: Path, search: Search, most: int = 10**6, *, before_the_checkpoint: bool = False) -> None:
+    """before_the_checkpoint: dies when the last of those members has been evaluated, and its process has written nothing."""
+    for k in range(most):
         if search.over:
             return
         trial, until_epoch = search.next() or pytest.fail()
-        run_member(folder, trial.folder, until_epoch)
-        for epoch in range(trial.epoch + 1, until_epoch + 1):
+        for epoch in range(trial.rested + 1, until_epoch + 1):  # a member that is started again reports from where it rested
             search.evaluated(trial.number, row(trial.values, epoch))
+        if before_the_checkpoint and k == most - 1:
+            raise Killed
+        run_member(folder, trial.folder, until_epoch)
+        search.rested(trial.number)
         search.landed(trial.number)
 
 
@@ -256,6 +284,58 @@ def test_a_population_that_is_killed_moves_the_same_members_to_the_same_places(t
             break
         carry_out_population(tmp_path / "killed", search, most=1)
     assert decisions(search) == decisions(whole)
+
+
+def test_a_member_whose_checkpoint_was_not_written_yet_is_started_again(tmp_path: Path) -> None:
+    """An evaluation is in the journal before the checkpoint that it was made at is written."""
+    whole = open_search(tmp_path / "whole", *POPULATION)
+    carry_out_population(tmp_path / "whole", whole)
+    for most in (3, 6):  # of the first rest, then of the second
+        search = open_search(tmp_path / "killed", *POPULATION)
+        with pytest.raises(Killed):
+            carry_out_population(tmp_path / "killed", search, most, before_the_checkpoint=True)
+    search = open_search(tmp_path / "killed", *POPULATION)
+    carry_out_population(tmp_path / "killed", search)
+    assert decisions(search) == decisions(whole)
+
+
+def test_nobody_moves_while_a_member_still_writes(tmp_path: Path) -> None:
+    search = open_search(tmp_path, *POPULATION)
+    for _ in range(8):
+        trial, until_epoch = search.next() or pytest.fail()
+        for epoch in range(1, until_epoch + 1):
+            search.evaluated(trial.number, row(trial.values, epoch))
+    assert search.next() is None, "all are evaluated, none has come to rest"
+    for number in range(8):
+        run_member(tmp_path, search.trials[number].folder, 3)
+        search.rested(number)
+        search.landed(number)
+    assert search.next() is not None
+    assert sum(len(trial.moves) for trial in search.trials.values()) == 2
+
+
+def test_a_member_that_fails_after_the_moves_moves_nobody_else(tmp_path: Path) -> None:
+    search = open_search(tmp_path, *POPULATION)
+    carry_out_population(tmp_path, search, most=9)  # the ninth is of the second round
+    moves = {number: list(trial.moves) for number, trial in search.trials.items()}
+    assert sum(map(len, moves.values())) == 2
+    for number in moves:
+        if moves[number]:
+            search.failed(number, "out of memory", fatal=True)
+            search.next()
+            assert {n: trial.moves for n, trial in search.trials.items()} == moves
+
+
+def test_after_a_move_to_other_steps_an_epoch_every_evaluation_counts(tmp_path: Path) -> None:
+    search = open_search(tmp_path, *POPULATION)
+    carry_out_population(tmp_path, search, most=8)
+    search.next()
+    number, trial = next((n, t) for n, t in search.trials.items() if t.moves)
+    assert trial.moves[-1]["step"] == 30
+    for epoch, step in ((4, 35), (5, 40), (6, 45)):  # 5 steps an epoch where there were 10
+        search.evaluated(number, row(trial.values, epoch) | {"step": step})
+    search.evaluated(number, row(trial.values, 6) | {"step": 20})
+    assert [r["epoch"] for r in trial.evaluations] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_move_is_made_whole_when_the_driver_dies_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

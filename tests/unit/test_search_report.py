@@ -15,6 +15,7 @@ from tests.unit.test_search import POPULATION, SPACE, carry_out, carry_out_popul
 from tuning import results
 from tuning.report import render
 from tuning.search import Search
+from tuning.space import Space, uniform
 from tuning.table import Display
 
 BASE = MlpConfig()
@@ -89,6 +90,15 @@ def test_a_search_without_any_result_has_a_report(tmp_path: Path) -> None:
     results.write_leaderboard(Store.open(str(tmp_path)), found)
     assert results.write_best(Store.open(str(tmp_path)), BASE, found) is None
     assert not (tmp_path / results.BEST).exists()
+
+
+def test_a_field_that_no_trial_has_is_left_out(tmp_path: Path) -> None:
+    found = open_search(tmp_path)
+    carry_out(found)
+    space = Space(*SPACE.parameters.values(), uniform("optim.label_smoothing", 0.0, 0.1, when={"optim.schedule": "constant"}))
+    page = render(found, BASE, space, "done", "all trials have ended")
+    assert "validation_accuracy by optim.momentum" in page
+    assert "validation_accuracy by optim.label_smoothing" not in page
 
 
 def test_few_trials_say_nothing_about_importance(tmp_path: Path) -> None:

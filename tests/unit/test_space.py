@@ -49,6 +49,12 @@ def test_every_job_accepts_its_own_space(space: Space, config: type[Config]) -> 
     assert any(parameter.mutable for parameter in space.parameters.values()), "else there is nothing for a population to change"
 
 
+def test_what_is_perturbed_stays_below_the_greatest_where_no_step_ends_on_it() -> None:
+    odd = Space(integer("optim.warmup_steps", 16, 60, step=16, mutable=True))
+    moved = [odd.perturb({"optim.warmup_steps": 48}, np.random.default_rng(k), BASE, resample=0) for k in range(20)]
+    assert {values["optim.warmup_steps"] for values in moved} == {32, 48}
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
 def test_what_is_drawn_or_perturbed_is_within_the_space_and_makes_a_config(seed: int) -> None:
@@ -95,6 +101,11 @@ REFUSED: dict[str, tuple[str, str]] = {
     "two distributions": ("optim.lr: {uniform: [0, 1], choice: [1]}", "2 distributions: it takes one of uniform"),
     "a typing mistake": ("optim.lr: {uniform: [0, 1], setp: 0.1}", "unknown 'setp'"),
     "text for numbers": ("optim.lr: {uniform: [low, high]}", "give the least and the greatest number"),
+    "a step that is none": ("optim.lr: {uniform: [0.1, 0.2], step: small}", "a step is a number above 0"),
+    "a part of a step": ("optim.warmup_steps: {integer: [1, 5], step: 0.5}", "its step is a whole number"),
+    "a condition on what comes later": (
+        "optim.lr: {uniform: [0.1, 0.2], when: {optim.name: sgd}}\noptim.name: {choice: [sgd, adamw]}",
+        r"names optim\.name, which comes later"),
     "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}", r"no field: the nearest is optim\.name"),
     "how a trial is carried out": ("run.workers: {choice: ['1', '2']}", "decides how a trial is carried out"),
     "how far a trial goes": ("train.epochs: {integer: [1, 5]}", r"pass --train\.epochs"),
