@@ -1,7 +1,10 @@
-"""Lets a program that is told to end run its `finally` blocks first."""
+"""What a program does that is told to end: its `finally` blocks first, or what it was asked to."""
 
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 
 def exit_when_told() -> None:
@@ -18,3 +21,23 @@ def _exit(number: int, frame: object) -> None:
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def heed(asked: Callable[[str], None]) -> None:
+    """Calls `asked` with the name of the first SIGTERM or Ctrl-C; a third one ends the process at once.
+
+    Does nothing outside the main thread, which alone hears signals.
+    """
+    presses = 0
+
+    def pressed(number: int, _: object) -> None:
+        nonlocal presses
+        presses += 1
+        if presses >= 3:
+            os._exit(130)
+        if presses == 1:
+            asked(signal.Signals(number).name)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, pressed)
+        signal.signal(signal.SIGINT, pressed)

@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 from safetensors.numpy import load_file
+
+from cluster import local
+from cluster.network import free_port
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--model.hidden", "64", "--train.global-batch-size", "60", "--run.tracking-uri", "none",
@@ -151,6 +155,17 @@ def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | 
         end_tree(process.pid)
         process.wait(10)
         job.stop_reading()
+
+
+@contextmanager
+def cluster(home: Path, *, nodes: int, cpus_per_node: int) -> Iterator[local.LocalCluster]:
+    """A Ray cluster of processes on this machine, as `python -m cluster up` starts it, with a home folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINYARD_HOME", str(home))
+        try:
+            yield local.up(nodes=nodes, cpus_per_node=cpus_per_node, dashboard_port=free_port("127.0.0.1"))
+        finally:
+            local.down()
 
 
 def end_tree(pid: int) -> None:

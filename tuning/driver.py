@@ -5,8 +5,6 @@ Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a resul
 """
 
 import contextlib
-import os
-import signal
 import sys
 import threading
 from collections.abc import Generator, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
+from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
@@ -57,7 +56,7 @@ class Tuning:
         if options.scheduler == "pbt" and not any(parameter.mutable for parameter in self.space.parameters.values()):
             raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such as "
                               "optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), False
 
     def _check_run(self) -> None:
         run = self.base.run
@@ -84,6 +83,7 @@ class Tuning:
             self.job.prepare(with_values(self.base, self.pinned), folder.storage, use_ray=True, say=print)
             if not search.journal.about:
                 search.journal.begin(self._about())
+            self._begun = True
             watch = Watch(search, store, self.options, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
             self._search(search, store, watch)
@@ -136,20 +136,13 @@ class Tuning:
 
     def _heed_signals(self) -> None:
         """SIGTERM and Ctrl-C end the search after a checkpoint of each trial; a third Ctrl-C ends at once."""
-        presses = 0
+        def asked(name: str) -> None:
+            self._stop.set()
+            if not self._begun:
+                raise StoppedError(f"{name} before the search had begun: run the same command again")
+            print(f"{name}: ending the search; its trials go on with the same command", flush=True)
 
-        def asked(number: int, _: object) -> None:
-            nonlocal presses
-            presses += 1
-            if presses >= 3:
-                os._exit(130)
-            if not self._stop.is_set():
-                self._stop.set()
-                print(f"{signal.Signals(number).name}: ending the search; its trials go on with the same command", flush=True)
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, asked)
-            signal.signal(signal.SIGINT, asked)
+        heed(asked)
 
     # ── the search ──
     def _search(self, search: Search, store: Store, watch: Watch) -> None:

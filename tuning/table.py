@@ -3,48 +3,27 @@
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
-from jobs.common.progress import duration
+from jobs.common.progress import PLAIN_EVERY_S, Screen, duration
 from jobs.common.report_page import shown
 from tuning.journal import Trial
 from tuning.search import Search
 
-_PLAIN_EVERY_S = 4.5
 _MOST_ROWS = 12
 
 
-class Display:
-    """Use it as a context manager around the search."""
+class Display(Screen):
+    """Shows how a search goes on."""
 
     def __init__(self, search: Search, *, plain: bool | None = None) -> None:
-        self._search, self._console = search, Console(highlight=False, soft_wrap=True)
-        self._plain = not self._console.is_terminal if plain is None else plain
+        super().__init__(plain=plain)
+        self._search = search
         self._began = self._shown_at = time.monotonic()
-        self._live: Live | None = None
-
-    def say(self, text: str) -> None:
-        """One line, at once."""
-        if self._plain:
-            print(text, flush=True)
-        else:
-            self._console.print(text, markup=False)
-
-    def __enter__(self) -> "Display":
-        if not self._plain:
-            self._live = Live(console=self._console, get_renderable=self.table, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
 
     def tick(self) -> None:
         """Cheap to call often."""
-        if self._plain and time.monotonic() - self._shown_at > _PLAIN_EVERY_S:
+        if self._plain and time.monotonic() - self._shown_at > PLAIN_EVERY_S:
             self._shown_at = time.monotonic()
             self.say(self.line())
 
@@ -64,7 +43,7 @@ class Display:
         return (f"trials {len(states)}/{search.num_trials} running {len(search.running)} stopped {states.count('stopped')} "
                 f"failed {states.count('failed')} epochs {search.epochs_done} {result} {duration(time.monotonic() - self._began)}")
 
-    def table(self) -> Table:
+    def drawn(self) -> Table:
         """The running trials, and the best of the others."""
         search = self._search
         table = Table(title=self.line(), title_justify="left", box=None, header_style="dim")

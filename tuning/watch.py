@@ -48,6 +48,8 @@ class Watch:
             return ConfigError(self._unfit)
         if self._asked_to_stop() and not self._search.over:
             return StoppedError("stopped after a checkpoint of each trial: run the same command again to continue")
+        if self._asked_to_stop() and self._options.then_train:
+            return StoppedError("stopped before the final trainings: run the same command again to continue")
         if best is None:
             return self._no_result()
         return None

@@ -3,25 +3,21 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
-_PLAIN_EVERY_S = 4.5
+PLAIN_EVERY_S = 4.5
 
 
-class Display:
-    """Says what happens, and shows how training goes on. Use it as a context manager around training."""
+class Screen:
+    """Says what happens, on a terminal above what is drawn anew there. Use it as a context manager around what takes long."""
 
     def __init__(self, *, plain: bool | None = None) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
         self._plain = not self._console.is_terminal if plain is None else plain
-        self._shown_at, self._shown_step = 0.0, -1
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"),
-                             console=self._console)
-        self._task = self._bar.add_task("training", total=None, line="starting")
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
@@ -31,9 +27,13 @@ class Display:
         else:
             self._console.print(text, markup=False)
 
-    def __enter__(self) -> "Display":
+    def drawn(self) -> RenderableType:
+        """What a terminal shows now."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         if not self._plain:
-            self._live = Live(self._bar, console=self._console, refresh_per_second=8, transient=True)
+            self._live = Live(console=self._console, get_renderable=self.drawn, refresh_per_second=8, transient=True)
             self._live.start()
         return self
 
@@ -41,12 +41,26 @@ class Display:
         if self._live:
             self._live.stop()
 
+
+class Display(Screen):
+    """Shows how training goes on."""
+
+    def __init__(self, *, plain: bool | None = None) -> None:
+        super().__init__(plain=plain)
+        self._shown_at, self._shown_step = 0.0, -1
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"),
+                             console=self._console)
+        self._task = self._bar.add_task("training", total=None, line="starting")
+
+    def drawn(self) -> RenderableType:
+        return self._bar
+
     def show(self, state: dict[str, Any], *, workers: int, restarts: int) -> None:
         """state: what rank 0's beats carry. Cheap to call often."""
         now = time.monotonic()
         step = state.get("step", 0)
         last = step == state.get("total_steps") and step != self._shown_step
-        if now - self._shown_at < (_PLAIN_EVERY_S if self._plain else 0.12) and not last:
+        if now - self._shown_at < (PLAIN_EVERY_S if self._plain else 0.12) and not last:
             return
         self._shown_at, self._shown_step = now, step
         line = progress_line(state, workers=workers, restarts=restarts)

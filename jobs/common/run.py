@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Generator
@@ -27,6 +26,7 @@ from cluster.errors import (
     TrainyardError,
     UserError,
 )
+from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import Config
@@ -150,23 +150,13 @@ class Run:
 
         Before training begins there is nothing to keep: whatever goes on then is given up.
         """
-        presses = 0
-
-        def asked(number: int, _: object) -> None:
-            nonlocal presses
-            presses += 1
-            if presses >= 3:
-                os._exit(130)
-            if self._stop.is_set():
-                return
+        def asked(name: str) -> None:
             self._stop.set()
             if not self._training:
-                raise StoppedError(f"{signal.Signals(number).name} before training had begun: run the same command again")
-            print(f"{signal.Signals(number).name}: stopping at the next step, after a checkpoint", flush=True)
+                raise StoppedError(f"{name} before training had begun: run the same command again")
+            print(f"{name}: stopping at the next step, after a checkpoint", flush=True)
 
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, asked)
-            signal.signal(signal.SIGINT, asked)
+        heed(asked)
 
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
         storage = self._data_storage or folder.storage

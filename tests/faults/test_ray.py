@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from cluster import local
-from cluster.network import free_port
 from tests import runs
 from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
@@ -34,12 +33,8 @@ EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "train
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
     """A head without CPUs and two nodes of 4 (logical) CPUs: either can hold 3 workers and a spare one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("home")))
-        try:
-            yield local.up(nodes=2, cpus_per_node=4, dashboard_port=free_port("127.0.0.1"))
-        finally:
-            local.down()
+    with runs.cluster(tmp_path_factory.mktemp("home"), nodes=2, cpus_per_node=4) as made:
+        yield made
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from cluster import local
-from cluster.network import free_port
 from tests import runs
 
 FLAGS = ["--eval.bootstrap-samples", "100", "--run.tracking-uri", "none", "--model.hidden", "64", "--train.epochs", "9"]
@@ -22,12 +21,8 @@ SPACE = "optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("home")))
-        try:
-            yield local.up(nodes=0, cpus_per_node=2, dashboard_port=free_port("127.0.0.1"))
-        finally:
-            local.down()
+    with runs.cluster(tmp_path_factory.mktemp("home"), nodes=0, cpus_per_node=2) as made:
+        yield made
 
 
 @contextmanager

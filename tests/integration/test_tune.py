@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from cluster import local
 from cluster.errors import ConfigError
-from cluster.network import free_port
 from jobs.common.config import from_dict, parse
 from jobs.common.registry import Registry
 from jobs.common.trial import run_trial
@@ -31,12 +30,8 @@ SMALL = ["--model.hidden", "64"]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("home")))
-        try:
-            yield local.up(nodes=0, cpus_per_node=2, dashboard_port=free_port("127.0.0.1"))
-        finally:
-            local.down()
+    with runs.cluster(tmp_path_factory.mktemp("home"), nodes=0, cpus_per_node=2) as made:
+        yield made
 
 
 def search(cluster: local.LocalCluster, folder: Path, *flags: str, job: str = "mlp", code: int = 0, quick: bool = True) -> str:

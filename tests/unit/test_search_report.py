@@ -133,7 +133,7 @@ def test_a_terminal_sees_the_running_trials_and_the_best_of_the_others(tmp_path:
     found = open_search(tmp_path)
     carry_out(found, most_evaluations=20)
     text = io.StringIO()
-    Console(file=text, width=200).print(Display(found, plain=False).table())
+    Console(file=text, width=200).print(Display(found, plain=False).drawn())
     kinds = (" running ", " completed ", " stopped ")
     lines = [line.split() for line in text.getvalue().splitlines() if any(kind in line for kind in kinds)]
     assert lines[0][:3] == ["trials", f"{len(found.trials)}/12", "running"]
