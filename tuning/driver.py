@@ -86,6 +86,9 @@ class Tuning:
             self._begun = True
             watch = Watch(search, store, self.options, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
+            for trial in search.trials.values():
+                if trial.status != "running":
+                    watch.tracking.catch_up(trial)
             self._search(search, store, watch)
         return self._finish(search, store, watch)
 
@@ -175,11 +178,13 @@ class Tuning:
         write_report(store, search, self.base, self.space, status, watch.why)
         result = results.summary_of(search, status, error.exit_code if error else 0) | {"report": store.location("report.html")}
         results.write_result(store, result)
-        if error is None and best is not None and self.options.then_train:
-            config = results.config_of(self.base, search, best)
-            result |= final.train(self.job, config, store, best.number, self.options.then_train, watch.tracking)
-            results.write_result(store, result)
-        watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
+        try:
+            if error is None and best is not None and self.options.then_train:
+                config = results.config_of(self.base, search, best)
+                result |= final.train(self.job, config, store, best.number, self.options.then_train, watch.tracking)
+                results.write_result(store, result)
+        finally:
+            watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
         if watch.tracking.problem:
             print(f"registry: {watch.tracking.problem}")
         print(self._summary(search, store, result, watch.why), flush=True)

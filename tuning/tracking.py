@@ -25,7 +25,9 @@ class Tracking:
     def __init__(self, registry: Registry, store: Store, name: str, job: str) -> None:
         """store: the search's folder, where the ids of the runs are kept for the next start."""
         self._registry, self._store, self._name, self._job = registry, store, name, job
-        self._ids: dict[str, str] = read_record(store, _FILE)
+        kept = read_record(store, _FILE)
+        self._ids: dict[str, str] = kept.get("ids", {})
+        self._ended: list[str] = kept.get("ended", [])
         self._children: dict[str, Registry] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")
         self.problem: str | None = None
@@ -36,6 +38,16 @@ class Tracking:
     def trial(self, trial: Trial) -> None:
         """A trial begins, or goes on."""
         self.child(trial.folder, trial.values, {"trial": str(trial.number)})
+
+    def catch_up(self, trial: Trial) -> None:
+        """A trial that had ended when the driver was killed, and of which the registry may not have heard all."""
+        if trial.folder in self._ended:
+            return
+        rows = trial.evaluations if trial.folder not in self._ids else []
+        self.trial(trial)
+        for row in rows:
+            self.log(trial.folder, row)
+        self.end(trial.folder, trial.status)
 
     def child(self, name: str, params: Values, tags: Mapping[str, str]) -> None:
         def call() -> None:
@@ -53,7 +65,13 @@ class Tracking:
 
     def end(self, name: str, status: str) -> None:
         """status: a trial's."""
-        self._later(lambda: self._children.pop(name).finish(_ENDED.get(status, status)))
+        def call() -> None:
+            self._children.pop(name).finish(_ENDED.get(status, status))
+            if status != "running":
+                self._ended.append(name)
+                self._keep()
+
+        self._later(call)
 
     def register(self, artifact: Any) -> str | None:
         """An artifact becomes a version of the model with the search's name. Returns the version; None if that failed."""
@@ -64,7 +82,7 @@ class Tracking:
     def finish(self, metrics: Mapping[str, float], status: str) -> None:
         """Ends the runs there, and this thread. See `problem`."""
         for name in list(self._children):
-            self.end(name, "stopped")
+            self.end(name, "running")
         self._later(lambda: self._registry.log(metrics, step=0))
         self._later(lambda: self._registry.finish(status))
         self._pool.shutdown(wait=True)
@@ -75,7 +93,10 @@ class Tracking:
         run_id = registry.start(run_name=run_name, params=params, tags=tags, run_id=self._ids.get(key))
         if run_id and self._ids.get(key) != run_id:
             self._ids[key] = run_id
-            self._store.write_text(_FILE, json.dumps(self._ids, indent=1))
+            self._keep()
+
+    def _keep(self) -> None:
+        self._store.write_text(_FILE, json.dumps({"ids": self._ids, "ended": self._ended}, indent=1))
 
     def _later(self, call: Callable[[], None]) -> None:
         def guarded() -> None:

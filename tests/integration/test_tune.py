@@ -152,6 +152,34 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
     assert versions[0].digest == chosen["digest"]
 
 
+def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_on(
+    searched: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Its driver was killed before it had sent anything."""
+    from cluster.storage import Store
+    from jobs.common.mlflow_client import connect
+    from tuning.journal import Trial
+    from tuning.tracking import Tracking
+
+    folder, _ = searched
+    trial = Trial(0)
+    for event in trials(folder)[0]:
+        trial.apply(event)
+    for _ in range(2):  # the second time there is nothing left to tell
+        store = Store.open(str(tmp_path / "again"))
+        tracking = Tracking(Registry.open(None, Store.open(str(tmp_path)), "again"), store, "again", "mlp")
+        tracking.start({})
+        tracking.catch_up(trial)
+        tracking.finish({}, "done")
+        assert tracking.problem is None
+    client: Any = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("again").experiment_id])}
+    assert set(found) == {"again", "again-t0000"}
+    child = found["again-t0000"].info
+    assert child.status == "FINISHED"
+    assert len(client.get_metric_history(child.run_id, "validation_accuracy")) == len(trial.evaluations)
+
+
 def test_processes_are_used_again(searched: tuple[Path, str]) -> None:
     """6 trials, two at a time, in two processes: a framework is imported twice."""
     folder, _ = searched
