@@ -3,7 +3,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cluster.storage import Store
 from jobs.common.config import Config, flatten, to_dict
@@ -93,13 +92,14 @@ def _pareto(search: Search, judged: Sequence[Trial]) -> list[Section]:
         return []
     front = search.goal.pareto(judged)
     names = list(search.goal.metrics)
-    rows = [[str(trial.number), *(row[name] for name in names), _text(trial.values)] for trial in front
+    fields = _fields(front)
+    rows = [[str(trial.number), *(row[name] for name in names), *(trial.values.get(field) for field in fields)] for trial in front
             if (row := search.goal.best_row(trial))]
     rows.sort(key=lambda row: -float(row[1]) if search.goal.metrics[names[0]] == "max" else float(row[1]))
     ways = ", ".join(f"{name} ({'more' if way == 'max' else 'less'} is better)" for name, way in search.goal.metrics.items())
     picture = figures([figure(charts.pareto_front(judged, front, search.goal), "Each dot is a trial.")])
     said = note(f"No other trial is better in one of {ways} without being worse in another.")
-    return [Section(title="Pareto front", html=said + picture + table(["trial", *names, "values"], rows))]
+    return [Section(title="Pareto front", html=said + picture + table(["trial", *names, *fields], rows))]
 
 
 def _curves(search: Search, judged: Sequence[Trial]) -> list[Section]:
@@ -136,8 +136,7 @@ def _values(search: Search, judged: Sequence[Trial], parameters: Sequence[Parame
 
 
 def _leaderboard(search: Search, trials: Sequence[Trial]) -> Section:
-    goal, ranked = search.goal, search.goal.ranked(trials)
-    names = list(dict.fromkeys(name for trial in trials for name in trial.values))
+    goal, ranked, names = search.goal, search.goal.ranked(trials), _fields(trials)
     rows: list[list[object]] = []
     for trial in ranked[:_MOST_ROWS]:
         row = goal.best_row(trial)
@@ -149,11 +148,13 @@ def _leaderboard(search: Search, trials: Sequence[Trial]) -> Section:
 
 
 def _moves(trials: Sequence[Trial]) -> list[Section]:
-    rows = [(f"{trial.number}", move["epoch"], move["source"], _text(move["values"])) for trial in trials for move in trial.moves]
+    fields = _fields(trials)
+    rows = [(f"{trial.number}", move["epoch"], move["source"], *(move["values"].get(field) for field in fields))
+            for trial in trials for move in trial.moves]
     if not rows:
         return []
     said = note("A member of the worst quarter goes on from a copy of the weights of one of the best, with values near its.")
-    moves = table(["member", "after epoch", "copied", "values from then on"], rows)
+    moves = table(["member", "after epoch", "copied", *fields], rows)
     return [Section(title="Moves in the population", html=said + moves)]
 
 
@@ -182,5 +183,6 @@ def _distribution(parameter: Parameter) -> str:
     return f"{kind} {ends}{f' by {parameter.step:g}' if parameter.step else ''}{when}"
 
 
-def _text(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
+def _fields(trials: Sequence[Trial]) -> list[str]:
+    """Those that any of them has a value for."""
+    return list(dict.fromkeys(name for trial in trials for name in trial.values))
