@@ -93,8 +93,9 @@ def _pareto(search: Search, judged: Sequence[Trial]) -> list[Section]:
     front = search.goal.pareto(judged)
     names = list(search.goal.metrics)
     fields = _fields(front)
-    rows = [[str(trial.number), *(row[name] for name in names), *(trial.values.get(field) for field in fields)] for trial in front
-            if (row := search.goal.best_row(trial))]
+    rows: list[list[Any]] = [
+        [str(trial.number), *(row[name] for name in names), *(trial.values.get(field) for field in fields)]
+        for trial in front if (row := search.goal.best_row(trial))]
     rows.sort(key=lambda row: -float(row[1]) if search.goal.metrics[names[0]] == "max" else float(row[1]))
     ways = ", ".join(f"{name} ({'more' if way == 'max' else 'less'} is better)" for name, way in search.goal.metrics.items())
     picture = figures([figure(charts.pareto_front(judged, front, search.goal), "Each dot is a trial.")])
