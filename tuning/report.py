@@ -3,6 +3,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.storage import Store
 from jobs.common.config import Config, flatten, to_dict
