@@ -41,7 +41,7 @@ class LocalNode:
     process: Process
     pids: dict[str, int]
     dashboard_url: str = ""
-    """The head's only."""
+    """Of a head that has one."""
 
 
 class BoundHead:
@@ -90,7 +90,7 @@ def await_ready(spec: NodeSpec, process: Process, deadline: float) -> LocalNode:
             raise ClusterError(f"node {spec.name} {why}; the end of its log:\n{_last_lines(spec.log_file)}")
         time.sleep(0.05)
     ready: dict[str, Any] = json.loads(spec.ready_file.read_text())
-    url = f"http://{spec.dashboard_at(ready['dashboard_url'])}" if spec.is_head else ""
+    url = f"http://{spec.dashboard_at(ready['dashboard_url'])}" if ready["dashboard_url"] else ""
     return LocalNode(name=spec.name, node_id=ready["node_id"], num_cpus=spec.num_cpus, process=process, pids=ready["pids"],
                      dashboard_url=url)
 

@@ -105,11 +105,13 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
 
 
 def bound_head(num_cpus: int | None) -> tuple[str, BoundHead]:
-    """A cluster of one node for this process alone, and its address. Raises: ClusterError if it does not start."""
+    """A cluster of one node for this process alone, and its address. It has no dashboard: that takes a second to start, and it would
+    end with the process. Raises: ClusterError if it does not start."""
     cluster = _new_cluster()
     spec = _head(cluster, num_nodes=1, num_cpus=num_cpus or os.cpu_count() or 1, dashboard_host=LOOPBACK, dashboard_port=0,
                  gpu_share=(0, 1), autoscaling_config=None)
-    return cluster.address, BoundHead(dataclasses.replace(spec, working_dir=os.getcwd()), cluster.cluster_id)  # noqa: PTH109
+    spec = dataclasses.replace(spec, dashboard=False, working_dir=os.getcwd())  # noqa: PTH109
+    return cluster.address, BoundHead(spec, cluster.cluster_id)
 
 
 def add_node(num_cpus: int) -> LocalNode:

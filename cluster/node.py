@@ -49,6 +49,8 @@ class NodeSpec:
     is_head: bool
     num_cpus: int
     object_store_bytes: int
+    dashboard: bool = True
+    """Whether the head has Ray's dashboard, with which go job submission and the list of what to monitor."""
     dashboard_host: str = LOOPBACK
     dashboard_port: int = 8265
     working_dir: str = "."
@@ -133,7 +135,7 @@ def _parameters(spec: NodeSpec) -> dict[str, Any]:
     if not spec.is_head:
         return {**common, "gcs_address": spec.address, "include_log_monitor": False}
     return {
-        **common, "gcs_server_port": int(spec.address.rpartition(":")[2]), "include_dashboard": True,
+        **common, "gcs_server_port": int(spec.address.rpartition(":")[2]), "include_dashboard": spec.dashboard,
         "dashboard_host": spec.dashboard_host, "dashboard_port": spec.dashboard_port,
         "autoscaling_config": spec.autoscaling_config,
     }

@@ -128,10 +128,11 @@ class Flight:
         self.watcher.landed(self.search.trials[number])
 
     def _most(self) -> int:
-        """How many trials may run at a time."""
-        now = time.monotonic()
-        if now - self._room[0] > _ROOM_EVERY_S:
-            self._room = (now, max(1, possible_groups(self.request, held=len(self.search.running))))
+        """How many trials may run at a time. Measured while as many run as may: a process that has just landed one trial and waits
+        for the next still holds its room, and would be counted as a stranger's."""
+        now, running = time.monotonic(), len(self.search.running)
+        if running >= self._room[1] and now - self._room[0] > _ROOM_EVERY_S:
+            self._room = (now, max(1, possible_groups(self.request, held=running)))
         return min(self._room[1], self.max_concurrent or self._room[1])
 
 
