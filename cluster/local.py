@@ -105,7 +105,7 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
 
 
 def bound_head(num_cpus: int | None) -> tuple[str, BoundHead]:
-    """A cluster of one node for this process alone, and its address. It has no dashboard: that takes a second to start, and it would
+    """A cluster of one node for this process alone, and its address. It has no dashboard, which takes a second to start and would
     end with the process. Raises: ClusterError if it does not start."""
     cluster = _new_cluster()
     spec = _head(cluster, num_nodes=1, num_cpus=num_cpus or os.cpu_count() or 1, dashboard_host=LOOPBACK, dashboard_port=0,
