@@ -84,11 +84,12 @@ class Tuning:
             if not search.journal.about:
                 search.journal.begin(self._about())
             self._begun = True
+            if (left := search.left_out) > 0:
+                print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all", flush=True)
             watch = Watch(search, store, self.options, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
             for trial in search.trials.values():
-                if trial.status != "running":
-                    watch.tracking.catch_up(trial)
+                watch.tracking.catch_up(trial)
             self._search(search, store, watch)
         return self._finish(search, store, watch)
 

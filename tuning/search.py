@@ -59,6 +59,11 @@ class Search:
         return self.journal.trials
 
     @property
+    def left_out(self) -> int:
+        """Points of a grid that --num-trials leaves out."""
+        return (self._sampler.most or 0) - self.num_trials
+
+    @property
     def epochs_done(self) -> int:
         return sum(trial.epoch for trial in self.trials.values())
 

@@ -40,14 +40,19 @@ class Tracking:
         self.child(trial.folder, trial.values, {"trial": str(trial.number)})
 
     def catch_up(self, trial: Trial) -> None:
-        """A trial that had ended when the driver was killed, and of which the registry may not have heard all."""
+        """A trial of an earlier start, whose driver may have been killed before the registry had heard all of it."""
         if trial.folder in self._ended:
             return
-        rows = trial.evaluations if trial.folder not in self._ids else []
         self.trial(trial)
+        self._later(lambda: self._catch_up(trial.folder, list(trial.evaluations)))
+        if trial.status != "running":
+            self.end(trial.folder, trial.status)
+
+    def _catch_up(self, name: str, rows: list[dict[str, Any]]) -> None:
+        last = self._children[name].last_step("epoch")
         for row in rows:
-            self.log(trial.folder, row)
-        self.end(trial.folder, trial.status)
+            if row["step"] > last:
+                self._log(name, row)
 
     def child(self, name: str, params: Values, tags: Mapping[str, str]) -> None:
         def call() -> None:
@@ -60,8 +65,11 @@ class Tracking:
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
         """An evaluation of a child."""
+        self._later(lambda: self._log(name, row))
+
+    def _log(self, name: str, row: Mapping[str, Any]) -> None:
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "step"}
-        self._later(lambda: self._children[name].log(numbers, step=int(row["step"])))
+        self._children[name].log(numbers, step=int(row["step"]))
 
     def end(self, name: str, status: str) -> None:
         """status: a trial's."""

@@ -56,6 +56,10 @@ class MlflowRegistry(Registry):
         if self._metrics:
             self._metrics.add([Metric(k, float(v), step, now) for k, v in kept.items() if math.isfinite(v)])
 
+    def last_step(self, metric: str) -> int:
+        with translated(self._uri):
+            return max((known.step for known in self._client.get_metric_history(self.run_id, metric)), default=-1)
+
     def register(self, artifact: Artifact) -> str | None:
         try:
             check_answers(self._uri)

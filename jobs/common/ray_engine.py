@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError, RunConflictError
 from cluster.resources import Request, draining_nodes, possible_workers
+from cluster.storage import Store
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.engine import GroupLostError, kill_all, stacks
 from jobs.common.worker import Link, Place, Task, work
@@ -147,7 +148,7 @@ class RayEngine:
             _train_function, train_loop_config={"task": task, "actor": self._actor}, backend_config=ReplaceOne(),
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
-            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=f"{task.run_uri}/ray",
+            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=Store.open(task.run_uri).location("ray"),
                                  failure_config=FailureConfig(max_failures=-1),
                                  callbacks=[Introduce(self._actor, self._placement)]),
         )

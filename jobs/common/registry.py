@@ -75,6 +75,10 @@ class Registry:
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Records the metrics of a step, soon; returns at once and never raises. None and infinite values are left out."""
 
+    def last_step(self, metric: str) -> int:
+        """The highest step of which the run that `start` went on with has this metric; -1: none. Raises: RegistryError."""
+        return -1
+
     def register(self, artifact: Artifact) -> str | None:
         """A copy of the artifact becomes a version with the alias `candidate`; its number, or None if that failed.
 

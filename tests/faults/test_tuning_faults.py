@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from cluster import local
+from cluster.storage import Store
 from tests import runs
+from tests.s3 import BUCKET, s3_server
 
 FLAGS = ["--eval.bootstrap-samples", "100", "--run.tracking-uri", "none", "--model.hidden", "64", "--train.epochs", "9"]
 SPACE = "optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0.5]}\noptim.warmup_steps: {log_integer: [5, 50]}\n"
@@ -76,6 +78,40 @@ def test_a_search_whose_driver_is_killed_decides_what_an_uninterrupted_one_does(
         assert job.wait() == 0, job.text
     assert decisions(folder) == expected
     assert runs.result(folder)["best"] | {"evaluation": None} == runs.result(tmp_path / "whole")["best"] | {"evaluation": None}
+
+
+def test_a_search_on_s3_outlives_its_whole_cluster(tmp_path: Path) -> None:
+    """The driver has a cluster of its own, which dies with it: driver, control store, node, trials, all at once."""
+    def kept() -> list[tuple[int, int, float]]:
+        """(sequence, trial, accuracy) of each evaluation in the journal."""
+        store = Store.open(f"s3://{BUCKET}/search")
+        records = [json.loads(store.read_text(file.path))["content"] for file in store.files("journal")]
+        return sorted((event["sequence"], record["number"], event["row"]["validation_accuracy"])
+                      for record in records for event in record["events"] if event["kind"] == "evaluation")
+
+    def so_far() -> int:
+        """Evaluations in the journal, which is being written: a read may see an object's old length and its new bytes."""
+        with suppress(ValueError):
+            return len(kept())
+        return 0
+
+    (tmp_path / "space.yaml").write_text(SPACE)
+    command = [*FLAGS, "--space", str(tmp_path / "space.yaml"), "--run.storage", f"s3://{BUCKET}", "--run.name", "search",
+               "--num-trials", "4", "--scheduler", "none", "--train.epochs", "6"]
+    with s3_server():
+        with runs.python("tuning.mlp", *command, folder=tmp_path) as job:
+            job.until(lambda: so_far() >= 8)
+            os.kill(job.process.pid, signal.SIGKILL)
+            job.process.wait()
+        before = kept()
+        with runs.python("tuning.mlp", *command, folder=tmp_path) as job:
+            assert job.wait() == 0, job.text
+        after = kept()
+        assert after[: len(before)] == before
+        assert sorted(number for _, number, _ in after) == sorted(list(range(4)) * 6), "each epoch of each trial once"
+        store = Store.open(f"s3://{BUCKET}/search")
+        assert json.loads(store.read_text("result.json"))["trials"]["completed"] == 4
+        assert {"best.yaml", "leaderboard.csv", "report.html"} <= {file.path for file in store.files()}
 
 
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: local.LocalCluster, tmp_path: Path) -> None:

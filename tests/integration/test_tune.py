@@ -1,7 +1,10 @@
 """Searches as a user starts them, on a real Ray cluster of two CPUs: `python -m tuning.JOB`. One cluster serves all tests."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,7 +158,7 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
 def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_on(
     searched: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Its driver was killed before it had sent anything."""
+    """Its driver was killed before it had sent anything, and again when it had sent one evaluation."""
     from cluster.storage import Store
     from jobs.common.mlflow_client import connect
     from tuning.journal import Trial
@@ -165,13 +168,16 @@ def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_o
     trial = Trial(0)
     for event in trials(folder)[0]:
         trial.apply(event)
-    for _ in range(2):  # the second time there is nothing left to tell
+    rest = list(trial.evaluations)
+    trial.evaluations[1:], status, trial.status = [], trial.status, "running"
+    for _ in range(3):  # the third time there is nothing left to tell
         store = Store.open(str(tmp_path / "again"))
         tracking = Tracking(Registry.open(None, Store.open(str(tmp_path)), "again"), store, "again", "mlp")
         tracking.start({})
         tracking.catch_up(trial)
         tracking.finish({}, "done")
         assert tracking.problem is None
+        trial.evaluations[:], trial.status = rest, status
     client: Any = connect(f"sqlite:///{tmp_path}/mlflow.db")
     found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("again").experiment_id])}
     assert set(found) == {"again", "again-t0000"}
@@ -281,6 +287,28 @@ def test_budgets_end_a_search_which_goes_on_with_a_larger_one(cluster: local.Loc
     search(cluster, folder, *flags)
     assert runs.result(folder)["epochs"] == 12
     assert all([row["epoch"] for row in rows(events)] == [1, 2, 3, 4] for events in trials(folder).values())
+
+
+def test_a_time_budget_ends_a_submitted_search_with_exit_code_0(cluster: local.LocalCluster, tmp_path: Path) -> None:
+    """Started by `ray job submit`, from a folder of no importance, on the cluster's own Python."""
+    folder = tmp_path / "submitted"
+    flags = ["--num-trials", "500", "--time-budget", "15s", "--train.epochs", "1", "--scheduler", "none", *SMALL, *space(tmp_path)]
+    program = ["python", "-m", "tuning.mlp", *QUICK, "--run.storage", str(tmp_path), "--run.name", folder.name, *flags]
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(_empty(tmp_path)), "--", *program]
+    done = subprocess.run(submit, env={**os.environ, **cluster.environment()}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--time-budget 15s" in done.stdout
+    result = runs.result(folder)
+    assert result["status"] == "done"
+    assert 1 <= sum(result["trials"].values()) < 500
+    assert 15 <= result["wall_s"] < 45
+    assert (folder / "report.html").exists()
+    assert (folder / "best.yaml").exists()
+
+
+def _empty(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
 
 
 def test_what_can_never_be_is_refused_before_anything_is_written(
