@@ -32,7 +32,7 @@ lock:
 
 $(STAMP): pyproject.toml lock.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,transformer,tensorflow,dev]' -c lock.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,transformer,tensorflow,serve,dev]' -c lock.txt
 	@touch $@
 
 clean:

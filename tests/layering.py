@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SERVED = [p.stem for p in sorted((ROOT / "serving").glob("*.py")) if (ROOT / "jobs" / p.stem).is_dir()]
 SEARCHED = [p.stem for p in sorted((ROOT / "tuning").glob("*.py")) if (ROOT / "jobs" / p.stem).is_dir()]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
@@ -21,6 +22,8 @@ ALLOWED = {
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml"},
     **{f"tuning.{job}": set() for job in SEARCHED},
+    "serving": {"numpy", "ray", "orjson", "psutil", "yaml", "PIL"},
+    **{f"serving.{job}": {"numpy"} for job in SERVED},
 }
 OWN = {
     "cluster": {"cluster"},
@@ -29,6 +32,8 @@ OWN = {
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
     "tuning": {"cluster", "jobs.common", "tuning"},
     **{f"tuning.{job}": {f"jobs.{job}", "tuning"} for job in SEARCHED},
+    "serving": {"cluster", "jobs.common", "serving"},
+    **{f"serving.{job}": {"jobs.common", f"jobs.{job}", "serving"} for job in SERVED},
 }
 TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
@@ -48,7 +53,7 @@ def _files(layer: str) -> list[Path]:
     place = ROOT / layer.replace(".", "/")
     if not place.is_dir():
         return [place.with_suffix(".py")]
-    return sorted(path for path in place.rglob("*.py") if layer != "tuning" or path.stem not in SEARCHED)
+    return sorted(path for path in place.rglob("*.py") if layer not in ("tuning", "serving") or path.stem not in JOBS)
 
 
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
@@ -64,13 +69,14 @@ def test_imports_run_one_way(layer: str) -> None:
 
 def test_help_and_import_pull_in_no_framework() -> None:
     code = ("import sys, jobs.common.run, jobs.common.compare, tuning.mlp, tuning.cnn, tuning.transformer\n"
+            "import serving.__main__, serving.deploy, serving.mlp, serving.cnn, serving.transformer\n"
             "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune'} & set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_every_job_can_be_searched() -> None:
-    assert SEARCHED == JOBS
+def test_every_job_can_be_searched_and_served() -> None:
+    assert SEARCHED == SERVED == JOBS
 
 
 def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:

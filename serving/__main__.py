@@ -1,0 +1,64 @@
+"""Endpoints for trained models.
+
+    python -m serving up --model digits=models:/digits-mlp@champion      serve here, until Ctrl-C
+    python -m serving config --model … > serve.yaml                      what `serve deploy` and a RayService take
+    python -m serving key NAME                                           a new API key
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cluster.errors import TrainyardError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    from serving import commands
+
+    try:
+        return {"up": commands.up, "config": commands.config, "key": commands.key}[options.command](options)
+    except TrainyardError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m serving", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(dest="command", required=True, metavar="up | config | key")
+    up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")
+    _models(up)
+    up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
+    _models(commands.add_parser("config", help="print what `serve deploy` and a RayService take"))
+    key = commands.add_parser("key", help="make an API key: it is printed once, with its line for the --keys file")
+    key.add_argument("name", help="whose it is")
+    return made
+
+
+def _models(command: argparse.ArgumentParser) -> None:
+    """What `up` and `config` have in common."""
+    add = command.add_argument
+    add("--model", action="append", required=True, metavar="NAME=WHICH",
+        help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path; give it again for more models")
+    add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
+    add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
+    add("--host", default="127.0.0.1", help="where to listen; anything but loopback needs keys")
+    add("--port", type=int, default=8000)
+    add("--keys", metavar="FILE", help="lines NAME:SHA256, see `python -m serving key`; by default the variable TRAINYARD_API_KEYS")
+    add("--no-auth", action="store_true", help="answer without a key, on loopback only")
+    add("--min-replicas", type=int, default=1, metavar="N", help="of each model; 0: none while nobody asks")
+    add("--max-replicas", type=int, default=1, metavar="N")
+    add("--cpus-per-replica", type=float, default=1.0, metavar="C")
+    add("--gpus-per-replica", type=float, default=0.0, metavar="G", help="a fraction shares a GPU")
+    add("--max-batch-rows", type=int, default=64, metavar="ROWS")
+    add("--batch-wait-ms", type=float, default=0.0, metavar="MS", help="how long a batch that is not full waits for more")
+    add("--timeout-s", type=float, default=30.0, metavar="S", help="the most that a request may take")
+    add("--max-request-mib", type=float, default=16.0, metavar="MIB")
+    add("--max-queued", type=int, default=1000, metavar="N", help="requests that may wait for a model")
+    add("--requests-per-s", type=float, metavar="R", help="of one key; by default as many as it likes")
+    add("--ingress-replicas", type=int, default=1, metavar="N")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

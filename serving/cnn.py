@@ -1,0 +1,16 @@
+"""Serves artifacts of the CNN job."""
+
+from jobs.common.artifact import Artifact
+from serving.images import ImagePredictor
+
+
+class CnnPredictor(ImagePredictor):
+    @classmethod
+    def load(cls, artifact: Artifact) -> "CnnPredictor":
+        from jobs.cnn.model import load
+
+        about = artifact.manifest.description
+        return cls(load(artifact.store), about.preprocessing["shape"], about.inputs[0].datatype)
+
+
+PREDICTOR = CnnPredictor

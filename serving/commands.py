@@ -1,0 +1,125 @@
+"""What `python -m serving` does."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import argparse
+import ipaddress
+import os
+import socket
+import threading
+from typing import Any
+
+import psutil
+import yaml
+
+from cluster.errors import ClusterError, ConfigError
+from cluster.signals import heed
+from cluster.storage import Store
+from serving.keys import VARIABLE, Keys, new_key
+from serving.settings import EndpointSettings, ModelSettings
+
+START_TIMEOUT_S = 300.0
+
+
+def key(options: argparse.Namespace) -> int:
+    made, line = new_key(options.name)
+    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {VARIABLE}.")
+    return 0
+
+
+def config(options: argparse.Namespace) -> int:
+    print(yaml.safe_dump(_config(options), sort_keys=False), end="")
+    return 0
+
+
+def up(options: argparse.Namespace) -> int:
+    from serving.deploy import SERVE_SETTINGS
+
+    _check_port(options.host, options.port)
+    for name, value in SERVE_SETTINGS.items():
+        os.environ.setdefault(name, value)  # before Serve is imported, here and in the cluster's processes
+    made = _config(options)
+    stop = threading.Event()
+    heed(lambda name: stop.set())
+    from cluster.connect import connect, disconnect
+
+    connect(options.address)
+    try:
+        from serving import running
+
+        running.deploy(made)
+        running.await_ready(made, stop, START_TIMEOUT_S)
+        url = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"
+        print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs", flush=True)
+        while not stop.wait(0.5):
+            pass
+        print("ending", flush=True)
+        running.end()
+        return 0
+    finally:
+        disconnect()
+
+
+def _names(made: dict[str, Any]) -> list[str]:
+    return [app["name"] for app in made["applications"] if app["name"] != "endpoint"]
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    """Raises: ConfigError, RegistryError, ArtifactError."""
+    from serving import deploy
+
+    endpoint = EndpointSettings(
+        auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
+        max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued, timeout_s=options.timeout_s,
+        requests_per_s=options.requests_per_s, replicas=options.ingress_replicas)
+    _check(options, endpoint)
+    storage = Store.open(options.storage)
+    served = [deploy.find(spec, options.tracking_uri, storage) for spec in options.model]
+    if len({each.name for each in served}) < len(served):
+        raise ConfigError("--model: two models have the same name: give each a name of its own")
+    models = [ModelSettings(
+        name=each.name, version=each.version, uri=each.uri, digest=each.digest, min_replicas=options.min_replicas,
+        max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
+        gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms)
+        for each in served]
+    weights = {model.name: {model.version: 1.0} for model in models}
+    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port})
+
+
+def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
+    if options.no_auth and not _is_loopback(options.host):
+        raise ConfigError(f"--no-auth: without keys an endpoint answers on loopback only, not on {options.host}: pass --keys FILE")
+    if endpoint.auth and options.command == "up":
+        Keys(endpoint.keys_file)  # it says what is wrong with them
+    for name in ("max_batch_rows", "max_queued", "ingress_replicas", "timeout_s", "max_request_mib", "cpus_per_replica"):
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be more than 0")
+    if options.min_replicas < 0:
+        raise ConfigError(f"--min-replicas {options.min_replicas}: it must be 0 or more")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises: ClusterError that names who holds it."""
+    from cluster.network import is_free
+
+    if not is_free(host, port):
+        raise ClusterError(f"--port {port} of {host} is taken by {_holder(port)}: end it, or pass another --port")
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            address: Any = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"process {process.pid} ({' '.join(process.cmdline())[:80]})"
+    except psutil.Error:
+        pass
+    return "another process"

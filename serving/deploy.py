@@ -1,0 +1,62 @@
+"""From models that a person names to the configuration that Serve deploys, the same for `up`, `serve deploy` and a RayService."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ConfigError
+from cluster.storage import Store
+from jobs.common.artifact import open_artifact
+from jobs.common.registry import Registry
+from serving.settings import INGRESS, EndpointSettings, ModelSettings, routes
+
+SERVE_SETTINGS = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving.py."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,61}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A model by the name that callers use, and what it is."""
+
+    name: str
+    version: str
+    uri: str
+    digest: str
+
+
+def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
+    """spec: `NAME=models:/MODEL@ALIAS`, `NAME=models:/MODEL/VERSION`, or `NAME=PATH` of an artifact.
+
+    An alias becomes a version and a digest here, once. Raises: ConfigError, RegistryError, ArtifactError.
+    """
+    name, equals, where = spec.partition("=")
+    if not equals or not _NAME.fullmatch(name):
+        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9 and -")
+    if where.startswith("models:/"):
+        found = Registry.open(tracking_uri, storage, name).resolve(where)
+        version, uri, digest = str(found.version), found.uri, found.digest
+    else:
+        version, uri, digest = "1", where, None
+    artifact = open_artifact(uri, digest)
+    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest)
+
+
+def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
+           http: Mapping[str, Any]) -> dict[str, Any]:
+    """A Serve config: an application for each version of a model, and the ingress in front of them."""
+    by_application = {model.application: model for model in models}
+    applications: list[dict[str, Any]] = [
+        {"name": model.application, "import_path": "serving.app:model", "route_prefix": None, "args": model.to_dict()}
+        for model in models]
+    applications.append({
+        "name": "endpoint", "import_path": "serving.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
+        "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
+    return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": endpoint.timeout_s + 5, **http},
+            "logging_config": {"encoding": "JSON", "enable_access_log": False}, "applications": applications}

@@ -1,0 +1,68 @@
+"""What an ingress counts: Prometheus metrics through Ray, and the last minute for the playground."""
+
+import time
+from collections import deque
+from typing import Any
+
+from serving.routing import Route
+from serving.settings import ModelSettings
+
+_LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
+_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_WINDOW_S = 60.0
+
+
+class Measures:
+    """Of one ingress. Nothing of a request's content is kept."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        of_model = ("model", "version")
+        self._requests = Counter("trainyard_serving_requests_total", "Answers by HTTP status.", (*of_model, "status"))
+        self._errors = Counter("trainyard_serving_errors_total", "Refused and failed requests by cause.", (*of_model, "cause"))
+        self._rows = Counter("trainyard_serving_rows_total", "Rows that were answered.", of_model)
+        self._latency = Histogram("trainyard_serving_latency_seconds", "From the first byte to the answer.", _LATENCIES_S, of_model)
+        self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES, of_model)
+        self._queue = Gauge("trainyard_serving_queued_requests", "Requests that no replica has yet.", of_model)
+        self._tags: dict[tuple[str, ...], dict[str, str]] = {}
+        self._recent: deque[tuple[float, float]] = deque(maxlen=100_000)
+
+    def request(self, route: Route | None, status: int, cause: str, seconds: float) -> None:
+        model, version = (route.settings.name, route.settings.version) if route else ("", "")
+        self._requests.inc(1, self._tag("status", str(status), model, version))
+        if cause:
+            self._errors.inc(1, self._tag("cause", cause, model, version))
+        if route is not None:
+            self._latency.observe(seconds, self._tag("", "", model, version))
+            self._recent.append((time.monotonic(), seconds))
+
+    def rows(self, route: Route, rows: int) -> None:
+        self._rows.inc(rows, self._tag("", "", route.settings.name, route.settings.version))
+
+    def batch(self, settings: ModelSettings, requests: int, rows: int) -> None:
+        self._batch.observe(rows, self._tag("", "", settings.name, settings.version))
+
+    def queued(self, route: Route) -> None:
+        self._queue.set(route.batcher.queued, self._tag("", "", route.settings.name, route.settings.version))
+
+    def live(self) -> dict[str, Any]:
+        """The last minute: requests a second, and the latency's quantiles in milliseconds."""
+        since = time.monotonic() - _WINDOW_S
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        times = sorted(seconds for _, seconds in self._recent)
+        first = self._recent[0][0] if self._recent else since
+        span = max(1.0, time.monotonic() - first)
+        return {"requests_per_s": round(len(times) / span, 2), "p50_ms": _quantile(times, 0.5), "p99_ms": _quantile(times, 0.99)}
+
+    def _tag(self, name: str, value: str, model: str, version: str) -> dict[str, str]:
+        key = (name, value, model, version)
+        found = self._tags.get(key)
+        if found is None:
+            found = self._tags[key] = {"model": model, "version": version, **({name: value} if name else {})}
+        return found
+
+
+def _quantile(times: list[float], share: float) -> float | None:
+    return round(1000 * times[min(len(times) - 1, int(share * len(times)))], 2) if times else None

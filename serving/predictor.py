@@ -1,0 +1,51 @@
+"""What serves a job's artifacts: four small methods a job, in `serving/<job>.py`, found by the job's name in the manifest.
+
+    load(artifact) ─► decode(inputs) ─► predict(rows) ─► encode(predicted)
+
+Rows of several requests go through `predict` together, so what `decode` and `predict` give are arrays of rows.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from cluster.errors import ArtifactError
+from jobs.common.artifact import Artifact
+
+Array = NDArray[Any]
+
+
+class Predictor(Protocol):
+    """See the module. Called by one thread at a time."""
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> "Predictor":
+        """The model of a verified artifact. Raises: ArtifactError."""
+        ...
+
+    def decode(self, inputs: Mapping[str, Array]) -> Array:
+        """A request's tensors as rows of what the model takes. Raises: BadRequestError for what no model could take."""
+        ...
+
+    def predict(self, rows: Array) -> Array:
+        """One answer a row."""
+        ...
+
+    def encode(self, predicted: Array) -> Mapping[str, Array]:
+        """Answers as the tensors that the manifest names."""
+        ...
+
+
+def load_predictor(artifact: Artifact) -> Predictor:
+    """Raises: ArtifactError where the artifact's job cannot be served."""
+    job = artifact.manifest.description.job
+    try:
+        module = importlib.import_module(f"serving.{job}")
+    except ModuleNotFoundError as error:
+        if error.name != f"serving.{job}":
+            raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: install "
+                                "what the job's extra names") from error
+        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py") from error
+    return cast(Predictor, module.PREDICTOR.load(artifact))

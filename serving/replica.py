@@ -1,0 +1,113 @@
+"""One replica of a version of a model: a verified artifact, checked against its own probe rows and warmed up before it answers."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.errors import ArtifactError
+from jobs.common.artifact import Artifact, open_artifact
+from serving.errors import ModelError, RefusedError
+from serving.predictor import Predictor, load_predictor
+from serving.settings import ModelSettings
+
+Tensors = Mapping[str, NDArray[Any]]
+_QUICK_S = 0.005
+"""A call that is done sooner is made in the event loop itself: handing it to a thread costs more than it frees."""
+_PROBE_RTOL, _PROBE_ATOL = 1e-3, 1e-5
+"""How far a replica's answers for the probe rows may be from the artifact's: other hardware rounds otherwise."""
+_log = logging.getLogger(__name__)
+
+
+class Replica:
+    """A Serve deployment's class. Raises at its start: ArtifactError, and it gets no requests then."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = ModelSettings(**settings)
+        _use_threads(max(1, int(self.settings.cpus)))
+        artifact = open_artifact(self.settings.uri, self.settings.digest)
+        self._predictor = load_predictor(artifact)
+        check_probe(self._predictor, artifact)
+        seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
+        self._thread = None if seconds < _QUICK_S else ThreadPoolExecutor(1, thread_name_prefix="model")
+        about = artifact.manifest.description
+        self._about = {"inputs": about.inputs, "outputs": about.outputs, "labels": about.labels, "task": about.task,
+                       "job": about.job, "example": artifact.probe()}
+
+    def about(self) -> dict[str, Any]:
+        """What the ingress needs to know of the model."""
+        return self._about
+
+    async def infer(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+        """Answers in the order of the requests."""
+        if self._thread is None:
+            return answers(self._predictor, requests)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answers, self._predictor, requests)
+
+
+def answers(predictor: Predictor, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+    """Of several requests, whose rows go through the model together. What is wrong with one leaves the others be."""
+    decoded: list[NDArray[Any] | RefusedError] = []
+    for inputs in requests:
+        try:
+            decoded.append(predictor.decode(inputs))
+        except RefusedError as error:
+            decoded.append(error)
+    batches = [rows for rows in decoded if not isinstance(rows, RefusedError)]
+    if not batches:
+        return [error for error in decoded if isinstance(error, RefusedError)]
+    try:
+        predicted = predictor.predict(batches[0] if len(batches) == 1 else np.concatenate(batches))
+    except Exception:  # noqa: BLE001  (its rows get an answer, and the replica goes on)
+        _log.exception("the model failed with %d rows", sum(map(len, batches)))
+        failure = ModelError("the model failed: see the replica's log")
+        return [rows if isinstance(rows, RefusedError) else failure for rows in decoded]
+    found: list[Tensors | RefusedError] = []
+    at = 0
+    for rows in decoded:
+        if isinstance(rows, RefusedError):
+            found.append(rows)
+        else:
+            found.append(predictor.encode(predicted[at : at + len(rows)]))
+            at += len(rows)
+    return found
+
+
+def check_probe(predictor: Predictor, artifact: Artifact) -> None:
+    """Raises: ArtifactError if the model does not answer the artifact's own rows as the artifact says."""
+    probe = artifact.probe()
+    (found,) = answers(predictor, [probe.inputs])
+    if isinstance(found, RefusedError):
+        raise ArtifactError(f"artifact {artifact.uri} does not serve: it refuses its own probe rows ({found})")
+    for name, wanted in probe.outputs.items():
+        if not np.allclose(found[name], wanted, _PROBE_RTOL, _PROBE_ATOL):
+            far = float(np.abs(np.asarray(found[name], np.float64) - wanted).max())
+            raise ArtifactError(f"artifact {artifact.uri} does not serve: its answers for its own probe rows differ by {far:.3g} "
+                                f"in {name} from those in it")
+
+
+def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
+    """Answers batches of all sizes once. Returns the seconds that a full one took."""
+    rows = predictor.decode(artifact.probe().inputs)
+    size, seconds = 1, 0.0
+    while size <= max_rows:
+        batch = np.resize(rows, (size, *rows.shape[1:]))
+        predictor.predict(batch)
+        began = time.perf_counter()
+        predictor.predict(batch)
+        seconds = time.perf_counter() - began
+        size *= 2
+    return seconds
+
+
+def _use_threads(count: int) -> None:
+    """Of the frameworks, which read it when they are imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ[name] = str(count)
+    os.environ["TF_NUM_INTEROP_THREADS"] = "1"

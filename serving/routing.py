@@ -1,0 +1,128 @@
+"""Which version of a model answers a request: weights, and a batcher and a Serve handle for each version."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.common.artifact import Probe
+from serving import protocol
+from serving.batching import Batcher
+from serving.errors import UnknownModelError
+from serving.settings import EndpointSettings, ModelSettings
+
+Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]]]
+
+
+@dataclass(kw_only=True)
+class Route:
+    """A version that requests may go to. ask: `about` of a replica, or its `infer`."""
+
+    settings: ModelSettings
+    weight: float
+    ask: Callable[..., Any]
+    batcher: Batcher
+    ready: Callable[[], bool]
+    said: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What every answer says."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    _about: dict[str, Any] | None = None
+
+    async def about(self) -> dict[str, Any]:
+        """Of a replica, asked once."""
+        about = self._about
+        if about is None:
+            about = self._about = await self.ask("about")
+        return about
+
+    def is_ready(self) -> bool:
+        return self.ready()
+
+
+class Table:
+    """Names to routes. `change` replaces what differs and leaves the rest be."""
+
+    def __init__(self, settings: EndpointSettings, connect: Connect, seen: Callable[[ModelSettings, int, int], None]) -> None:
+        """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each batch."""
+        self._settings, self._connect, self._seen = settings, connect, seen
+        self._routes: dict[str, dict[str, Route]] = {}
+        self._random = random.Random()
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._routes)
+
+    def change(self, models: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """models: name -> versions, each with its weight and settings, as `settings.routes` makes them."""
+        made: dict[str, dict[str, Route]] = {}
+        for name, versions in models.items():
+            made[name] = {}
+            for version in versions:
+                settings = ModelSettings(**version["settings"])
+                known = self._routes.get(name, {}).get(settings.version)
+                if known is None or known.settings != settings:
+                    known = self._route(settings)
+                known.weight = float(version["weight"])
+                made[name][settings.version] = known
+        self._routes = made
+
+    def _route(self, settings: ModelSettings) -> Route:
+        ask, ready = self._connect(settings)
+        batcher = Batcher(lambda requests: ask("infer", requests), max_rows=settings.max_batch_rows, max_calls=settings.max_calls,
+                          max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
+                          seen=lambda requests, rows: self._seen(settings, requests, rows))
+        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready,
+                     said={"model_name": settings.name, "model_version": settings.version,
+                           "parameters": {"artifact_digest": settings.digest}},
+                     headers=((b"x-model-version", settings.version.encode()), (b"x-artifact-digest", settings.digest.encode())))
+
+    def route(self, name: str, version: str | None) -> Route:
+        """The version that is asked for, or one by weight. Raises: UnknownModelError."""
+        versions = self._routes.get(name)
+        if versions is None:
+            raise UnknownModelError(f"there is no model {name[:60]!r}: there is {', '.join(self._routes) or 'none'}")
+        if version is not None:
+            if (found := versions.get(version)) is None:
+                raise UnknownModelError(f"model {name!r} has no version {version[:60]!r}: it has {', '.join(versions)}")
+            return found
+        routes = list(versions.values())
+        if len(routes) == 1:
+            return routes[0]
+        return self._random.choices(routes, [route.weight for route in routes])[0]
+
+    def is_ready(self) -> bool:
+        """Whether every version that gets requests has a replica, or gets one when it is asked."""
+        return bool(self._routes) and all(route.is_ready() for versions in self._routes.values() for route in versions.values()
+                                          if route.weight > 0)
+
+    # ── as the protocol describes it ──
+    def server(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {"name": "trainyard", "version": version("trainyard"), "extensions": list(protocol.EXTENSIONS)}
+
+    async def metadata(self, name: str, route: Route) -> dict[str, Any]:
+        about = await route.about()
+        return {"name": name, "versions": list(self._routes[name]), "platform": f"trainyard_{about['job']}",
+                "inputs": protocol.tensor_metadata(about["inputs"]), "outputs": protocol.tensor_metadata(about["outputs"]),
+                "properties": {"task": about["task"], "artifact_digest": route.settings.digest}}
+
+    async def described(self, name: str) -> dict[str, Any]:
+        """What a page shows of a model: the protocol's metadata, its labels, and an example."""
+        route = self.route(name, None)
+        about = await route.about()
+        probe: Probe = about["example"]
+        example = [{"name": spec.name, "datatype": spec.datatype, "shape": [1, *spec.shape[1:]],
+                    "data": _plain(probe.inputs[spec.name][:1])} for spec in about["inputs"]]
+        return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
+                "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example}}
+
+    def live(self) -> dict[str, Any]:
+        queued = {name: sum(route.batcher.queued for route in versions.values()) for name, versions in self._routes.items()}
+        return {"queued": queued}
+
+
+def _plain(values: Any) -> list[Any]:
+    flat = values.ravel().tolist()
+    return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in flat]
+

@@ -1,0 +1,55 @@
+"""A Serve instance on the connected cluster: deployed from a config, waited for, and ended."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.errors import ClusterError, StoppedError
+
+
+def deploy(config: Mapping[str, Any]) -> None:
+    """What `serve deploy` does, without a dashboard. Applications whose config has not changed are left alone."""
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_start(http_options={**schema.http_options.model_dump(), "location": schema.proxy_location},
+                         global_logging_config=schema.logging_config)
+    client.deploy_apps(schema)
+
+
+def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: float) -> None:
+    """Until every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError."""
+    from ray import serve
+
+    wanted = {application["name"] for application in config["applications"]}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = {name: state for name, state in serve.status().applications.items() if name in wanted}
+        for name, state in states.items():
+            if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise ClusterError(f"{name} does not start: {_reason(state)}")
+        if {name for name, state in states.items() if state.status == "RUNNING"} == wanted:
+            return
+        if stop.wait(0.1):
+            raise StoppedError("stopped before it was ready")
+        if time.monotonic() > deadline:
+            waiting = {name: _reason(state) for name, state in states.items() if state.status != "RUNNING"}
+            raise ClusterError(f"not ready after {timeout_s:g} s: {waiting}")
+
+
+def _reason(state: Any) -> str:
+    """The last line of what went wrong, which is the exception's own."""
+    messages = [deployment.message for deployment in state.deployments.values() if deployment.message] or [state.message]
+    lines = [line.strip() for line in messages[0].splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line]
+    return (errors or lines or ["no reason is known"])[-1]
+
+
+def end() -> None:
+    from ray import serve
+
+    serve.shutdown()

@@ -1,0 +1,72 @@
+"""What an endpoint and the models behind it are told: plain values, which go through `serve deploy`'s YAML as they are."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+INGRESS = "Ingress"
+"""The name of the endpoint's deployment in Serve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One version of one model, which is a Serve application of its own."""
+
+    name: str
+    version: str
+    uri: str
+    """Of the artifact."""
+    digest: str
+    """Of its manifest, as it was when the version was deployed."""
+    min_replicas: int = 1
+    """0: without requests there is no replica, and the first one waits for it."""
+    max_replicas: int = 1
+    cpus: float = 1.0
+    """Of a replica, and the threads that its framework computes with."""
+    gpus: float = 0.0
+    """Of a replica; a fraction shares a GPU."""
+    max_batch_rows: int = 64
+    """Rows that go through the model together; also the most that one request may have."""
+    batch_wait_ms: float = 0.0
+    """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
+    downscale_delay_s: float = 60.0
+
+    @property
+    def application(self) -> str:
+        """Its name in Serve."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def max_calls(self) -> int:
+        """Batches under way at a time: one that a replica computes, and one that it has at hand then."""
+        return 2 * self.max_replicas
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """What all models of an endpoint have in common."""
+
+    auth: bool = True
+    keys_file: str | None = None
+    """None: keys come from the environment variable of serving/keys.py."""
+    max_request_bytes: int = 16 << 20
+    max_queued: int = 1000
+    """Requests that wait for one model, of one ingress; more are answered with 503."""
+    timeout_s: float = 30.0
+    """The most that a request may take, whatever it asks for."""
+    requests_per_s: float | None = None
+    """Of one key; more are answered with 429."""
+    replicas: int = 1
+    """Of the ingress."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> dict[str, Any]:
+    """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight. settings: by application."""
+    return {"models": {name: [{"weight": weight, "settings": settings[f"{name}-{version}"].to_dict()}
+                              for version, weight in versions.items()] for name, versions in models.items()}}

@@ -1,0 +1,286 @@
+"""An endpoint as `python -m serving up` starts it, with a model of each job, asked by clients that others wrote."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from PIL import Image
+
+from cluster.network import free_port
+from jobs.common.artifact import Artifact, open_artifact
+from serving.keys import new_key
+from tests import runs
+
+QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
+FLAGS = {
+    "mlp": ["--model.hidden", "64"],
+    "cnn": ["--model.width", "4"],
+    "transformer": ["--data.max-train-rows", "600", "--data.vocab-size", "300", "--model.layers", "1", "--model.width", "32",
+                    "--model.heads", "2"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    host: str
+    key: str
+    keys_file: Path
+    artifacts: dict[str, Artifact]
+    job: runs.Job
+
+    def client(self) -> Any:
+        return triton.InferenceServerClient(self.host)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None) \
+            -> tuple[int, dict[str, str], bytes]:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.host}{path}", data, self.headers if headers is None else headers,
+                                         method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+    def refused(self, path: str, body: Any = None, **asked: Any) -> tuple[int, str]:
+        """Status and message of an error, which has the protocol's form."""
+        status, headers, data = self.ask(path, body, **asked)
+        message = json.loads(data)
+        assert headers["content-type"] == "application/json"
+        assert list(message) == ["error"]
+        return status, message["error"]
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Serves three models with keys, in the process group of `python -m serving up`."""
+    storage = tmp_path_factory.mktemp("storage")
+    artifacts: dict[str, Artifact] = {}
+    for job, flags in FLAGS.items():
+        with runs.run(storage / job, *QUICK, *flags, quick=False, job=job) as started:
+            artifacts[job] = open_artifact(started.finished(200)["artifact"])
+    key, line = new_key("tester")
+    (storage / "keys").write_text(line)
+    host = f"127.0.0.1:{free_port()}"
+    command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
+               "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
+               "--max-request-mib", "1"]
+    env = {"TRAINYARD_HOME": str(storage / "home")}
+    with runs.python("serving", *command, folder=storage, env=env) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        yield Endpoint(host=host, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(60) == 0, job.text
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) != 0, "nothing listens any more"
+
+
+def tensors(artifact: Artifact, *, binary: bool) -> list[Any]:
+    made = []
+    for spec in artifact.manifest.description.inputs:
+        values = artifact.probe().inputs[spec.name]
+        tensor = triton.InferInput(spec.name, list(values.shape), spec.datatype)
+        made.append(tensor.set_data_from_numpy(values, binary_data=binary))
+    return made
+
+
+def one_image(endpoint: Endpoint, **fields: Any) -> dict[str, Any]:
+    pixels = endpoint.artifacts["mlp"].probe().inputs["image"][:1]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    return {"inputs": [tensor | fields]}
+
+
+@pytest.mark.parametrize("job", list(FLAGS))
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str, binary: bool) -> None:
+    artifact, client = endpoint.artifacts[job], endpoint.client()
+    metadata = client.get_model_metadata(job, headers=endpoint.headers)
+    about = artifact.manifest.description
+    assert metadata["inputs"] == [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in about.inputs]
+    assert client.is_model_ready(job, "1", headers=endpoint.headers)
+    asked = [triton.InferRequestedOutput(spec.name, binary_data=binary) for spec in about.outputs]
+    got = client.infer(job, tensors(artifact, binary=binary), outputs=asked, request_id="mine", headers=endpoint.headers)
+    response = got.get_response()
+    assert (response["model_name"], response["model_version"], response["id"]) == (job, "1", "mine")
+    assert response["parameters"]["artifact_digest"] == artifact.digest
+    for name, wanted in artifact.probe().outputs.items():
+        np.testing.assert_allclose(got.as_numpy(name), wanted, atol=1e-6)
+
+
+def test_a_client_that_asks_for_nothing_in_particular_gets_all(endpoint: Endpoint) -> None:
+    got = endpoint.client().infer("mlp", tensors(endpoint.artifacts["mlp"], binary=True), headers=endpoint.headers)
+    assert got.as_numpy("probabilities").shape == endpoint.artifacts["mlp"].probe().outputs["probabilities"].shape
+
+
+def test_the_server_says_what_it_is(endpoint: Endpoint) -> None:
+    client = endpoint.client()
+    assert client.is_server_live()
+    assert client.is_server_ready() is True or endpoint.ask("/v2/health/ready", headers={})[0] == 200
+    assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data"]
+    status, _, body = endpoint.ask("/v2/models")
+    assert status == 200
+    assert {model["name"] for model in json.loads(body)["models"]} == set(FLAGS)
+
+
+def test_an_image_file_of_any_size_and_a_text_are_taken(endpoint: Endpoint) -> None:
+    picture = Image.new("RGB", (300, 200), "white")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    body = one_image(endpoint, datatype="BYTES", shape=[1], data=[base64.b64encode(file.getvalue()).decode()],
+                     parameters={"content_type": "base64"})
+    answers: dict[str, Any] = {}
+    for job in ("mlp", "cnn"):
+        status, _, data = endpoint.ask(f"/v2/models/{job}/infer", body)
+        assert status == 200, data
+        answers[job] = json.loads(data)["outputs"][0]["data"]
+    white = one_image(endpoint, data=[255] * 784)
+    assert json.loads(endpoint.ask("/v2/models/mlp/infer", white)[2])["outputs"][0]["data"] == answers["mlp"]
+    text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["Donnerstag", "jeudi"]}]}
+    status, _, data = endpoint.ask("/v2/models/transformer/infer", text)
+    assert json.loads(data)["outputs"][0]["shape"] == [2, 33]
+    body["inputs"][0]["data"] = [base64.b64encode(b"GIF89a no image").decode()]
+    assert endpoint.refused("/v2/models/mlp/infer", body) == (400, "an element of the input is no image file that can be read: "
+                                                                   "send PNG or JPEG")
+
+
+def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic !"}, {"Authorization": endpoint.key}):
+        for path, body in (("/v2", None), ("/v2/models/mlp", None), ("/v2/models/mlp/infer", one_image(endpoint)), ("/", None),
+                           ("/v2/models/none", None), ("/openapi.json", None), ("/nothing", None)):
+            status, message = endpoint.refused(path, body, headers=headers)
+            assert status == 401, path
+            assert "mlp" not in message
+    basic = base64.b64encode(f"anyone:{endpoint.key}".encode()).decode()
+    assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}"})[0] == 200
+    assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}", "Sec-Fetch-Site": "cross-site"})[0] == 401
+
+
+def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
+    before = endpoint.keys_file.read_text()
+    key, line = new_key("another")
+    try:
+        endpoint.keys_file.write_text(f"{before}\n{line}\n")
+        time.sleep(1.2)
+        assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 200
+    finally:
+        endpoint.keys_file.write_text(before)
+    time.sleep(1.2)
+    assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 401
+
+
+def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endpoint) -> None:
+    infer = "/v2/models/mlp/infer"
+    assert endpoint.refused("/v2/models/mpl/infer", one_image(endpoint)) == (
+        404, "there is no model 'mpl': there is mlp, cnn, transformer")
+    assert endpoint.refused("/v2/models/mlp/versions/9/infer", one_image(endpoint)) == (
+        404, "model 'mlp' has no version '9': it has 1")
+    assert endpoint.refused("/v2/models/../../etc/passwd")[0] == 404
+    assert endpoint.refused(infer)[0] == 405
+    assert endpoint.refused("/v2", {})[0] == 405
+    assert endpoint.refused(infer, b"x" * ((1 << 20) + 1)) == (413, "the body has 1048577 bytes: at most 1048576")
+    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 400
+    assert endpoint.refused(infer, one_image(endpoint, shape=[65, 28, 28, 1], data=[0] * (65 * 784))) == (
+        400, "65 rows in one request: at most 64")
+    late = one_image(endpoint) | {"parameters": {"timeout": 1}}
+    assert endpoint.refused(infer, late)[0] == 504
+    assert endpoint.refused(infer, one_image(endpoint), headers=endpoint.headers | {"X-Request-Timeout-Seconds": "soon"})[0] == 400
+    assert endpoint.refused(infer, one_image(endpoint) | {"parameters": {"timeout": "soon"}})[0] == 400
+    assert endpoint.refused(infer, one_image(endpoint) | {"parameters": {"timeout": -5}})[0] == 400
+    text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}]}
+    head = json.dumps(text).encode()
+    wrong = endpoint.headers | {"Inference-Header-Content-Length": str(len(head))}
+    assert endpoint.refused("/v2/models/transformer/infer", head + b"\x01\0\0\0\xff", headers=wrong) == (
+        400, "an element of the input is no UTF-8")
+
+
+def test_every_answer_says_which_model_gave_it_and_carries_the_requests_id(endpoint: Endpoint) -> None:
+    _, headers, _ = endpoint.ask("/v2/models/mlp/infer", one_image(endpoint), headers=endpoint.headers | {"X-Request-Id": "abc-1"})
+    assert headers["x-request-id"] == "abc-1"
+    assert headers["x-model-version"] == "1"
+    assert headers["x-artifact-digest"] == endpoint.artifacts["mlp"].digest
+    _, headers, _ = endpoint.ask("/v2", headers=endpoint.headers | {"X-Request-Id": "no <id>"})
+    assert len(headers["x-request-id"]) == 32
+
+
+def test_the_documentation_describes_the_models_with_examples_that_work(endpoint: Endpoint) -> None:
+    described = json.loads(endpoint.ask("/openapi.json")[2])
+    tried = 0
+    for path, methods in described["paths"].items():
+        if "post" in methods:
+            example = methods["post"]["requestBody"]["content"]["application/json"]["example"]
+            status, _, data = endpoint.ask(path, example)
+            assert status == 200, data
+            tried += 1
+        else:
+            assert endpoint.ask(path)[0] == 200, path
+    assert tried == 6
+
+
+def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:
+    with socket.create_connection(tuple(endpoint.host.split(":")), timeout=10) as slow:
+        slow.sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
+                     "Content-Length: 100\r\n\r\n{".encode())
+        assert endpoint.ask("/v2/models/mlp/infer", one_image(endpoint))[0] == 200
+
+
+def test_many_at_a_time_are_answered_each_with_its_own(endpoint: Endpoint) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    probe = endpoint.artifacts["mlp"].probe()
+    images, wanted = probe.inputs["image"], probe.outputs["probabilities"]
+
+    def one(k: int) -> float:
+        row = k % len(images)
+        body = one_image(endpoint, data=images[row].ravel().tolist())
+        status, _, data = endpoint.ask("/v2/models/mlp/infer", body)
+        assert status == 200, data
+        return float(np.abs(np.array(json.loads(data)["outputs"][0]["data"]) - wanted[row]).max())
+
+    with ThreadPoolExecutor(16) as pool:
+        assert max(pool.map(one, range(200))) < 1e-6
+
+
+def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anything_starts(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serving.__main__ import main
+
+    copy = endpoint.artifacts["mlp"].copy_to(tmp_path / "copy")
+    weights = copy.store.local_path("model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    taken = endpoint.host.rpartition(":")[2]
+    free = str(free_port())
+    for flags, message in (
+        (["--model", f"digits={copy.uri}"], "model.safetensors differs from its sha256"),
+        (["--model", f"digits={tmp_path}/none"], "it has no manifest.json"),
+        (["--model", "digits"], "it must be NAME=models:/MODEL@ALIAS or NAME=PATH"),
+        (["--model", f"Digits={copy.uri}"], "NAME of a-z, 0-9 and -"),
+        (["--model", "digits=models:/none@champion", "--storage", str(tmp_path)], "none"),
+        (["--model", f"digits={copy.uri}", "--host", "0.0.0.0"], "answers on loopback only"),
+        (["--model", f"digits={copy.uri}", "--max-batch-rows", "0"], "--max-batch-rows 0: it must be more than 0"),
+        (["--model", f"digits={copy.uri}", "--port", taken], "is taken by process"),
+    ):
+        assert main(["up", "--no-auth", "--port", free, *flags]) == 2, flags
+        assert message in capsys.readouterr().err, flags
+    assert main(["up", "--port", free, "--model", f"digits={copy.uri}"]) == 2
+    assert "TRAINYARD_API_KEYS has no keys" in capsys.readouterr().err
+    assert os.environ.get("TRAINYARD_API_KEYS") is None
