@@ -110,8 +110,7 @@ class Endpoint:
         seconds = time.perf_counter() - began
         self._measures.request(note.get("route"), answer.status, cause, seconds)
         await send({"type": "http.response.start", "status": answer.status, "headers": [
-            (b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode()),
-            (b"x-request-id", request_id.encode()), *answer.headers]})
+            (b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode()), *answer.headers]})
         await send({"type": "http.response.body", "body": answer.body})
         if _access.isEnabledFor(logging.INFO):
             _access.info(orjson.dumps({"id": request_id, "method": scope["method"], "path": scope["path"], "status": answer.status,
@@ -229,6 +228,7 @@ def _key(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's, or Serve's, which is also what sends it back; in a form that a log line can hold."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
 

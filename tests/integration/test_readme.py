@@ -20,14 +20,16 @@ from jobs.common.compare import _parser as compare_parser
 from jobs.common.registry_command import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
+from serving.__main__ import parser as serving_parser
 from tests import contained, newcomer
 from tuning.options import combined
 
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md", ROOT / "jobs/transformer/README.md",
-           ROOT / "tuning/README.md", ROOT / "tests/README.md"]
+           ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
+"""Of blocks in README.md; those of the others are parsed only."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyP
 
 def test_every_other_command_is_one_that_there_is() -> None:
     for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser),
-                         ("jobs.common.compare", compare_parser)):
+                         ("jobs.common.compare", compare_parser), ("serving", serving_parser)):
         shown = [rest for _, words in shown_commands() if (rest := after(words, "python", "-m", name)) is not None]
         assert shown
         for rest in shown:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from cluster.network import free_port
 from jobs.common.artifact import Artifact, open_artifact
 from serving.keys import new_key
 from tests import runs
+from tests.browser import Page, browser, needs_chromium
 
 QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
 FLAGS = {
@@ -215,8 +217,7 @@ def test_every_answer_says_which_model_gave_it_and_carries_the_requests_id(endpo
     assert headers["x-request-id"] == "abc-1"
     assert headers["x-model-version"] == "1"
     assert headers["x-artifact-digest"] == endpoint.artifacts["mlp"].digest
-    _, headers, _ = endpoint.ask("/v2", headers=endpoint.headers | {"X-Request-Id": "no <id>"})
-    assert len(headers["x-request-id"]) == 32
+    assert len(endpoint.ask("/v2")[1]["x-request-id"]) == 36
 
 
 def test_the_documentation_describes_the_models_with_examples_that_work(endpoint: Endpoint) -> None:
@@ -284,3 +285,67 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
     assert main(["up", "--port", free, "--model", f"digits={copy.uri}"]) == 2
     assert "TRAINYARD_API_KEYS has no keys" in capsys.readouterr().err
     assert os.environ.get("TRAINYARD_API_KEYS") is None
+
+
+# ── the pages, in a browser ──
+@pytest.fixture(scope="module")
+def page(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("browser")) as made:
+        yield made
+
+
+def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
+    page.size(1000, 800)
+    page.open(f"http://{endpoint.host}{path}", endpoint.headers)
+    page.until("document.querySelectorAll('#tabs button').length === 3")
+    page.click(f"#tab-{model}")
+    page.until(f"document.querySelector('[aria-selected=true]').textContent === '{model}'")
+
+
+@needs_chromium
+def test_a_drawn_digit_is_told(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "mlp")
+    page.draw("#canvas", *((0.5 + 0.22 * math.sin(k * math.pi / 12), 0.5 - 0.34 * math.cos(k * math.pi / 12)) for k in range(25)))
+    assert page.until("document.querySelector('#said').textContent").startswith("0, ")
+    assert page.js("document.querySelectorAll('#bars li').length") == 10
+    assert endpoint.artifacts["mlp"].digest in page.js("document.querySelector('#about').title")
+    assert "Authorization: Bearer" in page.js("document.querySelector('#curl').textContent")
+    page.click("#clear")
+    assert page.js("document.querySelectorAll('#bars li').length") == 0
+    assert page.errors == []
+
+
+@needs_chromium
+def test_a_typed_text_is_told_from_the_keyboard_alone(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "cnn")
+    page.press("ArrowRight", 39)
+    page.until("document.activeElement.textContent === 'transformer'")
+    for _ in range(6):
+        page.press("Tab", 9)
+        if page.js("document.activeElement.id") == "words":
+            break
+    page.type("Donnerstag")
+    page.until("document.querySelectorAll('#bars li').length === 10")
+    text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Donnerstag"]}]}
+    data = json.loads(endpoint.ask("/v2/models/transformer/infer", text)[2])["outputs"][0]["data"]
+    best = endpoint.artifacts["transformer"].manifest.description.labels[int(np.argmax(data))]
+    assert page.js("document.querySelector('#said').textContent").startswith(f"{best}, ")
+    assert page.js("document.querySelector('#said').getAttribute('aria-live')") == "polite"
+
+
+@needs_chromium
+def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "mlp")
+    page.size(360, 700)
+    page.click("#image .example")
+    page.until("document.querySelectorAll('#bars li').length === 10")
+    page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.js("document.documentElement.scrollWidth") <= 360
+    nameless = ("[...document.querySelectorAll('button, textarea, input, canvas')].filter(e => !e.textContent.trim() "
+                "&& !e.ariaLabel && !(e.labels && e.labels.length)).map(e => e.outerHTML)")
+    assert page.js(nameless) == []
+    page.open(f"http://{endpoint.host}/docs", endpoint.headers)
+    page.until("document.querySelectorAll('details').length > 10")
+    page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.js("document.documentElement.scrollWidth") <= 360
+    assert page.errors == []
