@@ -1,20 +1,26 @@
-"""`make demo`: a cluster on this machine, the MLP job submitted to it, and its model asked what a test image shows.
+"""`make demo`: a cluster on this machine, the MLP job submitted to it, and its model asked about a test image, here and over HTTP.
 
-    python -m jobs.mlp.demo
+    python -m jobs.mlp.demo          with KEEP=1 in the environment the endpoint stays up until Ctrl-C
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster import local
+from cluster.errors import ClusterError
+from cluster.network import free_port
 from cluster.signals import exit_when_told
 from cluster.storage import Store
 from jobs.common.dataset import Dataset
@@ -41,6 +47,9 @@ def main() -> int:
         finally:
             local.down()
             print("the cluster is down", flush=True)
+        if code == 0:
+            print("\n4. the same model behind an endpoint", flush=True)
+            serve(storage / name)
     return code
 
 
@@ -73,6 +82,45 @@ def show(run: Path) -> None:
     for row, line in enumerate(draw(image)):
         print(f"  {line}   {beside[row] if row < len(beside) else ''}".rstrip())
     print(f"\nreport: {run / 'report.html'}\nartifact: {run / 'artifact'}", flush=True)
+
+
+def serve(run: Path) -> None:
+    """Asks an endpoint for the first test image over HTTP."""
+    record = json.loads((run / "run.json").read_text())
+    image, label = first_test_image(run.parent, record)
+    with endpoint(run / "artifact") as url:
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        print(f"$ curl {url}/v2/models/digits/infer -d '{{\"inputs\": [{{\"name\": \"image\", …}}]}}'", flush=True)
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v2/models/digits/infer", body), timeout=30) as response:
+            answer = json.load(response)
+        probabilities: list[float] = answer["outputs"][0]["data"]
+        said = int(np.argmax(probabilities))
+        labels: list[str] = json.loads((run / "artifact/manifest.json").read_text())["labels"]
+        print(f"   version {answer['model_version']} says {labels[said]} ({probabilities[said]:.3f}), it is {labels[label]}\n"
+              f"playground: {url}/", flush=True)
+        if os.environ.get("KEEP") == "1":
+            print("it stays up until Ctrl-C", flush=True)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+
+
+@contextmanager
+def endpoint(artifact: Path) -> Generator[str]:
+    """Its address. It ends with the block."""
+    port = free_port() if os.environ.get("KEEP") != "1" else 8000
+    command = ["serving", "up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port)]
+    print("$ python -m " + " ".join(command), flush=True)
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if not any(line.startswith("ready: ") for line in process.stdout):
+            raise ClusterError("the endpoint did not start: see above")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        print("the endpoint is down", flush=True)
 
 
 def first_test_image(storage: Path, record: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:

@@ -19,12 +19,15 @@ def test_make_demo_trains_shows_its_answer_and_leaves_nothing_running(tmp_path: 
     assert "Traceback" not in done.output
     assert PROGRESS.findall(done.output), done.output
     results(done.output)
-    drawn_beside_the_answer(done.output)
     run = next((home / "trainyard").glob("demo-*"))
     assert f"\nreport: {run}/report.html\nartifact: {run}/artifact\n" in done.output
     assert (run / "report.html").stat().st_size > 50_000
     assert (run / "artifact/manifest.json").exists()
-    assert done.output.rstrip().endswith("the cluster is down")
+    assert "\nthe cluster is down\n" in done.output
+    answer = re.search(r"version 1 says (\d) \(0\.\d{3}\), it is (\d)\nplayground: http://127", done.output)
+    assert answer, done.output
+    assert answer[1] == drawn_beside_the_answer(done.output), "served as it was loaded"
+    assert done.output.rstrip().endswith("the endpoint is down")
     assert done.left == []
     assert not (home / ".ray").exists(), "Ray's own token file is readable by everyone"
 
@@ -38,7 +41,8 @@ def results(output: str) -> None:
     assert {"macro-F1", "log loss", "samples/s", "time", "report"} <= set(table)
 
 
-def drawn_beside_the_answer(output: str) -> None:
+def drawn_beside_the_answer(output: str) -> str:
+    """Returns what the model says."""
     picture = output.partition("loaded back from the artifact\n")[2].partition("\n\nreport: ")[0].splitlines()
     assert len(picture) == 14
     assert all(set(line[2:30]) <= set(" .:-=+*#%@") for line in picture)
@@ -48,3 +52,4 @@ def drawn_beside_the_answer(output: str) -> None:
     best, probability = re.findall(r"(\d)  █+ (\d\.\d{3})$", picture[3])[0]
     assert best == answer[1]
     assert float(probability) > 0.1
+    return best
