@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import serve
 
+from serving.closed import keep_calls_to_this_node
 from serving.ingress import Endpoint
 from serving.measures import Measures
 from serving.replica import Replica
@@ -22,6 +23,7 @@ class Ingress:
     """The endpoint in a Serve replica."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        keep_calls_to_this_node()
         measures = Measures()
         self._table = Table(made := EndpointSettings(**settings), _connected, measures.batch)
         self._endpoint = Endpoint(made, self._table, measures)

@@ -6,7 +6,11 @@ import argparse
 import ipaddress
 import os
 import socket
+import tempfile
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,12 +37,28 @@ def config(options: argparse.Namespace) -> int:
 
 
 def up(options: argparse.Namespace) -> int:
+    _check_port(options.host, options.port)
+    made = _config(options)
+    with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp") as folder, _environment(Path(folder)):
+        return _serve(options, made)
+
+
+@contextmanager
+def _environment(folder: Path) -> Generator[None]:
+    """Of a cluster that is started in the block. Serve is to be imported there first: it reads it then, here too."""
+    from serving.closed import haproxy_settings
     from serving.deploy import SERVE_SETTINGS
 
-    _check_port(options.host, options.port)
-    for name, value in SERVE_SETTINGS.items():
-        os.environ.setdefault(name, value)  # before Serve is imported, here and in the cluster's processes
-    made = _config(options)
+    before = dict(os.environ)
+    os.environ.update(SERVE_SETTINGS | haproxy_settings(folder) | before)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
     stop = threading.Event()
     heed(lambda name: stop.set())
     from cluster.connect import connect, disconnect

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import ArtifactError
 from jobs.common.artifact import Artifact, open_artifact
+from serving.closed import keep_calls_to_this_node
 from serving.errors import ModelError, RefusedError
 from serving.predictor import Predictor, load_predictor
 from serving.settings import ModelSettings
@@ -30,6 +31,7 @@ class Replica:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = ModelSettings(**settings)
+        keep_calls_to_this_node()
         _use_threads(max(1, int(self.settings.cpus)))
         artifact = open_artifact(self.settings.uri, self.settings.digest)
         self._predictor = load_predictor(artifact)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http as triton
 from PIL import Image
@@ -239,6 +240,20 @@ def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:
         slow.sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
                      "Content-Length: 100\r\n\r\n{".encode())
         assert endpoint.ask("/v2/models/mlp/infer", one_image(endpoint))[0] == 200
+
+
+def test_nothing_of_an_endpoint_can_be_reached_from_elsewhere(endpoint: Endpoint) -> None:
+    """Ray's own processes are looked at in test_cluster.py."""
+    below = {process.pid: process for process in psutil.Process(endpoint.job.process.pid).children(recursive=True)}
+    open_ports = {(connection.laddr.ip, below[connection.pid].name()) for connection in psutil.net_connections("tcp")
+                  if connection.pid in below and connection.status == psutil.CONN_LISTEN}
+    assert len(open_ports) >= 2
+    elsewhere = {each for each in open_ports if each[0] not in ("127.0.0.1", "::ffff:127.0.0.1")}
+    assert elsewhere == set()
+    sockets = [Path(connection.laddr) for process in below.values() if process.name() == "haproxy"
+               for connection in process.net_connections("unix") if connection.laddr]
+    assert sockets
+    assert all(any(parent.stat().st_mode & 0o077 == 0 for parent in path.parents) for path in sockets), "others cannot reach them"
 
 
 def test_many_at_a_time_are_answered_each_with_its_own(endpoint: Endpoint) -> None:
