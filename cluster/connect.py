@@ -45,11 +45,12 @@ class ClusterInfo:
     dashboard_url: str
 
 
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> ClusterInfo:
+def connect(address: str | None = None, *, num_cpus: int | None = None, own: bool = False) -> ClusterInfo:
     """Joins or starts a cluster, as the module says; does nothing where this process is connected already.
 
     address: HOST:PORT of the control store, `auto` (a cluster running on this machine), or `local` (start one).
-    num_cpus: of a cluster started here; by default all cores. Raises: ClusterError within 5 s if there is no living cluster
+    num_cpus: of a cluster started here; by default all cores. own: whether another program of this user has started the cluster
+    at the address, so that it takes this user's token. Raises: ClusterError within 5 s if there is no living cluster
     at the address, or it wants another token, or runs another version of Ray or Python.
     """
     if not ray.is_initialized():
@@ -57,7 +58,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Clust
         if wanted == "local":
             _start(num_cpus)
         else:
-            _join(control_store(wanted))
+            _join(control_store(wanted), own)
     return _describe()
 
 
@@ -126,9 +127,11 @@ def _running_here() -> str:
     return str(found)
 
 
-def _join(address: str) -> None:
-    _use_token_of(address)
+def _join(address: str, own: bool) -> None:
     try:
+        if own:
+            _authenticate_own()
+        _use_token_of(address)
         nodes = _probe_with_any_token(address)
         _check_neighbour(address, nodes)
         _init(address)

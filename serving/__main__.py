@@ -1,7 +1,10 @@
 """Endpoints for trained models.
 
     python -m serving up --model digits=models:/digits-mlp@champion      serve here, until Ctrl-C
-    python -m serving config --model … > serve.yaml                      what `serve deploy` and a RayService take
+    python -m serving status                                             what a running endpoint serves
+    python -m serving split digits --weights 3=90,4=10                   some requests to another version
+    python -m serving promote digits 4 | rollback digits                 all of them, and back
+    python -m serving config --model …                                   what `serve deploy` and a RayService take
     python -m serving key NAME                                           a new API key
 """
 
@@ -17,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from serving import commands
 
     try:
-        return {"up": commands.up, "config": commands.config, "key": commands.key}[options.command](options)
+        return getattr(commands, options.command)(options)
     except TrainyardError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -26,14 +29,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m serving", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True, metavar="up | config | key")
+    commands = made.add_subparsers(dest="command", required=True, metavar="up | status | split | promote | rollback | config | key")
     up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")
     _models(up)
     up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
+    _running(commands.add_parser("status", help="show what a running endpoint serves"))
+    split = _running(commands.add_parser("split", help="give versions of a model shares of its requests"), model=True)
+    split.add_argument("--weights", required=True, metavar="VERSION=WEIGHT,…", help="such as 3=90,4=10")
+    promote = _running(commands.add_parser("promote", help="make a version the champion, and give it all requests"), model=True)
+    promote.add_argument("version")
+    _running(commands.add_parser("rollback", help="undo the last change of a model's versions"), model=True)
     _models(commands.add_parser("config", help="print what `serve deploy` and a RayService take"))
     key = commands.add_parser("key", help="make an API key: it is printed once, with its line for the --keys file")
     key.add_argument("name", help="whose it is")
     return made
+
+
+def _running(command: argparse.ArgumentParser, *, model: bool = False) -> argparse.ArgumentParser:
+    """What commands for an endpoint that runs have in common."""
+    if model:
+        command.add_argument("model", help="by the name that callers use")
+    command.add_argument("--port", type=int, default=8000, help="of the endpoint")
+    command.add_argument("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
+    command.add_argument("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
+    return command
 
 
 def _models(command: argparse.ArgumentParser) -> None:
@@ -57,7 +76,11 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--max-request-mib", type=float, default=16.0, metavar="MIB")
     add("--max-queued", type=int, default=1000, metavar="N", help="requests that may wait for a model")
     add("--requests-per-s", type=float, metavar="R", help="of one key; by default as many as it likes")
+    add("--access-log", metavar="FILE", help="gets a line of JSON for each request, without what is in it; /dev/stderr works too")
     add("--ingress-replicas", type=int, default=1, metavar="N")
+    add("--placement", choices=("auto", "ingress", "replicas"), default="auto",
+        help="where models compute: in the ingress itself, which is fastest, or in replicas of their own, which scale, end and "
+             "fail by themselves; auto: in the ingress if there is one model, without GPUs, that is never scaled to zero")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,28 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportUntypedClassDecorator=false
 
+import contextlib
+import inspect
+import logging
+import logging.handlers
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 
 from serving.closed import keep_calls_to_this_node
-from serving.ingress import Endpoint
+from serving.errors import GoneError
+from serving.ingress import ACCESS_LOG, Endpoint
 from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table
 from serving.settings import INGRESS, EndpointSettings, ModelSettings
+
+_INGRESS_ONGOING = 16.0
+_TRIES = 3
 
 
 @serve.ingress()
@@ -24,8 +35,11 @@ class Ingress:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         keep_calls_to_this_node()
-        measures = Measures()
-        self._table = Table(made := EndpointSettings(**settings), _connected, measures.batch)
+        made, measures = EndpointSettings(**settings), Measures()
+        if made.access_log is not None:
+            _write_access_log(made.access_log)
+        self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
+        self._table = Table(made, self._connected, measures.batch)
         self._endpoint = Endpoint(made, self._table, measures)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
@@ -34,16 +48,45 @@ class Ingress:
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         self._table.change(user_config["models"])
 
+    def _connected(self, settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
+        """What asks a version's replicas, and what says whether there is one."""
+        own = self._own.get(settings.application)
+        return _here(own) if own is not None else _elsewhere(settings)
 
-def _connected(settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
-    """What asks a version's replicas, and what says whether there is one."""
-    handle = serve.get_app_handle(settings.application)
 
-    def ask(method: str, *arguments: Any) -> Any:
-        return getattr(handle, method).remote(*arguments)
+def _write_access_log(path: str) -> None:
+    """To a file that may be moved away meanwhile."""
+    log = logging.getLogger(ACCESS_LOG)
+    log.addHandler(logging.handlers.WatchedFileHandler(path))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _here(replica: Replica) -> tuple[Callable[..., Any], Callable[[], bool]]:
+    async def ask(method: str, *arguments: Any) -> Any:
+        found = getattr(replica, method)(*arguments)
+        return await found if inspect.isawaitable(found) else found
+
+    return ask, lambda: True
+
+
+def _elsewhere(settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
+    @cache
+    def handle() -> Any:
+        """Made when it is needed: an application that is not there yet, or no more, is no reason for the ingress to fail."""
+        return serve.get_app_handle(settings.application)
+
+    async def ask(method: str, *arguments: Any) -> Any:
+        for _ in range(_TRIES):
+            with contextlib.suppress(RayActorError):  # it died meanwhile: another one answers the same
+                return await getattr(handle(), method).remote(*arguments)
+        raise GoneError(f"{_TRIES} replicas died with this request")
 
     def ready() -> bool:
-        return settings.min_replicas == 0 or handle.running_replicas_populated()
+        try:
+            return settings.min_replicas == 0 or handle().running_replicas_populated()
+        except RayServeException:
+            return False
 
     return ask, ready
 
@@ -51,21 +94,27 @@ def _connected(settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[]
 def endpoint(args: dict[str, Any]) -> Any:
     """args: the fields of EndpointSettings."""
     settings = EndpointSettings(**args)
+    own = [ModelSettings(**each) for each in settings.own]
+    resources = {"num_cpus": sum(each.cpus for each in own), "num_gpus": sum(each.gpus for each in own)}
     deployment: Any = serve.deployment(Ingress)
     made = deployment.options(
-        name=INGRESS, num_replicas=settings.replicas, max_ongoing_requests=10 * settings.max_queued,
-        ray_actor_options={"num_cpus": 0}, health_check_period_s=5, graceful_shutdown_timeout_s=10)
+        name=INGRESS, max_ongoing_requests=10 * settings.max_queued, ray_actor_options=resources, health_check_period_s=5,
+        graceful_shutdown_timeout_s=10, **_scaling(settings.min_replicas, settings.max_replicas, _INGRESS_ONGOING, 60.0))
     return made.bind(settings.to_dict())
+
+
+def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_delay_s: float) -> dict[str, Any]:
+    """ongoing: calls under way of one replica, at which it is as busy as it is to be."""
+    if min_replicas == max_replicas:
+        return {"num_replicas": max_replicas}
+    return {"autoscaling_config": {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": ongoing,
+                                   "upscale_delay_s": 2.0, "downscale_delay_s": downscale_delay_s}}
 
 
 def model(args: dict[str, Any]) -> Any:
     """args: the fields of ModelSettings."""
     settings = ModelSettings(**args)
-    scaling: dict[str, Any] = {"num_replicas": settings.max_replicas}
-    if settings.min_replicas != settings.max_replicas:
-        scaling = {"autoscaling_config": {
-            "min_replicas": settings.min_replicas, "max_replicas": settings.max_replicas, "target_ongoing_requests": 1.0,
-            "upscale_delay_s": 2.0, "downscale_delay_s": settings.downscale_delay_s}}
+    scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
     deployment: Any = serve.deployment(Replica)
     made = deployment.options(
         name="Model", max_ongoing_requests=2, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},

@@ -8,8 +8,9 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from cluster.signals import heed
 from cluster.storage import Store
 from serving.keys import VARIABLE, Keys, new_key
 from serving.settings import EndpointSettings, ModelSettings
-
-START_TIMEOUT_S = 300.0
+from serving.versions import START_TIMEOUT_S, Running, Weights, change, missing, parse_weights
 
 
 def key(options: argparse.Namespace) -> int:
@@ -63,12 +63,14 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
     heed(lambda name: stop.set())
     from cluster.connect import connect, disconnect
 
-    connect(options.address)
+    cluster = connect(options.address)
+    record = Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)
     try:
         from serving import running
 
         running.deploy(made)
         running.await_ready(made, stop, START_TIMEOUT_S)
+        record.save()
         url = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"
         print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs", flush=True)
         while not stop.wait(0.5):
@@ -77,11 +79,88 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         running.end()
         return 0
     finally:
+        record.forget()
+        disconnect()
+
+
+# ── an endpoint that runs ──
+def status(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    with _connected(record):
+        from serving import running
+
+        states = running.states()
+    for name, versions in record.models().items():
+        for each in versions:
+            settings = ModelSettings(**each["settings"])
+            state = states.get(settings.application, states["endpoint"])
+            print(f"{name:<20} version {settings.version:<6} {100 * each['weight']:5.1f} %   {state:<10} {settings.digest[:12]}  "
+                  f"{settings.uri}")
+    return 0
+
+
+def split(options: argparse.Namespace) -> int:
+    return _change(options, parse_weights(options.weights))
+
+
+def promote(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    record.weights(options.model)
+    registered = record.models()[options.model][0]["settings"]["registered"]
+
+    def champion() -> None:
+        if registered:
+            from jobs.common.registry import Registry
+
+            storage = Store.open(options.storage)
+            Registry.open(options.tracking_uri, storage, registered).promote(registered, options.version)
+
+    return _change(options, {options.version: 1.0}, champion)
+
+
+def rollback(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    record.weights(options.model)
+    if options.model not in record.before:
+        raise ConfigError(f"the versions of {options.model} have not been changed: there is nothing to go back to")
+    return _change(options, record.before[options.model])
+
+
+def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], None] = lambda: None) -> int:
+    """Gives versions their weights; those that the endpoint does not have come from the registry."""
+    from serving import deploy
+
+    record = Running.load(options.port)
+    known = record.models().get(options.model, [])
+    new: list[ModelSettings] = []
+    for version in missing(record, options.model, weights):
+        like = ModelSettings(**known[0]["settings"])
+        if not like.registered:
+            raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
+        spec = f"{options.model}=models:/{like.registered}/{version}"
+        found = deploy.find(spec, options.tracking_uri, Store.open(options.storage))
+        new.append(replace(like, version=found.version, uri=found.uri, digest=found.digest))
+    with _connected(record):
+        change(record, options.model, weights, new, ready)
+    for version, weight in record.weights(options.model).items():
+        print(f"{options.model} version {version}: {100 * weight:.1f} %")
+    return 0
+
+
+@contextmanager
+def _connected(record: Running) -> Generator[None]:
+    from cluster.connect import connect, disconnect
+
+    connect(record.address, own=True)
+    try:
+        yield
+    finally:
         disconnect()
 
 
 def _names(made: dict[str, Any]) -> list[str]:
-    return [app["name"] for app in made["applications"] if app["name"] != "endpoint"]
+    ingress = next(each for app in made["applications"] for each in app.get("deployments", []))
+    return list(ingress["user_config"]["models"])
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,19 +170,30 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
     endpoint = EndpointSettings(
         auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
         max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued, timeout_s=options.timeout_s,
-        requests_per_s=options.requests_per_s, replicas=options.ingress_replicas)
+        requests_per_s=options.requests_per_s, min_replicas=options.ingress_replicas, max_replicas=options.ingress_replicas,
+        access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
     served = [deploy.find(spec, options.tracking_uri, storage) for spec in options.model]
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
     models = [ModelSettings(
-        name=each.name, version=each.version, uri=each.uri, digest=each.digest, min_replicas=options.min_replicas,
-        max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
-        gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms)
+        name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
+        min_replicas=options.min_replicas, max_replicas=max(options.max_replicas, options.min_replicas, 1),
+        cpus=options.cpus_per_replica, gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows,
+        batch_wait_ms=options.batch_wait_ms)
         for each in served]
+    if _in_ingress(options):
+        endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
+                           max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
     return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port})
+
+
+def _in_ingress(options: argparse.Namespace) -> bool:
+    if options.placement != "auto":
+        return options.placement == "ingress"
+    return len(options.model) == 1 and not options.gpus_per_replica and options.min_replicas >= 1
 
 
 def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:

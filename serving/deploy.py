@@ -10,6 +10,7 @@ from cluster.storage import Store
 from jobs.common.artifact import open_artifact
 from jobs.common.registry import Registry
 from serving.settings import INGRESS, EndpointSettings, ModelSettings, routes
+from serving.versions import application
 
 SERVE_SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -29,6 +30,8 @@ class Served:
     version: str
     uri: str
     digest: str
+    registered: str
+    """The registry's name of the model; empty for an artifact's path."""
 
 
 def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
@@ -41,20 +44,19 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
         raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9 and -")
     if where.startswith("models:/"):
         found = Registry.open(tracking_uri, storage, name).resolve(where)
-        version, uri, digest = str(found.version), found.uri, found.digest
+        version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name
     else:
-        version, uri, digest = "1", where, None
+        version, uri, digest, registered = "1", where, None, ""
     artifact = open_artifact(uri, digest)
-    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest)
+    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered)
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
            http: Mapping[str, Any]) -> dict[str, Any]:
     """A Serve config: an application for each version of a model, and the ingress in front of them."""
     by_application = {model.application: model for model in models}
-    applications: list[dict[str, Any]] = [
-        {"name": model.application, "import_path": "serving.app:model", "route_prefix": None, "args": model.to_dict()}
-        for model in models]
+    own = {ModelSettings(**each).application for each in endpoint.own}
+    applications: list[dict[str, Any]] = [application(model) for model in models if model.application not in own]
     applications.append({
         "name": "endpoint", "import_path": "serving.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
         "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})

@@ -4,13 +4,16 @@
     ├── BadRequestError             400  the request is not what the model takes
     ├── UnauthorisedError           401  no key, or one that is not known
     ├── UnknownModelError           404
+    ├── MethodError                 405  with Allow
     ├── TooLargeError               413
     ├── RateLimitError              429  with Retry-After
     ├── OverloadedError             503  with Retry-After
     ├── DeadlineError               504
+    ├── GoneError                   503  with Retry-After
     └── ModelError                  500  our own mistake, without details
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -34,6 +37,14 @@ class UnknownModelError(RefusedError):
     status, cause = 404, "unknown"
 
 
+class MethodError(RefusedError):
+    status, cause = 405, "bad_request"
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        super().__init__(f"this path takes {' and '.join(methods)}")
+        self.methods = methods
+
+
 class TooLargeError(RefusedError):
     status, cause = 413, "too_large"
 
@@ -52,6 +63,13 @@ class OverloadedError(RefusedError):
     """The endpoint has more to do than it can."""
 
     status, cause = 503, "overloaded"
+    retry_after_s = 1.0
+
+
+class GoneError(RefusedError):
+    """Replicas died with the request."""
+
+    status, cause = 503, "replica_died"
     retry_after_s = 1.0
 
 

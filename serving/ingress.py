@@ -8,6 +8,7 @@
 A key is a bearer token, or the password of HTTP's basic scheme, which a browser asks for.
 """
 
+import asyncio
 import base64
 import binascii
 import logging
@@ -15,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -23,6 +24,7 @@ from serving import protocol
 from serving.errors import (
     BadRequestError,
     DeadlineError,
+    MethodError,
     ModelError,
     RateLimitError,
     RefusedError,
@@ -36,6 +38,7 @@ from serving.pages import docs_page, openapi, playground_page
 from serving.routing import Route, Table
 from serving.settings import EndpointSettings
 
+T = TypeVar("T")
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -45,7 +48,9 @@ _JSON, _BINARY, _HTML = b"application/json", b"application/octet-stream", b"text
 _POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"
 _OURS = 0.95
 """Of the header's time, which Serve keeps too, with an answer of its own form: ours is to come first."""
-_access = logging.getLogger("trainyard.access")
+ACCESS_LOG = "trainyard.access"
+"""The logger of a line of JSON for each request, with nothing of what is in it."""
+_access = logging.getLogger(ACCESS_LOG)
 _log = logging.getLogger(__name__)
 
 
@@ -151,7 +156,7 @@ class Endpoint:
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadRequestError("the body is compressed: send it as it is")
         body = await _body(receive, headers, self.settings.max_request_bytes, self.settings.timeout_s)
-        about = await route.about()
+        about = await _within(route.about(), _timeout({}, headers, self.settings.timeout_s))
         length = headers.get(protocol.HEADER_LENGTH.encode())
         request = protocol.parse_request(body, length.decode("latin-1") if length is not None else None, about["inputs"],
                                          about["outputs"], route.settings.max_batch_rows)
@@ -196,18 +201,16 @@ class Endpoint:
 
 def _allow(scope: Scope, *methods: str) -> None:
     if scope["method"] not in methods:
-        raise MethodError(f"this path takes {' and '.join(methods)}")
-
-
-class MethodError(RefusedError):
-    status, cause = 405, "bad_request"
+        raise MethodError(methods)
 
 
 def _refusal(error: RefusedError) -> Answer:
-    message = "internal error" if type(error) is RefusedError else str(error)
+    message = "internal error" if isinstance(error, ModelError) else str(error)
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()))
+    if isinstance(error, MethodError):
+        headers.append((b"allow", ", ".join(error.methods).encode()))
     if isinstance(error, UnauthorisedError):
         headers.append((b"www-authenticate", b'Basic realm="trainyard: any name, and a key as the password", charset="UTF-8"'))
     return Answer(orjson.dumps({"error": message}), error.status, headers=tuple(headers))
@@ -251,10 +254,16 @@ def _timeout(parameters: Mapping[str, Any], headers: Mapping[bytes, bytes], most
     return min(found)
 
 
-async def _body(receive: Receive, headers: Mapping[bytes, bytes], most: int, timeout_s: float) -> bytes:
-    """Raises: TooLargeError before all of it has come, BadRequestError if its end does not come."""
-    import asyncio
+async def _within(coming: Awaitable[T], timeout_s: float) -> T:
+    """Raises: DeadlineError."""
+    try:
+        return await asyncio.wait_for(coming, timeout_s)
+    except TimeoutError:
+        raise DeadlineError(f"not answered within {timeout_s:.3g} s") from None
 
+
+async def _body(receive: Receive, headers: Mapping[bytes, bytes], most: int, timeout_s: float) -> bytes:
+    """Raises: TooLargeError before all of it has come, DeadlineError if its end does not come."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise BadRequestError("Content-Length is no number")

@@ -16,7 +16,7 @@ def deploy(config: Mapping[str, Any]) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(http_options={**schema.http_options.model_dump(), "location": schema.proxy_location},
+    client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location,
                          global_logging_config=schema.logging_config)
     client.deploy_apps(schema)
 
@@ -39,6 +39,13 @@ def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: flo
         if time.monotonic() > deadline:
             waiting = {name: _reason(state) for name, state in states.items() if state.status != "RUNNING"}
             raise ClusterError(f"not ready after {timeout_s:g} s: {waiting}")
+
+
+def states() -> dict[str, str]:
+    """By application."""
+    from ray import serve
+
+    return {name: str(state.status.value).lower() for name, state in serve.status().applications.items()}
 
 
 def _reason(state: Any) -> str:

@@ -1,6 +1,6 @@
 """What an endpoint and the models behind it are told: plain values, which go through `serve deploy`'s YAML as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ class ModelSettings:
     """Of the artifact."""
     digest: str
     """Of its manifest, as it was when the version was deployed."""
+    registered: str = ""
+    """The registry's name of the model; empty for an artifact's path."""
     min_replicas: int = 1
     """0: without requests there is no replica, and the first one waits for it."""
     max_replicas: int = 1
@@ -59,8 +61,13 @@ class EndpointSettings:
     """The most that a request may take, whatever it asks for."""
     requests_per_s: float | None = None
     """Of one key; more are answered with 429."""
-    replicas: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
     """Of the ingress."""
+    access_log: str | None = None
+    """A file on each ingress's node that gets a line of JSON for each request."""
+    own: Sequence[Mapping[str, Any]] = ()
+    """Models that each replica of the ingress computes itself, as ModelSettings: nothing lies between a request and the model."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

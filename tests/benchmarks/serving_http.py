@@ -34,7 +34,7 @@ QUICK = Settings(rounds=1, seconds=1, clients=(1,))
 NOTES = (
     "The default perceptron of the digits; a body of 784 JSON floats; wrk with one thread on the same two cores; by turns, medians "
     "over the rounds. Each server computes with one thread. Ours: `python -m serving up` as it is, so with a key, validation, "
-    "metrics and HAProxy, the ingress and the replica in processes of their own; `--batch-wait-ms 0`, so batches form of what "
+    "metrics and HAProxy, the model in the ingress's process (`--placement auto`); `--batch-wait-ms 0`, so batches form of what "
     "waits while the replica is busy. FastAPI: one uvicorn process that calls the model in its event loop, without "
     "key, validation or metrics. LitServe: its defaults with one worker.",
     "Rows of a request of 64, as binary tensors and as JSON: one client.",

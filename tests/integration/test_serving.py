@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import schemathesis
 import tritonclient.http as triton
+from hypothesis import HealthCheck, settings
 from PIL import Image
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from cluster.network import free_port
 from jobs.common.artifact import Artifact, open_artifact
@@ -27,6 +30,7 @@ from serving.keys import new_key
 from tests import runs
 from tests.browser import Page, browser, needs_chromium
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
 FLAGS = {
     "mlp": ["--model.hidden", "64"],
@@ -84,7 +88,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     host = f"127.0.0.1:{free_port()}"
     command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
                "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
-               "--max-request-mib", "1"]
+               "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
     env = {"TRAINYARD_HOME": str(storage / "home")}
     with runs.python("serving", *command, folder=storage, env=env) as job:
         job.until(lambda: "ready: " in job.text, 120)
@@ -221,6 +225,20 @@ def test_every_answer_says_which_model_gave_it_and_carries_the_requests_id(endpo
     assert len(endpoint.ask("/v2")[1]["x-request-id"]) == 36
 
 
+def test_the_access_log_has_a_line_for_each_request_and_nothing_of_what_is_in_it(endpoint: Endpoint) -> None:
+    text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["confidential"]}]}
+    endpoint.ask("/v2/models/transformer/infer", text, headers=endpoint.headers | {"X-Request-Id": "to-be-found"})
+    endpoint.ask("/v2/models/none", headers={})
+    log = (endpoint.keys_file.parent / "access.log").read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    (mine,) = [line for line in lines if line["id"] == "to-be-found"]
+    assert (mine["status"], mine["caller"], mine["path"], mine["method"]) == (200, "tester", "/v2/models/transformer/infer", "POST")
+    assert mine["ms"] > 0
+    assert (lines[-1]["status"], lines[-1]["caller"]) == (401, "-")
+    assert "confidential" not in log
+    assert endpoint.key not in log
+
+
 def test_the_documentation_describes_the_models_with_examples_that_work(endpoint: Endpoint) -> None:
     described = json.loads(endpoint.ask("/openapi.json")[2])
     tried = 0
@@ -300,6 +318,36 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
     assert main(["up", "--port", free, "--model", f"digits={copy.uri}"]) == 2
     assert "TRAINYARD_API_KEYS has no keys" in capsys.readouterr().err
     assert os.environ.get("TRAINYARD_API_KEYS") is None
+
+
+@pytest.fixture(scope="module")
+def described(endpoint: Endpoint) -> Any:
+    return schemathesis.openapi.from_dict(json.loads(endpoint.ask("/openapi.json")[2]))
+
+
+FUZZED = "^/v2(/health/.*|/models/(mlp|transformer)(/infer|/ready)?)?$"
+fuzzed = schemathesis.pytest.from_fixture("described").include(path_regex=FUZZED)
+
+
+@fuzzed.parametrize()
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_request_is_answered_or_refused_as_documented(case: Any, endpoint: Endpoint) -> None:
+    """Bodies, headers and queries that fit the description and that do not, 50 for each of 9 operations."""
+    case.call_and_validate(base_url=f"http://{endpoint.host}", headers=endpoint.headers, checks=[
+        schemathesis.checks.not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance])
+
+
+def test_a_single_model_is_computed_in_the_ingress_itself(endpoint: Endpoint, tmp_path: Path) -> None:
+    artifact, port = endpoint.artifacts["mlp"], free_port()
+    with runs.python("serving", "up", "--model", f"digits={artifact.uri}", "--no-auth", "--port", str(port), folder=tmp_path,
+                     env={"TRAINYARD_HOME": str(tmp_path)}) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        replicas = [process.name() for process in psutil.Process(job.process.pid).children(recursive=True)
+                    if "ServeReplica" in process.name()]
+        assert replicas == ["ray::ServeReplica:endpoint:Ingress"]
+        got = triton.InferenceServerClient(f"127.0.0.1:{port}").infer("digits", tensors(artifact, binary=True))
+        np.testing.assert_allclose(got.as_numpy("probabilities"), artifact.probe().outputs["probabilities"], atol=1e-6)
+        assert got.get_response()["parameters"]["artifact_digest"] == artifact.digest
 
 
 # ── the pages, in a browser ──

@@ -1,0 +1,134 @@
+"""Replicas of an endpoint are killed while it is asked: a client that tries again, as the README says, sees no failure."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.network import free_port
+from jobs.common.artifact import open_artifact
+from tests import runs
+
+QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--model.hidden", "64",
+         "--train.epochs", "1"]
+ATTEMPTS, WITHIN_S = 3, 2.0
+
+
+@dataclass
+class Client:
+    """Asks all the time; counts what a client without a second try sees, and what one with the documented tries does."""
+
+    url: str
+    body: bytes
+    answers: int = 0
+    first_failures: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def once(self) -> None:
+        with urllib.request.urlopen(urllib.request.Request(self.url, self.body), timeout=10) as response:
+            json.load(response)
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            for attempt in range(ATTEMPTS):
+                try:
+                    self.once()
+                    self.answers += 1
+                    break
+                except (OSError, ValueError) as error:
+                    if attempt == 0:
+                        self.first_failures.append(repr(error))
+                    if attempt == ATTEMPTS - 1 or time.monotonic() - began > WITHIN_S:
+                        self.failures.append(repr(error))
+                        break
+                    time.sleep(min(0.2 * 3**attempt, WITHIN_S - (time.monotonic() - began)))
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    with runs.run(folder / "digits", *QUICK, quick=False) as job:
+        return job.finished()["artifact"]
+
+
+@pytest.fixture
+def endpoint(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[list[Client], runs.Job]]:
+    port = free_port()
+    command = ["up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5", *request.param]
+    with runs.python("serving", *command, folder=tmp_path, env={"TRAINYARD_HOME": str(tmp_path / "home")}) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        pixels = open_artifact(artifact).probe().inputs["image"][:1]
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        yield [Client(f"http://127.0.0.1:{port}/v2/models/digits/infer", body) for _ in range(4)], job
+
+
+def processes(job: runs.Job, name: str) -> list[psutil.Process]:
+    return [process for process in psutil.Process(job.process.pid).children(recursive=True) if name in process.name()]
+
+
+@pytest.mark.parametrize(("endpoint", "name"), [
+    (["--placement", "replicas", "--min-replicas", "2", "--max-replicas", "2"], "digits-1:Model"),
+    (["--placement", "ingress", "--min-replicas", "2", "--max-replicas", "2"], "endpoint:Ingress"),
+], indirect=["endpoint"])
+def test_a_killed_replica_is_not_noticed_by_who_tries_again(endpoint: tuple[list[Client], runs.Job], name: str) -> None:
+    clients, job = endpoint
+    threads = [threading.Thread(target=client.run) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            time.sleep(2)
+            victims = processes(job, name)
+            assert len(victims) == 2
+            victims[0].send_signal(signal.SIGKILL)
+            job.until(lambda gone=victims[0].pid: len(
+                [p for p in processes(job, name) if p.pid != gone and p.status() != psutil.STATUS_ZOMBIE]) == 2, 60)
+        time.sleep(3)
+    finally:
+        for client in clients:
+            client._stop.set()
+        for thread in threads:
+            thread.join()
+    answers, first = sum(client.answers for client in clients), [each for client in clients for each in client.first_failures]
+    print(f"{answers} answers, {len(first)} failures without a second try: {sorted(set(first))}")
+    assert answers > 1000
+    assert len(first) < 60
+    assert [each for client in clients for each in client.failures] == []
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: see .ci/debian-packages")
+@pytest.mark.parametrize("endpoint", [["--max-queued", "50"]], indirect=True)
+def test_more_than_it_can_bear_is_refused_at_once_and_forgotten_at_once(
+    endpoint: tuple[list[Client], runs.Job], tmp_path: Path
+) -> None:
+    """400 connections that ask as fast as they can, where 50 may wait."""
+    (client, *_), job = endpoint
+    (tmp_path / "body").write_bytes(client.body)
+    (tmp_path / "post.lua").write_text(f'wrk.method = "POST"\nwrk.body = io.open("{tmp_path}/body", "rb"):read("*a")\n')
+    (ingress,) = processes(job, "endpoint:Ingress")
+    client.once()
+    before = ingress.memory_info().rss
+    command = ["wrk", "-t1", "-c400", "-d10s", "--latency", "-s", str(tmp_path / "post.lua"), client.url]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    began = time.monotonic()
+    client.once()
+    assert time.monotonic() - began < 2, "it recovers at once"
+    assert ingress.memory_info().rss - before < 100e6
+    refused, answered = re.search(r"Non-2xx or 3xx responses: (\d+)", text), re.search(r"(\d+) requests in", text)
+    assert refused and answered, text
+    assert 0 < int(refused[1]) < int(answered[1]), "some are answered all the same"
+    assert processes(job, "endpoint:Ingress") == [ingress]

@@ -1,0 +1,172 @@
+"""Versions of a model change while it is being asked: nobody gets an error, and what cannot serve never gets a request."""
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.network import free_port
+from cluster.storage import Store
+from jobs.common.artifact import Probe, open_artifact, write_artifact
+from jobs.common.registry import Registry
+from serving import versions
+from serving.__main__ import main
+from serving.settings import EndpointSettings, ModelSettings
+from tests import runs
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+]
+QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--model.hidden", "64"]
+
+
+# ── the config alone ──
+def config() -> dict[str, Any]:
+    from serving import deploy
+
+    model = ModelSettings(name="digits", version="1", uri="a", digest="b", registered="digits")
+    return deploy.config([model], {"digits": {"1": 1.0}}, EndpointSettings(), {})
+
+
+def weights(made: dict[str, Any]) -> dict[str, float]:
+    return versions.Running(port=1, pid=1, address="", config=made).weights("digits")
+
+
+def test_a_version_that_had_requests_stays_for_a_rollback_and_the_one_before_goes() -> None:
+    two, three = (ModelSettings(name="digits", version=v, uri="a", digest="b") for v in "23")
+    made = versions.with_weights(config(), "digits", {"1": 0.9, "2": 0.1}, [two])
+    assert weights(made) == {"1": 0.9, "2": 0.1}
+    assert [app["name"] for app in made["applications"]] == ["digits-2", "digits-1", "endpoint"]
+    made = versions.with_weights(made, "digits", {"2": 1.0})
+    assert weights(made) == {"1": 0.0, "2": 1.0}
+    made = versions.with_weights(made, "digits", {"3": 1.0}, [three])
+    assert weights(made) == {"2": 0.0, "3": 1.0}
+    assert [app["name"] for app in made["applications"]] == ["digits-3", "digits-2", "endpoint"]
+
+
+@pytest.mark.parametrize("words", ["", "3", "3=x", "3=0", "3=-1,4=2", "3=1,3=2", "3=inf", "3=nan", "3=1=2"])
+def test_weights_that_are_none_are_refused(words: str) -> None:
+    with pytest.raises(ConfigError, match="--weights"):
+        versions.parse_weights(words)
+
+
+# ── an endpoint ──
+@dataclass
+class Caller:
+    """Asks all the time, without trying again."""
+
+    url: str
+    body: bytes
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers[self.version()] += 1
+            except (OSError, ValueError, KeyError) as error:
+                self.failures.append(repr(error))
+
+    def version(self) -> str:
+        with urllib.request.urlopen(urllib.request.Request(self.url, self.body), timeout=20) as response:
+            return json.load(response)["model_version"]
+
+    def seen(self, count: int = 40) -> Counter[str]:
+        return Counter(self.version() for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with three versions of `digits`, of which the third verifies and answers its probe rows wrongly."""
+    folder = tmp_path_factory.mktemp("storage")
+    artifacts = []
+    for name, epochs in (("one", "1"), ("two", "2")):
+        with runs.run(folder / name, *QUICK, "--train.epochs", epochs, quick=False) as job:
+            artifacts.append(open_artifact(job.finished()["artifact"]))
+    probe = artifacts[0].probe()
+    wrong = Probe(inputs=probe.inputs, outputs={"probabilities": np.roll(probe.outputs["probabilities"], 1, axis=1)})
+    files = {path: artifacts[0].read(path) for path in artifacts[0].manifest.paths if path == "model.safetensors"}
+    artifacts.append(write_artifact(Store.open(str(folder)), "wrong", description=artifacts[0].manifest.description, probe=wrong,
+                                    files=files))
+    registry = Registry.open(None, Store.open(str(folder)), "digits")
+    registry.start(run_name="test", params={}, tags={})
+    assert [registry.register(artifact) for artifact in artifacts] == ["1", "2", "3"]
+    registry.finish("done")
+    return folder
+
+
+@pytest.fixture
+def endpoint(storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Caller, runs.Job, list[str]]]:
+    port = free_port()
+    monkeypatch.setenv("TRAINYARD_HOME", str(storage / "home"))
+    command = ["up", "--model", "digits=models:/digits/1", "--storage", str(storage), "--no-auth", "--port", str(port),
+               "--cpus-per-replica", "0.5"]
+    with runs.python("serving", *command, folder=storage) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        pixels = open_artifact(storage / "one/artifact").probe().inputs["image"][:1]
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+        caller = Caller(f"http://127.0.0.1:{port}/v2/models/digits/infer", json.dumps({"inputs": [tensor]}).encode())
+        yield caller, job, ["--port", str(port), "--storage", str(storage)]
+
+
+def ingress(job: runs.Job) -> list[int]:
+    below = psutil.Process(job.process.pid).children(recursive=True)
+    return [process.pid for process in below if "endpoint:Ingress" in process.name()]
+
+
+def test_versions_change_under_load_without_a_failed_request(
+    endpoint: tuple[Caller, runs.Job, list[str]], storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caller, job, where = endpoint
+    before = ingress(job)
+    background = threading.Thread(target=caller.run)
+    background.start()
+    registry = Registry.open(None, Store.open(str(storage)), "digits")
+    try:
+        assert main(["status", *where]) == 0
+        assert re.search(r"digits +version 1 +100\.0 % +running", capsys.readouterr().out)
+
+        assert main(["split", "digits", "--weights", "1=50,2=50", *where]) == 0
+        assert set(caller.seen()) == {"1", "2"}
+        assert main(["rollback", "digits", *where]) == 0
+        assert caller.seen() == {"1": 40}
+
+        assert main(["promote", "digits", "2", *where]) == 0
+        assert caller.seen() == {"2": 40}
+        assert registry.resolve("models:/digits@champion").version == "2"
+
+        capsys.readouterr()
+        assert main(["promote", "digits", "3", *where]) == 2
+        assert "digits-3 does not start" in (said := capsys.readouterr().err)
+        assert "its answers for its own probe rows differ by" in said
+        assert "Traceback" not in said
+        assert caller.seen() == {"2": 40}
+        assert registry.resolve("models:/digits@champion").version == "2"
+        assert main(["promote", "digits", "9", *where]) == 2
+        assert main(["split", "digitz", "--weights", "1=1", *where]) == 2
+        assert "the endpoint has no model 'digitz': it has digits" in capsys.readouterr().err
+
+        assert main(["rollback", "digits", *where]) == 0
+        assert caller.seen() == {"1": 40}
+        time.sleep(1)
+    finally:
+        caller._stop.set()
+        background.join()
+    assert caller.failures == []
+    assert set(caller.answers) == {"1", "2"}
+    assert ingress(job) == before, "it was never restarted"
+    assert main(["status", "--port", "1"]) == 2
+    assert "no endpoint of this user runs on port 1" in capsys.readouterr().err
