@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +78,13 @@ def endpoint(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def processes(job: runs.Job, name: str) -> list[psutil.Process]:
-    return [process for process in psutil.Process(job.process.pid).children(recursive=True) if name in process.name()]
+    """Those that live."""
+    found: list[psutil.Process] = []
+    for process in psutil.Process(job.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in process.name() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize(("endpoint", "name"), [
@@ -95,8 +102,7 @@ def test_a_killed_replica_is_not_noticed_by_who_tries_again(endpoint: tuple[list
             victims = processes(job, name)
             assert len(victims) == 2
             victims[0].send_signal(signal.SIGKILL)
-            job.until(lambda gone=victims[0].pid: len(
-                [p for p in processes(job, name) if p.pid != gone and p.status() != psutil.STATUS_ZOMBIE]) == 2, 60)
+            job.until(lambda gone=victims[0].pid: len([p for p in processes(job, name) if p.pid != gone]) == 2, 60)
         time.sleep(3)
     finally:
         for client in clients:
