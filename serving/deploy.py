@@ -18,7 +18,7 @@ SERVE_SETTINGS = {
     "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
-"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving.py."""
+"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,61}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.common.artifact import Artifact
 from serving.errors import BadRequestError
 
 Array = NDArray[Any]
@@ -45,9 +46,10 @@ def _decoded(data: bytes, shape: Sequence[int], dtype: str) -> Array:
 class ImagePredictor:
     """What the image jobs share: all but `load`."""
 
-    def __init__(self, model: Any, shape: Sequence[int], datatype: str) -> None:
-        """model: gives probabilities (B, K) for images (B, H, W, C) by `predict`."""
-        self._model, self._shape, self._datatype = model, tuple(shape), datatype
+    def __init__(self, model: Any, artifact: Artifact) -> None:
+        """model: the artifact's, which gives probabilities (B, K) for images (B, H, W, C) by `predict`."""
+        about = artifact.manifest.description
+        self._model, self._shape, self._datatype = model, tuple(about.preprocessing["shape"]), about.inputs[0].datatype
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         return image_rows(inputs["image"], self._shape, self._datatype)

@@ -174,7 +174,7 @@ class Endpoint:
     async def _model(self, name: str, version: str | None, *, ready: bool) -> Answer:
         route = self.table.route(name, version)
         if ready:
-            there = route.is_ready()
+            there = route.ready()
             return Answer(orjson.dumps({"name": name, "ready": there}), 200 if there else 503)
         return Answer(orjson.dumps(await self.table.metadata(name, route)))
 

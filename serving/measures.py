@@ -35,6 +35,7 @@ class Measures:
             self._errors.inc(1, self._tag("cause", cause, model, version))
         if route is not None:
             self._latency.observe(seconds, self._tag("", "", model, version))
+            self._queue.set(route.batcher.queued, self._tag("", "", model, version))
             self._recent.append((time.monotonic(), seconds))
 
     def rows(self, route: Route, rows: int) -> None:
@@ -42,9 +43,6 @@ class Measures:
 
     def batch(self, settings: ModelSettings, requests: int, rows: int) -> None:
         self._batch.observe(rows, self._tag("", "", settings.name, settings.version))
-
-    def queued(self, route: Route) -> None:
-        self._queue.set(route.batcher.queued, self._tag("", "", route.settings.name, route.settings.version))
 
     def live(self) -> dict[str, Any]:
         """The last minute: requests a second, and the latency's quantiles in milliseconds."""

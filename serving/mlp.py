@@ -9,8 +9,7 @@ class MlpPredictor(ImagePredictor):
     def load(cls, artifact: Artifact) -> "MlpPredictor":
         from jobs.mlp.model import load
 
-        about = artifact.manifest.description
-        return cls(load(artifact.store), about.preprocessing["shape"], about.inputs[0].datatype)
+        return cls(load(artifact.store), artifact)
 
 
 PREDICTOR = MlpPredictor

@@ -35,9 +35,6 @@ class Route:
             about = self._about = await self.ask("about")
         return about
 
-    def is_ready(self) -> bool:
-        return self.ready()
-
 
 class Table:
     """Names to routes. `change` replaces what differs and leaves the rest be."""
@@ -92,7 +89,7 @@ class Table:
 
     def is_ready(self) -> bool:
         """Whether every version that gets requests has a replica, or gets one when it is asked."""
-        return bool(self._routes) and all(route.is_ready() for versions in self._routes.values() for route in versions.values()
+        return bool(self._routes) and all(route.ready() for versions in self._routes.values() for route in versions.values()
                                           if route.weight > 0)
 
     # ── as the protocol describes it ──
