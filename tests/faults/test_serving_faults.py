@@ -1,5 +1,6 @@
 """Replicas of an endpoint are killed while it is asked: a client that tries again, as the README says, sees no failure."""
 
+import http.client
 import json
 import re
 import shutil
@@ -49,7 +50,7 @@ class Client:
                     self.once()
                     self.answers += 1
                     break
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, http.client.HTTPException) as error:  # the last: an answer that breaks off
                     if attempt == 0:
                         self.first_failures.append(repr(error))
                     if attempt == ATTEMPTS - 1 or time.monotonic() - began > WITHIN_S:
