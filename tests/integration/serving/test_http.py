@@ -1,17 +1,11 @@
-"""An endpoint as `python -m serving up` starts it, with a model of each job, asked by clients that others wrote."""
+"""An endpoint over HTTP, asked by clients that others wrote."""
 
 import base64
 import io
 import json
-import math
 import os
-import signal
 import socket
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,93 +19,11 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from cluster.network import free_port
-from jobs.common.artifact import Artifact, open_artifact
 from serving.keys import new_key
 from tests import runs
-from tests.browser import Page, browser, needs_chromium
+from tests.integration.serving.shared import FLAGS, Endpoint, one_image, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
-QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
-FLAGS = {
-    "mlp": ["--model.hidden", "64"],
-    "cnn": ["--model.width", "4"],
-    "transformer": ["--data.max-train-rows", "600", "--data.vocab-size", "300", "--model.layers", "1", "--model.width", "32",
-                    "--model.heads", "2"],
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    host: str
-    key: str
-    keys_file: Path
-    artifacts: dict[str, Artifact]
-    job: runs.Job
-
-    def client(self) -> Any:
-        return triton.InferenceServerClient(self.host)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
-
-    def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None) \
-            -> tuple[int, dict[str, str], bytes]:
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.host}{path}", data, self.headers if headers is None else headers,
-                                         method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
-
-    def refused(self, path: str, body: Any = None, **asked: Any) -> tuple[int, str]:
-        """Status and message of an error, which has the protocol's form."""
-        status, headers, data = self.ask(path, body, **asked)
-        message = json.loads(data)
-        assert headers["content-type"] == "application/json"
-        assert list(message) == ["error"]
-        return status, message["error"]
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """Serves three models with keys, in the process group of `python -m serving up`."""
-    storage = tmp_path_factory.mktemp("storage")
-    artifacts: dict[str, Artifact] = {}
-    for job, flags in FLAGS.items():
-        with runs.run(storage / job, *QUICK, *flags, quick=False, job=job) as started:
-            artifacts[job] = open_artifact(started.finished(200)["artifact"])
-    key, line = new_key("tester")
-    (storage / "keys").write_text(line)
-    host = f"127.0.0.1:{free_port()}"
-    command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
-               "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
-               "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
-    env = {"TRAINYARD_HOME": str(storage / "home")}
-    with runs.python("serving", *command, folder=storage, env=env) as job:
-        job.until(lambda: "ready: " in job.text, 120)
-        yield Endpoint(host=host, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)
-        job.process.send_signal(signal.SIGINT)
-        assert job.wait(60) == 0, job.text
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) != 0, "nothing listens any more"
-
-
-def tensors(artifact: Artifact, *, binary: bool) -> list[Any]:
-    made = []
-    for spec in artifact.manifest.description.inputs:
-        values = artifact.probe().inputs[spec.name]
-        tensor = triton.InferInput(spec.name, list(values.shape), spec.datatype)
-        made.append(tensor.set_data_from_numpy(values, binary_data=binary))
-    return made
-
-
-def one_image(endpoint: Endpoint, **fields: Any) -> dict[str, Any]:
-    pixels = endpoint.artifacts["mlp"].probe().inputs["image"][:1]
-    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
-    return {"inputs": [tensor | fields]}
 
 
 @pytest.mark.parametrize("job", list(FLAGS))
@@ -348,67 +260,3 @@ def test_a_single_model_is_computed_in_the_ingress_itself(endpoint: Endpoint, tm
         got = triton.InferenceServerClient(f"127.0.0.1:{port}").infer("digits", tensors(artifact, binary=True))
         np.testing.assert_allclose(got.as_numpy("probabilities"), artifact.probe().outputs["probabilities"], atol=1e-6)
         assert got.get_response()["parameters"]["artifact_digest"] == artifact.digest
-
-
-# ── the pages, in a browser ──
-@pytest.fixture(scope="module")
-def page(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("browser")) as made:
-        yield made
-
-
-def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
-    page.size(1000, 800)
-    page.open(f"http://{endpoint.host}{path}", endpoint.headers)
-    page.until("document.querySelectorAll('#tabs button').length === 3")
-    page.click(f"#tab-{model}")
-    page.until(f"document.querySelector('[aria-selected=true]').textContent === '{model}'")
-
-
-@needs_chromium
-def test_a_drawn_digit_is_told(page: Page, endpoint: Endpoint) -> None:
-    opened(page, endpoint, "mlp")
-    page.draw("#canvas", *((0.5 + 0.22 * math.sin(k * math.pi / 12), 0.5 - 0.34 * math.cos(k * math.pi / 12)) for k in range(25)))
-    assert page.until("document.querySelector('#said').textContent").startswith("0, ")
-    assert page.js("document.querySelectorAll('#bars li').length") == 10
-    assert endpoint.artifacts["mlp"].digest in page.js("document.querySelector('#about').title")
-    assert "Authorization: Bearer" in page.js("document.querySelector('#curl').textContent")
-    page.click("#clear")
-    assert page.js("document.querySelectorAll('#bars li').length") == 0
-    assert page.errors == []
-
-
-@needs_chromium
-def test_a_typed_text_is_told_from_the_keyboard_alone(page: Page, endpoint: Endpoint) -> None:
-    opened(page, endpoint, "cnn")
-    page.press("ArrowRight", 39)
-    page.until("document.activeElement.textContent === 'transformer'")
-    for _ in range(6):
-        page.press("Tab", 9)
-        if page.js("document.activeElement.id") == "words":
-            break
-    page.type("Donnerstag")
-    page.until("document.querySelectorAll('#bars li').length === 10")
-    text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Donnerstag"]}]}
-    data = json.loads(endpoint.ask("/v2/models/transformer/infer", text)[2])["outputs"][0]["data"]
-    best = endpoint.artifacts["transformer"].manifest.description.labels[int(np.argmax(data))]
-    assert page.js("document.querySelector('#said').textContent").startswith(f"{best}, ")
-    assert page.js("document.querySelector('#said').getAttribute('aria-live')") == "polite"
-
-
-@needs_chromium
-def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page, endpoint: Endpoint) -> None:
-    opened(page, endpoint, "mlp")
-    page.size(360, 700)
-    page.click("#image .example")
-    page.until("document.querySelectorAll('#bars li').length === 10")
-    page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
-    assert page.js("document.documentElement.scrollWidth") <= 360
-    nameless = ("[...document.querySelectorAll('button, textarea, input, canvas')].filter(e => !e.textContent.trim() "
-                "&& !e.ariaLabel && !(e.labels && e.labels.length)).map(e => e.outerHTML)")
-    assert page.js(nameless) == []
-    page.open(f"http://{endpoint.host}/docs", endpoint.headers)
-    page.until("document.querySelectorAll('details').length > 10")
-    page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
-    assert page.js("document.documentElement.scrollWidth") <= 360
-    assert page.errors == []

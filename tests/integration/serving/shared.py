@@ -1,0 +1,100 @@
+"""An endpoint as `python -m serving up` starts it, with a model of each job, which the tests of this folder ask."""
+
+import json
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tritonclient.http as triton
+
+from cluster.network import free_port
+from jobs.common.artifact import Artifact, open_artifact
+from serving.keys import new_key
+from tests import runs
+
+QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
+FLAGS = {
+    "mlp": ["--model.hidden", "64"],
+    "cnn": ["--model.width", "4"],
+    "transformer": ["--data.max-train-rows", "600", "--data.vocab-size", "300", "--model.layers", "1", "--model.width", "32",
+                    "--model.heads", "2"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    host: str
+    key: str
+    keys_file: Path
+    artifacts: dict[str, Artifact]
+    job: runs.Job
+
+    def client(self) -> Any:
+        return triton.InferenceServerClient(self.host)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None) \
+            -> tuple[int, dict[str, str], bytes]:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{self.host}{path}", data, self.headers if headers is None else headers,
+                                         method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+    def refused(self, path: str, body: Any = None, **asked: Any) -> tuple[int, str]:
+        """Status and message of an error, which has the protocol's form."""
+        status, headers, data = self.ask(path, body, **asked)
+        message = json.loads(data)
+        assert headers["content-type"] == "application/json"
+        assert list(message) == ["error"]
+        return status, message["error"]
+
+
+@contextmanager
+def serving(storage: Path) -> Iterator[Endpoint]:
+    """Serves three models with keys, in the process group of `python -m serving up`."""
+    artifacts: dict[str, Artifact] = {}
+    for job, flags in FLAGS.items():
+        with runs.run(storage / job, *QUICK, *flags, quick=False, job=job) as started:
+            artifacts[job] = open_artifact(started.finished(200)["artifact"])
+    key, line = new_key("tester")
+    (storage / "keys").write_text(line)
+    host = f"127.0.0.1:{free_port()}"
+    command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
+               "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
+               "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
+    env = {"TRAINYARD_HOME": str(storage / "home")}
+    with runs.python("serving", *command, folder=storage, env=env) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        yield Endpoint(host=host, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(60) == 0, job.text
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) != 0, "nothing listens any more"
+
+
+def tensors(artifact: Artifact, *, binary: bool) -> list[Any]:
+    made = []
+    for spec in artifact.manifest.description.inputs:
+        values = artifact.probe().inputs[spec.name]
+        tensor = triton.InferInput(spec.name, list(values.shape), spec.datatype)
+        made.append(tensor.set_data_from_numpy(values, binary_data=binary))
+    return made
+
+
+def one_image(endpoint: Endpoint, **fields: Any) -> dict[str, Any]:
+    pixels = endpoint.artifacts["mlp"].probe().inputs["image"][:1]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    return {"inputs": [tensor | fields]}
