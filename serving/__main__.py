@@ -4,6 +4,7 @@
     python -m serving status                                             what a running endpoint serves
     python -m serving split digits --weights 3=90,4=10                   some requests to another version
     python -m serving promote digits 4 | rollback digits                 all of them, and back
+    python -m serving shadow digits 4 --share 0.1                        asked too, compared, never answered with
     python -m serving config --model …                                   what `serve deploy` and a RayService take
     python -m serving key NAME                                           a new API key
 """
@@ -17,10 +18,10 @@ from cluster.errors import TrainyardError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from serving import commands
+    from serving import changes, commands
 
     try:
-        return getattr(commands, options.command)(options)
+        return getattr(changes if hasattr(changes, options.command) else commands, options.command)(options)
     except TrainyardError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -29,16 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m serving", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True, metavar="up | status | split | promote | rollback | config | key")
+    commands = made.add_subparsers(dest="command", required=True,
+                                   metavar="up | status | split | promote | rollback | shadow | config | key")
     up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")
     _models(up)
     up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
     _running(commands.add_parser("status", help="show what a running endpoint serves"))
     split = _running(commands.add_parser("split", help="give versions of a model shares of its requests"), model=True)
     split.add_argument("--weights", required=True, metavar="VERSION=WEIGHT,…", help="such as 3=90,4=10")
+    _guarded(split)
     promote = _running(commands.add_parser("promote", help="make a version the champion, and give it all requests"), model=True)
     promote.add_argument("version")
+    _guarded(promote)
     _running(commands.add_parser("rollback", help="undo the last change of a model's versions"), model=True)
+    shadow = _running(commands.add_parser("shadow", help="ask a version too, and compare what nobody gets"), model=True)
+    shadow.add_argument("version")
+    shadow.add_argument("--share", type=float, default=1.0, metavar="S", help="of the requests, 0 to 1; 0 ends it")
     _models(commands.add_parser("config", help="print what `serve deploy` and a RayService take"))
     key = commands.add_parser("key", help="make an API key: it is printed once, with its line for the --keys file")
     key.add_argument("name", help="whose it is")
@@ -53,6 +60,15 @@ def _running(command: argparse.ArgumentParser, *, model: bool = False) -> argpar
     command.add_argument("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
     command.add_argument("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
     return command
+
+
+def _guarded(command: argparse.ArgumentParser) -> None:
+    """When requests go back by themselves to the versions that had them."""
+    add = command.add_argument
+    add("--max-error-rate", type=float, default=0.05, metavar="R",
+        help="a version that gets more requests may fail so many more of them than the others, as a share; 1: any number")
+    add("--max-p95-ms", type=float, metavar="MS", help="its 95%% quantile may be so long; by default any")
+    add("--min-requests", type=int, default=50, metavar="N", help="nothing is said of a version with fewer in a minute")
 
 
 def _models(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table
 from serving.settings import INGRESS, EndpointSettings, ModelSettings
+from serving.shared import Reporter
 
 _INGRESS_ONGOING = 16.0
 _TRIES = 3
@@ -39,14 +40,16 @@ class Ingress:
         if made.access_log is not None:
             _write_access_log(made.access_log)
         self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
-        self._table = Table(made, self._connected, measures.batch)
+        self._table = Table(made, self._connected, measures.batch, measures.compared)
+        self._reporter = Reporter(self._table, measures.went_back)
         self._endpoint = Endpoint(made, self._table, measures)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         return self._endpoint
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        self._table.change(user_config["models"])
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        self._table.change(**user_config)
+        await self._reporter.follow()
 
     def _connected(self, settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
         """What asks a version's replicas, and what says whether there is one."""

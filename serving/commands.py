@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from cluster.signals import heed
 from cluster.storage import Store
 from serving.keys import VARIABLE, Keys, new_key
 from serving.settings import EndpointSettings, ModelSettings
-from serving.versions import START_TIMEOUT_S, Running, Weights, change, missing, parse_weights
+from serving.versions import START_TIMEOUT_S, Running
 
 
 def key(options: argparse.Namespace) -> int:
@@ -80,81 +80,6 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         return 0
     finally:
         record.forget()
-        disconnect()
-
-
-# ── an endpoint that runs ──
-def status(options: argparse.Namespace) -> int:
-    record = Running.load(options.port)
-    with _connected(record):
-        from serving import running
-
-        states = running.states()
-    for name, versions in record.models().items():
-        for each in versions:
-            settings = ModelSettings(**each["settings"])
-            state = states.get(settings.application, states["endpoint"])
-            print(f"{name:<20} version {settings.version:<6} {100 * each['weight']:5.1f} %   {state:<10} {settings.digest[:12]}  "
-                  f"{settings.uri}")
-    return 0
-
-
-def split(options: argparse.Namespace) -> int:
-    return _change(options, parse_weights(options.weights))
-
-
-def promote(options: argparse.Namespace) -> int:
-    record = Running.load(options.port)
-    record.weights(options.model)
-    registered = record.models()[options.model][0]["settings"]["registered"]
-
-    def champion() -> None:
-        if registered:
-            from jobs.common.registry import Registry
-
-            storage = Store.open(options.storage)
-            Registry.open(options.tracking_uri, storage, registered).promote(registered, options.version)
-
-    return _change(options, {options.version: 1.0}, champion)
-
-
-def rollback(options: argparse.Namespace) -> int:
-    record = Running.load(options.port)
-    record.weights(options.model)
-    if options.model not in record.before:
-        raise ConfigError(f"the versions of {options.model} have not been changed: there is nothing to go back to")
-    return _change(options, record.before[options.model])
-
-
-def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], None] = lambda: None) -> int:
-    """Gives versions their weights; those that the endpoint does not have come from the registry."""
-    from serving import deploy
-
-    record = Running.load(options.port)
-    known = record.models().get(options.model, [])
-    new: list[ModelSettings] = []
-    for version in missing(record, options.model, weights):
-        like = ModelSettings(**known[0]["settings"])
-        if not like.registered:
-            raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
-        spec = f"{options.model}=models:/{like.registered}/{version}"
-        found = deploy.find(spec, options.tracking_uri, Store.open(options.storage))
-        new.append(replace(like, version=found.version, uri=found.uri, digest=found.digest))
-    with _connected(record):
-        change(record, options.model, weights, new, ready)
-    for version, weight in record.weights(options.model).items():
-        print(f"{options.model} version {version}: {100 * weight:.1f} %")
-    return 0
-
-
-@contextmanager
-def _connected(record: Running) -> Generator[None]:
-    from cluster.connect import connect, disconnect
-
-    connect(record.address, own=True)
-    try:
-        yield
-    finally:
         disconnect()
 
 

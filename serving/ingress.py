@@ -163,7 +163,7 @@ class Endpoint:
         timeout_s = _timeout(request.parameters, headers, self.settings.timeout_s) - (time.perf_counter() - began)
         if timeout_s <= 0:
             raise DeadlineError("the deadline had passed when the request had come in")
-        outputs = await route.batcher.infer(request.inputs, request.rows, timeout_s)
+        outputs = await route.infer(request.inputs, request.rows, timeout_s)
         self._measures.rows(route, request.rows)
         data, json_length = protocol.answer(request, outputs, about["outputs"], route.said)
         if json_length is None:

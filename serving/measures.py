@@ -25,6 +25,10 @@ class Measures:
         self._latency = Histogram("trainyard_serving_latency_seconds", "From the first byte to the answer.", _LATENCIES_S, of_model)
         self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES, of_model)
         self._queue = Gauge("trainyard_serving_queued_requests", "Requests that no replica has yet.", of_model)
+        self._shadow = Counter("trainyard_serving_shadow_rows_total", "Rows that a shadow was asked too, by outcome.",
+                               (*of_model, "outcome"))
+        self._went_back = Gauge("trainyard_serving_went_back", "1 where a change's requests went back to the versions before.",
+                                ("model",))
         self._tags: dict[tuple[str, ...], dict[str, str]] = {}
         self._recent: deque[tuple[float, float]] = deque(maxlen=100_000)
 
@@ -37,12 +41,21 @@ class Measures:
             self._latency.observe(seconds, self._tag("", "", model, version))
             self._queue.set(route.batcher.queued, self._tag("", "", model, version))
             self._recent.append((time.monotonic(), seconds))
+            route.tally.add(status, seconds)
 
     def rows(self, route: Route, rows: int) -> None:
         self._rows.inc(rows, self._tag("", "", route.settings.name, route.settings.version))
 
     def batch(self, settings: ModelSettings, requests: int, rows: int) -> None:
         self._batch.observe(rows, self._tag("", "", settings.name, settings.version))
+
+    def compared(self, settings: ModelSettings, outcome: str, rows: int) -> None:
+        """Of a shadow's answers."""
+        self._shadow.inc(rows, self._tag("outcome", outcome, settings.name, settings.version))
+
+    def went_back(self, model: str, gone: bool) -> None:
+        """Whether the requests of a model's last change went back."""
+        self._went_back.set(gone, {"model": model})
 
     def live(self) -> dict[str, Any]:
         """The last minute: requests a second, and the latency's quantiles in milliseconds."""

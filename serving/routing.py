@@ -7,9 +7,11 @@ from typing import Any
 
 from jobs.common.artifact import Probe
 from serving import protocol
-from serving.batching import Batcher
+from serving.batching import Batcher, Inputs, Outputs
 from serving.errors import UnknownModelError
+from serving.guard import Guard, Tally
 from serving.settings import EndpointSettings, ModelSettings
+from serving.shadow import Shadow
 
 Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]]]
 
@@ -26,7 +28,18 @@ class Route:
     said: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What every answer says."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    shadow: Shadow | None = None
+    """What is asked the same, and compared."""
+    tally: Tally = field(default_factory=Tally)
+    """Since it was last taken."""
     _about: dict[str, Any] | None = None
+
+    async def infer(self, inputs: Inputs, rows: int, timeout_s: float) -> Outputs:
+        """Raises: RefusedError."""
+        outputs = await self.batcher.infer(inputs, rows, timeout_s)
+        if self.shadow is not None:
+            self.shadow.follow(inputs, rows, outputs)
+        return outputs
 
     async def about(self) -> dict[str, Any]:
         """Of a replica, asked once."""
@@ -39,18 +52,31 @@ class Route:
 class Table:
     """Names to routes. `change` replaces what differs and leaves the rest be."""
 
-    def __init__(self, settings: EndpointSettings, connect: Connect, seen: Callable[[ModelSettings, int, int], None]) -> None:
-        """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each batch."""
-        self._settings, self._connect, self._seen = settings, connect, seen
+    def __init__(self, settings: EndpointSettings, connect: Connect, seen: Callable[[ModelSettings, int, int], None],
+                 compared: Callable[[ModelSettings, str, int], None] = lambda settings, outcome, rows: None) -> None:
+        """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each batch, its
+        requests and its rows. compared: of a shadow's answers, an outcome and its rows.
+        """
+        self._settings, self._connect, self._seen, self._compared = settings, connect, seen, compared
         self._routes: dict[str, dict[str, Route]] = {}
+        self.guards: Mapping[str, Guard] = {}
+        """By model, the change of weights that is watched."""
+        self.shadows: Mapping[str, Shadow] = {}
+        """By model."""
+        self._reasons: dict[str, str] = {}
+        """By a guard's id, why its requests went back."""
         self._random = random.Random()
 
     @property
     def names(self) -> Sequence[str]:
         return list(self._routes)
 
-    def change(self, models: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """models: name -> versions, each with its weight and settings, as `settings.routes` makes them."""
+    def change(self, models: Mapping[str, Sequence[Mapping[str, Any]]], guards: Mapping[str, Mapping[str, Any]] | None = None,
+               shadows: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """models: name -> versions, each with its weight and settings, as `settings.routes` makes them. guards: name -> Guard.
+        shadows: name -> id, and the version that is asked a
+        share of the requests too.
+        """
         made: dict[str, dict[str, Route]] = {}
         for name, versions in models.items():
             made[name] = {}
@@ -60,8 +86,44 @@ class Table:
                 if known is None or known.settings != settings:
                     known = self._route(settings)
                 known.weight = float(version["weight"])
+                known.shadow = None
                 made[name][settings.version] = known
         self._routes = made
+        self.shadows = {name: self._shadow(made[name], **shadow) for name, shadow in (shadows or {}).items()}
+        self.guards = {name: Guard(**guard) for name, guard in (guards or {}).items()}
+        self._reasons = {guard.id: reason for guard in self.guards.values() if (reason := self._reasons.get(guard.id))}
+        for name, guard in self.guards.items():
+            if guard.id in self._reasons:
+                self.go_back(name, guard, self._reasons[guard.id])
+
+    def _shadow(self, versions: Mapping[str, Route], *, id: str, version: str, share: float) -> Shadow:
+        """A version gets what the others were asked."""
+        route = versions[version]
+        shadow = Shadow(route.batcher, id=id, version=version, share=share, timeout_s=self._settings.timeout_s,
+                        seen=lambda outcome, rows: self._compared(route.settings, outcome, rows))
+        for other in versions.values():
+            if other is not route:
+                other.shadow = shadow
+        return shadow
+
+    # ── a change that is watched ──
+    def tallies(self, name: str) -> dict[str, Tally]:
+        """By version, since they were last taken."""
+        found = {version: route.tally for version, route in self._routes[name].items()}
+        for route in self._routes[name].values():
+            route.tally = Tally()
+        return found
+
+    def reason(self, name: str) -> str | None:
+        """Why the requests went back, if they did."""
+        guard = self.guards.get(name)
+        return self._reasons.get(guard.id) if guard else None
+
+    def go_back(self, name: str, guard: Guard, reason: str) -> None:
+        """Requests go to the versions that had them before the change."""
+        self._reasons[guard.id] = reason
+        for version, route in self._routes[name].items():
+            route.weight = float(guard.before.get(version, 0.0))
 
     def _route(self, settings: ModelSettings) -> Route:
         ask, ready = self._connect(settings)

@@ -59,4 +59,7 @@ def _reason(state: Any) -> str:
 def end() -> None:
     from ray import serve
 
+    from serving.shared import forget
+
     serve.shutdown()
+    forget()

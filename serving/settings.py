@@ -76,4 +76,5 @@ class EndpointSettings:
 def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> dict[str, Any]:
     """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight. settings: by application."""
     return {"models": {name: [{"weight": weight, "settings": settings[f"{name}-{version}"].to_dict()}
-                              for version, weight in versions.items()] for name, versions in models.items()}}
+                              for version, weight in versions.items()] for name, versions in models.items()},
+            "guards": {}, "shadows": {}}

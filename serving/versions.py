@@ -6,6 +6,7 @@ The record of a running endpoint is a file in this user's folder (cluster/auth.p
 import copy
 import json
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from cluster.auth import home_folder, write_private
 from cluster.errors import ConfigError, TrainyardError
+from serving.guard import Guard
 from serving.settings import INGRESS, ModelSettings
 
 START_TIMEOUT_S = 300.0
@@ -54,8 +56,17 @@ class Running:
         """By name, each version's weight and settings."""
         return _ingress(self.config)["user_config"]["models"]
 
+    def guard(self, name: str) -> Guard | None:
+        """Of a model's last change of weights."""
+        found = _ingress(self.config)["user_config"]["guards"].get(name)
+        return Guard(**found) if found else None
+
+    def shadow(self, name: str) -> dict[str, Any] | None:
+        """id, version and share."""
+        return _ingress(self.config)["user_config"]["shadows"].get(name)
+
     def weights(self, name: str) -> Weights:
-        """Raises: ConfigError for a model that the endpoint does not have."""
+        """As they were asked for. Raises: ConfigError for a model that the endpoint does not have."""
         versions = self.models().get(name)
         if versions is None:
             raise ConfigError(f"the endpoint has no model {name!r}: it has {', '.join(self.models())}")
@@ -75,27 +86,54 @@ def parse_weights(words: str) -> Weights:
     return {version: weight / total for version, weight in found.items()}
 
 
-def with_weights(config: Config, name: str, weights: Weights, new: Sequence[ModelSettings] = ()) -> Config:
+def with_weights(config: Config, name: str, weights: Weights, new: Sequence[ModelSettings] = (),
+                 guard: Guard | None = None) -> Config:
     """A config in which a model's versions have these weights. new: versions that it does not have yet.
 
-    A version that had requests until now stays, with none, so that they can go back to it; one that had none already goes.
+    A version that had requests until now stays, with none, so that they can go back to it, and so does a shadow; one that had none
+    already goes.
     """
     made = copy.deepcopy(config)
-    models = _ingress(made)["user_config"]["models"]
+    user_config = _ingress(made)["user_config"]
     own = {(each["name"], each["version"]) for each in _application(made, "endpoint")["args"]["own"]}
+    shadow = user_config["shadows"].get(name, {}).get("version")
     kept: list[dict[str, Any]] = []
-    for each in models[name]:
+    for each in user_config["models"][name]:
         version = each["settings"]["version"]
-        if version in weights or each["weight"] > 0 or (name, version) in own:
+        if version in weights or each["weight"] > 0 or (name, version) in own or version == shadow:
             kept.append({"weight": weights.get(version, 0.0), "settings": each["settings"]})
         else:
             gone = ModelSettings(**each["settings"]).application
             made["applications"] = [app for app in made["applications"] if app["name"] != gone]
+    user_config["models"][name] = kept
+    user_config["guards"].pop(name, None)
+    if guard is not None:
+        user_config["guards"][name] = guard.to_dict()
     for settings in new:
-        kept.append({"weight": weights.get(settings.version, 0.0), "settings": settings.to_dict()})
-        made["applications"].insert(0, application(settings))
-    models[name] = kept
+        _add(made, settings, weights.get(settings.version, 0.0))
     return made
+
+
+def with_shadow(config: Config, name: str, version: str, share: float, new: Sequence[ModelSettings] = ()) -> Config:
+    """A config in which a version is asked, beside the others, a share of a model's requests. share: 0 for no shadow any more."""
+    made = copy.deepcopy(config)
+    for settings in new:
+        _add(made, settings, 0.0)
+    shadows = _ingress(made)["user_config"]["shadows"]
+    shadows.pop(name, None)
+    if share > 0:
+        shadows[name] = {"id": new_id(), "version": version, "share": share}
+    return made
+
+
+def new_id() -> str:
+    """Of a change."""
+    return uuid.uuid4().hex[:12]
+
+
+def _add(config: Config, settings: ModelSettings, weight: float) -> None:
+    _ingress(config)["user_config"]["models"][settings.name].append({"weight": weight, "settings": settings.to_dict()})
+    config["applications"].insert(0, application(settings))
 
 
 def application(settings: ModelSettings) -> dict[str, Any]:
@@ -103,31 +141,50 @@ def application(settings: ModelSettings) -> dict[str, Any]:
     return {"name": settings.application, "import_path": "serving.app:model", "route_prefix": None, "args": settings.to_dict()}
 
 
-def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Any = lambda: None) -> None:
-    """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed.
+def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Any, before: Weights,
+           guard: Guard | None) -> None:
+    """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed. before: the weights
+    that a rollback goes back to.
 
     Needs a connected process. Raises: ClusterError if a new version does not start, and then nothing has changed either.
     """
-    from serving import running as serve
-
-    before = running.weights(name)
-    if new:
-        prepared = copy.deepcopy(running.config)  # beside what there is, unknown to the ingress until it runs
-        prepared["applications"][:0] = [application(settings) for settings in new]
-        try:
-            serve.deploy(prepared)
-            serve.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
-            ready()
-        except TrainyardError:
-            serve.deploy(running.config)
-            raise
-    else:
-        ready()
-    running.config = with_weights(running.config, name, weights, new)
-    serve.deploy(running.config)
-    serve.await_ready(running.config, threading.Event(), START_TIMEOUT_S)
+    _start(running, new, ready)
+    _deploy(running, with_weights(running.config, name, weights, new, guard))
     running.before[name] = before
     running.save()
+
+
+def follow(running: Running, name: str, version: str, share: float, new: Sequence[ModelSettings]) -> None:
+    """Makes a version a shadow, or ends it (share 0). Needs a connected process. Raises: ClusterError, as `change` does."""
+    _start(running, new, lambda: None)
+    _deploy(running, with_shadow(running.config, name, version, share, new))
+    running.save()
+
+
+def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
+    """New versions beside what there is, unknown to the ingress until they run."""
+    from serving import running as serve
+
+    if not new:
+        ready()
+        return
+    prepared = copy.deepcopy(running.config)
+    prepared["applications"][:0] = [application(settings) for settings in new]
+    try:
+        serve.deploy(prepared)
+        serve.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
+        ready()
+    except TrainyardError:
+        serve.deploy(running.config)
+        raise
+
+
+def _deploy(running: Running, config: Config) -> None:
+    from serving import running as serve
+
+    running.config = config
+    serve.deploy(config)
+    serve.await_ready(config, threading.Event(), START_TIMEOUT_S)
 
 
 def missing(running: Running, name: str, weights: Mapping[str, float]) -> list[str]:

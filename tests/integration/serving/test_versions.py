@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,20 @@ def endpoint(storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[C
         yield caller, job, ["--port", str(port), "--storage", str(storage)]
 
 
+def said_of(where: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `status` prints, once the ingress has reported."""
+    time.sleep(2.5)
+    capsys.readouterr()
+    assert main(["status", *where]) == 0
+    return capsys.readouterr().out
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline
+
+
 def ingress(job: runs.Job) -> list[int]:
     below = psutil.Process(job.process.pid).children(recursive=True)
     return [process.pid for process in below if "endpoint:Ingress" in process.name()]
@@ -159,6 +173,22 @@ def test_versions_change_under_load_without_a_failed_request(
         assert main(["split", "digitz", "--weights", "1=1", *where]) == 2
         assert "the endpoint has no model 'digitz': it has digits" in capsys.readouterr().err
 
+        assert main(["rollback", "digits", *where]) == 0
+        assert caller.seen() == {"1": 40}
+
+        assert main(["shadow", "digits", "1", *where]) == 2
+        assert "version 1 of digits answers requests itself" in capsys.readouterr().err
+        assert main(["shadow", "digits", "2", *where]) == 0
+        assert caller.seen() == {"1": 40}
+        assert re.search(r"shadow: version 2 is asked 100 % of the requests too; rows: \d+ (other|same)", said_of(where, capsys))
+
+        assert main(["split", "digits", "--weights", "1=50,2=50", "--max-p95-ms", "0.01", "--min-requests", "20", *where]) == 0
+        wait_for(lambda: caller.seen() == {"1": 40})
+        said = said_of(where, capsys)
+        assert re.search(r"went back by itself: the p95 of version 2 is [\d.]+ ms: 0.01 ms are allowed", said)
+        assert re.search(r"digits +version 1 +100\.0 %", said)
+        assert main(["split", "digits", "--weights", "2=1", "--max-error-rate", "0.5", *where]) == 0
+        assert caller.seen() == {"2": 40}
         assert main(["rollback", "digits", *where]) == 0
         assert caller.seen() == {"1": 40}
         time.sleep(1)

@@ -1,0 +1,161 @@
+"""What `python -m serving` does with an endpoint that runs: says how it is, and changes which versions answer."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import argparse
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from cluster.errors import ConfigError
+from cluster.storage import Store
+from serving.guard import Guard
+from serving.settings import ModelSettings
+from serving.versions import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
+
+Told = Mapping[str, Mapping[str, Any]]
+"""What the replicas of the ingress know together, by model: see serving/shared.py."""
+
+
+def status(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    with _connected(record):
+        from serving import running
+        from serving.shared import told
+
+        states, watched, shadows = running.states(), told("watched"), told("shadows")
+    for name, versions in record.models().items():
+        weights = _weights(record, name, watched)
+        for each in versions:
+            settings = ModelSettings(**each["settings"])
+            state = states.get(settings.application, states["endpoint"])
+            print(f"{name:<20} version {settings.version:<6} {100 * weights[settings.version]:5.1f} %   {state:<10} "
+                  f"{settings.digest[:12]}  {settings.uri}")
+        for line in [*_of_guard(record, name, watched), *_of_shadow(record, name, shadows)]:
+            print(f"{'':<20} {line}")
+    return 0
+
+
+def _of_guard(record: Running, name: str, watched: Told) -> list[str]:
+    """What is known of a model's last change of weights."""
+    guard, seen = record.guard(name), watched.get(name)
+    if guard is None or seen is None or seen["id"] != guard.id:
+        return []
+    lines = [f"version {version}: {each['requests']} requests lately, {100 * each['error_rate']:.1f} % failed, p95 "
+             f"{'none' if each['p95_ms'] is None else format(each['p95_ms'], '.3g')} ms"
+             for version, each in sorted(seen["versions"].items())]
+    if seen["reason"] is not None:
+        lines.append(f"went back by itself: {seen['reason']}")
+    return lines
+
+
+def _of_shadow(record: Running, name: str, shadows: Told) -> list[str]:
+    shadow = record.shadow(name)
+    if shadow is None:
+        return []
+    seen = shadows.get(name)
+    rows: Mapping[str, int] = seen["rows"] if seen is not None and seen["id"] == shadow["id"] else {}
+    found = ", ".join(f"{count} {outcome}" for outcome, count in sorted(rows.items())) or "none yet"
+    return [f"shadow: version {shadow['version']} is asked {100 * shadow['share']:g} % of the requests too; rows: {found}"]
+
+
+def _weights(record: Running, name: str, watched: Told) -> Weights:
+    """As they are: those before the last change, if it went back by itself."""
+    guard, seen = record.guard(name), watched.get(name)
+    asked = record.weights(name)
+    if guard is None or seen is None or seen["id"] != guard.id or seen["reason"] is None:
+        return asked
+    return {version: guard.before.get(version, 0.0) for version in asked}
+
+
+def split(options: argparse.Namespace) -> int:
+    return _change(options, parse_weights(options.weights))
+
+
+def promote(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    record.weights(options.model)
+    registered = record.models()[options.model][0]["settings"]["registered"]
+
+    def champion() -> None:
+        if registered:
+            from jobs.common.registry import Registry
+
+            storage = Store.open(options.storage)
+            Registry.open(options.tracking_uri, storage, registered).promote(registered, options.version)
+
+    return _change(options, {options.version: 1.0}, champion)
+
+
+def rollback(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    record.weights(options.model)
+    if options.model not in record.before:
+        raise ConfigError(f"the versions of {options.model} have not been changed: there is nothing to go back to")
+    return _change(options, record.before[options.model], guarded=False)
+
+
+def shadow(options: argparse.Namespace) -> int:
+    if not 0 <= options.share <= 1:
+        raise ConfigError(f"--share {options.share:g}: it must be from 0 (no shadow any more) to 1 (all requests)")
+    record = Running.load(options.port)
+    weights = record.weights(options.model)
+    if weights.get(options.version, 0) > 0 and options.share > 0:
+        raise ConfigError(f"version {options.version} of {options.model} answers requests itself: a shadow is one that does not")
+    new = _new(options, record, {options.version: 0.0}) if options.share else []
+    with _connected(record):
+        follow(record, options.model, options.version, options.share, new)
+    print(f"{options.model} version {options.version}: a shadow of {100 * options.share:g} % of the requests")
+    return 0
+
+
+def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], None] = lambda: None, *,
+            guarded: bool = True) -> int:
+    """Gives versions their weights."""
+    record = Running.load(options.port)
+    new = _new(options, record, weights)
+    with _connected(record):
+        from serving.shared import told
+
+        before = _weights(record, options.model, told("watched"))
+        record.config = with_weights(record.config, options.model, before)
+        change(record, options.model, weights, new, ready, before, _guard(options, before, weights) if guarded else None)
+    for version, weight in record.weights(options.model).items():
+        print(f"{options.model} version {version}: {100 * weight:.1f} %")
+    return 0
+
+
+def _guard(options: argparse.Namespace, before: Weights, weights: Weights) -> Guard | None:
+    """Of the versions that get more than before. None if no version does, or no limit is asked for."""
+    candidates = [version for version, weight in weights.items() if weight > before.get(version, 0.0)]
+    if not candidates or (options.max_error_rate >= 1 and options.max_p95_ms is None):
+        return None
+    return Guard(id=new_id(), candidates=candidates, before=before, max_error_rate=options.max_error_rate,
+                 max_p95_ms=options.max_p95_ms, min_requests=options.min_requests)
+
+
+def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list[ModelSettings]:
+    """Versions that the endpoint does not have: they come from the registry."""
+    from serving import deploy
+
+    found: list[ModelSettings] = []
+    for version in missing(record, options.model, weights):
+        like = ModelSettings(**record.models()[options.model][0]["settings"])
+        if not like.registered:
+            raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
+        spec = f"{options.model}=models:/{like.registered}/{version}"
+        served = deploy.find(spec, options.tracking_uri, Store.open(options.storage))
+        found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest))
+    return found
+
+
+@contextmanager
+def _connected(record: Running) -> Generator[None]:
+    from cluster.connect import connect, disconnect
+
+    connect(record.address, own=True)
+    try:
+        yield
+    finally:
+        disconnect()
