@@ -64,8 +64,11 @@ class Tally:
 
     @property
     def p95_ms(self) -> float | None:
-        """Of answers, at most a tenth too high; None without any."""
-        wanted, seen = math.ceil(0.95 * self.bins.total()), 0
+        return self.quantile_ms(0.95)
+
+    def quantile_ms(self, share: float) -> float | None:
+        """Of the answers' latencies, at most a tenth too high; None without any."""
+        wanted, seen = math.ceil(share * self.bins.total()), 0
         for index in sorted(self.bins):
             seen += self.bins[index]
             if seen >= wanted:

@@ -4,12 +4,13 @@ import time
 from collections import deque
 from typing import Any
 
+from serving.guard import Tally
 from serving.routing import Route
 from serving.settings import ModelSettings
 
 _LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-_WINDOW_S = 60.0
+_WINDOW_S = 60
 
 
 class Measures:
@@ -30,7 +31,7 @@ class Measures:
         self._went_back = Gauge("trainyard_serving_went_back", "1 where a change's requests went back to the versions before.",
                                 ("model",))
         self._tags: dict[tuple[str, ...], dict[str, str]] = {}
-        self._recent: deque[tuple[float, float]] = deque(maxlen=100_000)
+        self._recent: deque[tuple[int, Tally]] = deque()
 
     def request(self, route: Route | None, status: int, cause: str, seconds: float) -> None:
         model, version = (route.settings.name, route.settings.version) if route else ("", "")
@@ -40,8 +41,8 @@ class Measures:
         if route is not None:
             self._latency.observe(seconds, self._tag("", "", model, version))
             self._queue.set(route.batcher.queued, self._tag("", "", model, version))
-            self._recent.append((time.monotonic(), seconds))
             route.tally.add(status, seconds)
+            self._this_second().add(status, seconds)
 
     def rows(self, route: Route, rows: int) -> None:
         self._rows.inc(rows, self._tag("", "", route.settings.name, route.settings.version))
@@ -59,13 +60,20 @@ class Measures:
 
     def live(self) -> dict[str, Any]:
         """The last minute: requests a second, and the latency's quantiles in milliseconds."""
-        since = time.monotonic() - _WINDOW_S
-        while self._recent and self._recent[0][0] < since:
-            self._recent.popleft()
-        times = sorted(seconds for _, seconds in self._recent)
-        first = self._recent[0][0] if self._recent else since
-        span = max(1.0, time.monotonic() - first)
-        return {"requests_per_s": round(len(times) / span, 2), "p50_ms": _quantile(times, 0.5), "p99_ms": _quantile(times, 0.99)}
+        self._this_second()
+        seen = sum((tally for _, tally in self._recent), Tally())
+        span = 1 + self._recent[-1][0] - self._recent[0][0]
+        return {"requests_per_s": round(seen.requests / span, 2), "p50_ms": _rounded(seen.quantile_ms(0.5)),
+                "p99_ms": _rounded(seen.quantile_ms(0.99))}
+
+    def _this_second(self) -> Tally:
+        """Of the last minute's tallies, one a second in which something was asked, the newest."""
+        now = int(time.monotonic())
+        if not self._recent or self._recent[-1][0] != now:
+            self._recent.append((now, Tally()))
+            while self._recent[0][0] <= now - _WINDOW_S:
+                self._recent.popleft()
+        return self._recent[-1][1]
 
     def _tag(self, name: str, value: str, model: str, version: str) -> dict[str, str]:
         key = (name, value, model, version)
@@ -75,5 +83,5 @@ class Measures:
         return found
 
 
-def _quantile(times: list[float], share: float) -> float | None:
-    return round(1000 * times[min(len(times) - 1, int(share * len(times)))], 2) if times else None
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -21,7 +21,7 @@ NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "s
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets",
          "serving_http")
 SOAKS = ("strategies",)
-"""What runs long and is no measurement: full matrices."""
+"""What runs long: full matrices, steady load."""
 
 
 def main() -> int:
