@@ -18,8 +18,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from serving.closed import keep_calls_to_this_node
+from serving.core import ACCESS_LOG
 from serving.errors import GoneError
-from serving.ingress import ACCESS_LOG, Endpoint
+from serving.ingress import Endpoint
 from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table

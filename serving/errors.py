@@ -1,16 +1,16 @@
-"""What an endpoint answers with instead of a result: an HTTP status, and a message in the protocol's form `{"error": …}`.
+"""What an endpoint answers with instead of a result: HTTP's status or gRPC's code, and a message (over HTTP, `{"error": …}`).
 
-    RefusedError                    status
-    ├── BadRequestError             400  the request is not what the model takes
-    ├── UnauthorisedError           401  no key, or one that is not known
-    ├── UnknownModelError           404
-    ├── MethodError                 405  with Allow
-    ├── TooLargeError               413
-    ├── RateLimitError              429  with Retry-After
-    ├── OverloadedError             503  with Retry-After
-    ├── DeadlineError               504
-    ├── GoneError                   503  with Retry-After
-    └── ModelError                  500  our own mistake, without details
+    RefusedError                    status, code
+    ├── BadRequestError             400  INVALID_ARGUMENT    the request is not what the model takes
+    ├── UnauthorisedError           401  UNAUTHENTICATED     no key, or one that is not known
+    ├── UnknownModelError           404  NOT_FOUND
+    ├── MethodError                 405  UNIMPLEMENTED       with Allow
+    ├── TooLargeError               413  RESOURCE_EXHAUSTED
+    ├── RateLimitError              429  RESOURCE_EXHAUSTED  with Retry-After
+    ├── OverloadedError             503  UNAVAILABLE         with Retry-After
+    ├── DeadlineError               504  DEADLINE_EXCEEDED
+    ├── GoneError                   503  UNAVAILABLE         with Retry-After
+    └── ModelError                  500  INTERNAL            our own mistake, without details
 """
 
 from collections.abc import Sequence
@@ -21,24 +21,25 @@ class RefusedError(Exception):
     """cause: of the metric `errors`. retry_after_s: when it may be tried again."""
 
     status: ClassVar[int] = 500
+    code: ClassVar[str] = "INTERNAL"
     cause: ClassVar[str] = "internal"
     retry_after_s: float | None = None
 
 
 class BadRequestError(RefusedError):
-    status, cause = 400, "bad_request"
+    status, code, cause = 400, "INVALID_ARGUMENT", "bad_request"
 
 
 class UnauthorisedError(RefusedError):
-    status, cause = 401, "key"
+    status, code, cause = 401, "UNAUTHENTICATED", "key"
 
 
 class UnknownModelError(RefusedError):
-    status, cause = 404, "unknown"
+    status, code, cause = 404, "NOT_FOUND", "unknown"
 
 
 class MethodError(RefusedError):
-    status, cause = 405, "bad_request"
+    status, code, cause = 405, "UNIMPLEMENTED", "bad_request"
 
     def __init__(self, methods: Sequence[str]) -> None:
         super().__init__(f"this path takes {' and '.join(methods)}")
@@ -46,13 +47,13 @@ class MethodError(RefusedError):
 
 
 class TooLargeError(RefusedError):
-    status, cause = 413, "too_large"
+    status, code, cause = 413, "RESOURCE_EXHAUSTED", "too_large"
 
 
 class RateLimitError(RefusedError):
     """One caller has asked too often."""
 
-    status, cause = 429, "rate_limit"
+    status, code, cause = 429, "RESOURCE_EXHAUSTED", "rate_limit"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -62,22 +63,22 @@ class RateLimitError(RefusedError):
 class OverloadedError(RefusedError):
     """The endpoint has more to do than it can."""
 
-    status, cause = 503, "overloaded"
+    status, code, cause = 503, "UNAVAILABLE", "overloaded"
     retry_after_s = 1.0
 
 
 class GoneError(RefusedError):
     """Replicas died with the request."""
 
-    status, cause = 503, "replica_died"
+    status, code, cause = 503, "UNAVAILABLE", "replica_died"
     retry_after_s = 1.0
 
 
 class DeadlineError(RefusedError):
-    status, cause = 504, "deadline"
+    status, code, cause = 504, "DEADLINE_EXCEEDED", "deadline"
 
 
 class ModelError(RefusedError):
     """Our own mistake: what it was is in the log."""
 
-    status, cause = 500, "model"
+    status, code, cause = 500, "INTERNAL", "model"

@@ -50,7 +50,15 @@ def parse_request(body: bytes, header_length: str | None, specs: Sequence[Tensor
         raise BadRequestError(f"the body is no JSON ({error})") from None
     if not isinstance(message, dict):
         raise BadRequestError("the body is no JSON object: send {\"inputs\": […]}")
-    message = cast(dict[str, Any], message)
+    return fitted(cast(dict[str, Any], message), tail, specs, outputs, max_rows)
+
+
+def fitted(message: Mapping[str, Any], tail: memoryview, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
+           max_rows: int) -> InferRequest:
+    """A request whose JSON has been read, or that has been put into its form. tail: the bytes of its binary tensors.
+
+    Raises: BadRequestError.
+    """
     inputs = _inputs(_list(message, "inputs"), tail, {spec.name: spec for spec in specs})
     parameters = _parameters(message)
     return InferRequest(inputs=inputs, rows=_rows(inputs, max_rows), id=_id(message), parameters=parameters,
@@ -276,13 +284,11 @@ def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[
     """A response's body, and the length of its JSON if binary tensors follow it. about: model_name, model_version, parameters."""
     tensors: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for spec in specs:
-        if request.outputs is not None and spec.name not in request.outputs:
-            continue
+    for spec in chosen(request, specs):
         values = outputs[spec.name]
         tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape)}
         if request.binary if request.outputs is None else request.outputs[spec.name]:
-            tail.append(_to_bytes(values, spec))
+            tail.append(to_bytes(values, spec))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             tensor["data"] = _to_json(values, spec)
@@ -292,13 +298,18 @@ def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
+def chosen(request: InferRequest, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The outputs that are asked for."""
+    return [spec for spec in specs if request.outputs is None or spec.name in request.outputs]
+
+
 def _to_json(values: Array, spec: TensorSpec) -> Any:
     if spec.datatype == "BYTES":
         return [value if isinstance(value, str) else bytes(value).decode(errors="replace") for value in values.ravel()]
     return np.ascontiguousarray(values).ravel()
 
 
-def _to_bytes(values: Array, spec: TensorSpec) -> bytes:
+def to_bytes(values: Array, spec: TensorSpec) -> bytes:
     if spec.datatype != "BYTES":
         return np.ascontiguousarray(values, np.dtype(DTYPES[spec.datatype]).newbyteorder("<")).tobytes()
     elements = [value.encode() if isinstance(value, str) else bytes(value) for value in values.ravel()]

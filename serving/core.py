@@ -1,0 +1,185 @@
+"""The way of a request, by whichever protocol it comes: key → rate → route → checks → batch → replica → answer.
+
+HTTP (serving/ingress.py) and gRPC (serving/calls.py) stand in front of it: they read a request, and write what it is answered with.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import orjson
+
+from serving.batching import Outputs
+from serving.errors import BadRequestError, DeadlineError, ModelError, RateLimitError, RefusedError, UnauthorisedError
+from serving.keys import Keys
+from serving.measures import Measures
+from serving.protocol import InferRequest
+from serving.routing import Route, Table
+from serving.settings import EndpointSettings
+
+ACCESS_LOG = "trainyard.access"
+"""The logger of a line of JSON for each request, with nothing of what is in it."""
+_OURS = 0.95
+"""Of the header's time, which Serve keeps too, with an answer of its own form: ours is to come first."""
+_access = logging.getLogger(ACCESS_LOG)
+_log = logging.getLogger(__name__)
+
+
+class Said(Protocol):
+    """What a request is answered with. status: HTTP's, also where the protocol has codes of its own. size: in bytes."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
+Answer = TypeVar("Answer", bound=Said)
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True, slots=True)
+class Request:
+    """One that is under way. headers: or gRPC's metadata; names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    id: str = ""
+    """The caller's, or Serve's, which is also what sends it back; in a form that a log line can hold."""
+    caller: str = "-"
+    """The name of the key."""
+    route: Route | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
+        self.id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
+
+
+class Bucket:
+    """Tokens that come at a rate, up to a second's worth."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s, self._tokens, self._at = per_s, max(1.0, per_s), time.monotonic()
+
+    def wait_s(self) -> float:
+        """Takes a token; if there is none, says after how many seconds there will be."""
+        now = time.monotonic()
+        self._tokens = min(max(1.0, self._per_s), self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._per_s
+        self._tokens -= 1
+        return 0.0
+
+
+class Core:
+    """Of one ingress. `table` says which model answers."""
+
+    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures) -> None:
+        """Raises: ConfigError for keys that cannot be read."""
+        self.settings, self.table, self.measures = settings, table, measures
+        self._keys = Keys(settings.keys_file) if settings.auth else None
+        self._buckets: dict[str, Bucket] = {}
+
+    async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
+        """What a request is answered with, counted and logged. refused: what is said instead, whose message may be shown."""
+        cause = ""
+        try:
+            answer = await answering
+        except RefusedError as error:
+            if isinstance(error, ModelError):
+                _log.error("request %s: %s", request.id, error)
+            answer, cause = refused(_shown(error)), error.cause
+        except Exception:  # noqa: BLE001  (ours: the caller learns that it is, and nothing else)
+            _log.exception("request %s failed", request.id)
+            answer, cause = refused(_shown(ModelError())), ModelError.cause
+        seconds = time.perf_counter() - request.began
+        self.measures.request(request.route, answer.status, cause, seconds)
+        if _access.isEnabledFor(logging.INFO):
+            _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path, "status": answer.status,
+                                       "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": answer.size}).decode())
+        return answer
+
+    def admit(self, request: Request) -> None:
+        """Raises: UnauthorisedError, RateLimitError."""
+        if self._keys is None:
+            return
+        key = _key(request.headers)
+        if key is None:
+            raise UnauthorisedError("no key: send the header `Authorization: Bearer KEY`")
+        name = self._keys.name_of(key)
+        if name is None:
+            raise UnauthorisedError("the key is not known")
+        request.caller = name
+        if self.settings.requests_per_s is not None:
+            bucket = self._buckets.setdefault(name, Bucket(self.settings.requests_per_s))
+            if (wait_s := bucket.wait_s()) > 0:
+                raise RateLimitError(f"more than {self.settings.requests_per_s:g} requests a second with this key", wait_s)
+
+    async def infer(self, request: Request, route: Route, parse: Callable[[Mapping[str, Any]], InferRequest]) \
+            -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
+        """parse: the request as it fits a model, of which a replica says what it takes. Returns that, its outputs, and the model's
+        description. Raises: RefusedError.
+        """
+        about = await _within(route.about(), _timeout({}, request.headers, self.settings.timeout_s))
+        asked = parse(about)
+        timeout_s = _timeout(asked.parameters, request.headers, self.settings.timeout_s) - (time.perf_counter() - request.began)
+        if timeout_s <= 0:
+            raise DeadlineError("the deadline had passed when the request had come in")
+        outputs = await route.infer(asked.inputs, asked.rows, timeout_s)
+        self.measures.rows(route, asked.rows)
+        return asked, outputs, about
+
+
+def _shown(error: RefusedError) -> RefusedError:
+    """What may be said of it: of our own mistakes, that they are ours."""
+    return ModelError("internal error") if isinstance(error, ModelError) else error
+
+
+def _key(headers: Mapping[bytes, bytes]) -> str | None:
+    scheme, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        if headers.get(b"sec-fetch-site") == b"cross-site":
+            return None  # another site's page, with what the browser remembers
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return None
+    return None
+
+
+def _timeout(parameters: Mapping[str, Any], headers: Mapping[bytes, bytes], most_s: float) -> float:
+    """The smallest of the server's, the header's (seconds) and the request's `timeout` (microseconds, as Triton has it)."""
+    found = [most_s]
+    if (given := headers.get(b"x-request-timeout-seconds")) is not None:
+        try:
+            found.append(_OURS * float(given))
+        except ValueError:
+            raise BadRequestError("X-Request-Timeout-Seconds is no number") from None
+    timeout = parameters.get("timeout")
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise BadRequestError("parameter `timeout` is no number of microseconds")
+        found.append(timeout / 1e6)
+    if not min(found) > 0:
+        raise BadRequestError("a timeout must be more than 0")
+    return min(found)
+
+
+async def _within(coming: Awaitable[T], timeout_s: float) -> T:
+    """Raises: DeadlineError."""
+    try:
+        return await asyncio.wait_for(coming, timeout_s)
+    except TimeoutError:
+        raise DeadlineError(f"not answered within {timeout_s:.3g} s") from None
