@@ -25,7 +25,7 @@ from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table
 from serving.settings import INGRESS, EndpointSettings, ModelSettings
-from serving.shared import Reporter
+from serving.shared import Reporter, lease
 
 _INGRESS_ONGOING = 16.0
 _TRIES = 3
@@ -43,7 +43,7 @@ class Ingress:
         self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
         self._table = Table(made, self._connected, measures.batch, measures.compared)
         self._reporter = Reporter(self._table, measures.went_back)
-        self._endpoint = Endpoint(made, self._table, measures)
+        self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         return self._endpoint

@@ -20,7 +20,7 @@ Told = Mapping[str, Mapping[str, Any]]
 
 def status(options: argparse.Namespace) -> int:
     record = Running.load(options.port)
-    with _connected(record):
+    with connected(record):
         from serving import running
         from serving.shared import told
 
@@ -104,7 +104,7 @@ def shadow(options: argparse.Namespace) -> int:
     if weights.get(options.version, 0) > 0 and options.share > 0:
         raise ConfigError(f"version {options.version} of {options.model} answers requests itself: a shadow is one that does not")
     new = _new(options, record, {options.version: 0.0}) if options.share else []
-    with _connected(record):
+    with connected(record):
         follow(record, options.model, options.version, options.share, new)
     print(f"{options.model} version {options.version}: a shadow of {100 * options.share:g} % of the requests")
     return 0
@@ -115,7 +115,7 @@ def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], N
     """Gives versions their weights."""
     record = Running.load(options.port)
     new = _new(options, record, weights)
-    with _connected(record):
+    with connected(record):
         from serving.shared import told
 
         before = _weights(record, options.model, told("watched"))
@@ -151,7 +151,8 @@ def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list
 
 
 @contextmanager
-def _connected(record: Running) -> Generator[None]:
+def connected(record: Running) -> Generator[None]:
+    """To the cluster of an endpoint that runs."""
     from cluster.connect import connect, disconnect
 
     connect(record.address, own=True)

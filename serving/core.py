@@ -17,8 +17,9 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from serving.batching import Outputs
-from serving.errors import BadRequestError, DeadlineError, ModelError, RateLimitError, RefusedError, UnauthorisedError
+from serving.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError
 from serving.keys import Keys
+from serving.limits import Lease, Limits
 from serving.measures import Measures
 from serving.protocol import InferRequest
 from serving.routing import Route, Table
@@ -64,31 +65,14 @@ class Request:
         self.id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
 
 
-class Bucket:
-    """Tokens that come at a rate, up to a second's worth."""
-
-    def __init__(self, per_s: float) -> None:
-        self._per_s, self._tokens, self._at = per_s, max(1.0, per_s), time.monotonic()
-
-    def wait_s(self) -> float:
-        """Takes a token; if there is none, says after how many seconds there will be."""
-        now = time.monotonic()
-        self._tokens = min(max(1.0, self._per_s), self._tokens + (now - self._at) * self._per_s)
-        self._at = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._per_s
-        self._tokens -= 1
-        return 0.0
-
-
 class Core:
     """Of one ingress. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures) -> None:
-        """Raises: ConfigError for keys that cannot be read."""
+    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
+        """lease: see Limits. Raises: ConfigError for keys that cannot be read."""
         self.settings, self.table, self.measures = settings, table, measures
         self._keys = Keys(settings.keys_file) if settings.auth else None
-        self._buckets: dict[str, Bucket] = {}
+        self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
 
     async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
         """What a request is answered with, counted and logged. refused: what is said instead, whose message may be shown."""
@@ -109,7 +93,7 @@ class Core:
                                        "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": answer.size}).decode())
         return answer
 
-    def admit(self, request: Request) -> None:
+    async def admit(self, request: Request) -> None:
         """Raises: UnauthorisedError, RateLimitError."""
         if self._keys is None:
             return
@@ -120,10 +104,8 @@ class Core:
         if name is None:
             raise UnauthorisedError("the key is not known")
         request.caller = name
-        if self.settings.requests_per_s is not None:
-            bucket = self._buckets.setdefault(name, Bucket(self.settings.requests_per_s))
-            if (wait_s := bucket.wait_s()) > 0:
-                raise RateLimitError(f"more than {self.settings.requests_per_s:g} requests a second with this key", wait_s)
+        if self._limits is not None:
+            await self._limits.check(name)
 
     async def infer(self, request: Request, route: Route, parse: Callable[[Mapping[str, Any]], InferRequest]) \
             -> tuple[InferRequest, Outputs, Mapping[str, Any]]:

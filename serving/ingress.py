@@ -27,6 +27,7 @@ from serving.errors import (
     UnauthorisedError,
     UnknownModelError,
 )
+from serving.limits import Lease
 from serving.measures import Measures
 from serving.pages import docs_page, openapi, playground_page
 from serving.routing import Route, Table
@@ -58,9 +59,9 @@ class Answer:
 class Endpoint:
     """The application. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures) -> None:
-        """Raises: ConfigError for keys that cannot be read."""
-        self.core = Core(settings, table, measures)
+    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
+        """lease: see Limits. Raises: ConfigError for keys that cannot be read."""
+        self.core = Core(settings, table, measures, lease)
         self.settings, self.table, self._measures = settings, table, measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,7 @@ class Endpoint:
 
     async def _answer(self, request: Request, receive: Receive) -> Answer:
         if request.path not in _OPEN:
-            self.core.admit(request)
+            await self.core.admit(request)
         match = _MODEL.fullmatch(request.path)
         if match is not None and match[3] == "/infer":
             _allow(request, "POST")

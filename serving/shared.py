@@ -1,4 +1,5 @@
-"""What all replicas of an ingress know together, in one actor: how versions do whose weights were changed, and shadows."""
+"""What all replicas of an ingress know together, in one actor: how versions do whose weights were changed, shadows,
+and how often each key asked."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -6,9 +7,11 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from serving.guard import Guard, Tally, Watch
+from serving.limits import Buckets
 from serving.routing import Table
 
 _NAME, _NAMESPACE = "trainyard-endpoint", "trainyard"
@@ -23,6 +26,11 @@ class Shared:
     def __init__(self) -> None:
         self._watches: dict[str, Watch] = {}
         self._shadows: dict[str, tuple[str, str, Counter[str]]] = {}
+        self._buckets = Buckets()
+
+    def take(self, name: str, per_s: float, wanted: int) -> tuple[int, float]:
+        """Tokens of a key: see limits.Lease."""
+        return self._buckets.take(name, per_s, wanted)
 
     def report(self, model: str, guard: Guard, tallies: Mapping[str, Tally], reason: str | None) -> str | None:
         """Of one ingress, since its last report. Returns why the requests are to go back to where they were, if they are."""
@@ -49,12 +57,19 @@ class Shared:
             for version in watch.versions if (seen := watch.seen(version))}} for model, watch in self._watches.items()}
 
 
+@cache
 def shared_actor() -> Any:
     """Of this cluster's endpoint; made by whoever asks first."""
     import ray
 
     return ray.remote(Shared).options(name=_NAME, namespace=_NAMESPACE, get_if_exists=True, lifetime="detached",
                                       num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
+
+
+async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
+    """See limits.Lease. Raises: RayError, TimeoutError."""
+    async with asyncio.timeout(_ANSWER_S):
+        return await shared_actor().take.remote(name, per_s, wanted)
 
 
 def told(method: str) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Versions of a model change while it is being asked: nobody gets an error, and what cannot serve never gets a request."""
 
+import asyncio
 import json
 import re
 import threading
@@ -20,9 +21,10 @@ from cluster.network import free_port
 from cluster.storage import Store
 from jobs.common.artifact import Probe, open_artifact, write_artifact
 from jobs.common.registry import Registry
-from serving import versions
+from serving import changes, versions
 from serving.__main__ import main
 from serving.settings import EndpointSettings, ModelSettings
+from serving.shared import lease
 from tests import runs
 
 pytestmark = [
@@ -191,6 +193,10 @@ def test_versions_change_under_load_without_a_failed_request(
         assert caller.seen() == {"2": 40}
         assert main(["rollback", "digits", *where]) == 0
         assert caller.seen() == {"1": 40}
+        with changes.connected(versions.Running.load(int(where[1]))):
+            granted = [asyncio.run(lease("tester", 10.0, 7))[0] for _ in range(3)]
+        assert granted[:2] == [7, 3], "the replicas of the ingress share a second's worth"
+        assert granted[2] <= 1
         time.sleep(1)
     finally:
         caller._stop.set()
