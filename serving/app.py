@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from serving.closed import keep_calls_to_this_node
+from serving.coordinator import Reporter, lease
 from serving.core import ACCESS_LOG
 from serving.errors import GoneError
 from serving.ingress import Endpoint
@@ -25,7 +26,6 @@ from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table
 from serving.settings import INGRESS, EndpointSettings, ModelSettings
-from serving.shared import Reporter, lease
 
 _INGRESS_ONGOING = 16.0
 _TRIES = 3

@@ -15,14 +15,14 @@ from serving.settings import ModelSettings
 from serving.versions import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
 
 Told = Mapping[str, Mapping[str, Any]]
-"""What the replicas of the ingress know together, by model: see serving/shared.py."""
+"""What the replicas of the ingress know together, by model: see serving/coordinator.py."""
 
 
 def status(options: argparse.Namespace) -> int:
     record = Running.load(options.port)
     with connected(record):
         from serving import running
-        from serving.shared import told
+        from serving.coordinator import told
 
         states, watched, shadows = running.states(), told("watched"), told("shadows")
     for name, versions in record.models().items():
@@ -116,7 +116,7 @@ def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], N
     record = Running.load(options.port)
     new = _new(options, record, weights)
     with connected(record):
-        from serving.shared import told
+        from serving.coordinator import told
 
         before = _weights(record, options.model, told("watched"))
         record.config = with_weights(record.config, options.model, before)

@@ -1,7 +1,7 @@
 """Whether a version that has just been given requests keeps to its limits; if not, they go back to where they went before.
 
-Each ingress tallies what its versions answered (`Tally`), and tells it every second to what all of them share (serving/shared.py),
-which sums it over a window and judges (`Watch`).
+Each ingress tallies what its versions answered (`Tally`), and tells it every second to the coordinator of all of them
+(serving/coordinator.py), which sums it over a window and judges (`Watch`).
 """
 
 import math

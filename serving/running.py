@@ -59,7 +59,7 @@ def _reason(state: Any) -> str:
 def end() -> None:
     from ray import serve
 
-    from serving.shared import forget
+    from serving.coordinator import forget
 
     serve.shutdown()
     forget()

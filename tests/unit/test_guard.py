@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import shared
+from serving import coordinator
 from serving.batching import Batcher
+from serving.coordinator import Coordinator, Reporter
 from serving.errors import ModelError
 from serving.guard import Guard, Tally, Watch
 from serving.shadow import Shadow, same_rows
-from serving.shared import Reporter, Shared
 from tests.unit.test_ingress import Replicas, ask, endpoint
 
 GUARD = Guard(id="a", candidates=["2"], before={"1": 1.0}, max_error_rate=0.05, max_p95_ms=100.0, min_requests=50)
@@ -88,15 +88,15 @@ class _Actor:
     """As an actor's handle, in this process."""
 
     def __init__(self) -> None:
-        self.shared = Shared()
+        self.coordinator = Coordinator()
 
     def __getattr__(self, name: str) -> _Method:
-        return _Method(getattr(self.shared, name))
+        return _Method(getattr(self.coordinator, name))
 
 
 def test_every_ingress_takes_the_requests_back_and_a_new_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     actor, heard = _Actor(), []
-    monkeypatch.setattr(shared, "shared_actor", lambda: actor)
+    monkeypatch.setattr(coordinator, "coordinator", lambda: actor)
 
     async def tried() -> None:
         replicas = Replicas()
@@ -128,7 +128,7 @@ def test_every_ingress_takes_the_requests_back_and_a_new_one_hears_of_it(monkeyp
         assert heard[-1] is True
 
     asyncio.run(tried())
-    assert actor.shared.watched()["m"]["versions"]["2"]["error_rate"] == 1.0
+    assert actor.coordinator.watched()["m"]["versions"]["2"]["error_rate"] == 1.0
 
 
 # ── shadows ──

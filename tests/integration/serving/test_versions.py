@@ -23,8 +23,8 @@ from jobs.common.artifact import Probe, open_artifact, write_artifact
 from jobs.common.registry import Registry
 from serving import changes, versions
 from serving.__main__ import main
+from serving.coordinator import lease
 from serving.settings import EndpointSettings, ModelSettings
-from serving.shared import lease
 from tests import runs
 
 pytestmark = [

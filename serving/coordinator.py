@@ -20,7 +20,7 @@ _ANSWER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Shared:
+class Coordinator:
     """The actor. It may die: each ingress tells it again what it has decided."""
 
     def __init__(self) -> None:
@@ -58,22 +58,22 @@ class Shared:
 
 
 @cache
-def shared_actor() -> Any:
+def coordinator() -> Any:
     """Of this cluster's endpoint; made by whoever asks first."""
     import ray
 
-    return ray.remote(Shared).options(name=_NAME, namespace=_NAMESPACE, get_if_exists=True, lifetime="detached",
+    return ray.remote(Coordinator).options(name=_NAME, namespace=_NAMESPACE, get_if_exists=True, lifetime="detached",
                                       num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
 
 
 async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
     """See limits.Lease. Raises: RayError, TimeoutError."""
     async with asyncio.timeout(_ANSWER_S):
-        return await shared_actor().take.remote(name, per_s, wanted)
+        return await coordinator().take.remote(name, per_s, wanted)
 
 
 def told(method: str) -> dict[str, dict[str, Any]]:
-    """What `Shared.watched` or `Shared.shadows` says; empty where there is nothing to say. Needs a connected process."""
+    """What `Coordinator.watched` or `Coordinator.shadows` says; empty where there is nothing to say. Needs a connected process."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
@@ -118,7 +118,7 @@ class Reporter:
     async def _report(self) -> None:
         try:
             async with asyncio.timeout(_ANSWER_S):
-                await self._tell(shared_actor())
+                await self._tell(coordinator())
         except Exception:  # noqa: BLE001  (requests are answered all the same, and it is tried again)
             _log.exception("what the replicas of the ingress share does not answer")
 
