@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test check bench soak lock clean
+.PHONY: demo test check bench soak lock proto clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.mlp.demo
@@ -30,6 +30,10 @@ soak: $(STAMP)
 lock:
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-annotate --no-header \
 	  | grep -vE '^(nvidia-|cuda-|triton==)' > lock.txt.new && { head -3 lock.txt; cat lock.txt.new; } > lock.txt.tmp && mv lock.txt.tmp lock.txt; rm -f lock.txt.new
+
+# The messages of gRPC, for serving/messages.py.
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -Iserving --descriptor_set_out=serving/open_inference.binpb serving/open_inference.proto
 
 $(STAMP): pyproject.toml lock.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

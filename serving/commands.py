@@ -20,6 +20,7 @@ import yaml
 from cluster.errors import ClusterError, ConfigError
 from cluster.signals import heed
 from cluster.storage import Store
+from serving import haproxy, tls
 from serving.keys import VARIABLE, Keys, new_key
 from serving.settings import EndpointSettings, ModelSettings
 from serving.versions import START_TIMEOUT_S, Running
@@ -32,25 +33,33 @@ def key(options: argparse.Namespace) -> int:
 
 
 def config(options: argparse.Namespace) -> int:
-    print(yaml.safe_dump(_config(options), sort_keys=False), end="")
+    made = _config(options)
+    if options.tls_cert:
+        print(f"# TLS: each node's processes need RAY_SERVE_HAPROXY_BINARY_PATH (serving/haproxy.py there), {haproxy.CERT}="
+              f"{options.tls_cert} and {haproxy.KEY}={options.tls_key}")
+    print(yaml.safe_dump(made, sort_keys=False), end="")
     return 0
 
 
 def up(options: argparse.Namespace) -> int:
-    _check_port(options.host, options.port)
+    _check_port(options.host, options.port, "--port")
+    if options.grpc_port is not None:
+        _check_port(options.host, options.grpc_port, "--grpc-port")
+    tls.check(options.tls_cert, options.tls_key)
     made = _config(options)
-    with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp") as folder, _environment(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp") as folder, _environment(Path(folder), options):
         return _serve(options, made)
 
 
 @contextmanager
-def _environment(folder: Path) -> Generator[None]:
+def _environment(folder: Path, options: argparse.Namespace) -> Generator[None]:
     """Of a cluster that is started in the block. Serve is to be imported there first: it reads it then, here too."""
     from serving.closed import haproxy_settings
     from serving.deploy import SERVE_SETTINGS
 
     before = dict(os.environ)
-    os.environ.update(SERVE_SETTINGS | haproxy_settings(folder) | before)
+    files = tuple(map(os.path.abspath, (options.tls_cert, options.tls_key))) if options.tls_cert else None
+    os.environ.update(SERVE_SETTINGS | haproxy_settings(folder, files) | before)
     try:
         yield
     finally:
@@ -71,8 +80,13 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         running.deploy(made)
         running.await_ready(made, stop, START_TIMEOUT_S)
         record.save()
-        url = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"
+        host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+        if options.tls_cert:
+            tls.check_spoken(host, options.port)
+        url = f"http{'s' if options.tls_cert else ''}://{host}:{options.port}"
         print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs", flush=True)
+        if options.grpc_port is not None:
+            print(f"grpc: {host}:{options.grpc_port}", flush=True)
         while not stop.wait(0.5):
             pass
         print("ending", flush=True)
@@ -112,7 +126,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
-    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port})
+    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port)
 
 
 def _in_ingress(options: argparse.Namespace) -> bool:
@@ -129,6 +143,8 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
     for name in ("max_batch_rows", "max_queued", "ingress_replicas", "timeout_s", "max_request_mib", "cpus_per_replica"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be more than 0")
+    if options.grpc_port == options.port:
+        raise ConfigError(f"--grpc-port {options.grpc_port}: it is --port already: pass another")
     if options.min_replicas < 0:
         raise ConfigError(f"--min-replicas {options.min_replicas}: it must be 0 or more")
 
@@ -140,12 +156,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, flag: str) -> None:
     """Raises: ClusterError that names who holds it."""
     from cluster.network import is_free
 
     if not is_free(host, port):
-        raise ClusterError(f"--port {port} of {host} is taken by {_holder(port)}: end it, or pass another --port")
+        raise ClusterError(f"{flag} {port} of {host} is taken by {_holder(port)}: end it, or pass another {flag}")
 
 
 def _holder(port: int) -> str:

@@ -18,6 +18,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.closed:keep_calls_to_this_node",
 }
 """Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py. An ingress that ends goes on
 answering for so many seconds, in which HAProxy, on the same machine, learns of it in less than one; by itself it would for 30.
@@ -55,13 +57,17 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
-           http: Mapping[str, Any]) -> dict[str, Any]:
-    """A Serve config: an application for each version of a model, and the ingress in front of them."""
+           http: Mapping[str, Any], grpc_port: int | None = None) -> dict[str, Any]:
+    """A Serve config: an application for each version of a model, and the ingress in front of them. grpc_port: None for no gRPC."""
     by_application = {model.application: model for model in models}
     own = {ModelSettings(**each).application for each in endpoint.own}
     applications: list[dict[str, Any]] = [application(model) for model in models if model.application not in own]
     applications.append({
         "name": "endpoint", "import_path": "serving.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
         "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
-    return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": endpoint.timeout_s + 5, **http},
+    timeout_s = endpoint.timeout_s + 5
+    grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.calls:add_to_server"], "request_timeout_s": timeout_s,
+            "enable_reflection": False}
+    return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": timeout_s, **http},
+            **({} if grpc_port is None else {"grpc_options": grpc}),
             "logging_config": {"encoding": "JSON", "enable_access_log": False}, "applications": applications}

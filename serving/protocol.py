@@ -8,7 +8,7 @@ import base64
 import binascii
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -312,7 +312,16 @@ def _to_json(values: Array, spec: TensorSpec) -> Any:
 def to_bytes(values: Array, spec: TensorSpec) -> bytes:
     if spec.datatype != "BYTES":
         return np.ascontiguousarray(values, np.dtype(DTYPES[spec.datatype]).newbyteorder("<")).tobytes()
-    elements = [value.encode() if isinstance(value, str) else bytes(value) for value in values.ravel()]
+    return joined(elements(values))
+
+
+def elements(values: Array) -> list[bytes]:
+    """Of BYTES."""
+    return [value.encode() if isinstance(value, str) else bytes(value) for value in values.ravel()]
+
+
+def joined(elements: Iterable[bytes]) -> bytes:
+    """Elements of BYTES: each 4 bytes of length, then itself."""
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
