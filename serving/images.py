@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.common.artifact import Artifact
+from jobs.common.image_features import image_features
 from serving.errors import BadRequestError
 
 Array = NDArray[Any]
@@ -50,6 +51,7 @@ class ImagePredictor:
         """model: the artifact's, which gives probabilities (B, K) for images (B, H, W, C) by `predict`."""
         about = artifact.manifest.description
         self._model, self._shape, self._datatype = model, tuple(about.preprocessing["shape"]), about.inputs[0].datatype
+        self._mean = about.data.get("mean", 0.0)
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         return image_rows(inputs["image"], self._shape, self._datatype)
@@ -59,3 +61,6 @@ class ImagePredictor:
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"probabilities": predicted}
+
+    def features(self, rows: Array) -> dict[str, Array]:
+        return dict(image_features(rows, self._mean))

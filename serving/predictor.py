@@ -7,7 +7,7 @@ Rows of several requests go through `predict` together, so what `decode` and `pr
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -35,6 +35,15 @@ class Predictor(Protocol):
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         """Answers as the tensors that the manifest names."""
+        ...
+
+
+@runtime_checkable
+class Watched(Predictor, Protocol):
+    """A classifier whose requests are compared with its artifact's reference (jobs/common/drift.py)."""
+
+    def features(self, rows: Array) -> dict[str, Array]:
+        """Figures of rows as `decode` gives them, as training made those of the reference."""
         ...
 
 

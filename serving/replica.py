@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from cluster.errors import ArtifactError
 from jobs.common.artifact import Artifact, open_artifact
 from serving.closed import keep_calls_to_this_node
+from serving.drift import Drift, watch
 from serving.errors import ModelError, RefusedError
 from serving.predictor import Predictor, load_predictor
 from serving.settings import ModelSettings
@@ -37,6 +39,7 @@ class Replica:
         self._predictor = load_predictor(artifact)
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
+        self._drift = watch(artifact, self._predictor, self.settings)
         self._thread = None if seconds < _QUICK_S else ThreadPoolExecutor(1, thread_name_prefix="model")
         about = artifact.manifest.description
         self._about = {"inputs": about.inputs, "outputs": about.outputs, "labels": about.labels, "task": about.task,
@@ -48,12 +51,25 @@ class Replica:
 
     async def infer(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         """Answers in the order of the requests."""
+        loop = asyncio.get_running_loop()
         if self._thread is None:
-            return answers(self._predictor, requests)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, answers, self._predictor, requests)
+            found = answers(self._predictor, requests, self._drift)
+        else:
+            found = await loop.run_in_executor(self._thread, answers, self._predictor, requests, self._drift)
+        if self._drift is not None and self._drift.due():
+            loop.call_later(1.0, self._count if self._thread is None else partial(self._thread.submit, self._count))
+        return found
+
+    def _count(self) -> None:
+        try:
+            if self._drift is not None:
+                self._drift.count()
+        except Exception:  # noqa: BLE001  (whoever asks for answers gets them)
+            _log.exception("drift of %s version %s is not measured any more", self.settings.name, self.settings.version)
+            self._drift = None
 
 
-def answers(predictor: Predictor, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:
     """Of several requests, whose rows go through the model together. What is wrong with one leaves the others be."""
     decoded: list[NDArray[Any] | RefusedError] = []
     for inputs in requests:
@@ -65,19 +81,22 @@ def answers(predictor: Predictor, requests: Sequence[Tensors]) -> list[Tensors |
     if not batches:
         return [error for error in decoded if isinstance(error, RefusedError)]
     try:
-        predicted = predictor.predict(batches[0] if len(batches) == 1 else np.concatenate(batches))
+        rows = batches[0] if len(batches) == 1 else np.concatenate(batches)
+        predicted = predictor.predict(rows)
     except Exception:  # noqa: BLE001  (its rows get an answer, and the replica goes on)
         _log.exception("the model failed with %d rows", sum(map(len, batches)))
         failure = ModelError("the model failed: see the replica's log")
         return [rows if isinstance(rows, RefusedError) else failure for rows in decoded]
+    if drift is not None:
+        drift.see(rows, predicted)
     found: list[Tensors | RefusedError] = []
     at = 0
-    for rows in decoded:
-        if isinstance(rows, RefusedError):
-            found.append(rows)
+    for each in decoded:
+        if isinstance(each, RefusedError):
+            found.append(each)
         else:
-            found.append(predictor.encode(predicted[at : at + len(rows)]))
-            at += len(rows)
+            found.append(predictor.encode(predicted[at : at + len(each)]))
+            at += len(each)
     return found
 
 

@@ -16,7 +16,9 @@ class TextPredictor:
     """Texts to probabilities."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        from jobs.transformer.text_features import TextFeatures
+
+        self._model, self._features = model, TextFeatures(model.tokenizer)
 
     @classmethod
     def load(cls, artifact: Artifact) -> "TextPredictor | LikelihoodPredictor":
@@ -33,6 +35,9 @@ class TextPredictor:
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"probabilities": predicted}
+
+    def features(self, rows: Array) -> dict[str, Array]:
+        return self._features(rows.tolist())
 
 
 class LikelihoodPredictor:

@@ -3,6 +3,7 @@
     ARTIFACT/manifest.json       what the model is, and size and sha256 of every other file; written last
              model.safetensors   weights (or `.keras`); a format that can run code when it is read is refused
              probe.json          some rows and the model's own answers, as an Open Inference Protocol request and response
+             reference.json      histograms of a classifier's test rows and answers: what drift is measured from
              model_card.md       the same for people
              …                   a tokenizer's files, where there is one
 
@@ -24,9 +25,11 @@ from cluster.errors import ArtifactError
 from cluster.storage import Store
 from jobs.common import model_card, safe_formats
 from jobs.common.artifact_manifest import Description, FileEntry, Manifest
+from jobs.common.drift import Reference
 from jobs.common.open_inference import from_json, to_json
 
 MANIFEST, WEIGHTS, PROBE, CARD = "manifest.json", "model.safetensors", "probe.json", "model_card.md"
+REFERENCE = "reference.json"
 _PIECE = 8 << 20
 
 Array = NDArray[Any]
@@ -76,6 +79,10 @@ class Artifact:
         body = json.loads(self.read(PROBE))
         return Probe(inputs=from_json(body["request"]["inputs"]), outputs=from_json(body["response"]["outputs"]))
 
+    def reference(self) -> Reference | None:
+        """What drift is measured from; None where the artifact has none. Raises: ArtifactError."""
+        return Reference.from_json(self.read(REFERENCE)) if REFERENCE in self.manifest.paths else None
+
     def copy_to(self, target: Where) -> "Artifact":
         """Copies it into a folder of its own, here or on an object store, and verifies the copy."""
         folder = as_store(target)
@@ -92,6 +99,7 @@ def write_artifact(
     description: Description,
     probe: Probe,
     files: Mapping[str, Content],
+    reference: Reference | None = None,
 ) -> Artifact:
     """Writes an artifact to a folder of a store, replacing what was there; the manifest comes last and makes it one.
 
@@ -101,6 +109,8 @@ def write_artifact(
     body = {"request": {"inputs": to_json(description.inputs, probe.inputs)},
             "response": {"outputs": to_json(description.outputs, probe.outputs)}}  # fmt: skip
     contents: dict[str, Content] = {**files, PROBE: _json(body), CARD: model_card.text(description).encode()}
+    if reference is not None:
+        contents[REFERENCE] = _json(reference.to_json())
     for name, source in contents.items():
         _check_allowed(name, source)
     folder = store.child(path)

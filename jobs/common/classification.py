@@ -8,13 +8,18 @@ import numpy as np
 from cluster.errors import TrainingFailedError
 from jobs.common.artifact import Array, Probe
 from jobs.common.dataset import SPLITS
+from jobs.common.drift import Reference
 from jobs.common.evaluation import Evaluation, evaluate, worst_mistakes
+from jobs.common.image_features import image_features
+from jobs.common.images import ImageFacts
 from jobs.common.job import Trained, Verdict
 from jobs.common.permutation import IntArray
 from jobs.common.predictions import Predictions
 from jobs.common.report_images import Mistakes
 
 PROBE_ROWS = 4
+REFERENCE_ROWS = 5000
+_PART_BYTES = 32 << 20
 
 
 def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray) -> Verdict:
@@ -31,14 +36,24 @@ def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray)
 
 
 def judge_images(trained: Trained) -> Verdict:
-    """As `judge`, with the images that were wrong with the greatest confidence."""
+    """As `judge`, with the images that were wrong with the greatest confidence, and what drift is measured from."""
     first = np.arange(probe_rows(trained))
     verdict = judge(trained, {"image": trained.rows("test", first)["image"]}, first)
     test = trained.predictions("test")
     worst = worst_mistakes(test.probabilities, test.labels)
     said = test.probabilities[worst].argmax(1)
-    return replace(verdict, mistakes=Mistakes(images=trained.rows("test", worst)["image"], labels=test.labels[worst],
-                                              predictions=said, confidences=test.probabilities[worst, said]))
+    mistakes = Mistakes(images=trained.rows("test", worst)["image"], labels=test.labels[worst], predictions=said,
+                        confidences=test.probabilities[worst, said])
+    return replace(verdict, mistakes=mistakes, reference=_image_reference(trained, test))
+
+
+def _image_reference(trained: Trained, test: Predictions) -> Reference | None:
+    """Of at most 5,000 test rows, spread evenly over the split, read some at a time."""
+    rows, mean = trained.dataset.splits["test"].num_rows, ImageFacts.of(trained.dataset).mean
+    positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
+    parts = np.array_split(positions, -(-len(positions) * trained.dataset.row_bytes // _PART_BYTES))
+    found = [image_features(trained.rows("test", part)["image"], mean) for part in parts]
+    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]}, test.probabilities[positions])
 
 
 def probe_rows(trained: Trained) -> int:

@@ -23,7 +23,7 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, ledger
     trained = _trained(config, folder, dataset)
     verdict = job.judge(trained)
     made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict), probe=verdict.probe,
-                                   files=job.files(trained))
+                                   files=job.files(trained), reference=verdict.reference)
     flat = {f"{split}_{name}": value for split, values in verdict.metrics.items() for name, value in values.items()}
     version = tracking.register(made, flat, ledger.highest_step)
     ledger.save(ended=True)

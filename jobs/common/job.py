@@ -59,6 +59,8 @@ class Verdict:
     """Of a classifier, by split (`evaluation.Evaluation`): what the report shows in full."""
     mistakes: Any = None
     """Of an image classifier, its worst (`report_images.Mistakes`)."""
+    reference: Any = None
+    """Of a classifier, what drift is measured from (`drift.Reference`)."""
 
 
 Direction = Literal["max", "min"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from jobs.common.artifact_manifest import Description
 from jobs.common.classification import judge, judge_split, probe_rows
 from jobs.common.config import to_dict
 from jobs.common.dataset import SPLITS
+from jobs.common.drift import Reference
 from jobs.common.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
 from jobs.common.open_inference import TensorSpec
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import prepare, sample, tokenizer_files
+from jobs.transformer.prepare import load_tokenizer, prepare, sample, tokenizer_files
+from jobs.transformer.text_features import TextFeatures
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])
@@ -33,7 +36,9 @@ def verdict_of(trained: Trained) -> Verdict:
 
 def _of_classes(trained: Trained) -> Verdict:
     shown, count = sample(trained.dataset), probe_rows(trained)
-    return judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
+    verdict = judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
+    features = TextFeatures(load_tokenizer(trained.dataset))(shown.texts)
+    return replace(verdict, reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
 
 
 def _of_tokens(trained: Trained) -> Verdict:

@@ -75,7 +75,7 @@ def serving(storage: Path) -> Iterator[Endpoint]:
     command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
                "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
                "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
-    env = {"TRAINYARD_HOME": str(storage / "home")}
+    env = {"TRAINYARD_HOME": str(storage / "home"), "RAY_metrics_report_interval_ms": "1000"}
     with runs.python("serving", *command, folder=storage, env=env) as job:
         job.until(lambda: "ready: " in job.text, 120)
         yield Endpoint(host=host, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)

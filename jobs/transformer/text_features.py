@@ -1,0 +1,34 @@
+"""What can be said of a text in any language: the figures by which drift is watched, alike in training and in serving."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.transformer.tokenizer import backend_of
+
+MOST_CHARACTERS = 4000
+"""Of a text whose tokens are looked at: what a longer one begins with stands for it."""
+
+
+class TextFeatures:
+    """By a tokenizer (a PreTrainedTokenizerFast)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._backend, self._unknown = backend_of(tokenizer.backend_tokenizer.to_str(), None), tokenizer.unk_token_id
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """characters; tokens, without special ones, and the unknown ones' share of them; non_ascii_share, of the characters.
+
+        Each (B,).
+        """
+        begun = [text[:MOST_CHARACTERS] for text in texts]
+        tokens = [np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32) for text in begun]
+        return {
+            "characters": np.array([len(text) for text in texts]),
+            "tokens": np.array([len(ids) for ids in tokens]),
+            "unknown_share": np.array([np.mean(ids == self._unknown) if len(ids) else 0.0 for ids in tokens]),
+            "non_ascii_share": np.array([(len(text) - len(text.encode("ascii", "ignore"))) / max(1, len(text)) for text in begun]),
+        }
