@@ -5,7 +5,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportUntypedClassDecorator=false
 
-import contextlib
+import asyncio
 import inspect
 import logging
 import logging.handlers
@@ -96,8 +96,14 @@ def _elsewhere(settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[]
 
     async def ask(method: str, *arguments: Any) -> Any:
         for _ in range(_TRIES):
-            with contextlib.suppress(RayActorError):  # it died meanwhile: another one answers the same
-                return await getattr(handle(), method).remote(*arguments)
+            coming = getattr(handle(), method).remote(*arguments)
+            try:
+                return await coming
+            except RayActorError:
+                continue  # it died meanwhile: another one answers the same
+            except asyncio.CancelledError:
+                coming.cancel()
+                raise
         raise GoneError(f"{_TRIES} replicas died with this request")
 
     def ready() -> bool:
@@ -135,6 +141,6 @@ def model(args: dict[str, Any]) -> Any:
     scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
     deployment: Any = serve.deployment(Replica)
     made = deployment.options(
-        name="Model", max_ongoing_requests=2, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        name="Model", max_ongoing_requests=3, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling)
     return made.bind(settings.to_dict())

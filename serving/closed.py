@@ -3,14 +3,15 @@
 HAProxy by itself listens for statistics and metrics on all interfaces (serving/haproxy.py puts that on loopback), at fixed ports,
 and keeps its configuration, and a socket through which anyone may give it orders, in /tmp/haproxy-serve, where the endpoints of one
 machine get in each other's way. Every replica takes calls from other deployments on all interfaces, without the cluster's token,
-and unpickles them: who reaches that port can run code there. Behind HAProxy, replicas, and a proxy that stands in for them, listen to
-callers: over gRPC on all interfaces, and over HTTP wherever the endpoint does, without its TLS.
+and unpickles them: who reaches that port can run code there. Behind HAProxy, replicas, and a proxy that stands in for them, listen
+to callers: over gRPC on all interfaces, and over HTTP wherever the endpoint does, without its TLS.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false
 
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[s
     }
 
 
+@cache
 def keep_calls_to_this_node() -> None:
     """In a process of Serve's, before it listens: it does so on its node's own address, which is loopback for a local cluster.
 

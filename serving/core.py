@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from serving.batching import Outputs
-from serving.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError
+from serving.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError, UnknownModelError
 from serving.keys import Keys
 from serving.limits import Lease, Limits
 from serving.measures import Measures
@@ -44,6 +44,8 @@ class Said(Protocol):
 
 Answer = TypeVar("Answer", bound=Said)
 T = TypeVar("T")
+Parse = Callable[[Mapping[str, Any]], InferRequest]
+"""A request as it fits a model, whose description a replica gives: `replica.describe`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +60,8 @@ class Request:
     caller: str = "-"
     """The name of the key."""
     route: Route | None = None
+    explained: bool = False
+    """Whether it asks what an answer rests on."""
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class Core:
             _log.exception("request %s failed", request.id)
             answer, cause = refused(_shown(ModelError())), ModelError.cause
         seconds = time.perf_counter() - request.began
-        self.measures.request(request.route, answer.status, cause, seconds)
+        self.measures.request(request.route, answer.status, cause, seconds, explained=request.explained)
         if _access.isEnabledFor(logging.INFO):
             _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path, "status": answer.status,
                                        "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": answer.size}).decode())
@@ -107,19 +111,28 @@ class Core:
         if self._limits is not None:
             await self._limits.check(name)
 
-    async def infer(self, request: Request, route: Route, parse: Callable[[Mapping[str, Any]], InferRequest]) \
-            -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
-        """parse: the request as it fits a model, of which a replica says what it takes. Returns that, its outputs, and the model's
-        description. Raises: RefusedError.
-        """
+    async def infer(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
+        """Returns the request as it fits the model, its outputs, and the model's description. Raises: RefusedError."""
+        asked, timeout_s, about = await self._asked(request, route, parse)
+        outputs = await route.infer(asked.inputs, asked.rows, timeout_s)
+        self.measures.rows(route, asked.rows)
+        return asked, outputs, about
+
+    async def explain(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
+        """As `infer`, of what an answer rests on."""
+        asked, timeout_s, about = await self._asked(request, route, parse)
+        return asked, await route.explanations.explain(asked.inputs, timeout_s), about
+
+    async def _asked(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, float, Mapping[str, Any]]:
+        """The request as it fits the model, the seconds that are left for it, and the model's description."""
         about = await _within(route.about(), _timeout({}, request.headers, self.settings.timeout_s))
+        if request.explained and not about["explanation"]:
+            raise UnknownModelError(f"model {route.settings.name!r} does not explain its answers")
         asked = parse(about)
         timeout_s = _timeout(asked.parameters, request.headers, self.settings.timeout_s) - (time.perf_counter() - request.began)
         if timeout_s <= 0:
             raise DeadlineError("the deadline had passed when the request had come in")
-        outputs = await route.infer(asked.inputs, asked.rows, timeout_s)
-        self.measures.rows(route, asked.rows)
-        return asked, outputs, about
+        return asked, timeout_s, about
 
 
 def _shown(error: RefusedError) -> RefusedError:

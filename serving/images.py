@@ -48,7 +48,8 @@ class ImagePredictor:
     """What the image jobs share: all but `load`."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
-        """model: the artifact's, which gives probabilities (B, K) for images (B, H, W, C) by `predict`."""
+        """model: the artifact's, which gives probabilities (B, K) for images (B, H, W, C) by `predict`, and what they
+        rest on by `explain`."""
         about = artifact.manifest.description
         self._model, self._shape, self._datatype = model, tuple(about.preprocessing["shape"]), about.inputs[0].datatype
         self._mean = about.data.get("mean", 0.0)
@@ -64,3 +65,8 @@ class ImagePredictor:
 
     def features(self, rows: Array) -> dict[str, Array]:
         return dict(image_features(rows, self._mean))
+
+    def explain(self, row: Array) -> Mapping[str, Array]:
+        predicted = self._model.predict(row).argmax(1)
+        attributions, gaps, differences = self._model.explain(row, predicted)
+        return {"predicted": predicted, "attributions": attributions, "difference": differences, "gap": gaps}

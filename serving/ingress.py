@@ -2,7 +2,7 @@
 
     GET  /v2/health/live | /v2/health/ready          without a key
     GET  /v2 · /v2/models · /v2/models/M[/versions/V][/ready]
-    POST /v2/models/M[/versions/V]/infer
+    POST /v2/models/M[/versions/V]/infer · /explain
     GET  / (playground) · /docs · /openapi.json · /live (what the playground shows of the endpoint)
 
 A key is a bearer token, or the password of HTTP's basic scheme, which a browser asks for.
@@ -11,13 +11,14 @@ A key is a bearer token, or the password of HTTP's basic scheme, which a browser
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
+from jobs.common.open_inference import TensorSpec
 from serving import protocol
-from serving.core import Core, Request
+from serving.core import Core, Parse, Request
 from serving.errors import (
     BadRequestError,
     DeadlineError,
@@ -27,6 +28,7 @@ from serving.errors import (
     UnauthorisedError,
     UnknownModelError,
 )
+from serving.explaining import MOST_ROWS
 from serving.limits import Lease
 from serving.measures import Measures
 from serving.pages import docs_page, openapi, playground_page
@@ -36,7 +38,7 @@ from serving.settings import EndpointSettings
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer|/explain)?")
 _OPEN = ("/v2/health/live", "/v2/health/ready")
 _JSON, _BINARY, _HTML = b"application/json", b"application/octet-stream", b"text/html; charset=utf-8"
 _POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"
@@ -83,30 +85,36 @@ class Endpoint:
         match = _MODEL.fullmatch(request.path)
         if match is not None and match[3] == "/infer":
             _allow(request, "POST")
-            route = request.route = self.table.route(match[1], match[2])
-            return await self._infer(request, route, receive)
+            request.route, request.explained = self.table.route(match[1], match[2]), False
+            return await self._infer(request, request.route, receive)
+        if match is not None and match[3] == "/explain":
+            _allow(request, "POST")
+            request.route, request.explained = self.table.route(match[1], match[2]), True
+            return await self._explain(request, request.route, receive)
         _allow(request, "GET", "HEAD")
         if match is not None:
             return await self._model(match[1], match[2], ready=match[3] is not None)
         return await self._page(request.path)
 
     async def _infer(self, request: Request, route: Route, receive: Receive) -> Answer:
+        parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows)
+        asked, outputs, about = await self.core.infer(request, route, parse)
+        return _found(asked, outputs, about["outputs"], route)
+
+    async def _explain(self, request: Request, route: Route, receive: Receive) -> Answer:
+        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows))
+        asked, outputs, about = await self.core.explain(request, route, parse)
+        return _found(asked, outputs, about["explanation"], route)
+
+    async def _parser(self, request: Request, receive: Receive, outputs: str, most: int) -> Parse:
+        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for."""
         headers = request.headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadRequestError("the body is compressed: send it as it is")
         body = await _body(receive, headers, self.settings.max_request_bytes, self.settings.timeout_s)
         length = headers.get(protocol.HEADER_LENGTH.encode())
-
-        def parse(about: Mapping[str, Any]) -> protocol.InferRequest:
-            return protocol.parse_request(body, length.decode("latin-1") if length is not None else None, about["inputs"],
-                                          about["outputs"], route.settings.max_batch_rows)
-
-        asked, outputs, about = await self.core.infer(request, route, parse)
-        data, json_length = protocol.answer(asked, outputs, about["outputs"], route.said)
-        if json_length is None:
-            return Answer(data, headers=route.headers)
-        return Answer(data, content_type=_BINARY,
-                      headers=(*route.headers, (protocol.HEADER_LENGTH.encode(), str(json_length).encode())))
+        return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
+                                                    about[outputs], most)
 
     async def _model(self, name: str, version: str | None, *, ready: bool) -> Answer:
         route = self.table.route(name, version)
@@ -134,6 +142,14 @@ class Endpoint:
             page = playground_page() if path == "/" else docs_page()
             return Answer(page, content_type=_HTML, headers=((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY")))
         raise UnknownModelError("there is nothing at this path: see /docs")
+
+
+def _found(request: protocol.InferRequest, outputs: Mapping[str, Any], specs: Sequence[TensorSpec], route: Route) -> Answer:
+    data, json_length = protocol.answer(request, outputs, specs, route.said)
+    if json_length is None:
+        return Answer(data, headers=route.headers)
+    return Answer(data, content_type=_BINARY,
+                  headers=(*route.headers, (protocol.HEADER_LENGTH.encode(), str(json_length).encode())))
 
 
 def _allow(request: Request, *methods: str) -> None:

@@ -24,6 +24,7 @@ class Measures:
         self._errors = Counter("trainyard_serving_errors_total", "Refused and failed requests by cause.", (*of_model, "cause"))
         self._rows = Counter("trainyard_serving_rows_total", "Rows that were answered.", of_model)
         self._latency = Histogram("trainyard_serving_latency_seconds", "From the first byte to the answer.", _LATENCIES_S, of_model)
+        self._explanation = Histogram("trainyard_serving_explanation_seconds", "The same, of explanations.", _LATENCIES_S, of_model)
         self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES, of_model)
         self._queue = Gauge("trainyard_serving_queued_requests", "Requests that no replica has yet.", of_model)
         self._shadow = Counter("trainyard_serving_shadow_rows_total", "Rows that a shadow was asked too, by outcome.",
@@ -33,12 +34,15 @@ class Measures:
         self._tags: dict[tuple[str, ...], dict[str, str]] = {}
         self._recent: deque[tuple[int, Tally]] = deque()
 
-    def request(self, route: Route | None, status: int, cause: str, seconds: float) -> None:
+    def request(self, route: Route | None, status: int, cause: str, seconds: float, *, explained: bool = False) -> None:
+        """An explanation takes so much longer than an inference that its time is kept apart."""
         model, version = (route.settings.name, route.settings.version) if route else ("", "")
         self._requests.inc(1, self._tag("status", str(status), model, version))
         if cause:
             self._errors.inc(1, self._tag("cause", cause, model, version))
-        if route is not None:
+        if route is not None and explained:
+            self._explanation.observe(seconds, self._tag("", "", model, version))
+        elif route is not None:
             self._latency.observe(seconds, self._tag("", "", model, version))
             self._queue.set(route.batcher.queued, self._tag("", "", model, version))
             route.tally.add(status, seconds)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.open_inference import DTYPES
+from serving.explaining import MOST_ROWS
 
 _HERE = Path(__file__).parent
 
@@ -36,6 +37,8 @@ def openapi(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             paths[base] = {"get": _get(f"What {name} takes and gives", f"metadata-{suffix}")}
             paths[f"{base}/ready"] = {"get": _get(f"Whether {name} answers", f"ready-{suffix}", also=_NOT_YET)}
             paths[f"{base}/infer"] = {"post": _infer(model, f"infer-{suffix}")}
+            if model["explanation"]:
+                paths[f"{base}/explain"] = {"post": _explain(model, f"explain-{suffix}")}
     return {
         "openapi": "3.1.0", "info": {"title": "trainyard", "version": "2", "description": "Open Inference Protocol v2."},
         "security": [{"key": []}], "paths": paths,
@@ -58,6 +61,15 @@ def _error(why: str) -> dict[str, Any]:
 
 
 _NOT_YET = {"503": _error("not yet")}
+
+
+def _explain(model: Mapping[str, Any], operation: str) -> dict[str, Any]:
+    """The body is an inference's."""
+    return {**_infer({**model, "outputs": model["explanation"]}, operation),
+            "summary": f"What {model['name']}'s answers rest on, of at most {MOST_ROWS} rows",
+            "description": "`attributions` say how much each value of the input speaks for the most probable class, or against it "
+                           "(integrated gradients of its log odds). They sum to `difference`, the log odds less a baseline's, "
+                           "but for `gap`."}
 
 
 def _infer(model: Mapping[str, Any], operation: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     load(artifact) ─► decode(inputs) ─► predict(rows) ─► encode(predicted)
 
-Rows of several requests go through `predict` together, so what `decode` and `predict` give are arrays of rows.
+Rows of several requests go through `predict` together, so what `decode` and `predict` give are arrays of rows. A predictor of
+classes may have a fifth method, `explain`.
 """
 
 import importlib
@@ -18,7 +19,7 @@ Array = NDArray[Any]
 
 
 class Predictor(Protocol):
-    """See the module. Called by one thread at a time."""
+    """See the module. Called by one thread at a time, but for `explain`."""
 
     @classmethod
     def load(cls, artifact: Artifact) -> "Predictor":
@@ -47,8 +48,26 @@ class Watched(Predictor, Protocol):
         ...
 
 
+@runtime_checkable
+class Explaining(Protocol):
+    """A predictor that also says what its answers rest on."""
+
+    def explain(self, row: Array) -> Mapping[str, Array]:
+        """row: (1, …). Tensors as serving/explaining.py has them, but for `label`. Called by a thread of its own."""
+        ...
+
+
 def load_predictor(artifact: Artifact) -> Predictor:
     """Raises: ArtifactError where the artifact's job cannot be served."""
+    return _class_for(artifact).load(artifact)
+
+
+def explains(artifact: Artifact) -> bool:
+    """Whether its predictor explains: its answers are classes, and there is code for it. Raises: as `load_predictor`."""
+    return bool(artifact.manifest.description.labels) and issubclass(_class_for(artifact), Explaining)
+
+
+def _class_for(artifact: Artifact) -> type[Predictor]:
     job = artifact.manifest.description.job
     try:
         module = importlib.import_module(f"serving.{job}")
@@ -57,4 +76,4 @@ def load_predictor(artifact: Artifact) -> Predictor:
             raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: install "
                                 "what the job's extra names") from error
         raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py") from error
-    return cast(Predictor, module.PREDICTOR.load(artifact))
+    return cast(type[Predictor], module.PREDICTOR)

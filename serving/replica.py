@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from jobs.common.artifact import Artifact, open_artifact
 from serving.closed import keep_calls_to_this_node
 from serving.drift import Drift, watch
 from serving.errors import ModelError, RefusedError
-from serving.predictor import Predictor, load_predictor
+from serving.explaining import put_together, specs
+from serving.predictor import Explaining, Predictor, explains, load_predictor
 from serving.settings import ModelSettings
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -41,9 +42,8 @@ class Replica:
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)
         self._thread = None if seconds < _QUICK_S else ThreadPoolExecutor(1, thread_name_prefix="model")
-        about = artifact.manifest.description
-        self._about = {"inputs": about.inputs, "outputs": about.outputs, "labels": about.labels, "task": about.task,
-                       "job": about.job, "example": artifact.probe()}
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explanation")
+        self._about = describe(artifact)
 
     def about(self) -> dict[str, Any]:
         """What the ingress needs to know of the model."""
@@ -67,6 +67,27 @@ class Replica:
         except Exception:  # noqa: BLE001  (whoever asks for answers gets them)
             _log.exception("drift of %s version %s is not measured any more", self.settings.name, self.settings.version)
             self._drift = None
+
+    async def explain(self, inputs: Tensors) -> Tensors | RefusedError:
+        """Row by row in a thread of its own: predictions go on, and a request that is called off ends at its next row."""
+        loop = asyncio.get_running_loop()
+        explain = cast(Explaining, self._predictor).explain
+        try:
+            rows = self._predictor.decode(inputs)
+            found = [await loop.run_in_executor(self._explaining, explain, rows[place : place + 1]) for place in range(len(rows))]
+        except RefusedError as error:
+            return error
+        except Exception:  # noqa: BLE001  (as in `answers`)
+            _log.exception("the model failed to explain")
+            return ModelError("the model failed to explain: see the replica's log")
+        return put_together(found, self._about["labels"])
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain."""
+    about = artifact.manifest.description
+    return {"inputs": about.inputs, "outputs": about.outputs, "labels": about.labels, "task": about.task, "job": about.job,
+            "example": artifact.probe(), "explanation": specs(about.inputs) if explains(artifact) else ()}
 
 
 def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:

@@ -9,6 +9,7 @@ from jobs.common.artifact import Probe
 from serving import protocol
 from serving.batching import Batcher, Inputs, Outputs
 from serving.errors import UnknownModelError
+from serving.explaining import Explanations
 from serving.guard import Guard, Tally
 from serving.settings import EndpointSettings, ModelSettings
 from serving.shadow import Shadow
@@ -18,12 +19,13 @@ Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]
 
 @dataclass(kw_only=True)
 class Route:
-    """A version that requests may go to. ask: `about` of a replica, or its `infer`."""
+    """A version that requests may go to. ask: `about` of a replica, its `infer`, or its `explain`."""
 
     settings: ModelSettings
     weight: float
     ask: Callable[..., Any]
     batcher: Batcher
+    explanations: Explanations
     ready: Callable[[], bool]
     said: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What every answer says."""
@@ -131,6 +133,7 @@ class Table:
                           max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
                           seen=lambda requests, rows: self._seen(settings, requests, rows))
         return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready,
+                     explanations=Explanations(ask, settings.max_replicas),
                      said={"model_name": settings.name, "model_version": settings.version,
                            "parameters": {"artifact_digest": settings.digest}},
                      headers=((b"x-model-version", settings.version.encode()), (b"x-artifact-digest", settings.digest.encode())))
@@ -174,7 +177,8 @@ class Table:
         example = [{"name": spec.name, "datatype": spec.datatype, "shape": [1, *spec.shape[1:]],
                     "data": _plain(probe.inputs[spec.name][:1])} for spec in about["inputs"]]
         return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
-                "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example}}
+                "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
+                "explanation": protocol.tensor_metadata(about["explanation"])}
 
     def live(self) -> dict[str, Any]:
         queued = {name: sum(route.batcher.queued for route in versions.values()) for name, versions in self._routes.items()}

@@ -39,6 +39,14 @@ class TextPredictor:
     def features(self, rows: Array) -> dict[str, Array]:
         return self._features(rows.tolist())
 
+    def explain(self, row: Array) -> Mapping[str, Array]:
+        (found,) = self._model.explain(row.tolist())
+        pieces = np.empty((1, len(found.pieces)), object)
+        pieces[0] = found.pieces
+        numbers = {"attributions": found.attributions, "difference": found.difference, "gap": found.gap}
+        return {"predicted": np.array([found.predicted]), "pieces": pieces,
+                **{name: np.array([value], np.float32) for name, value in numbers.items()}}
+
 
 class LikelihoodPredictor:
     """Packed tokens to their negative log-likelihood: what the artifact's own probe asks of a language model."""

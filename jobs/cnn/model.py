@@ -118,13 +118,14 @@ class Classifier:
         return self.model(tf.constant(images), training=False).numpy()
 
     def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
         images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
         (B, H, W, C), the images that they are compared with; None: an even image of each image's own mean.
 
-        Returns attributions (B, H, W, C), and completeness gaps (B,): how far their sum is from the change of the log odds.
+        Returns attributions (B, H, W, C), completeness gaps (B,): how far their sum is from the change of the log odds, and that
+        change (B,).
         """
         from jobs.cnn.explain import integrated_gradients
 

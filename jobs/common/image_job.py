@@ -36,8 +36,8 @@ class Explained(Protocol):
         ...
 
     def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Integrated gradients (B, H, W, C), and completeness gaps (B,)."""
+                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
+        """Integrated gradients (B, H, W, C), completeness gaps (B,), and what the gradients sum to but for these (B,)."""
         ...
 
 
@@ -76,7 +76,7 @@ def image_sections(trained: Trained, model: Explained) -> list[Section]:
     images, labels, names = trained.rows("test", positions)["image"], test.labels[positions], trained.dataset.class_names
     probabilities = model.predict(images)
     said = probabilities.argmax(1)
-    attributions, gaps = model.explain(images, said, mean_image(trained))
+    attributions, gaps, _ = model.explain(images, said, mean_image(trained))
     regions = getattr(model, "regions", None)
     seen = regions(images, said) if regions else [None] * len(positions)
     rows = [ImageAttribution(pixels=images[i], attribution=attributions[i], region=seen[i], label=names[int(labels[i])],

@@ -63,22 +63,23 @@ class Classifier:
         return torch.softmax(logits, dim=1).numpy()
 
     def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
         images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
         (B, H, W, C), the images that they are compared with; None: the even image that the model's normalisation takes to zero,
         which is the training pixels' mean ("standard") or black ("unit"). A pixel that is as in the baseline gets 0.
 
-        Returns attributions (B, H, W, C), and completeness gaps (B,): see `integrated_gradients`, which needs captum.
+        Returns attributions (B, H, W, C), completeness gaps (B,), and what the attributions sum to but for these (B,): see
+        `integrated_gradients`, which needs captum.
         """
         from jobs.pytorch.explain import integrated_gradients
 
         pixels = torch.from_numpy(np.asarray(images, np.float32))
         classes = torch.from_numpy(self.predict(images).argmax(1) if target is None else np.asarray(target, np.int64))
         start = self._mean(pixels) if baseline is None else torch.from_numpy(np.asarray(baseline, np.float32))
-        attributions, gaps = integrated_gradients(self.model, pixels, start.reshape(-1, *pixels.shape[1:]), classes, EXPLAIN_STEPS)
-        return attributions.numpy(), gaps.numpy()
+        found = integrated_gradients(self.model, pixels, start.reshape(-1, *pixels.shape[1:]), classes, EXPLAIN_STEPS)
+        return tuple(each.numpy() for each in found)
 
     def _mean(self, pixels: Tensor) -> Tensor:
         """(1, H, W, C), normalised to zeros."""

@@ -13,25 +13,27 @@ from torch import Tensor
 
 
 def integrated_gradients(forward: Callable[..., Tensor], inputs: Tensor, baselines: Tensor, target: Tensor, steps: int = 50, *,
-                         context: Sequence[Tensor] = (), rows_per_pass: int = 256) -> tuple[Tensor, Tensor]:
+                         context: Sequence[Tensor] = (), rows_per_pass: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     """How much each input moves the log odds of the target class, on the straight way from the baseline (their equation 1).
 
     forward: (rows, *context) -> logits (B, K), differentiable in the rows, without dropout. inputs: (B, …). baselines: (B, …),
     or (1, …) for all rows. target: (B,) class indices. context: tensors (B, …) that belong to the rows and are not explained,
     such as an attention mask. steps: points of the Gauss-Legendre sum. rows_per_pass: rows that go through the network at a time.
 
-    Returns the attributions (B, …), float32, and of each row the completeness gap (B,), |Σ attributions - (f(x) - f(baseline))|,
-    which the sum over finitely many steps leaves of their proposition 1. Raises: ValueError if the shapes disagree.
+    Returns the attributions (B, …), float32, and of each row (B,) the completeness gap, |Σ attributions - (f(x) - f(baseline))|,
+    which the sum over finitely many steps leaves of their proposition 1, and f(x) - f(baseline) itself. Raises: ValueError if the
+    shapes disagree.
     """
     inputs, baselines, target = _checked(inputs, baselines, target, context)
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     size = max(1, rows_per_pass // steps)
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         found.append(_explained(forward, inputs[part], baselines[part], (target[part], *(c[part] for c in context)), steps))
     if not found:
-        return torch.zeros_like(inputs), inputs.new_zeros(0)
-    return torch.cat([attributions for attributions, _ in found]), torch.cat([gaps for _, gaps in found])
+        return torch.zeros_like(inputs), inputs.new_zeros(0), inputs.new_zeros(0)
+    attributions, gaps, differences = map(torch.cat, zip(*found, strict=True))
+    return attributions, gaps, differences
 
 
 def log_odds(logits: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _explained(forward: Callable[..., Tensor], inputs: Tensor, baselines: Tensor, context: tuple[Tensor, ...],
-               steps: int) -> tuple[Tensor, Tensor]:
+               steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `integrated_gradients`, of rows that go through the network together. context: the target, and what else there is."""
     from captum.attr import IntegratedGradients
 
@@ -56,7 +58,8 @@ def _explained(forward: Callable[..., Tensor], inputs: Tensor, baselines: Tensor
     explainer: Any = IntegratedGradients(function, multiply_by_inputs=True)
     attributions, delta = explainer.attribute(inputs, baselines, additional_forward_args=context, n_steps=steps,
                                               return_convergence_delta=True)
-    return attributions.detach().float(), delta.detach().abs().float()
+    attributions, delta = attributions.detach(), delta.detach()
+    return attributions.float(), delta.abs().float(), (attributions.flatten(1).sum(1) - delta).float()
 
 
 def _checked(inputs: Tensor, baselines: Tensor, target: Tensor, context: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -256,7 +256,7 @@ class Classifier:
 
         Compared with a text of nothing but padding between the special tokens, at the same positions.
         """
-        from jobs.pytorch.explain import integrated_gradients, log_odds
+        from jobs.pytorch.explain import integrated_gradients
 
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt",
                                return_offsets_mapping=True, return_special_tokens_mask=True)
@@ -270,11 +270,10 @@ class Classifier:
         def forward(rows: Tensor, there: Tensor) -> Tensor:
             return self.model(inputs_embeds=rows, attention_mask=there).logits.float()
 
-        found, gaps = integrated_gradients(forward, inputs, baselines, target, steps, context=(mask,), rows_per_pass=64)
-        with torch.no_grad():
-            odds = log_odds(forward(inputs, mask), target) - log_odds(forward(baselines, mask), target)
+        found, gaps, differences = integrated_gradients(forward, inputs, baselines, target, steps, context=(mask,),
+                                                        rows_per_pass=64)
         of_tokens = found.sum(2)
-        return [Explanation(predicted=int(target[i]), gap=float(gaps[i]), difference=float(odds[i]),
+        return [Explanation(predicted=int(target[i]), gap=float(gaps[i]), difference=float(differences[i]),
                             **_on_text(text, batch["offset_mapping"][i].tolist(), of_tokens[i].tolist()))
                 for i, text in enumerate(texts)]
 

@@ -430,9 +430,10 @@ def test_attributions_add_up_and_regions_lie_where_the_class_is(odd: Dataset, tm
     rows = reader.rows(0, 20)
     reader.close()
     assert (classifier.predict(rows["image"]).argmax(1) == rows["label"]).mean() > 0.8
-    attributions, gaps = classifier.explain(rows["image"], rows["label"])
+    attributions, gaps, differences = classifier.explain(rows["image"], rows["label"])
     assert attributions.shape == rows["image"].shape
     assert gaps.max() < 0.02 * max(1.0, np.abs(attributions.sum((1, 2, 3))).max())
+    np.testing.assert_allclose(np.abs(attributions.sum((1, 2, 3)) - differences), gaps, atol=1e-4)
     # A class is a column that is brighter: there the attributions are.
     columns = attributions.sum((1, 3))
     assert (columns.argmax(1) == rows["label"]).mean() > 0.8
@@ -445,7 +446,7 @@ def test_attributions_add_up_and_regions_lie_where_the_class_is(odd: Dataset, tm
 def test_integrated_gradients_of_a_linear_model_are_its_weights_times_the_change() -> None:
     model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     images = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
-    attributions, gaps = integrated_gradients(model, images, np.zeros_like(images), np.array([0, 1, 0]))
+    attributions, gaps, _ = integrated_gradients(model, images, np.zeros_like(images), np.array([0, 1, 0]))
     kernel = model.layers[-1].kernel.numpy()
     for row, target in enumerate([0, 1, 0]):
         slope = kernel[:, target] - kernel[:, 1 - target]

@@ -61,7 +61,7 @@ def test_of_a_model_of_two_classes_that_is_linear_they_are_weight_times_differen
     weight = torch.randn(2, 9, generator=torch.manual_seed(0))
     inputs, baseline = torch.randn(5, 9), torch.randn(1, 9)
     target = torch.tensor([0, 1, 1, 0, 1])
-    found, gaps = integrated_gradients(lambda rows: rows @ weight.T, inputs, baseline, target)
+    found, gaps, _ = integrated_gradients(lambda rows: rows @ weight.T, inputs, baseline, target)
     expected = (weight[target] - weight[1 - target]) * (inputs - baseline)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert (gaps.shape, bool((gaps < 1e-4).all())) == ((5,), True)
@@ -75,8 +75,8 @@ def test_how_the_rows_are_batched_and_what_goes_with_them_changes_no_row() -> No
     def forward(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return torch.tanh(rows * kept) @ weight.T
 
-    together, _ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=10_000)
-    apart, _ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=1)
+    together, *_ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=10_000)
+    apart, *_ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=1)
     torch.testing.assert_close(together, apart)
     assert bool((together[mask == 0] == 0).all())
     assert integrated_gradients(forward, inputs[:0], torch.zeros(1, 9), target[:0], context=(mask[:0],))[0].shape == (0, 9)
@@ -95,20 +95,21 @@ def test_rows_that_do_not_match_are_refused(changes: dict[str, Any]) -> None:
 def test_a_perceptrons_attributions_add_up_to_what_its_log_odds_gain_over_the_baseline(mean: float) -> None:
     model, images = classifier(mean=mean), some_images()
     said = model.predict(images).argmax(1)
-    attributions, gaps = model.explain(images)
+    attributions, gaps, differences = model.explain(images)
     assert attributions.shape == images.shape and attributions.dtype == np.float32
     change = odds(model, images, said) - odds(model, np.full_like(images, mean), said)
     assert_complete(attributions, change)
     sums = attributions.reshape(len(images), -1).sum(1)
     np.testing.assert_allclose(gaps, np.abs(sums - change), atol=1e-4)
-    other, _ = model.explain(images, (said + 1) % 4)
+    np.testing.assert_allclose(differences, change, atol=1e-4)
+    other, *_ = model.explain(images, (said + 1) % 4)
     assert not np.allclose(other, attributions)
 
 
 def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
     model, images = classifier(), some_images()
     images[:, 2, 3] = 17
-    attributions, _ = model.explain(images, baseline=images.mean(axis=0))
+    attributions, *_ = model.explain(images, baseline=images.mean(axis=0))
     assert (attributions[:, 2, 3] == 0).all()
     assert (np.delete(attributions.reshape(12, -1), [26, 27], axis=1) != 0).any(axis=0).all()
 
@@ -149,7 +150,7 @@ def test_a_runs_report_explains_test_rows_of_its_artifact(tmp_path: Path) -> Non
     images = reader.rows(0, 40)["image"]
     reader.close()
     said = model.predict(images).argmax(1)
-    attributions, _ = model.explain(images)
+    attributions, *_ = model.explain(images)
     assert_complete(attributions, odds(model, images, said) - odds(model, even_image(model, images), said))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.common.artifact import Probe
 from jobs.common.open_inference import TensorSpec
+from serving.explaining import specs
 from serving.ingress import Endpoint
 from serving.keys import new_key
 from serving.measures import Measures
@@ -21,7 +22,7 @@ from serving.settings import EndpointSettings, ModelSettings, routes
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-         "labels": (), "task": "sum", "job": "test",
+         "labels": (), "task": "sum", "job": "test", "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
          "example": Probe(inputs={"x": np.ones((1, 2), np.float32)}, outputs={"y": np.array([2], np.float32)})}
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2]}]}).encode()
 
