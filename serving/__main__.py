@@ -97,9 +97,11 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--requests-per-s", type=float, metavar="R", help="of one key; by default as many as it likes")
     add("--access-log", metavar="FILE", help="gets a line of JSON for each request, without what is in it; /dev/stderr works too")
     add("--ingress-replicas", type=int, default=1, metavar="N")
-    add("--placement", choices=("auto", "ingress", "replicas"), default="auto",
-        help="where models compute: in the ingress itself, which is fastest, or in replicas of their own, which scale, end and "
-             "fail by themselves; auto: in the ingress if there is one model, without GPUs, that is never scaled to zero")
+    add("--placement", choices=("auto", "ingress", "replicas", "shared"), default="auto",
+        help="where models compute: in the ingress itself, which is fastest; in replicas of their own, which scale, end and fail "
+             "by themselves; or, when they are many, in replicas that they share and that load them when they are asked for; "
+             "auto: in the ingress if there is one model, without GPUs, that is never scaled to zero, else in replicas")
+    add("--max-loaded", type=int, default=4, metavar="N", help="models of a shared replica; the least recently used one goes")
 
 
 if __name__ == "__main__":

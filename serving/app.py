@@ -1,35 +1,34 @@
-"""The Serve applications, as `serve deploy` imports them: `serving.app:endpoint`, and one `serving.app:model` a version.
+"""The Serve applications, as `serve deploy` imports them: `serving.app:endpoint`, and one `serving.app:model` a version, or
+`serving.app:shared` for many.
 
     serve deploy FILE.yaml                 a file that `python -m serving config …` writes
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportUntypedClassDecorator=false
 
-import asyncio
 import inspect
 import logging
 import logging.handlers
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import RayServeException
 
+from serving.applications import Application
 from serving.calls import METHODS, Calls
 from serving.closed import keep_calls_to_this_node, limit_calls
 from serving.coordinator import Reporter, lease
 from serving.core import ACCESS_LOG
-from serving.errors import GoneError
 from serving.ingress import Endpoint
 from serving.measures import Measures
 from serving.replica import Replica
 from serving.routing import Table
-from serving.settings import INGRESS, EndpointSettings, ModelSettings
+from serving.settings import ENDPOINT, INGRESS, MODEL, SHARED, EndpointSettings, ModelSettings, SharedSettings
+from serving.shared import Shared
 
 _INGRESS_ONGOING = 16.0
-_TRIES = 3
+_SHARED_ONGOING = 1000
+"""The ingress sends as many of each model as to replicas of its own, and those that wait for a model to load hold up no other."""
 
 
 @serve.ingress()
@@ -42,10 +41,13 @@ class Ingress:
         limit_calls(made.max_request_bytes)
         if made.access_log is not None:
             _write_access_log(made.access_log)
+        self._ingress = Application(ENDPOINT, INGRESS)
+        self._others: dict[str, Application] = {}
         self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
         self._table = Table(made, self._connected, measures.batch, measures.compared)
         self._reporter = Reporter(self._table, measures.went_back)
-        self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None)
+        self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None,
+                                  self._replicas)
         self._calls = Calls(self._endpoint.core)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
@@ -53,12 +55,28 @@ class Ingress:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         self._table.change(**user_config)
+        self._replicas()  # from now on it hears of them
         await self._reporter.follow()
 
     def _connected(self, settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
         """What asks a version's replicas, and what says whether there is one."""
         own = self._own.get(settings.application)
-        return _here(own) if own is not None else _elsewhere(settings)
+        return _here(own) if own is not None else _elsewhere(settings, self._other(settings))
+
+    def _other(self, settings: ModelSettings) -> Application:
+        name = SHARED if settings.shared else settings.application
+        return self._others.setdefault(name, Application(name, MODEL))
+
+    def _replicas(self) -> dict[str, Any]:
+        """How many run: of the ingress, and of each model."""
+        return {"endpoint": len(self._ingress.replicas()),
+                "models": {name: sum(map(self._running, versions)) for name, versions in self._table.settings().items()}}
+
+    def _running(self, settings: ModelSettings) -> int:
+        """Replicas of a version; of those that models share, the ones that have it loaded."""
+        if settings.application in self._own:
+            return len(self._ingress.replicas())
+        return sum(not settings.shared or settings.key in loaded for loaded in self._other(settings).replicas())
 
 
 def _call(method: str) -> Callable[..., Any]:
@@ -88,31 +106,13 @@ def _here(replica: Replica) -> tuple[Callable[..., Any], Callable[[], bool]]:
     return ask, lambda: True
 
 
-def _elsewhere(settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
-    @cache
-    def handle() -> Any:
-        """Made when it is needed: an application that is not there yet, or no more, is no reason for the ingress to fail."""
-        return serve.get_app_handle(settings.application)
-
+def _elsewhere(settings: ModelSettings, application: Application) -> tuple[Callable[..., Any], Callable[[], bool]]:
     async def ask(method: str, *arguments: Any) -> Any:
-        for _ in range(_TRIES):
-            coming = getattr(handle(), method).remote(*arguments)
-            try:
-                return await coming
-            except RayActorError:
-                continue  # it died meanwhile: another one answers the same
-            except asyncio.CancelledError:
-                coming.cancel()
-                raise
-        raise GoneError(f"{_TRIES} replicas died with this request")
+        if settings.shared:
+            return await application.ask(method, settings.to_dict(), *arguments, model=settings.key)
+        return await application.ask(method, *arguments)
 
-    def ready() -> bool:
-        try:
-            return settings.min_replicas == 0 or handle().running_replicas_populated()
-        except RayServeException:
-            return False
-
-    return ask, ready
+    return ask, lambda: settings.min_replicas == 0 or bool(application.replicas())
 
 
 def endpoint(args: dict[str, Any]) -> Any:
@@ -141,6 +141,17 @@ def model(args: dict[str, Any]) -> Any:
     scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
     deployment: Any = serve.deployment(Replica)
     made = deployment.options(
-        name="Model", max_ongoing_requests=3, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        name=MODEL, max_ongoing_requests=3, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling)
+    return made.bind(settings.to_dict())
+
+
+def shared(args: dict[str, Any]) -> Any:
+    """args: the fields of SharedSettings."""
+    settings = SharedSettings(**args)
+    scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
+    deployment: Any = serve.deployment(Shared)
+    made = deployment.options(
+        name=MODEL, max_ongoing_requests=_SHARED_ONGOING, health_check_period_s=5, graceful_shutdown_timeout_s=20,
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus}, **scaling)
     return made.bind(settings.to_dict())

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.storage import Store
 from serving.guard import Guard
-from serving.settings import ModelSettings
+from serving.settings import ENDPOINT, SHARED, ModelSettings
 from serving.versions import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
 
 Told = Mapping[str, Mapping[str, Any]]
@@ -29,7 +29,7 @@ def status(options: argparse.Namespace) -> int:
         weights = _weights(record, name, watched)
         for each in versions:
             settings = ModelSettings(**each["settings"])
-            state = states.get(settings.application, states["endpoint"])
+            state = states.get(SHARED if settings.shared else settings.application, states[ENDPOINT])
             print(f"{name:<20} version {settings.version:<6} {100 * weights[settings.version]:5.1f} %   {state:<10} "
                   f"{settings.digest[:12]}  {settings.uri}")
         for line in [*_of_guard(record, name, watched), *_of_shadow(record, name, shadows)]:

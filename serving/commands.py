@@ -22,7 +22,7 @@ from cluster.signals import heed
 from cluster.storage import Store
 from serving import haproxy, tls
 from serving.keys import VARIABLE, Keys, new_key
-from serving.settings import EndpointSettings, ModelSettings
+from serving.settings import EndpointSettings, ModelSettings, SharedSettings
 from serving.versions import START_TIMEOUT_S, Running
 
 
@@ -120,13 +120,22 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
         min_replicas=options.min_replicas, max_replicas=max(options.max_replicas, options.min_replicas, 1),
         cpus=options.cpus_per_replica, gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows,
-        batch_wait_ms=options.batch_wait_ms)
+        batch_wait_ms=options.batch_wait_ms, shared=options.placement == "shared")
         for each in served]
     if _in_ingress(options):
         endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
-    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port)
+    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port,
+                         _shared(options))
+
+
+def _shared(options: argparse.Namespace) -> SharedSettings | None:
+    if options.placement != "shared":
+        return None
+    return SharedSettings(max_loaded=options.max_loaded, min_replicas=options.min_replicas,
+                          max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
+                          gpus=options.gpus_per_replica)
 
 
 def _in_ingress(options: argparse.Namespace) -> bool:
@@ -140,7 +149,8 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
         raise ConfigError(f"--no-auth: without keys an endpoint answers on loopback only, not on {options.host}: pass --keys FILE")
     if endpoint.auth and options.command == "up":
         Keys(endpoint.keys_file)  # it says what is wrong with them
-    for name in ("max_batch_rows", "max_queued", "ingress_replicas", "timeout_s", "max_request_mib", "cpus_per_replica"):
+    for name in ("max_batch_rows", "max_queued", "max_loaded", "ingress_replicas", "timeout_s", "max_request_mib",
+                 "cpus_per_replica"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be more than 0")
     if options.grpc_port == options.port:

@@ -9,7 +9,7 @@ from cluster.errors import ConfigError
 from cluster.storage import Store
 from jobs.common.artifact import open_artifact
 from jobs.common.registry import Registry
-from serving.settings import INGRESS, EndpointSettings, ModelSettings, routes
+from serving.settings import ENDPOINT, INGRESS, SHARED, EndpointSettings, ModelSettings, SharedSettings, routes
 from serving.versions import application
 
 SERVE_SETTINGS = {
@@ -57,13 +57,19 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
-           http: Mapping[str, Any], grpc_port: int | None = None) -> dict[str, Any]:
-    """A Serve config: an application for each version of a model, and the ingress in front of them. grpc_port: None for no gRPC."""
+           http: Mapping[str, Any], grpc_port: int | None = None, shared: SharedSettings | None = None) -> dict[str, Any]:
+    """A Serve config: an application for each version of a model, or one that they share, and the ingress in front of them.
+
+    grpc_port: None for no gRPC.
+    """
     by_application = {model.application: model for model in models}
     own = {ModelSettings(**each).application for each in endpoint.own}
-    applications: list[dict[str, Any]] = [application(model) for model in models if model.application not in own]
+    applications: list[dict[str, Any]] = [application(model) for model in models
+                                          if model.application not in own and not model.shared]
+    if shared is not None:
+        applications.append({"name": SHARED, "import_path": "serving.app:shared", "route_prefix": None, "args": shared.to_dict()})
     applications.append({
-        "name": "endpoint", "import_path": "serving.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
+        "name": ENDPOINT, "import_path": "serving.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
         "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
     timeout_s = endpoint.timeout_s + 5
     grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.calls:add_to_server"], "request_timeout_s": timeout_s,

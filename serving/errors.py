@@ -10,6 +10,7 @@
     ├── OverloadedError             503  UNAVAILABLE         with Retry-After
     ├── DeadlineError               504  DEADLINE_EXCEEDED
     ├── GoneError                   503  UNAVAILABLE         with Retry-After
+    ├── NotLoadedError              500  INTERNAL            what the model's artifact is, or answers, is not what it should be
     └── ModelError                  500  INTERNAL            our own mistake, without details
 """
 
@@ -76,6 +77,12 @@ class GoneError(RefusedError):
 
 class DeadlineError(RefusedError):
     status, code, cause = 504, "DEADLINE_EXCEEDED", "deadline"
+
+
+class NotLoadedError(RefusedError):
+    """The log says why."""
+
+    cause = "load"
 
 
 class ModelError(RefusedError):

@@ -61,10 +61,11 @@ class Answer:
 class Endpoint:
     """The application. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
-        """lease: see Limits. Raises: ConfigError for keys that cannot be read."""
+    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None,
+                 replicas: Callable[[], Mapping[str, Any]] = dict) -> None:
+        """lease: see Limits. replicas: how many run, for the playground. Raises: ConfigError for keys that cannot be read."""
         self.core = Core(settings, table, measures, lease)
-        self.settings, self.table, self._measures = settings, table, measures
+        self.settings, self.table, self._measures, self._replicas = settings, table, measures, replicas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -134,7 +135,7 @@ class Endpoint:
         if path == "/v2/models":
             return Answer(orjson.dumps({"models": [await self.table.described(name) for name in self.table.names]}))
         if path == "/live":
-            return Answer(orjson.dumps(self._measures.live() | self.table.live()))
+            return Answer(orjson.dumps({**self._measures.live(), **self.table.live(), "replicas": self._replicas()}))
         if path == "/openapi.json":
             models = [await self.table.described(name) for name in self.table.names]
             return Answer(orjson.dumps(openapi(models), option=orjson.OPT_SERIALIZE_NUMPY))

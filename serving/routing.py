@@ -180,6 +180,9 @@ class Table:
                 "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"])}
 
+    def settings(self) -> dict[str, list[ModelSettings]]:
+        return {name: [route.settings for route in versions.values()] for name, versions in self._routes.items()}
+
     def live(self) -> dict[str, Any]:
         queued = {name: sum(route.batcher.queued for route in versions.values()) for name, versions in self._routes.items()}
         return {"queued": queued}

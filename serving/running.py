@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import ClusterError, StoppedError
+from serving.settings import SHARED, ModelSettings
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -39,6 +40,19 @@ def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: flo
         if time.monotonic() > deadline:
             waiting = {name: _reason(state) for name, state in states.items() if state.status != "RUNNING"}
             raise ClusterError(f"not ready after {timeout_s:g} s: {waiting}")
+
+
+def load(settings: ModelSettings, timeout_s: float) -> None:
+    """Has a version loaded in a replica that it shares. Raises: ClusterError with the reason if it cannot be."""
+    from ray import serve
+
+    shared = serve.get_app_handle(SHARED).options(method_name="load", multiplexed_model_id=settings.key)
+    try:
+        reason = shared.remote(settings.to_dict()).result(timeout_s=timeout_s)
+    except TimeoutError:
+        reason = f"not loaded after {timeout_s:g} s"
+    if reason is not None:
+        raise ClusterError(f"{settings.application} does not start: {reason}")
 
 
 def states() -> dict[str, str]:

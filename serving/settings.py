@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-INGRESS = "Ingress"
-"""The name of the endpoint's deployment in Serve."""
+ENDPOINT, SHARED = "endpoint", "shared"
+"""Serve's applications beside those of models: the ingress's, and that of the replicas that models share."""
+INGRESS, MODEL = "Ingress", "Model"
+"""The deployment of the endpoint's application, and of all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """One version of one model, which is a Serve application of its own."""
+    """One version of one model, which is a Serve application of its own, unless it shares one."""
 
     name: str
     version: str
@@ -32,6 +34,8 @@ class ModelSettings:
     batch_wait_ms: float = 0.0
     """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
     downscale_delay_s: float = 60.0
+    shared: bool = False
+    """Whether replicas that it shares with other models load it when it is asked for."""
 
     @property
     def application(self) -> str:
@@ -39,9 +43,30 @@ class ModelSettings:
         return f"{self.name}-{self.version}"
 
     @property
+    def key(self) -> str:
+        """What shared replicas know it by: what it is, not only what it is called."""
+        return f"{self.application}-{self.digest}"
+
+    @property
     def max_calls(self) -> int:
         """Batches under way at a time: one that a replica computes, and one that it has at hand then."""
         return 2 * self.max_replicas
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSettings:
+    """Replicas that models share."""
+
+    max_loaded: int = 4
+    """Models of a replica at a time; for another one, the one that was asked least recently goes."""
+    min_replicas: int = 1
+    max_replicas: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    downscale_delay_s: float = 60.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.auth import home_folder, write_private
 from cluster.errors import ConfigError, TrainyardError
 from serving.guard import Guard
-from serving.settings import INGRESS, ModelSettings
+from serving.settings import ENDPOINT, INGRESS, ModelSettings
 
 START_TIMEOUT_S = 300.0
 Config = dict[str, Any]
@@ -95,7 +95,7 @@ def with_weights(config: Config, name: str, weights: Weights, new: Sequence[Mode
     """
     made = copy.deepcopy(config)
     user_config = _ingress(made)["user_config"]
-    own = {(each["name"], each["version"]) for each in _application(made, "endpoint")["args"]["own"]}
+    own = {(each["name"], each["version"]) for each in _application(made, ENDPOINT)["args"]["own"]}
     shadow = user_config["shadows"].get(name, {}).get("version")
     kept: list[dict[str, Any]] = []
     for each in user_config["models"][name]:
@@ -133,12 +133,16 @@ def new_id() -> str:
 
 def _add(config: Config, settings: ModelSettings, weight: float) -> None:
     _ingress(config)["user_config"]["models"][settings.name].append({"weight": weight, "settings": settings.to_dict()})
-    config["applications"].insert(0, application(settings))
+    config["applications"][:0] = _applications([settings])
 
 
 def application(settings: ModelSettings) -> dict[str, Any]:
     """Of a version, in a Serve config."""
     return {"name": settings.application, "import_path": "serving.app:model", "route_prefix": None, "args": settings.to_dict()}
+
+
+def _applications(new: Sequence[ModelSettings]) -> list[dict[str, Any]]:
+    return [application(settings) for settings in reversed(new) if not settings.shared]
 
 
 def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Any, before: Weights,
@@ -169,10 +173,13 @@ def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
         ready()
         return
     prepared = copy.deepcopy(running.config)
-    prepared["applications"][:0] = [application(settings) for settings in new]
+    prepared["applications"][:0] = _applications(new)
     try:
         serve.deploy(prepared)
         serve.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
+        for settings in new:
+            if settings.shared:
+                serve.load(settings, START_TIMEOUT_S)
         ready()
     except TrainyardError:
         serve.deploy(running.config)
@@ -193,7 +200,7 @@ def missing(running: Running, name: str, weights: Mapping[str, float]) -> list[s
 
 
 def _ingress(config: Config) -> dict[str, Any]:
-    return next(each for each in _application(config, "endpoint")["deployments"] if each["name"] == INGRESS)
+    return next(each for each in _application(config, ENDPOINT)["deployments"] if each["name"] == INGRESS)
 
 
 def _application(config: Config, name: str) -> dict[str, Any]:

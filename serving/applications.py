@@ -1,0 +1,45 @@
+"""Other Serve applications, as the ingress asks them: through a handle, which knows their replicas."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import asyncio
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+
+from serving.errors import GoneError
+
+_TRIES = 3
+
+
+class Application:
+    """One of them. It may not be there yet, or no more."""
+
+    def __init__(self, name: str, deployment: str) -> None:
+        self._name, self._deployment = name, deployment
+
+    @cached_property
+    def _handle(self) -> Any:
+        """Needs a running event loop. From then on it is told of replicas: `options` sees to that."""
+        return serve.get_deployment_handle(self._deployment, self._name, _check_exists=False).options()
+
+    async def ask(self, method: str, *arguments: Any, model: str = "") -> Any:
+        """What a replica answers. model: one that has it loaded is asked, if there is one. Raises: GoneError."""
+        for _ in range(_TRIES):
+            coming = self._handle.options(method_name=method, multiplexed_model_id=model).remote(*arguments)
+            try:
+                return await coming
+            except RayActorError:
+                continue  # it died meanwhile: another one answers the same
+            except asyncio.CancelledError:
+                coming.cancel()
+                raise
+        raise GoneError(f"{_TRIES} replicas died with this request")
+
+    def replicas(self) -> list[Collection[str]]:
+        """Of each one that runs, the models that it has loaded on demand. The handle is told of them, so nobody is asked."""
+        router = self._handle._router._asyncio_router.request_router  # there is no public way to it
+        return [replica.multiplexed_model_ids for replica in router.curr_replicas.values()] if router is not None else []
