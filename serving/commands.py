@@ -87,6 +87,7 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs", flush=True)
         if options.grpc_port is not None:
             print(f"grpc: {host}:{options.grpc_port}", flush=True)
+        print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
         while not stop.wait(0.5):
             pass
         print("ending", flush=True)

@@ -3,13 +3,12 @@
     request ─► decode ─► predict ─► the answer
                  └──────────┴─► at most ROWS_A_SECOND are kept ─► counted into bins ─► PSI over the last WINDOW_ROWS of them
 
-They are counted once a second, between requests, or by the model's own thread where it has one: what that costs does not grow with
+`count` is called once a second, between requests, or by the model's own thread where it has one: what it costs does not grow with
 the requests. The window holds the places of rows in bins, and nothing of what is in them.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +25,11 @@ ROWS_A_SECOND = 64
 WINDOW_ROWS = 2000
 MOST_NOISE = 0.05
 """A figure is shown once there are so many rows that in the mean it would be below this if nothing had changed."""
-_SHOW_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 class Drift:
-    """Of one replica. `see` and `count` are called by the thread that predicts, `due` by any."""
+    """Of one replica. Used by the thread that predicts."""
 
     def __init__(self, reference: Reference, predictor: Watched, show: Callable[[str, float], None]) -> None:
         """show: gets a feature's name and figure."""
@@ -39,9 +37,9 @@ class Drift:
         self._histograms = dict(reference.features)
         self._window = np.zeros((WINDOW_ROWS, len(self._histograms)), np.uint8)
         """The bin of each of the last rows, for each feature."""
-        self._rows, self._shown_at = 0, -_SHOW_EVERY_S
+        self._rows = 0
         self._kept: list[tuple[Array, Array]] = []
-        self._room, self._asked = ROWS_A_SECOND, False
+        self._room = ROWS_A_SECOND
 
     def see(self, rows: Array, predicted: Array) -> None:
         """Keeps some of them."""
@@ -49,26 +47,20 @@ class Drift:
             self._kept.append((rows[: self._room].copy(), predicted[: self._room].copy()))
             self._room -= len(rows)
 
-    def due(self) -> bool:
-        """Whether `count` is to be called, in a second: true once for all that is kept until then."""
-        if self._asked or not self._kept:
-            return False
-        self._asked = True
-        return True
-
     def count(self) -> None:
-        """Counts what was kept, and shows the figures if the last ones are some seconds old."""
-        kept, self._kept, self._room, self._asked = self._kept, [], ROWS_A_SECOND, False
-        rows, predicted = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        """Counts what was kept, and shows the figures."""
+        kept, self._kept, self._room = self._kept, [], ROWS_A_SECOND
+        if kept:
+            self._place(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+        for name, figure in self.figures().items():
+            self._show(name, figure)
+
+    def _place(self, rows: Array, predicted: Array) -> None:
         columns = self._predictor.features(rows) | prediction_features(predicted)
         places = (self._rows + np.arange(len(rows))) % WINDOW_ROWS
         for at, (name, histogram) in enumerate(self._histograms.items()):
             self._window[places, at] = histogram.places(columns[name])
         self._rows += len(rows)
-        if time.monotonic() >= self._shown_at + _SHOW_EVERY_S:
-            self._shown_at = time.monotonic()
-            for name, figure in self.figures().items():
-                self._show(name, figure)
 
     def figures(self) -> dict[str, float]:
         """PSI by feature, over the last rows; without those for which they are too few."""

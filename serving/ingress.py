@@ -69,7 +69,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            beat = asyncio.ensure_future(self._measures.beat(self.table))
             await _lifespan(receive, send)
+            beat.cancel()
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
 

@@ -1,16 +1,19 @@
 """What an ingress counts: Prometheus metrics through Ray, and the last minute for the playground."""
 
+import asyncio
 import time
 from collections import deque
 from typing import Any
 
 from serving.guard import Tally
-from serving.routing import Route
+from serving.routing import Route, Table
 from serving.settings import ModelSettings
 
 _LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _WINDOW_S = 60
+BEAT_S = 1.0
+"""Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each) is no more exported."""
 
 
 class Measures:
@@ -44,9 +47,15 @@ class Measures:
             self._explanation.observe(seconds, self._tag("", "", model, version))
         elif route is not None:
             self._latency.observe(seconds, self._tag("", "", model, version))
-            self._queue.set(route.batcher.queued, self._tag("", "", model, version))
             route.tally.add(status, seconds)
             self._this_second().add(status, seconds)
+
+    async def beat(self, table: Table) -> None:
+        """Sets the gauges until it is cancelled."""
+        while True:
+            for route in table.routes:
+                self._queue.set(route.batcher.queued, self._tag("", "", route.settings.name, route.settings.version))
+            await asyncio.sleep(BEAT_S)
 
     def rows(self, route: Route, rows: int) -> None:
         self._rows.inc(rows, self._tag("", "", route.settings.name, route.settings.version))

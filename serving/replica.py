@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from serving.closed import keep_calls_to_this_node
 from serving.drift import Drift, watch
 from serving.errors import ModelError, RefusedError
 from serving.explaining import put_together, specs
+from serving.measures import BEAT_S
 from serving.predictor import Explaining, Predictor, explains, load_predictor
 from serving.settings import ModelSettings
 
@@ -41,6 +41,7 @@ class Replica:
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)
+        self._watching: asyncio.Future[None] | None = None
         self._thread = None if seconds < _QUICK_S else ThreadPoolExecutor(1, thread_name_prefix="model")
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explanation")
         self._about = describe(artifact)
@@ -51,19 +52,20 @@ class Replica:
 
     async def infer(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         """Answers in the order of the requests."""
-        loop = asyncio.get_running_loop()
+        if self._watching is None and self._drift is not None:
+            self._watching = asyncio.ensure_future(self._watch(self._drift))
         if self._thread is None:
-            found = answers(self._predictor, requests, self._drift)
-        else:
-            found = await loop.run_in_executor(self._thread, answers, self._predictor, requests, self._drift)
-        if self._drift is not None and self._drift.due():
-            loop.call_later(1.0, self._count if self._thread is None else partial(self._thread.submit, self._count))
-        return found
+            return answers(self._predictor, requests, self._drift)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, answers, self._predictor, requests, self._drift)
 
-    def _count(self) -> None:
+    async def _watch(self, drift: Drift) -> None:
         try:
-            if self._drift is not None:
-                self._drift.count()
+            while True:
+                await asyncio.sleep(BEAT_S)
+                if self._thread is None:
+                    drift.count()
+                else:
+                    await asyncio.get_running_loop().run_in_executor(self._thread, drift.count)
         except Exception:  # noqa: BLE001  (whoever asks for answers gets them)
             _log.exception("drift of %s version %s is not measured any more", self.settings.name, self.settings.version)
             self._drift = None

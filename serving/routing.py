@@ -73,11 +73,16 @@ class Table:
     def names(self) -> Sequence[str]:
         return list(self._routes)
 
+    @property
+    def routes(self) -> Sequence[Route]:
+        """Of all models."""
+        return [route for versions in self._routes.values() for route in versions.values()]
+
     def change(self, models: Mapping[str, Sequence[Mapping[str, Any]]], guards: Mapping[str, Mapping[str, Any]] | None = None,
                shadows: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """models: name -> versions, each with its weight and settings, as `settings.routes` makes them. guards: name -> Guard.
-        shadows: name -> id, and the version that is asked a
-        share of the requests too.
+        shadows: name -> id, and the version that is asked a share of the
+        requests too.
         """
         made: dict[str, dict[str, Route]] = {}
         for name, versions in models.items():

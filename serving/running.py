@@ -62,6 +62,13 @@ def states() -> dict[str, str]:
     return {name: str(state.status.value).lower() for name, state in serve.status().applications.items()}
 
 
+def metrics_urls() -> list[str]:
+    """Where a Prometheus gets the metrics of each node."""
+    import ray
+
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]]
+
+
 def _reason(state: Any) -> str:
     """The last line of what went wrong, which is the exception's own."""
     messages = [deployment.message for deployment in state.deployments.values() if deployment.message] or [state.message]

@@ -243,7 +243,6 @@ class Served:
         for start in range(0, len(images), ROWS_A_SECOND):
             tensors = {"image": images[start : start + ROWS_A_SECOND]}
             assert isinstance(answers(self.predictor, [tensors], self.drift)[0], dict)
-            assert self.drift.due() and not self.drift.due()
             self.drift.count()
 
 
@@ -272,8 +271,6 @@ def test_a_figure_is_shown_when_there_are_rows_enough_and_forgets_old_ones(serve
     assert served.figures["brightness"] > DRIFTED
     served.ask(images)
     assert served.figures["brightness"] < STABLE
-    served.drift._shown_at -= 60
-    served.ask(images[:1])
     assert served.shown == served.figures
 
 
