@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -53,22 +54,24 @@ class Replica:
     async def infer(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         """Answers in the order of the requests."""
         if self._watching is None and self._drift is not None:
-            self._watching = asyncio.ensure_future(self._watch(self._drift))
+            self._watching = asyncio.ensure_future(_watch(weakref.ref(self)))
         if self._thread is None:
             return answers(self._predictor, requests, self._drift)
         return await asyncio.get_running_loop().run_in_executor(self._thread, answers, self._predictor, requests, self._drift)
 
-    async def _watch(self, drift: Drift) -> None:
+    async def count_drift(self) -> bool:
+        """Once. Returns whether there is any to be counted."""
+        if self._drift is None:
+            return False
         try:
-            while True:
-                await asyncio.sleep(BEAT_S)
-                if self._thread is None:
-                    drift.count()
-                else:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, drift.count)
+            if self._thread is None:
+                self._drift.count()
+            else:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._drift.count)
         except Exception:  # noqa: BLE001  (whoever asks for answers gets them)
             _log.exception("drift of %s version %s is not measured any more", self.settings.name, self.settings.version)
             self._drift = None
+        return True
 
     async def explain(self, inputs: Tensors) -> Tensors | RefusedError:
         """Row by row in a thread of its own: predictions go on, and a request that is called off ends at its next row."""
@@ -83,6 +86,13 @@ class Replica:
             _log.exception("the model failed to explain")
             return ModelError("the model failed to explain: see the replica's log")
         return put_together(found, self._about["labels"])
+
+
+async def _watch(watched: "weakref.ref[Replica]") -> None:
+    """Until the replica is let go of, which this does not keep alive."""
+    while (replica := watched()) is not None and await replica.count_drift():
+        del replica
+        await asyncio.sleep(BEAT_S)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
