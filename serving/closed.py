@@ -3,16 +3,18 @@
 HAProxy by itself listens for statistics and metrics on all interfaces (serving/haproxy.py puts that on loopback), at fixed ports,
 and keeps its configuration, and a socket through which anyone may give it orders, in /tmp/haproxy-serve, where the endpoints of one
 machine get in each other's way. Every replica takes calls from other deployments on all interfaces, without the cluster's token,
-and unpickles them: who reaches that port can run code there. Behind HAProxy, replicas, and a proxy that stands in for them, listen
-to callers: over gRPC on all interfaces, and over HTTP wherever the endpoint does, without its TLS.
+and unpickles them: who reaches that port can run code there. And behind HAProxy, replicas listen to callers, as does a proxy that
+stands in for them: over gRPC on all interfaces, over HTTP wherever the endpoint does, and without its TLS.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false
 
 import shlex
+import socket
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from cluster.network import free_port
@@ -50,7 +52,7 @@ def keep_calls_to_this_node() -> None:
     Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
     """
     import ray
-    from ray.serve._private import default_impl, replica
+    from ray.serve._private import default_impl, http_util, replica
 
     serve_replica: Any = replica
     serve_default: Any = default_impl
@@ -67,21 +69,18 @@ def keep_calls_to_this_node() -> None:
     serve_replica.add_port_to_grpc_server = listen_here
     serve_default.add_grpc_address = listen_to_callers_here
     if node == "127.0.0.1":
-        _keep_http_here()
+        serve_http: Any = http_util
+        serve_http.socket = SimpleNamespace(**{**vars(socket), "socket": _Loopback})
 
 
-def _keep_http_here() -> None:
-    for name in ("proxy", "replica"):
-        module: Any = sys.modules.get(f"ray.serve._private.{name}")
-        if module is not None:
-            module.start_asgi_http_server = _here(module.start_asgi_http_server)
+class _Loopback(socket.socket):
+    """Listens there, whatever it is told."""
 
+    def __init__(self, family: int, kind: int) -> None:
+        super().__init__(socket.AF_INET, kind)
 
-def _here(start: Any) -> Any:
-    async def started(app: Any, http_options: Any, **asked: Any) -> Any:
-        return await start(app, http_options.model_copy(update={"host": "127.0.0.1"}), **asked)
-
-    return started
+    def bind(self, address: Any) -> None:
+        super().bind(("127.0.0.1", address[1]))
 
 
 def limit_calls(most_bytes: int) -> None:

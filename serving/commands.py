@@ -84,9 +84,8 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         if options.tls_cert:
             tls.check_spoken(host, options.port)
         url = f"http{'s' if options.tls_cert else ''}://{host}:{options.port}"
-        print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs", flush=True)
-        if options.grpc_port is not None:
-            print(f"grpc: {host}:{options.grpc_port}", flush=True)
+        calls = "" if options.grpc_port is None else f"   gRPC: {host}:{options.grpc_port}"
+        print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs{calls}", flush=True)
         print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
         while not stop.wait(0.5):
             pass

@@ -184,13 +184,21 @@ def _of_json(tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]
     if spec.datatype == "BYTES":
         return _texts(cast(list[Any], data), _parameters(tensor), spec, count).reshape(shape)
     try:
-        values: Array = np.asarray(cast(list[Any], data))
+        values = _numbers(cast(list[Any], data), np.dtype(DTYPES[spec.datatype]))
     except (ValueError, OverflowError):
         raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape says, or not at all") from None
     if values.size != count or (values.ndim != 1 and values.shape != shape):
         raise BadRequestError(f"`data` of input {spec.name!r} has {values.size} values in shape {list(values.shape)[:8]}, "
                               f"its shape says {count}")
     return _cast(values, spec).reshape(shape)
+
+
+def _numbers(data: list[Any], wanted: np.dtype[Any]) -> Array:
+    """Raises: ValueError if they are ragged."""
+    values: Array = np.asarray(data)
+    if wanted == np.uint64 and values.dtype.kind == "f" and all(type(value) is int and value >= 0 for value in _flat(data)):
+        return np.asarray(data, wanted)  # NumPy would round whole numbers of which some are beyond int64
+    return values
 
 
 def _cast(values: Array, spec: TensorSpec) -> Array:
@@ -202,7 +210,7 @@ def _cast(values: Array, spec: TensorSpec) -> Array:
         limits = np.iinfo(wanted)
         if kind == "f" and not (values == np.rint(values)).all():
             raise BadRequestError(f"`data` of input {spec.name!r} holds fractions, and is {spec.datatype}")
-        if values.size and not (limits.min <= values.min() and values.max() <= limits.max):
+        if values.size and not (limits.min <= values.min().item() and values.max().item() <= limits.max):  # Python compares exactly
             raise BadRequestError(f"`data` of input {spec.name!r} holds values outside {spec.datatype}: {limits.min} to "
                                   f"{limits.max}")
     with np.errstate(over="ignore"):

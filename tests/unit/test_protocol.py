@@ -53,6 +53,17 @@ def test_every_datatype_arrives_as_it_was_sent(data: Any, datatype: str) -> None
         assert got.rows == len(sent)
 
 
+def test_whole_numbers_beyond_int64_are_not_rounded() -> None:
+    specs = (TensorSpec(name="x", datatype="UINT64", shape=(-1,)),)
+    for data in ([2**63 + 1, 0], [2**64 - 1, 1], [[2**64 - 1]]):
+        sent = {"name": "x", "shape": [np.size(data)], "datatype": "UINT64", "data": np.ravel(np.array(data, object)).tolist()}
+        assert parse({"inputs": [sent]}, specs=specs).inputs["x"].tolist() == np.ravel(np.array(data, object)).tolist()
+    for over in ([1.8446744073709552e19], [2**63, -1]):
+        sent = {"name": "x", "shape": [len(over)], "datatype": "UINT64", "data": over}
+        with pytest.raises(BadRequestError, match="outside UINT64"):
+            parse({"inputs": [sent]}, specs=specs)
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=5))
 def test_texts_arrive_as_they_were_sent(texts: list[str]) -> None:
     specs = (TensorSpec(name="text", datatype="BYTES", shape=(-1,)),)

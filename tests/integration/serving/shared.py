@@ -30,6 +30,8 @@ FLAGS = {
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     host: str
+    grpc: str
+    """Where it answers over gRPC."""
     key: str
     keys_file: Path
     artifacts: dict[str, Artifact]
@@ -71,26 +73,27 @@ def serving(storage: Path) -> Iterator[Endpoint]:
             artifacts[job] = open_artifact(started.finished(200)["artifact"])
     key, line = new_key("tester")
     (storage / "keys").write_text(line)
-    host = f"127.0.0.1:{free_port()}"
+    host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
-               "--port", host.rpartition(":")[2], "--keys", str(storage / "keys"), "--cpus-per-replica", "0.5",
-               "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
+               "--port", host.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2], "--keys", str(storage / "keys"),
+               "--cpus-per-replica", "0.5", "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
     env = {"TRAINYARD_HOME": str(storage / "home"), "RAY_metrics_report_interval_ms": "1000"}
     with runs.python("serving", *command, folder=storage, env=env) as job:
         job.until(lambda: "ready: " in job.text, 120)
-        yield Endpoint(host=host, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)
+        yield Endpoint(host=host, grpc=grpc, key=key, keys_file=storage / "keys", artifacts=artifacts, job=job)
         job.process.send_signal(signal.SIGINT)
         assert job.wait(60) == 0, job.text
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) != 0, "nothing listens any more"
 
 
-def tensors(artifact: Artifact, *, binary: bool) -> list[Any]:
+def tensors(artifact: Artifact, *, binary: bool, of: Any = triton) -> list[Any]:
+    """The probe rows. of: Triton's client over HTTP, or the one over gRPC, where all is binary."""
     made = []
     for spec in artifact.manifest.description.inputs:
         values = artifact.probe().inputs[spec.name]
-        tensor = triton.InferInput(spec.name, list(values.shape), spec.datatype)
-        made.append(tensor.set_data_from_numpy(values, binary_data=binary))
+        tensor = of.InferInput(spec.name, list(values.shape), spec.datatype)
+        made.append(tensor.set_data_from_numpy(values, **({"binary_data": binary} if of is triton else {})))
     return made
 
 

@@ -1,11 +1,15 @@
 """An endpoint over HTTP, asked by clients that others wrote."""
 
 import base64
+import http.client
 import io
 import json
 import os
 import socket
+import ssl
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +17,18 @@ import numpy as np
 import psutil
 import pytest
 import schemathesis
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from tritonclient.utils import InferenceServerException
 
 from cluster.network import free_port
 from serving.keys import new_key
 from tests import runs
 from tests.integration.serving.shared import FLAGS, Endpoint, one_image, tensors
+from tests.unit.test_tls import certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 
@@ -223,7 +230,10 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         (["--model", "digits=models:/none@champion", "--storage", str(tmp_path)], "none"),
         (["--model", f"digits={copy.uri}", "--host", "0.0.0.0"], "answers on loopback only"),
         (["--model", f"digits={copy.uri}", "--max-batch-rows", "0"], "--max-batch-rows 0: it must be more than 0"),
-        (["--model", f"digits={copy.uri}", "--port", taken], "is taken by process"),
+        (["--model", f"digits={copy.uri}", "--port", taken], f"--port {taken} of 127.0.0.1 is taken by process"),
+        (["--model", f"digits={copy.uri}", "--grpc-port", taken], f"--grpc-port {taken} of 127.0.0.1 is taken by process"),
+        (["--model", f"digits={copy.uri}", "--grpc-port", free], f"--grpc-port {free}: it is --port already"),
+        (["--model", f"digits={copy.uri}", "--tls-cert", "cert.pem"], "--tls-cert and --tls-key go together"),
     ):
         assert main(["up", "--no-auth", "--port", free, *flags]) == 2, flags
         assert message in capsys.readouterr().err, flags
@@ -249,14 +259,35 @@ def test_any_request_is_answered_or_refused_as_documented(endpoint: Endpoint) ->
         tried()
 
 
-def test_a_single_model_is_computed_in_the_ingress_itself(endpoint: Endpoint, tmp_path: Path) -> None:
-    artifact, port = endpoint.artifacts["mlp"], free_port()
-    with runs.python("serving", "up", "--model", f"digits={artifact.uri}", "--no-auth", "--port", str(port), folder=tmp_path,
+def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(endpoint: Endpoint, tmp_path: Path) -> None:
+    artifact, port, grpc_port = endpoint.artifacts["mlp"], free_port(), free_port()
+    cert, key = certificate(tmp_path)
+    with runs.python("serving", "up", "--model", f"digits={artifact.uri}", "--no-auth", "--port", str(port), "--grpc-port",
+                     str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), folder=tmp_path,
                      env={"TRAINYARD_HOME": str(tmp_path)}) as job:
-        job.until(lambda: "ready: " in job.text, 120)
+        job.until(lambda: f"ready: https://127.0.0.1:{port} " in job.text, 120)
         replicas = [process.name() for process in psutil.Process(job.process.pid).children(recursive=True)
                     if "ServeReplica" in process.name()]
         assert replicas == ["ray::ServeReplica:endpoint:Ingress"]
-        got = triton.InferenceServerClient(f"127.0.0.1:{port}").infer("digits", tensors(artifact, binary=True))
-        np.testing.assert_allclose(got.as_numpy("probabilities"), artifact.probe().outputs["probabilities"], atol=1e-6)
+        wanted = artifact.probe().outputs["probabilities"]
+        over_http = triton.InferenceServerClient(f"127.0.0.1:{port}", ssl=True, ssl_options={"ca_certs": str(cert)})
+        got = over_http.infer("digits", tensors(artifact, binary=True))
+        np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         assert got.get_response()["parameters"]["artifact_digest"] == artifact.digest
+        over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}", ssl=True, root_certificates=str(cert))
+        got = over_grpc.infer("digits", tensors(artifact, binary=True, of=triton_grpc))
+        np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
+        check_only_tls(port, grpc_port, cert)
+
+
+def check_only_tls(port: int, grpc_port: int, cert: Path) -> None:
+    """Who knows the certificate gets an answer; who does not, or speaks plainly, does not."""
+    url = f"https://127.0.0.1:{port}/v2/health/ready"
+    with urllib.request.urlopen(url, timeout=10, context=ssl.create_default_context(cafile=str(cert))) as response:
+        assert response.status == 200
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(url, timeout=10)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        urllib.request.urlopen(url.replace("https", "http"), timeout=10)
+    with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+        triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}").is_server_live(client_timeout=10)
