@@ -87,6 +87,7 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--no-auth", action="store_true", help="answer without a key, on loopback only")
     add("--min-replicas", type=int, default=1, metavar="N", help="of each model; 0: none while nobody asks")
     add("--max-replicas", type=int, default=1, metavar="N")
+    add("--downscale-delay-s", type=float, default=60.0, metavar="S", help="of less to do, until there are fewer replicas")
     add("--cpus-per-replica", type=float, default=1.0, metavar="C")
     add("--gpus-per-replica", type=float, default=0.0, metavar="G", help="a fraction shares a GPU")
     add("--max-batch-rows", type=int, default=64, metavar="ROWS")

@@ -123,7 +123,8 @@ def endpoint(args: dict[str, Any]) -> Any:
     deployment: Any = serve.deployment(Ingress)
     made = deployment.options(
         name=INGRESS, max_ongoing_requests=10 * settings.max_queued, ray_actor_options=resources, health_check_period_s=5,
-        graceful_shutdown_timeout_s=10, **_scaling(settings.min_replicas, settings.max_replicas, _INGRESS_ONGOING, 60.0))
+        graceful_shutdown_timeout_s=10, **_scaling(settings.min_replicas, settings.max_replicas, _INGRESS_ONGOING,
+                                               settings.downscale_delay_s))
     return made.bind(settings.to_dict())
 
 

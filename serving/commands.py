@@ -110,6 +110,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
         max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued, timeout_s=options.timeout_s,
         requests_per_s=options.requests_per_s, min_replicas=options.ingress_replicas, max_replicas=options.ingress_replicas,
+        downscale_delay_s=options.downscale_delay_s,
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
@@ -120,7 +121,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
         min_replicas=options.min_replicas, max_replicas=max(options.max_replicas, options.min_replicas, 1),
         cpus=options.cpus_per_replica, gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows,
-        batch_wait_ms=options.batch_wait_ms, shared=options.placement == "shared")
+        batch_wait_ms=options.batch_wait_ms, downscale_delay_s=options.downscale_delay_s, shared=options.placement == "shared")
         for each in served]
     if _in_ingress(options):
         endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
@@ -135,7 +136,7 @@ def _shared(options: argparse.Namespace) -> SharedSettings | None:
         return None
     return SharedSettings(max_loaded=options.max_loaded, min_replicas=options.min_replicas,
                           max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
-                          gpus=options.gpus_per_replica)
+                          gpus=options.gpus_per_replica, downscale_delay_s=options.downscale_delay_s)
 
 
 def _in_ingress(options: argparse.Namespace) -> bool:

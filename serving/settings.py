@@ -89,6 +89,7 @@ class EndpointSettings:
     min_replicas: int = 1
     max_replicas: int = 1
     """Of the ingress."""
+    downscale_delay_s: float = 60.0
     access_log: str | None = None
     """A file on each ingress's node that gets a line of JSON for each request."""
     own: Sequence[Mapping[str, Any]] = ()

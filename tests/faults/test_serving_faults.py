@@ -20,9 +20,16 @@ import pytest
 
 from cluster.network import free_port
 from jobs.common.artifact import open_artifact
+from serving import running
+from serving.changes import connected
+from serving.versions import Running
 from tests import runs
 from tests.benchmarks import serving_soak
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+]
 QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--model.hidden", "64",
          "--train.epochs", "1"]
 ATTEMPTS, WITHIN_S = 3, 2.0
@@ -54,7 +61,8 @@ class Client:
                 except (OSError, ValueError, http.client.HTTPException) as error:  # the last: an answer that breaks off
                     if attempt == 0:
                         self.first_failures.append(repr(error))
-                    if attempt == ATTEMPTS - 1 or time.monotonic() - began > WITHIN_S:
+                    again = not isinstance(error, urllib.error.HTTPError) or error.code in (500, 502, 503)
+                    if not again or attempt == ATTEMPTS - 1 or time.monotonic() - began > WITHIN_S:
                         self.failures.append(repr(error))
                         break
                     time.sleep(min(0.2 * 3**attempt, WITHIN_S - (time.monotonic() - began)))
@@ -89,12 +97,26 @@ def processes(job: runs.Job, name: str) -> list[psutil.Process]:
     return found
 
 
+def scale_down(port: int, application: str, deployment: str) -> None:
+    """To one replica, as a config that is deployed anew does."""
+    record = Running.load(port)
+    (app,) = [each for each in record.config["applications"] if each["name"] == application]
+    (found,) = app.setdefault("deployments", [{"name": deployment}])
+    found["num_replicas"] = 1
+    with connected(record):
+        running.deploy(record.config)
+
+
 @pytest.mark.parametrize(("endpoint", "name"), [
     (["--placement", "replicas", "--min-replicas", "2", "--max-replicas", "2"], "digits-1:Model"),
     (["--placement", "ingress", "--min-replicas", "2", "--max-replicas", "2"], "endpoint:Ingress"),
 ], indirect=["endpoint"])
-def test_a_killed_replica_is_not_noticed_by_who_tries_again(endpoint: tuple[list[Client], runs.Job], name: str) -> None:
+def test_neither_killed_nor_ended_replicas_are_noticed_by_who_tries_again(
+    endpoint: tuple[list[Client], runs.Job], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two is killed, three times; then the deployment is to have one only."""
     clients, job = endpoint
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
         thread.start()
@@ -105,6 +127,8 @@ def test_a_killed_replica_is_not_noticed_by_who_tries_again(endpoint: tuple[list
             assert len(victims) == 2
             victims[0].send_signal(signal.SIGKILL)
             job.until(lambda gone=victims[0].pid: len([p for p in processes(job, name) if p.pid != gone]) == 2, 60)
+        scale_down(int(clients[0].url.split("/")[2].split(":")[1]), *name.split(":"))
+        job.until(lambda: len(processes(job, name)) == 1, 60)
         time.sleep(3)
     finally:
         for client in clients:
