@@ -6,6 +6,7 @@
     python -m serving promote digits 4 | rollback digits                 all of them, and back
     python -m serving shadow digits 4 --share 0.1                        asked too, compared, never answered with
     python -m serving config --model …                                   what `serve deploy` and a RayService take
+    python -m serving optimise models:/digits-mlp@champion               smaller and faster variants of a model, with what they lose
     python -m serving key NAME                                           a new API key
 """
 
@@ -30,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m serving", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True,
-                                   metavar="up | status | split | promote | rollback | shadow | config | key")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")
     _models(up)
     up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     shadow.add_argument("version")
     shadow.add_argument("--share", type=float, default=1.0, metavar="S", help="of the requests, 0 to 1; 0 ends it")
     _models(commands.add_parser("config", help="print what `serve deploy` and a RayService take"))
+    _optimise(commands.add_parser("optimise", help="make smaller and faster variants of a classifier, and say what they lose"))
     key = commands.add_parser("key", help="make an API key: it is printed once, with its line for the --keys file")
     key.add_argument("name", help="whose it is")
     return made
@@ -69,6 +70,22 @@ def _guarded(command: argparse.ArgumentParser) -> None:
         help="a version that gets more requests may fail so many more of them than the others, as a share; 1: any number")
     add("--max-p95-ms", type=float, metavar="MS", help="its 95%% quantile may be so long; by default any")
     add("--min-requests", type=int, default=50, metavar="N", help="nothing is said of a version with fewer in a minute")
+
+
+def _optimise(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("artifact", help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path")
+    add("--variants", metavar="NAME,…", help="onnx, onnx-int8, compiled; by default all that the model's job offers")
+    add("--max-loss", type=float, default=0.5, metavar="POINTS", help="of test accuracy (0.5); a variant that loses more is not written")
+    add("--output", metavar="FOLDER", help="gets a folder a variant; by default they go beside the artifact, as ARTIFACT-VARIANT")
+    add("--register", action="store_true", help="make the variants versions of the same registered model, for `split` and `promote`")
+    add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, their prepared data, and their registry")
+    add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
+    add("--cpus-per-replica", type=float, default=1.0, metavar="C", help="threads to measure with, as of the endpoint's replicas")
+    add("--seconds", type=float, default=2.0, metavar="S", help="spent on timing each model with one row, and with a batch")
+    for name, kind in (("uri", ""), ("val-uri", "validation "), ("test-uri", "test ")):
+        add(f"--data.{name}", dest=f"data_{name.replace('-', '_')}", metavar="URI",
+            help=f"where the {kind}data is now, if not where it was when the model was trained")
 
 
 def _models(command: argparse.ArgumentParser) -> None:

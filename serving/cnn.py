@@ -1,15 +1,26 @@
 """Serves artifacts of the CNN job."""
 
 from jobs.common.artifact import Artifact
-from serving.images import ImagePredictor
+from serving.images import ImagePredictor, image_inputs
+from serving.onnx_model import MODEL, OnnxModel, is_onnx
+from serving.variants import COMPILED, Recipe
 
 
 class CnnPredictor(ImagePredictor):
     @classmethod
     def load(cls, artifact: Artifact) -> "CnnPredictor":
+        if is_onnx(artifact):
+            return cls(OnnxModel(artifact, image_inputs), artifact)
         from jobs.cnn.model import load
 
-        return cls(load(artifact.store), artifact)
+        variant, model = artifact.manifest.description.variant, load(artifact.store)
+        return cls(model.compiled() if variant and variant.name == COMPILED else model, artifact)
+
+
+def _to_onnx(artifact: Artifact) -> bytes:
+    """Training has made it already."""
+    return artifact.read(MODEL)
 
 
 PREDICTOR = CnnPredictor
+RECIPE = Recipe(column="image", to_onnx=_to_onnx, inputs=image_inputs, compiles=True)

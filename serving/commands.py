@@ -97,6 +97,12 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
         disconnect()
 
 
+def optimise(options: argparse.Namespace) -> int:
+    from serving.optimise import optimise as carry_out
+
+    return carry_out(options)
+
+
 def _names(made: dict[str, Any]) -> list[str]:
     ingress = next(each for app in made["applications"] for each in app.get("deployments", []))
     return list(ingress["user_config"]["models"])

@@ -44,6 +44,11 @@ def _decoded(data: bytes, shape: Sequence[int], dtype: str) -> Array:
     return pixels if dtype == "UINT8" else pixels.astype(np.float32)
 
 
+def image_inputs(artifact: Artifact, images: Array) -> tuple[Array]:
+    """Of an ONNX graph."""
+    return (images,)
+
+
 class ImagePredictor:
     """What the image jobs share: all but `load`."""
 

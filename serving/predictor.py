@@ -59,21 +59,24 @@ class Explaining(Protocol):
 
 def load_predictor(artifact: Artifact) -> Predictor:
     """Raises: ArtifactError where the artifact's job cannot be served."""
-    return _class_for(artifact).load(artifact)
+    return cast(Predictor, module_of(artifact).PREDICTOR.load(artifact))
 
 
 def explains(artifact: Artifact) -> bool:
     """Whether its predictor explains: its answers are classes, and there is code for it. Raises: as `load_predictor`."""
-    return bool(artifact.manifest.description.labels) and issubclass(_class_for(artifact), Explaining)
+    about = artifact.manifest.description
+    if about.variant is not None and about.variant.name.startswith("onnx"):
+        return False  # of a graph, nothing leads back to its inputs
+    return bool(about.labels) and issubclass(module_of(artifact).PREDICTOR, Explaining)
 
 
-def _class_for(artifact: Artifact) -> type[Predictor]:
+def module_of(artifact: Artifact) -> Any:
+    """The serving/<job>.py of an artifact. Raises: ArtifactError where there is none, or what it needs is not installed."""
     job = artifact.manifest.description.job
     try:
-        module = importlib.import_module(f"serving.{job}")
+        return importlib.import_module(f"serving.{job}")
     except ModuleNotFoundError as error:
         if error.name != f"serving.{job}":
             raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: install "
                                 "what the job's extra names") from error
         raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py") from error
-    return cast(type[Predictor], module.PREDICTOR)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from jobs.common.artifact import Artifact
 from serving.errors import BadRequestError
+from serving.onnx_model import OnnxModel, is_onnx
+from serving.variants import Recipe
 
 Array = NDArray[Any]
 
@@ -15,23 +17,40 @@ Array = NDArray[Any]
 class TextPredictor:
     """Texts to probabilities."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, artifact: Artifact) -> None:
+        """model: gives probabilities (B, K) for rows of tokens by `predict`."""
         from jobs.transformer.text_features import TextFeatures
+        from jobs.transformer.tokenizer import backend_of
 
-        self._model, self._features = model, TextFeatures(model.tokenizer)
+        tokenizer = artifact.read("model/tokenizer.json").decode()
+        self._model, self._most = model, int(artifact.manifest.description.preprocessing["max_length"])
+        self._tokenizer, self._features = backend_of(tokenizer, self._most), TextFeatures(tokenizer)
+        self._classifier: Any = None
+        """What explains; a graph does not."""
 
     @classmethod
     def load(cls, artifact: Artifact) -> "TextPredictor | LikelihoodPredictor":
-        from jobs.transformer.model import load
+        if is_onnx(artifact):
+            return cls(OnnxModel(artifact, token_inputs), artifact)
+        from jobs.transformer.model import Classifier, load
 
         model: Any = load(artifact.uri)
-        return cls(model) if artifact.manifest.description.task == "text-classification" else LikelihoodPredictor(model)
+        if not isinstance(model, Classifier):
+            return LikelihoodPredictor(model)
+        made = cls(model.of_tokens(), artifact)
+        made._classifier = model
+        return made
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         return texts(inputs["text"])
 
     def predict(self, rows: Array) -> Array:
-        return self._model.predict(rows.tolist())
+        """rows: texts (B,), or tokens as the job prepares them: (B, T) int32, -1 where there is none."""
+        from jobs.transformer.tokenizer import framed
+
+        if rows.dtype == object:
+            rows = framed(self._tokenizer.encode_batch(rows.tolist()), self._most)["tokens"]
+        return self._model.predict(rows)
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"probabilities": predicted}
@@ -40,12 +59,19 @@ class TextPredictor:
         return self._features(rows.tolist())
 
     def explain(self, row: Array) -> Mapping[str, Array]:
-        (found,) = self._model.explain(row.tolist())
+        (found,) = self._classifier.explain(row.tolist())
         pieces = np.empty((1, len(found.pieces)), object)
         pieces[0] = found.pieces
         numbers = {"attributions": found.attributions, "difference": found.difference, "gap": found.gap}
         return {"predicted": np.array([found.predicted]), "pieces": pieces,
                 **{name: np.array([value], np.float32) for name, value in numbers.items()}}
+
+
+def token_inputs(artifact: Artifact, tokens: Array) -> tuple[Array, Array]:
+    """Of an ONNX graph: ids and mask, cut to the longest row."""
+    cut = tokens[:, : max(1, int((tokens >= 0).sum(1).max()))]
+    there = cut >= 0
+    return np.where(there, cut, artifact.manifest.description.preprocessing["pad_id"]), there
 
 
 class LikelihoodPredictor:
@@ -76,4 +102,11 @@ def texts(values: Array) -> Array:
     return made
 
 
+def _to_onnx(artifact: Artifact) -> bytes:
+    from jobs.transformer.onnx_export import to_onnx
+
+    return to_onnx(artifact)
+
+
 PREDICTOR = TextPredictor
+RECIPE = Recipe(column="tokens", to_onnx=_to_onnx, inputs=token_inputs)

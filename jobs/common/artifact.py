@@ -8,10 +8,12 @@
              …                   a tokenizer's files, where there is one
 
 The digest of manifest.json is kept in the registry: who changes weights *and* manifest is found out too. Nothing in the
-manifest depends on when or where it was made, so two runs with the same result have the same digest.
+manifest of a model that was trained depends on when or where, so two runs with the same result have the same digest. That of a
+variant of it (`python -m serving optimise`) also says how fast both were where it was made: it is a record of one measurement.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -182,7 +184,8 @@ def _difference(folder: Store, entry: FileEntry, size: int) -> str | None:
 def _check_allowed(path: str, source: Content) -> None:
     if path == MANIFEST or path.startswith("/") or ".." in path.split("/"):
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: give it another name inside the folder")
-    if why := safe_formats.refusal(path, bytes(next(_pieces(source), b"")[: safe_formats.HEAD_BYTES])):
+    whole = io.BytesIO(source) if isinstance(source, bytes) else None
+    if why := safe_formats.refusal(path, bytes(next(_pieces(source), b"")[: safe_formats.HEAD_BYTES]), whole):
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: it {why}")
 
 

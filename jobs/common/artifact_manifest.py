@@ -21,6 +21,38 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a model was made of by `python -m serving optimise`, and what was measured of both, by turns, on one machine."""
+
+    name: str
+    """`onnx`, `onnx-int8`, `compiled`: what is done with the parent's weights, and how the variant is loaded."""
+    parent_digest: str
+    """Of the manifest of the model that it was made of."""
+    parent_version: str
+    """Of the registry, NAME/VERSION; empty for a model that was given by its path."""
+    largest_difference: float
+    """Between its outputs and the parent's, over all test rows."""
+    machine: Mapping[str, str]
+    """Where it was measured."""
+    parent: Mapping[str, float]
+    """`size_bytes`, `latency_ms_1_row`, `latency_ms_N_rows`, and each metric of the test split as `test_METRIC`."""
+    variant: Mapping[str, float]
+    """The same of the variant."""
+
+    @property
+    def change(self) -> dict[str, float]:
+        """The variant's figures less the parent's."""
+        return {name: value - self.parent[name] for name, value in self.variant.items() if name in self.parent}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "change": self.change}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Variant":
+        return Variant(**{name: value for name, value in values.items() if name != "change"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
 
@@ -48,6 +80,8 @@ class Description:
     """Python that gives a prediction; `ARTIFACT` stands for the folder."""
     code: str = field(default_factory=code_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
+    variant: Variant | None = None
+    """Of a model that was made of another one. The manifest of one that was trained has no such field."""
 
     def __post_init__(self) -> None:
         for name in ("config", "data", "preprocessing"):
@@ -67,7 +101,10 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         files = [dataclasses.asdict(entry) for entry in self.files]
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
+        fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
+        del fields["variant"]
+        variant = self.description.variant
+        return {**fields, "variant": variant.to_dict()} if variant else fields
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Manifest":
@@ -80,6 +117,8 @@ class Manifest:
             fields[name] = tuple(_tensor(spec) for spec in fields[name])
         for name in ("labels", "limits"):
             fields[name] = tuple(fields[name])
+        if "variant" in fields:
+            fields["variant"] = Variant.from_dict(fields["variant"])
         return Manifest(description=Description(**fields), files=files)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jobs.common.artifact_manifest import Description
+from jobs.common.artifact_manifest import Description, Variant
 from jobs.common.open_inference import TensorSpec
 from jobs.common.report_page import shown
 
@@ -17,6 +17,7 @@ def text(description: Description) -> str:
     """The card of a model, whole."""
     parts = [
         f"# {description.job}: {description.task}", description.about,
+        *(("## What it was made of", _made_of(description.variant)) if description.variant else ()),
         "## How well it does", _metrics(description.metrics),
         "## What it was trained on", _facts(description.data),
         "## What goes in, what comes out", _tensors(description),
@@ -26,6 +27,20 @@ def text(description: Description) -> str:
         _facts({"code": description.code, **description.libraries}),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _made_of(variant: Variant) -> str:
+    where = variant.machine.get("processor", "one machine")
+    lines = [f"`{variant.name}` of the model with digest `{variant.parent_digest[:12]}`"
+             + (f" ({_cell(variant.parent_version)})" if variant.parent_version else "") + f". Both measured on {_cell(where)}:", "",
+             "| figure | that model | this one | change |", "|---|---|---|---|"]
+    lines += [f"| {_cell(name)} | {_figure(variant.parent[name])} | {_figure(variant.variant[name])} | {_figure(change, '+')} |"
+              for name, change in variant.change.items()]
+    return "\n".join(lines)
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4f}"
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:

@@ -37,7 +37,7 @@ def verdict_of(trained: Trained) -> Verdict:
 def _of_classes(trained: Trained) -> Verdict:
     shown, count = sample(trained.dataset), probe_rows(trained)
     verdict = judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
-    features = TextFeatures(load_tokenizer(trained.dataset))(shown.texts)
+    features = TextFeatures(load_tokenizer(trained.dataset).backend_tokenizer.to_str())(shown.texts)
     return replace(verdict, reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
 
 

@@ -282,6 +282,23 @@ class Classifier:
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
+    def of_tokens(self) -> "TokenClassifier":
+        """The same without its tokenizer."""
+        return TokenClassifier(self.model, self.tokenizer.pad_token_id or 0)
+
+
+class TokenClassifier:
+    """A trained classifier of rows that are tokens already, as they are prepared for training."""
+
+    def __init__(self, model: Any, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+
+    @torch.inference_mode()
+    def predict(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """tokens: (B, T), -1 where there is none. Returns probabilities (B, K)."""
+        inputs = inputs_of(tokens, (tokens >= 0).sum(1), self.pad_id, self.model.device)
+        return torch.softmax(self.model(**inputs).logits.float(), 1).cpu().numpy()
+
 
 class LanguageModel:
     """A trained language model with its tokenizer."""

@@ -1,6 +1,7 @@
 """What can be said of a text in any language: the figures by which drift is watched, alike in training and in serving."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ MOST_CHARACTERS = 4000
 
 
 class TextFeatures:
-    """By a tokenizer (a PreTrainedTokenizerFast)."""
+    """By a tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend, self._unknown = backend_of(tokenizer.backend_tokenizer.to_str(), None), tokenizer.unk_token_id
+    def __init__(self, tokenizer: str) -> None:
+        """tokenizer: a tokenizer.json."""
+        model: dict[str, Any] = json.loads(tokenizer)["model"]
+        self._backend = backend_of(tokenizer, None)
+        self._unknown = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 
     def __call__(self, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """characters; tokens, without special ones, and the unknown ones' share of them; non_ascii_share, of the characters.

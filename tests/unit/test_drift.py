@@ -199,7 +199,7 @@ def phrases(tmp_path_factory: pytest.TempPathFactory) -> Phrases:
     """Some of the test phrases of 33 languages as the reference, and the others."""
     config = from_dict(TransformerConfig, {"data": {"uri": "languages", "tokenizer": "characters", "max_train_rows": 2000}})
     dataset = prepare(config, Store.open(str(tmp_path_factory.mktemp("phrases"))), use_ray=False)
-    features, shown = TextFeatures(load_tokenizer(dataset)), sample(dataset)
+    features, shown = TextFeatures(load_tokenizer(dataset).backend_tokenizer.to_str()), sample(dataset)
     found = features(shown.texts[:1000])
     made = Reference.of(found, np.full((1000, 2), 0.5))
     assert made is not None

@@ -1,0 +1,37 @@
+"""A PyTorch model as an ONNX file: float32, any number of rows, all in one file."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+OPSET = 18
+OUTPUT = "probabilities"
+
+
+class _Softmax(nn.Module):
+    def __init__(self, logits: Callable[..., Tensor], model: nn.Module) -> None:
+        super().__init__()
+        self.model, self._logits = model, logits
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.softmax(self._logits(*inputs).float(), 1)
+
+
+def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[str, Tensor], axes: Sequence[str]) -> bytes:
+    """The classifier from its inputs to probabilities (B, K).
+
+    logits: computes with `model`, called with the example's tensors. axes: names of their first dimensions, which may have any
+    size. By tracing, with the exporter that PyTorch keeps beside its newer one, which would need one more package (onnxscript).
+    """
+    named = {name: {place: axis for place, axis in enumerate(axes)} for name in example} | {OUTPUT: {0: axes[0]}}
+    out = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that there is a newer one; and of Python values that are traced as constants
+        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), out, dynamo=False, opset_version=OPSET,
+                          input_names=list(example), output_names=[OUTPUT], dynamic_axes=named)
+    return out.getvalue()
