@@ -76,9 +76,9 @@ def _optimise(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("artifact", help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path")
     add("--variants", metavar="NAME,…", help="onnx, onnx-int8, compiled; by default all that the model's job offers")
-    add("--max-loss", type=float, default=0.5, metavar="POINTS", help="of test accuracy (0.5); a variant that loses more is not written")
+    add("--max-loss", type=float, default=0.5, metavar="POINTS", help="of test accuracy (0.5): what loses more is refused")
     add("--output", metavar="FOLDER", help="gets a folder a variant; by default they go beside the artifact, as ARTIFACT-VARIANT")
-    add("--register", action="store_true", help="make the variants versions of the same registered model, for `split` and `promote`")
+    add("--register", action="store_true", help="make the variants versions of the same model, for `split` and `promote`")
     add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, their prepared data, and their registry")
     add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
     add("--cpus-per-replica", type=float, default=1.0, metavar="C", help="threads to measure with, as of the endpoint's replicas")

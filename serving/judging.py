@@ -1,8 +1,10 @@
-"""How good a model is on the very rows that it was tested on: its prepared data found again, and known by its fingerprint."""
+"""How good a model is on the very rows that it was tested on, and how quick: its prepared data is known by its fingerprint."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import ArtifactError, DataError, TrainyardError
 from cluster.storage import Store
-from jobs.common.artifact import Artifact
+from jobs.common.artifact import Artifact, Probe
 from jobs.common.config import Config, from_dict
 from jobs.common.dataset import Dataset
 from jobs.common.evaluation import evaluate
@@ -18,9 +20,12 @@ from jobs.common.job import Job
 from jobs.common.prepared import Say
 from jobs.common.worker import load as load_object
 from serving.predictor import Predictor
+from serving.replica import answers
 
 Array = NDArray[Any]
-_PASS_ROWS = 64
+BATCH_ROWS = 64
+"""Of a full batch, as `python -m serving up` forms them."""
+_FEWEST_TURNS = 5
 _SAME = 0.01
 """How far a parent's metrics may be from those that its manifest states: other hardware, or bfloat16 where it was judged."""
 
@@ -46,8 +51,8 @@ class Data:
     def of(artifact: Artifact, column: str, storage: Store, elsewhere: Mapping[str, str], say: Say) -> "Data":
         """As it lies in the storage, or else prepared anew by the manifest's config.
 
-        elsewhere: fields of the config's `data` that are no longer right, such as its `uri`. Raises: DataError if it cannot be had, or
-        is not the same.
+        elsewhere: fields of the config's `data` that are no longer right, such as its `uri`.
+        Raises: DataError if it cannot be had, or is not the same.
         """
         about = artifact.manifest.description
         job: Job = load_object(f"jobs.{about.job}.data:JOB")
@@ -56,8 +61,9 @@ class Data:
         wanted = str(about.data["fingerprint"])
         dataset = _found(wanted, [storage, Store.open(config.run.storage)]) or _prepared(job, config, storage, say)
         if dataset.fingerprint != wanted:
-            raise DataError(f"data {config.data.uri!r} is not what {artifact.uri} was trained on (fingerprint {dataset.fingerprint[:12]}, not "
-                            f"{wanted[:12]}), so nothing can be said of its test rows: pass --data.uri with where that data is now")
+            raise DataError(f"data {config.data.uri!r} is not what {artifact.uri} was trained on (fingerprint "
+                            f"{dataset.fingerprint[:12]}, not {wanted[:12]}), so nothing can be said of its test rows: pass "
+                            "--data.uri with where that data is now")
         return Data(dataset=dataset, config=config, column=column)
 
     def training_rows(self, count: int) -> Array:
@@ -71,8 +77,8 @@ class Data:
         labels: list[Array] = []
         found: list[Array] = []
         with closing(self.dataset.reader("test", self.config.data)) as reader:
-            for start in range(0, reader.num_rows, _PASS_ROWS):
-                rows = reader.rows(start, min(start + _PASS_ROWS, reader.num_rows))
+            for start in range(0, reader.num_rows, BATCH_ROWS):
+                rows = reader.rows(start, min(start + BATCH_ROWS, reader.num_rows))
                 labels.append(rows["label"])
                 found.append(predictor.predict(rows[self.column]))
         probabilities, how = np.concatenate(found), self.config.eval
@@ -89,6 +95,28 @@ def check_reproduced(artifact: Artifact, judged: Judged) -> None:
     if far:
         raise ArtifactError(f"artifact {artifact.uri} does not do on its test rows what its manifest says ({'; '.join(far)}): "
                             "nothing can be compared with it; use the library versions that it was made with, or train again")
+
+
+def latencies(predictors: Mapping[str, Predictor], probe: Probe, seconds: float) -> dict[str, dict[int, float]]:
+    """By model and number of rows, the median milliseconds from tensors to tensors.
+
+    By turns, so that whatever else the machine does hits all alike. seconds: spent on each model and size.
+    """
+    found: dict[str, dict[int, float]] = {name: {} for name in predictors}
+    for rows in (1, BATCH_ROWS):
+        inputs = {name: np.resize(values, (rows, *values.shape[1:])) for name, values in probe.inputs.items()}
+        taken: dict[str, list[float]] = {name: [] for name in predictors}
+        until, turns = time.perf_counter() + seconds * len(predictors), 0
+        while turns <= _FEWEST_TURNS or time.perf_counter() < until:
+            for name, predictor in predictors.items():
+                answers(predictor, [inputs])  # brings its weights back into the processor's caches
+                began = time.perf_counter()
+                answers(predictor, [inputs])
+                taken[name].append(time.perf_counter() - began)
+            turns += 1
+        for name, times in taken.items():
+            found[name][rows] = round(1000 * median(times[1:]), 4)
+    return found
 
 
 def _found(fingerprint: str, storages: Sequence[Store]) -> Dataset | None:
@@ -108,5 +136,5 @@ def _prepared(job: Job, config: Config, storage: Store, say: Say) -> Dataset:
         job.check(config)
         return job.prepare(config, storage, use_ray=False, say=say)
     except TrainyardError as error:
-        raise DataError(f"the data that the model was tested on cannot be had again: {error}. It was {config.data.uri!r}: pass --data.uri "
-                        "with where it is now, or --storage of the run, where it lies prepared") from error
+        raise DataError(f"the data that the model was tested on cannot be had again: {error}. It was {config.data.uri!r}: pass "
+                        "--data.uri with where it is now, or --storage of the run, where it lies prepared") from error

@@ -38,8 +38,8 @@ class OnnxModel:
         try:
             self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ArtifactError(f"{MODEL} of {artifact.uri} is refused by ONNX Runtime {onnxruntime.__version__}: {reason}") from error
+            raise ArtifactError(f"{MODEL} of {artifact.uri} is refused by ONNX Runtime {onnxruntime.__version__}: "
+                                f"{str(error).strip().splitlines()[0]}") from error
         self._artifact, self._inputs = artifact, inputs
         self._wanted = [(each.name, _DTYPES[each.type]) for each in self._session.get_inputs()]
 

@@ -1,35 +1,29 @@
-"""`python -m serving optimise ARTIFACT`: variants of a trained classifier, each an artifact of its own that says what it gained and lost.
+"""`python -m serving optimise ARTIFACT`: variants of a trained classifier, artifacts of their own that say what they gain and lose.
 
-    find ─► judge the parent as its manifest does ─► make each variant ─► judge it ─► time all by turns ─► write those that keep
-    the accuracy
+    find ─► judge the parent, as its manifest does ─► make variants, judge them ─► time all by turns ─► write those that are as good
 
 A variant is loaded from a draft on this machine's disk as a replica would load it, so what is measured is what is served.
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from cluster.errors import ArtifactError, ConfigError, RegistryError
 from cluster.storage import Store
-from jobs.common.artifact import CARD, MANIFEST, PROBE, Artifact, Content, Probe, open_artifact, write_artifact
+from jobs.common.artifact import CARD, MANIFEST, PROBE, Artifact, Probe, open_artifact, write_artifact
 from jobs.common.artifact_manifest import Description, Variant
 from jobs.common.provenance import code_version, library_versions, machine
 from jobs.common.registry import Registry
-from serving.judging import Data, Judged, check_reproduced
+from serving.judging import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.predictor import Predictor, load_predictor
 from serving.replica import answers, check_probe, use_threads
-from serving.variants import COMPILED, Workshop, recipe_of
+from serving.variants import MEANING, Workshop, recipe_of
 
-BATCH_ROWS = 64
 _CALIBRATION_ROWS = 512
-_FEWEST_CALLS = 5
 _HOW_TO_LOAD = """from jobs.common.artifact import open_artifact
 from serving.predictor import load_predictor
 artifact = open_artifact("ARTIFACT")
@@ -45,25 +39,36 @@ class Source:
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
     version: str
+    """NAME/VERSION there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model that has been judged; of a variant that was refused, only why."""
+    """A model that has been judged. artifact: the parent's, or a variant's draft."""
 
     name: str
-    files: Mapping[str, Content]
+    artifact: Artifact
     predictor: Predictor
     judged: Judged
 
     @property
-    def size_bytes(self) -> int:
-        """Of its files, without probe and card."""
-        return sum(_size(content) for content in self.files.values())
+    def paths(self) -> list[str]:
+        """Its files, without probe and card."""
+        return [path for path in self.artifact.manifest.paths if path not in (PROBE, CARD)]
+
+    @property
+    def accuracy(self) -> float:
+        return self.judged.metrics["accuracy"]
+
+    def figures(self, latency_ms: Mapping[int, float]) -> dict[str, float]:
+        """As a manifest holds them."""
+        size = sum(entry.size for entry in self.artifact.manifest.files if entry.path in self.paths)
+        times = {f"latency_ms_{rows}_row{'s' if rows > 1 else ''}": ms for rows, ms in latency_ms.items()}
+        return {"size_bytes": size, **times, **{f"test_{name}": value for name, value in self.judged.metrics.items()}}
 
 
 def optimise(options: argparse.Namespace) -> int:
-    """Raises: ConfigError, RegistryError, DataError, ArtifactError; the latter also where a variant was refused, after the others."""
+    """Raises: ConfigError, RegistryError, DataError; ArtifactError, of a variant that is refused after the others are written."""
     _check(options)
     storage = Store.open(options.storage)
     source = _source(options, storage)
@@ -74,22 +79,14 @@ def optimise(options: argparse.Namespace) -> int:
     data = Data.of(source.artifact, recipe.column, storage, _elsewhere(options), say=print)
     parent = _parent(source.artifact, data)
     workshop = Workshop(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
-    refused: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="trainyard-optimise-") as folder:
-        kept: list[Candidate] = []
-        for name in names:
-            print(f"making {name}", flush=True)
-            try:
-                kept.append(_judged(name, workshop, source.artifact, data, Store.open(folder)))
-                _check_loss(parent, kept[-1], options.max_loss)
-            except ArtifactError as error:
-                refused[name] = str(error)
-        timed = latencies({each.name: each.predictor for each in (parent, *kept)}, source.artifact.probe(), options.seconds)
-        figures = {each.name: _figures(each, timed[each.name]) for each in (parent, *kept)}
-        written = {each.name: _written(each, parent, figures, source, places[each.name]) for each in kept if each.name not in refused}
-    registered = {name: _registered(artifact, source, options, storage) for name, artifact in written.items()} \
-        if options.register else {}
-    print(table(figures, written, registered, refused))
+        made, refused = _candidates(names, parent, workshop, data, Store.open(folder), options.max_loss)
+        timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(), options.seconds)
+        figures = {each.name: each.figures(timed[each.name]) for each in (parent, *made)}
+        written = {each.name: _written(each, parent, figures, source, places[each.name])
+                   for each in made if each.name not in refused}
+    versions = {name: _registered(artifact, source, options, storage) for name, artifact in written.items() if options.register}
+    print(table(figures, written, versions, refused))
     if refused:
         raise ArtifactError("\n".join(refused.values()))
     return 0
@@ -112,25 +109,26 @@ def _source(options: argparse.Namespace, storage: Store) -> Source:
     if not where.startswith("models:/"):
         return Source(artifact=open_artifact(where), registered="", version="")
     found = Registry.open(options.tracking_uri, storage, "").resolve(where)
-    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name, version=str(found.version))
+    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name, version=f"{found.name}/{found.version}")
 
 
 def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> list[str]:
     names = list(offered) if asked is None else list(dict.fromkeys(asked.split(",")))
     if unknown := [name for name in names if name not in offered]:
-        raise ConfigError(f"--variants {asked}: for models of the job {artifact.manifest.description.job} there is no {unknown[0]!r}: "
-                          f"there is {', '.join(offered)}")
+        job = artifact.manifest.description.job
+        raise ConfigError(f"--variants {asked}: a model of the job {job} has no {unknown[0]!r}: it has {', '.join(offered)}")
     return names
 
 
 def _places(artifact: Artifact, output: str | None, names: Sequence[str]) -> dict[str, tuple[Store, str]]:
-    """Store and folder of each variant: beside the parent, where no other place was asked for. Raises: ConfigError if one is taken."""
+    """Store and folder of each variant: beside the parent, if no other is asked for. Raises: ConfigError for one that is taken."""
     uri, mark, rest = artifact.uri.partition("?" if "://" in artifact.uri else "\0")
     beside, _, own = uri.rpartition("/")
     places = {name: (Store.open(output), name) if output else (Store.open(beside + mark + rest), f"{own}-{name}") for name in names}
     for store, path in places.values():
         if store.exists(f"{path}/{MANIFEST}"):  # an endpoint may be serving it
-            raise ConfigError(f"{store.location(path)} is an artifact already: pass another --output, or delete it if nothing serves it")
+            raise ConfigError(f"{store.location(path)} is an artifact already: pass another --output, or delete it, if nothing "
+                              "serves it")
     return places
 
 
@@ -145,88 +143,69 @@ def _parent(artifact: Artifact, data: Data) -> Candidate:
     predictor = load_predictor(artifact)
     judged = data.judge(predictor)
     check_reproduced(artifact, judged)
-    return Candidate(name="parent", files=_contents(artifact), predictor=predictor, judged=judged)
+    return Candidate(name="parent", artifact=artifact, predictor=predictor, judged=judged)
 
 
-def _judged(name: str, workshop: Workshop, parent: Artifact, data: Data, drafts: Store) -> Candidate:
-    """A variant as its artifact will hold it, but for the figures. Raises: ArtifactError if it cannot be made or loaded."""
+def _candidates(names: Sequence[str], parent: Candidate, workshop: Workshop, data: Data, drafts: Store,
+                max_loss: float) -> tuple[list[Candidate], dict[str, str]]:
+    """Those that could be made, and by name why some are refused."""
+    made: list[Candidate] = []
+    refused: dict[str, str] = {}
+    for name in names:
+        print(f"making {name}", flush=True)
+        try:
+            made.append(_candidate(name, workshop, parent.artifact, data, drafts))
+            _check_loss(parent, made[-1], max_loss)
+        except ArtifactError as error:
+            refused[name] = str(error)
+    return made, refused
+
+
+def _candidate(name: str, workshop: Workshop, parent: Artifact, data: Data, drafts: Store) -> Candidate:
+    """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
     about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
     draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=workshop.files(name))
     predictor = load_predictor(draft)
-    return Candidate(name=name, files=_contents(draft), predictor=predictor, judged=data.judge(predictor))
+    return Candidate(name=name, artifact=draft, predictor=predictor, judged=data.judge(predictor))
 
 
 def _check_loss(parent: Candidate, made: Candidate, max_loss: float) -> None:
-    before, after = (each.judged.metrics["accuracy"] for each in (parent, made))
-    if 100 * (before - after) > max_loss + 1e-9:
-        raise ArtifactError(f"{made.name} is refused: its test accuracy is {after:.4f}, {100 * (before - after):.2f} points less than the "
-                            f"parent's {before:.4f}, and --max-loss is {max_loss:g}: it was not written")
-
-
-def latencies(predictors: Mapping[str, Predictor], probe: Probe, seconds: float) -> dict[str, dict[int, float]]:
-    """By model and number of rows, the median milliseconds from tensors to tensors. By turns, so that whatever else the machine does
-    hits all alike. seconds: of each model and size."""
-    found: dict[str, dict[int, float]] = {name: {} for name in predictors}
-    for rows in (1, BATCH_ROWS):
-        inputs = {name: np.resize(values, (rows, *values.shape[1:])) for name, values in probe.inputs.items()}
-        taken: dict[str, list[float]] = {name: [] for name in predictors}
-        for predictor in predictors.values():
-            answers(predictor, [inputs])
-        until = time.perf_counter() + seconds * len(predictors)
-        while time.perf_counter() < until or len(taken[next(iter(taken))]) < _FEWEST_CALLS:
-            for name, predictor in predictors.items():
-                answers(predictor, [inputs])  # brings its weights back into the processor's caches
-                began = time.perf_counter()
-                answers(predictor, [inputs])
-                taken[name].append(time.perf_counter() - began)
-        for name, times in taken.items():
-            found[name][rows] = 1000 * median(times)
-    return found
-
-
-def _figures(made: Candidate, timed: Mapping[int, float]) -> dict[str, float]:
-    times = {f"latency_ms_{rows}_row{'s' if rows > 1 else ''}": round(ms, 4) for rows, ms in timed.items()}
-    return {"size_bytes": made.size_bytes, **times, **{f"test_{name}": value for name, value in made.judged.metrics.items()}}
+    loss = 100 * (parent.accuracy - made.accuracy)
+    if loss > max_loss + 1e-9:
+        raise ArtifactError(f"{made.name} is refused: its test accuracy is {made.accuracy:.4f}, {loss:.2f} points less than the "
+                            f"parent's {parent.accuracy:.4f}, and --max-loss is {max_loss:g}: it was not written")
 
 
 # ── the artifact ──
 def _written(made: Candidate, parent: Candidate, figures: Mapping[str, Mapping[str, float]], source: Source,
              place: tuple[Store, str]) -> Artifact:
     """Checked as a replica checks it. Raises: ArtifactError, StorageError."""
-    before = source.artifact.manifest.description
-    difference = float(np.abs(made.judged.probabilities - parent.judged.probabilities).max())
-    version = f"{source.registered}/{source.version}" if source.registered else ""
-    variant = replace(_variant(made.name, source.artifact.digest), parent_version=version, largest_difference=difference,
-                      parent=figures["parent"], variant=figures[made.name])
-    inputs = source.artifact.probe().inputs
+    inputs = parent.artifact.probe().inputs
     (outputs,) = answers(made.predictor, [inputs])
     assert isinstance(outputs, Mapping), outputs
+    variant = replace(
+        _variant(made.name, parent.artifact.digest), parent_version=source.version, figures=figures[made.name],
+        parent_figures=figures[parent.name],
+        largest_difference=float(np.abs(made.judged.probabilities - parent.judged.probabilities).max()))
     store, path = place
-    artifact = write_artifact(store, path, description=_described(before, variant, made.judged),
-                              probe=Probe(inputs=inputs, outputs=outputs), files=made.files)
-    check_probe(load_predictor(open_artifact(artifact.store, artifact.digest)), artifact)
-    return artifact
+    written = write_artifact(store, path, description=_described(parent.artifact.manifest.description, variant, made.judged),
+                             probe=Probe(inputs=inputs, outputs=outputs),
+                             files={path: made.artifact.store.local_path(path) for path in made.paths})
+    opened = open_artifact(written.store, written.digest)
+    check_probe(load_predictor(opened), opened)
+    return opened
 
 
 def _variant(name: str, parent_digest: str) -> Variant:
     """Without what is found out later."""
-    return Variant(name=name, parent_digest=parent_digest, parent_version="", largest_difference=0.0, machine=machine(), parent={},
-                   variant={})
+    return Variant(name=name, parent_digest=parent_digest, parent_version="", largest_difference=0.0, machine=machine(), figures={},
+                   parent_figures={})
 
 
 def _described(parent: Description, variant: Variant, judged: Judged) -> Description:
-    how = {COMPILED: "compiled when it is loaded"}.get(variant.name, "for ONNX Runtime" + ", in 8 bits" * variant.name.endswith("int8"))
-    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=f"{parent.about} Made of the trained model "
-                   f"{variant.parent_digest[:12]}, {how}.", how_to_load=_HOW_TO_LOAD, code=code_version(), libraries=library_versions())
-
-
-def _contents(artifact: Artifact) -> dict[str, Content]:
-    return {path: artifact.read(path) for path in artifact.manifest.paths if path not in (PROBE, CARD)}
-
-
-def _size(content: Content) -> int:
-    assert isinstance(content, bytes)
-    return len(content)
+    about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
+    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about, how_to_load=_HOW_TO_LOAD,
+                   code=code_version(), libraries=library_versions())
 
 
 def _registered(artifact: Artifact, source: Source, options: argparse.Namespace, storage: Store) -> str:
@@ -234,8 +213,8 @@ def _registered(artifact: Artifact, source: Source, options: argparse.Namespace,
     variant = artifact.manifest.description.variant
     assert variant is not None
     registry = Registry.open(options.tracking_uri, storage, source.registered)
-    registry.start(f"{variant.name} of version {source.version}", {}, {"variant": variant.name, "parent_version": source.version})
-    registry.log({**variant.variant}, 0)
+    registry.start(f"{variant.name} of {source.version}", {}, {"variant": variant.name, "parent": source.version})
+    registry.log(variant.figures, 0)
     version = registry.register(artifact)
     registry.finish("done" if version else "failed")
     if version is None:
@@ -244,18 +223,16 @@ def _registered(artifact: Artifact, source: Source, options: argparse.Namespace,
 
 
 # ── what is printed ──
-def table(figures: Mapping[str, Mapping[str, float]], written: Mapping[str, Artifact], registered: Mapping[str, str],
+def table(figures: Mapping[str, Mapping[str, float]], written: Mapping[str, Artifact], versions: Mapping[str, str],
           refused: Mapping[str, str]) -> str:
-    """A line a model."""
-    head = ("VARIANT", "SIZE KB", "1 ROW MS", f"{BATCH_ROWS} ROWS MS", "ACCURACY", "CHANGE", "VERSION", "WHERE")
+    """A line a model, the parent first."""
+    rows = [["VARIANT", "SIZE KB", "1 ROW MS", f"{BATCH_ROWS} ROWS MS", "ACCURACY", "CHANGE", "VERSION", "WHERE"]]
     base = figures["parent"]["test_accuracy"]
-    rows = [head]
-    for name in (*figures, *(name for name in refused if name not in figures)):
-        of = figures.get(name)
-        numbers = ("-",) * 5 if of is None else (
-            f"{of['size_bytes'] / 1000:,.0f}", f"{of['latency_ms_1_row']:.3f}", f"{of[f'latency_ms_{BATCH_ROWS}_rows']:.3f}",
-            f"{of['test_accuracy']:.4f}", "" if name == "parent" else f"{100 * (of['test_accuracy'] - base):+.2f}")
-        rows.append((name, *numbers, registered.get(name, ""), "refused" if name in refused
-                     else written[name].uri if name in written else ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for name, of in figures.items():
+        change = "" if name == "parent" else f"{100 * (of['test_accuracy'] - base):+.2f}"
+        rows.append([name, f"{of['size_bytes'] / 1000:,.0f}", f"{of['latency_ms_1_row']:.3f}",
+                     f"{of[f'latency_ms_{BATCH_ROWS}_rows']:.3f}", f"{of['test_accuracy']:.4f}", change, versions.get(name, ""),
+                     "refused" if name in refused else written[name].uri if name in written else ""])
+    rows += [[name, "-", "-", "-", "-", "-", "", "refused"] for name in refused if name not in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

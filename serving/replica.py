@@ -98,8 +98,9 @@ async def _watch(watched: "weakref.ref[Replica]") -> None:
 def describe(artifact: Artifact) -> dict[str, Any]:
     """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain."""
     about = artifact.manifest.description
-    return {"inputs": about.inputs, "outputs": about.outputs, "labels": about.labels, "task": about.task, "job": about.job,
-            "example": artifact.probe(), "explanation": specs(about.inputs) if explains(artifact) else ()}
+    return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs, "labels": about.labels,
+            "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
+            "explanation": specs(about.inputs) if explains(artifact) else ()}
 
 
 def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:

@@ -172,7 +172,8 @@ class Table:
         about = await route.about()
         return {"name": name, "versions": list(self._routes[name]), "platform": f"trainyard_{about['job']}",
                 "inputs": protocol.tensor_metadata(about["inputs"]), "outputs": protocol.tensor_metadata(about["outputs"]),
-                "properties": {"task": about["task"], "artifact_digest": route.settings.digest}}
+                "properties": {"task": about["task"], "artifact_digest": route.settings.digest,
+                               **({"variant": about["variant"]} if about.get("variant") else {})}}
 
     async def described(self, name: str) -> dict[str, Any]:
         """What a page shows of a model: the protocol's metadata, its labels, and an example."""

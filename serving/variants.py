@@ -20,6 +20,7 @@ from serving.onnx_model import MODEL, Inputs, OnnxModel
 from serving.predictor import module_of
 
 ONNX, INT8, COMPILED = "onnx", "onnx-int8", "compiled"
+MEANING = {ONNX: "for ONNX Runtime", INT8: "for ONNX Runtime, in 8 bits", COMPILED: "compiled when it is loaded"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".keras", ".onnx")
 _MOST_ONNX_BYTES = 1_900_000_000
 """A protobuf message holds 2 GB, and numbers in other files are not taken."""
@@ -48,11 +49,11 @@ def recipe_of(artifact: Artifact) -> Recipe:
     """Raises: ArtifactError for a model of which no variants can be made."""
     about = artifact.manifest.description
     if about.variant is not None:
-        raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: optimise that one "
-                            f"(its digest begins with {about.variant.parent_digest[:12]})")
+        raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: optimise that "
+                            f"one, whose digest begins with {about.variant.parent_digest[:12]}")
     if not about.labels or "accuracy" not in about.metrics.get("test", {}):
-        raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss of accuracy can "
-                            "be told; serve this one as it is")
+        raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss of accuracy "
+                            "can be told; serve this one as it is")
     recipe = getattr(module_of(artifact), "RECIPE", None)
     if recipe is None:
         raise ArtifactError(f"artifact {artifact.uri} is of the job {about.job}, whose serving/{about.job}.py has no RECIPE to "

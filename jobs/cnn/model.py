@@ -154,8 +154,10 @@ class CompiledClassifier(Classifier):
 
     def __init__(self, model: Any, labels: Sequence[str]) -> None:
         super().__init__(model, labels)
-        pixels = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)
-        self._graph = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+        def call(images: Any) -> Any:
+            return model(images, training=False)
+
+        self._graph = tf.function(call, input_signature=[tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)])
 
     def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return self._graph(tf.constant(images, tf.float32)).numpy()

@@ -34,15 +34,15 @@ class Variant:
     """Between its outputs and the parent's, over all test rows."""
     machine: Mapping[str, str]
     """Where it was measured."""
-    parent: Mapping[str, float]
+    figures: Mapping[str, float]
     """`size_bytes`, `latency_ms_1_row`, `latency_ms_N_rows`, and each metric of the test split as `test_METRIC`."""
-    variant: Mapping[str, float]
-    """The same of the variant."""
+    parent_figures: Mapping[str, float]
+    """The same of the parent."""
 
     @property
     def change(self) -> dict[str, float]:
         """The variant's figures less the parent's."""
-        return {name: value - self.parent[name] for name, value in self.variant.items() if name in self.parent}
+        return {name: value - self.parent_figures[name] for name, value in self.figures.items() if name in self.parent_figures}
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "change": self.change}

@@ -231,7 +231,11 @@ def _tags(artifact: Artifact) -> dict[str, str]:
     accuracy = about.metrics.get("test", {}).get("accuracy")
     tags = {"manifest_digest": artifact.digest, "artifact": without_secrets(artifact.uri), "job": about.job,
             "task": about.task, "code": about.code, "data_fingerprint": str(about.data.get("fingerprint", ""))}  # fmt: skip
-    return tags | ({"test_accuracy": f"{accuracy:.6f}"} if accuracy is not None else {})
+    if accuracy is not None:
+        tags["test_accuracy"] = f"{accuracy:.6f}"
+    if about.variant is not None:
+        tags |= {"variant": about.variant.name, "parent": about.variant.parent_version or about.variant.parent_digest}
+    return tags
 
 
 def _create_if_absent(create: Callable[[], Any]) -> None:

@@ -30,12 +30,14 @@ def text(description: Description) -> str:
 
 
 def _made_of(variant: Variant) -> str:
-    where = variant.machine.get("processor", "one machine")
-    lines = [f"`{variant.name}` of the model with digest `{variant.parent_digest[:12]}`"
-             + (f" ({_cell(variant.parent_version)})" if variant.parent_version else "") + f". Both measured on {_cell(where)}:", "",
+    version = f" ({_cell(variant.parent_version)})" if variant.parent_version else ""
+    where = _cell(variant.machine.get("processor", "one machine"))
+    lines = [f"`{variant.name}` of the model with digest `{variant.parent_digest[:12]}`{version}. Both measured on {where}:", "",
              "| figure | that model | this one | change |", "|---|---|---|---|"]
-    lines += [f"| {_cell(name)} | {_figure(variant.parent[name])} | {_figure(variant.variant[name])} | {_figure(change, '+')} |"
-              for name, change in variant.change.items()]
+    for name, change in variant.change.items():
+        if not name.endswith(("_low", "_high")):
+            of = (_figure(variant.parent_figures[name]), _figure(variant.figures[name]), _figure(change, "+"))
+            lines.append(f"| {_cell(name)} | {' | '.join(of)} |")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 SOURCE_FOLDERS = ("cluster", "jobs", "tuning", "serving")
 SOURCE_SUFFIXES = (".py", ".yaml")
 LIBRARIES = ("numpy", "pyarrow", "ray", "scikit-learn", "safetensors", "mlflow", "torch", "tensorflow", "keras",
-             "transformers", "tokenizers", "deepspeed")  # fmt: skip
+             "transformers", "tokenizers", "deepspeed", "onnx", "onnxruntime")  # fmt: skip
 _USER_INFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
 _PARAMETER = re.compile(r"(?i)\b(access_key|secret_key|session_token|password|token)=[^&\s]+")
 ROOT = Path(__file__).parents[2]

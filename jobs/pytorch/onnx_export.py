@@ -2,9 +2,10 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,10 @@ def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[
     logits: computes with `model`, called with the example's tensors. axes: names of their first dimensions, which may have any
     size. By tracing, with the exporter that PyTorch keeps beside its newer one, which would need one more package (onnxscript).
     """
-    named = {name: {place: axis for place, axis in enumerate(axes)} for name in example} | {OUTPUT: {0: axes[0]}}
-    out = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    named = {name: dict(enumerate(axes)) for name in example} | {OUTPUT: {0: axes[0]}}
+    with tempfile.TemporaryDirectory(prefix="trainyard-onnx-") as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that there is a newer one; and of Python values that are traced as constants
-        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), out, dynamo=False, opset_version=OPSET,
+        path = Path(folder, "model.onnx")
+        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), path, dynamo=False, opset_version=OPSET,
                           input_names=list(example), output_names=[OUTPUT], dynamic_axes=named)
-    return out.getvalue()
+        return path.read_bytes()

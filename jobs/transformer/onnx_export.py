@@ -2,7 +2,6 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-import torch
 from torch import Tensor
 
 from jobs.common.artifact import Artifact

@@ -156,10 +156,64 @@ def test_a_pickle_inside_a_keras_archive_is_refused(tmp_path):
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("config.json", "{}")
         archive.writestr("data.pkl", pickle.dumps([1]))
-    store = Store.open(str(tmp_path))
-    write_artifact(store, "x", description=describe(), probe=a_probe(), files={"model.keras": packed.getvalue()})
-    with pytest.raises(ArtifactError, match=r"model.keras holds data.pkl"):
-        verify(tmp_path / "x")
+    check_refused_written_and_opened(tmp_path, "model.keras", packed.getvalue(), "holds data.pkl")
+
+
+def check_refused_written_and_opened(folder, name, data, why):
+    """What one program may not write another may have written."""
+    store, given = Store.open(str(folder)), {"description": describe(), "probe": a_probe()}
+    with pytest.raises(ArtifactError, match=f"it {why}"):
+        write_artifact(store, "x", **given, files={name: data})
+    (folder / "elsewhere").write_bytes(data)
+    write_artifact(store, "x", **given, files={name: folder / "elsewhere"})
+    with pytest.raises(ArtifactError, match=f"{name} {why}"):
+        verify(folder / "x")
+
+
+# ── ONNX ──
+def an_onnx(**tensor):
+    """A product with weights that are a node's attribute inside a branch of another node."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
+    for field, value in tensor.items():
+        getattr(weights, field).extend(value) if field == "external_data" else setattr(weights, field, value)
+    inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=weights)], "branch", [],
+                              [helper.make_tensor_value_info("c", TensorProto.FLOAT, [2, 2])])
+    nodes = [helper.make_node("If", ["which"], ["v"], then_branch=inner, else_branch=inner),
+             helper.make_node("MatMul", ["x", "v"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2]) for name in "xy")
+    which = helper.make_tensor_value_info("which", TensorProto.BOOL, [])
+    return helper.make_model(helper.make_graph(nodes, "graph", [x, which], [y]))
+
+
+def test_a_plain_onnx_file_is_taken(tmp_path):
+    store, given = Store.open(str(tmp_path)), {"description": describe(), "probe": a_probe()}
+    write_artifact(store, "x", **given, files={"model.onnx": an_onnx().SerializeToString()})
+    assert "model.onnx" in verify(tmp_path / "x").paths
+
+
+@pytest.mark.parametrize("where", ["initializer", "branch"])
+def test_an_onnx_file_that_reads_other_files_is_refused(tmp_path, where):
+    from onnx import StringStringEntryProto, TensorProto, numpy_helper
+
+    outside = {"data_location": TensorProto.EXTERNAL, "external_data": [StringStringEntryProto(key="location", value="../secret")]}
+    made = an_onnx(**outside if where == "branch" else {})
+    if where == "initializer":
+        made.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2), np.float32), "w"))
+        made.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    check_refused_written_and_opened(tmp_path, "model.onnx", made.SerializeToString(), "keeps numbers in another file")
+
+
+def test_an_onnx_file_that_needs_native_code_is_refused(tmp_path):
+    made = an_onnx()
+    made.graph.node[1].domain = "com.example.evil"
+    check_refused_written_and_opened(tmp_path, "model.onnx", made.SerializeToString(), "needs the operators of 'com.example.evil'")
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\x08\x07", b"\xff" * 40, an_onnx().SerializeToString()[:-3]])
+def test_what_is_no_onnx_is_refused_under_its_name(tmp_path, data):
+    check_refused_written_and_opened(tmp_path, "model.onnx", data, "is not ONNX")
 
 
 def test_safetensors_whose_header_length_looks_like_a_pickle_is_taken():
