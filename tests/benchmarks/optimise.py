@@ -27,8 +27,8 @@ class Settings:
 QUICK = Settings(max_steps=60, seconds=0.2)
 NOTES = (
     "The default presets on the digits, and `--config jobs/transformer/languages.yaml`; trained whole. One thread, as a replica "
-    "with one CPU has; medians, by turns with the parent. A row's way: tensors, decode, predict, encode, tensors; of the Transformer it "
-    "begins with a text. The parents: PyTorch's eager mode, and Keras's call of the model, as they are served.",
+    "with one CPU has; medians, by turns with the parent. A row's way: tensors, decode, predict, encode, tensors; of the "
+    "Transformer it begins with a text. The parents: PyTorch's eager mode, and Keras's call of the model, as they are served.",
     "Size: all files but probe and card. The CNN's parent holds its ONNX file too, beside Keras's.",
     "Accuracy: points on the test split, of which 0.5 may be lost (`--max-loss`).",
 )

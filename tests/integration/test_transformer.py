@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from jobs.common.artifact import open_artifact
 from jobs.transformer.model import Classifier, LanguageModel, load
+from serving.transformer import TextPredictor
 from tests import runs
 
 SMALL = ["--model.layers", "2", "--model.heads", "2", "--model.width", "32", "--run.tracking-uri", "none",
@@ -78,6 +79,17 @@ def test_an_explanation_is_complete_and_finds_the_words_that_count(classified: P
         assert found.gap <= max(0.02 * abs(found.difference), 1e-2), "completeness: they sum to the difference that they explain"
         telling = [value for piece, value in zip(found.pieces, found.attributions, strict=True) if piece.strip() in ANIMALS + FOOD]
         assert sum(telling) > 0.5 * sum(map(abs, found.attributions))
+
+
+def test_an_endpoint_explains_as_the_model_does(classified: Path) -> None:
+    model, predictor = load(classified / "artifact"), TextPredictor.load(open_artifact(classified / "artifact"))
+    assert isinstance(model, Classifier) and isinstance(predictor, TextPredictor)
+    for text in ("small the lion dog a cat", ""):
+        (wanted,), found = model.explain([text]), predictor.explain(np.array([text], object))
+        assert found["pieces"].tolist() == [wanted.pieces]
+        assert found["predicted"].tolist() == [wanted.predicted]
+        for name in ("attributions", "difference", "gap"):
+            np.testing.assert_allclose(found[name][0], getattr(wanted, name), atol=1e-6)
 
 
 def test_the_classifier_s_report_has_its_pages(classified: Path) -> None:

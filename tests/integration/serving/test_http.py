@@ -169,7 +169,7 @@ def test_the_documentation_describes_the_models_with_examples_that_work(endpoint
             tried += 1
         else:
             assert endpoint.ask(path)[0] == 200, path
-    assert tried == 6
+    assert tried == 12
 
 
 def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:
@@ -247,9 +247,9 @@ def test_any_request_is_answered_or_refused_as_documented(endpoint: Endpoint) ->
     checks = [schemathesis.checks.not_a_server_error, status_code_conformance, content_type_conformance,
               response_schema_conformance]
     described = schemathesis.openapi.from_dict(json.loads(endpoint.ask("/openapi.json")[2]))
-    chosen = described.include(path_regex="^/v2(/health/.*|/models(/(mlp|transformer)(/infer|/ready)?)?)?$")
+    chosen = described.include(path_regex="^/v2(/health/.*|/models(/(mlp|transformer)(/infer|/explain|/ready)?)?)?$")
     operations = [found.ok() for found in chosen.get_all_operations()]
-    assert len(operations) == 10
+    assert len(operations) == 12
     for operation in operations:
         @settings(max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())

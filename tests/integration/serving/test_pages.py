@@ -10,6 +10,16 @@ import pytest
 from tests.browser import Page, browser, needs_chromium
 from tests.integration.serving.shared import Endpoint
 
+COLOURS = """(() => {
+  const {data} = document.querySelector('#heat').getContext('2d').getImageData(0, 0, 280, 280), found = [0, 0];
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i] > data[i + 2] + 40) found[0]++;
+    if (data[i + 2] > data[i] + 40) found[1]++;
+  }
+  return found;
+})()"""
+"""How many of the drawn explanation's pixels are red, and how many blue."""
+
 
 @pytest.fixture(scope="module")
 def page(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
@@ -29,7 +39,7 @@ def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
 def test_a_drawn_digit_is_told(page: Page, endpoint: Endpoint) -> None:
     opened(page, endpoint, "mlp")
     page.draw("#canvas", *((0.5 + 0.22 * math.sin(k * math.pi / 12), 0.5 - 0.34 * math.cos(k * math.pi / 12)) for k in range(25)))
-    assert page.until("document.querySelector('#said').textContent").startswith("0, ")
+    page.until("document.querySelector('#said').textContent.startsWith('0, ')")
     assert page.js("document.querySelectorAll('#bars li').length") == 10
     assert endpoint.artifacts["mlp"].digest in page.js("document.querySelector('#about').title")
     assert "Authorization: Bearer" in page.js("document.querySelector('#curl').textContent")
@@ -57,15 +67,66 @@ def test_a_typed_text_is_told_from_the_keyboard_alone(page: Page, endpoint: Endp
 
 
 @needs_chromium
+def test_what_an_answer_rests_on_is_drawn_over_the_image_and_said(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "mlp")
+    page.click("#image .example")
+    page.until("!document.querySelector('#why').hidden")
+    page.click("#explain")
+    said = page.until("document.querySelector('#explained').hidden ? '' : document.querySelector('#because').textContent")
+    label = page.js("document.querySelector('#said').textContent").partition(",")[0]
+    assert said.startswith(f"Speaks most for {label}: ")
+    assert "in log odds" in said
+    assert page.js("document.querySelector('#because').getAttribute('aria-live')") == "polite"
+    assert page.js("document.querySelector('#explain').getAttribute('aria-expanded')") == "true"
+    red, blue = page.js(COLOURS)
+    assert red > 20
+    assert blue > 20
+    page.click("#explain")
+    assert page.js("document.querySelector('#heat').hidden") is True
+    page.click("#explain")
+    page.until("!document.querySelector('#heat').hidden")
+    page.draw("#canvas", (0.3, 0.3), (0.6, 0.6))
+    page.until("!document.querySelector('#why').hidden")
+    assert page.js("document.querySelector('#heat').hidden") is True, "it was of another image"
+    assert page.errors == []
+
+
+@needs_chromium
+def test_what_an_answer_rests_on_is_shown_in_the_text(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "transformer")
+    page.click("#words")
+    page.type("Donnerstag im Winter")
+    page.click("#send")
+    page.until("!document.querySelector('#why').hidden")
+    page.click("#explain")
+    page.until("!document.querySelector('#explained').hidden")
+    assert page.js("document.querySelector('#pieces').textContent") == "Donnerstag im Winter"
+    assert page.js("document.querySelectorAll('#pieces span').length") > 2
+    shares = page.js("[...document.querySelectorAll('#pieces span')].map(e => +e.style.getPropertyValue('--share'))")
+    assert max(shares) == 0.5
+    assert "“" in page.js("document.querySelector('#because').textContent")
+    assert page.errors == []
+
+
+@needs_chromium
+def test_the_live_replicas_are_shown(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "mlp")
+    shown = page.until("document.querySelector('#replicas').textContent")
+    assert shown == "live replicas: endpoint 1 · mlp 1 · cnn 1 · transformer 1"
+
+
+@needs_chromium
 def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page, endpoint: Endpoint) -> None:
     opened(page, endpoint, "mlp")
     page.size(360, 700)
     page.click("#image .example")
     page.until("document.querySelectorAll('#bars li').length === 10")
+    page.click("#explain")
+    page.until("!document.querySelector('#explained').hidden")
     page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.js("document.documentElement.scrollWidth") <= 360
-    nameless = ("[...document.querySelectorAll('button, textarea, input, canvas')].filter(e => !e.textContent.trim() "
-                "&& !e.ariaLabel && !(e.labels && e.labels.length)).map(e => e.outerHTML)")
+    nameless = ("[...document.querySelectorAll('button, textarea, input, canvas:not([aria-hidden])')]"
+                ".filter(e => !e.textContent.trim() && !e.ariaLabel && !(e.labels && e.labels.length)).map(e => e.outerHTML)")
     assert page.js(nameless) == []
     page.open(f"http://{endpoint.host}/docs", endpoint.headers)
     page.until("document.querySelectorAll('details').length > 10")
