@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import yaml
 from tritonclient.utils import InferenceServerException
 
 from serving import messages
@@ -105,3 +106,17 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
         serve = serve_pb2_grpc.RayServeAPIServiceStub(channel)
         with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
             serve.ListApplications(serve_pb2.ListApplicationsRequest(), timeout=10)
+
+
+def test_a_clusters_config_has_it_and_says_what_tls_needs_there(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from serving.__main__ import main
+
+    flags = ["--model", f"digits={endpoint.artifacts['mlp'].uri}", "--no-auth", "--grpc-port", "9000"]
+    assert main(["config", *flags, "--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key"]) == 0
+    printed = capsys.readouterr().out
+    assert "TRAINYARD_TLS_CERT=/tls/tls.crt and TRAINYARD_TLS_KEY=/tls/tls.key" in printed.splitlines()[0]
+    options = ServeDeploySchema.model_validate(yaml.safe_load(printed)).grpc_options
+    assert (options.port, options.grpc_servicer_functions) == (9000, ["serving.calls:add_to_server"])
+    assert not options.enable_reflection, "which would tell anyone"
