@@ -19,6 +19,7 @@ from serving.calls import METHODS, Calls
 from serving.closed import keep_calls_to_this_node, limit_calls
 from serving.coordinator import Reporter, lease
 from serving.core import ACCESS_LOG
+from serving.generating import GeneratingReplica
 from serving.ingress import Endpoint
 from serving.measures import Measures
 from serving.replica import Replica
@@ -43,7 +44,7 @@ class Ingress:
             _write_access_log(made.access_log)
         self._ingress = Application(ENDPOINT, INGRESS)
         self._others: dict[str, Application] = {}
-        self._own = {replica.settings.application: replica for replica in map(Replica, made.own)}
+        self._own = {replica.settings.application: replica for replica in map(_replica, made.own)}
         self._table = Table(made, self._connected, measures.batch, measures.compared)
         self._reporter = Reporter(self._table, measures.went_back)
         self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None,
@@ -90,6 +91,10 @@ for _method in METHODS:  # by whose names Serve calls the deployment
     setattr(Ingress, _method, _call(_method))
 
 
+def _replica(settings: Mapping[str, Any]) -> Replica:
+    return (GeneratingReplica if settings["generates"] else Replica)(settings)
+
+
 def _write_access_log(path: str) -> None:
     """To a file that may be moved away meanwhile."""
     log = logging.getLogger(ACCESS_LOG)
@@ -108,6 +113,8 @@ def _here(replica: Replica) -> tuple[Callable[..., Any], Callable[[], bool]]:
 
 def _elsewhere(settings: ModelSettings, application: Application) -> tuple[Callable[..., Any], Callable[[], bool]]:
     async def ask(method: str, *arguments: Any) -> Any:
+        if method == "generate":
+            return application.stream(method, *arguments)
         if settings.shared:
             return await application.ask(method, settings.to_dict(), *arguments, model=settings.key)
         return await application.ask(method, *arguments)
@@ -139,10 +146,11 @@ def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_del
 def model(args: dict[str, Any]) -> Any:
     """args: the fields of ModelSettings."""
     settings = ModelSettings(**args)
-    scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
-    deployment: Any = serve.deployment(Replica)
+    texts = settings.max_batch_rows if settings.generates else 0
+    scaling = _scaling(settings.min_replicas, settings.max_replicas, max(1.0, texts / 8), settings.downscale_delay_s)
+    deployment: Any = serve.deployment(GeneratingReplica if settings.generates else Replica)
     made = deployment.options(
-        name=MODEL, max_ongoing_requests=3, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        name=MODEL, max_ongoing_requests=3 + texts, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling)
     return made.bind(settings.to_dict())
 

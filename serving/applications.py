@@ -3,7 +3,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,17 @@ class Application:
                 coming.cancel()
                 raise
         raise GoneError(f"{_TRIES} replicas died with this request")
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any]:
+        """What one replica answers piece by piece. Raises: GoneError."""
+        coming = self._handle.options(method_name=method, stream=True).remote(*arguments)
+        try:
+            async for found in coming:
+                yield found
+        except RayActorError:
+            raise GoneError("the replica died with this request") from None
+        finally:
+            coming.cancel()
 
     def replicas(self) -> list[Collection[str]]:
         """Of each one that runs, the models that it has loaded on demand. The handle is told of them, so nobody is asked."""

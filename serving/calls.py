@@ -26,6 +26,8 @@ class Reply:
     def __init__(self, message: Any, status: int = 200) -> None:
         self.message, self.status = message, status
 
+    streams = False
+
     @property
     def size(self) -> int:
         return self.message.ByteSize()

@@ -37,6 +37,10 @@ def config(options: argparse.Namespace) -> int:
     if options.tls_cert:
         print(f"# TLS: each node's processes need RAY_SERVE_HAPROXY_BINARY_PATH (serving/haproxy.py there), {haproxy.CERT}="
               f"{options.tls_cert} and {haproxy.KEY}={options.tls_key}")
+    if options.engine == "vllm":
+        from serving import vllm
+
+        print(vllm.NOTES, end="")
     print(yaml.safe_dump(made, sort_keys=False), end="")
     return 0
 
@@ -123,12 +127,20 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
     served = [deploy.find(spec, options.tracking_uri, storage) for spec in options.model]
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
+    if options.placement == "shared" and (texts := [each.name for each in served if each.generates]):
+        raise ConfigError(f"--placement shared: {', '.join(texts)} writes text, which needs replicas of its own: pass --placement "
+                          "replicas")
     models = [ModelSettings(
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
-        min_replicas=options.min_replicas, max_replicas=max(options.max_replicas, options.min_replicas, 1),
-        cpus=options.cpus_per_replica, gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows,
-        batch_wait_ms=options.batch_wait_ms, downscale_delay_s=options.downscale_delay_s, shared=options.placement == "shared")
+        generates=each.generates, min_replicas=options.min_replicas,
+        max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
+        gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
+        downscale_delay_s=options.downscale_delay_s, shared=options.placement == "shared")
         for each in served]
+    if options.engine == "vllm":
+        from serving import vllm
+
+        return vllm.config(models, {"host": options.host, "port": options.port}, options.timeout_s, options.accelerator)
     if _in_ingress(options):
         endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
@@ -154,6 +166,9 @@ def _in_ingress(options: argparse.Namespace) -> bool:
 def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
     if options.no_auth and not _is_loopback(options.host):
         raise ConfigError(f"--no-auth: without keys an endpoint answers on loopback only, not on {options.host}: pass --keys FILE")
+    if options.engine == "vllm" and (not options.no_auth or options.keys or options.requests_per_s or options.access_log):
+        raise ConfigError("--engine vllm: Ray's ingress for it checks no keys, limits no rates and writes no access log: pass "
+                          "--no-auth, without --keys, --requests-per-s and --access-log, and put a gateway in front of it")
     if endpoint.auth and options.command == "up":
         Keys(endpoint.keys_file)  # it says what is wrong with them
     for name in ("max_batch_rows", "max_queued", "max_loaded", "ingress_replicas", "timeout_s", "max_request_mib",

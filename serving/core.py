@@ -34,12 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 class Said(Protocol):
-    """What a request is answered with. status: HTTP's, also where the protocol has codes of its own. size: in bytes."""
+    """What a request is answered with. status: HTTP's, also where the protocol has codes of its own. size: in bytes.
+
+    streams: whether it is not over with that.
+    """
 
     @property
     def status(self) -> int: ...
     @property
     def size(self) -> int: ...
+    @property
+    def streams(self) -> bool: ...
 
 
 Answer = TypeVar("Answer", bound=Said)
@@ -79,7 +84,9 @@ class Core:
         self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
 
     async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
-        """What a request is answered with, counted and logged. refused: what is said instead, whose message may be shown."""
+        """What a request is answered with, counted and logged if that is all. refused: what is said instead, whose message may be
+        shown.
+        """
         cause = ""
         try:
             answer = await answering
@@ -87,15 +94,27 @@ class Core:
             if isinstance(error, ModelError):
                 _log.error("request %s: %s", request.id, error)
             answer, cause = refused(_shown(error)), error.cause
+        except asyncio.CancelledError:  # as Serve does when the caller has gone
+            self.tell(request, 499, "caller_gone", 0)
+            raise
         except Exception:  # noqa: BLE001  (ours: the caller learns that it is, and nothing else)
             _log.exception("request %s failed", request.id)
             answer, cause = refused(_shown(ModelError())), ModelError.cause
-        seconds = time.perf_counter() - request.began
-        self.measures.request(request.route, answer.status, cause, seconds, explained=request.explained)
-        if _access.isEnabledFor(logging.INFO):
-            _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path, "status": answer.status,
-                                       "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": answer.size}).decode())
+        if not answer.streams:
+            self.tell(request, answer.status, cause, answer.size)
         return answer
+
+    def tell(self, request: Request, status: int, cause: str, size: int) -> None:
+        """Counts and logs a request that is over. cause: why it failed; size: of the answer, in bytes."""
+        seconds = time.perf_counter() - request.began
+        self.measures.request(request.route, status, cause, seconds, explained=request.explained)
+        if _access.isEnabledFor(logging.INFO):
+            _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path, "status": status,
+                                       "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": size}).decode())
+
+    def timeout_s(self, request: Request) -> float:
+        """What a request may take, by its headers. Raises: BadRequestError."""
+        return _timeout({}, request.headers, self.settings.timeout_s)
 
     async def admit(self, request: Request) -> None:
         """Raises: UnauthorisedError, RateLimitError."""
@@ -125,7 +144,7 @@ class Core:
 
     async def _asked(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, float, Mapping[str, Any]]:
         """The request as it fits the model, the seconds that are left for it, and the model's description."""
-        about = await _within(route.about(), _timeout({}, request.headers, self.settings.timeout_s))
+        about = await _within(route.about(), self.timeout_s(request))
         if request.explained and not about["explanation"]:
             raise UnknownModelError(f"model {route.settings.name!r} does not explain its answers")
         asked = parse(about)

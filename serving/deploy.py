@@ -38,6 +38,7 @@ class Served:
     digest: str
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
+    generates: bool
 
 
 def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
@@ -54,7 +55,8 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
     else:
         version, uri, digest, registered = "1", where, None, ""
     artifact = open_artifact(uri, digest)
-    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered)
+    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered,
+                  generates=artifact.manifest.description.task == "text-generation")
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,

@@ -2,6 +2,7 @@
 
     RefusedError                    status, code
     ├── BadRequestError             400  INVALID_ARGUMENT    the request is not what the model takes
+    │   └── ParameterError          400  INVALID_ARGUMENT    and says which parameter
     ├── UnauthorisedError           401  UNAUTHENTICATED     no key, or one that is not known
     ├── UnknownModelError           404  NOT_FOUND
     ├── MethodError                 405  UNIMPLEMENTED       with Allow
@@ -25,10 +26,18 @@ class RefusedError(Exception):
     code: ClassVar[str] = "INTERNAL"
     cause: ClassVar[str] = "internal"
     retry_after_s: float | None = None
+    param: str | None = None
+    """Which parameter of a request for text is wrong."""
 
 
 class BadRequestError(RefusedError):
     status, code, cause = 400, "INVALID_ARGUMENT", "bad_request"
+
+
+class ParameterError(BadRequestError):
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)  # it alone: a process that unpickles it calls with that
+        self.param = param
 
 
 class UnauthorisedError(RefusedError):

@@ -3,6 +3,7 @@
     GET  /v2/health/live | /v2/health/ready          without a key
     GET  /v2 · /v2/models · /v2/models/M[/versions/V][/ready]
     POST /v2/models/M[/versions/V]/infer · /explain
+    POST /v1/completions · GET /v1/models[/M]         text, as OpenAI's clients ask for it (serving/completions.py)
     GET  / (playground) · /docs · /openapi.json · /live (what the playground shows of the endpoint)
 
 A key is a bearer token, or the password of HTTP's basic scheme, which a browser asks for.
@@ -12,12 +13,14 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import orjson
 
 from jobs.common.open_inference import TensorSpec
-from serving import protocol
+from serving import completions, openai_protocol, protocol
 from serving.core import Core, Parse, Request
 from serving.errors import (
     BadRequestError,
@@ -45,17 +48,21 @@ _POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'se
 
 
 class Answer:
-    """What goes back: status, body, and headers beside its type and length."""
+    """What goes back: status, body, and headers beside its type and length. text: in place of a body, as it is written."""
 
-    __slots__ = ("body", "content_type", "headers", "status")
+    __slots__ = ("body", "content_type", "headers", "status", "text")
 
     def __init__(self, body: bytes, status: int = 200, content_type: bytes = _JSON,
-                 headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self.body, self.status, self.content_type, self.headers = body, status, content_type, headers
+                 headers: tuple[tuple[bytes, bytes], ...] = (), text: completions.Completion | None = None) -> None:
+        self.body, self.status, self.content_type, self.headers, self.text = body, status, content_type, headers, text
 
     @property
     def size(self) -> int:
         return len(self.body)
+
+    @property
+    def streams(self) -> bool:
+        return self.text is not None
 
 
 class Endpoint:
@@ -77,7 +84,10 @@ class Endpoint:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(method=scope["method"], path=scope["path"], headers=dict(scope["headers"]))
-        answer = await self.core.attempt(request, self._answer(request, receive), _refusal)
+        answer = await self.core.attempt(request, self._answer(request, receive), partial(_refusal, request.path))
+        if answer.text is not None:
+            await _pass_on(answer.text, answer.headers, send, partial(self.core.tell, request))
+            return
         await send({"type": "http.response.start", "status": answer.status, "headers": [
             (b"content-type", answer.content_type), (b"content-length", str(answer.size).encode()), *answer.headers]})
         await send({"type": "http.response.body", "body": answer.body})
@@ -94,7 +104,15 @@ class Endpoint:
             _allow(request, "POST")
             request.route, request.explained = self.table.route(match[1], match[2]), True
             return await self._explain(request, request.route, receive)
+        if request.path == "/v1/completions":
+            _allow(request, "POST")
+            return await self._text(request, receive)
         _allow(request, "GET", "HEAD")
+        if request.path == "/v1/models":
+            return Answer(await completions.model_list(self.table))
+        if request.path.startswith("/v1/models/"):
+            route = completions.route_of(self.table, request.path.removeprefix("/v1/models/"))
+            return Answer(await completions.model(route), headers=route.headers)
         if match is not None:
             return await self._model(match[1], match[2], ready=match[3] is not None)
         return await self._page(request.path)
@@ -118,6 +136,16 @@ class Endpoint:
         length = headers.get(protocol.HEADER_LENGTH.encode())
         return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
                                                     about[outputs], most)
+
+    async def _text(self, request: Request, receive: Receive) -> Answer:
+        timeout_s = self.core.timeout_s(request)
+        asked = openai_protocol.parse(await _body(receive, request.headers, self.settings.max_request_bytes, timeout_s))
+        route = request.route = completions.route_of(self.table, asked.model)
+        text = completions.Completion(asked, route, timeout_s, self._measures)
+        if not asked.stream:
+            return Answer(await text.whole(), headers=route.headers)
+        await text.begin()
+        return Answer(b"", headers=route.headers, text=text)
 
     async def _model(self, name: str, version: str | None, *, ready: bool) -> Answer:
         route = self.table.route(name, version)
@@ -160,7 +188,26 @@ def _allow(request: Request, *methods: str) -> None:
         raise MethodError(methods)
 
 
-def _refusal(error: RefusedError) -> Answer:
+async def _pass_on(text: completions.Completion, headers: tuple[tuple[bytes, bytes], ...], send: Send,
+                   tell: Callable[[int, str, int], None]) -> None:
+    """Sends a text as it is written. tell: of status, cause and bytes, when it has ended."""
+    size = 0
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": [
+            (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), *headers]})
+        async with aclosing(text.events()) as events:
+            async for event in events:
+                size += len(event)
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+    except asyncio.CancelledError:
+        tell(499, "caller_gone", size)
+        raise
+    tell(200, text.cause, size)
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _refusal(path: str, error: RefusedError) -> Answer:
+    body = openai_protocol.refusal(error) if path.startswith("/v1/") else orjson.dumps({"error": str(error)})
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()))
@@ -168,11 +215,13 @@ def _refusal(error: RefusedError) -> Answer:
         headers.append((b"allow", ", ".join(error.methods).encode()))
     if isinstance(error, UnauthorisedError):
         headers.append((b"www-authenticate", b'Basic realm="trainyard: any name, and a key as the password", charset="UTF-8"'))
-    return Answer(orjson.dumps({"error": str(error)}), error.status, headers=tuple(headers))
+    return Answer(body, error.status, headers=tuple(headers))
 
 
 async def _body(receive: Receive, headers: Mapping[bytes, bytes], most: int, timeout_s: float) -> bytes:
     """Raises: TooLargeError before all of it has come, DeadlineError if its end does not come."""
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise BadRequestError("the body is compressed: send it as it is")
     length = headers.get(b"content-length", b"0")
     if not length.isdigit():
         raise BadRequestError("Content-Length is no number")

@@ -34,6 +34,9 @@ class Measures:
                                (*of_model, "outcome"))
         self._went_back = Gauge("trainyard_serving_went_back", "1 where a change's requests went back to the versions before.",
                                 ("model",))
+        self._tokens = Counter("trainyard_serving_tokens_total", "Of texts that were asked for, by kind.", (*of_model, "kind"))
+        self._first = Histogram("trainyard_serving_first_token_seconds", "From the request to the first of its text.", _LATENCIES_S,
+                                of_model)
         self._tags: dict[tuple[str, ...], dict[str, str]] = {}
         self._recent: deque[tuple[int, Tally]] = deque()
 
@@ -54,7 +57,7 @@ class Measures:
         """Sets the gauges until it is cancelled."""
         while True:
             for route in table.routes:
-                self._queue.set(route.batcher.queued, self._tag("", "", route.settings.name, route.settings.version))
+                self._queue.set(route.queued, self._tag("", "", route.settings.name, route.settings.version))
             await asyncio.sleep(BEAT_S)
 
     def rows(self, route: Route, rows: int) -> None:
@@ -70,6 +73,14 @@ class Measures:
     def went_back(self, model: str, gone: bool) -> None:
         """Whether the requests of a model's last change went back."""
         self._went_back.set(gone, {"model": model})
+
+    def tokens(self, route: Route, prompt: int, written: int) -> None:
+        for kind, count in (("prompt", prompt), ("written", written)):
+            if count:
+                self._tokens.inc(count, self._tag("kind", kind, route.settings.name, route.settings.version))
+
+    def first_token(self, route: Route, seconds: float) -> None:
+        self._first.observe(seconds, self._tag("", "", route.settings.name, route.settings.version))
 
     def live(self) -> dict[str, Any]:
         """The last minute: requests a second, and the latency's quantiles in milliseconds."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.open_inference import DTYPES
+from serving import openai_protocol
 from serving.explaining import MOST_ROWS
 
 _HERE = Path(__file__).parent
@@ -39,6 +40,7 @@ def openapi(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             paths[f"{base}/infer"] = {"post": _infer(model, f"infer-{suffix}")}
             if model["explanation"]:
                 paths[f"{base}/explain"] = {"post": _explain(model, f"explain-{suffix}")}
+    paths |= openai_protocol.paths(models)
     return {
         "openapi": "3.1.0", "info": {"title": "trainyard", "version": "2", "description": "Open Inference Protocol v2."},
         "security": [{"key": []}], "paths": paths,

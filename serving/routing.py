@@ -1,6 +1,7 @@
 """Which version of a model answers a request: weights, and a batcher and a Serve handle for each version."""
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]
 
 @dataclass(kw_only=True)
 class Route:
-    """A version that requests may go to. ask: `about` of a replica, its `infer`, or its `explain`."""
+    """A version that requests may go to. ask: `about` of a replica, its `infer`, `explain`, or `generate`, an async generator."""
 
     settings: ModelSettings
     weight: float
@@ -34,7 +35,16 @@ class Route:
     """What is asked the same, and compared."""
     tally: Tally = field(default_factory=Tally)
     """Since it was last taken."""
+    max_queued: int = 0
+    waiting: int = 0
+    """Requests for text that have none yet."""
+    since: int = field(default_factory=lambda: int(time.time()))
     _about: dict[str, Any] | None = None
+
+    @property
+    def queued(self) -> int:
+        """Requests that no replica has yet."""
+        return self.batcher.queued + self.waiting
 
     async def infer(self, inputs: Inputs, rows: int, timeout_s: float) -> Outputs:
         """Raises: RefusedError."""
@@ -137,7 +147,7 @@ class Table:
         batcher = Batcher(lambda requests: ask("infer", requests), max_rows=settings.max_batch_rows, max_calls=settings.max_calls,
                           max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
                           seen=lambda requests, rows: self._seen(settings, requests, rows))
-        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready,
+        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready, max_queued=self._settings.max_queued,
                      explanations=Explanations(ask, settings.max_replicas),
                      said={"model_name": settings.name, "model_version": settings.version,
                            "parameters": {"artifact_digest": settings.digest}},
@@ -184,13 +194,13 @@ class Table:
                     "data": _plain(probe.inputs[spec.name][:1])} for spec in about["inputs"]]
         return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
                 "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
-                "explanation": protocol.tensor_metadata(about["explanation"])}
+                "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates}
 
     def settings(self) -> dict[str, list[ModelSettings]]:
         return {name: [route.settings for route in versions.values()] for name, versions in self._routes.items()}
 
     def live(self) -> dict[str, Any]:
-        queued = {name: sum(route.batcher.queued for route in versions.values()) for name, versions in self._routes.items()}
+        queued = {name: sum(route.queued for route in versions.values()) for name, versions in self._routes.items()}
         return {"queued": queued}
 
 

@@ -22,6 +22,8 @@ class ModelSettings:
     """Of its manifest, as it was when the version was deployed."""
     registered: str = ""
     """The registry's name of the model; empty for an artifact's path."""
+    generates: bool = False
+    """Whether it writes text: an artifact of the task `text-generation`."""
     min_replicas: int = 1
     """0: without requests there is no replica, and the first one waits for it."""
     max_replicas: int = 1
@@ -30,7 +32,7 @@ class ModelSettings:
     gpus: float = 0.0
     """Of a replica; a fraction shares a GPU."""
     max_batch_rows: int = 64
-    """Rows that go through the model together; also the most that one request may have."""
+    """Rows, or texts that are written, that go through the model together; also the most that one request may have."""
     batch_wait_ms: float = 0.0
     """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
     downscale_delay_s: float = 60.0

@@ -1,4 +1,4 @@
-"""Serves artifacts of the Transformer job: texts to classes, and packed tokens to their likelihood."""
+"""Serves artifacts of the Transformer job: texts to classes, packed tokens to their likelihood, and text that goes on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from serving.onnx_model import OnnxModel, is_onnx
 from serving.variants import Recipe
 
 Array = NDArray[Any]
+_TOKENS_PER_PASS = 4096
 
 
 class TextPredictor:
@@ -75,7 +76,7 @@ def token_inputs(artifact: Artifact, tokens: Array) -> tuple[Array, Array]:
 
 
 class LikelihoodPredictor:
-    """Packed tokens to their negative log-likelihood: what the artifact's own probe asks of a language model."""
+    """Packed tokens to their negative log-likelihood: what an artifact's own probe asks of a language model, which writes too."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -86,10 +87,20 @@ class LikelihoodPredictor:
         return inputs["tokens"]
 
     def predict(self, rows: Array) -> Array:
-        return self._model.negative_log_likelihood(rows)
+        """A few rows at a time: the scores of all tokens of all words are many times what the rows are."""
+        few = max(1, _TOKENS_PER_PASS // rows.shape[1])
+        return np.concatenate([self._model.negative_log_likelihood(rows[i : i + few]) for i in range(0, len(rows), few)])
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"negative_log_likelihood": predicted}
+
+    def generator(self) -> Any:
+        """What continues texts (`serving.generating.Generator`). Raises: ArtifactError for a model that cannot do so in batches."""
+        from jobs.transformer.decoding import Decoder
+
+        made = Decoder(self._model)
+        made.check()
+        return made
 
 
 def texts(values: Array) -> Array:

@@ -34,6 +34,7 @@ def hugging_face_files(trained: Trained, most_bytes: int = MOST_BYTES) -> dict[s
         read = slices.whole
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     model.config.use_cache = True
+    model.config.architectures = [type(model).__name__]  # other engines choose their own class by it
     return {"config.json": (model.config.to_json_string(use_diff=False) + "\n").encode(), **_weights(shapes, read, most_bytes)}
 
 

@@ -1,4 +1,4 @@
-"""An endpoint as `python -m serving up` starts it, with a model of each job, which the tests of this folder ask."""
+"""An endpoint as `python -m serving up` starts it, with a model of each job and one that writes text: the tests here ask it."""
 
 import json
 import signal
@@ -24,7 +24,11 @@ FLAGS = {
     "cnn": ["--model.width", "4"],
     "transformer": ["--data.max-train-rows", "600", "--data.vocab-size", "300", "--model.layers", "1", "--model.width", "32",
                     "--model.heads", "2"],
+    "lm": ["--task", "generate", "--data.uri", "text.txt", "--data.tokenizer", "characters", "--data.max-length", "64",
+           "--model.layers", "1", "--model.width", "32", "--model.heads", "2", "--eval.samples", "0"],
 }
+JOBS = {"lm": "transformer"}
+"""Of models that do not have their job's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +70,19 @@ class Endpoint:
 
 @contextmanager
 def serving(storage: Path) -> Iterator[Endpoint]:
-    """Serves three models with keys, in the process group of `python -m serving up`."""
+    """Serves these models with keys, in the process group of `python -m serving up`."""
     artifacts: dict[str, Artifact] = {}
-    for job, flags in FLAGS.items():
-        with runs.run(storage / job, *QUICK, *flags, quick=False, job=job) as started:
-            artifacts[job] = open_artifact(started.finished(200)["artifact"])
+    (storage / "text.txt").write_text("the cat sat on a mat. a dog ran to the cat. " * 400)
+    for name, flags in FLAGS.items():
+        paths = [str(storage / flag) if flag == "text.txt" else flag for flag in flags]
+        with runs.run(storage / name, *QUICK, *paths, quick=False, job=JOBS.get(name, name)) as started:
+            artifacts[name] = open_artifact(started.finished(200)["artifact"])
     key, line = new_key("tester")
     (storage / "keys").write_text(line)
     host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
                "--port", host.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2], "--keys", str(storage / "keys"),
-               "--cpus-per-replica", "0.5", "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
+               "--cpus-per-replica", "0.4", "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
     env = {"TRAINYARD_HOME": str(storage / "home"), "RAY_metrics_report_interval_ms": "1000"}
     with runs.python("serving", *command, folder=storage, env=env) as job:
         job.until(lambda: "ready: " in job.text, 120)

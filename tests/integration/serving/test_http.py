@@ -114,7 +114,7 @@ def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
 def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endpoint) -> None:
     infer = "/v2/models/mlp/infer"
     assert endpoint.refused("/v2/models/mpl/infer", one_image(endpoint)) == (
-        404, "there is no model 'mpl': there is mlp, cnn, transformer")
+        404, "there is no model 'mpl': there is mlp, cnn, transformer, lm")
     assert endpoint.refused("/v2/models/mlp/versions/9/infer", one_image(endpoint)) == (
         404, "model 'mlp' has no version '9': it has 1")
     assert endpoint.refused("/v2/models/../../etc/passwd")[0] == 404
@@ -169,7 +169,7 @@ def test_the_documentation_describes_the_models_with_examples_that_work(endpoint
             tried += 1
         else:
             assert endpoint.ask(path)[0] == 200, path
-    assert tried == 12
+    assert tried == 15
 
 
 def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:

@@ -30,7 +30,7 @@ def page(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
     page.size(1000, 800)
     page.open(f"http://{endpoint.host}{path}", endpoint.headers)
-    page.until("document.querySelectorAll('#tabs button').length === 3")
+    page.until("document.querySelectorAll('#tabs button').length === 4")
     page.click(f"#tab-{model}")
     page.until(f"document.querySelector('[aria-selected=true]').textContent === '{model}'")
 
@@ -133,3 +133,35 @@ def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page,
     page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.js("document.documentElement.scrollWidth") <= 360
     assert page.errors == []
+
+
+@needs_chromium
+def test_text_is_written_as_it_comes_and_can_be_stopped(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "lm")
+    page.js("document.querySelector('#temperature').value = 0; document.querySelector('#prompt').value = 'the cat '")
+    page.js("document.querySelector('#max-tokens').value = 30")
+    page.js("document.querySelector('#prompt').focus()")
+    for _ in range(5):
+        page.press("Tab", 9)
+    assert page.js("document.activeElement.id") == "go"
+    page.press("Enter", 13)
+    page.until("document.querySelector('#said').textContent.startsWith('30 tokens')")
+    asked = {"model": "lm", "prompt": "the cat ", "max_tokens": 30, "temperature": 0}
+    wanted = json.loads(endpoint.ask("/v1/completions", asked)[2])["choices"][0]["text"]
+    assert page.js("document.querySelector('#written').textContent") == "the cat " + wanted
+    assert "tokens/s, the first after" in page.js("document.querySelector('#said').textContent")
+    assert endpoint.artifacts["lm"].digest == page.js("document.querySelector('#about').title")
+    assert '"max_tokens":30' in page.js("document.querySelector('#curl').textContent")
+    assert "from openai import OpenAI" in page.js("document.querySelector('#python').textContent")
+    page.js("document.querySelector('#max-tokens').value = 2000")
+    page.click("#go")
+    page.until("document.querySelector('#written').textContent.length > 60")
+    page.click("#halt")
+    page.until("document.querySelector('#said').textContent === 'Stopped.'")
+    page.js("document.querySelector('#max-tokens').value = 5000")
+    page.click("#go")
+    page.until("document.querySelector('#said').textContent.includes('the model takes 2048')")
+    page.size(360, 700)
+    assert page.js("document.documentElement.scrollWidth") <= 360
+    assert [each for each in page.errors if "400" not in each] == []
+    page.errors.clear()

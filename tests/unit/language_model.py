@@ -1,0 +1,34 @@
+"""A language model with random weights that are large enough to prefer some bytes to others, without a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from jobs.transformer.model import LanguageModel, build_model
+from jobs.transformer.tokenizer import train
+from tests.unit.token_rows import config_of
+
+POSITIONS = 2048
+
+
+def language_model(seed: int = 0) -> LanguageModel:
+    config = config_of(data={"tokenizer": "bytes", "max_length": 64}, run={"seed": seed})
+    tokenizer = train(config, ())
+    details = {"max_length": 64, "vocab_size": len(tokenizer), "pad_id": 0, "start_id": 0, "end_id": None}
+    model = build_model(config, details, ())
+    model.generation_config.use_cache = True
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4)
+    return LanguageModel(model, tokenizer, 0, None)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For as long as small models compute: threads that wait for each other cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

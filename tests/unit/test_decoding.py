@@ -1,0 +1,140 @@
+"""Texts that are continued together: as transformers' own `generate` continues each of them, and as alone."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import ArtifactError
+from jobs.transformer.decoding import Decoder, Row, chosen
+from jobs.transformer.model import LanguageModel
+from tests.unit.language_model import POSITIONS, language_model, one_thread
+
+PROMPTS = ["def read(path):", "x", "for each in range(10):\n    print(each)\n" * 3, "€ and é"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LanguageModel]:
+    with one_thread():
+        yield language_model()
+
+
+def row(seed: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> Row:
+    return Row(temperature=temperature, top_p=top_p, random=np.random.default_rng(seed))
+
+
+def continued(decoder: Decoder, rows: list[Row], tokens: int) -> list[list[int]]:
+    found = [[each.token] for each in rows]
+    for _ in range(tokens - 1):
+        decoder.step()
+        for each, its in zip(rows, found, strict=True):
+            its.append(each.token)
+    return found
+
+
+def alone(model: LanguageModel, prompt: str, made: Row, tokens: int) -> list[int]:
+    decoder = Decoder(model)
+    decoder.join(decoder.tokens(prompt), [made])
+    return continued(decoder, [made], tokens)[0]
+
+
+def test_the_likeliest_tokens_are_those_of_transformers_own_generate(model: LanguageModel) -> None:
+    decoder = Decoder(model)
+    rows = [row(temperature=0.0) for _ in PROMPTS]
+    for prompt, each in zip(PROMPTS, rows, strict=True):
+        decoder.join(decoder.tokens(prompt), [each])
+    found = continued(decoder, rows, 40)
+    for prompt, its in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([decoder.tokens(prompt)])
+        with torch.inference_mode():
+            wanted = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
+                                          min_new_tokens=40, use_cache=True, pad_token_id=0, eos_token_id=None)
+        assert its == wanted[0, ids.shape[1]:].tolist(), prompt
+    assert len({tuple(its) for its in found}) == len(found), "they are told apart at all"
+
+
+def test_a_seed_gives_the_same_text_alone_and_beside_others_that_come_and_go(model: LanguageModel) -> None:
+    wanted = [alone(model, prompt, row(seed, 0.9, 0.95), 30) for seed, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(model)
+    kept = row(0, 0.9, 0.95)
+    decoder.join(decoder.tokens(PROMPTS[0]), [kept])
+    found = continued(decoder, [kept], 5)[0]
+    others = {seed: row(seed, 0.9, 0.95) for seed in (1, 2, 3)}
+    its: dict[int, list[int]] = {}
+    for seed, each in others.items():
+        decoder.join(decoder.tokens(PROMPTS[seed]), [each])
+        its[seed] = [each.token]
+        decoder.step()
+        found.append(kept.token)
+        for known, tokens in its.items():
+            tokens.append(others[known].token)
+    decoder.leave([others[2]])  # the longest: the cache becomes narrower
+    for _ in range(22):
+        decoder.step()
+        found.append(kept.token)
+        for seed in (1, 3):
+            its[seed].append(others[seed].token)
+    assert found == wanted[0]
+    for seed in (1, 3):
+        assert its[seed] == wanted[seed][: len(its[seed])]
+    assert its[2] == wanted[2][: len(its[2])]
+    decoder.leave([kept, others[1], others[3]])
+    assert decoder.rows == []
+
+
+def test_continuations_of_one_prompt_read_it_once_and_are_as_if_each_had_read_it(model: LanguageModel) -> None:
+    decoder = Decoder(model)
+    rows = [row(seed) for seed in range(3)]
+    calls = []
+    handle = model.model.register_forward_hook(lambda *_: calls.append(1))
+    decoder.join(decoder.tokens(PROMPTS[2]), rows)
+    assert len(calls) == 1
+    found = continued(decoder, rows, 12)
+    handle.remove()
+    assert found == [alone(model, PROMPTS[2], row(seed), 12) for seed in range(3)]
+    assert len({tuple(its) for its in found}) == 3
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.2, 0.0, 0.3]]))
+    rows = [row(seed) for seed in range(4000)]
+    counts = Counter(chosen(logits.expand(4000, -1), rows))
+    assert counts[2] == 0
+    for token, chance in ((0, 0.5), (1, 0.2), (3, 0.3)):
+        assert abs(counts[token] / 4000 - chance) < 0.03
+    sharp = Counter(chosen(logits.expand(4000, -1), [row(seed, temperature=0.5) for seed in range(4000)]))
+    assert abs(sharp[0] / 4000 - 0.25 / 0.38) < 0.03, "p² over their sum"
+    few = Counter(chosen(logits.expand(4000, -1), [row(seed, top_p=0.7) for seed in range(4000)]))
+    assert set(few) == {0, 3}, "0.5 and 0.3 have 0.7 together"
+    assert set(chosen(logits.expand(50, -1), [row(seed, top_p=0.1) for seed in range(50)])) == {0}
+    assert set(chosen(logits.expand(50, -1), [row(seed, temperature=1e-9) for seed in range(50)])) == {0}
+
+
+def test_a_batch_may_hold_rows_of_every_kind() -> None:
+    logits = torch.randn(3, 50)
+    rows = [row(1, 0.0), row(2, 1.0, 0.5), row(3, 0.7)]
+    assert chosen(logits, rows) == [chosen(logits[i : i + 1], [made])[0] for i, made in
+                                    enumerate([row(1, 0.0), row(2, 1.0, 0.5), row(3, 0.7)])]
+
+
+def test_text_comes_in_whole_characters(model: LanguageModel) -> None:
+    decoder = Decoder(model)
+    pieces, text = decoder.pieces(), "né €, 😀 end"
+    found = [pieces(token) for token in decoder.tokens(text)[1:]]
+    assert "".join(found) == text
+    assert len(found) == len(text.encode())
+    assert all(piece in ("", *text) for piece in found)
+    assert decoder.tokens("<|endoftext|>") == [0, *(decoder.tokens("<")[1:]), *decoder.tokens("|endoftext|>")[1:]], (
+        "who writes the end's name does not end the prompt")
+
+
+def test_a_model_whose_rows_disturb_each_other_is_refused(model: LanguageModel) -> None:
+    assert Decoder(model).max_tokens == POSITIONS
+    Decoder(model).check()
+    disturbed = language_model(1)
+    forward = disturbed.model.forward
+    disturbed.model.forward = lambda **given: forward(**given | {"attention_mask": None})
+    with pytest.raises(ArtifactError, match="cannot write several texts at a time"):
+        Decoder(disturbed).check()
