@@ -165,6 +165,6 @@ def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
 
 def use_threads(count: int) -> None:
     """Of the frameworks, which read it when they are imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS"):  # the last: tokenizers
         os.environ[name] = str(count)
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"

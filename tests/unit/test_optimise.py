@@ -41,9 +41,10 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a replica sets for its process ends with the test."""
     from ray.serve._private import replica
 
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    monkeypatch.setattr(replica, "add_port_to_grpc_server", replica.add_port_to_grpc_server)
+    serve_replica: Any = replica
+    monkeypatch.setattr(serve_replica, "add_port_to_grpc_server", serve_replica.add_port_to_grpc_server)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,8 @@ def test_a_replica_serves_variants(parent: Artifact) -> None:
         served = replica(made)
         assert served.about()["variant"] == name
         one = {key: values[:1] for key, values in probe.inputs.items()}
-        first, second = asyncio.run(served.infer([one, probe.inputs]))
+        found: Any = asyncio.run(served.infer([one, probe.inputs]))
+        first, second = found
         np.testing.assert_allclose(first["probabilities"], made.probe().outputs["probabilities"][:1], atol=1e-6)
         np.testing.assert_allclose(second["probabilities"], made.probe().outputs["probabilities"], atol=1e-6)
 
@@ -189,7 +191,11 @@ def test_a_variant_that_loses_too_much_is_not_written(storage: Path, tmp_path: P
 
     artifact = optimised(storage, "mlp")
     plain = judging.Data.training_rows
-    monkeypatch.setattr(judging.Data, "training_rows", lambda data, count: plain(data, count) * 0)
+
+    def black(data: judging.Data, count: int) -> Any:
+        return plain(data, count) * 0
+
+    monkeypatch.setattr(judging.Data, "training_rows", black)
     capsys.readouterr()
     assert main(["optimise", artifact.uri, "--storage", str(storage), "--output", str(tmp_path / "out"), *QUICK]) == 2
     said = capsys.readouterr()
