@@ -32,7 +32,7 @@ def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[s
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(haproxy.__file__))} "$@"\n')
     program.chmod(0o700)
     return {
-        **({} if tls is None else dict(zip((haproxy.CERT, haproxy.KEY), tls, strict=True))),
+        **({} if tls is None else {haproxy.CERT: str(Path(tls[0]).absolute()), haproxy.KEY: str(Path(tls[1]).absolute())}),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

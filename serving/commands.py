@@ -34,9 +34,9 @@ def key(options: argparse.Namespace) -> int:
 
 def config(options: argparse.Namespace) -> int:
     made = _config(options)
-    if options.tls_cert:
-        print(f"# TLS: each node's processes need RAY_SERVE_HAPROXY_BINARY_PATH (serving/haproxy.py there), {haproxy.CERT}="
-              f"{options.tls_cert} and {haproxy.KEY}={options.tls_key}")
+    if files := tls.wanted(options.tls_cert, options.tls_key):
+        print(f"# TLS: each node's processes need RAY_SERVE_HAPROXY_BINARY_PATH (serving/haproxy.py there), "
+              f"{haproxy.CERT}={files[0]} and {haproxy.KEY}={files[1]}")
     if options.engine == "vllm":
         from serving import vllm
 
@@ -49,7 +49,8 @@ def up(options: argparse.Namespace) -> int:
     _check_port(options.host, options.port, "--port")
     if options.grpc_port is not None:
         _check_port(options.host, options.grpc_port, "--grpc-port")
-    tls.check(options.tls_cert, options.tls_key)
+    if files := tls.wanted(options.tls_cert, options.tls_key):
+        tls.check(*files)
     made = _config(options)
     with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp") as folder, _environment(Path(folder), options):
         return _serve(options, made)
@@ -62,7 +63,7 @@ def _environment(folder: Path, options: argparse.Namespace) -> Generator[None]:
     from serving.deploy import SERVE_SETTINGS
 
     before = dict(os.environ)
-    files = tuple(map(os.path.abspath, (options.tls_cert, options.tls_key))) if options.tls_cert else None
+    files = tls.wanted(options.tls_cert, options.tls_key)
     os.environ.update(SERVE_SETTINGS | haproxy_settings(folder, files) | before)
     try:
         yield

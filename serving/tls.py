@@ -7,12 +7,17 @@ from pathlib import Path
 from cluster.errors import ClusterError, ConfigError
 
 
-def check(cert: str | None, key: str | None) -> None:
-    """Raises: ConfigError if they are not files in PEM that belong together, or everyone may read the key."""
+def wanted(cert: str | None, key: str | None) -> tuple[str, str] | None:
+    """The files, if there are any. Raises: ConfigError if there is one of them alone."""
+    if cert is None and key is None:
+        return None
     if cert is None or key is None:
-        if cert != key:
-            raise ConfigError("--tls-cert and --tls-key go together: pass both")
-        return
+        raise ConfigError("--tls-cert and --tls-key go together: pass both")
+    return cert, key
+
+
+def check(cert: str, key: str) -> None:
+    """Raises: ConfigError if they are not files in PEM that belong together, or everyone may read the key."""
     for flag, file in (("--tls-cert", cert), ("--tls-key", key)):
         try:
             Path(file).read_bytes()

@@ -33,23 +33,26 @@ def certificate(folder: Path, name: str = "one", password: bytes | None = None) 
     return cert_file, key_file
 
 
-def refused(cert: Path | None, key: Path | None) -> str:
+def refused(cert: Path, key: Path) -> str:
     with pytest.raises(ConfigError) as error:
-        tls.check(*(None if path is None else str(path) for path in (cert, key)))
+        tls.check(str(cert), str(key))
     return str(error.value)
 
 
 def test_a_certificate_with_its_key_is_taken_and_none_at_all(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     tls.check(str(cert), str(key))
-    tls.check(None, None)
+    assert tls.wanted("cert.pem", "key.pem") == ("cert.pem", "key.pem")
+    assert tls.wanted(None, None) is None
+    for alone in (("cert.pem", None), (None, "key.pem")):
+        with pytest.raises(ConfigError, match="go together"):
+            tls.wanted(*alone)
 
 
 def test_what_is_wrong_with_them_is_said(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     _, other = certificate(tmp_path, "other")
     _, locked = certificate(tmp_path, "locked", b"secret")
-    assert refused(cert, None) == refused(None, key) == "--tls-cert and --tls-key go together: pass both"
     assert refused(tmp_path / "none", key) == (
         f"--tls-cert {tmp_path}/none cannot be read (No such file or directory): pass a file in PEM")
     assert refused(cert, tmp_path / "none").startswith(f"--tls-key {tmp_path}/none cannot be read")
