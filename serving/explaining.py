@@ -26,7 +26,7 @@ Tensors = Mapping[str, NDArray[Any]]
 MOST_ROWS = 8
 """Of one request: a row takes as long as a hundred predictions."""
 MOST_WAITING = 16
-"""Explanations of one model that wait in an ingress."""
+"""Requests for explanations of one model in an ingress, those under way among them."""
 
 
 def specs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
