@@ -48,7 +48,8 @@ def test_the_index_is_the_sum_that_it_is_said_to_be() -> None:
 
 
 def test_without_any_change_its_mean_is_what_noise_says() -> None:
-    figures, noise = [], 0.0
+    figures: list[float] = []
+    noise = 0.0
     for _ in range(300):
         reference, seen = RNG.normal(size=400), RNG.normal(size=600)
         histogram = Histogram.of(reference, quantile_edges(reference, 10))

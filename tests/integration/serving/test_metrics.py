@@ -40,15 +40,18 @@ class Scrape:
         (url,) = endpoint.job.until(lambda: re.findall(r"^metrics: (\S+)$", endpoint.job.text, re.MULTILINE))
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
-        types, labels, values = {}, {}, Counter[tuple[str, Labels]]()
+        types: dict[str, str] = {}
+        labels: dict[str, set[str]] = {}
+        values: dict[tuple[str, Labels], float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples if family.name.startswith(PREFIX) else ():
                 own = {name: value for name, value in sample.labels.items() if name not in OF_RAY | {"le"}}
                 name = sample.name if family.type == "counter" else family.name
                 types[name], labels[name] = family.type, labels.get(name, set()) | set(own)
                 bound = {"le": sample.labels["le"]} if "le" in sample.labels else {}
-                values[sample.name, tuple(sorted((own | bound).items()))] += sample.value
-        return Scrape(text, types, labels, dict(values))
+                key = sample.name, tuple(sorted((own | bound).items()))
+                values[key] = values.get(key, 0) + sample.value
+        return Scrape(text, types, labels, values)
 
     def all(self, name: str) -> dict[Labels, float]:
         return {labels: value for (each, labels), value in self.values.items() if each == PREFIX + name}
@@ -151,7 +154,7 @@ def test_the_documented_metrics_are_those_that_are_scraped(endpoint: Endpoint) -
 
 
 def test_no_series_is_of_a_model_that_is_not_served(endpoint: Endpoint) -> None:
-    models = {dict(labels)["model"] for (name, labels) in Scrape.of(endpoint).values}
+    models = {dict(labels)["model"] for _, labels in Scrape.of(endpoint).values}
     assert models == {"", *endpoint.artifacts}
 
 
