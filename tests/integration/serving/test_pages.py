@@ -112,7 +112,7 @@ def test_what_an_answer_rests_on_is_shown_in_the_text(page: Page, endpoint: Endp
 def test_the_live_replicas_are_shown(page: Page, endpoint: Endpoint) -> None:
     opened(page, endpoint, "mlp")
     shown = page.until("document.querySelector('#replicas').textContent")
-    assert shown == "live replicas: endpoint 1 · mlp 1 · cnn 1 · transformer 1"
+    assert shown == "live replicas: endpoint 1 · mlp 1 · cnn 1 · transformer 1 · lm 1"
 
 
 @needs_chromium

@@ -131,7 +131,7 @@ def test_nothing_is_left_of_a_model_that_is_put_out(endpoint: Endpoint, monkeypa
     from serving import replica, shared
 
     monkeypatch.setattr(replica, "keep_calls_to_this_node", lambda: None)
-    monkeypatch.setattr(replica, "_use_threads", lambda count: None)
+    monkeypatch.setattr(replica, "use_threads", lambda count: None)
     settings = ModelSettings(name="a", version="1", uri=endpoint.artifacts["mlp"].uri, digest=endpoint.artifacts["mlp"].digest)
     first: Any = shared._load(settings)
     network = weakref.ref(first._predictor._model.model)
