@@ -163,12 +163,11 @@ class Endpoint:
         if path in ("/v2", "/v2/"):
             return Answer(orjson.dumps(self.table.server()))
         if path == "/v2/models":
-            return Answer(orjson.dumps({"models": [await self.table.described(name) for name in self.table.names]}))
+            return Answer(orjson.dumps({"models": await self.table.all_described()}))
         if path == "/live":
             return Answer(orjson.dumps({**self._measures.live(), **self.table.live(), "replicas": self._replicas()}))
         if path == "/openapi.json":
-            models = [await self.table.described(name) for name in self.table.names]
-            return Answer(orjson.dumps(openapi(models), option=orjson.OPT_SERIALIZE_NUMPY))
+            return Answer(orjson.dumps(openapi(await self.table.all_described()), option=orjson.OPT_SERIALIZE_NUMPY))
         if path in ("/", "/docs"):
             page = playground_page() if path == "/" else docs_page()
             return Answer(page, content_type=_HTML, headers=((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY")))

@@ -1,5 +1,6 @@
 """Which version of a model answers a request: weights, and a batcher and a Serve handle for each version."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from serving.guard import Guard, Tally
 from serving.settings import EndpointSettings, ModelSettings
 from serving.shadow import Shadow
 
+_log = logging.getLogger(__name__)
 Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]]]
 
 
@@ -195,6 +197,16 @@ class Table:
         return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
                 "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates}
+
+    async def all_described(self) -> list[dict[str, Any]]:
+        """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""
+        found: list[dict[str, Any]] = []
+        for name in self.names:
+            try:
+                found.append(await self.described(name))
+            except Exception:  # noqa: BLE001  (the other models are there)
+                _log.exception("model %s cannot be described", name)
+        return found
 
     def settings(self) -> dict[str, list[ModelSettings]]:
         return {name: [route.settings for route in versions.values()] for name, versions in self._routes.items()}

@@ -32,7 +32,7 @@ class Shared:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         keep_calls_to_this_node()
         self._asked: dict[str, ModelSettings] = {}
-        self._failures: dict[str, tuple[float, NotLoadedError]] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
 
         async def load(key: str) -> Replica:
             return await asyncio.to_thread(_load, self._asked[key])
@@ -57,22 +57,18 @@ class Shared:
         made = ModelSettings(**settings)
         self._failures.pop(made.key, None)
         found = await self._replica(made)
-        return str(found.__cause__) if isinstance(found, RefusedError) else None
+        return self._failures[made.key][1] if isinstance(found, RefusedError) else None
 
     async def _replica(self, settings: ModelSettings) -> Replica | NotLoadedError:
         key = settings.key
-        until, failure = self._failures.get(key, (0.0, None))
-        if failure is not None and time.monotonic() < until:
-            return failure
-        self._asked[key] = settings
-        try:
-            return await self._loaded(key)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is this model's alone)
-            _log.error("%s cannot be loaded: %s", settings.application, error)
-            failure = NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
-            failure.__cause__ = error
-            self._failures[key] = (time.monotonic() + _RETRY_S, failure)
-            return failure
+        if time.monotonic() >= self._failures.get(key, (0.0, ""))[0]:
+            self._asked[key] = settings
+            try:
+                return await asyncio.shield(self._loaded(key))  # who is called off leaves the loading to others
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is this model's alone)
+                _log.error("%s cannot be loaded: %s", settings.application, error)
+                self._failures[key] = (time.monotonic() + _RETRY_S, str(error))
+        return NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
 
 
 def _load(settings: ModelSettings) -> Replica:

@@ -114,6 +114,16 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
     assert asyncio.run(ask(endpoint(Replicas(), max_request_bytes=5), receive=drop_by_drop))[0] == 413
 
 
+def test_a_model_that_cannot_be_described_is_left_out_of_the_list() -> None:
+    class Gone(Replicas):
+        async def ask(self, method: str, *arguments: Any) -> Any:
+            raise FileNotFoundError("manifest.json")
+
+    assert asyncio.run(ask(endpoint(Gone()), "/v2/models", method="GET"))[::2] == (200, {"models": []})
+    assert list(asyncio.run(ask(endpoint(Gone()), "/openapi.json", method="GET"))[2]["paths"])[-1] == "/v2/models"
+    assert len(asyncio.run(ask(endpoint(Replicas()), "/v2/models", method="GET"))[2]["models"]) == 1
+
+
 def test_our_own_mistake_is_said_without_its_details() -> None:
     replicas = Replicas()
     replicas.broken = True

@@ -77,7 +77,8 @@ def test_the_server_says_what_it_is(endpoint: Endpoint) -> None:
 def test_what_cannot_be_answered_has_the_code_of_its_cause(endpoint: Endpoint) -> None:
     client, key = triton.InferenceServerClient(endpoint.grpc), key_of(endpoint)
     image = tensors(endpoint.artifacts["mlp"], binary=True, of=triton)
-    assert refused(client, "mpl", image, headers=key) == ("NOT_FOUND", "there is no model 'mpl': there is mlp, cnn, transformer, lm")
+    assert refused(client, "mpl", image, headers=key) == (
+        "NOT_FOUND", "there is no model 'mpl': there is mlp, cnn, transformer, lm")
     assert refused(client, "mlp", image, model_version="9", headers=key)[0] == "NOT_FOUND"
     rows = triton.InferInput("image", [65, 28, 28, 1], "UINT8").set_data_from_numpy(np.zeros((65, 28, 28, 1), np.uint8))
     assert refused(client, "mlp", [rows], headers=key) == ("INVALID_ARGUMENT", "65 rows in one request: at most 64")

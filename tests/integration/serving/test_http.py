@@ -148,6 +148,7 @@ def test_the_access_log_has_a_line_for_each_request_and_nothing_of_what_is_in_it
     text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["confidential"]}]}
     endpoint.ask("/v2/models/transformer/infer", text, headers=endpoint.headers | {"X-Request-Id": "to-be-found"})
     endpoint.ask("/v2/models/none", headers={})
+    time.sleep(0.2)  # a line is written after the answer
     log = (endpoint.keys_file.parent / "access.log").read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     (mine,) = [line for line in lines if line["id"] == "to-be-found"]

@@ -24,7 +24,7 @@ from jobs.common.registry import Registry
 from serving import changes, versions
 from serving.__main__ import main
 from serving.coordinator import lease
-from serving.settings import EndpointSettings, ModelSettings
+from serving.settings import EndpointSettings, ModelSettings, SharedSettings
 from tests import runs
 
 pytestmark = [
@@ -56,6 +56,18 @@ def test_a_version_that_had_requests_stays_for_a_rollback_and_the_one_before_goe
     made = versions.with_weights(made, "digits", {"3": 1.0}, [three])
     assert weights(made) == {"2": 0.0, "3": 1.0}
     assert [app["name"] for app in made["applications"]] == ["digits-3", "digits-2", "endpoint"]
+
+
+def test_models_that_share_replicas_have_one_application_and_so_do_their_versions() -> None:
+    from serving import deploy
+
+    one, two = (ModelSettings(name="digits", version=v, uri="a", digest="b", shared=True) for v in "12")
+    made = deploy.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {}, shared=SharedSettings(max_loaded=2))
+    assert [app["name"] for app in made["applications"]] == ["shared", "endpoint"]
+    assert made["applications"][0]["args"]["max_loaded"] == 2
+    made = versions.with_weights(made, "digits", {"2": 1.0}, [two])
+    assert weights(made) == {"1": 0.0, "2": 1.0}
+    assert [app["name"] for app in made["applications"]] == ["shared", "endpoint"]
 
 
 @pytest.mark.parametrize("words", ["", "3", "3=x", "3=0", "3=-1,4=2", "3=1,3=2", "3=inf", "3=nan", "3=1=2"])
