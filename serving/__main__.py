@@ -1,7 +1,7 @@
 """Endpoints for trained models.
 
     python -m serving up --model digits=models:/digits-mlp@champion      serve here, until Ctrl-C
-    python -m serving status                                             what a running endpoint serves
+    python -m serving status | down                                      what a running endpoint serves; end it
     python -m serving split digits --weights 3=90,4=10                   some requests to another version
     python -m serving promote digits 4 | rollback digits                 all of them, and back
     python -m serving shadow digits 4 --share 0.1                        asked too, compared, never answered with
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     up.set_defaults(engine="own", accelerator=None)
     up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
     _running(commands.add_parser("status", help="show what a running endpoint serves"))
+    _running(commands.add_parser("down", help="end a running endpoint"))
     split = _running(commands.add_parser("split", help="give versions of a model shares of its requests"), model=True)
     split.add_argument("--weights", required=True, metavar="VERSION=WEIGHT,…", help="such as 3=90,4=10")
     _guarded(split)

@@ -1,14 +1,17 @@
-"""What `python -m serving` does with an endpoint that runs: says how it is, and changes which versions answer."""
+"""What `python -m serving` does with an endpoint that runs: says how it is, changes which versions answer, and ends it."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
 import argparse
+import signal
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import ConfigError
+import psutil
+
+from cluster.errors import ClusterError, ConfigError
 from cluster.storage import Store
 from serving.guard import Guard
 from serving.settings import ENDPOINT, SHARED, ModelSettings
@@ -16,6 +19,7 @@ from serving.versions import Running, Weights, change, follow, missing, new_id, 
 
 Told = Mapping[str, Mapping[str, Any]]
 """What the replicas of the ingress know together, by model: see serving/coordinator.py."""
+_END_TIMEOUT_S = 90.0
 
 
 def status(options: argparse.Namespace) -> int:
@@ -34,6 +38,22 @@ def status(options: argparse.Namespace) -> int:
                   f"{settings.digest[:12]}  {settings.uri}")
         for line in [*_of_guard(record, name, watched), *_of_shadow(record, name, shadows)]:
             print(f"{'':<20} {line}")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    record = Running.load(options.port)
+    try:
+        process = psutil.Process(record.pid)
+        if "up" not in process.cmdline():
+            raise psutil.NoSuchProcess(record.pid)  # another one, by now
+        process.send_signal(signal.SIGINT)
+        process.wait(_END_TIMEOUT_S)
+    except psutil.NoSuchProcess:
+        record.forget()
+    except psutil.TimeoutExpired:
+        raise ClusterError(f"process {record.pid} has not ended after {_END_TIMEOUT_S:g} s: look at what it prints") from None
+    print(f"the endpoint on port {options.port} is down")
     return 0
 
 

@@ -216,5 +216,7 @@ def test_versions_change_under_load_without_a_failed_request(
     assert caller.failures == []
     assert set(caller.answers) == {"1", "2"}
     assert ingress(job) == before, "it was never restarted"
+    assert main(["down", *where]) == 0
+    assert job.wait(5) == 0
     assert main(["status", "--port", "1"]) == 2
     assert "no endpoint of this user runs on port 1" in capsys.readouterr().err
