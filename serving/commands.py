@@ -78,6 +78,7 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
     from cluster.connect import connect, disconnect
 
     cluster = connect(options.address)
+    heed(lambda name: stop.set())  # again: `ray.init` has taken SIGTERM
     record = Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)
     try:
         from serving import running

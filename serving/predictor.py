@@ -66,7 +66,7 @@ def explains(artifact: Artifact) -> bool:
     """Whether its predictor explains: its answers are classes, and there is code for it. Raises: as `load_predictor`."""
     about = artifact.manifest.description
     if about.variant is not None and about.variant.name.startswith("onnx"):
-        return False  # of a graph, nothing leads back to its inputs
+        return False  # nothing leads back through its graph to the inputs
     return bool(about.labels) and issubclass(module_of(artifact).PREDICTOR, Explaining)
 
 

@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import ssl
 import time
@@ -279,6 +280,8 @@ def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(e
         got = over_grpc.infer("digits", tensors(artifact, binary=True, of=triton_grpc))
         np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         check_only_tls(port, grpc_port, cert)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 0, "as Ctrl-C does"
 
 
 def check_only_tls(port: int, grpc_port: int, cert: Path) -> None:
