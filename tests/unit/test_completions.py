@@ -122,7 +122,7 @@ def test_a_stream_gives_the_text_that_comes_in_one_piece_without_it(client: open
     texts, events = streamed(client, n=3, stream_options={"include_usage": True})
     assert texts == [choice.text for choice in whole.choices]
     assert len(set(texts)) == 3
-    assert len(events) > 30, "it comes piece by piece"
+    assert len(events) > 10, "it comes piece by piece, of more tokens where the machine is busy"
     assert {choice.index: choice.finish_reason for event in events for choice in event.choices if choice.finish_reason} == {
         choice.index: choice.finish_reason for choice in whole.choices}
     assert events[-1].usage == whole.usage
