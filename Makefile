@@ -12,9 +12,8 @@ demo: $(STAMP)
 	@$(BIN)/python -m jobs.mlp.demo
 
 test: check
-	$(PYTEST) -n 2 --dist loadgroup --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
-	$(PYTEST) -n 2 --dist loadgroup --durations=20 $(ARGS) tests/integration || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
-	$(PYTEST) --durations=20 $(ARGS) tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
+	$(PYTEST) -n 2 --dist loadfile --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
+	$(PYTEST) --durations=20 $(ARGS) tests/integration tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 
 check: $(STAMP)
 	$(BIN)/ruff check .

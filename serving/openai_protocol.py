@@ -148,7 +148,7 @@ def paths(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ask = {"summary": f"Text that goes on with a prompt, of {', '.join(names)}", "operationId": "completions",
            "requestBody": {"required": True, "content": {"application/json": request}},
            "responses": {"200": {"description": "OK", "content": {
-               "application/json": {"schema": _COMPLETION}, "text/event-stream": {"schema": {"type": "string"}}}}, **answers}}
+               "application/json": {"schema": _COMPLETION}, "text/event-stream": {"schema": _EVENT}}}, **answers}}
     few = {status: answers[status] for status in ("401", "429")}
     made: dict[str, Any] = {"/v1/completions": {"post": ask}, "/v1/models": {"get": {
         "summary": "The models that write text", "operationId": "text-models",
@@ -185,6 +185,8 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
 _MODEL = {"type": "object", "required": ["id", "object", "created", "owned_by"], "properties": {
     "id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": {"type": "string"},
     "max_model_len": {"type": ["integer", "null"]}, "version": {"type": "string"}, "artifact_digest": {"type": "string"}}}
+_EVENT: dict[str, Any] = {"type": "object", "required": ["data"], "properties": {
+    "data": {"type": "string", "description": "the next of the text, as a completion in JSON; an error; at last `[DONE]`"}}}
 _COMPLETION = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"],
                "properties": {
     "object": {"const": "text_completion"}, "system_fingerprint": {"type": "string"}, "choices": {"type": "array", "items": {
