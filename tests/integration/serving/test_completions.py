@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,17 @@ def test_any_request_for_text_is_answered_or_refused_as_documented(endpoint: End
         tried()
 
 
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """As it was, afterwards: Ray's configuration of vLLM gives it a handler when it is imported."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_logger")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's configuration of vLLM imports
 def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """As data: vLLM itself, and Ray's application for it, cannot be imported without its GPU packages."""
