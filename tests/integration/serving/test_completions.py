@@ -149,8 +149,9 @@ def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsy
     """As data: vLLM itself, and Ray's application for it, cannot be imported without its GPU packages."""
     import ast
 
-    from ray.llm._internal.serve.core.configs import llm_config
-    from ray.serve.schema import ServeDeploySchema
+    with capsys.disabled():  # their loggers keep the stream that there is then
+        from ray.llm._internal.serve.core.configs import llm_config
+        from ray.serve.schema import ServeDeploySchema
 
     from serving.__main__ import main
 
