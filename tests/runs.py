@@ -169,16 +169,18 @@ def cluster(home: Path, *, nodes: int, cpus_per_node: int) -> Iterator[local.Loc
 
 
 def end_tree(pid: int) -> None:
-    """SIGKILL to a process and all below it."""
-    try:
+    """SIGKILL to a process and all below it. They are stopped first, so that none starts another one meanwhile."""
+    stopped: dict[int, psutil.Process] = {}
+    with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    for process in (*parent.children(recursive=True), parent):
-        try:
+        while new := [process for process in (parent, *parent.children(recursive=True)) if process.pid not in stopped]:
+            for process in new:
+                stopped[process.pid] = process
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+    for process in stopped.values():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def result(folder: Path) -> dict[str, Any]:
