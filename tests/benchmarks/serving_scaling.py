@@ -84,7 +84,7 @@ def from_none(artifact: str, folder: Path) -> tuple[float, float]:
     """Seconds until there is no replica any more after a request, and of a request then."""
     with endpoint(artifact, folder, "--placement", "replicas", "--min-replicas", "0", "--downscale-delay-s", "2",
                   "--timeout-s", "60") as target:
-        target.ask(body_of(images(1)))
+        _ask(target)
         began = time.monotonic()
         while replicas(target) > 0:
             assert time.monotonic() - began < 100
@@ -92,9 +92,14 @@ def from_none(artifact: str, folder: Path) -> tuple[float, float]:
         gone = time.monotonic()
         time.sleep(3)  # its process ends
         asked = time.monotonic()
-        with urllib.request.urlopen(urllib.request.Request(target.url, body_of(images(1))), timeout=90) as response:
-            response.read()
+        _ask(target)
         return gone - began, time.monotonic() - asked
+
+
+def _ask(target: Server) -> None:
+    """With patience for a replica that starts."""
+    with urllib.request.urlopen(urllib.request.Request(target.url, body_of(images(1))), timeout=90) as response:
+        response.read()
 
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
