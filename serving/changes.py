@@ -13,6 +13,7 @@ import psutil
 
 from cluster.errors import ClusterError, ConfigError
 from cluster.storage import Store
+from jobs.common.registry import CHAMPION, Registry
 from serving.guard import Guard
 from serving.settings import ENDPOINT, SHARED, ModelSettings
 from serving.versions import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
@@ -100,20 +101,38 @@ def promote(options: argparse.Namespace) -> int:
 
     def champion() -> None:
         if registered:
-            from jobs.common.registry import Registry
-
-            storage = Store.open(options.storage)
-            Registry.open(options.tracking_uri, storage, registered).promote(registered, options.version)
+            _registry(options, registered).promote(registered, options.version)
 
     return _change(options, {options.version: 1.0}, champion)
 
 
 def rollback(options: argparse.Namespace) -> int:
+    """Undoes `promote` in the registry too: if the champion loses all requests to one version, that becomes the champion."""
     record = Running.load(options.port)
-    record.weights(options.model)
+    lost = _only(record.weights(options.model))
     if options.model not in record.before:
         raise ConfigError(f"the versions of {options.model} have not been changed: there is nothing to go back to")
-    return _change(options, record.before[options.model], guarded=False)
+    before = record.before[options.model]
+    registered = record.models()[options.model][0]["settings"]["registered"]
+
+    def champion() -> None:
+        version = _only(before)
+        if registered and lost is not None and version is not None:
+            registry = _registry(options, registered)
+            if lost in [each.version for each in registry.versions(registered) if CHAMPION in each.aliases]:
+                registry.promote(registered, version)
+
+    return _change(options, before, champion, guarded=False)
+
+
+def _only(weights: Weights) -> str | None:
+    """The version that has all requests, if one has."""
+    asked = [version for version, weight in weights.items() if weight > 0]
+    return asked[0] if len(asked) == 1 else None
+
+
+def _registry(options: argparse.Namespace, name: str) -> Registry:
+    return Registry.open(options.tracking_uri, Store.open(options.storage), name)
 
 
 def shadow(options: argparse.Namespace) -> int:

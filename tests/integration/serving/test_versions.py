@@ -189,6 +189,7 @@ def test_versions_change_under_load_without_a_failed_request(
 
         assert main(["rollback", "digits", *where]) == 0
         assert caller.seen() == {"1": 40}
+        assert registry.resolve("models:/digits@champion").version == "1"
 
         assert main(["shadow", "digits", "1", *where]) == 2
         assert "version 1 of digits answers requests itself" in capsys.readouterr().err
