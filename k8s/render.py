@@ -1,0 +1,122 @@
+"""Prints the manifests of an overlay with components, and perhaps around a job: what `kubectl apply --server-side -f -` takes.
+
+    python k8s/render.py cpu                                              a RayCluster to work on
+    python k8s/render.py gpu --with redis,spot --job transformer          a RayJob, whose cluster comes and goes with it
+    python k8s/render.py serving --with storage-s3                        a RayService
+    python k8s/render.py cpu --job mlp --registry ghcr.io/acme            the images of your registry, from k8s/image
+
+Every overlay alone is `kubectl kustomize k8s/overlays/NAME` too. Needs kubectl 1.27 or later, and nothing of a cluster.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+OVERLAYS = sorted(path.parent.name for path in HERE.glob("overlays/*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in HERE.glob("components/*/kustomization.yaml"))
+JOBS = sorted(path.parent.name for path in HERE.glob("jobs/*/kustomization.yaml") if path.parent.name != "in-rayjob")
+IMAGES = ("trainyard-torch", "trainyard-tensorflow")
+LEAST_KUBECTL = (1, 27)
+_NO_AUTOSCALER = "what Kueue admits is used whole, and the autoscaler would take of it or add to it"
+
+
+class RefusedError(Exception):
+    """The user's mistake, with the remedy."""
+
+
+def render(overlay: str, components: Sequence[str] = (), job: str | None = None, registry: str | None = None) -> str:
+    """YAML documents. Raises: RefusedError."""
+    check(overlay, components, job)
+    kubectl()
+    with tempfile.TemporaryDirectory(prefix="trainyard-render-") as folder:
+        place = Path(folder).resolve()
+        (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomization(place, overlay, components, job, registry)))
+        done = subprocess.run(["kubectl", "kustomize", str(place)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RefusedError(f"kubectl kustomize refuses this: {done.stderr.strip()}")
+    return done.stdout
+
+
+def kustomization(place: Path, overlay: str, components: Sequence[str], job: str | None, registry: str | None) -> dict[str, object]:
+    """What a file in the folder `place` must say, whose paths are relative to it.
+
+    An overlay with a folder `cluster` puts that into something else by its components: these come after those that change the cluster.
+    """
+    whole = HERE / "overlays" / overlay
+    inner = whole / "cluster" if (whole / "cluster").is_dir() else whole
+    has = {path.name for path in _components(inner)}
+    chosen = [HERE / "components" / name for name in components if name not in has]
+    around = _components(whole) if inner != whole else [HERE / "jobs" / job] if job else []
+    made: dict[str, object] = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": [_from(place, inner)], "components": [_from(place, path) for path in [*chosen, *around]]}
+    if registry:
+        made["images"] = [{"name": name, "newName": f"{registry.rstrip('/')}/{name}"} for name in IMAGES]
+    return made
+
+
+def check(overlay: str, components: Sequence[str], job: str | None) -> None:
+    """Raises: RefusedError for what does not exist or does not go together."""
+    if unknown := [name for name in components if name not in COMPONENTS]:
+        raise RefusedError(f"--with {','.join(unknown)}: there is no such component: choose of {', '.join(COMPONENTS)}")
+    serves = (HERE / "overlays" / overlay / "cluster").is_dir()
+    if job and serves:
+        raise RefusedError(f"--job {job} with {overlay}: an endpoint is no job: leave --job out, or choose another overlay")
+    if "kueue" in components and ("autoscaler" in components or serves):
+        raise RefusedError(f"--with kueue {'of ' + overlay if serves else 'and autoscaler'}: {_NO_AUTOSCALER}: leave one of them out")
+    if "kueue" in components and job == "retrain":
+        raise RefusedError("--with kueue --job retrain: KubeRay gives the RayJobs that it makes no queue: leave one of them out")
+
+
+def kubectl() -> tuple[int, int]:
+    """Its version. Raises: RefusedError if there is none, or one that does not take components."""
+    if shutil.which("kubectl") is None:
+        raise RefusedError("kubectl is not installed: get 1.27 or later from https://kubernetes.io/docs/tasks/tools")
+    done = subprocess.run(["kubectl", "version", "--client", "-o", "yaml"], capture_output=True, text=True, check=False)
+    found = re.search(r"gitVersion: v(\d+)\.(\d+)", done.stdout)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version < LEAST_KUBECTL:
+        raise RefusedError(f"kubectl {version[0]}.{version[1]} knows too little of kustomize: get 1.27 or later")
+    return version
+
+
+def _components(folder: Path) -> list[Path]:
+    """Of a kustomization, and of those that it builds on."""
+    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    below = [path for name in said.get("resources", []) if (folder / name).is_dir() for path in _components(folder / name)]
+    own = [(folder / name).resolve() for name in said.get("components", [])]
+    return [*below, *own]
+
+
+def _from(place: Path, target: Path) -> str:
+    """kustomize takes no absolute path."""
+    up = len(place.parts) - 1
+    return "/".join([*[".."] * up, *target.parts[1:]])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python k8s/render.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overlay", choices=OVERLAYS, metavar="OVERLAY", help=", ".join(OVERLAYS))
+    parser.add_argument("--with", dest="components", default="", metavar="COMPONENT,…", help=", ".join(COMPONENTS))
+    parser.add_argument("--job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument("--registry", metavar="HOST/PATH", help="where the images were pushed to")
+    options = parser.parse_args(arguments)
+    try:
+        print(render(options.overlay, [name for name in options.components.split(",") if name], options.job, options.registry), end="")
+    except RefusedError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
