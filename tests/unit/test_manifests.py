@@ -1,0 +1,249 @@
+"""Every combination of overlay, components and job of k8s/ renders, and is what the API server and KubeRay take.
+
+No cluster is at hand: rendered by `kubectl kustomize`, validated against the resources' own schemas, and against what no schema says
+(tests/manifest_rules.py).
+"""
+
+import copy
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import manifest_rules as rules
+from tests.manifests import (
+    ROOT,
+    Document,
+    combinations,
+    containers,
+    labels,
+    named,
+    need_kubectl,
+    pod_templates,
+    rendered,
+    renderer,
+    selects,
+)
+
+SHARED = ROOT.parent / "shared"
+KUBERNETES = "1.36"
+COMBINATIONS = combinations()
+README = ROOT / "k8s/README.md"
+
+
+@pytest.fixture(autouse=True)
+def _kubectl() -> None:
+    need_kubectl()
+
+
+def every_document() -> list[Document]:
+    """Of all combinations, each once."""
+    found = {json.dumps(document, sort_keys=True): document for each in COMBINATIONS for document in rendered(*each)}
+    return list(found.values())
+
+
+# ── what the API server checks ──
+@cache
+def validator() -> tuple[ModuleType, dict[Any, Any]]:
+    program = SHARED / "tools/validate_manifests.py"
+    if not program.exists():
+        pytest.skip("the schemas of ../shared are not there")
+    spec = importlib.util.spec_from_file_location("validate_manifests", program)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.celpy is not None, "the rules of the schemas (CEL) are not looked at without cel-python"
+    return module, module.load_crds(str(SHARED / "schemas"))
+
+
+def refusals(document: Document) -> list[str]:
+    module, schemas = validator()
+    return [f"{document['kind']}/{document['metadata']['name']}: {each}" for each in module.check(document, schemas, KUBERNETES)]
+
+
+def test_every_combination_is_valid_for_the_api_server() -> None:
+    assert [problem for document in every_document() for problem in refusals(document)] == []
+
+
+@pytest.mark.parametrize("break_it", [
+    lambda job: job["spec"].update(entrypont="python"),
+    lambda job: job["spec"]["rayClusterSpec"]["authOptions"].update(mode="password"),
+    lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0].pop("name"),
+    lambda job: job["spec"].update(backoffLimit="2"),
+    lambda job: job["spec"].update(deletionStrategy={"deletionRules": [{"policy": "DeleteSelf", "condition": {}}]}),
+], ids=["unknown field", "unknown word", "without a name", "of another type", "against a rule"])
+def test_what_the_api_server_would_refuse_is_found(break_it: Callable[[Document], Any]) -> None:
+    job = copy.deepcopy(named(rendered("cpu", (), "mlp"), "RayJob"))
+    assert refusals(job) == []
+    break_it(job)
+    assert refusals(job)
+
+
+# ── what it does not check ──
+@pytest.mark.parametrize("rule", rules.OF_ONE, ids=lambda rule: rule.__name__)
+def test_documents_keep_the_rule(rule: Callable[[Document], rules.Problems]) -> None:
+    assert [f"{each['kind']}/{each['metadata']['name']}: {problem}" for each in every_document() for problem in rule(each)] == []
+
+
+@pytest.mark.parametrize("rule", rules.OF_ALL, ids=lambda rule: rule.__name__)
+def test_renderings_keep_the_rule(rule: Callable[[tuple[Document, ...]], rules.Problems]) -> None:
+    assert [f"{each}: {problem}" for each in COMBINATIONS for problem in rule(rendered(*each))] == []
+
+
+def _worker(document: Document) -> Document:
+    spec = document["spec"]
+    return spec.get("rayClusterSpec", spec.get("rayClusterConfig"))["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+
+
+BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
+    ("names", "mlp", lambda job: job["metadata"].update(name="a" * 48)),
+    ("enumerations", "mlp", lambda job: job["spec"].update(submissionMode="K8SJobMode")),
+    ("enumerations", "", lambda service: service["spec"]["upgradeStrategy"].update(type="Incremental")),
+    ("enumerations", "retrain", lambda cron: cron["spec"].update(schedule="0 25 * * *")),
+    ("operator", "mlp", lambda job: job["spec"].update(shutdownAfterJobFinishes=False)),
+    ("operator", "", lambda service: service["spec"]["rayClusterConfig"].pop("enableInTreeAutoscaling")),
+    ("versions", "mlp", lambda job: job["spec"]["rayClusterSpec"].update(rayVersion="2.59.0")),
+    ("versions", "mlp", lambda job: _worker(job).update(image="trainyard-torch:latest")),
+    ("versions", "mlp", lambda job: _worker(job)["resources"]["limits"].update({"nvidia.com/gpu": "1"})),
+    ("one_image", "mlp", lambda job: _worker(job).update(image=f"trainyard-torch:{rules.image_tag('cuda')}")),
+    ("resources", "mlp", lambda job: _worker(job)["resources"]["limits"].update(memory="64Gi")),
+    ("resources", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("resources")),
+    ("restricted", "mlp", lambda job: _worker(job)["securityContext"].pop("capabilities")),
+    ("restricted", "mlp", lambda job: job["spec"]["submitterPodTemplate"]["spec"].pop("securityContext")),
+    ("restricted", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("securityContext")),
+    ("endings", "mlp", lambda job: _worker(job)["env"][0].update(value="120")),
+]
+
+
+@pytest.mark.parametrize(("rule", "job", "break_it"), BROKEN, ids=[f"{rule}-{i}" for i, (rule, _, _) in enumerate(BROKEN)])
+def test_a_broken_rule_is_found(rule: str, job: str, break_it: Callable[[Document], Any]) -> None:
+    kind = {"": "RayService", "retrain": "RayCronJob"}.get(job, "RayJob")
+    document = copy.deepcopy(named(rendered("cpu" if job else "serving", (), job or None), kind))
+    check = getattr(rules, rule)
+    assert list(check(document)) == []
+    break_it(document)
+    assert list(check(document))
+
+
+def test_rules_of_renderings_find_what_is_wrong() -> None:
+    whole = list(copy.deepcopy(rendered("cpu", ("kueue",), "mlp")))
+    assert list(rules.references([each for each in whole if each["kind"] != "PersistentVolumeClaim"]))
+    budget = next(each for each in whole if each["metadata"]["name"] == "mlp-worker")
+    budget["spec"]["minAvailable"] = 4
+    assert list(rules.budgets(whole))
+    budget["spec"]["minAvailable"] = "50%"
+    assert list(rules.budgets(whole))
+    queue = next(each for each in whole if each["kind"] == "ClusterQueue")
+    queue["spec"]["resourceGroups"][0]["coveredResources"].remove("memory")
+    assert list(rules.quota(whole))
+
+
+# ── components do what they say, wherever they are ──
+def test_a_cluster_is_closed_in_every_overlay() -> None:
+    for overlay in renderer().OVERLAYS:
+        documents = rendered(overlay)
+        cluster = next(found for found in map(rules.cluster_of, documents) if found)
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "trainyard-ray-token"}
+        assert named(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
+
+
+def test_a_component_reaches_what_is_around_the_cluster() -> None:
+    """A job or an endpoint has the whole cluster in it, as components have left it: containers, images and resources too."""
+    for overlay, job in (("gpu", "transformer"), ("gpu", "retrain"), ("serving", None)):
+        documents = rendered(overlay, ("redis", "spot", "storage-s3", "tls"), job)
+        cluster = next(found for found in map(rules.cluster_of, documents) if found)
+        worker = cluster["workerGroupSpecs"][0]["template"]["spec"]
+        assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "trainyard-redis:6379"
+        assert cluster["tlsOptions"] == {"enabled": True}
+        assert worker["terminationGracePeriodSeconds"] == 25
+        assert worker["containers"][0]["image"] and worker["containers"][0]["resources"]["limits"]["memory"]
+        assert {"secretRef": {"name": "trainyard-s3", "optional": True}} in worker["containers"][0]["envFrom"]
+        assert not any(each["kind"] in ("RayCluster", "PersistentVolumeClaim") for each in documents)
+
+
+def test_what_plain_kustomize_prints_is_what_render_prints() -> None:
+    import subprocess
+
+    for overlay in renderer().OVERLAYS:
+        plain = subprocess.run(["kubectl", "kustomize", ROOT / "k8s/overlays" / overlay], capture_output=True, text=True, check=True)
+        assert list(yaml.safe_load_all(plain.stdout)) == list(rendered(overlay))
+
+
+def test_a_registry_is_put_before_every_image_of_ours() -> None:
+    text = renderer().render("gpu", ("redis",), "cnn", registry="registry.example/team/")
+    images = re.findall(r"image: (\S+)", text)
+    ours = f"registry.example/team/trainyard-tensorflow:{rules.image_tag('cuda')}"
+    assert set(images) == {ours, "redis:7.2.5-bookworm"} and images.count(ours) == 3
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["cpu", "--with", "redis,redsi"], "no such component: choose of"),
+    (["serving", "--job", "mlp"], "an endpoint is no job"),
+    (["cpu", "--with", "kueue,autoscaler"], "leave one of them out"),
+    (["serving", "--with", "kueue"], "leave one of them out"),
+    (["cpu", "--with", "kueue", "--job", "retrain"], "leave one of them out"),
+])
+def test_what_does_not_go_together_is_refused_with_the_remedy(arguments: list[str], words: str,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    assert renderer().main(arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err and not said.out and said.err.count("\n") == 1
+
+
+def test_only_json_patches_are_used() -> None:
+    """A strategic merge of `containers` would replace the list in a resource of KubeRay's, and still be valid."""
+    files = sorted((ROOT / "k8s").rglob("kustomization.yaml"))
+    assert len(files) > 20
+    for file in files:
+        said = yaml.safe_load(file.read_text())
+        assert not {"patchesStrategicMerge", "patchesJson6902", "merge"} & set(said), file
+        for patch in said.get("patches", []):
+            operations = yaml.safe_load(patch["patch"] if "patch" in patch else (file.parent / patch["path"]).read_text())
+            assert isinstance(operations, list) and all(each["op"] in ("add", "remove", "replace", "test") for each in operations), file
+
+
+# ── monitoring ──
+def test_pod_monitors_find_pods_and_their_port() -> None:
+    if "monitoring" not in renderer().COMPONENTS:
+        pytest.skip("k8s/components/monitoring is not there")
+    documents = rendered("cpu", ("monitoring",))
+    templates = [template for document in documents for _, template in pod_templates(document)]
+    monitors = [each["spec"] for each in documents if each["kind"] == "PodMonitor"]
+    assert monitors
+    for monitor in monitors:
+        chosen = [template for template in templates if selects(monitor["selector"], labels(template))]
+        assert chosen, monitor
+        ports = {port["name"] for template in chosen for container in containers(template) for port in container.get("ports", [])}
+        assert {each["port"] for each in monitor["podMetricsEndpoints"] if "port" in each} <= ports
+
+
+# ── the README ──
+def test_every_secret_is_described_in_the_readme() -> None:
+    wanted = set().union(*(rules.secrets(rendered(*each)) for each in COMBINATIONS))
+    assert wanted == {"trainyard-ray-token", "trainyard-redis", "trainyard-s3", "trainyard-api-keys"}
+    described = set(re.findall(r"kubectl create secret generic (\S+)", README.read_text()))
+    assert wanted <= described
+
+
+def test_every_command_of_the_readme_that_renders_does() -> None:
+    lines = [line.split("#")[0].split("|")[0] for line in README.read_text().splitlines() if "python k8s/render.py" in line]
+    commands = [shlex.split(line[line.index("python"):].strip("`")) for line in lines if "OVERLAY" not in line]
+    assert len(commands) >= 6
+    for command in commands:
+        assert renderer().main(command[2:]) == 0, command
+
+
+def test_readme_lists_what_there_is() -> None:
+    text = README.read_text()
+    for name in [*renderer().OVERLAYS, *renderer().COMPONENTS, *renderer().JOBS]:
+        assert f"`{name}`" in text, name
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "k8s" / Path(path)).exists(), path
