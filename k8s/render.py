@@ -3,7 +3,8 @@
     python k8s/render.py cpu                                              a RayCluster to work on
     python k8s/render.py gpu --with redis,spot --job transformer          a RayJob, whose cluster comes and goes with it
     python k8s/render.py serving --with storage-s3                        a RayService
-    python k8s/render.py cpu --job mlp --registry ghcr.io/acme            the images of your registry, from k8s/image
+    python k8s/render.py cpu --job mlp --registry ghcr.io/acme            with images from your registry
+    python k8s/render.py serving --framework tensorflow                   for models of the CNN job
 
 Every overlay alone is `kubectl kustomize k8s/overlays/NAME` too. Needs kubectl 1.27 or later, and nothing of a cluster.
 """
@@ -23,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 OVERLAYS = sorted(path.parent.name for path in HERE.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in HERE.glob("components/*/kustomization.yaml"))
 JOBS = sorted(path.parent.name for path in HERE.glob("jobs/*/kustomization.yaml") if path.parent.name != "in-rayjob")
-IMAGES = ("trainyard-torch", "trainyard-tensorflow")
+FRAMEWORKS = ("torch", "tensorflow")
 LEAST_KUBECTL = (1, 27)
 _NO_AUTOSCALER = "what Kueue admits is used whole, and the autoscaler would take of it or add to it"
 
@@ -32,21 +33,23 @@ class RefusedError(Exception):
     """The user's mistake, with the remedy."""
 
 
-def render(overlay: str, components: Sequence[str] = (), job: str | None = None, registry: str | None = None) -> str:
+def render(overlay: str, components: Sequence[str] = (), job: str | None = None, registry: str = "", framework: str = "torch") -> str:
     """YAML documents. Raises: RefusedError."""
     check(overlay, components, job)
     kubectl()
+    kustomized = {**kustomization(overlay, components, job), "images": images(registry, framework)}
     with tempfile.TemporaryDirectory(prefix="trainyard-render-") as folder:
         place = Path(folder).resolve()
-        (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomization(place, overlay, components, job, registry)))
+        (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomized | {
+            key: [_from(place, path) for path in kustomized[key]] for key in ("resources", "components")}))
         done = subprocess.run(["kubectl", "kustomize", str(place)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RefusedError(f"kubectl kustomize refuses this: {done.stderr.strip()}")
     return done.stdout
 
 
-def kustomization(place: Path, overlay: str, components: Sequence[str], job: str | None, registry: str | None) -> dict[str, object]:
-    """What a file in the folder `place` must say, whose paths are relative to it.
+def kustomization(overlay: str, components: Sequence[str], job: str | None) -> dict[str, list[Path]]:
+    """What is built on what.
 
     An overlay with a folder `cluster` puts that into something else by its components: these come after those that change the cluster.
     """
@@ -54,13 +57,15 @@ def kustomization(place: Path, overlay: str, components: Sequence[str], job: str
     inner = whole / "cluster" if (whole / "cluster").is_dir() else whole
     has = {path.name for path in _components(inner)}
     chosen = [HERE / "components" / name for name in components if name not in has]
-    around = _components(whole) if inner != whole else [HERE / "jobs" / job] if job else []
-    made: dict[str, object] = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": [_from(place, inner)], "components": [_from(place, path) for path in [*chosen, *around]]}
-    if registry:
-        made["images"] = [{"name": name, "newName": f"{registry.rstrip('/')}/{name}"} for name in IMAGES]
-    return made
+    around = _own_components(whole) if inner != whole else [HERE / "jobs" / job] if job else []
+    return {"resources": [inner], "components": [*chosen, *around]}
+
+
+def images(registry: str, framework: str) -> list[dict[str, str]]:
+    """The names of ours, replaced. framework: of whoever does not need another one, as the CNN job does."""
+    before = f"{registry.rstrip('/')}/" if registry else ""
+    return [{"name": "trainyard-torch", "newName": f"{before}trainyard-{framework}"},
+            {"name": "trainyard-tensorflow", "newName": f"{before}trainyard-tensorflow"}]
 
 
 def check(overlay: str, components: Sequence[str], job: str | None) -> None:
@@ -90,10 +95,17 @@ def kubectl() -> tuple[int, int]:
 
 def _components(folder: Path) -> list[Path]:
     """Of a kustomization, and of those that it builds on."""
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    below = [path for name in said.get("resources", []) if (folder / name).is_dir() for path in _components(folder / name)]
-    own = [(folder / name).resolve() for name in said.get("components", [])]
-    return [*below, *own]
+    resources = _said(folder).get("resources", [])
+    below = [path for name in resources if (folder / name).is_dir() for path in _components(folder / name)]
+    return [*below, *_own_components(folder)]
+
+
+def _own_components(folder: Path) -> list[Path]:
+    return [(folder / name).resolve() for name in _said(folder).get("components", [])]
+
+
+def _said(folder: Path) -> dict[str, list[str]]:
+    return yaml.safe_load((folder / "kustomization.yaml").read_text())
 
 
 def _from(place: Path, target: Path) -> str:
@@ -108,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overlay", choices=OVERLAYS, metavar="OVERLAY", help=", ".join(OVERLAYS))
     parser.add_argument("--with", dest="components", default="", metavar="COMPONENT,…", help=", ".join(COMPONENTS))
     parser.add_argument("--job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
-    parser.add_argument("--registry", metavar="HOST/PATH", help="where the images were pushed to")
+    parser.add_argument("--registry", default="", metavar="HOST/PATH", help="where the images were pushed to")
+    parser.add_argument("--framework", default="torch", choices=FRAMEWORKS, help="whose image; --job cnn has TensorFlow's anyway")
     options = parser.parse_args(arguments)
     try:
-        print(render(options.overlay, [name for name in options.components.split(",") if name], options.job, options.registry), end="")
+        components = [name for name in options.components.split(",") if name]
+        print(render(options.overlay, components, options.job, options.registry, options.framework), end="")
     except RefusedError as error:
         print(error, file=sys.stderr)
         return 2
