@@ -11,8 +11,6 @@ _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 47}
 _SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 _UPGRADES = ("NewClusterWithIncrementalUpgrade", "NewCluster", "None")
-_RAY_PORTS = {"autoscaler metrics": 44217}
-"""Which no container declares: KubeRay adds the container."""
 Problems = Iterator[str]
 
 

@@ -208,7 +208,8 @@ def test_haproxy_s_stand_in_is_a_program_that_starts_ours(tmp_path: Path) -> Non
     settings = next(each for each in rendered("serving") if each["metadata"]["name"] == "trainyard-serving")["data"]
     assert target == settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
     subprocess.run(["sh", "-c", script.replace(target, str(tmp_path / "haproxy"))], check=True)
-    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
     done = subprocess.run([tmp_path / "haproxy", "-vv"], capture_output=True, text=True, check=False, cwd=tmp_path,
                           env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and "HAProxy version" in done.stdout, done.stderr
