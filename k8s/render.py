@@ -33,7 +33,8 @@ class RefusedError(Exception):
     """The user's mistake, with the remedy."""
 
 
-def render(overlay: str, components: Sequence[str] = (), job: str | None = None, registry: str = "", framework: str = "torch") -> str:
+def render(overlay: str, components: Sequence[str] = (), job: str | None = None, *, registry: str = "",
+           framework: str = "torch") -> str:
     """YAML documents. Raises: RefusedError."""
     check(overlay, components, job)
     kubectl()
@@ -51,7 +52,7 @@ def render(overlay: str, components: Sequence[str] = (), job: str | None = None,
 def kustomization(overlay: str, components: Sequence[str], job: str | None) -> dict[str, list[Path]]:
     """What is built on what.
 
-    An overlay with a folder `cluster` puts that into something else by its components: these come after those that change the cluster.
+    An overlay with a folder `cluster` puts that into something else by its components, which come after those that change the cluster.
     """
     whole = HERE / "overlays" / overlay
     inner = whole / "cluster" if (whole / "cluster").is_dir() else whole
@@ -76,7 +77,8 @@ def check(overlay: str, components: Sequence[str], job: str | None) -> None:
     if job and serves:
         raise RefusedError(f"--job {job} with {overlay}: an endpoint is no job: leave --job out, or choose another overlay")
     if "kueue" in components and ("autoscaler" in components or serves):
-        raise RefusedError(f"--with kueue {'of ' + overlay if serves else 'and autoscaler'}: {_NO_AUTOSCALER}: leave one of them out")
+        other = f"for {overlay}, which has the autoscaler" if serves else "and autoscaler"
+        raise RefusedError(f"--with kueue {other}: {_NO_AUTOSCALER}: leave one of them out")
     if "kueue" in components and job == "retrain":
         raise RefusedError("--with kueue --job retrain: KubeRay gives the RayJobs that it makes no queue: leave one of them out")
 

@@ -32,7 +32,8 @@ def may(documents: Sequence[Document], source: Pod, target: Pod, port: int, prot
             and _direction(policies, "Ingress", "ingress", "from", target, source, port, protocol))
 
 
-def _direction(policies: Sequence[Document], kind: str, key: str, peers: str, own: Pod, other: Pod, port: int, protocol: str) -> bool:
+def _direction(policies: Sequence[Document], kind: str, key: str, peers: str, own: Pod, other: Pod, port: int,
+               protocol: str) -> bool:
     if own.namespace != NAMESPACE or own.address is not None:
         return True
     on = [policy for policy in policies if kind in policy["policyTypes"] and selects(policy["podSelector"], own.labels)]

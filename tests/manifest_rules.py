@@ -69,7 +69,7 @@ def operator(document: Document) -> Problems:
     ends = [group["template"]["spec"].get("restartPolicy") for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
     if cluster.get("enableInTreeAutoscaling"):
         if cluster["autoscalerOptions"]["version"] != "v2" or set(ends) != {"Never"}:
-            yield f"autoscaler {cluster['autoscalerOptions']['version']} with restartPolicy {ends}: version 2 wants Never everywhere"
+            yield f"autoscaler {cluster['autoscalerOptions']['version']} with restartPolicy {ends}: version 2 wants Never"
         if "kueue.x-k8s.io/queue-name" in document["metadata"]["labels"]:
             yield "Kueue takes no cluster with an autoscaler"
     strategy = document["spec"].get("upgradeStrategy", {})
@@ -167,8 +167,9 @@ def endings(document: Document) -> Problems:
             environment = {each["name"]: each.get("value") for each in container.get("env", [])}
             hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
             needed = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "inf")) + float(hook[1])
-            if not needed < template["spec"]["terminationGracePeriodSeconds"]:
-                yield f"{role}: {needed:g} s of hook and drain do not fit into {template['spec']['terminationGracePeriodSeconds']} s"
+            given = template["spec"]["terminationGracePeriodSeconds"]
+            if not needed < given:
+                yield f"{role}: {needed:g} s of hook and drain do not fit into {given} s"
 
 
 OF_ONE = (names, enumerations, operator, versions, one_image, resources, restricted, endings)
@@ -180,8 +181,8 @@ def references(documents: Sequence[Document]) -> Problems:
     there = {(each["kind"], each["metadata"]["name"]) for each in documents}
     for document in documents:
         for role, template in pod_templates(document):
-            wanted = [("ServiceAccount", template["spec"].get("serviceAccountName", "default"))] if "serviceAccountName" in template[
-                "spec"] else []
+            account = template["spec"].get("serviceAccountName")
+            wanted = [("ServiceAccount", account)] if account else []
             wanted += [("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
                        for volume in template["spec"].get("volumes", []) if "persistentVolumeClaim" in volume]
             wanted += [("ConfigMap", source["configMapRef"]["name"]) for container in containers(template)

@@ -1,7 +1,7 @@
 """Every combination of overlay, components and job of k8s/ renders, and is what the API server and KubeRay take.
 
-No cluster is at hand: rendered by `kubectl kustomize`, validated against the resources' own schemas, and against what no schema says
-(tests/manifest_rules.py).
+No cluster is at hand: rendered by `kubectl kustomize`, validated against the resources' own schemas, and against what no schema
+says (tests/manifest_rules.py).
 """
 
 import copy
@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -170,10 +171,9 @@ def test_a_component_reaches_what_is_around_the_cluster() -> None:
 
 
 def test_what_plain_kustomize_prints_is_what_render_prints() -> None:
-    import subprocess
-
     for overlay in renderer().OVERLAYS:
-        plain = subprocess.run(["kubectl", "kustomize", ROOT / "k8s/overlays" / overlay], capture_output=True, text=True, check=True)
+        command = ["kubectl", "kustomize", ROOT / "k8s/overlays" / overlay]
+        plain = subprocess.run(command, capture_output=True, text=True, check=True)
         assert list(yaml.safe_load_all(plain.stdout)) == list(rendered(overlay))
 
 
@@ -207,7 +207,8 @@ def test_only_json_patches_are_used() -> None:
         assert not {"patchesStrategicMerge", "patchesJson6902", "merge"} & set(said), file
         for patch in said.get("patches", []):
             operations = yaml.safe_load(patch["patch"] if "patch" in patch else (file.parent / patch["path"]).read_text())
-            assert isinstance(operations, list) and all(each["op"] in ("add", "remove", "replace", "test") for each in operations), file
+            assert isinstance(operations, list), file
+            assert {each["op"] for each in operations} <= {"add", "remove", "replace", "test"}, file
 
 
 # ── monitoring ──

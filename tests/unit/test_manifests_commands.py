@@ -1,4 +1,4 @@
-"""What the manifests of k8s/ have Ray run: command lines that the jobs' own parsers take, and a config that Serve's own schema takes."""
+"""What the manifests of k8s/ have Ray run: command lines that the jobs' own parsers take, and a config that Serve takes."""
 
 import importlib
 import re
@@ -28,9 +28,10 @@ def _kubectl() -> None:
 
 def words(command: str, documents: tuple[Document, ...]) -> list[str]:
     """As the submitter's shell takes a command apart, with the settings in its environment."""
-    (settings,) = [each["data"] for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith("-settings")]
-    done = subprocess.run(["bash", "-euc", f"printf '%s\\0' {command}"], env={**settings, "PATH": "/usr/bin:/bin"}, capture_output=True,
-                          text=True, check=True)
+    (settings,) = [each["data"] for each in documents
+                   if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith("-settings")]
+    done = subprocess.run(["bash", "-euc", f"printf '%s\\0' {command}"], env={**settings, "PATH": "/usr/bin:/bin"},
+                          capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
 
 
