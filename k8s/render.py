@@ -52,7 +52,7 @@ def render(overlay: str, components: Sequence[str] = (), job: str | None = None,
 def kustomization(overlay: str, components: Sequence[str], job: str | None) -> dict[str, list[Path]]:
     """What is built on what.
 
-    An overlay with a folder `cluster` puts that into something else by its components, which come after those that change the cluster.
+    An overlay with a folder `cluster` puts that into something else by its components, which come after those that change it.
     """
     whole = HERE / "overlays" / overlay
     inner = whole / "cluster" if (whole / "cluster").is_dir() else whole
@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         components = [name for name in options.components.split(",") if name]
-        print(render(options.overlay, components, options.job, options.registry, options.framework), end="")
+        print(render(options.overlay, components, options.job, registry=options.registry,
+                     framework=options.framework), end="")
     except RefusedError as error:
         print(error, file=sys.stderr)
         return 2

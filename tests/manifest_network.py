@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.manifests import Document, labels, pod_templates, selects
-
-NAMESPACE = "trainyard"
+from tests.manifests import NAMESPACE, Document, labels, pod_templates, selects
 
 
 @dataclass(frozen=True, kw_only=True)

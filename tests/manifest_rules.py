@@ -5,10 +5,11 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.manifests import ROOT, Document, cluster_of, containers, job_of, labels, pod_templates, selects
+from tests.manifests import NAMESPACE, ROOT, Document, cluster_of, containers, job_of, labels, pod_templates, selects
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LONGEST = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 47}
+_OF_NO_NAMESPACE = {"Namespace", "ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass"}
 _SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 _UPGRADES = ("NewClusterWithIncrementalUpgrade", "NewCluster", "None")
 Problems = Iterator[str]
@@ -35,6 +36,14 @@ def names(document: Document) -> Problems:
     for group in (cluster_of(document) or {}).get("workerGroupSpecs", []):
         if len(group["groupName"]) > 20:
             yield f"group {group['groupName']!r} makes the names of pods too long"
+
+
+def places(document: Document) -> Problems:
+    """In the one namespace, whatever kubectl's own is."""
+    if document["kind"] not in _OF_NO_NAMESPACE and document["metadata"].get("namespace") != NAMESPACE:
+        yield f"namespace {document['metadata'].get('namespace')}: it must be {NAMESPACE}"
+    if document["kind"] in _OF_NO_NAMESPACE and "namespace" in document["metadata"]:
+        yield "it belongs to no namespace"
 
 
 def enumerations(document: Document) -> Problems:
@@ -172,7 +181,7 @@ def endings(document: Document) -> Problems:
                 yield f"{role}: {needed:g} s of hook and drain do not fit into {given} s"
 
 
-OF_ONE = (names, enumerations, operator, versions, one_image, resources, restricted, endings)
+OF_ONE = (names, places, enumerations, operator, versions, one_image, resources, restricted, endings)
 
 
 # ── of all documents of a rendering ──

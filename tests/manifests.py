@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+NAMESPACE = "trainyard"
 Document = dict[str, Any]
 _CLUSTERS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"), "RayService": ("spec", "rayClusterConfig"),
              "RayCronJob": ("spec", "jobTemplate", "rayClusterSpec")}
