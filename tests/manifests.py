@@ -54,15 +54,15 @@ def refused(overlay: str, components: tuple[str, ...], job: str | None) -> bool:
 
 
 def combinations() -> list[tuple[str, tuple[str, ...], str | None]]:
-    """Every overlay with every job or none, bare and with all components that go together; every overlay with each component alone;
-    and every two components together."""
+    """Every overlay with every job or none; every overlay and every job with all components that go together; every overlay with each
+    component alone; and every two components together."""
     render = renderer()
     made: dict[tuple[str, tuple[str, ...], str | None], None] = {}
     for overlay in render.OVERLAYS:
         for job in (None, *render.JOBS):
-            for left_out in ("kueue", "autoscaler"):
-                made[overlay, tuple(name for name in render.COMPONENTS if name != left_out), job] = None
             made[overlay, (), job] = None
+            for left_out in ("kueue", "autoscaler") if overlay == "cpu" or job is None else ():
+                made[overlay, tuple(name for name in render.COMPONENTS if name != left_out), job] = None
         for name in render.COMPONENTS:
             made[overlay, (name,), None] = None
     for first in render.COMPONENTS:

@@ -166,6 +166,7 @@ def test_a_component_reaches_what_is_around_the_cluster() -> None:
         assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "trainyard-redis:6379"
         assert cluster["tlsOptions"] == {"enabled": True}
         assert worker["terminationGracePeriodSeconds"] == 25
+        assert worker["containers"][0]["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "2"]}}}
         assert worker["containers"][0]["image"] and worker["containers"][0]["resources"]["limits"]["memory"]
         assert {"secretRef": {"name": "trainyard-s3", "optional": True}} in worker["containers"][0]["envFrom"]
         assert not any(each["kind"] in ("RayCluster", "PersistentVolumeClaim") for each in documents)

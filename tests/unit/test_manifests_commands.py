@@ -101,6 +101,7 @@ def endpoint_of(config: dict[str, Any]) -> dict[str, Any]:
     return next(each for each in config["applications"] if each["name"] == "endpoint")["args"]
 
 
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 @pytest.mark.parametrize("overlay", SERVING)
 def test_the_endpoint_s_config_is_one_that_serve_takes(overlay: str) -> None:
     from ray.serve.schema import ServeDeploySchema
@@ -151,7 +152,7 @@ def test_the_endpoint_s_replicas_fit_its_cluster(overlay: str) -> None:
 
 def test_serve_s_own_settings_are_those_that_an_endpoint_of_one_machine_has() -> None:
     """But for three: it listens to all of the network, whoever drains it is on other machines, and HAProxy is found by its path."""
-    made = named(rendered("serving"), "ConfigMap", "trainyard-serving")["data"]
+    made = dict(named(rendered("serving"), "ConfigMap", "trainyard-serving")["data"])
     own = dict(deploy.SERVE_SETTINGS)
     assert own.pop("RAY_SERVE_DEFAULT_HTTP_HOST") == "127.0.0.1"
     assert own.pop("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S") and own.pop("RAY_SERVE_LOG_TO_STDERR")
