@@ -3,7 +3,7 @@
     python k8s/render.py cpu                                              a RayCluster to work on
     python k8s/render.py gpu --with redis,spot --job transformer          a RayJob, whose cluster comes and goes with it
     python k8s/render.py serving --with storage-s3                        a RayService
-    python k8s/render.py cpu --job mlp --registry ghcr.io/acme            with images from your registry
+    python k8s/render.py cpu --job mlp --registry registry.example.com/acme            with images from your registry
     python k8s/render.py serving --framework tensorflow                   for models of the CNN job
 
 Every overlay alone is `kubectl kustomize k8s/overlays/NAME` too. Needs kubectl 1.27 or later, and nothing of a cluster.
