@@ -54,8 +54,8 @@ def refused(overlay: str, components: tuple[str, ...], job: str | None) -> bool:
 
 
 def combinations() -> list[tuple[str, tuple[str, ...], str | None]]:
-    """Every overlay with every job or none; every overlay and every job with all components that go together; every overlay with each
-    component alone; and every two components together."""
+    """Every overlay with every job or none; every overlay and every job with all components that go together; every overlay with
+    each component alone; and every two components together."""
     render = renderer()
     made: dict[tuple[str, tuple[str, ...], str | None], None] = {}
     for overlay in render.OVERLAYS:

@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import subprocess
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -62,7 +63,9 @@ def validator() -> tuple[ModuleType, dict[Any, Any]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.celpy is not None, "the rules of the schemas (CEL) are not looked at without cel-python"
-    return module, module.load_crds(str(SHARED / "schemas"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to be closed when they are forgotten
+        return module, module.load_crds(str(SHARED / "schemas"))
 
 
 def refusals(document: Document) -> list[str]:
