@@ -9,6 +9,7 @@ object that a failure cut short, so what must not be half there is committed by 
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -149,6 +150,16 @@ class Store:
         """A folder and all below it; nothing if it is not there."""
         if self._fs.get_file_info(self._absolute(path)).type == pafs.FileType.Directory:
             self._fs.delete_dir(self._absolute(path))
+
+    def room(self) -> tuple[int, int] | None:
+        """Bytes that are free, and all there are; None where nobody knows: of an object store, or before the folder is there."""
+        if not self.is_local:
+            return None
+        try:
+            usage = shutil.disk_usage(self._root)
+        except OSError:
+            return None
+        return usage.free, usage.total
 
     def copy_to(self, other: "Store", path: str, to: str) -> None:
         """Streams one file to another store, in pieces of 8 MiB."""

@@ -8,6 +8,7 @@ from cluster.storage import Store
 from jobs.common.progress import duration
 from jobs.common.registry import Registry
 from tuning.journal import Trial
+from tuning.metrics import Metrics
 from tuning.search import Search
 from tuning.table import Display
 from tuning.tracking import Tracking
@@ -20,6 +21,7 @@ class Watch:
         """options: the search's and the job's. asked_to_stop: whether a signal came. Raises: ConfigError, RegistryError."""
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
         self.display = Display(search)
+        self._metrics = Metrics(options.run.name, search.journal.about["job"])
         registry = Registry.open(options.run.tracking_uri, Store.open(options.run.storage), name=options.run.name)
         self.tracking = Tracking(registry, store, options.run.name, search.journal.about["job"])
         self.lost: str | None = None
@@ -79,6 +81,7 @@ class Watch:
 
     def ends(self) -> bool:
         self.display.tick()
+        self._metrics.update(self._search)
         spent = self._options.epoch_budget is not None and self._search.epochs_done >= self._options.epoch_budget
         return self._asked_to_stop() or self._unfit is not None or self._time_is_up() or spent
 

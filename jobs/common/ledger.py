@@ -130,7 +130,8 @@ class Ledger:
     def totals(self) -> dict[str, float]:
         """For monitoring: counters and gauges by metric name."""
         return {"trainyard_train_restarts_total": self.restarts, "trainyard_train_lost_steps_total": self.lost_steps,
-                "trainyard_train_skipped_steps_total": self.skipped_steps, "trainyard_train_goodput_ratio": self.goodput}
+                "trainyard_train_skipped_steps_total": self.skipped_steps, "trainyard_train_rollbacks_total": self.rollbacks,
+                "trainyard_train_goodput_ratio": self.goodput}
 
     def result(self, status: str, exit_code: int, attempt: int) -> dict[str, Any]:
         """What result.json says of how the run went."""

@@ -207,7 +207,7 @@ class Run:
         return 0
 
     def _train(self, folder: RunFolder, dataset: Dataset, engine: Engine, ledger: Ledger, tracking: Any, use_ray: bool) -> End:
-        metrics = _metrics(self.job.name, self.config.run.name) if use_ray else None
+        metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
         config = configs.to_dict(self.config)
         task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
                     config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch)
@@ -264,10 +264,10 @@ def _resumable(error: Exception) -> Exception:
     return error
 
 
-def _metrics(job: str, run: str) -> Any:
+def _metrics(job: str, run: str, storage: Store) -> Any:
     from jobs.common.metrics import Metrics
 
-    return Metrics(job, run)
+    return Metrics(job, run, storage)
 
 
 def _fingerprint(config: dict[str, Any]) -> str:

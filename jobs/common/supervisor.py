@@ -321,6 +321,7 @@ class Supervisor:
                     f"{self._run.min_workers} workers are needed and the cluster has room for {possible} "
                     f"(waited {self._run.wait:g} s, --run.wait): run the same command again when it has more"
                 )
+            self._ears.listen(Watch(state=self._watch.state))  # no worker is left: it is seen that it waits
             time.sleep(0.25)
         self._restart(possible)
 

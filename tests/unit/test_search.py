@@ -16,6 +16,7 @@ from jobs.common.checkpoint_writer import CheckpointWriter
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tuning.journal import KEY_VARIABLE, Journal, state_key
+from tuning.metrics import GAUGES, readings
 from tuning.objective import Goal
 from tuning.options import base_config, combined
 from tuning.search import Search
@@ -440,3 +441,19 @@ def test_the_key_is_the_environments_or_a_file_that_only_its_owner_reads(tmp_pat
         state_key()
     monkeypatch.setenv(KEY_VARIABLE, "x" * 32)
     assert state_key() == b"x" * 32
+
+
+# ── what monitoring sees ──
+def test_a_search_has_figures_of_its_trials_and_of_the_best_of_them(tmp_path: Path) -> None:
+    search = open_search(tmp_path, "--scheduler", "none")
+    assert "trainyard_tune_best" not in {name for name, _, _ in readings(search)}
+    carry_out(search, 2 * EPOCHS + 3)
+    search.failed(2, "worker lost")
+    figures = {(name, own): figure for name, own, figure in readings(search)}
+    assert {name for name, _ in figures} == set(GAUGES)
+    assert {own: figure for (name, own), figure in figures.items() if name == "trainyard_tune_trials"} == {
+        "completed": 2, "stopped": 0, "failed": 0, "running": 1}
+    assert (figures["trainyard_tune_epochs", ""], figures["trainyard_tune_failures", ""]) == (2 * EPOCHS + 3, 1)
+    assert (figures["trainyard_tune_running_trials", ""], figures["trainyard_tune_planned_trials", ""]) == (1, 12)
+    best = max(row["validation_accuracy"] for trial in search.trials.values() for row in trial.evaluations)
+    assert figures["trainyard_tune_best", "validation_accuracy"] == best

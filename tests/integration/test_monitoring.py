@@ -1,0 +1,232 @@
+"""A real Prometheus watches a cluster on which a run trains, a search looks, an endpoint answers, and a node dies.
+
+Every query of every rule and dashboard is about metrics and labels that it really scraped. What cannot be here (a GPU, an autoscaler,
+texts) is listed with the reason, and looked up where it is defined.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import local
+from cluster.network import free_port
+from jobs.common.artifact import open_artifact
+from jobs.common.metrics import COUNTERS
+from k8s.components.monitoring import local as monitoring
+from tests import runs
+
+pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed (Debian's package prometheus)")
+
+FROM_THE_TARGET = {"namespace"}
+"""Labels that a PodMonitor adds; without Kubernetes they are empty."""
+IN_QUESTION = re.compile(r"\b((?:ray|autoscaler)_\w+|trainyard:[\w:]+|up|ALERTS)\b(\{[^}]*\})?")
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    url: str
+
+    def get(self, path: str, **query: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def value(self, query: str) -> list[tuple[dict[str, str], float]]:
+        return [(found["metric"], float(found["value"][1])) for found in self.get("query", query=query)["result"]]
+
+    def labels(self, metric: str) -> set[str]:
+        """Of all its series of the last minutes; none if there is no such metric."""
+        series = self.get("series", **{"match[]": metric, "start": str(time.time() - 600)})
+        return {label for labels in series for label in labels}
+
+    def until(self, query: str, timeout_s: float = 60) -> list[tuple[dict[str, str], float]]:
+        deadline = time.monotonic() + timeout_s
+        while not (found := self.value(query)):
+            assert time.monotonic() < deadline, f"{query} has no answer"
+            time.sleep(0.2)
+        return found
+
+
+@contextmanager
+def prometheus(folder: Path, cluster: local.LocalCluster) -> Iterator[Prometheus]:
+    """As k8s/RUNBOOK.md starts it, but it looks every second."""
+    config = monitoring.write(folder, Path(cluster.folder) / "head" / monitoring.TARGETS, interval="1s")
+    port = free_port()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
+                                    f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+    try:
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """When everything has been seen that this machine can show."""
+    folder = tmp_path_factory.mktemp("monitored")
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=8))
+        env = cluster.environment() | {"TRAINYARD_HOME": str(folder / "home")}
+        seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
+        with runs.run(folder / "model", "--train.epochs", "1") as made:
+            artifact = made.finished()["artifact"]
+        endless = ["--train.epochs", "1000000"]
+        job = stack.enter_context(runs.run(folder / "endless", *endless, "--run.workers", "1", engine="ray", env=env))
+        stack.enter_context(search(folder, env))
+        lost = local.add_node(0)
+        host = stack.enter_context(endpoint(folder, artifact, env))
+        local.remove_node(lost.name)
+        ask(host, artifact)
+        seen.until("ray_trainyard_checkpoint_seconds", 120)
+        job.kill_worker(0)
+        while not seen.value("ray_trainyard_serving_drift_psi"):
+            ask(host, artifact)
+        for query in ("trainyard:train_restarts:max > 0", "trainyard:nodes_lost:sum > 0", "ray_trainyard_tune_best",
+                      "ray_trainyard_serving_explanation_seconds_count", "trainyard:serving_errors:ratio_rate3d",
+                      "ray_trainyard_train_lost_steps_total", 'ALERTS{alertname="TrainyardNodeLost"}'):
+            seen.until(query, 90)
+        yield seen
+
+
+@contextmanager
+def search(folder: Path, env: dict[str, str]) -> Iterator[None]:
+    flags = ["--run.storage", str(folder), "--run.name", "search", "--run.tracking-uri", "none", "--num-trials", "50",
+             "--train.epochs", "3", "--max-concurrent", "1"]
+    with runs.python("tuning.mlp", *flags, folder=folder, env=env):
+        yield
+
+
+@contextmanager
+def endpoint(folder: Path, artifact: str, env: dict[str, str]) -> Iterator[str]:
+    port = free_port()
+    flags = ["up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), "--placement", "replicas",
+             "--cpus-per-replica", "0.5", "--address", env["RAY_ADDRESS"]]
+    with runs.python("serving", *flags, folder=folder, env=env) as job:
+        job.until(lambda: "ready: " in job.text, 120)
+        yield f"http://127.0.0.1:{port}"
+
+
+def ask(host: str, artifact: str) -> None:
+    """Answers, an error, an explanation, and as many rows as it takes to measure drift."""
+    images = open_artifact(artifact).probe().inputs["image"][:4]
+    rows = 4 * images.shape[0]
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [rows, *images.shape[1:]], "data": images.ravel().tolist() * 4}
+    for path, times in (("infer", 20), ("explain", 1)):
+        for _ in range(times):
+            body = json.dumps({"inputs": [tensor]}).encode()
+            urllib.request.urlopen(f"{host}/v2/models/digits/{path}", body, timeout=30).close()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{host}/v2/models/digits/infer", b"{", timeout=30)
+
+
+# ── what is not here, and where it is defined ──
+def of_a_gpu() -> dict[str, set[str]]:
+    """Ray's agent exports these where it finds a GPU."""
+    from ray.dashboard.consts import GPU_TAG_KEYS
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    return {f"ray_{name}": {*GPU_TAG_KEYS, "instance"} for name in METRICS_GAUGES if name.startswith(("node_gpu", "node_gram"))}
+
+
+def of_an_autoscaler() -> dict[str, set[str]]:
+    """Exported by the process that a cluster of a fixed size does not have."""
+    from prometheus_client import CollectorRegistry
+    from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
+
+    registry = CollectorRegistry(auto_describe=True)
+    AutoscalerPrometheusMetrics(session_name="s", registry=registry)
+    return {family.name: {"NodeType", "SessionName"} for family in registry.collect() if family.name.endswith("_nodes")}
+
+
+def of_texts_and_changes() -> dict[str, set[str]]:
+    """A model that writes, a shadow, and a change that fails are not here; tests/integration/serving has them. The table is compared
+    with what is scraped there."""
+    rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]+) \|", (runs.ROOT / "serving/README.md").read_text(), re.MULTILINE)
+    known = {name + ("_bucket" if kind == "histogram" else ""): set(labels.split(", ")) | ({"le"} if kind == "histogram" else set())
+             for name, kind, labels in rows}
+    return {name: labels for name, labels in known.items() if re.search("tokens_total|first_token|shadow_rows|went_back", name)}
+
+
+def of_a_loss_that_is_not_finite() -> dict[str, set[str]]:
+    """Nothing goes wrong with the digits; the counters are made where those are that are here."""
+    return {f"ray_{name}": {"job", "run"} for name in COUNTERS if re.search("skipped_steps|rollbacks", name)}
+
+
+def follows_from_these() -> dict[str, set[str]]:
+    """Records of metrics that are not here."""
+    return {"trainyard:serving_first_token_seconds:p99_rate5m": {"namespace", "model"}, "trainyard:gpus_idle:sum": {"instance"}}
+
+
+ELSEWHERE = of_a_gpu() | of_an_autoscaler() | of_texts_and_changes() | of_a_loss_that_is_not_finite() | follows_from_these()
+
+
+def queries() -> list[tuple[str, str]]:
+    """(whose, query) of all rules, panels and variables, with every run, model and node chosen."""
+    found = [(rule.get("alert") or rule["record"], rule["expr"]) for group in monitoring.rules()["groups"] for rule in group["rules"]]
+    for path in sorted((monitoring.RULES.parent / "dashboards").glob("*.json")):
+        dashboard = json.loads(path.read_text())
+        for panel in dashboard["panels"]:
+            found += [(f"{path.stem}: {panel['title']}", target["expr"]) for target in panel.get("targets", [])]
+        for variable in dashboard["templating"]["list"]:
+            if asked := re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"] if variable["type"] == "query" else ""):
+                found.append((f"{path.stem}: ${variable['name']}", f"count by ({asked[2]}) ({asked[1]})"))
+    return [(whose, re.sub(r"\$\w+", ".*", query)) for whose, query in found]
+
+
+@pytest.fixture(scope="module")
+def labels_of(watched: Prometheus) -> dict[str, set[str]]:
+    """By metric, of all that are asked about."""
+    asked = {metric for _, query in queries() for metric, _ in IN_QUESTION.findall(query)}
+    return {metric: watched.labels(metric) or ELSEWHERE.get(metric, set()) for metric in asked}
+
+
+def test_prometheus_evaluates_every_rule(watched: Prometheus) -> None:
+    rules = [rule for group in watched.get("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
+    assert len(rules) == sum(len(group["rules"]) for group in monitoring.rules()["groups"])
+
+
+def test_every_query_is_about_metrics_and_labels_that_are_scraped(labels_of: dict[str, set[str]]) -> None:
+    wrong: list[str] = []
+    for whose, query in queries():
+        used = IN_QUESTION.findall(query)
+        wrong += [f"{whose}: no metric {metric}" for metric, _ in used if not labels_of[metric]]
+        for metric, matchers in used:
+            names = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+            wrong += [f"{whose}: {metric} has no label {name}" for name in names - labels_of[metric] - FROM_THE_TARGET]
+        grouped = {name for names in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query) for name in re.split(r",\s*", names)}
+        known = set[str]().union(*(labels_of[metric] for metric, _ in used))
+        wrong += [f"{whose}: nothing has a label {name}" for name in grouped - known - FROM_THE_TARGET]
+    assert wrong == []
+
+
+def test_a_dashboard_s_queries_have_answers(watched: Prometheus) -> None:
+    empty = [whose for whose, query in queries() if ":" in whose and not whose.startswith("trainyard:")
+             and not watched.value(query) and not all(metric in ELSEWHERE for metric, _ in IN_QUESTION.findall(query))]
+    assert [whose for whose in empty if not whose.endswith(": Alerts")] == []
+
+
+def test_what_is_said_to_be_elsewhere_is_not_here(watched: Prometheus) -> None:
+    asked = {metric for _, query in queries() for metric, _ in IN_QUESTION.findall(query)}
+    assert [metric for metric in asked & set(ELSEWHERE) if watched.labels(metric)] == []
+
+
+def test_a_node_that_died_is_told_of_and_a_run_that_goes_on_is_not(watched: Prometheus) -> None:
+    firing = {labels["alertname"] for labels, _ in watched.value('ALERTS{alertstate="firing"}')}
+    assert "TrainyardNodeLost" in firing
+    assert not firing & {"TrainyardTrainingStalled", "TrainyardCheckpointTooOld", "TrainyardLossNotFinite", "TrainyardServingDown"}
