@@ -1,7 +1,7 @@
 """A real Prometheus watches a cluster on which a run trains, a search looks, an endpoint answers, and a node dies.
 
-Every query of every rule and dashboard is about metrics and labels that it really scraped. What cannot be here (a GPU, an autoscaler,
-texts) is listed with the reason, and looked up where it is defined.
+Every query of every rule and dashboard is about metrics and labels that it really scraped. What cannot be here (a GPU, an
+autoscaler, texts) is listed with the reason, and looked up where it is defined.
 """
 
 import json
@@ -27,7 +27,8 @@ from jobs.common.metrics import COUNTERS
 from k8s.components.monitoring import local as monitoring
 from tests import runs
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed (Debian's package prometheus)")
+pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None,
+                                reason="Prometheus is not installed (Debian's package prometheus)")
 
 FROM_THE_TARGET = {"namespace"}
 """Labels that a PodMonitor adds; without Kubernetes they are empty."""
@@ -154,8 +155,8 @@ def of_an_autoscaler() -> dict[str, set[str]]:
 
 
 def of_texts_and_changes() -> dict[str, set[str]]:
-    """A model that writes, a shadow, and a change that fails are not here; tests/integration/serving has them. The table is compared
-    with what is scraped there."""
+    """A model that writes, a shadow, and a change that fails are not here; tests/integration/serving has them, and compares the
+    table with what is scraped."""
     rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]+) \|", (runs.ROOT / "serving/README.md").read_text(), re.MULTILINE)
     known = {name + ("_bucket" if kind == "histogram" else ""): set(labels.split(", ")) | ({"le"} if kind == "histogram" else set())
              for name, kind, labels in rows}
@@ -177,14 +178,15 @@ ELSEWHERE = of_a_gpu() | of_an_autoscaler() | of_texts_and_changes() | of_a_loss
 
 def queries() -> list[tuple[str, str]]:
     """(whose, query) of all rules, panels and variables, with every run, model and node chosen."""
-    found = [(rule.get("alert") or rule["record"], rule["expr"]) for group in monitoring.rules()["groups"] for rule in group["rules"]]
+    rules = [rule for group in monitoring.rules()["groups"] for rule in group["rules"]]
+    found = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules]
     for path in sorted((monitoring.RULES.parent / "dashboards").glob("*.json")):
         dashboard = json.loads(path.read_text())
         for panel in dashboard["panels"]:
             found += [(f"{path.stem}: {panel['title']}", target["expr"]) for target in panel.get("targets", [])]
         for variable in dashboard["templating"]["list"]:
-            if asked := re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"] if variable["type"] == "query" else ""):
-                found.append((f"{path.stem}: ${variable['name']}", f"count by ({asked[2]}) ({asked[1]})"))
+            for metric, label in re.findall(r"label_values\((\w+), (\w+)\)", str(variable["query"])):
+                found.append((f"{path.stem}: ${variable['name']}", f"count by ({label}) ({metric})"))
     return [(whose, re.sub(r"\$\w+", ".*", query)) for whose, query in found]
 
 
