@@ -86,7 +86,8 @@ class Case:
         task = Task(train="tests.unit.loops:count", config_type="jobs.common.config:Config", config=to_dict(config),
                     config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
         self.engine, self.ledger, self.said = ThreadEngine(), Ledger.open(self.store), list[str]()
-        ears = Ears(listen=lambda watch: None, say=self.said.append, stop_requested=lambda: False)
+        self.alive: list[int] = []
+        ears = Ears(listen=lambda watch: self.alive.append(watch.alive), say=self.said.append, stop_requested=lambda: False)
         self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
                                      ledger=self.ledger, ears=ears)
 
@@ -130,7 +131,7 @@ def test_a_worker_names_the_interface_of_its_nodes_address(tmp_path: Path, monke
 
 
 def test_a_run_stops_resumable_where_there_is_no_other_room(tmp_path: Path) -> None:
-    case = Case(tmp_path)
+    case = Case(tmp_path, wait=0.3)
     case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
     case.engine.room = lambda: 0
     with pytest.raises(StoppedError, match="1 workers are needed and the cluster has room for 0"):
@@ -138,6 +139,7 @@ def test_a_run_stops_resumable_where_there_is_no_other_room(tmp_path: Path) -> N
     last = Checkpoints(case.store.child("checkpoints")).newest_intact(pytest.fail)
     assert last is not None and 0 < last.step < STEPS
     assert case.account[1:] == (0, 0)
+    assert case.alive[-1] == 0, "while it waits, whoever watches is told that nobody works"
 
 
 def test_a_run_stops_with_a_checkpoint_when_its_drivers_node_is_about_to_go(tmp_path: Path) -> None:
