@@ -104,6 +104,6 @@ class Metrics:
         """Looked at now and then: asking a shared file system may take a while."""
         if time.monotonic() - self._room_at > _LOOK_AT_STORAGE_S and (room := self._storage.room()) is not None:
             free, size = room
-            self._room = {"trainyard_storage_free_bytes": free, "trainyard_storage_size_bytes": size}
+            self._room = {"trainyard_storage_free_bytes": float(free), "trainyard_storage_size_bytes": float(size)}
             self._room_at = time.monotonic()
         return self._room
