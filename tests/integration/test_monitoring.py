@@ -77,19 +77,24 @@ def prometheus(folder: Path, cluster: local.LocalCluster) -> Iterator[Prometheus
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """When everything has been seen that this machine can show."""
-    folder = tmp_path_factory.mktemp("monitored")
+    with everything(tmp_path_factory.mktemp("monitored")) as seen:
+        yield seen
+
+
+@contextmanager
+def everything(folder: Path) -> Iterator[Prometheus]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=8))
-        env = cluster.environment() | {"TRAINYARD_HOME": str(folder / "home")}
-        seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
-        with runs.run(folder / "model", "--train.epochs", "1") as made:
+        with runs.run(folder / "model", "--train.epochs", "1") as made:  # while the cluster starts
+            cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=8))
+            env = cluster.environment()
+            seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
+            lost = local.add_node(0)
             artifact = made.finished()["artifact"]
-        endless = ["--train.epochs", "1000000"]
-        job = stack.enter_context(runs.run(folder / "endless", *endless, "--run.workers", "1", engine="ray", env=env))
+        job = stack.enter_context(runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1",
+                                           engine="ray", env=env))
         stack.enter_context(search(folder, env))
-        lost = local.add_node(0)
         host = stack.enter_context(endpoint(folder, artifact, env))
         local.remove_node(lost.name)
         ask(host, artifact)
