@@ -133,9 +133,9 @@ def endpoint(folder: Path, artifact: str, env: dict[str, str]) -> Iterator[tuple
 def ask(host: str, artifact: str) -> None:
     """Answers, an error, an explanation, and as many rows as it takes to measure drift."""
     images = open_artifact(artifact).probe().inputs["image"][:4]
-    rows = 4 * images.shape[0]
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [rows, *images.shape[1:]], "data": images.ravel().tolist() * 4}
-    for path, times in (("infer", 20), ("explain", 1)):
+    for path, copies, times in (("infer", 4, 20), ("explain", 1, 1)):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [copies * len(images), *images.shape[1:]],
+                  "data": images.ravel().tolist() * copies}
         for _ in range(times):
             body = json.dumps({"inputs": [tensor]}).encode()
             urllib.request.urlopen(f"{host}/v2/models/digits/{path}", body, timeout=30).close()
@@ -216,9 +216,12 @@ def test_every_query_is_about_metrics_and_labels_that_are_scraped(labels_of: dic
 
 
 def test_every_query_of_a_dashboard_has_had_an_answer(watched: Prometheus) -> None:
-    empty = [whose for whose, query in queries() if ": " in whose and not watched.answers(query)
-             and not all(metric in ELSEWHERE for metric, _ in IN_QUESTION.findall(query))]
-    assert [whose for whose in empty if not whose.endswith(": Alerts")] == []
+    def here(query: str) -> bool:
+        """Without a GPU Ray knows the name of that resource nowhere; no alert of each kind was to fire."""
+        metrics = [metric for metric, _ in IN_QUESTION.findall(query)]
+        return metrics != ["ALERTS"] and 'Name="GPU"' not in query and not set(metrics) <= set(ELSEWHERE)
+
+    assert [whose for whose, query in queries() if ": " in whose and here(query) and not watched.answers(query)] == []
 
 
 def test_what_is_said_to_be_elsewhere_is_not_here(watched: Prometheus) -> None:
