@@ -99,6 +99,7 @@ def everything(folder: Path) -> Iterator[Prometheus]:
         with runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1", engine="ray", env=env) as job:
             seen.until(job, "ray_trainyard_checkpoint_seconds", "trainyard:storage_free:ratio")
             local.remove_node(lost.name)
+            job.freeze(20)  # past a checkpoint, so that steps are lost
             job.kill_worker(0)
             seen.until(job, "trainyard:train_restarts:max > 0", "ray_trainyard_train_lost_steps_total",
                        'ALERTS{alertname="TrainyardNodeLost", alertstate="firing"}')
