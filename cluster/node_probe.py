@@ -3,10 +3,11 @@
 # pyright: reportUnknownArgumentType=false
 
 import contextlib
+import importlib.metadata
 import platform
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,38 @@ def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
             raise StorageError(f"on node {_name(node)}: {visit.problem}")
     if unseen := _unseen(trace, others, max(_LAST_LOOK_S, deadline - time.monotonic())):
         raise StorageError(_not_shared(trace, _name(unseen[0])))
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes."""
+    return {"Ray": importlib.metadata.version("ray"), "Python": platform.python_version()}
+
+
+def check_own_node(store: Store, sign: str, of_driver: Mapping[str, str], node: str) -> None:
+    """By a worker at its start, on its own node, which may have come after the run began, so that preflight never saw it.
+
+    sign: a file that the driver has written. Raises: ClusterError for other versions than the driver's, StorageError within
+    STORAGE_TIMEOUT_S if the storage is not the one that the driver sees, or cannot be written.
+    """
+    if (own := versions()) != of_driver:
+        def listed(each: Mapping[str, str]) -> str:
+            return " and ".join(f"{name} {version}" for name, version in each.items())
+
+        raise ClusterError(f"node {node} runs {listed(own)}, the driver {listed(of_driver)}: install the same versions everywhere")
+    trace = Trace(store, f".trainyard-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex)
+
+    def look() -> str | None:
+        try:
+            return _write_and_read(trace, node) if store.exists(sign) else _not_shared(trace, "this one")
+        except (OSError, StorageError) as error:
+            return _explain(store, error)
+
+    try:
+        problem = within(STORAGE_TIMEOUT_S, look, _late(store, STORAGE_TIMEOUT_S))
+    finally:
+        _remove(trace, [])
+    if problem is not None:
+        raise StorageError(f"on node {node}: {problem}")
 
 
 def check_versions(visits: dict[str, Visit]) -> None:

@@ -26,6 +26,7 @@ from cluster.errors import (
     TrainyardError,
     UserError,
 )
+from cluster.node_probe import versions
 from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
@@ -36,6 +37,7 @@ from jobs.common.job import Job
 from jobs.common.ledger import Ledger
 from jobs.common.mlflow_client import check_answers, tracking_address
 from jobs.common.progress import Display, duration, fail
+from jobs.common.refusal import refuse_again, remember
 from jobs.common.run_folder import RunFolder
 from jobs.common.supervisor import Ears, End, Supervisor, Watch
 from jobs.common.worker import Task
@@ -50,9 +52,12 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
     config: Config | None = None
     try:
         config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
+        refuse_again(config.run)
         return Run(job, config).carry_out()
     except TrainyardError as error:
         fail(str(error))
+        if config:
+            remember(config.run, error)
         if config and config.run.resume == "never" and not isinstance(error, UserError):
             fail("to go on with this attempt leave out --run.resume never: with it, another one begins")
         return error.exit_code
@@ -210,7 +215,8 @@ class Run:
         metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
         config = configs.to_dict(self.config)
         task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
-                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch)
+                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch,
+                    versions=versions() if use_ray else None)
 
         def listen(watch: Watch) -> None:
             if "first_step" not in self._first_marks:

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from cluster.errors import TrainingFailedError, TrainyardError
 from cluster.network import set_collective_interface
+from cluster.node_probe import check_own_node
 from cluster.storage import Store
 from jobs.common.checkpoint_writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.coordinator import Assignment, Coordinator, Departure, Member, Outcome
 from jobs.common.dataset import Dataset
+from jobs.common.run_folder import RUN_FILE
 from jobs.common.session import Link, NonFiniteError, PeerLostError, Session
 
 Train = Callable[[Session, Any], Literal["finished", "stopped"]]
@@ -40,6 +42,8 @@ class Task:
     dataset_uri: str
     until_epoch: int | None = None
     """Of a trial: the epochs after which it rests, with a checkpoint; its search says how it goes on."""
+    versions: Mapping[str, str] | None = None
+    """The driver's, where workers run on other nodes: each one probes its own node before it begins."""
 
     def load(self) -> tuple[Train, Config]:
         return load(self.train), from_dict(load(self.config_type), self.config)
@@ -74,6 +78,8 @@ def _work(task: Task, link: Link, place: Place) -> None:
     began = time.time()
     set_collective_interface(place.host)
     with _reporting(link, place.slot, ""):
+        if task.versions is not None:
+            check_own_node(Store.open(task.run_uri), RUN_FILE, task.versions, place.host)
         train, config = task.load()
     marks = {"worker_began": began, "imported": time.time()}
     last_step, bad_steps = -1, ()

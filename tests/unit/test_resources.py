@@ -16,7 +16,7 @@ import ray
 from cluster import node_probe, resources
 from cluster.errors import ClusterError, StorageError
 from cluster.gcs import Node, within
-from cluster.node_probe import Trace, Visit, check_storage, check_versions, remove_traces
+from cluster.node_probe import Trace, Visit, check_own_node, check_storage, check_versions, remove_traces, versions
 from cluster.resources import Request
 from cluster.storage import Store
 
@@ -164,6 +164,27 @@ def test_removing_what_a_check_wrote_has_an_end(kind: type[Store], tmp_path: Pat
         with remove_traces(kind(store.uri, store._fs, store._root)):
             raise ClusterError("as it was")
     assert time.monotonic() - began < 2
+
+
+# ── a worker, on the node where it starts ──
+def test_a_worker_that_starts_where_all_is_well_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    check_own_node(Store.open(str(tmp_path)), "run.json", versions(), "n")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_worker_on_a_node_that_came_later_finds_out_itself(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    with pytest.raises(StorageError, match=rf"^on node n: storage {tmp_path} on node this one is not the one that the driver sees"):
+        check_own_node(store, "run.json", versions(), "n")
+    with pytest.raises(ClusterError, match=r"^node n runs Ray .* and Python .*, the driver Ray 1\.2\.3 and Python 3\.9"):
+        check_own_node(store, "run.json", {"Ray": "1.2.3", "Python": "3.9.0"}, "n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_may_not_write_says_so(denied: Path) -> None:
+    with pytest.raises(StorageError, match=f"^on node n: storage {denied} cannot be written"):
+        check_own_node(Store.open(str(denied)), "check/driver", versions(), "n")
 
 
 def test_looking_for_what_nodes_wrote_has_an_end(tmp_path: Path) -> None:

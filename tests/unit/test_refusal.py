@@ -1,0 +1,95 @@
+"""jobs/common/refusal.py: a marked submission that was refused is refused again at once; an unmarked one is always tried."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ClusterError, DataError, ResourceError
+from jobs.common import refusal
+from jobs.common.job import Job
+from jobs.common.run import main
+from jobs.mlp.data import JOB
+from tests.unit.test_run import flags
+
+MESSAGE = "column label has 3 rows without a value: fill or drop them"
+
+
+@pytest.fixture
+def tried() -> list[int]:
+    return []
+
+
+def job(tried: list[int], error: Exception) -> Job:
+    def prepare(*_: Any, **__: Any) -> Any:
+        tried.append(1)
+        raise error
+
+    return replace(JOB, prepare=prepare)
+
+
+def marked(patch: pytest.MonkeyPatch, mark: str) -> None:
+    patch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}, "metadata": {
+        "job_submission_id": "r-1", "trainyard_submission": mark}}))
+
+
+def test_the_same_submission_is_refused_again_with_the_same_message_and_another_is_tried(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    refused, command = job(tried, DataError(MESSAGE)), flags(tmp_path, "r")
+    marked(monkeypatch, "ab12")
+    assert main(refused, command) == 2
+    assert capsys.readouterr().err == f"error: {MESSAGE}\n"
+    assert main(refused, command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {MESSAGE}\n(found at ") and "nothing was tried again" in said
+    assert len(tried) == 1
+    assert not (tmp_path / "r").exists()
+    marked(monkeypatch, "cd34")
+    assert main(refused, command) == 2
+    assert len(tried) == 2
+
+
+def test_a_person_who_runs_it_again_is_never_held_up_and_leaves_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+    for _ in range(2):
+        assert main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r")) == 2
+    assert len(tried) == 2
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("error", [ClusterError("gone"), ResourceError("busy")])
+def test_what_may_be_well_the_next_time_is_tried_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], error: Exception) -> None:
+    marked(monkeypatch, "ab12")
+    for _ in range(2):
+        assert main(job(tried, error), flags(tmp_path, "r")) == 2
+    assert len(tried) == 2
+
+
+def test_a_refusal_holds_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+    marked(monkeypatch, "ab12")
+    main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
+    file = tmp_path / ".refused" / "ab12.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"at": time.time() - refusal.HOLDS_S - 1}))
+    main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize("mark", ["../../etc/passwd", "a/b", "", None, "a.b"])
+def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], mark: Any) -> None:
+    marked(monkeypatch, mark)
+    for _ in range(2):
+        main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
+    assert len(tried) == 2
+    assert not (tmp_path / ".refused").exists()
+
+
+def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+    marked(monkeypatch, "ab12")
+    main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
+    (tmp_path / ".refused" / "ab12.json").write_text("{")
+    main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
+    assert len(tried) == 2
