@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.errors import ResourceError
 from cluster.gcs import Gcs, Node
+from cluster.growth import NodeGroup, being_added, node_groups
 from cluster.node_probe import check_nodes, check_storage, remove_traces
 from cluster.storage import Store
 
@@ -71,17 +72,38 @@ def await_room(request: Request, wait_s: float, say: Callable[[str], None] = pri
     if _fits(request, (node.available for node in usable)) >= request.num_workers:
         return
     capacity = _fits(request, (node.resources for node in usable))
-    grows = autoscaled(gcs)
-    if capacity < request.num_workers and not grows:
-        raise ResourceError(f"needs {request}, {_shortage(request, usable, capacity)} and cannot grow: {_remedy(request, usable)}")
+    why = "the cluster is busy"
+    if capacity < request.num_workers:
+        why = _growth(request, usable, capacity, gcs)
     if wait_s > 0:
-        why = "the cluster is busy" if capacity >= request.num_workers else "the autoscaler may add nodes"
         say(f"waiting up to {wait_s:g} s for {request}: {why}")
-    if not _queue(request, wait_s, gcs, refused=capacity < request.num_workers):
+    if not _queue(request, wait_s, gcs, refused=capacity < request.num_workers, say=say):
         usable = [node for node in gcs.nodes() if node.usable]
         room = _fits(request, (node.available for node in usable))
-        raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} s: "
+        coming = f" ({coming})" if (coming := being_added(gcs)) else ""
+        raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} s{coming}: "
                             "pass a longer --run.wait or fewer --run.workers, or stop what holds the rest")
+
+
+def _growth(request: Request, usable: list[Node], capacity: int, gcs: Gcs) -> str:
+    """Who may add nodes, and how many. Raises: ResourceError if nobody can, or not so many."""
+    groups, scales = node_groups(), autoscaled(gcs)
+    if groups is None:
+        if scales:
+            return "the autoscaler may add nodes"
+        raise ResourceError(f"needs {request}, {_shortage(request, usable, capacity)} and cannot grow: {_remedy(request, usable)}")
+    most = _most(request, groups)
+    listed = "; ".join(str(group) for group in groups if group.resources.get("CPU"))
+    if most < request.num_workers:
+        remedy = (f"pass --run.workers {most}, or raise {'maxReplicas' if scales else 'replicas'} in the RayCluster" if most else
+                  "ask for less (--run.cpus-per-worker, --run.gpus-per-worker), or add a group of larger nodes to the RayCluster")
+        raise ResourceError(f"needs {request}, and the RayCluster can grow to {most} ({listed}): {remedy}")
+    return f"the {'autoscaler may add nodes' if scales else 'pods of the RayCluster are not all up'} ({listed})"
+
+
+def _most(request: Request, groups: Iterable[NodeGroup]) -> int:
+    """How many such workers there are room for when every group has all its nodes."""
+    return sum(group.most * _fits(request, [group.resources]) for group in groups)
 
 
 def possible_workers(request: Request, held: int = 0) -> int:
@@ -128,20 +150,23 @@ def _own_bundles(request: Request, usable: set[str], groups: Iterable[Any]) -> i
     return sum(b.node_id.hex() in usable and _fits(request, [b.unit_resources]) for b in bundles)
 
 
-def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool) -> bool:
+def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool, say: Callable[[str], None]) -> bool:
     """Queues for the room in Ray's own scheduler, which tells the autoscaler, and gives it back when it is granted.
 
-    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be.
+    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be; what it adds is said too.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
     group = placement_group([request.bundle] * request.num_workers, strategy="PACK")
-    deadline = time.monotonic() + wait_s
+    deadline, told = time.monotonic() + wait_s, ""
     try:
         while not (granted := bool(group.wait(timeout_seconds=_POLL_S))) and time.monotonic() < deadline:
             if refused and _infeasible(request, gcs):
                 raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold that: ask for "
                                     "less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) or raise its limits")
+            if refused and (coming := being_added(gcs)) and coming != told:
+                say(f"waiting: {coming}")
+                told = coming
         return granted
     finally:
         remove_placement_group(group)

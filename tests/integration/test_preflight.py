@@ -23,6 +23,8 @@ from cluster.network import free_port
 from cluster.resources import Request, nodes, possible_workers, preflight
 from cluster.storage import Store
 from jobs.common import ray_engine
+from tests.kube_api import in_a_pod
+from tests.kube_objects import autoscaling, group, raycluster
 from tests.s3 import BUCKET, s3_server
 
 
@@ -179,7 +181,7 @@ def wait_until(holds: object, timeout_s: float = 5) -> None:
 # ── Ray's own autoscaler (version 2, KubeRay's), with a provider that starts nodes on this machine ──
 def test_an_autoscaler_counts_for_what_it_can_add(up: LocalCluster, store: Store, tmp_path: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most two nodes of two CPUs, none of them up yet. Last: it leaves the other cluster."""
+    """At most three nodes of two CPUs, none of them up yet. Last: it leaves the other cluster."""
     disconnect()
     local.down()
     config, port = tmp_path / "autoscaler.yaml", free_port()
@@ -194,10 +196,27 @@ def test_an_autoscaler_counts_for_what_it_can_add(up: LocalCluster, store: Store
         wait_until(autoscaler_is_up, timeout_s=20)
         with refused(ResourceError, r"needs 8 workers .* the autoscaler says that its node types can never hold that: ask"):
             preflight(request(8), store, wait_s=60, say=said.append)
+        said.clear()
         preflight(request(3), store, wait_s=60, say=said.append)
-        assert said[-1] == "waiting up to 60 s for 3 workers with 1 CPU each: the autoscaler may add nodes"
+        assert said[0] == "waiting up to 60 s for 3 workers with 1 CPU each: the autoscaler may add nodes"
+        assert any(re.match(r"waiting: nodes on their way: \d of worker$", line) for line in said[1:]), said
         assert sum(node.alive and node.resources.get("CPU", 0) == 2 for node in nodes()) == 2
         assert possible_workers(request(1)) == 4
+        with monkeypatch.context() as patch, in_a_pod(patch, tmp_path) as api:  # what KubeRay's pods can read besides
+            api.put(raycluster(spec=autoscaling(group("worker", cpu="2", most=3))))
+            what_a_ray_cluster_says_counts(store)
+
+
+def what_a_ray_cluster_says_counts(store: Store) -> None:
+    """What cannot be is known before any wait; what can be is waited for as long as is said."""
+    said: list[str] = []
+    listed = "group worker: at most 3 nodes with 2 CPUs"
+    with refused(ResourceError, rf"needs 8 workers .* can grow to 6 \({listed}\): pass --run.workers 6, or raise maxReplicas", 3):
+        preflight(request(8), store, wait_s=60, say=said.append)
+    assert said == []
+    with refused(ResourceError, r"needs 6 workers .* has room for 4 now and did not get more in 0.5 s"):
+        preflight(request(6), store, wait_s=0.5, say=said.append)
+    assert said[0] == f"waiting up to 0.5 s for 6 workers with 1 CPU each: the autoscaler may add nodes ({listed})"
 
 
 def autoscaler_is_up() -> bool:
@@ -209,7 +228,7 @@ def autoscaler_is_up() -> bool:
 
 def _autoscaling(port: int) -> dict[str, object]:
     return {
-        "cluster_name": "test", "max_workers": 2, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
+        "cluster_name": "test", "max_workers": 3, "upscaling_speed": 1.0, "idle_timeout_minutes": 5,
         "provider": {
             "type": "external", "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": f"127.0.0.1:{port}", "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True,
@@ -217,7 +236,7 @@ def _autoscaling(port: int) -> dict[str, object]:
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {"resources": {"CPU": 2, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": 2},
+            "worker": {"resources": {"CPU": 2, "object_store_memory": 80_000_000}, "node_config": {}, "max_workers": 3},
         },
         "head_node_type": "ray.head.default", "auth": {}, "file_mounts": {},
         "setup_commands": [], "head_setup_commands": [], "worker_setup_commands": [], "initialization_commands": [],
