@@ -1,21 +1,25 @@
 """The commands of `python -m cluster`. Each returns its exit code and raises TrainyardError for what the user can mend."""
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import shlex
 import time
+from collections.abc import Generator
 
 from rich.console import Console
 
 from cluster import local
 from cluster.auth import token_file
 from cluster.connect import authenticate_for, control_store, probe
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 from cluster.signals import exit_when_told
 from cluster.status import read_status, show
 
-_SUBMIT = "ray job submit --working-dir . -- python -m jobs.mlp"
+_SUBMIT = "python -m cluster submit mlp"
+_OF_PODS = ("workers", "cpus", "memory", "gpus")
+_OF_RAYJOB = ("namespace", "context", "name", "template", "image", *_OF_PODS)
 
 
 def up(options: argparse.Namespace) -> int:
@@ -42,16 +46,73 @@ def env(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """0: all is well; 1: there are problems."""
-    wanted = options.address or os.environ.get("RAY_ADDRESS")
-    cluster = local.current()
-    if wanted in (None, "local"):
-        wanted = _local_cluster().address
-    address = control_store(wanted)
-    with authenticate_for(address):
-        probe(address)
-        found = read_status(address, cluster if cluster is not None and cluster.address == address else None)
+    if options.kubernetes is not None:
+        return _kube_status(options)
+    if options.namespace or options.context:
+        raise ConfigError("--namespace and --context are of --kubernetes: pass that too")
+    with _reached(options.address) as (address, cluster):
+        found = read_status(address, cluster)
     show(found, Console())
     return 1 if found.problems else 0
+
+
+def _kube_status(options: argparse.Namespace) -> int:
+    from cluster.kube import Kube
+    from cluster.kube_status import read_kube_status, show_kube
+
+    found = read_kube_status(Kube.connect(options.namespace, options.context), options.kubernetes or None)
+    show_kube(found, Console())
+    return 1 if found.problems else 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    """The job's own exit code; 130 after Ctrl-C, which the job does not notice."""
+    if not options.kubernetes:
+        if given := [f"--{name}" for name in _OF_RAYJOB if getattr(options, name) is not None]:
+            raise ConfigError(f"{', '.join(given)}: of --kubernetes only: pass that too")
+        from cluster.submit import submit as carry_out
+
+        return carry_out(options.job, options.flags, address=options.address, submission_id=options.submission_id,
+                         wait=not options.no_wait)
+    if options.address or options.submission_id:
+        raise ConfigError("--address and --submission-id are of a Ray cluster: with --kubernetes give --context and --name")
+    if options.template and (given := [f"--{name}" for name in _OF_PODS if getattr(options, name) is not None]):
+        raise ConfigError(f"{', '.join(given)}: a --template says that itself: change it there")
+    from cluster.kube import Kube
+    from cluster.rayjob import submit_rayjob
+
+    return submit_rayjob(Kube.connect(options.namespace, options.context), options.job, options.flags, name=options.name,
+                         template=options.template, image=options.image, workers=options.workers or 1, cpus=options.cpus or 2,
+                         memory=options.memory or "4Gi", gpus=options.gpus or 0, wait=not options.no_wait)
+
+
+def watch(options: argparse.Namespace) -> int:
+    """With --once: 1 if there are alerts. Else until Ctrl-C, then 0."""
+    from cluster.watch import Watcher
+    from cluster.watch_page import drawn, keep_showing
+
+    console = Console()
+    with _reached(options.address) as (address, cluster):
+        watcher = Watcher(address, cluster, options.prometheus)
+        if options.once:
+            page = watcher.look()
+            console.print(drawn(page))
+            return 1 if page.alerts else 0
+        with contextlib.suppress(KeyboardInterrupt):
+            keep_showing(watcher, console, options.every)
+    return 0
+
+
+@contextlib.contextmanager
+def _reached(address: str | None) -> Generator[tuple[str, local.LocalCluster | None]]:
+    """The control store's address, and the cluster that `up` started, if that is it; inside the block with its token."""
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if wanted in (None, "local"):
+        wanted = _local_cluster().address
+    there, cluster = control_store(wanted), local.current()
+    with authenticate_for(there):
+        probe(there)
+        yield there, cluster if cluster is not None and cluster.address == there else None
 
 
 def down(options: argparse.Namespace) -> int:

@@ -46,6 +46,9 @@ class Node:
     removed: bool = False
     """Dead, and meant to be: it was ended in order, or the autoscaler took it away."""
 
+    metrics_port: int = 0
+    """Where a Prometheus asks it; 0 if it has none."""
+
     @property
     def usable(self) -> bool:
         """Whether work can be put there."""
@@ -126,7 +129,7 @@ class Gcs:
             Node(node_id=row.node_id.hex(), name=row.node_name, ip=row.node_manager_address, port=row.node_manager_port,
                  alive=row.state == 0, is_head=row.is_head_node, resources=dict(row.resources_total),
                  available=available.get(row.node_id.hex(), {}), draining=row.node_id.hex() in draining,
-                 removed=was_removed(row))
+                 removed=was_removed(row), metrics_port=row.metrics_export_port)
             for row in reply.node_info_list
         ]
         return sorted(nodes, key=lambda node: (not node.is_head, node.name, node.node_id))
@@ -151,6 +154,14 @@ class Gcs:
             for row in reply.job_info_list if not row.config.ray_namespace.startswith("_ray_internal")
         ]
         return sorted(jobs, key=lambda job: job.started)
+
+    def has_actor(self, name: str, namespace: str) -> bool:
+        """Whether an actor of this name lives."""
+        from ray.core.generated import gcs_service_pb2 as pb
+
+        reply = self._call("ActorInfoGcsService", "GetNamedActorInfo",
+                           pb.GetNamedActorInfoRequest(name=name, ray_namespace=namespace))
+        return bool(reply.actor_table_data.actor_id) and reply.actor_table_data.state == 2  # alive
 
     def placement_groups(self) -> list[Any]:
         """Ray's PlacementGroupTableData messages."""

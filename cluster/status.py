@@ -46,10 +46,9 @@ def read_status(address: str, local: LocalCluster | None = None) -> Status:
 
 
 def show(status: Status, console: Console) -> None:
-    alive = [node for node in status.nodes if node.alive]
     console.print(f"[bold]Ray cluster[/bold] {status.address}  Ray {status.versions['ray']}  Python {status.versions['python']}")
     console.print(f"dashboard {status.dashboard_url or 'none'}")
-    console.print(_node_table(status.nodes, alive))
+    console.print(node_table(status.nodes))
     console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
     for problem in status.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
@@ -57,7 +56,9 @@ def show(status: Status, console: Console) -> None:
         console.print("[green]no problems[/green]")
 
 
-def _node_table(nodes: list[Node], alive: list[Node]) -> Table:
+def node_table(nodes: list[Node]) -> Table:
+    """What each node has, and how much of it is in use."""
+    alive = [node for node in nodes if node.alive]
     table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB", title="nodes (in use of total)",
                   title_justify="left", show_footer=len(alive) > 1)
     for node in nodes:

@@ -14,7 +14,8 @@ JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py")
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
           "psutil", "PIL"}
 ALLOWED = {
-    "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro",
+    "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client",
+                "urllib3",  # what the Kubernetes client raises where nothing answers
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON,
     "jobs.pytorch": {"numpy", "torch", "captum"},

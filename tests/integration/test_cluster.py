@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -389,6 +390,99 @@ def test_a_node_that_is_not_there_is_said_not_raised(joined: LocalCluster) -> No
     nowhere = "0f" * 28
     assert dump_stack(1, nowhere).startswith("node 0f0f0f0f0f0f did not do dump_stack:")
     assert kill(1, nowhere, time.time()) is False
+
+
+# ── submit and watch ──
+TINY = ["--run.tracking-uri", "none", "--model.hidden", "16", "--train.global-batch-size", "60", "--eval.bootstrap-samples", "100",
+        "--eval.robustness-rows", "0"]
+
+
+def test_a_submitted_job_is_followed_to_its_end_and_its_code(up: LocalCluster, tmp_path: Path) -> None:
+    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path), "--run.name", "tiny", "--train.max-steps", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("submitted raysubmit_")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"artifact: {tmp_path}/tiny/artifact"
+    assert lines.count(lines[-1]) == 1
+
+
+def test_a_refused_job_ends_with_2(up: LocalCluster, tmp_path: Path) -> None:
+    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path / "s"), "--run.workers", "9",
+               "--train.global-batch-size", "90")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: needs 9 workers with 1 CPU each, the cluster has room for 2 and cannot grow: pass --run.workers 2" in done.stdout
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs, up: LocalCluster, tmp_path: Path) -> None:
+    """As KubeRay does: the same command and metadata, under another submission id."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(up.dashboard_url)
+    command = shlex.join(["python", "-m", "jobs.mlp", *TINY, "--run.storage", str(tmp_path / "s"), "--data.uri",
+                          str(tmp_path / "none")])
+    took: list[float] = []
+    for _ in range(2):
+        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)},
+                                metadata={"trainyard_submission": "ab12"})
+        until(lambda: client.get_job_info(job).status.is_terminal(), 60)  # noqa: B023
+        info = client.get_job_info(job)
+        assert info.driver_exit_code == 2, info.message
+        took.append((info.end_time - info.start_time) / 1000)
+    assert "nothing was tried again: submit it anew" in client.get_job_logs(job)
+    assert took[1] < 5, took
+
+
+def test_watch_shows_a_run_and_ctrl_c_ends_the_following_only(up: LocalCluster, tmp_path: Path) -> None:
+    folder = tmp_path / "long"
+    submit = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "submit", "mlp", "--submission-id", "long", "--", *TINY, "--run.storage", str(tmp_path),
+         "--run.name", "long", "--train.epochs", "100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        until(lambda: (folder / "progress.json").exists() and json.loads((folder / "progress.json").read_text())["highest_step"],
+              90)
+        until(lambda: re.search(r"long .*mlp .*1 ", cli("watch", "--once").stdout), 40)  # Ray exports metrics every 10 s
+        page = cli("watch", "--once")
+        assert page.returncode == 0, page.stdout + page.stderr
+        for words in (up.address, "no alerts", "runs", "samples/s", "goodput", "worker-2", "no endpoint"):
+            assert words in page.stdout, page.stdout
+        submit.send_signal(signal.SIGINT)
+        out, _ = submit.communicate(timeout=20)
+        assert submit.returncode == 130
+        assert ("not followed any more; the job goes on\n  follow it:  ray job logs --follow long\n  stop it:    ray job stop long"
+                in out)
+        assert "jobs.mlp" in cli("status").stdout
+    finally:
+        submit.kill()
+        submit.communicate()
+        exports = dict(re.findall(r"^export (\w+)=(\S+)$", cli("env").stdout, re.MULTILINE))
+        subprocess.run([Path(sys.executable).with_name("ray"), "job", "stop", "long"], env={**os.environ, **exports}, timeout=60,
+                       capture_output=True, check=True)
+    assert json.loads((folder / "result.json").read_text())["exit_code"] == 3
+
+
+def test_submitting_to_no_cluster_is_one_message(tmp_path: Path) -> None:
+    done = cli("submit", "mlp", TRAINYARD_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("there is no cluster to submit to: start one with `python -m cluster up`, set "
+                                  "RAY_API_SERVER_ADDRESS")
+    done = cli("submit", "mlp", "--address", "http://127.0.0.1:1", TRAINYARD_HOME=str(tmp_path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no Ray dashboard answers at http://127.0.0.1:1" in done.stderr
+
+
+def test_submitting_with_another_token_is_one_message(up: LocalCluster, tmp_path: Path) -> None:
+    done = cli("submit", "mlp", "--address", up.dashboard_url, TRAINYARD_HOME=str(tmp_path), RAY_AUTH_MODE="token",
+               RAY_AUTH_TOKEN="f" * 64)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "does not take jobs from here" in done.stderr and "f" * 64 not in done.stderr
+
+
+def until(condition: Callable[[], object], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 # ── nodes come and go ──

@@ -26,7 +26,7 @@ from tuning.options import combined
 
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md", ROOT / "jobs/transformer/README.md",
-           ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md"]
+           ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md", ROOT / "cluster/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
 """Of blocks in README.md; those of the others are parsed only."""
@@ -133,6 +133,8 @@ def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)
     for job, config_type in (("jobs.mlp", MlpConfig), ("jobs.cnn", CnnConfig), ("jobs.transformer", TransformerConfig)):
         shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", job)) is not None]
+        shown += [after(rest, "--") or [] for _, words in shown_commands()
+                  if (rest := after(words, "cluster", "submit", job.removeprefix("jobs."))) is not None]
         assert len(shown) >= 3
         for flags in shown:
             if flags != ["--help"]:
@@ -153,7 +155,8 @@ def test_every_other_command_is_one_that_there_is() -> None:
         shown = [rest for _, words in shown_commands() if (rest := after(words, "python", "-m", name)) is not None]
         assert shown
         for rest in shown:
-            parser().parse_args([word.rstrip(")\"") for word in rest])
+            own = rest[: rest.index("--")] if "--" in rest else rest  # what follows is a job's
+            parser().parse_args([word.rstrip(")\"") for word in own])
     targets = {words[1] for _, words in shown_commands() if words[0] == "make"}
     assert {"demo", "test"} <= targets
     for target in targets:
