@@ -6,6 +6,7 @@ Through the official client, which knows kubeconfig files, their plugins, and a 
 # pyright: reportUnknownArgumentType=false, reportMissingImports=false
 
 import json
+import os
 import urllib.parse
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -44,8 +45,9 @@ class Kube:
         kubernetes = _kubernetes()
         settings = kubernetes.client.Configuration()
         try:
-            kubernetes.config.load_kube_config(context=context, client_configuration=settings)
-            chosen = namespace or _namespace_of_context(kubernetes, context)
+            file = os.environ.get("KUBECONFIG", "~/.kube/config")  # the client looks at it once, when it is imported
+            kubernetes.config.load_kube_config(file, context, settings)
+            chosen = namespace or _namespace_of_context(kubernetes, file, context)
         except kubernetes.config.ConfigException as error:
             if (_SERVICE_ACCOUNT / "token").exists() and context is None:
                 here = Kube.of_this_pod()
@@ -161,16 +163,14 @@ def own_namespace() -> str:
 
 def _kubernetes() -> Any:
     try:
-        import kubernetes
-        import kubernetes.client
-        import kubernetes.config
+        import kubernetes  # with its client and config
     except ImportError as error:
         raise ConfigError("this needs the Kubernetes client: pip install 'trainyard[kubernetes]' -c lock.txt") from error
     return kubernetes
 
 
-def _namespace_of_context(kubernetes: Any, context: str | None) -> str:
-    contexts, active = kubernetes.config.list_kube_config_contexts()
+def _namespace_of_context(kubernetes: Any, file: str, context: str | None) -> str:
+    contexts, active = kubernetes.config.list_kube_config_contexts(file)
     chosen = active if context is None else next(each for each in contexts if each["name"] == context)
     return chosen["context"].get("namespace") or "default"
 

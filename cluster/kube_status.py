@@ -1,4 +1,5 @@
 """`python -m cluster status --kubernetes [NAME]`: RayJobs, RayClusters, RayServices with their pods, events and Ray, together."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import base64
 import itertools

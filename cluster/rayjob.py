@@ -3,6 +3,7 @@
 From a template (a RayJob's YAML, such as `kubectl kustomize` prints), or a small one made here for an image. KubeRay makes the
 Ray cluster, submits the command to it and takes the cluster away again; the job is KubeRay's, and Ctrl-C ends the following only.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import importlib.metadata
 import re

@@ -3,6 +3,7 @@
 Pure: it gets what a reader found (cluster/kube_status.py) and says sentences, each with its remedy, the nearest cause first.
 What is known of one pod is said once for all that share it.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import re
 from collections.abc import Generator, Iterable, Sequence

@@ -82,6 +82,8 @@ def _follow(client: Any, job: str) -> int:
 
 async def _to_its_end(client: Any, job: str) -> int:
     """Prints the log to its end. A connection that is lost is made again; what was printed already is not printed twice."""
+    import aiohttp
+
     printed, seen_at = 0, time.monotonic()
     while True:
         try:
@@ -90,7 +92,7 @@ async def _to_its_end(client: Any, job: str) -> int:
             seen_at = time.monotonic()
             if info.status.is_terminal():
                 return _exit_code(info)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
             if time.monotonic() - seen_at > _LOST_AFTER_S:
                 raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at its cluster, "
                                    f"then\n{_how_to(job)}") from error

@@ -50,7 +50,7 @@ class KubeApi:
         del self.objects[_PLURAL[kind], name]
 
     def answer(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
-        parts = path.strip("/").split("/")
+        parts = path.lstrip("/").split("/")
         below = parts[parts.index(NAMESPACE) + 1:] if NAMESPACE in parts else []
         if below and below[0] in self.refused:
             status, message = self.refused[below[0]]
@@ -109,7 +109,8 @@ def kube_api(certificate: tuple[Path, Path] | None = None) -> Generator[KubeApi]
         def _heard(self, method: str) -> tuple[str, dict[str, list[str]]] | None:
             path, _, query = self.path.partition("?")
             api.asked.append((method, path, dict(self.headers)))
-            if api.token and self.headers.get("Authorization") != f"Bearer {api.token}":
+            scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
+            if api.token and (scheme.lower(), token) != ("bearer", api.token):
                 self._send(401, _status(401, "Unauthorized"))
                 return None
             return path, urllib.parse.parse_qs(query)

@@ -16,6 +16,7 @@ COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib",
 ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client",
                 "urllib3",  # what the Kubernetes client raises where nothing answers
+                "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON,
     "jobs.pytorch": {"numpy", "torch", "captum"},
