@@ -398,7 +398,8 @@ TINY = ["--run.tracking-uri", "none", "--model.hidden", "16", "--train.global-ba
 
 
 def test_a_submitted_job_is_followed_to_its_end_and_its_code(up: LocalCluster, tmp_path: Path) -> None:
-    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path), "--run.name", "tiny", "--train.max-steps", "5")
+    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path), "--run.name", "tiny", "--train.max-steps", "5",
+               timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("submitted raysubmit_")
     lines = done.stdout.splitlines()
@@ -430,7 +431,7 @@ def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs
         assert info.driver_exit_code == 2, info.message
         took.append((info.end_time - info.start_time) / 1000)
     assert "nothing was tried again: submit it anew" in client.get_job_logs(job)
-    assert took[1] < 5, took
+    assert took[1] < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), took
 
 
 def test_watch_shows_a_run_and_ctrl_c_ends_the_following_only(up: LocalCluster, tmp_path: Path) -> None:
