@@ -52,9 +52,8 @@ def drawn(page: Page) -> RenderableType:
 
 
 def _run_table(runs: list[RunRow]) -> Table:
-    table = Table("run", "job", "workers", "step", "loss", "step, ms", "samples/s", "goodput", "restarts", "lost steps",
-                  "saving, s",
-                  title="runs", title_justify="left")
+    table = _table("runs", "run", "job", "workers", "step", "loss", "step, ms", "samples/s", "goodput", "restarts", "lost steps",
+                   "saving, s")
     for row in runs:
         values = row.values
         table.add_row(
@@ -66,22 +65,24 @@ def _run_table(runs: list[RunRow]) -> Table:
 
 
 def _endpoint_table(rows: list[EndpointRow]) -> Table:
-    table = Table("model", "version", "requests", "per s", "5xx", "p50, ms", "p99, ms", "queued",
-                  title="endpoints (the last minute)",
-                  title_justify="left")
+    table = _table("endpoints (the last minute)", "model", "version", "requests", "per s", "5xx", "p50, ms", "p99, ms", "queued")
     for row in rows:
         table.add_row(escape(row.model), escape(row.version), _of(row.requests, ",.0f"), _of(row.per_s, ".1f"),
-                      _of(row.failed, ",.0f"),
-                      _of(row.p50_s, ".1f", 1000), _of(row.p99_s, ".1f", 1000), _of(row.queued, "g"))
+                      _of(row.failed, ",.0f"), _of(row.p50_s, ".1f", 1000), _of(row.p99_s, ".1f", 1000), _of(row.queued, "g"))
     return table
 
 
 def _application_table(applications: list[Application]) -> Table:
-    table = Table("application", "state", "deployment", "its state", "replicas", title="Ray Serve", title_justify="left")
+    table = _table("Ray Serve", "application", "state", "deployment", "its state", "replicas")
     for each in applications:
         for number, (name, state, replicas) in enumerate(each.deployments or [("–", "–", 0)]):
             table.add_row(*((escape(each.name), each.status) if number == 0 else ("", "")), escape(name), state, str(replicas))
     return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Without lines: so 80 columns hold it."""
+    return Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _of(value: float | None, form: str, times: float = 1.0) -> str:

@@ -125,8 +125,8 @@ def page(**more: Any) -> Page:
     return Page(**{"status": status, "runs": [], "endpoints": [], "applications": [], "alerts": [], "warnings": [], **more})
 
 
-def shown(found: Page) -> str:
-    console = Console(file=io.StringIO(), width=150)
+def shown(found: Page, width: int = 150) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(drawn(found))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -142,6 +142,11 @@ def test_a_page_shows_runs_endpoints_applications_and_alerts() -> None:
                   "trainyard", "Ingress", "HEALTHY", "head"):
         assert words in text, text
     assert "no alerts" not in text
+
+
+def test_eighty_columns_hold_a_run_whole() -> None:
+    (row,) = [line for line in shown(page(runs=runs_of(Scrape(parse([TRAINING])))), width=80).splitlines() if "a[1]" in line]
+    assert row.split() == ["a[1]", "mlp", "2", "1,200", "0.2500", "12.5", "51,234", "93.0%", "1", "0", "–"]
 
 
 def test_an_empty_page_says_so() -> None:
