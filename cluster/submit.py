@@ -159,14 +159,15 @@ def _dashboard_of(address: str) -> str:
 
 def _client(url: str) -> Any:
     """The address is set in the environment for the time of the call: Ray takes that before what it is told."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
         return JobSubmissionClient(url)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) or getattr(error, "response", None) is not None:  # it answered, with an error
+    except (OSError, RuntimeError, AuthenticationError) as error:
+        if not isinstance(error, OSError) or getattr(error, "response", None) is not None:  # it answered, with an error
             raise ClusterError(f"what listens at {url} does not take jobs from here ({_short(error)}): set RAY_AUTH_MODE=token and "
                                "RAY_AUTH_TOKEN_PATH to the file with the cluster's own token, or give --address") from error
         raise ClusterError(f"no Ray dashboard answers at {url}: start the cluster, or give --address http://HEAD:8265") from error
