@@ -11,6 +11,7 @@
     │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is in an unsafe format
     │   └── RegistryError              the tracking server cannot be reached or refuses, or does not hold the model
     ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
+    │   ├── DivergedError              workers that should hold the same weights do not
     │   └── CheckpointError            a checkpoint was not made, or is not what was written: a rank's part missing, a damaged file
     │       └── NonFiniteStateError    it would have held NaN or infinity
     └── StoppedError              3    stopped, resumable: run the same command again
@@ -64,6 +65,10 @@ class RegistryError(UserError):
 
 class TrainingFailedError(TrainyardError):
     exit_code = 1
+
+
+class DivergedError(TrainingFailedError):
+    pass
 
 
 class CheckpointError(TrainingFailedError):

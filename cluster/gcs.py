@@ -182,6 +182,19 @@ class Gcs:
 
         return self._call("InternalKVGcsService", "InternalKVGet", pb.InternalKVGetRequest(key=key, namespace=namespace)).value
 
+    def write(self, key: bytes, value: bytes, namespace: bytes) -> None:
+        """Puts a value into the internal key-value store, over the one that was there."""
+        from ray.core.generated import gcs_service_pb2 as pb
+
+        request = pb.InternalKVPutRequest(key=key, value=value, namespace=namespace, overwrite=True)
+        self._call("InternalKVGcsService", "InternalKVPut", request)
+
+    def delete(self, key: bytes, namespace: bytes) -> None:
+        """Nothing if it is not there."""
+        from ray.core.generated import gcs_service_pb2 as pb
+
+        self._call("InternalKVGcsService", "InternalKVDel", pb.InternalKVDelRequest(key=key, namespace=namespace))
+
     def versions(self) -> dict[str, str]:
         """`ray` and `python` of the head."""
         metadata = json.loads(self.read(b"CLUSTER_METADATA", b"cluster") or b"{}")

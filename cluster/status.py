@@ -18,6 +18,7 @@ from rich.table import Table
 
 from cluster.gcs import Gcs, Job, Node, reachable, silent_nodes
 from cluster.local import CUT_OFF, LocalCluster
+from cluster.runs import RunNotice, read_runs, run_problems, run_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +31,23 @@ class Status:
     nodes: list[Node]
     jobs: list[Job]
     problems: list[str]
+    runs: tuple[RunNotice, ...] = ()
 
 
 def read_status(address: str, local: LocalCluster | None = None) -> Status:
     """local: what `up` started, if that is the cluster at this address. Raises: ClusterError if it does not answer."""
     gcs = Gcs(address)
     nodes, versions = gcs.nodes(), gcs.versions()
+    jobs = [job for job in gcs.jobs() if job.running]
+    runs = read_runs(gcs, jobs)
     url = local.dashboard_url.removeprefix("http://") if local else gcs.read(b"dashboard", b"dashboard").decode()
     problems = [
         *_node_problems(nodes, local), *_silent_problems(nodes), *_version_problems(versions),
         *_waiting_problems(gcs.cluster_status(), nodes), *_dashboard_problems(url),
+        *run_problems(runs, nodes),
     ]
     return Status(address=address, dashboard_url=f"http://{url}" if url else "", versions=versions, nodes=nodes,
-                  jobs=[job for job in gcs.jobs() if job.running], problems=problems)
+                  jobs=jobs, problems=problems, runs=tuple(runs))
 
 
 def show(status: Status, console: Console) -> None:
@@ -50,6 +55,8 @@ def show(status: Status, console: Console) -> None:
     console.print(f"dashboard {status.dashboard_url or 'none'}")
     console.print(node_table(status.nodes))
     console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
+    if status.runs:
+        console.print(run_table(status.runs))
     for problem in status.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
     if not status.problems:

@@ -9,7 +9,7 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,29 +57,29 @@ class Trainer:
         self._answers: Any = tf.function(self._answer, [pixels], autograph=False)
         self._slopes: Any = tf.function(self.gradient, [pixels, labels], autograph=False)
 
-    def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
+    def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any, Any]:
         """batches: an iterator over `Feeding.steps`, of which `count` are made. rates: (n,) float32, n at least count, the learning
         rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the gradients.
 
-        Returns the losses (count,), what became of each step (count,), the sums (e,), and where they are wanted the row ids
-        (count, S, m).
+        Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
+        and where they are wanted the row ids (count, S, m).
         """
-        def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any) -> tuple[Any, ...]:
+        def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
             batch = next(batches)
-            loss, fate, sums = self._group.run(self._step, batch, rates[i], extra)
+            loss, fate, sums, more = self._group.run(self._step, batch, rates[i], extra)
             if self._config.run.trace_rows:
                 rows = rows.write(i, batch["row_id"])
-            return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums
+            return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums, waited + more
 
         kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
-        begin = (0, *kept, tf.zeros_like(extra))
-        _, losses, fates, rows, sums = _repeated(count, one, begin)
-        return losses.stack(), fates.stack(), sums, rows.stack() if self._config.run.trace_rows else tf.constant(0)
+        begin = (0, *kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
+        _, losses, fates, rows, sums, waited = _repeated(count, one, begin)
+        return losses.stack(), fates.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
 
-    def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any]:
+    def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
         scale = self._scale.value
         loss, gradients, state = self._over_micro_batches(batch, scale)
-        loss, *rest = self._summed([loss, *gradients, *state, extra])
+        (loss, *rest), waited = self._summed([loss, *gradients, *state, extra])
         gradients, state, sums = rest[: len(gradients)], rest[len(gradients) : -1], rest[-1]
         if self._scale.active:
             gradients = [gradient / scale for gradient in gradients]
@@ -91,15 +91,21 @@ class Trainer:
             gradients = [gradient * share for gradient in gradients]
         fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
                        lambda: self._skip(loss))
-        return loss, fate, sums
+        return loss, fate, sums, waited
 
-    def _summed(self, tensors: list[Any]) -> list[Any]:
-        """Over all workers, in one all-reduce."""
+    def _summed(self, tensors: list[Any]) -> tuple[list[Any], Any]:
+        """Over all workers, in one all-reduce; and the seconds that it took, which are longest where the others are waited for."""
         if self._group.world_size == 1:
-            return tensors
-        pieces = tf.split(self._group.sum(tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)),
-                          [int(np.prod(tensor.shape)) for tensor in tensors])
-        return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+            return tensors, tf.constant(0.0, tf.float64)
+        mine = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+        with tf.control_dependencies([mine]):
+            began = tf.timestamp()
+        with tf.control_dependencies([began]):
+            total = self._group.sum(tf.identity(mine))
+        with tf.control_dependencies([total]):
+            waited = tf.timestamp() - began
+        pieces = tf.split(total, [int(np.prod(tensor.shape)) for tensor in tensors])
+        return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)], waited
 
     def _take(self, gradients: Sequence[Any], state: Sequence[Any], lr: Any) -> Any:
         self._optimizer.apply(gradients, lr)
@@ -119,6 +125,10 @@ class Trainer:
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps, by name."""
         return {name: variable.numpy() for name, variable in self.variables.items()}
+
+    def weights(self) -> Iterator[npt.NDArray[Any]]:
+        """The model's own, and its state: what is the same on all workers."""
+        return (variable.numpy() for name, variable in self.variables.items() if name.startswith("model."))
 
     def load(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         """Puts tensors of a checkpoint in their places."""

@@ -27,6 +27,7 @@ from jobs.common.images import ImageFacts
 from jobs.common.loop import Progress, learning_rate
 from jobs.common.predictions import Predictions
 from jobs.common.session import Session
+from jobs.common.weights import digest_of_arrays
 
 CALL_S = 0.25
 """Seconds that a call of TensorFlow should take."""
@@ -59,6 +60,8 @@ def train(session: Session, config: CnnConfig) -> Literal["finished", "stopped"]
                     continue
                 last = min(done + steps_per_epoch, total_steps)
                 stop = calls.make(trainer, batches, progress, last, total_steps)
+                if session.weights_due(progress.step):
+                    session.compare_weights(progress.step, digest_of_arrays(trainer.weights()), group.total)
                 if stop:
                     save(session, trainer, progress)
                     session.committed()
@@ -93,7 +96,8 @@ class Calls:
         extra = np.array([session.stop_wanted, wish], np.float32)
         with peers_needed():
             made = trainer.steps(batches, tf.constant(count), tf.constant(rates), tf.constant(extra))
-            losses, fates, sums, rows = (found.numpy() for found in made)
+            losses, fates, sums, waited, rows = (found.numpy() for found in made)
+        session.pace.waited(float(waited))
         self._step_s, self._next = (time.perf_counter() - began) / count, int(sums[1])
         if self._config.run.trace_rows:
             for step, ids in enumerate(rows, progress.step):

@@ -8,17 +8,24 @@ process that dies just before the commit falls back to the snapshot before, whic
     committed by                  ▲                  ▲          dying at step 175 loses the steps from 75 on
 
 The quarter is what the background has for writing before the loop must wait for it.
+
+`auto` knows what a checkpoint costs. Where it also knows how often the run fails (`--run.mtbf-h`, or what the run has seen), it
+weighs that against the work that a failure loses (goodput.py); where not, it takes what costs little.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs.common.goodput import best_interval_s
+
 MAX_COST = 0.02
-"""Fraction of the time that `auto` lets checkpoints take."""
+"""Fraction of the time that `auto` lets checkpoints take, where it does not know how often the run fails."""
 MIN_INTERVAL_S = 10.0
 MAX_INTERVAL_S = 600.0
 CONTENTION = 0.5
 """Part of a background write's time that is taken to be lost to training, where its CPU time is not known."""
+SNAPSHOT_SHARE = 0.75
+"""Of the interval: so much of it lies between two snapshots, see above."""
 FIRST_STEPS = 20
 """`auto` takes its first snapshot after so many steps where it does not know yet how long a step takes."""
 
@@ -31,13 +38,25 @@ class Costs:
     blocking_s: float = 0.0
     write_s: float = 0.0
     background_s: float | None = None
+    mtbf_s: float | None = None
+    """Mean time between failures of the run; None: not known."""
+
+    @property
+    def cost_s(self) -> float:
+        """What one checkpoint takes from training."""
+        return self.blocking_s + (self.write_s * CONTENTION if self.background_s is None else self.background_s)
 
     @property
     def interval_s(self) -> float:
-        """Seconds between checkpoints: what they cost stays under MAX_COST, and a write fits in a quarter."""
-        taken_s = self.write_s * CONTENTION if self.background_s is None else self.background_s
-        wanted_s = max((self.blocking_s + taken_s) / MAX_COST, self.write_s * 4)
-        return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, wanted_s))
+        """Most seconds that a failure is to cost; a write fits in a quarter of them.
+
+        How often the run fails not being known, what checkpoints cost stays under MAX_COST, and the interval within MAX_INTERVAL_S.
+        """
+        cheap_s, write_s = self.cost_s / MAX_COST, self.write_s * 4
+        if self.mtbf_s is None:
+            return min(MAX_INTERVAL_S, max(MIN_INTERVAL_S, cheap_s, write_s))
+        best_s = best_interval_s(self.cost_s, self.mtbf_s) / SNAPSHOT_SHARE
+        return max(MIN_INTERVAL_S, write_s, min(best_s, max(MAX_INTERVAL_S, cheap_s)))
 
     @property
     def every_steps(self) -> int:
@@ -54,8 +73,10 @@ class Cadence:
             writer.wait()
     """
 
-    def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None) -> None:
-        """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked about."""
+    def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None, mtbf_s: float | None = None) -> None:
+        """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked about.
+        mtbf_s: the run's mean time between failures, if it is known; only `auto` listens."""
+        self._mtbf_s = mtbf_s
         self._fixed = None if every_steps == "auto" else every_steps
         self._every = self._fixed or Costs(step_s=0.0).every_steps
         self._last_step = last_step
@@ -91,4 +112,4 @@ class Cadence:
 
     def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
         """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
-        self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s).every_steps
+        self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s, self._mtbf_s).every_steps

@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from cluster.errors import ConfigError
+from jobs.common.provenance import without_secrets
 
 C = TypeVar("C", bound="Config")
 Overrides = Mapping[str, Any]
@@ -55,7 +56,12 @@ class RunConfig:
     spares: int = 0
     """Workers more than are needed, loaded and waiting: one takes a dead worker's place at once. Each holds its resources."""
     checkpoint_every_steps: int | Literal["auto"] = "auto"
-    """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time."""
+    """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time, or, where it is known
+    how often the run fails, loses the least time to checkpoints and failures together."""
+    mtbf_h: float | None = None
+    """Mean hours between failures of one node, for `auto`; by default what the run itself has seen, after three failures."""
+    check_weights_every_steps: int = 1000
+    """Compares a hash of the weights over all workers after so many steps, and fails where one has other weights; 0: never."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept, beside the best one."""
     resume: Literal["auto", "never"] = "auto"
@@ -82,6 +88,9 @@ class RunConfig:
         require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")
         require(self.checkpoint_every_steps == "auto" or self.checkpoint_every_steps >= 1, "run.checkpoint_every_steps",
                 self.checkpoint_every_steps, "must be `auto` or at least 1")
+        require(self.mtbf_h is None or self.mtbf_h > 0, "run.mtbf_h", self.mtbf_h, "must be more than 0 hours")
+        require(self.check_weights_every_steps >= 0, "run.check_weights_every_steps", self.check_weights_every_steps,
+                "must be 0 (never) or more")
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
@@ -181,6 +190,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        _refuse_secrets(to_dict(self))
         batch, shards = self.train.global_batch_size, self.run.max_workers
         nearest = max(shards, round(batch / shards) * shards)
         require(batch % shards == 0, "train.global_batch_size", batch,
@@ -214,6 +224,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """A file that is a valid `--config`."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _refuse_secrets(values: Overrides) -> None:
+    """Raises: ConfigError, without the value, for a URI with a password or key in it: a config is printed and stored."""
+    for name, value in flatten(values).items():
+        if isinstance(value, str) and "://" in value and without_secrets(value) != value:
+            raise ConfigError(f"--{name.replace('_', '-')}: its URI holds a password or key, which logs, config.yaml and the list "
+                              "of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                              "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment")
 
 
 def flatten(values: Overrides, prefix: str = "") -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Assignment:
     num_shards: int
     checkpoint: Any
     excluded_steps: tuple[int, ...] = ()
+    mtbf_s: float | None = None
+    """The run's mean time between failures, if it is known."""
     abort: bool = False
 
 

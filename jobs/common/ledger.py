@@ -122,9 +122,14 @@ class Ledger:
         self.events.append(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {text}")
 
     @property
+    def elapsed_s(self) -> float:
+        """Wall time of training, over all drivers."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    @property
     def goodput(self) -> float:
         """Unique committed steps × the uninterrupted median step, over the wall time of training."""
-        wall = self._earlier_s + time.monotonic() - self._began
+        wall = self.elapsed_s
         return self.highest_step * self.median_step_s / wall if wall else 0.0
 
     def totals(self) -> dict[str, float]:
@@ -146,7 +151,7 @@ class Ledger:
     def save(self, *, ended: bool = False) -> None:
         """Writes progress.json. Raises: StorageFullError."""
         self._saved_at = time.monotonic()
-        self.wall_s = self._earlier_s + time.monotonic() - self._began
+        self.wall_s = self.elapsed_s
         self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))
 
 

@@ -7,10 +7,12 @@ Workers' own figures reach the driver with their beats.
 # pyright: reportUnknownArgumentType=false
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import Store
+from jobs.common.straggler import RankTime
 
 GAUGES = {
     "trainyard_train_step_seconds": "Median time of a step",
@@ -26,6 +28,9 @@ GAUGES = {
     "trainyard_checkpoint_size_bytes": "Size of the last checkpoint",
     "trainyard_storage_free_bytes": "Free space where the run is stored, of a file system",
     "trainyard_storage_size_bytes": "All space there",
+}
+RANK_GAUGES = {
+    "trainyard_train_rank_step_seconds": "Median time of a step that this rank computes and reads data, not waiting for others",
 }
 COUNTERS = {
     "trainyard_train_restarts_total": "Restarts of workers or driver",
@@ -62,8 +67,11 @@ class Metrics:
         keys = tuple(tags)
         self._gauges = {name: Gauge(name, text, tag_keys=keys) for name, text in GAUGES.items()}
         self._counters = {name: Counter(name, text, tag_keys=keys) for name, text in COUNTERS.items()}
-        for metric in (*self._gauges.values(), *self._counters.values()):
+        self._rank_gauges = {name: Gauge(name, text, tag_keys=(*keys, "rank", "node")) for name, text in RANK_GAUGES.items()}
+        for metric in (*self._gauges.values(), *self._rank_gauges.values(), *self._counters.values()):
             metric.set_default_tags(tags)
+        self._ranks: set[tuple[str, str]] = set()
+        self._times: Mapping[int, RankTime] = {}
         self._counted = dict.fromkeys(COUNTERS, 0.0)
         self._progress, self._commit = Since(), Since()
         self._storage, self._room, self._room_at = storage, dict[str, float](), 0.0
@@ -92,6 +100,18 @@ class Metrics:
                 self._gauges[name].set(float(value))
             else:
                 self._count(name, float(value))
+
+    def update_ranks(self, times: Mapping[int, RankTime]) -> None:
+        """Of each rank. What was told of a rank that is gone, or on another node now, becomes 0: Ray cannot take a series back."""
+        if times is self._times:
+            return
+        self._times, [gauge] = times, self._rank_gauges.values()
+        now = {(str(rank), each.host): each.busy_s for rank, each in times.items()}
+        for rank, node in self._ranks - now.keys() if now else ():
+            gauge.set(0.0, tags={"rank": rank, "node": node})
+        for (rank, node), busy_s in now.items():
+            gauge.set(busy_s, tags={"rank": rank, "node": node})
+        self._ranks |= now.keys()
 
     def _count(self, name: str, total: float) -> None:
         grown = total - self._counted[name]

@@ -27,6 +27,7 @@ from cluster.errors import (
     UserError,
 )
 from cluster.node_probe import versions
+from cluster.runs import Bulletin, RankNotice, RunNotice
 from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
@@ -213,6 +214,7 @@ class Run:
 
     def _train(self, folder: RunFolder, dataset: Dataset, engine: Engine, ledger: Ledger, tracking: Any, use_ray: bool) -> End:
         metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
+        bulletin = _bulletin() if use_ray else None
         config = configs.to_dict(self.config)
         task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
                     config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch,
@@ -225,6 +227,9 @@ class Run:
             tracking.log(watch.reports)
             if metrics is not None:
                 metrics.update(watch.state, ledger.totals() | {"trainyard_train_workers": watch.alive})
+                metrics.update_ranks(watch.times)
+            if bulletin is not None:
+                bulletin.tell(lambda: _notice(self.job.name, self.config, watch, ledger))
 
         num_shards = folder.num_shards or self.config.run.max_workers
         ears = Ears(listen=listen, say=self.display.say, stop_requested=self._stop.is_set)
@@ -233,8 +238,12 @@ class Run:
         self.timeline.mark("group_asked")
         with self.display:
             run = self.config.run
-            supervisor.start(max(run.min_workers, min(run.max_workers, engine.possible_workers() - run.spares)))
-            return engine.run(supervisor.supervise)
+            try:
+                supervisor.start(max(run.min_workers, min(run.max_workers, engine.possible_workers() - run.spares)))
+                return engine.run(supervisor.supervise)
+            finally:
+                if bulletin is not None:
+                    bulletin.close()
 
     def _startup(self) -> dict[str, float]:
         return self.timeline.parts(self._first_marks)
@@ -274,6 +283,22 @@ def _metrics(job: str, run: str, storage: Store) -> Any:
     from jobs.common.metrics import Metrics
 
     return Metrics(job, run, storage)
+
+
+def _bulletin() -> Bulletin:
+    import ray
+
+    context = ray.get_runtime_context()
+    return Bulletin(context.gcs_address, context.get_job_id())
+
+
+def _notice(job: str, config: Config, watch: Watch, ledger: Ledger) -> RunNotice:
+    state, slow = watch.state, watch.pacing.present
+    ranks = tuple(RankNotice(rank=rank, host=each.host, node_id=each.node_id, busy_s=round(each.busy_s, 6))
+                  for rank, each in sorted(watch.times.items()))
+    return RunNotice(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
+                     step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
+                     goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None)
 
 
 def _fingerprint(config: dict[str, Any]) -> str:

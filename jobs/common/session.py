@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cluster.errors import TrainyardError
+from cluster.errors import DivergedError, TrainyardError
 from cluster.storage import Store
-from jobs.common import predictions
+from jobs.common import predictions, weights
 from jobs.common.cadence import Cadence
 from jobs.common.checkpoint import Checkpoint, Checkpoints
 from jobs.common.checkpoint_writer import CheckpointWriter
@@ -69,11 +69,18 @@ class Pace:
     seconds: float = 0.0
     recent: "deque[float]" = field(default_factory=lambda: deque(maxlen=1000))
     count: int = 0
+    busy: "deque[float]" = field(default_factory=lambda: deque(maxlen=200))
+    """Of recent steps, what was not spent waiting for other workers."""
     _last: float = 0.0
+    _waited: float = 0.0
 
     def start(self) -> None:
         """From here on time counts; call it again after anything that is not training."""
-        self._last = time.perf_counter()
+        self._last, self._waited = time.perf_counter(), 0.0
+
+    def waited(self, seconds: float) -> None:
+        """So much of the present step was spent inside collectives, where a fast worker waits for a slow one."""
+        self._waited += seconds
 
     def step(self, rows: int, steps: int = 1) -> None:
         """rows: of one step. steps: how many were made since the last call."""
@@ -81,6 +88,8 @@ class Pace:
         taken, self._last = now - self._last, now
         self.count += steps
         self.recent.extend([taken / steps] * steps)
+        self.busy.append(max(0.0, taken - self._waited) / steps)
+        self._waited = 0.0
         if self.count - steps >= _WARMUP_STEPS:
             self.rows += rows * steps
             self.seconds += taken
@@ -92,6 +101,11 @@ class Pace:
     @property
     def median_s(self) -> float:
         return statistics.median(self.recent) if self.recent else 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Median, of a step."""
+        return statistics.median(self.busy) if self.busy else 0.0
 
     @property
     def samples_per_s(self) -> float:
@@ -113,9 +127,10 @@ class Session:
         self.host, self.device = host, device
         self.pace, self.marks = Pace(), dict[str, float]()
         self.step = self.checkpoint.step if self.checkpoint else 0
-        self.cadence = Cadence(config.run.checkpoint_every_steps, self.step)
+        self.cadence = Cadence(config.run.checkpoint_every_steps, self.step, assignment.mtbf_s)
+        self._same_weights_at = self.step
         self._link, self._slot, self._worker = link, slot, worker
-        self._state: dict[str, Any] = {"step": self.step, "ticks": 0}
+        self._state: dict[str, Any] = {"step": self.step, "ticks": 0, "passes": len(self.shards)}
         self._curve: list[float] = []
         self._next_point = 0
         self._losses: deque[float] = deque(maxlen=100_000)
@@ -257,6 +272,33 @@ class Session:
         if self._orders.leave:
             raise PeerLostError("this generation has been given up")
 
+    # ── do all have the same weights? ──
+    def weights_due(self, step: int) -> bool:
+        """Whether the weights are to be compared now that `step` steps are done: the same answer on all ranks."""
+        every = self.config.run.check_weights_every_steps
+        return self.world_size > 1 and every > 0 and step // every > self._same_weights_at // every
+
+    def compare_weights(self, step: int, digest: int, total: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Call it on every rank. digest: of this rank's weights (weights.py). total: the sum over all ranks of a float64 array.
+
+        Raises: DivergedError on all ranks, naming those whose weights are not those of most; PeerLostError.
+        """
+        began = time.perf_counter()
+        odd = weights.odd_ranks(total(weights.placed(digest, self.rank, self.world_size)).tolist())
+        self._state["weights_check_s"] = time.perf_counter() - began
+        if odd:
+            hosts = self.exchange("diverged", self.host)
+            raise DivergedError(self._divergence(step, {rank: hosts[rank] for rank in odd}))
+        self._same_weights_at = step
+
+    def _divergence(self, step: int, odd: Mapping[int, str]) -> str:
+        who = ", ".join(f"rank {rank} ({host})" for rank, host in odd.items())
+        what = "do not agree" if len(odd) == self.world_size else f"differ from those of the other {self.world_size - len(odd)}"
+        return (f"after step {step} the weights of {who} {what}; after step {self._same_weights_at} all were the same. Memory, "
+                "processor or network of a host is at fault, or code that does not do the same on every rank: leave that host out, "
+                f"and delete the checkpoints of later steps ({self.run_store.location('checkpoints/manifests')}), which may hold "
+                "it; then run the same command again")
+
     # ── checkpoints ──
     def checkpoint_due(self, step: int) -> bool:
         """Whether rank 0 wants one now; with more ranks, all agree as on `stop_wanted`."""
@@ -367,8 +409,8 @@ class Session:
         costs = self._writer.timings()
         self._state |= {
             "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": wait_s,
-            "train_s": self.pace.seconds, "marks": dict(self.marks), "checkpoint": costs,
-            "committed_step": self._writer.committed_step,
+            "busy_s": self.pace.busy_s, "train_s": self.pace.seconds, "marks": dict(self.marks), "checkpoint": costs,
+            "committed_step": self._writer.committed_step, "checkpoint_every_steps": self.cadence.every_steps,
         }
         if losses:
             self._state["loss"] = sum(losses) / len(losses)

@@ -21,19 +21,23 @@ from jobs.common.config import RunConfig
 from jobs.common.coordinator import Assignment, Departure, Member, View
 from jobs.common.engine import Engine, GroupLostError
 from jobs.common.environment import differences, environment
+from jobs.common.goodput import mean_time_between_failures_s
 from jobs.common.ledger import Ledger
 from jobs.common.step_mark import take_marks
+from jobs.common.straggler import RankTime, StragglerWatch
 from jobs.common.worker import Task
 
 LOOK_S = 0.05
 _SILENT_S = 5.0
 _ROOM_EVERY_S = 5.0
 _LEAVING_EVERY_S = 1.0
+_PACING_EVERY_S = 1.0
 _RELEASE_S = 5.0
 _PLACED_S = 15.0
 _GATHER_S = 180.0
 _FIRST_STEP_S = 300.0
 _MAX_ROLLBACKS = 3
+_FAILURES_THAT_TELL = 3
 
 End = Literal["finished", "stopped"]
 
@@ -46,6 +50,9 @@ class Watch:
     generation: str = ""
     members: dict[int, Member] = field(default_factory=dict[int, Member])
     state: dict[str, Any] = field(default_factory=dict[str, Any])
+    times: dict[int, RankTime] = field(default_factory=dict[int, RankTime])
+    """What each rank's steps take it, without waiting for others."""
+    pacing: StragglerWatch = field(default_factory=StragglerWatch)
     reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     alive: int = 0
     departed: dict[int, Departure] = field(default_factory=dict[int, Departure])
@@ -73,7 +80,7 @@ class Supervisor:
         self._watch = Watch()
         self._gathering_since: float | None = None
         self._progress: tuple[Any, float] = (None, 0.0)
-        self._room_at = self._leaving_at = 0.0
+        self._room_at = self._leaving_at = self._pacing_at = 0.0
         self._resize_to = 0
         self._killed: set[str] = set()
         self._former: set[str] = set()
@@ -136,7 +143,23 @@ class Supervisor:
         self._ledger.observe(watch.state, max((beat["step"] for beat in view.beats.values()), default=0), watch.reports)
         for departure in view.departures:
             self._left(departure)
+        self._look_for_straggler(view)
         self._ears.listen(watch)
+
+    def _look_for_straggler(self, view: View) -> None:
+        watch, now = self._watch, time.monotonic()
+        if now < self._pacing_at:
+            return
+        self._pacing_at = now + _PACING_EVERY_S
+        watch.times = {
+            rank: RankTime(rank=rank, host=m.host, node_id=m.node_id, busy_s=beat["busy_s"], passes=beat["passes"])
+            for rank, m in watch.members.items() if (beat := view.beats.get(m.slot)) and beat.get("busy_s")
+        }
+        if not watch.times or len(watch.times) < len(watch.members):
+            return
+        if what := watch.pacing.hear(watch.times, watch.state["median_step_s"]):
+            self._ledger.event(what)
+            self._ears.say(what)
 
     def _left(self, departure: Departure) -> None:
         if departure.worker in self._former:
@@ -191,10 +214,11 @@ class Supervisor:
         self._ledger.resume_from(checkpoint.step if checkpoint else 0)
         if checkpoint is not None:
             self._compare(checkpoint, len(members))
+        mtbf_s = self._mtbf_s(len({member.node_id or member.host for member in members.values()}))
         assignments = {
             member.worker: Assignment(
                 generation=generation, rank=rank, world_size=len(members), num_shards=self._num_shards,
-                checkpoint=checkpoint, excluded_steps=self._ledger.excluded_steps,
+                checkpoint=checkpoint, excluded_steps=self._ledger.excluded_steps, mtbf_s=mtbf_s,
             ) for rank, member in members.items()
         }
         self._engine.link.call("begin", assignments, {member.slot: member.worker for member in members.values()})
@@ -205,6 +229,12 @@ class Supervisor:
         self._room_at = time.monotonic() + _ROOM_EVERY_S
         where = f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
         self._ears.say(f"training on {len(members)} worker{'s' * (len(members) > 1)}, {where}")
+
+    def _mtbf_s(self, num_nodes: int) -> float | None:
+        """The run's mean time between failures: by what is known of a node, else by what it has seen itself."""
+        if self._run.mtbf_h is not None:
+            return mean_time_between_failures_s(self._run.mtbf_h, num_nodes)
+        return self._ledger.elapsed_s / self._ledger.restarts if self._ledger.restarts >= _FAILURES_THAT_TELL else None
 
     def _compare(self, checkpoint: Checkpoint, num_workers: int) -> None:
         """Says what no longer promises the same bits: another processor, version, or number of workers or threads."""

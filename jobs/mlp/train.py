@@ -35,6 +35,7 @@ from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
 from jobs.pytorch.group import Group
 from jobs.pytorch.setup import compiled, light, set_lr, set_up_torch
+from jobs.pytorch.weights import compare_weights
 
 
 def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]:
@@ -77,6 +78,7 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
                 progress.advance()
                 session.stepped(step=progress.step, epoch=progress.epoch, loss=loss, rows=config.train.global_batch_size,
                                 skipped=progress.skipped_steps)
+                compare_weights(session, group, progress.step, model.parameters)
                 if stop:
                     save(session, model, optimizer, progress)
                     session.committed()

@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -80,9 +81,10 @@ class Group:
         tail = torch.tensor([loss, float(stop)], device=self._device)
         torch.cat([*(g.reshape(-1) for g in gradients), tail], out=self._flat)
         self._all_reduce(self._flat)
+        with self.waiting():  # on a GPU it is this that waits
+            loss, stopping = self._flat[-2:].tolist()
         for parameter, view in zip(parameters, self._views, strict=True):
             parameter.grad = view
-        loss, stopping = self._flat[-2:].tolist()
         return loss, stopping > 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -91,7 +93,16 @@ class Group:
             return values
         values = values.to(self._device)
         self._all_reduce(values)
-        return values.cpu()
+        with self.waiting():
+            return values.cpu()
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Around what may wait for other workers, whose time is not this one's own. Raises: PeerLostError as `peers_needed`."""
+        began = time.perf_counter()
+        with peers_needed():
+            yield
+        self._session.pace.waited(time.perf_counter() - began)
 
     def _lay_out(self, parameters: list[nn.Parameter]) -> None:
         """One buffer: the gradients in the parameters' order, then the loss and the wish to stop."""
@@ -101,7 +112,7 @@ class Group:
         self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
 
     def _all_reduce(self, values: Tensor) -> None:
-        with peers_needed():
+        with self.waiting():
             dist.all_reduce(values)  # pyright: ignore[reportUnknownMemberType]
 
 

@@ -52,7 +52,7 @@ class OverlappedGradients:
         """After it: sends what no gradient came for, and waits. Raises: PeerLostError."""
         if self._armed:
             self._armed = False
-            with peers_needed():
+            with self._group.waiting():
                 self._send(everything=True)
                 for work in self._work:
                     work.wait()

@@ -32,6 +32,7 @@ class Ddp:
 
     lockstep = False
     sharded = False
+    replicated = True
 
     def __init__(self, config: TransformerConfig, model: nn.Module, group: Group, device: torch.device) -> None:
         self._config, self._group, self._device = config, group, device

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,10 +101,14 @@ class Zero:
                                       eps=optim.eps)
         with peers_needed():
             self._engine = _initialize(model, optimizer, deepspeed_config(config, self._swap and self._swap.path))
+        _time_waiting(group)
         self.forward = self._engine
         self.model: nn.Module = self._engine.module
         self._zero: Any = self._engine.optimizer
         self._stage = int(config.scale.strategy[-1])
+        self.replicated = self._stage < 3
+        """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others' it has been
+        sent, so a comparison finds what was spoilt on the way or after; with zero3 nobody else has what it holds."""
 
     def passing(self) -> Any:
         """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted; with zero3 it fetches them."""
@@ -228,6 +232,42 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict
     _forget()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+_COLLECTIVES = ("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast",
+                "all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all_single", "barrier")
+
+
+def _time_waiting(group: Group) -> None:
+    """What DeepSpeed's own collectives wait for other workers is told to the group: its backend object is new each time."""
+    import deepspeed.comm.comm as comm
+
+    backend: Any = comm.cdb
+    for name in _COLLECTIVES:
+        setattr(backend, name, _timed(getattr(backend, name), group))
+
+
+def _timed(collective: Callable[..., Any], group: Group) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        with group.waiting():
+            work = collective(*args, **options)
+        return _TimedWork(work, group) if hasattr(work, "wait") else work
+
+    return call
+
+
+class _TimedWork:
+    """A collective under way."""
+
+    def __init__(self, work: Any, group: Group) -> None:
+        self._work, self._group = work, group
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        with self._group.waiting():
+            return self._work.wait(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 _GROUPS = ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP")

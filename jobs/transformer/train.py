@@ -25,13 +25,14 @@ from jobs.common.permutation import micro_batch_seed
 from jobs.common.session import Session
 from jobs.pytorch.group import Group
 from jobs.pytorch.setup import set_up_torch
+from jobs.pytorch.weights import compare_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Ddp
 from jobs.transformer.deepspeed import Zero
 from jobs.transformer.evaluate import evaluate, predict_with_best
 from jobs.transformer.flops import sizes_of
 from jobs.transformer.model import attention_kernels, build_model
-from jobs.transformer.shards import fill, to_arrays
+from jobs.transformer.shards import WEIGHTS, fill, to_arrays
 from jobs.transformer.tasks import Batch, Task, task_of
 from jobs.transformer.throughput import Throughput
 
@@ -47,7 +48,7 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
         feed = session.feed(config.data.length_group_steps if config.task == "classify" else 1)
         total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
         session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
-                     parameters=sum(sizes_of(model.model)))
+                     parameters=sum(sizes_of(model.model)), passes=passes_of(session, lockstep=model.lockstep))
         throughput = Throughput.of(session, config, model.model, device)
 
         while ((progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config)
@@ -83,6 +84,8 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
                 throughput.step(session, tokens)
                 session.stepped(step=progress.step, epoch=progress.epoch, loss=loss, rows=config.train.global_batch_size,
                                 skipped=progress.skipped_steps)
+                if model.replicated:
+                    compare_weights(session, group, progress.step, lambda: (f.tensors[WEIGHTS] for f in model.weights()))
                 if stop:
                     save(session, model, progress)
                     session.committed()
@@ -110,8 +113,13 @@ def passes(session: Session, micro_batches: MicroBatches, config: TransformerCon
         yield from cut(shard, columns, config.train.max_rows_per_pass)
     if lockstep:
         shard, columns = next(iter(micro_batches.items()))
-        for _ in range(-(-session.num_shards // session.world_size) - len(micro_batches)):
+        for _ in range(passes_of(session, lockstep=True) - len(micro_batches)):
             yield from cut(shard, columns, config.train.max_rows_per_pass, weight=0.0)
+
+
+def passes_of(session: Session, *, lockstep: bool) -> int:
+    """How many micro-batches this worker goes through in a step, those at zero weight included."""
+    return -(-session.num_shards // session.world_size) if lockstep else len(session.shards)
 
 
 def cut(shard: int, columns: Columns, max_rows: int | None, weight: float = 1.0) -> Iterator[Batch]:

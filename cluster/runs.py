@@ -1,0 +1,119 @@
+"""What the training runs of a cluster say of themselves, for `python -m cluster status`: kept in Ray's control store.
+
+A run's driver writes a notice every two seconds, under its job's id, and removes it when it ends; of a driver that was killed the
+notice stays, and is not shown since its job no longer runs.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.errors import ClusterError
+from cluster.gcs import Gcs, Job, Node
+
+_NAMESPACE, _PREFIX = b"trainyard", "run/"
+_EVERY_S = 2.0
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankNotice:
+    """One worker. busy_s: seconds of a step that it does not wait for others."""
+
+    rank: int
+    host: str
+    node_id: str | None
+    busy_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunNotice:
+    """How a run goes. Times in seconds; step_s: of a median step, of all workers alike."""
+
+    name: str
+    job: str
+    storage: str
+    phase: str
+    step: int
+    total_steps: int
+    step_s: float
+    goodput: float
+    restarts: int
+    ranks: tuple[RankNotice, ...]
+    straggler: int | None = None
+    """The rank that the others wait for."""
+
+    @staticmethod
+    def parse(text: bytes) -> "RunNotice":
+        values: dict[str, Any] = json.loads(text)
+        return RunNotice(**values | {"ranks": tuple(RankNotice(**rank) for rank in values["ranks"])})
+
+
+class Bulletin:
+    """Where a run's driver puts its notice. A thread of its own does: a control store that hangs keeps nobody waiting."""
+
+    def __init__(self, address: str, job_id: str) -> None:
+        self._gcs, self._key = Gcs(address, timeout_s=_TIMEOUT_S), f"{_PREFIX}{job_id}".encode()
+        self._notice: RunNotice | None = None
+        self._told_at = 0.0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="trainyard-bulletin", daemon=True)
+        self._thread.start()
+
+    def tell(self, make: Callable[[], RunNotice]) -> None:
+        """Returns at once; `make` is called when a new notice is wanted, every second."""
+        if (now := time.monotonic()) - self._told_at >= _EVERY_S / 2:
+            self._told_at, self._notice = now, make()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(_EVERY_S + 2 * _TIMEOUT_S)
+
+    def _keep(self) -> None:
+        written: RunNotice | None = None
+        while not self._closed.wait(_EVERY_S if written else 0.1):
+            if (notice := self._notice) is not None and notice != written:
+                with suppress(ClusterError):  # it is written again
+                    self._gcs.write(self._key, json.dumps(asdict(notice)).encode(), _NAMESPACE)
+                    written = notice
+        with suppress(ClusterError):
+            self._gcs.delete(self._key, _NAMESPACE)
+
+
+def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:
+    """The notices of the runs whose drivers are among these jobs, by name. Raises: ClusterError."""
+    found = [gcs.read(f"{_PREFIX}{job.job_id}".encode(), _NAMESPACE) for job in jobs if job.running]
+    return sorted((RunNotice.parse(text) for text in found if text), key=lambda run: run.name)
+
+
+def run_table(runs: Sequence[RunNotice]) -> Table:
+    table = Table("run", "job", "step", "workers", "s a step", "computing, s", "goodput", "restarts", title="training runs",
+                  title_justify="left")
+    for run in runs:
+        busy = [rank.busy_s for rank in run.ranks]
+        span = f"{min(busy):.3g} to {max(busy):.3g}" if busy else "–"
+        table.add_row(escape(run.name), run.job, f"{run.step} of {run.total_steps}" if run.total_steps else run.phase,
+                      str(len(run.ranks)), f"{run.step_s:.3g}", span, f"{run.goodput:.0%}", str(run.restarts))
+    return table
+
+
+def run_problems(runs: Sequence[RunNotice], nodes: Sequence[Node]) -> list[str]:
+    """A worker that keeps the others of its run waiting."""
+    names = {node.node_id: node.name for node in nodes}
+    return [_slow(run, rank, names) for run in runs for rank in run.ranks if rank.rank == run.straggler]
+
+
+def _slow(run: RunNotice, slow: RankNotice, names: dict[str, str]) -> str:
+    others = sorted(rank.busy_s for rank in run.ranks if rank is not slow)
+    where = f"{names.get(slow.node_id or '') or (slow.node_id or 'this machine')[:12]} ({slow.host})"
+    return (f"run {run.name}: rank {slow.rank} on node {where} computes {slow.busy_s:.3g} s a step, the others "
+            f"{others[len(others) // 2]:.3g} s, and wait for it: look at what else runs on that node, or drain it")

@@ -1,0 +1,45 @@
+"""Whether all workers hold the same weights: each makes a number of its own, and the numbers are compared.
+
+Data-parallel workers that begin alike and add the same sums stay alike, bit for bit. One whose memory, processor or network is at
+fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients spoil everybody's.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_BITS = 52  # what a float64 holds exactly: the numbers travel as the sum of arrays in which each rank fills its own place
+
+
+def digest_of_arrays(arrays: Iterable[npt.NDArray[Any]]) -> int:
+    """A number below 2^52 that tells apart weights of which any bit differs, but for one time in 2^52."""
+    return digest(bits_of(array) for array in arrays)
+
+
+def bits_of(array: npt.NDArray[Any]) -> int:
+    """The sum, modulo 2^64, of an array's bytes taken as integers: it changes with any one of them."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return int(flat.view(f"i{8 if flat.nbytes % 8 == 0 else flat.itemsize}").sum(dtype=np.int64))
+
+
+def digest(sums: Iterable[int]) -> int:
+    """Of one such sum for each array, in their order."""
+    mixed = hashlib.blake2b(b"".join((value % 2**64).to_bytes(8, "little") for value in sums), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") >> (64 - _BITS)
+
+
+def placed(value: int, rank: int, world_size: int) -> npt.NDArray[np.float64]:
+    """What a rank adds to the sum from which all read the numbers of all."""
+    return np.where(np.arange(world_size) == rank, float(value), 0.0)
+
+
+def odd_ranks(digests: Sequence[float]) -> list[int]:
+    """The ranks whose number is not that of most; where no number has a majority, all of them."""
+    [(value, count), *_] = Counter(digests).most_common(1)
+    if count == len(digests):
+        return []
+    return [rank for rank, found in enumerate(digests) if found != value or 2 * count <= len(digests)]

@@ -1,0 +1,91 @@
+"""The jobs' own training loops, in which one rank is slow, and later has other weights than the rest. Workers load them by name."""
+
+import time
+from typing import Any, Literal
+from unittest import mock
+
+from jobs.common.session import Session
+
+ODD, DIVERGES_AFTER, SLOWER_S = 1, 12, 0.02
+"""The rank, the step after which its weights change, and how much longer each of its steps takes."""
+
+End = Literal["finished", "stopped"]
+
+
+def mlp(session: Session, config: Any) -> End:
+    """Before its backward pass the odd rank sleeps."""
+    from jobs.mlp import train as loop
+
+    step, backward = loop.step_or_skip, loop.backward
+
+    def spoilt(model: Any, optimizer: Any, config: Any, progress: Any, loss: float) -> None:
+        step(model, optimizer, config, progress, loss)
+        if _odd(session, progress.step + 1):
+            _spoil(next(model.parameters()))
+
+    def slow(*args: Any) -> float:
+        _dawdle(session)
+        return backward(*args)
+
+    with mock.patch.object(loop, "step_or_skip", spoilt), mock.patch.object(loop, "backward", slow):
+        return loop.train(session, config)
+
+
+def transformer(session: Session, config: Any) -> End:
+    """Before its forward passes the odd rank sleeps; `stepped` is where a step's weights are final."""
+    from jobs.transformer import train as loop
+
+    judged = loop.compare_weights
+    cut = loop.cut
+
+    def slow(*args: Any, **options: Any) -> Any:
+        _dawdle(session)
+        return cut(*args, **options)
+
+    def spoilt(session: Session, group: Any, step: int, weights: Any) -> None:
+        if _odd(session, step):
+            _spoil(next(iter(weights())))
+        judged(session, group, step, weights)
+
+    with mock.patch.object(loop, "cut", slow), mock.patch.object(loop, "compare_weights", spoilt):
+        return loop.train(session, config)
+
+
+def cnn(session: Session, config: Any) -> End:
+    """The odd rank sleeps inside its compiled step, before its gradients are summed."""
+    from jobs.cnn import step as steps
+    from jobs.cnn import train as loop
+    from jobs.cnn.framework import tf
+
+    gradients, weights = steps.Trainer._over_micro_batches, steps.Trainer.weights
+
+    def slow(trainer: Any, batch: Any, scale: Any) -> Any:
+        def dawdle() -> Any:
+            _dawdle(session)
+            return 0.0
+
+        with tf.control_dependencies([tf.py_function(dawdle, [], tf.float32)]):
+            return gradients(trainer, {name: tf.identity(value) for name, value in batch.items()}, scale)
+
+    def spoilt(trainer: Any) -> Any:
+        if _odd(session, session.step):
+            variable = trainer.model.trainable_variables[0].value
+            variable.assign_add(tf.fill(variable.shape, 1e-4))
+        return weights(trainer)
+
+    with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights", spoilt):
+        return loop.train(session, config)
+
+
+def _odd(session: Session, step: int) -> bool:
+    return session.rank == ODD and step >= DIVERGES_AFTER
+
+
+def _dawdle(session: Session) -> None:
+    if session.rank == ODD:
+        time.sleep(SLOWER_S)
+
+
+def _spoil(parameter: Any) -> None:
+    """One weight, a little more each time."""
+    parameter.data.view(-1)[3] += 1e-4

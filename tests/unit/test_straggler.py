@@ -1,0 +1,247 @@
+"""Who keeps the others waiting, by the time that each spends on a step without waiting."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+import pytest
+from ray.core.generated import gcs_service_pb2 as pb
+from ray.core.generated import gcs_service_pb2_grpc
+
+from cluster.gcs import Gcs, Job
+from cluster.runs import Bulletin, RankNotice, RunNotice, read_runs, run_problems
+from cluster.status import Status
+from cluster.storage import Store
+from jobs.common import straggler as stragglers
+from jobs.common import supervisor
+from jobs.common.config import Config, from_dict
+from jobs.common.coordinator import Coordinator, Member
+from jobs.common.dataset import Dataset
+from jobs.common.ledger import Ledger
+from jobs.common.session import Pace, Session
+from jobs.common.straggler import HOLD_S, RankTime, Straggler, StragglerWatch, straggler
+from jobs.common.supervisor import Ears, Supervisor
+from jobs.common.worker import DirectLink, Place, Task, work
+from tests.unit.test_status import HEAD, shown
+
+
+def times(*busy_s: float, passes: tuple[int, ...] = ()) -> list[RankTime]:
+    return [RankTime(rank=rank, host=f"10.0.0.{rank}", node_id=None, busy_s=each, passes=passes[rank] if passes else 1)
+            for rank, each in enumerate(busy_s)]
+
+
+@pytest.mark.parametrize(("found", "step_s", "slow"), [
+    (times(0.1, 0.1, 0.2), 0.21, 2),
+    (times(0.1, 0.2), 0.21, 1),
+    (times(0.1, 0.12, 0.11), 0.2, None),  # a fifth slower is within what machines differ by
+    (times(0.001, 0.002), 1.0, None),  # twice as slow at what hardly counts: the network is what takes long
+    (times(0.1, 0.2, passes=(1, 2)), 0.21, None),  # twice the shards
+    (times(0.1, 0.4, passes=(1, 2)), 0.41, 1),
+    (times(0.1), 0.1, None),
+    ([], 0.0, None),
+])
+def test_the_slow_one_is_named(found: list[RankTime], step_s: float, slow: int | None) -> None:
+    named = straggler(found, step_s)
+    assert (named and named.slow.rank) == slow
+
+
+def test_what_is_so_for_a_while_is_said_once() -> None:
+    watch, slow, fast = StragglerWatch(), dict(enumerate(times(0.1, 0.3))), dict(enumerate(times(0.1, 0.1)))
+    assert watch.hear(slow, 0.3, now=0.0) is None
+    assert watch.hear(fast, 0.1, now=HOLD_S / 2) is None
+    assert watch.hear(slow, 0.3, now=HOLD_S) is None, "it begins anew"
+    assert watch.present is None
+    said = watch.hear(slow, 0.3, now=2.1 * HOLD_S)
+    assert said is not None
+    assert said.startswith("rank 1 on 10.0.0.1 computes 0.3 s a step, where the others take 0.1 s and wait for it")
+    assert watch.hear(slow, 0.3, now=3 * HOLD_S) is None
+    assert watch.present is not None
+    assert watch.hear(fast, 0.1, now=4 * HOLD_S) is None
+    assert watch.present is None, "status says how it is now"
+
+
+def test_time_spent_waiting_is_not_a_ranks_own() -> None:
+    pace = Pace()
+    pace.start()
+    time.sleep(0.02)
+    pace.waited(0.015)
+    pace.step(10)
+    assert 0.004 < pace.busy_s < 0.2
+    assert pace.median_s >= 0.02
+    pace.waited(100.0)
+    pace.start()
+    time.sleep(0.01)
+    pace.step(10)
+    assert pace.busy[-1] >= 0.01, "what was waited before does not count"
+
+
+def notice(straggler: int | None) -> RunNotice:
+    ranks = tuple(RankNotice(rank=rank, host="10.0.0.7", node_id=HEAD.node_id if rank else None, busy_s=busy)
+                  for rank, busy in enumerate((0.11, 0.12, 0.43)))
+    return RunNotice(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45, goodput=0.931,
+                     restarts=2, ranks=ranks, straggler=straggler)
+
+
+def test_status_shows_runs_and_names_the_straggler() -> None:
+    problems = run_problems([notice(2)], [HEAD])
+    assert problems == ["run night[1]: rank 2 on node head[1] (10.0.0.7) computes 0.43 s a step, the others 0.12 s, and wait for "
+                        "it: look at what else runs on that node, or drain it"]
+    assert run_problems([notice(None)], [HEAD]) == []
+    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD], jobs=[],
+                        problems=problems, runs=(notice(2),)))
+    for text in ("training runs", "night[1]", "40 of 100", "0.11 to 0.43", "93%", problems[0]):
+        assert text in seen
+
+
+def test_a_notice_is_read_as_it_was_written() -> None:
+    assert RunNotice.parse(json.dumps(asdict(notice(1))).encode()) == notice(1)
+
+
+def test_a_runs_notice_comes_and_goes_with_its_driver() -> None:
+    """Against a control store that keeps values, and nothing else."""
+    running = Job(job_id="0a", submission_id="", entrypoint="", ip="", started=0.0, running=True)
+    ended = Job(job_id="0b", submission_id="", entrypoint="", ip="", started=0.0, running=False)
+    with values_kept() as (address, values):
+        gcs, bulletin = Gcs(address), Bulletin(address, "0a")
+        bulletin.tell(lambda: notice(2))
+        until(lambda: values)
+        bulletin.tell(lambda: pytest.fail("not so soon again"))
+        values[b"run/0b"] = values[b"run/0a"]  # as a killed driver leaves it
+        assert read_runs(gcs, [running, ended]) == [notice(2)]
+        bulletin.close()
+        assert set(values) == {b"run/0b"}
+        assert read_runs(gcs, [running]) == []
+
+
+def test_a_bulletin_bears_a_control_store_that_is_gone() -> None:
+    bulletin = Bulletin("127.0.0.1:1", "0a")
+    bulletin.tell(lambda: notice(None))
+    bulletin.close()
+
+
+@contextmanager
+def values_kept() -> Iterator[tuple[str, dict[bytes, bytes]]]:
+    values: dict[bytes, bytes] = {}
+
+    class Keeper(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
+        def InternalKVPut(self, request: Any, context: Any) -> Any:  # noqa: N802
+            assert (request.namespace, request.overwrite) == (b"trainyard", True)
+            values[request.key] = request.value
+            return pb.InternalKVPutReply()
+
+        def InternalKVGet(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return pb.InternalKVGetReply(value=values.get(request.key, b""))
+
+        def InternalKVDel(self, request: Any, context: Any) -> Any:  # noqa: N802
+            values.pop(request.key, None)
+            return pb.InternalKVDelReply()
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(Keeper(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", values
+    finally:
+        server.stop(None).wait()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# ── the driver ──
+class Threads:
+    """An engine whose workers are threads, each on a host of its own."""
+
+    can_replace = True
+
+    def __init__(self, count: int) -> None:
+        self.link, self._count = DirectLink(Coordinator()), count
+        self._threads: list[threading.Thread] = []
+
+    def start(self, task: Task, num_workers: int) -> None:
+        places = [Place(slot=n, host=f"127.0.0.{n + 1}", node_id=None, device="cpu") for n in range(num_workers)]
+        self._threads = [threading.Thread(target=work, args=(task, self.link, place)) for place in places]
+        for thread in self._threads:
+            thread.start()
+
+    def possible_workers(self) -> int:
+        return self._count
+
+    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+        return ""
+
+    def maintain(self) -> None:
+        pass
+
+    def ended(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def stacks(self, members: list[Member]) -> dict[int, str]:
+        return {}
+
+    def kill(self, members: list[Member]) -> None:
+        self.link.call("abort")
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.join(20)
+
+    def run(self, supervise: Callable[[], Any]) -> Any:
+        return supervise()
+
+
+def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stragglers, "HOLD_S", 0.05)
+    monkeypatch.setattr(supervisor, "_PACING_EVERY_S", 0.02)
+    barrier = threading.Barrier(3)
+
+    def train(session: Session, _: Any) -> str:
+        session.pace.start()
+        for step in range(1, 41):
+            time.sleep(0.03 if session.rank == 1 else 0.01)
+            began = time.perf_counter()
+            barrier.wait()
+            session.pace.waited(time.perf_counter() - began)
+            session.stepped(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
+        return "finished"
+
+    config = from_dict(Config, {"run": {"workers": "3", "mtbf_h": 2.0}, "train": {"global_batch_size": 60}})
+    monkeypatch.setattr(Task, "load", lambda _: (train, config))
+    monkeypatch.setattr(Dataset, "load", lambda _: None)
+    monkeypatch.setattr("jobs.common.worker.set_collective_interface", lambda _: None)
+    store = Store.open(str(tmp_path))
+    task = Task(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f", dataset_uri=str(tmp_path))
+    ledger, heard = Ledger.open(store), list[Straggler | None]()
+    ears = Ears(listen=lambda watch: heard.append(watch.pacing.present), say=print, stop_requested=lambda: False)
+    run = Supervisor(run=config.run, engine=Threads(3), task=task, run_store=store, num_shards=3, ledger=ledger, ears=ears)
+    run.start(3)
+    assert run.supervise() == "finished"
+    [said] = [event for event in ledger.events if "computes" in event]
+    assert "rank 1 on 127.0.0.2 computes 0.03" in said
+    assert {found.slow.rank for found in heard if found} == {1}
+    assert run._mtbf_s(3) == 2400, "three hosts, each failing every two hours"
+
+
+def test_without_a_figure_what_the_run_has_seen_counts_from_three_failures_on(tmp_path: Path) -> None:
+    ledger = Ledger(store=Store.open(str(tmp_path)))
+    config = from_dict(Config, {})
+    run = Supervisor(run=config.run, engine=Threads(1), task=Task(train="", config_type="", config={}, config_fingerprint="",
+                                                                  run_uri="", dataset_uri=""),
+                     run_store=Store.open(str(tmp_path)), num_shards=1, ledger=ledger,
+                     ears=Ears(listen=lambda _: None, say=print, stop_requested=lambda: False))
+    ledger._earlier_s, ledger.restarts = 3600.0, 2
+    assert run._mtbf_s(1) is None
+    ledger.restarts = 3
+    assert run._mtbf_s(1) == pytest.approx(1200, abs=5)

@@ -1,0 +1,121 @@
+"""One rank that is slow and then goes its own way, in each job's own loop on local workers: it is named, and the run fails."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.errors import DivergedError
+from cluster.storage import Store
+from jobs.common import straggler
+from jobs.common import supervisor as supervising
+from jobs.common.config import Config, from_dict, to_dict
+from jobs.common.dataset import Dataset
+from jobs.common.engine import ProcessEngine
+from jobs.common.ledger import Ledger
+from jobs.common.run import _fingerprint
+from jobs.common.supervisor import Ears, Supervisor, Watch
+from jobs.common.weights import bits_of, digest_of_arrays, odd_ranks, placed
+from jobs.common.worker import Task
+from tests.image_loops import digits
+from tests.unit.odd_loops import DIVERGES_AFTER, ODD, SLOWER_S
+from tests.unit.token_rows import config_of, token_rows
+
+EVERY = 10
+
+
+# ── the hash ──
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64, np.int64, np.uint8])
+@pytest.mark.parametrize("count", [7, 64])
+def test_any_bit_changes_the_hash(kind: Any, count: int) -> None:
+    array = np.arange(count).astype(kind).reshape(-1, 1)
+    before = digest_of_arrays([array, array])
+    seen = {before}
+    for place in range(array.nbytes):
+        other = array.copy()
+        other.view(np.uint8).reshape(-1)[place] ^= 1
+        seen |= {digest_of_arrays([other, array]), digest_of_arrays([array, other])}
+    assert len(seen) == 1 + 2 * array.nbytes
+    assert 0 <= before < 2**52
+    assert before == int(float(before)), "it travels as a float64"
+
+
+def test_pytorch_hashes_as_numpy_does() -> None:
+    torch = pytest.importorskip("torch")
+    from jobs.pytorch.weights import digest_of
+
+    arrays = [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in (1, 8, 13)]
+    assert digest_of(map(torch.from_numpy, arrays)) == digest_of_arrays(arrays)
+    assert digest_of([torch.ones(5, dtype=torch.bfloat16)]) != digest_of([torch.ones(4, dtype=torch.bfloat16)])
+    assert bits_of(arrays[0][:0]) == 0
+
+
+@pytest.mark.parametrize(("digests", "odd"), [
+    ([5, 5, 5], []), ([5, 6, 5], [1]), ([6, 5, 5, 7], [0, 1, 2, 3]), ([5, 6], [0, 1]), ([5, 5, 6, 6], [0, 1, 2, 3]), ([1], []),
+])
+def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int]) -> None:
+    assert odd_ranks(digests) == odd
+    together = sum(placed(value, rank, len(digests)) for rank, value in enumerate(digests))
+    assert np.asarray(together).tolist() == digests
+
+
+# ── in the jobs' loops ──
+def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """What the run ends with, and what happened before."""
+    monkeypatch.setattr(straggler, "HOLD_S", 0.05)
+    monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
+    store, values = Store.open(str(folder)), to_dict(config)
+    kind = type(config)
+    task = Task(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
+                run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+    times: list[dict[int, straggler.RankTime]] = []
+
+    def listen(watch: Watch) -> None:
+        times.append(watch.times)
+
+    ledger = Ledger.open(store)
+    supervisor = Supervisor(run=config.run, engine=ProcessEngine(1), task=task, run_store=store, num_shards=config.run.max_workers,
+                            ledger=ledger, ears=Ears(listen=listen, say=print, stop_requested=lambda: False))
+    supervisor.start(config.run.max_workers)
+    with pytest.raises(DivergedError) as caught:
+        supervisor.supervise()
+    busy = [found for found in times if len(found) == config.run.max_workers][-1]
+    assert busy[ODD].busy_s > SLOWER_S
+    assert all(busy[rank].busy_s < SLOWER_S for rank in busy if rank != ODD), "they wait; they do not compute longer"
+    return str(caught.value), ledger.events
+
+
+def check(message: str, events: list[str], workers: int) -> None:
+    last = DIVERGES_AFTER // EVERY * EVERY
+    who = f"rank {ODD} (127.0.0.1) differ from those of the other {workers - 1}"
+    assert message.startswith(f"after step {last + EVERY} the weights of {who}; after step {last} all were the same.")
+    assert "delete the checkpoints of later steps" in message
+    named = [event for event in events if f"rank {ODD} on 127.0.0.1 computes" in event]
+    assert len(named) == 1, events
+    assert not [event for event in events if "computes" in event and event not in named]
+
+
+RUN = {"workers": "3", "check_weights_every_steps": EVERY, "checkpoint_every_steps": 50, "max_failures": 0}
+
+
+def test_a_slow_rank_that_diverges_is_named_by_the_mlp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.mlp.config import MlpConfig
+
+    config = from_dict(MlpConfig, {"run": RUN, "model": {"hidden": [32]}, "train": {"global_batch_size": 60}})
+    check(*carry_out(tmp_path / "run", digits(tmp_path), config, "mlp", monkeypatch), 3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_slow_rank_that_diverges_is_named_by_the_transformer(
+        strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(run=RUN, scale={"strategy": strategy})
+    check(*carry_out(tmp_path / "run", token_rows(tmp_path), config, "transformer", monkeypatch), 3)
+
+
+def test_a_slow_rank_that_diverges_is_named_by_the_cnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.cnn.config import CnnConfig
+
+    config = from_dict(CnnConfig, {"run": RUN, "model": {"width": 8, "depth": 1},
+                                   "train": {"global_batch_size": 60, "most_steps_per_call": 2}})
+    check(*carry_out(tmp_path / "run", digits(tmp_path), config, "cnn", monkeypatch), 3)
