@@ -9,6 +9,7 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,11 +100,11 @@ class Trainer:
             return tensors, tf.constant(0.0, tf.float64)
         mine = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
         with tf.control_dependencies([mine]):
-            began = tf.timestamp()
+            began = _clock()
         with tf.control_dependencies([began]):
             total = self._group.sum(tf.identity(mine))
         with tf.control_dependencies([total]):
-            waited = tf.timestamp() - began
+            waited = _clock() - began
         pieces = tf.split(total, [int(np.prod(tensor.shape)) for tensor in tensors])
         return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)], waited
 
@@ -210,6 +211,11 @@ class Trainer:
             logits = tf.cast(self.model(images, training=False), tf.float32)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         return tape.gradient(loss, images)
+
+
+def _clock() -> Any:
+    """Seconds, from Python: TensorFlow's own `timestamp` refuses to run where operations are deterministic."""
+    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
 
 
 def _repeated(count: Any, body: Callable[..., tuple[Any, ...]], begin: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jobs.common.session import Session
-from jobs.common.weights import digest
+from jobs.common.weights import PIECE, digest
 from jobs.pytorch.group import Group
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -21,11 +21,15 @@ def compare_weights(session: Session, group: Group, step: int, weights: Callable
 
 def digest_of(tensors: Iterable[Tensor]) -> int:
     """As `jobs.common.weights.digest_of_arrays`, where the tensors are; one number each crosses to the CPU."""
-    sums = [_bits_of(tensor.detach()) for tensor in tensors]
+    sums = [_bits_of(tensor.detach()) if tensor.numel() else torch.zeros((), dtype=torch.int64, device=tensor.device)
+            for tensor in tensors]
     return digest(torch.stack(sums).tolist() if sums else [])
 
 
 def _bits_of(tensor: Tensor) -> Tensor:
     flat = tensor.contiguous().view(-1)
-    size = 8 if flat.nbytes % 8 == 0 and flat.data_ptr() % 8 == 0 else flat.element_size()
-    return flat.view(_INTEGERS[size]).sum(dtype=torch.int64)
+    size = 8 if flat.nbytes % 8 == 0 else flat.element_size()
+    if flat.storage_offset() * flat.element_size() % size:  # cannot be seen as longer integers where it lies
+        flat = flat.clone()
+    pieces = flat.view(_INTEGERS[size]).split(PIECE)
+    return torch.stack([(x * (2 * x + 1)).sum(dtype=torch.int64) for x in pieces]).sum()

@@ -6,7 +6,7 @@ from unittest import mock
 
 from jobs.common.session import Session
 
-ODD, DIVERGES_AFTER, SLOWER_S = 1, 12, 0.02
+ODD, DIVERGES_AFTER, SLOWER_S = 1, 12, 0.1
 """The rank, the step after which its weights change, and how much longer each of its steps takes."""
 
 End = Literal["finished", "stopped"]

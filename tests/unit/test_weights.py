@@ -16,7 +16,7 @@ from jobs.common.engine import ProcessEngine
 from jobs.common.ledger import Ledger
 from jobs.common.run import _fingerprint
 from jobs.common.supervisor import Ears, Supervisor, Watch
-from jobs.common.weights import bits_of, digest_of_arrays, odd_ranks, placed
+from jobs.common.weights import PIECE, digest_of_arrays, odd_ranks, placed
 from jobs.common.worker import Task
 from tests.image_loops import digits
 from tests.unit.odd_loops import DIVERGES_AFTER, ODD, SLOWER_S
@@ -31,24 +31,30 @@ EVERY = 10
 def test_any_bit_changes_the_hash(kind: Any, count: int) -> None:
     array = np.arange(count).astype(kind).reshape(-1, 1)
     before = digest_of_arrays([array, array])
-    seen = {before}
-    for place in range(array.nbytes):
+    for bit in range(8 * array.nbytes):
         other = array.copy()
-        other.view(np.uint8).reshape(-1)[place] ^= 1
-        seen |= {digest_of_arrays([other, array]), digest_of_arrays([array, other])}
-    assert len(seen) == 1 + 2 * array.nbytes
+        other.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
+        assert before not in {digest_of_arrays([other, array]), digest_of_arrays([array, other])}
     assert 0 <= before < 2**52
     assert before == int(float(before)), "it travels as a float64"
+
+
+def test_differences_that_cancel_in_a_sum_change_the_hash() -> None:
+    weights = np.linspace(0.5, 1.0, 100_000, dtype=np.float32)
+    other = weights.copy()
+    other.view(np.int32)[[10, 20]] += np.array([1, -1], np.int32)  # the least that a rounding does
+    assert digest_of_arrays([other]) != digest_of_arrays([weights])
 
 
 def test_pytorch_hashes_as_numpy_does() -> None:
     torch = pytest.importorskip("torch")
     from jobs.pytorch.weights import digest_of
 
-    arrays = [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in (1, 8, 13)]
+    arrays = [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in (0, 1, 8, 13, 2 * PIECE + 6)]
     assert digest_of(map(torch.from_numpy, arrays)) == digest_of_arrays(arrays)
     assert digest_of([torch.ones(5, dtype=torch.bfloat16)]) != digest_of([torch.ones(4, dtype=torch.bfloat16)])
-    assert bits_of(arrays[0][:0]) == 0
+    shifted = torch.cat([torch.zeros(3), torch.from_numpy(arrays[2])])[3:]
+    assert digest_of([shifted]) == digest_of_arrays([arrays[2]]), "wherever it lies in memory"
 
 
 @pytest.mark.parametrize(("digests", "odd"), [
