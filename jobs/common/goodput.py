@@ -5,8 +5,8 @@ which it is committed. Failures come at random, M seconds apart in the mean. Aft
 from the last snapshot that counts.
 
 Young 1974 (A first order approximation to the optimum checkpoint interval, CACM 17(9)): T = sqrt(2 C M).
-Daly 2006 (A higher order estimate of the optimum checkpoint interval for restart dumps, FGCS 22(3)): eq. 37 for T, and eq. 20 for
-the time that a run takes. Both count a checkpoint from the moment it is taken; here a failure also costs the W seconds that were
+Daly 2006 (A higher order estimate of the optimum checkpoint interval for restart dumps, FGCS 22(3)) has more of the series, and the
+time that a run takes. Both count a checkpoint from the moment it is taken; here a failure also costs the W seconds that were
 trained while it was written, which adds to R and moves the best T by nothing.
 """
 
@@ -19,7 +19,7 @@ def mean_time_between_failures_s(per_node_h: float, num_nodes: int) -> float:
 
 
 def best_interval_s(cost_s: float, mtbf_s: float) -> float:
-    """Seconds of training between snapshots that lose the least time (Daly 2006, eq. 37). cost_s: of one snapshot, to training."""
+    """Seconds of training between snapshots that lose the least time (Daly 2006). cost_s: of one snapshot, to training."""
     if cost_s >= 2 * mtbf_s:
         return mtbf_s
     part = cost_s / (2 * mtbf_s)
@@ -27,7 +27,7 @@ def best_interval_s(cost_s: float, mtbf_s: float) -> float:
 
 
 def expected_goodput(interval_s: float, cost_s: float, mtbf_s: float, *, commit_s: float = 0.0, recovery_s: float = 0.0) -> float:
-    """Share of the wall time that is training which counts, in (0, 1] (Daly 2006, eq. 20, with W added to R).
+    """Share of the wall time that is training which counts, in (0, 1] (Daly 2006, with W added to R).
 
     From one commit to the next there are T + C seconds to get through; whoever fails in between waits R and trains W again until he
     is back at the commit, and may fail in that too. commit_s: W. recovery_s: R.

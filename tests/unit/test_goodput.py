@@ -23,6 +23,12 @@ def test_the_best_interval_is_youngs_where_checkpoints_cost_little() -> None:
     assert best_interval_s(50.0, 20.0) == 20.0, "dearer than the time there is: Daly's own bound"
 
 
+@pytest.mark.parametrize(("mtbf_min", "best_min"), [(24 * 60, 117), (6 * 60, 57), (15, 9.1)])
+def test_the_best_interval_is_that_of_dalys_examples(mtbf_min: float, best_min: float) -> None:
+    """His figures 3 to 5: a checkpoint takes 5 minutes."""
+    assert best_interval_s(300.0, 60.0 * mtbf_min) / 60 == pytest.approx(best_min, rel=0.01)
+
+
 def test_goodput_falls_with_costs_and_failures_and_never_leaves_its_range() -> None:
     assert expected_goodput(600, 0.0, 1e12) == pytest.approx(1.0)
     cases = ((1, 1e5), (10, 1e5), (10, 1e4))
