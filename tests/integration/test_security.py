@@ -151,7 +151,7 @@ def test_no_secret_is_in_ps_logs_or_files_and_status_shows_the_run(up: LocalClus
         assert [(run.name, run.job, len(run.ranks), run.straggler) for run in seen] == [("watched", "mlp", 1, None)]
         command_lines = [" ".join(command) for process in psutil.process_iter(["cmdline"]) if (command := process.info["cmdline"])]
         gauge = 'ray_trainyard_train_rank_step_seconds{'
-        exported = job.until(lambda: [line for port in _ports(up) for line in _metrics(port).splitlines()
+        exported = job.until(lambda: [line for port in _exporters(up) for line in _metrics(port).splitlines()
                                       if line.startswith(gauge)])
     assert 'Rank="0"' in exported[0] or 'rank="0"' in exported[0]
     assert 'run="watched"' in exported[0] and 'node="127.0.0.1"' in exported[0]
@@ -162,10 +162,10 @@ def test_no_secret_is_in_ps_logs_or_files_and_status_shows_the_run(up: LocalClus
     assert not any(secret in job.text for secret in hidden)
 
 
-def _ports(up: LocalCluster) -> set[int]:
-    agents = (process for process in up.processes() if "agent" in " ".join(process.cmdline()))
-    return {connection.laddr.port for process in agents for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN}
+def _exporters(up: LocalCluster) -> set[int]:
+    """Ports, as Ray tells Prometheus."""
+    return {int(target.rpartition(":")[2]) for found in Path(up.folder).rglob("prom_metrics_service_discovery.json")
+            for group in json.loads(found.read_text()) for target in group["targets"]}
 
 
 def _files(folder: Path) -> list[Path]:
