@@ -55,7 +55,8 @@ class RunNotice:
     @staticmethod
     def parse(text: bytes) -> "RunNotice":
         values: dict[str, Any] = json.loads(text)
-        return RunNotice(**values | {"ranks": tuple(RankNotice(**rank) for rank in values["ranks"])})
+        values["ranks"] = tuple(RankNotice(**rank) for rank in values["ranks"])
+        return RunNotice(**values)
 
 
 class Bulletin:

@@ -288,7 +288,7 @@ def _metrics(job: str, run: str, storage: Store) -> Any:
 def _bulletin() -> Bulletin:
     import ray
 
-    context = ray.get_runtime_context()
+    context: Any = ray.get_runtime_context()
     return Bulletin(context.gcs_address, context.get_job_id())
 
 

@@ -88,7 +88,8 @@ class Pace:
         taken, self._last = now - self._last, now
         self.count += steps
         self.recent.extend([taken / steps] * steps)
-        self.busy.append(max(0.0, taken - self._waited) / steps)
+        if self.count > steps:  # the first one sets up much that comes once
+            self.busy.append(max(0.0, taken - self._waited) / steps)
         self._waited = 0.0
         if self.count - steps >= _WARMUP_STEPS:
             self.rows += rows * steps

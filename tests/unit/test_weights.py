@@ -69,7 +69,7 @@ def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int])
 # ── in the jobs' loops ──
 def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
     """What the run ends with, and what happened before."""
-    monkeypatch.setattr(straggler, "HOLD_S", 0.05)
+    monkeypatch.setattr(straggler, "HOLD_S", 0.5)
     monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
     store, values = Store.open(str(folder)), to_dict(config)
     kind = type(config)
@@ -112,10 +112,9 @@ def test_a_slow_rank_that_diverges_is_named_by_the_mlp(tmp_path: Path, monkeypat
     check(*carry_out(tmp_path / "run", digits(tmp_path), config, "mlp", monkeypatch), 3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_a_slow_rank_that_diverges_is_named_by_the_transformer(
-        strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(run=RUN, scale={"strategy": strategy})
+def test_a_slow_rank_that_diverges_is_named_by_the_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With zero2, whose collectives are DeepSpeed's."""
+    config = config_of(run=RUN, scale={"strategy": "zero2"})
     check(*carry_out(tmp_path / "run", token_rows(tmp_path), config, "transformer", monkeypatch), 3)
 
 
