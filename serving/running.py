@@ -2,6 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -9,6 +10,9 @@ from typing import Any
 
 from cluster.errors import ClusterError, StoppedError
 from serving.settings import SHARED, ModelSettings
+
+_NO_ROOM = re.compile(r"to be scheduled\..*Resources required for each replica: (\{.*?\})")
+"""What Serve says of a replica that has waited for 30 s."""
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -23,7 +27,10 @@ def deploy(config: Mapping[str, Any]) -> None:
 
 
 def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: float) -> None:
-    """Until every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError."""
+    """Until every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError.
+
+    One for which there is no room is given up after 30 s, unless the cluster can grow.
+    """
     from ray import serve
 
     wanted = {application["name"] for application in config["applications"]}
@@ -33,6 +40,9 @@ def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: flo
         for name, state in states.items():
             if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise ClusterError(f"{name} does not start: {_reason(state)}")
+            if (needed := _needed(state)) and not _grows():
+                raise ClusterError(f"{name} does not start: a replica needs {needed}, which the cluster does not have free, and it "
+                                   "cannot grow: add nodes, or start the endpoint with a smaller --cpus-per-replica")
         if {name for name, state in states.items() if state.status == "RUNNING"} == wanted:
             return
         if stop.wait(0.1):
@@ -75,6 +85,21 @@ def _reason(state: Any) -> str:
     lines = [line.strip() for line in messages[0].splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
     return (errors or lines or ["no reason is known"])[-1]
+
+
+def _needed(state: Any) -> str | None:
+    """The resources of a replica that waits for room; None if none does."""
+    found = [_NO_ROOM.search(deployment.message) for deployment in state.deployments.values()]
+    return next((match[1] for match in found if match), None)
+
+
+def _grows() -> bool:
+    import ray
+
+    from cluster.gcs import Gcs
+    from cluster.resources import autoscaled
+
+    return autoscaled(Gcs(ray.get_runtime_context().gcs_address))
 
 
 def end() -> None:
