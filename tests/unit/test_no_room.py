@@ -10,8 +10,8 @@ from cluster.errors import ClusterError, StoppedError
 from serving import running
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
-WAITING = ("Deployment 'Model' in application 'digits-2' has 1 replicas that have taken more than 30s to be scheduled. This may be due "
-           'to waiting for the cluster to auto-scale or for a runtime environment to be installed. Resources required for each '
+WAITING = ("Deployment 'Model' in application 'digits-2' has 1 replicas that have taken more than 30s to be scheduled. This may be "
+           'due to waiting for the cluster to auto-scale or for a runtime environment to be installed. Resources required for each '
            'replica: {"CPU": 1.0}, total resources available: {}. Use `ray status` for more details.')
 
 
