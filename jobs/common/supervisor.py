@@ -29,6 +29,7 @@ from jobs.common.worker import Task
 
 LOOK_S = 0.05
 _SILENT_S = 5.0
+_TOLD_AFTER_S = 10.0
 _ROOM_EVERY_S = 5.0
 _LEAVING_EVERY_S = 1.0
 _PACING_EVERY_S = 1.0
@@ -83,6 +84,7 @@ class Supervisor:
         self._room_at = self._leaving_at = self._pacing_at = 0.0
         self._resize_to = 0
         self._killed: set[str] = set()
+        self._told: set[str] = set()
         self._former: set[str] = set()
 
     def start(self, num_workers: int) -> None:
@@ -118,6 +120,7 @@ class Supervisor:
                 continue
             if (end := self._end_of_group(view, ended)) is not None:
                 return end
+            self._look_for_silence(view)
             if self._gathering_since is not None or any(m.slot in view.joined for m in self._watch.members.values()):
                 self._gather(view)
             else:
@@ -358,6 +361,18 @@ class Supervisor:
     # ── watching ──
     def _hang_limit_s(self) -> float:
         return max(self._run.hang_timeout_s, 10 * float(self._watch.state.get("median_step_s", 0.0)))
+
+    def _look_for_silence(self, view: View) -> None:
+        """Says whose signs of life have stopped; whether a host is lost, the cluster decides some seconds later."""
+        silent = {rank: m for rank, m in self._watch.members.items()
+                  if view.silence_s.get(m.slot, 0.0) > _TOLD_AFTER_S and rank not in self._watch.departed
+                  and m.slot not in view.joined and m.worker not in self._told}
+        if silent:
+            self._told |= {member.worker for member in silent.values()}
+            who = ", ".join(f"{rank} on {member.host}" for rank, member in silent.items())
+            text = f"nothing has been heard of worker {who} for {_TOLD_AFTER_S:g} s: it, its host or the way there may be lost"
+            self._ledger.event(text)
+            self._ears.say(text)
 
     def _look_for_hang(self, view: View) -> None:
         limit = self._hang_limit_s()

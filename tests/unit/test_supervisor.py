@@ -197,3 +197,13 @@ def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_pat
     case.engine.who_leaves, case.engine.at_look = case.once_at(20, move, otherwise=""), complain
     assert case.carry_out() == "finished"
     assert first == []
+
+
+def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It beats five times a second, and is looked at more often."""
+    monkeypatch.setattr(supervisor, "_TOLD_AFTER_S", 0.0)
+    case = Case(tmp_path)
+    case.carry_out()
+    told = [text for text in case.said if text.startswith("nothing has been heard of worker 0 on 127.0.0.1 for 0 s")]
+    assert len(told) == 1
+    assert told[0] in case.ledger.events[0]
