@@ -2,7 +2,8 @@
 
 Each gradient is a view into one of a few flat buffers, filled from the last parameter to the first, as the backward pass
 produces them. A buffer is sent as soon as it and those before it are complete. Which parameter lies where depends on nothing
-but the model, and buffers are sent in one order: so a worker that was started again sums as the one before it did.
+but the model, and buffers are sent in one order: so a worker that was started again sums as the one before it did. A buffer may
+be sent in fewer bits than it is computed in.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
@@ -30,9 +31,11 @@ class _Bucket:
 class OverlappedGradients:
     """The gradients of one model on one worker of a group."""
 
-    def __init__(self, group: Group, parameters: Sequence[nn.Parameter], bucket_bytes: float) -> None:
-        self._group, self._armed, self._sent = group, False, 0
-        self._work: list[Any] = []
+    def __init__(self, group: Group, parameters: Sequence[nn.Parameter], bucket_bytes: float,
+                 sent_as: torch.dtype | None = None) -> None:
+        """sent_as: the type in which gradients are sent and summed; None: their own."""
+        self._group, self._armed, self._sent, self._sent_as = group, False, 0, sent_as
+        self._work: list[tuple[Any, Tensor, Tensor]] = []
         self._buckets: list[_Bucket] = []
         for members in _cut(list(reversed(parameters)), bucket_bytes):
             self._lay_out(members)
@@ -54,8 +57,10 @@ class OverlappedGradients:
             self._armed = False
             with self._group.waiting():
                 self._send(everything=True)
-                for work in self._work:
+                for work, flat, sent in self._work:
                     work.wait()
+                    if sent is not flat:
+                        flat.copy_(sent)
 
     def norm(self) -> float:
         """L2 norm of the whole gradient; not finite if any of it is not."""
@@ -81,7 +86,9 @@ class OverlappedGradients:
 
     def _send(self, everything: bool = False) -> None:
         while self._sent < len(self._buckets) and (everything or self._buckets[self._sent].missing == 0):
-            self._work.append(dist.all_reduce(self._buckets[self._sent].flat, async_op=True))
+            flat = self._buckets[self._sent].flat
+            sent = flat if self._sent_as is None else flat.to(self._sent_as)
+            self._work.append((dist.all_reduce(sent, async_op=True), flat, sent))
             self._sent += 1
 
 

@@ -133,6 +133,8 @@ class ScaleConfig:
     """With `nvme`: a folder on the worker's own disk."""
     bucket_mb: float = 25.0
     """Gradients that are summed over the workers at a time, in 10^6 bytes."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What `ddp` sends and sums gradients in: `bf16` is half as much for a slow network, rounded to 8 significant bits."""
     deepspeed_json: str | None = None
     """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
 
@@ -150,6 +152,8 @@ class ScaleConfig:
         require(self.deepspeed_json is None or self.strategy != "ddp", "scale.deepspeed_json", self.deepspeed_json,
                 "needs --scale.strategy zero1, zero2 or zero3")
         require(self.bucket_mb > 0, "scale.bucket_mb", self.bucket_mb, "must be more than 0")
+        require(self.gradients == "fp32" or self.strategy == "ddp", "scale.gradients", self.gradients,
+                "is for --scale.strategy ddp; DeepSpeed's is communication_data_type, by --scale.deepspeed-json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ class Ddp:
         optim = config.optim
         self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr,
                                             betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
-        self._gradients = OverlappedGradients(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6)
+        self._gradients = OverlappedGradients(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6,
+                                              torch.bfloat16 if config.scale.gradients == "bf16" else None)
         self.forward = compiled(self.model) if config.hardware.compile else self.model
 
     def passing(self) -> Any:
