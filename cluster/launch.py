@@ -21,10 +21,12 @@ from cluster.owned import MARK, Process, processes_of
 
 START_TIMEOUT_S = 90.0
 END_TIMEOUT_S = 30.0
-_RAY_SETTINGS = {
+RAY_SETTINGS = {
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint; Ray's own 3 s do not suffice
     "RAY_health_check_period_ms": "1000",  # a killed node is missed after 5 of these; Ray's own 3 s make it 15 s
+    "RAY_health_check_timeout_ms": "3000",  # one behind a cut link after 5 of these and the pauses; Ray's own 10 s make it a minute
 }
+"""Of the environment of a head and its nodes, wherever they run, for what users set nothing else."""
 _DASHBOARD_PORT = 8265
 _SMALLEST_STORE, _LARGEST_STORE = 80 << 20, 8 << 30
 _ROOT = Path(__file__).parents[1]
@@ -132,7 +134,7 @@ def _environment(cluster_id: str, authentication: dict[str, str]) -> dict[str, s
         **authentication,
         **KEEP_LOOPBACK,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        **{name: os.environ.get(name, value) for name, value in _RAY_SETTINGS.items()},
+        **{name: os.environ.get(name, value) for name, value in RAY_SETTINGS.items()},
         MARK: cluster_id,
     }
 

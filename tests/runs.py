@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,17 +134,18 @@ class Job:
 
 @contextmanager
 def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: bool = True,
-        engine: str = "local", job: str = "mlp") -> Iterator[Job]:
+        engine: str = "local", job: str = "mlp", on: Sequence[str] = ()) -> Iterator[Job]:
     """Starts `python -m jobs.JOB` for the run in `folder`; ends it, and all that it started, when the block ends."""
     command = [*(QUICK if quick else []), "--run.engine", engine, "--run.storage", str(folder.parent), "--run.name", folder.name]
-    with python(f"jobs.{job}", *command, *flags, folder=folder, env=env) as started:
+    with python(f"jobs.{job}", *command, *flags, folder=folder, env=env, on=on) as started:
         yield started
 
 
 @contextmanager
-def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Job]:
-    """`python -m MODULE …` in a session of its own; it and all that it started end with the block."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, text=True,
+def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None,
+           on: Sequence[str] = ()) -> Iterator[Job]:
+    """`python -m MODULE …` in a session of its own; it and all that it started end with the block. on: a command that runs it."""
+    process = subprocess.Popen([*on, sys.executable, "-m", module, *arguments], cwd=ROOT, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     job = Job(process, folder)

@@ -32,9 +32,13 @@ STEPS = 2 * 33
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_text(tmp_path_factory.mktemp("text"))
+
+
+def written_text(folder: Path) -> Path:
     """400 training rows of sentences that have something to learn."""
     rng, words = random.Random(0), ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "near", "two", "birds"]
-    path = tmp_path_factory.mktemp("text") / "input.txt"
+    path = folder / "input.txt"
     path.write_text(" ".join(rng.choice(words) for _ in range(3600))[:14_300])
     return path
 
