@@ -50,7 +50,10 @@ class Cluster:
                 "TRAINYARD_HOME": str(self.net.folder / "home"), "PYTHONPATH": str(ROOT)}
 
     def start(self) -> None:
-        for host in self.net.hosts:
+        """The head first: a node that comes before it ends, and is started once more."""
+        self.start_ray(self.head)
+        self.await_nodes(1)
+        for host in self.workers:
             self.start_ray(host)
 
     def start_ray(self, host: Host) -> None:
@@ -100,7 +103,7 @@ class Cluster:
     def _listens(self) -> bool:
         return reachable(self.address, timeout_s=1) is None
 
-    def await_nodes(self, number: int | None = None, timeout_s: float = 60) -> float:
+    def await_nodes(self, number: int | None = None, timeout_s: float = 180) -> float:
         """Seconds until so many nodes, by default all, are there."""
         wanted = len(self.net.hosts) if number is None else number
         began = time.monotonic()

@@ -23,6 +23,7 @@ from tests.unit.token_rows import config_of
 STEPS = 50
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"}, "zero1": {"strategy": "zero1"}, "zero2": {"strategy": "zero2"}, "zero3": {"strategy": "zero3"},
+    "ddp+bf16": {"strategy": "ddp", "gradients": "bf16"},
     "zero3+offload": {"strategy": "zero3", "offload": "cpu", "offload_parameters": True},
 }
 
@@ -50,12 +51,13 @@ def curve(session: Session, config: TransformerConfig, group: Group, steps: int)
     return {"losses": losses, "weights": weights, "optimizer": moments}
 
 
-def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int) -> Any:
-    """Takes steps as the loop does, without its bookkeeping, and yields after each."""
+def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int,
+         first: int = 0) -> Any:
+    """Takes the steps from `first` to before `steps` as the loop does, without its bookkeeping, and yields after each."""
     task = task_of(session.dataset, config, torch.device("cpu"))
     feed = session.feed()
     rows = itertools.chain.from_iterable(feed.epoch(epoch) for epoch in itertools.count())
-    for _, micro_batches in itertools.islice(rows, steps):
+    for _, micro_batches in itertools.islice(rows, first, steps):
         batches = list(passes(session, micro_batches, config, lockstep=model.lockstep))
         targets = group.total(task.sizes(batches))[0]
         model.begin()
@@ -124,23 +126,32 @@ def cover(session: Session, config: TransformerConfig, group: Group) -> dict[str
         steps = take(session, config, model, group, losses, 4)
         for _ in range(3):
             next(steps)
-        kept = {name: np.array(values) for name, values in to_arrays(model.fragments(3)).items()}
+        kept = _own(model, 3)
         next(steps)
+        end = _own(model, 4)
     parts = _all_parts(group, kept)
     again: list[float] = []
     with strategy(session, config, group) as model:
         fill([*model.weights(), *model.fragments(3)], parts)
-        steps = take(session, config, model, group, again, 4)
-        # the fourth step's rows come first here: what counts is that both see the same weights
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters() if p.requires_grad}
-        own = {name: np.array(values) for name, values in to_arrays(model.fragments(3)).items()}
+        own = _own(model, 3)
         now = gathered(items(_all_parts(group, own)), shapes)
+        next(take(session, config, model, group, again, 4, first=3))
+        end_again = _own(model, 4)
     assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "the group that all combinations share"
     before = gathered(items(parts), shapes)
-    same = (all(np.array_equal(now[name], before[name]) for name in before)
-            and kept.keys() == own.keys() and all(np.array_equal(own[name], kept[name]) for name in kept))
-    return {"losses": losses, "same": same,
+    return {"losses": losses, "same": _equal(now, before) and _equal(own, kept),
+            "alike": again == losses[3:] and _equal(end, end_again),
             "finite": all(bool(np.isfinite(values).all()) for values in before.values())}
+
+
+def _own(model: Any, steps: int) -> dict[str, np.ndarray]:
+    """This worker's slices, as they are after so many steps."""
+    return {name: np.array(values) for name, values in to_arrays(model.fragments(steps)).items()}
+
+
+def _equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _all_parts(group: Group, own: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -36,7 +36,8 @@ def test_the_same_losses_whatever_the_strategy(tmp_path: Path, capsys: pytest.Ca
     assert len(plain) == STEPS
     assert plain[-1] < plain[0] - 0.3, "it learns"
     for name, losses in curves.items():
-        assert np.abs(np.array(losses) - plain).max() < 1e-4, name
+        difference = np.abs(np.array(losses) - plain).max()
+        assert 1e-5 < difference < 1e-3 if name == "ddp+bf16" else difference < 1e-4, name
     shape = shape_of_model(build_model(config, dataset.details, ()))
     rows = plan(PlanConfig(gpus=3, hardware=HardwareConfig(precision="fp32"), model=config.model), shape)
     planned = {row.strategy: row for row in rows if row.offload == "none"}
@@ -51,12 +52,13 @@ def test_every_two_options_together_train_and_their_slices_come_back(tmp_path: P
     assert len(chosen) < 20
     folder, dataset = tmp_path / "covers", token_rows(tmp_path)
     folder.mkdir()
-    (folder / "combinations.json").write_text(json.dumps([fields_of(c) for c in chosen]))
+    combinations = [*(fields_of(c) for c in chosen), {"scale": {"gradients": "bf16"}}]
+    (folder / "combinations.json").write_text(json.dumps(combinations))
     config = config_of(run={"workers": "3", "name": "covers", "hang_timeout_s": 120.0})
     run_group(folder, dataset, config, "tests.unit.strategy_loops:covers", 3)
     for rank in range(3):
-        for combination, found in zip(chosen, json.loads((folder / f"covers-{rank}.json").read_text()), strict=True):
-            assert found["same"] and found["finite"], combination
+        for combination, found in zip(combinations, json.loads((folder / f"covers-{rank}.json").read_text()), strict=True):
+            assert found["same"] and found["alike"] and found["finite"], combination
             assert found["losses"][-1] < found["losses"][0] + 0.02, combination
 
 
