@@ -23,6 +23,8 @@ class Member:
     started: float
     node_id: str | None
     host: str
+    group: str = ""
+    """Of workers that were started together."""
     last_step: int = -1
     bad_steps: tuple[int, ...] = ()
 
@@ -89,17 +91,22 @@ class Coordinator:
         self._generation = ""
         self._stop = False
         self._abort = False
+        self._group = ""
+        self._strangers: set[str] = set()
         self._info: dict[str, Any] = {}
 
     # ── a worker's side ──
     def join(self, member: Member) -> None:
         with self._lock:
-            self._joined[member.slot] = member
+            if member.group == self._group:
+                self._joined[member.slot] = member
+            else:
+                self._strangers.add(member.worker)
 
     def assignment(self, worker: str) -> Assignment | None:
         """None: not yet."""
         with self._lock:
-            if self._abort:
+            if self._abort or worker in self._strangers:
                 return Assignment(generation="", rank=0, world_size=0, num_shards=0, checkpoint=None, abort=True)
             return self._assignments.get(worker)
 
@@ -141,6 +148,12 @@ class Coordinator:
             )
             self._reports, self._departures = [], []
             return view
+
+    def expect(self, group: str) -> None:
+        """Only workers of this group take part from now on. One of an earlier group, whose host was given up and is back, is told
+        to go."""
+        with self._lock:
+            self._group = group
 
     def begin(self, assignments: dict[str, Assignment], members: dict[int, str]) -> None:
         """Starts a generation: these workers, in these slots. Those of an older one are told to leave at their next beat."""

@@ -94,7 +94,9 @@ class RayEngine:
     def start(self, task: Task, num_workers: int) -> None:
         self._num_workers, self._error = num_workers, None
         self.link.call("describe", {"controller": None})  # the one of the group before is gone
-        self._thread = threading.Thread(target=self._fit, args=(task, num_workers), name="trainyard-fit", daemon=True)
+        group = f"group-{uuid.uuid4().hex[:8]}"
+        self.link.call("expect", group)
+        self._thread = threading.Thread(target=self._fit, args=(task, num_workers, group), name="trainyard-fit", daemon=True)
         self._thread.start()
 
     def possible_workers(self) -> int:
@@ -135,7 +137,7 @@ class RayEngine:
     def run(self, supervise: Callable[[], T]) -> T:
         return supervise()
 
-    def _fit(self, task: Task, num_workers: int) -> None:
+    def _fit(self, task: Task, num_workers: int, group: str) -> None:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s by default: a death is noticed sooner
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -145,10 +147,10 @@ class RayEngine:
         if self._request.gpus_per_worker:
             resources["GPU"] = float(self._request.gpus_per_worker)
         trainer = Trainer(
-            _train_function, train_loop_config={"task": task, "actor": self._actor}, backend_config=ReplaceOne(),
+            _train_function, train_loop_config={"task": task, "actor": self._actor, "group": group}, backend_config=ReplaceOne(),
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
-            run_config=RunConfig(name=f"group-{uuid.uuid4().hex[:8]}", storage_path=Store.open(task.run_uri).location("ray"),
+            run_config=RunConfig(name=group, storage_path=Store.open(task.run_uri).location("ray"),
                                  failure_config=FailureConfig(max_failures=-1),
                                  callbacks=[Introduce(self._actor, self._placement)]),
         )
@@ -163,7 +165,7 @@ def _train_function(settings: dict[str, Any]) -> None:
     runtime = ray.get_runtime_context()
     gpus = runtime.get_accelerator_ids().get("GPU", [])
     place = Place(slot=context.get_world_rank(), host=ray.util.get_node_ip_address(), node_id=runtime.get_node_id(),
-                  device="cuda:0" if gpus else "cpu")
+                  device="cuda:0" if gpus else "cpu", group=settings["group"])
     try:
         work(settings["task"], ActorLink(settings["actor"]), place)
     except ConnectionError:

@@ -63,6 +63,7 @@ class Place:
     host: str
     node_id: str | None
     device: str
+    group: str = ""
 
 
 def work(task: Task, link: Link, place: Place) -> None:
@@ -86,7 +87,7 @@ def _work(task: Task, link: Link, place: Place) -> None:
     while True:
         worker = uuid.uuid4().hex
         member = Member(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
-                        host=place.host, last_step=last_step, bad_steps=bad_steps)
+                        host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps)
         assignment = _join(link, member)
         if assignment.abort:
             return

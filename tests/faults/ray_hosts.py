@@ -88,10 +88,11 @@ class Cluster:
         within(10, lambda: reachable(f"{self.net.switch.ip}:6379") is None)
         self.redis = True
 
-    def restart_head(self) -> None:
-        """A machine in its place, at its address."""
-        self.net.boot(self.head)
-        self.start_ray(self.head)
+    def replace(self, host: Host) -> None:
+        """Another machine in its place, at its address."""
+        self.net.kill(host)
+        self.net.boot(host)
+        self.start_ray(host)
 
     def nodes(self) -> list[Node]:
         """Those alive; none while the control store does not answer."""

@@ -48,6 +48,25 @@ def test_who_joined_after_the_supervisor_looked_waits_for_the_next_generation() 
     assert coordinator.assignment("late") is None
 
 
+def test_a_worker_of_a_group_that_was_given_up_is_told_to_go_when_its_host_is_back() -> None:
+    """The one in its slot is another group's by then, or still starting."""
+    coordinator = Coordinator()
+    coordinator.expect("first")
+    coordinator.join(member(0, "a", group="first"))
+    begin(coordinator, "g1", {0: "a"})
+    coordinator.reset()
+    coordinator.expect("second")
+    assert coordinator.beat(0, "a", {"step": 9}, []).leave
+    coordinator.join(member(0, "a2", group="first"))
+    assert coordinator.look().joined == {}
+    assignment = coordinator.assignment("a2")
+    assert assignment is not None
+    assert assignment.abort
+    coordinator.join(member(0, "b", group="second"))
+    assert set(coordinator.look().joined) == {0}
+    assert coordinator.assignment("b") is None
+
+
 def test_a_successor_takes_the_slot_and_the_one_before_is_told_to_leave() -> None:
     coordinator = started({0: "a", 1: "b"})
     begin(coordinator, "g2", {0: "a2", 1: "b2"})
