@@ -28,11 +28,12 @@ from tests.faults.test_serving_faults import Client
 
 pytestmark = [
     ray_hosts.needs_hosts(),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
 ]
 INTERVAL = 8
 NOTICED_S = 30
-RECOVERED_S = 90
+RECOVERED_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_cut_link_a_drained_host_and_a_head_that_dies_change_nothing_of_the_re
         with standing_still(cluster, job):
             cluster.net.mend(cut)
             print(f"back {cluster.await_nodes():.1f} s after its link")
-            lost = runs.progress(folder)["lost_steps"]
+            lost = job.until(lambda: runs.progress(folder)["lost_steps"], 30)  # by the cut; written some seconds later
             cluster.drain(other)
         job.until(lambda: job.text.count("training on 3 workers") == 3, RECOVERED_S)
         assert set(places(cluster, job).values()) == {cluster.head, cut}, "the one that was cut off is used again"
@@ -94,7 +95,7 @@ def test_a_cut_link_a_drained_host_and_a_head_that_dies_change_nothing_of_the_re
     cluster.replace(other)  # `ray start --block` goes on where its raylet has ended after a drain
     print(f"all hosts are back {cluster.await_nodes():.1f} s after a head without Redis")
     with started(cluster, folder, cluster.head) as again:
-        result = again.finished(120)
+        result = again.finished(RECOVERED_S)
         assert "continuing at step" in again.text
     assert 0 < result["lost_steps"] <= 2 * INTERVAL
     same_result(folder, reference)
@@ -136,7 +137,7 @@ def served(cluster: Cluster, artifact: Path, folder: Path) -> Iterator[list[Keye
     command = ["up", "--model", f"digits={artifact}", "--host", "0.0.0.0", "--keys", str(folder / "keys"), "--placement", "ingress",
                "--min-replicas", "2", "--max-replicas", "2", "--access-log", "/dev/shm/access"]  # each host's own
     with runs.python("serving", *command, folder=folder, env=cluster.environment(), on=cluster.workers[0].command()) as job:
-        job.until(lambda: "ready: " in job.text, 120)
+        job.until(lambda: "ready: " in job.text, RECOVERED_S)
         pixels = open_artifact(str(artifact)).probe().inputs["image"][:1]
         tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
@@ -178,7 +179,7 @@ def test_with_redis_a_dead_head_comes_back_and_meanwhile_endpoints_answer_and_a_
         cluster.replace(cluster.head)
         cluster.await_nodes()
         print(f"the head is back after {time.monotonic() - killed:.1f} s")
-        result = job.finished(150)
+        result = job.finished(RECOVERED_S)
     answers = [client.answers for client in clients]
     first = [each for client in clients for each in client.first_failures]
     print(f"{sum(answers)} answers, {len(first)} failures without a second try: {sorted(set(first))}; {result['events']}")
