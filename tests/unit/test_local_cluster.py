@@ -150,7 +150,7 @@ def test_a_cluster_without_nodes_is_said_to_be_cut_off(cut_off: local.LocalClust
     assert (local.current(), cut_off.dashboard_url) == (cut_off, "")
     for command in (commands.env, commands.status):
         with pytest.raises(ClusterError, match=r"its start was cut off: .*`python -m cluster down`"):
-            command(argparse.Namespace(address=None))
+            command(argparse.Namespace(address=None, kubernetes=None, namespace=None, context=None))
     with pytest.raises(ClusterError, match="its start was cut off"):
         local.add_node(1)
     assert local.CUT_OFF in status._node_problems([], cut_off)
