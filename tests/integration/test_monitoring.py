@@ -104,7 +104,7 @@ def everything(folder: Path) -> Iterator[Prometheus]:
             seen.until(job, "trainyard:train_restarts:max > 0", "ray_trainyard_train_lost_steps_total",
                        'ALERTS{alertname="TrainyardNodeLost", alertstate="firing"}')
         with search(folder, env) as job:
-            seen.until(job, "ray_trainyard_tune_best", "deriv(ray_trainyard_tune_epochs[1m])")
+            seen.until(job, "ray_trainyard_tune_best", "deriv(sum by (search) (ray_trainyard_tune_epochs)[10m:10s])")
         with endpoint(folder, artifact, env) as (job, host):
             while not seen.value("ray_trainyard_serving_drift_psi"):
                 ask(host, artifact)
