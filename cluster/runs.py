@@ -26,13 +26,14 @@ _TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankNotice:
-    """One worker. busy_s: seconds of a step that it does not wait for others."""
+class RankTime:
+    """Of one worker. busy_s: seconds of a step that it does not wait for others, median. passes: micro-batches of a step."""
 
     rank: int
     host: str
     node_id: str | None
     busy_s: float
+    passes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,14 @@ class RunNotice:
     step_s: float
     goodput: float
     restarts: int
-    ranks: tuple[RankNotice, ...]
+    ranks: tuple[RankTime, ...]
     straggler: int | None = None
     """The rank that the others wait for."""
 
     @staticmethod
     def parse(text: bytes) -> "RunNotice":
         values: dict[str, Any] = json.loads(text)
-        values["ranks"] = tuple(RankNotice(**rank) for rank in values["ranks"])
+        values["ranks"] = tuple(RankTime(**rank) for rank in values["ranks"])
         return RunNotice(**values)
 
 
@@ -113,7 +114,7 @@ def run_problems(runs: Sequence[RunNotice], nodes: Sequence[Node]) -> list[str]:
     return [_slow(run, rank, names) for run in runs for rank in run.ranks if rank.rank == run.straggler]
 
 
-def _slow(run: RunNotice, slow: RankNotice, names: dict[str, str]) -> str:
+def _slow(run: RunNotice, slow: RankTime, names: dict[str, str]) -> str:
     others = sorted(rank.busy_s for rank in run.ranks if rank is not slow)
     where = f"{names.get(slow.node_id or '') or (slow.node_id or 'this machine')[:12]} ({slow.host})"
     return (f"run {run.name}: rank {slow.rank} on node {where} computes {slow.busy_s:.3g} s a step, the others "

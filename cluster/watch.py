@@ -170,8 +170,8 @@ def alerts_of(prometheus: str) -> list[str]:
 def _alert(alert: Mapping[str, Any]) -> str:
     labels, notes = alert["labels"], alert.get("annotations", {})
     said = notes.get("summary") or notes.get("description") or ", ".join(f"{k} {v}" for k, v in labels.items() if k != "alertname")
-    runbook = f": {notes['runbook_url']}" if "runbook_url" in notes else ""
-    return f"{labels['alertname']} ({labels.get('severity', 'no severity')}): {said}{runbook}"
+    runbook = notes.get("runbook") or notes.get("runbook_url")  # of our own rules; as many others call it
+    return f"{labels['alertname']} ({labels.get('severity', 'no severity')}): {said}{f': {runbook}' if runbook else ''}"
 
 
 def _json(url: str, headers: Mapping[str, str]) -> Any:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.runs import RankTime
 from cluster.storage import Store
-from jobs.common.straggler import RankTime
 
 GAUGES = {
     "trainyard_train_step_seconds": "Median time of a step",

@@ -27,7 +27,7 @@ from cluster.errors import (
     UserError,
 )
 from cluster.node_probe import versions
-from cluster.runs import Bulletin, RankNotice, RunNotice
+from cluster.runs import Bulletin, RunNotice
 from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
@@ -294,8 +294,7 @@ def _bulletin() -> Bulletin:
 
 def _notice(job: str, config: Config, watch: Watch, ledger: Ledger) -> RunNotice:
     state, slow = watch.state, watch.pacing.present
-    ranks = tuple(RankNotice(rank=rank, host=each.host, node_id=each.node_id, busy_s=round(each.busy_s, 6))
-                  for rank, each in sorted(watch.times.items()))
+    ranks = tuple(each for _, each in sorted(watch.times.items()))
     return RunNotice(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
                      step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
                      goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None)

@@ -9,23 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.runs import RankTime
+
 RATIO = 1.3
 """A worker this many times as slow as the others' median is named,"""
 LEAST_SHARE = 0.1
 """if what it takes longer than they is this share of a step at least,"""
 HOLD_S = 10.0
 """and has been so for so many seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankTime:
-    """Of one worker. busy_s: seconds of a step that it does not wait for others, median. passes: micro-batches of a step."""
-
-    rank: int
-    host: str
-    node_id: str | None
-    busy_s: float
-    passes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from cluster import errors
 from cluster.errors import ClusterError, StoppedError, TrainingFailedError, TrainyardError
+from cluster.runs import RankTime
 from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoint, Checkpoints
 from jobs.common.config import RunConfig
@@ -24,7 +25,7 @@ from jobs.common.environment import differences, environment
 from jobs.common.goodput import mean_time_between_failures_s
 from jobs.common.ledger import Ledger
 from jobs.common.step_mark import take_marks
-from jobs.common.straggler import RankTime, StragglerWatch
+from jobs.common.straggler import StragglerWatch
 from jobs.common.worker import Task
 
 LOOK_S = 0.05

@@ -19,8 +19,6 @@ from cluster.auth import write_private
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Node, reachable
 from cluster.launch import RAY_SETTINGS
-from serving.closed import haproxy_settings
-from serving.deploy import SERVE_SETTINGS
 from tests.faults import hosts
 from tests.faults.hosts import ROOT, Host, Network
 
@@ -57,20 +55,16 @@ class Cluster:
         """Ray's node on a host, from now on."""
         place = self.net.folder / host.name
         place.mkdir(exist_ok=True)
-        serve = place / "s"
-        serve.mkdir(exist_ok=True)
         number = self.net.hosts.index(host)
         which = (["--address", self.address] if number else
                  ["--head", "--port", "6379", "--dashboard-host", host.ip, "--disable-usage-stats"])
         command = [RAY, "start", "--block", *which, "--node-ip-address", host.ip, "--node-name", host.name, "--num-cpus",
                    str(self.cpus[number]), "--num-gpus", "0", "--temp-dir", str(place), "--object-store-memory", str(_STORE_BYTES)]
-        host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment(serve))
+        host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment())
 
-    def _node_environment(self, serve: Path) -> dict[str, str]:
+    def _node_environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return {**kept, **self.environment(), **RAY_SETTINGS, **SERVE_SETTINGS, **haproxy_settings(serve),
-                "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0",
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return {**kept, **self.environment(), **RAY_SETTINGS, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def nodes(self) -> list[Node]:
         """Those alive; none while the control store does not answer."""

@@ -16,7 +16,7 @@ from ray.core.generated import gcs_service_pb2 as pb
 from ray.core.generated import gcs_service_pb2_grpc
 
 from cluster.gcs import Gcs, Job
-from cluster.runs import Bulletin, RankNotice, RunNotice, read_runs, run_problems
+from cluster.runs import Bulletin, RankTime, RunNotice, read_runs, run_problems
 from cluster.status import Status
 from cluster.storage import Store
 from jobs.common import straggler as stragglers
@@ -26,7 +26,7 @@ from jobs.common.coordinator import Coordinator, Member
 from jobs.common.dataset import Dataset
 from jobs.common.ledger import Ledger
 from jobs.common.session import Pace, Session
-from jobs.common.straggler import HOLD_S, RankTime, Straggler, StragglerWatch, straggler
+from jobs.common.straggler import HOLD_S, Straggler, StragglerWatch, straggler
 from jobs.common.supervisor import Ears, Supervisor
 from jobs.common.worker import DirectLink, Place, Task, work
 from tests.unit.test_status import HEAD, shown
@@ -85,7 +85,7 @@ def test_time_spent_waiting_is_not_a_ranks_own() -> None:
 
 
 def notice(straggler: int | None) -> RunNotice:
-    ranks = tuple(RankNotice(rank=rank, host="10.0.0.7", node_id=HEAD.node_id if rank else None, busy_s=busy)
+    ranks = tuple(RankTime(rank=rank, host="10.0.0.7", node_id=HEAD.node_id if rank else None, busy_s=busy)
                   for rank, busy in enumerate((0.11, 0.12, 0.43)))
     return RunNotice(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45, goodput=0.931,
                      restarts=2, ranks=ranks, straggler=straggler)

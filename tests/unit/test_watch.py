@@ -16,6 +16,7 @@ from cluster.scrape import Scrape, parse, quantile, scrape
 from cluster.status import Status
 from cluster.watch import Application, Page, alerts_of, endpoints_of, runs_of
 from cluster.watch_page import drawn
+from k8s.components.monitoring import local
 
 OF_PROCESS = 'Component="core_worker",NodeAddress="127.0.0.1",SessionName="s",Version="2.60.0",WorkerId="%s"'
 TRAINING = "\n".join(
@@ -109,8 +110,12 @@ def test_what_fires_in_a_prometheus_is_told_with_its_runbook() -> None:
                "annotations": {"summary": "the loss of a is NaN", "runbook_url": "k8s/RUNBOOK.md#loss-nan"}},
               {"state": "firing", "labels": {"alertname": "Bare", "run": "b"}, "annotations": {}},
               {"state": "pending", "labels": {"alertname": "Soon"}, "annotations": {}}]
+    ours = next(rule for group in local.rules()["groups"] for rule in group["rules"] if rule.get("alert") == "TrainyardNodeLost")
+    alerts.append({"state": "firing", "labels": {"alertname": ours["alert"], **ours["labels"]}, "annotations": ours["annotations"]})
     with http(json.dumps({"status": "success", "data": {"alerts": alerts}})) as port:
-        assert alerts_of(f"http://127.0.0.1:{port}/") == [
+        *others, last = alerts_of(f"http://127.0.0.1:{port}/")
+        assert last.endswith(": k8s/RUNBOOK.md#trainyardnodelost")
+        assert others == [
             "LossNaN (page): the loss of a is NaN: k8s/RUNBOOK.md#loss-nan", "Bare (no severity): run b"]
     with http("no", 404) as port, pytest.raises(ValueError, match="answers 404"):
         alerts_of(f"http://127.0.0.1:{port}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import DivergedError
+from cluster.runs import RankTime
 from cluster.storage import Store
 from jobs.common import straggler
 from jobs.common import supervisor as supervising
@@ -76,7 +77,7 @@ def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkey
     kind = type(config)
     task = Task(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
                 run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
-    times: list[dict[int, straggler.RankTime]] = []
+    times: list[dict[int, RankTime]] = []
 
     def listen(watch: Watch) -> None:
         times.append(watch.times)
