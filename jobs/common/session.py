@@ -9,13 +9,12 @@ import json
 import math
 import os
 import queue
-import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,11 +32,11 @@ from jobs.common.environment import environment
 from jobs.common.feed import Feed
 from jobs.common.length_groups import LengthGroups
 from jobs.common.order import Order, resolve_window_rows, shards_of
+from jobs.common.pace import Pace
 from jobs.common.predictions import Predictions
 from jobs.common.step_mark import StepMark
 
 BEAT_S = 0.2
-_WARMUP_STEPS = 20
 _REPORTED, _REPORTS_KEPT = "reported", 64
 """In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its next beat has
 not sent them to anybody, and the one that goes on from there does."""
@@ -59,58 +58,6 @@ class Link(Protocol):
     """A worker's side of the coordinator, whatever lies between."""
 
     def call(self, method: str, *args: Any) -> Any: ...
-
-
-@dataclass
-class Pace:
-    """How long steps take. Times in seconds; the first steps of a generation are left out of the rate."""
-
-    rows: int = 0
-    seconds: float = 0.0
-    recent: "deque[float]" = field(default_factory=lambda: deque(maxlen=1000))
-    count: int = 0
-    busy: "deque[float]" = field(default_factory=lambda: deque(maxlen=200))
-    """Of recent steps, what was not spent waiting for other workers."""
-    _last: float = 0.0
-    _waited: float = 0.0
-
-    def start(self) -> None:
-        """From here on time counts; call it again after anything that is not training."""
-        self._last, self._waited = time.perf_counter(), 0.0
-
-    def waited(self, seconds: float) -> None:
-        """So much of the present step was spent inside collectives, where a fast worker waits for a slow one."""
-        self._waited += seconds
-
-    def step(self, rows: int, steps: int = 1) -> None:
-        """rows: of one step. steps: how many were made since the last call."""
-        now = time.perf_counter()
-        taken, self._last = now - self._last, now
-        self.count += steps
-        self.recent.extend([taken / steps] * steps)
-        if self.count > steps:  # the first one sets up much that comes once
-            self.busy.append(max(0.0, taken - self._waited) / steps)
-        self._waited = 0.0
-        if self.count - steps >= _WARMUP_STEPS:
-            self.rows += rows * steps
-            self.seconds += taken
-
-    @property
-    def since_last_s(self) -> float:
-        return time.perf_counter() - self._last
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.recent) if self.recent else 0.0
-
-    @property
-    def busy_s(self) -> float:
-        """Median, of a step."""
-        return statistics.median(self.busy) if self.busy else 0.0
-
-    @property
-    def samples_per_s(self) -> float:
-        return self.rows / self.seconds if self.seconds else 0.0
 
 
 class Session:

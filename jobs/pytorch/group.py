@@ -67,6 +67,9 @@ class Group:
         except (RuntimeError, OSError, PeerLostError) as error:
             if dist.is_initialized():  # `with` does not leave what it has not entered
                 dist.destroy_process_group()
+            # A group that was being made when a worker died has counted, and its number is where the members of the next one
+            # look for each other: they would wait for a new worker for ever, whose number is 0. Destroying a group resets it.
+            dist.distributed_c10d._world.group_count = 0  # pyright: ignore[reportPrivateUsage]
             raise PeerLostError("the process group did not form") from error
 
     def reduce(self, model: nn.Module, loss: float, stop: bool) -> tuple[float, bool]:

@@ -1,6 +1,9 @@
-"""The jobs' own training loops, in which one rank is slow, and later has other weights than the rest. Workers load them by name."""
+"""The jobs' own training loops, in which one rank is slow, and later has other weights than the rest, or dies while the ranks meet.
+Workers load them by name."""
 
+import os
 import time
+from contextlib import nullcontext
 from typing import Any, Literal
 from unittest import mock
 
@@ -74,6 +77,20 @@ def cnn(session: Session, config: Any) -> End:
         return weights(trainer)
 
     with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights", spoilt):
+        return loop.train(session, config)
+
+
+def dies_meeting(session: Session, config: Any) -> End:
+    """The MLP, whose first rank 0 dies when the others have found its store and wait there for its address."""
+    from jobs.mlp import train as loop
+    from jobs.pytorch import group
+
+    def dies(*args: Any, **options: Any) -> None:
+        time.sleep(2)
+        os._exit(1)
+
+    first = session.generation.startswith("000001-")
+    with mock.patch.object(group.dist, "init_process_group", dies) if first and session.rank == 0 else nullcontext():
         return loop.train(session, config)
 
 

@@ -25,7 +25,8 @@ from jobs.common.config import Config, from_dict
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.dataset import Dataset
 from jobs.common.ledger import Ledger
-from jobs.common.session import Pace, Session
+from jobs.common.pace import Pace
+from jobs.common.session import Session
 from jobs.common.straggler import HOLD_S, Straggler, StragglerWatch, straggler
 from jobs.common.supervisor import Ears, Supervisor
 from jobs.common.worker import DirectLink, Place, Task, work

@@ -1,6 +1,7 @@
 """One rank that is slow and then goes its own way, in each job's own loop on local workers: it is named, and the run fails."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,23 +70,30 @@ def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int])
 
 
 # ── in the jobs' loops ──
-def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
-    """What the run ends with, and what happened before."""
-    monkeypatch.setattr(straggler, "HOLD_S", 0.5)
-    monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
+def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
+               listen: Callable[[Watch], None]) -> tuple[Supervisor, Ledger]:
+    """A run of one of tests/unit/odd_loops.py, whose workers have been started."""
     store, values = Store.open(str(folder)), to_dict(config)
     kind = type(config)
     task = Task(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
                 run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+    ledger = Ledger.open(store)
+    supervisor = Supervisor(run=config.run, engine=ProcessEngine(1), task=task, run_store=store, num_shards=config.run.max_workers,
+                            ledger=ledger, ears=Ears(listen=listen, say=print, stop_requested=lambda: False))
+    supervisor.start(config.run.max_workers)
+    return supervisor, ledger
+
+
+def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """What the run ends with, and what happened before."""
+    monkeypatch.setattr(straggler, "HOLD_S", 0.5)
+    monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
     times: list[dict[int, RankTime]] = []
 
     def listen(watch: Watch) -> None:
         times.append(watch.times)
 
-    ledger = Ledger.open(store)
-    supervisor = Supervisor(run=config.run, engine=ProcessEngine(1), task=task, run_store=store, num_shards=config.run.max_workers,
-                            ledger=ledger, ears=Ears(listen=listen, say=print, stop_requested=lambda: False))
-    supervisor.start(config.run.max_workers)
+    supervisor, ledger = supervised(folder, dataset, config, train, listen)
     with pytest.raises(DivergedError) as caught:
         supervisor.supervise()
     busy = [found for found in times if len(found) == config.run.max_workers][-1]
@@ -127,3 +135,14 @@ def test_a_slow_rank_that_diverges_is_named_by_the_cnn(tmp_path: Path, monkeypat
     config = from_dict(CnnConfig, {"run": RUN, "model": {"width": 8, "depth": 1},
                                    "train": {"global_batch_size": 60, "most_steps_per_call": 2}})
     check(*carry_out(tmp_path / "run", digits(tmp_path), config, "cnn", monkeypatch), 3)
+
+
+def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.mlp.config import MlpConfig
+
+    monkeypatch.setattr(supervising, "_FIRST_STEP_S", 30.0)  # after which all workers would be replaced: a second failure
+    config = from_dict(MlpConfig, {"run": {"workers": "3", "max_failures": 1}, "model": {"hidden": [32]},
+                                   "train": {"global_batch_size": 60, "epochs": 1}})
+    supervisor, ledger = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)
+    assert supervisor.supervise() == "finished"
+    assert ledger.failures == 1
