@@ -100,7 +100,8 @@ class RayEngine:
         self._thread.start()
 
     def possible_workers(self) -> int:
-        return possible_workers(self._request, held=self._num_workers)
+        lent = self._placement.bundle_count if self._placement is not None else 0  # its own also while no worker is in it
+        return possible_workers(self._request, held=max(self._num_workers, lent))
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         draining = draining_nodes()
@@ -111,7 +112,8 @@ class RayEngine:
     def maintain(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
-            raise GroupLostError(f"Ray Train gave the workers up: {error}") from error
+            why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # before it is where, in as many lines
+            raise GroupLostError(f"Ray Train gave the workers up: {why}") from error
 
     def ended(self) -> bool:
         return self._thread is None or not self._thread.is_alive()

@@ -116,8 +116,9 @@ class Supervisor:
             try:
                 self._engine.maintain()
             except GroupLostError as error:
+                self._store.write_text(f"logs/errors/{self._watch.generation or 'start'}-group.txt", str(error.__cause__ or error))
                 self._failed(str(error))
-                self._restart(self._watch.num_workers)
+                self._start_where_there_is_room()  # not where the hosts were that went with it
                 continue
             if (end := self._end_of_group(view, ended)) is not None:
                 return end

@@ -182,6 +182,18 @@ def test_lost_groups_are_limited_by_max_failures(tmp_path: Path) -> None:
         case.carry_out()
 
 
+def test_a_run_whose_hosts_are_lost_says_what_it_waits_for_and_stops_resumable(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise GroupLostError("its host is gone") from ValueError("more of it")
+
+    case = Case(tmp_path, wait=0.3)
+    case.engine.at_look, case.engine.room = case.once_at(40, lost), lambda: 0
+    with pytest.raises(StoppedError, match="1 workers are needed and the cluster has room for 0"):
+        case.carry_out()
+    assert case.said[-1] == "waiting up to 0.3 s for room for 1 workers"
+    assert case.store.read_text(f"logs/errors/{case.supervisor._watch.generation}-group.txt") == "more of it"
+
+
 def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_path: Path) -> None:
     case = Case(tmp_path)
     first: list[str] = []
