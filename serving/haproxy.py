@@ -19,6 +19,9 @@ _NOT_LISTED = ('http-request return status 200 content-type application/grpc hdr
 """Serve's list of its applications names every model, to whoever asks."""
 _ENDPOINT = "    http-request set-header application endpoint"
 """Serve's own proxy, which takes over while no ingress runs, has the models' applications to choose from, too."""
+_DEFAULTS = "    default-server init-addr last,libc,none"
+"""Serve names that proxy by its node's name, which is its address unless `ray start --node-name` gave it another. Where that name
+leads nowhere, HAProxy would not start at all; with this it only does without that proxy."""
 
 
 def main(arguments: Sequence[str], environ: MutableMapping[str, str]) -> None:
@@ -58,6 +61,8 @@ def rewritten(config: str, bundle: Path | None) -> str:
             lines += [_ENDPOINT] if section == "grpc_frontend" else []
         else:
             lines.append(f"    bind 127.0.0.1:{line.rpartition(':')[2]}")
+        if line == "defaults":
+            lines.append(_DEFAULTS)
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from tests.unit.test_tls import certificate
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 
 
-def configuration(folder: Path, host: str) -> Path:
+def configuration(folder: Path, host: str, proxy: str = "127.0.0.1") -> Path:
     """What Serve writes for an endpoint over HTTP and gRPC."""
     from ray.serve.config import HTTPOptions, gRPCOptions  # isort: skip  (the next one needs it)
     from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig, ServerConfig
@@ -24,7 +24,7 @@ def configuration(folder: Path, host: str) -> Path:
         grpc_options=gRPCOptions(port=24111, grpc_servicer_functions=["serving.calls:add_to_server"]),
         **{f"{name}_path": str(folder / name) for name in ("socket", "metrics_socket")},
         server_state_base=str(folder), server_state_file=str(folder / "state")))
-    made.set_grpc_fallback_server(ServerConfig(name="proxy", host="127.0.0.1", port=1, replica_id="proxy"))
+    made.set_grpc_fallback_server(ServerConfig(name="proxy", host=proxy, port=1, replica_id="proxy"))
     made._generate_config_file_internal()
     return path
 
@@ -43,6 +43,10 @@ def test_only_the_endpoint_itself_is_open_to_others(tmp_path: Path, host: str, b
     made = started(configuration(tmp_path, host))
     binds = sorted(line.strip() for line in made.splitlines() if line.strip().startswith("bind "))
     assert binds == sorted([f"bind {bound}:24110", f"bind {bound}:24111 proto h2", "bind 127.0.0.1:8404", "bind 127.0.0.1:9101"])
+
+
+def test_a_node_whose_name_leads_nowhere_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    assert "server proxy host-0.invalid:1 " in started(configuration(tmp_path, "127.0.0.1", "host-0.invalid"))
 
 
 def test_nobody_is_told_which_applications_there_are_and_calls_go_to_the_endpoint(tmp_path: Path) -> None:
