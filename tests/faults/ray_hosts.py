@@ -1,10 +1,12 @@
 """A Ray cluster on the hosts of tests/faults/hosts.py: `ray start` on each, as an administrator, or KubeRay, starts it.
 
-A node that has ended is started again, as kubelet or systemd would.
+A node that has ended is started again, as kubelet or systemd would. The control store keeps its state in a Redis on the switch,
+where one is asked for. Its password is on the head's command lines: Ray 2.60 takes it, and hands it on, in no other way.
 """
 
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,8 @@ from cluster.auth import write_private
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Node, reachable
 from cluster.launch import RAY_SETTINGS
+from serving.closed import haproxy_settings
+from serving.deploy import SERVE_SETTINGS
 from tests.faults import hosts
 from tests.faults.hosts import ROOT, Host, Network
 
@@ -32,9 +36,10 @@ class Cluster:
     """hosts[0] is the head."""
 
     def __init__(self, net: Network, cpus: Sequence[int]) -> None:
-        self.net, self.cpus = net, list(cpus)
+        self.net, self.cpus, self.redis = net, list(cpus), False
         self.head, *self.workers = net.hosts
         self.address = f"{self.head.ip}:6379"
+        self._password = secrets.token_hex(16)
         token = net.folder / "token"
         write_private(token, secrets.token_hex(32))
         self.authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -54,17 +59,39 @@ class Cluster:
     def start_ray(self, host: Host) -> None:
         """Ray's node on a host, from now on."""
         place = self.net.folder / host.name
-        place.mkdir(exist_ok=True)
+        serve = place / "s"
+        serve.mkdir(parents=True, exist_ok=True)
         number = self.net.hosts.index(host)
         which = (["--address", self.address] if number else
-                 ["--head", "--port", "6379", "--dashboard-host", host.ip, "--disable-usage-stats"])
+                 ["--head", "--port", "6379", "--dashboard-host", host.ip, "--disable-usage-stats",
+                  *(["--redis-password", self._password] if self.redis else [])])
         command = [RAY, "start", "--block", *which, "--node-ip-address", host.ip, "--node-name", host.name, "--num-cpus",
                    str(self.cpus[number]), "--num-gpus", "0", "--temp-dir", str(place), "--object-store-memory", str(_STORE_BYTES)]
-        host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment())
+        host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment(serve))
 
-    def _node_environment(self) -> dict[str, str]:
+    def _node_environment(self, serve: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return {**kept, **self.environment(), **RAY_SETTINGS, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        redis = {"RAY_REDIS_ADDRESS": f"{self.net.switch.ip}:6379"} if self.redis else {}
+        return {**kept, **self.environment(), **RAY_SETTINGS, **SERVE_SETTINGS, **haproxy_settings(serve), **redis,
+                "RAY_gcs_rpc_server_reconnect_timeout_s": "120", "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def start_redis(self) -> None:
+        """Heads that are started from now on keep their state there."""
+        program = shutil.which("redis-server")
+        assert program is not None
+        config = self.net.folder / "redis.conf"
+        write_private(config, f"bind {self.net.switch.ip}\nport 6379\nrequirepass {self._password}\ndir {self.net.folder}\n"
+                              "appendonly yes\nsave \"\"\n")
+        self.net.switch.start(program, str(config))
+        within(10, lambda: reachable(f"{self.net.switch.ip}:6379") is None)
+        self.redis = True
+
+    def replace(self, host: Host) -> None:
+        """Another machine in its place, at its address."""
+        self.net.kill(host)
+        self.net.boot(host)
+        self.start_ray(host)
 
     def nodes(self) -> list[Node]:
         """Those alive; none while the control store does not answer."""
