@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 FOLDER = HERE / "results"
 README = HERE / "README.md"
 FAULTS_README = HERE.parent / "faults/README.md"
-READMES = {"recovery": FAULTS_README}
+READMES = {"recovery": FAULTS_README, "hosts": FAULTS_README}
 """Where a benchmark's table stands, if not in README."""
 BEGIN, END = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
 
