@@ -8,7 +8,8 @@ never be, storage that not every node sees, mixed versions. It needs a connected
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,14 +107,17 @@ def _most(request: Request, groups: Iterable[NodeGroup]) -> int:
     return sum(group.most * _fits(request, [group.resources]) for group in groups)
 
 
-def possible_workers(request: Request, held: int = 0) -> int:
+def possible_workers(request: Request, held: int = 0, group: str | None = None) -> int:
     """How many such workers the cluster could hold now: what is free, and what this run itself holds, on usable nodes.
 
     held: how many workers this run has started; at most so many of this job's own placements are counted.
+    group: id (hex) of the placement group that they are to be in: its own bundles are all the room there is.
     """
     gcs = _gcs()
     usable = [node for node in gcs.nodes() if node.usable]
     ids = {node.node_id for node in usable}
+    if group is not None:
+        return _bundles(request, ids, (g for g in gcs.placement_groups() if g.placement_group_id.hex() == group))
     return _fits(request, (node.available for node in usable)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
 
 
@@ -146,30 +150,45 @@ def _own_bundles(request: Request, usable: set[str], groups: Iterable[Any]) -> i
     import ray
 
     job = ray.get_runtime_context().get_job_id()
-    bundles = (b for g in groups if g.creator_job_id.hex() == job and g.state != _REMOVED for b in g.bundles)
+    return _bundles(request, usable, (g for g in groups if g.creator_job_id.hex() == job))
+
+
+def _bundles(request: Request, usable: set[str], groups: Iterable[Any]) -> int:
+    """How many workers fit into placement groups, on usable nodes."""
+    bundles = (b for g in groups if g.state != _REMOVED for b in g.bundles)
     return sum(b.node_id.hex() in usable and _fits(request, [b.unit_resources]) for b in bundles)
 
 
-def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool, say: Callable[[str], None]) -> bool:
-    """Queues for the room in Ray's own scheduler, which tells the autoscaler, and gives it back when it is granted.
+@contextmanager
+def queued(request: Request) -> Generator[Callable[[], bool]]:
+    """Queues for the room in Ray's own scheduler, which tells the autoscaler.
 
-    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be; what it adds is said too.
+    Gives a function that says, after a moment, whether it is granted. After the block the room is free again.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
     group = placement_group([request.bundle] * request.num_workers, strategy="PACK")
-    deadline, told = time.monotonic() + wait_s, ""
     try:
-        while not (granted := bool(group.wait(timeout_seconds=_POLL_S))) and time.monotonic() < deadline:
+        yield lambda: bool(group.wait(timeout_seconds=_POLL_S))
+    finally:
+        remove_placement_group(group)
+
+
+def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool, say: Callable[[str], None]) -> bool:
+    """Whether the room is granted within that time.
+
+    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be; what it adds is said too.
+    """
+    deadline, told = time.monotonic() + wait_s, ""
+    with queued(request) as granted:
+        while not (there := granted()) and time.monotonic() < deadline:
             if refused and _infeasible(request, gcs):
                 raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold that: ask for "
                                     "less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) or raise its limits")
             if refused and (coming := being_added(gcs)) and coming != told:
                 say(f"waiting: {coming}")
                 told = coming
-        return granted
-    finally:
-        remove_placement_group(group)
+    return there
 
 
 def _infeasible(request: Request, gcs: Gcs) -> bool:

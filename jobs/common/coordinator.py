@@ -27,6 +27,8 @@ class Member:
     """Of workers that were started together."""
     last_step: int = -1
     bad_steps: tuple[int, ...] = ()
+    why: str = ""
+    """Why it left the generation before, as its framework says it; empty for a new process."""
 
 
 @dataclass(frozen=True, kw_only=True)

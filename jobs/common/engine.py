@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -40,6 +41,10 @@ class Engine(Protocol):
 
     def possible_workers(self) -> int:
         """How many workers there could be now, those running included."""
+        ...
+
+    def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Asks for room for so many workers, so that nodes are added where they can be. Gives what says whether it is there."""
         ...
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
@@ -101,6 +106,9 @@ class InProcessEngine:
     def possible_workers(self) -> int:
         return 1
 
+    def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
+        return nullcontext(lambda: False)
+
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         return ""
 
@@ -161,15 +169,19 @@ class ProcessEngine:
         threading.Thread(target=server.serve_forever, name="trainyard-coordinator", daemon=True).start()
         self.link: Link = DirectLink(self._coordinator)
         self._task: Task | None = None
+        self._num_workers = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, task: Task, num_workers: int) -> None:
-        self._task = task
+        self._task, self._num_workers = task, num_workers
         self._processes = {slot: self._spawn(slot) for slot in range(num_workers)}
 
     def possible_workers(self) -> int:
-        """As many as the machine has cores for, where the run leaves a choice, and no fewer than there are."""
-        return max(1, (os.cpu_count() or 1) // self._cpus_per_worker, len(self._processes))
+        """As many as the machine has cores for, where the run leaves a choice, and no fewer than there were."""
+        return max(1, (os.cpu_count() or 1) // self._cpus_per_worker, self._num_workers)
+
+    def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
+        return nullcontext(lambda: False)
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         return ""

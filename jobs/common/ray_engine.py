@@ -15,13 +15,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ClusterError, RunConflictError
-from cluster.resources import Request, draining_nodes, possible_workers
+from cluster.resources import Request, draining_nodes, possible_workers, queued
 from cluster.storage import Store
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.engine import GroupLostError, kill_all, stacks
@@ -100,8 +102,13 @@ class RayEngine:
         self._thread.start()
 
     def possible_workers(self) -> int:
-        lent = self._placement.bundle_count if self._placement is not None else 0  # its own also while no worker is in it
-        return possible_workers(self._request, held=max(self._num_workers, lent))
+        group = None if self._placement is None else self._placement.id.hex()
+        return possible_workers(self._request, held=self._num_workers, group=group)
+
+    def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
+        if self._placement is not None:  # whose owner sees to its bundles
+            return nullcontext(lambda: False)
+        return queued(replace(self._request, num_workers=num_workers))
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         draining = draining_nodes()

@@ -77,7 +77,7 @@ class Supervisor:
                  ears: Ears) -> None:
         self._run, self._engine, self._task, self._store = run, engine, task, run_store
         self._num_shards, self._ledger, self._ears = num_shards, ledger, ears
-        self._spares = run.spares if engine.can_replace else 0
+        self._spares = self._started_spares = run.spares if engine.can_replace else 0
         self._checkpoints = Checkpoints(run_store.child("checkpoints"))
         self._watch = Watch()
         self._gathering_since: float | None = None
@@ -88,12 +88,13 @@ class Supervisor:
         self._told: set[str] = set()
         self._former: set[str] = set()
 
-    def start(self, num_workers: int) -> None:
-        """Starts a group; `supervise` carries it on."""
+    def start(self, num_workers: int, spares: int | None = None) -> None:
+        """Starts a group; `supervise` carries it on. spares: how many spare workers; as many as the run asks for, if None."""
+        self._started_spares = self._spares if spares is None else spares
         self._renew(Watch(num_workers=num_workers))
         self._gathering_since = time.monotonic()
         self._room_at = self._gathering_since + _PLACED_S
-        self._engine.start(self._task, num_workers + self._spares)
+        self._engine.start(self._task, num_workers + self._started_spares)
 
     def supervise(self) -> End:
         """Until training has ended.
@@ -266,6 +267,9 @@ class Supervisor:
         bad = sorted({step for member in members.values() for step in member.bad_steps})
         if not bad:
             lost = ", ".join(str(rank) for rank, member in members.items() if member.last_step < 0)
+            for rank, member in members.items():
+                if member.why:
+                    self._store.write_text(f"logs/errors/{self._watch.generation}-rank-{rank}-peer.txt", member.why)
             self._failed(f"worker {lost} was lost" if lost else "the workers lost each other")
             return
         self._ledger.exclude(bad)
@@ -288,11 +292,11 @@ class Supervisor:
             )
         self._ears.say(f"{what}: recovering (failure {self._ledger.failures} of {limit if limit >= 0 else 'any number'})")
 
-    def _restart(self, num_workers: int) -> None:
+    def _restart(self, num_workers: int, spares: int | None = None) -> None:
         self._engine.link.call("abort")
         self._engine.end()
         self._engine.link.call("reset")
-        self.start(num_workers)
+        self.start(num_workers, spares)
 
     def _abandon(self) -> None:
         self._engine.link.call("abort")
@@ -322,43 +326,58 @@ class Supervisor:
         elastic = self._run.min_workers < self._run.max_workers
         if (self._watch.generation or elastic) and now > self._room_at:
             self._room_at = now + _ROOM_EVERY_S
-            if self._possible() < self._watch.num_workers:
+            if (possible := self._possible(self._room(), self._started_spares)) is not None and possible < self._watch.num_workers:
                 self._regroup()
         elif self._gathering_since is not None and now - self._gathering_since > _GATHER_S + self._run.wait:
             self._regroup()
 
-    def _possible(self) -> int:
-        """As many as there are, where the cluster does not answer this time."""
+    def _room(self) -> int | None:
+        """For how many workers, spare ones among them; None: the cluster does not answer this time."""
         try:
-            room = self._engine.possible_workers() - self._spares
+            return self._engine.possible_workers()
         except ClusterError:
-            room = self._watch.num_workers
-        return min(self._run.max_workers, self._num_shards, room)
+            return None
+
+    def _possible(self, room: int | None, spares: int) -> int | None:
+        """How many of them would train."""
+        return None if room is None else min(self._run.max_workers, self._num_shards, room - spares)
 
     def _regroup(self) -> None:
         self._failed("there is no room for all workers any more")
         self._start_where_there_is_room()
 
     def _start_where_there_is_room(self) -> None:
-        """Another group, as large as it may be now. Raises: StoppedError if there is no room within `run.wait`."""
-        expected = max(self._possible(), self._run.min_workers)  # with what this group holds: free a moment after its end
+        """Another group, as large as it may be now; spare workers take what is left.
+
+        Raises: StoppedError if there is no room within `run.wait`.
+        """
+        least = self._run.min_workers
+        expected = max(self._room() or 0, least)  # with what this group holds: free a moment after its end
         self._engine.link.call("abort")
         self._engine.end()
+        if (self._room() or 0) < least:
+            self._await_room(least)
         began = time.monotonic()
-        if self._possible() < self._run.min_workers:
-            self._ears.say(f"waiting up to {self._run.wait:g} s for room for {self._run.min_workers} workers")
-        while (possible := self._possible()) < expected:
-            waited_s = time.monotonic() - began
-            if possible >= self._run.min_workers and waited_s > _RELEASE_S:
-                break
-            if possible < self._run.min_workers and (waited_s > self._run.wait or self._ears.stop_requested()):
-                raise StoppedError(
-                    f"{self._run.min_workers} workers are needed and the cluster has room for {possible} "
-                    f"(waited {self._run.wait:g} s, --run.wait): run the same command again when it has more"
-                )
-            self._ears.listen(Watch(state=self._watch.state))  # no worker is left: it is seen that it waits
-            time.sleep(0.25)
-        self._restart(possible)
+        while ((room := self._room()) or 0) < expected and time.monotonic() - began < _RELEASE_S:
+            time.sleep(LOOK_S)
+        num_workers = max(self._possible(room, 0) or 0, least)
+        self._restart(num_workers, self._spares if room is None else max(0, min(self._spares, room - num_workers)))
+
+    def _await_room(self, least: int) -> None:
+        """Until so many workers have room. The cluster is asked for it, so that it adds nodes if it can. Raises: StoppedError."""
+        wait_s = self._run.wait
+        self._ears.say(f"waiting up to {wait_s:g} s for room for {least} worker{'s' * (least > 1)}")
+        deadline = time.monotonic() + wait_s
+        with self._engine.queued(least) as granted:
+            while not granted() and ((room := self._room()) or 0) < least:
+                if self._ears.stop_requested():
+                    raise StoppedError("stopped while it waited for room: run the same command again to continue")
+                if time.monotonic() > deadline:
+                    has = "does not say for how many it has room" if room is None else f"has room for {room}"
+                    raise StoppedError(f"{least} worker{'s are' if least > 1 else ' is'} needed and the cluster {has} "
+                                       f"(waited {wait_s:g} s, --run.wait): run the same command again when it has more")
+                self._ears.listen(Watch(state=self._watch.state))  # no worker is left: it is seen that it waits
+                time.sleep(LOOK_S)
 
     # ── watching ──
     def _hang_limit_s(self) -> float:
@@ -430,8 +449,8 @@ class Supervisor:
         if run.min_workers == run.max_workers or watch.stopping or time.monotonic() < self._room_at:
             return
         self._room_at = time.monotonic() + _ROOM_EVERY_S
-        possible = self._possible()
-        if possible > watch.num_workers:
+        possible = self._possible(self._room(), self._spares)
+        if possible is not None and possible > watch.num_workers:
             self._ears.say(f"there is room for {possible} workers: checkpoint, then on with them")
             self._ledger.event(f"resized from {watch.num_workers} to {possible} workers")
             self._resize_to, watch.stopping = possible, "resize"

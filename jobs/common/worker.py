@@ -83,24 +83,24 @@ def _work(task: Task, link: Link, place: Place) -> None:
             check_own_node(Store.open(task.run_uri), RUN_FILE, task.versions, place.host)
         train, config = task.load()
     marks = {"worker_began": began, "imported": time.time()}
-    last_step, bad_steps = -1, ()
+    last_step, bad_steps, why = -1, (), ""
     while True:
         worker = uuid.uuid4().hex
         member = Member(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
-                        host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps)
+                        host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why)
         assignment = _join(link, member)
         if assignment.abort:
             return
         with _reporting(link, place.slot, worker):
             session = _session(task, config, assignment, link, place, worker, marks)
-        last_step, bad_steps = session.step, ()
+        last_step, bad_steps, why = session.step, (), ""
         try:
             with _reporting(link, place.slot, worker):
                 outcome = _attempt(train, session, config)
             link.call("leave", Departure(slot=place.slot, worker=worker, outcome=outcome))
             return
-        except PeerLostError:
-            last_step = session.step
+        except PeerLostError as error:
+            last_step, why = session.step, str(error.__cause__ or error)
         except NonFiniteError as error:
             last_step, bad_steps = session.step, error.steps
 

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,9 @@ class ThreadEngine:
     def __init__(self) -> None:
         self.link = DirectLink(Coordinator())
         self.starts = 0
+        self.sizes: list[int] = []
+        self.asked_for: list[int] = []
+        self.granted: Callable[[], bool] = lambda: False
         self.room: Callable[[], int] = lambda: 1
         self.at_look: Callable[[], None] = lambda: None
         self.who_leaves: Callable[[], Literal["", "workers", "driver"]] = lambda: ""
@@ -45,12 +49,18 @@ class ThreadEngine:
 
     def start(self, task: Task, num_workers: int) -> None:
         self.starts += 1
+        self.sizes.append(num_workers)
         place = Place(slot=0, host="127.0.0.1", node_id=None, device="cpu")
         self._thread = threading.Thread(target=work, args=(task, self.link, place))
         self._thread.start()
 
     def possible_workers(self) -> int:
         return self.room()
+
+    @contextmanager
+    def queued(self, num_workers: int) -> Generator[Callable[[], bool]]:
+        self.asked_for.append(num_workers)
+        yield self.granted
 
     def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
         return self.who_leaves()
@@ -87,7 +97,9 @@ class Case:
                     config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
         self.engine, self.ledger, self.said = ThreadEngine(), Ledger.open(self.store), list[str]()
         self.alive: list[int] = []
-        ears = Ears(listen=lambda watch: self.alive.append(watch.alive), say=self.said.append, stop_requested=lambda: False)
+        self.stop_requested: Callable[[], bool] = lambda: False
+        ears = Ears(listen=lambda watch: self.alive.append(watch.alive), say=self.said.append,
+                    stop_requested=lambda: self.stop_requested())
         self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
                                      ledger=self.ledger, ears=ears)
 
@@ -134,7 +146,7 @@ def test_a_run_stops_resumable_where_there_is_no_other_room(tmp_path: Path) -> N
     case = Case(tmp_path, wait=0.3)
     case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
     case.engine.room = lambda: 0
-    with pytest.raises(StoppedError, match="1 workers are needed and the cluster has room for 0"):
+    with pytest.raises(StoppedError, match="1 worker is needed and the cluster has room for 0"):
         case.carry_out()
     last = Checkpoints(case.store.child("checkpoints")).newest_intact(pytest.fail)
     assert last is not None and 0 < last.step < STEPS
@@ -188,10 +200,38 @@ def test_a_run_whose_hosts_are_lost_says_what_it_waits_for_and_stops_resumable(t
 
     case = Case(tmp_path, wait=0.3)
     case.engine.at_look, case.engine.room = case.once_at(40, lost), lambda: 0
-    with pytest.raises(StoppedError, match="1 workers are needed and the cluster has room for 0"):
+    with pytest.raises(StoppedError, match="1 worker is needed and the cluster has room for 0"):
         case.carry_out()
-    assert case.said[-1] == "waiting up to 0.3 s for room for 1 workers"
+    assert case.said[-1] == "waiting up to 0.3 s for room for 1 worker"
     assert case.store.read_text(f"logs/errors/{case.supervisor._watch.generation}-group.txt") == "more of it"
+
+
+def test_a_cluster_is_asked_for_room_and_the_run_goes_on_when_it_has_added_some(tmp_path: Path) -> None:
+    case = Case(tmp_path, wait=30)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    case.engine.room = lambda: int(bool(case.engine.asked_for))
+    assert case.carry_out() == "finished"
+    assert case.engine.asked_for == [1]
+    assert case.account == (STEPS, 0, 0)
+
+
+@pytest.mark.parametrize(("room", "started"), [(2, 2), (1, 1)])
+def test_a_spare_worker_takes_room_that_is_left_and_keeps_nobody_from_training(tmp_path: Path, room: int, started: int) -> None:
+    """Of one worker and one spare, on a cluster that has lost a node."""
+    case = Case(tmp_path, spares=1)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    case.engine.room = lambda: room
+    assert case.carry_out() == "finished"
+    assert case.engine.sizes == [2, started]
+
+
+def test_a_stop_ends_the_wait_for_room(tmp_path: Path) -> None:
+    case = Case(tmp_path, wait=60)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    case.engine.room = lambda: 0
+    case.stop_requested = lambda: bool(case.engine.asked_for)
+    with pytest.raises(StoppedError, match="stopped while it waited for room"):
+        case.carry_out()
 
 
 def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_path: Path) -> None:

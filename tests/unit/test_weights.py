@@ -146,3 +146,6 @@ def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path
     supervisor, ledger = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)
     assert supervisor.supervise() == "finished"
     assert ledger.failures == 1
+    said = sorted((tmp_path / "run/logs/errors").glob("000001-*-peer.txt"))
+    assert [path.name[-10:] for path in said] == ["1-peer.txt", "2-peer.txt"]
+    assert all("onnection" in path.read_text() for path in said), "what PyTorch said is kept"
