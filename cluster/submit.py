@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,35 +81,44 @@ def _follow(client: Any, job: str) -> int:
         return FOLLOWING_ENDED
 
 
+@dataclass
+class _Log:
+    """How many characters of a job's log have been printed."""
+
+    printed: int = 0
+
+
 async def _to_its_end(client: Any, job: str) -> int:
-    """Prints the log to its end. A connection that is lost is made again; what was printed already is not printed twice."""
+    """Prints the log to its end. A connection that is lost is made again, for a minute; nothing is printed twice."""
     import aiohttp
 
-    printed, seen_at = 0, time.monotonic()
+    log, lost_at = _Log(), None
     while True:
+        before = log.printed
         try:
-            printed = await _print_log(client, job, printed)
+            await _print_log(client, job, log)
             info = client.get_job_info(job)
-            seen_at = time.monotonic()
             if info.status.is_terminal():
                 return _exit_code(info)
+            lost_at = None
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            if time.monotonic() - seen_at > _LOST_AFTER_S:
+            now = time.monotonic()
+            lost_at = now if lost_at is None or log.printed > before else lost_at
+            if now - lost_at > _LOST_AFTER_S:
                 raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at its cluster, "
                                    f"then\n{_how_to(job)}") from error
         await asyncio.sleep(_POLL_S)
 
 
-async def _print_log(client: Any, job: str, printed: int) -> int:
-    """The log from so many characters on, until it ends. Returns how many characters there are now."""
+async def _print_log(client: Any, job: str, log: _Log) -> None:
+    """What has not been printed yet, until the log ends."""
     seen = 0
     async for text in client.tail_job_logs(job):
-        begin = max(0, printed - seen)
+        begin = max(0, log.printed - seen)
         seen += len(text)
         if begin < len(text):
             print(text[begin:], end="", flush=True)
-            printed = seen
-    return printed
+            log.printed = seen
 
 
 def _exit_code(info: Any) -> int:

@@ -1,0 +1,53 @@
+"""A submitted job is followed over connections that break: a client that is told when, in the dashboard's place."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import submit
+from cluster.errors import ClusterError
+
+LOG = "one\ntwo\nthree\n"
+
+
+class Client:
+    """Its connection breaks once after each of these numbers of characters, as Ray's client has it."""
+
+    def __init__(self, *breaks: int, lost: bool = False) -> None:
+        self.breaks, self.lost = list(breaks), lost
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for place, letter in enumerate(LOG):
+            if self.lost or (self.breaks and self.breaks[0] == place):
+                self.breaks = self.breaks[1:]
+                raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+            yield letter
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: True), driver_exit_code=3)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+
+
+def test_a_connection_that_breaks_late_and_often_loses_nothing_and_prints_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "_LOST_AFTER_S", -1.0)  # whatever comes in between begins a new minute
+    with pytest.raises(ClusterError):
+        asyncio.run(submit._to_its_end(Client(5), "job"))
+    monkeypatch.setattr(submit, "_LOST_AFTER_S", 60.0)
+    capsys.readouterr()
+    assert asyncio.run(submit._to_its_end(Client(5, 5, 9), "job")) == 3
+    assert capsys.readouterr().out == LOG
+
+
+def test_a_cluster_that_stays_away_is_said_and_how_to_follow_the_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_LOST_AFTER_S", 0.05)
+    with pytest.raises(ClusterError, match="job job cannot be followed any more"):
+        asyncio.run(submit._to_its_end(Client(lost=True), "job"))
