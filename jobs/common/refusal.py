@@ -6,6 +6,7 @@ Only for submissions that carry a mark of their own in their metadata (`python -
 `spec.metadata` may): a person who runs a command again has mended something, and is never held up.
 """
 
+import hashlib
 import json
 import time
 from contextlib import suppress
@@ -34,7 +35,7 @@ def refuse_again(run: RunConfig) -> None:
         return
     found: dict[str, Any] = {"at": 0.0}
     with suppress(TrainyardError, OSError, ValueError):  # what cannot be read is tried
-        found = within(_TIMEOUT_S, lambda: json.loads(_open(run).read_text(f"{_FOLDER}/{mark}.json")), TimeoutError())
+        found = within(_TIMEOUT_S, lambda: json.loads(_open(run).read_text(_path(run, mark))), TimeoutError())
     if time.time() - found["at"] < HOLDS_S:
         when = time.strftime("%H:%M:%S", time.gmtime(found["at"]))
         raise UserError(f"{found['message']}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
@@ -44,11 +45,22 @@ def refuse_again(run: RunConfig) -> None:
 def remember(run: RunConfig, error: TrainyardError) -> None:
     """Leaves the message for the next try; nothing where the submission has no mark, or another try may do better."""
     mark = submission.mark()
-    if mark is None or not isinstance(error, _LASTING):
+    if mark is None or not _lasts(error):
         return
     record = json.dumps({"at": time.time(), "run": run.name, "message": str(error)})
     with suppress(TrainyardError, OSError):  # the error itself is what counts
-        within(_TIMEOUT_S, lambda: _open(run).write_text(f"{_FOLDER}/{mark}.json", record), TimeoutError())
+        within(_TIMEOUT_S, lambda: _open(run).write_text(_path(run, mark), record), TimeoutError())
+
+
+def _lasts(error: TrainyardError) -> bool:
+    """Whether another try finds the same: not where a file system or an object store failed while data was read."""
+    cause = error.__cause__
+    return isinstance(error, _LASTING) and (not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError))
+
+
+def _path(run: RunConfig, mark: str) -> str:
+    """One for each run of a submission: its entrypoint may start several."""
+    return f"{_FOLDER}/{mark}-{hashlib.sha256(run.name.encode()).hexdigest()[:16]}.json"
 
 
 def _open(run: RunConfig) -> Store:

@@ -52,6 +52,15 @@ def test_the_same_submission_is_refused_again_with_the_same_message_and_another_
     assert len(tried) == 2
 
 
+def test_of_one_submission_each_run_is_tried_and_a_missing_file_is_refused(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+    marked(monkeypatch, "ab12")
+    refused = job(tried, unread(FileNotFoundError("none")))
+    for name in ("r", "other", "r", "other"):
+        assert main(refused, flags(tmp_path, name)) == 2
+    assert len(tried) == 2
+
+
 def test_a_person_who_runs_it_again_is_never_held_up_and_leaves_nothing(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
     for _ in range(2):
@@ -60,7 +69,13 @@ def test_a_person_who_runs_it_again_is_never_held_up_and_leaves_nothing(
     assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("error", [ClusterError("gone"), ResourceError("busy")])
+def unread(cause: OSError) -> DataError:
+    error = DataError("it cannot be read")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("error", [ClusterError("gone"), ResourceError("busy"), unread(TimeoutError("the object store is away"))])
 def test_what_may_be_well_the_next_time_is_tried_again(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], error: Exception) -> None:
     marked(monkeypatch, "ab12")
@@ -72,7 +87,7 @@ def test_what_may_be_well_the_next_time_is_tried_again(
 def test_a_refusal_holds_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
     marked(monkeypatch, "ab12")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
-    file = tmp_path / ".refused" / "ab12.json"
+    (file,) = (tmp_path / ".refused").glob("ab12-*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"at": time.time() - refusal.HOLDS_S - 1}))
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     assert len(tried) == 2
@@ -90,6 +105,7 @@ def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
     marked(monkeypatch, "ab12")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
-    (tmp_path / ".refused" / "ab12.json").write_text("{")
+    (file,) = (tmp_path / ".refused").glob("ab12-*.json")
+    file.write_text("{")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     assert len(tried) == 2
