@@ -94,7 +94,11 @@ class Bulletin:
 def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:
     """The notices of the runs whose drivers are among these jobs, by name. Raises: ClusterError."""
     found = [gcs.read(f"{_PREFIX}{job.job_id}".encode(), _NAMESPACE) for job in jobs if job.running]
-    return sorted((RunNotice.parse(text) for text in found if text), key=lambda run: run.name)
+    runs: list[RunNotice] = []
+    for text in found:
+        with suppress(TypeError, ValueError, KeyError):  # of another version of this project
+            runs += [RunNotice.parse(text)] if text else []
+    return sorted(runs, key=lambda run: run.name)
 
 
 def run_table(runs: Sequence[RunNotice]) -> Table:

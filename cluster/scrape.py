@@ -1,6 +1,6 @@
 """Reads the metrics that the nodes of a Ray cluster export, as a Prometheus would: each node's own port, all at once."""
 
-import urllib.error
+import http.client
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,9 @@ from cluster.gcs import Node
 
 PREFIX = "ray_trainyard_"
 """Ray puts its own name before each metric."""
+
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""For what is of the cluster itself: no proxy of the environment sees its metrics, or its token."""
 
 _TIMEOUT_S = 3.0
 _OF_PROCESS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_name", "otel_scope_version",
@@ -35,7 +38,7 @@ class Scrape:
 
 
 def scrape(nodes: Sequence[Node]) -> Scrape:
-    """All live nodes that export metrics. Takes _TIMEOUT_S at most."""
+    """All live nodes that export metrics. One that does not answer is waited for _TIMEOUT_S, with 31 others at a time."""
     asked = [node for node in nodes if node.alive and node.metrics_port]
     with ThreadPoolExecutor(max_workers=32) as threads:
         texts = list(threads.map(_read, asked))
@@ -76,7 +79,7 @@ def quantile(buckets: dict[float, float], q: float) -> float | None:
 def _read(node: Node) -> str | None:
     host = f"[{node.ip}]" if ":" in node.ip else node.ip
     try:
-        with urllib.request.urlopen(f"http://{host}:{node.metrics_port}/metrics", timeout=_TIMEOUT_S) as answer:
+        with DIRECTLY.open(f"http://{host}:{node.metrics_port}/metrics", timeout=_TIMEOUT_S) as answer:
             return answer.read().decode()
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # the last: an answer that breaks off
         return None

@@ -6,6 +6,7 @@ Serve's state, and a Prometheus, if one is named, for its alerts.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import http.client
 import json
 import time
 import urllib.error
@@ -18,7 +19,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs
 from cluster.local import LocalCluster
-from cluster.scrape import Scrape, quantile, scrape
+from cluster.scrape import DIRECTLY, Scrape, quantile, scrape
 from cluster.status import Status, read_status
 
 WINDOW_S = 60.0
@@ -127,11 +128,10 @@ def runs_of(now: Scrape) -> list[RunRow]:
 
 
 def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[EndpointRow]:
-    """before: the same, so many seconds ago. A counter that is smaller than it was has begun anew."""
+    """before: the same, so many seconds ago. A sum over processes that is smaller than it was has lost one, and counts as 0."""
     def grown(name: str, *labels: str) -> dict[tuple[str, ...], float]:
         earlier = before.by(name, *labels) if before else {}
-        return {key: value - earlier.get(key, 0.0) if value >= earlier.get(key, 0.0) else value
-                for key, value in now.by(name, *labels).items()}
+        return {key: max(0.0, value - earlier.get(key, 0.0)) for key, value in now.by(name, *labels).items()}
 
     totals = now.by("serving_requests_total", "model", "version")
     lately = grown("serving_requests_total", "model", "version", "status")
@@ -152,7 +152,7 @@ def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[End
 def _applications(dashboard_url: str) -> list[Application]:
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
-    details = _json(f"{dashboard_url}/api/serve/applications/", get_auth_headers_if_auth_enabled({}))
+    details = _json(DIRECTLY, f"{dashboard_url}/api/serve/applications/", get_auth_headers_if_auth_enabled({}))
     return [
         Application(name=name, status=app["status"], message=_last_line(app.get("message", "")), deployments=[
             (each["name"], each["status"], sum(r.get("state") == "RUNNING" for r in each.get("replicas", [])))
@@ -163,8 +163,11 @@ def _applications(dashboard_url: str) -> list[Application]:
 
 def alerts_of(prometheus: str) -> list[str]:
     """The alerts that fire. Raises: OSError, ValueError if the Prometheus does not answer, or is none."""
-    answer = _json(f"{prometheus.rstrip('/')}/api/v1/alerts", {})
-    return [_alert(each) for each in answer["data"]["alerts"] if each["state"] == "firing"]
+    answer = _json(urllib.request.build_opener(), f"{prometheus.rstrip('/')}/api/v1/alerts", {})
+    try:
+        return [_alert(each) for each in answer["data"]["alerts"] if each["state"] == "firing"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{prometheus} does not answer as a Prometheus does") from error
 
 
 def _alert(alert: Mapping[str, Any]) -> str:
@@ -174,12 +177,14 @@ def _alert(alert: Mapping[str, Any]) -> str:
     return f"{labels['alertname']} ({labels.get('severity', 'no severity')}): {said}{f': {runbook}' if runbook else ''}"
 
 
-def _json(url: str, headers: Mapping[str, str]) -> Any:
+def _json(opener: urllib.request.OpenerDirector, url: str, headers: Mapping[str, str]) -> Any:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url} is no http:// or https:// address")
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers)), timeout=_TIMEOUT_S) as answer:
+        with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_TIMEOUT_S) as answer:
             return json.loads(answer.read())
+    except http.client.HTTPException as error:
+        raise ValueError(f"{url} breaks off: {error!r}") from error
     except urllib.error.HTTPError as error:
         error.close()
         raise ValueError(f"{url} answers {error.code}") from error

@@ -100,11 +100,23 @@ def test_rates_and_latencies_are_of_the_time_between_two_scrapes() -> None:
     assert row.p50_s is not None and 0.01 < row.p50_s < 0.1
     (all_of_it,) = endpoints_of(now, None, 0.0)
     assert all_of_it.per_s is None and all_of_it.failed == 5
-    (begun_anew,) = endpoints_of(before, now, 30.0)
-    assert begun_anew.per_s == pytest.approx(102 / 30)
+    (lost_one,) = endpoints_of(before, now, 30.0)
+    assert (lost_one.per_s, lost_one.failed) == (0.0, 0), "not all that the replicas left have ever answered"
 
 
 # ── alerts ──
+def test_what_answers_otherwise_than_a_prometheus_is_said_to() -> None:
+    with http('{"status": "success", "data": []}') as port, pytest.raises(ValueError, match="does not answer as a Prometheus does"):
+        alerts_of(f"http://127.0.0.1:{port}")
+
+
+def test_no_proxy_of_the_environment_is_asked_for_a_nodes_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with http(TRAINING) as port:
+        assert scrape([node("a", port)]).silent == ()
+
+
 def test_what_fires_in_a_prometheus_is_told_with_its_runbook() -> None:
     alerts = [{"state": "firing", "labels": {"alertname": "LossNaN", "severity": "page", "run": "a"},
                "annotations": {"summary": "the loss of a is NaN", "runbook_url": "k8s/RUNBOOK.md#loss-nan"}},
