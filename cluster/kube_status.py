@@ -96,12 +96,17 @@ def _gathered(owner: Object, clusters: Sequence[Object], rest: dict[str, list[Ob
     names = {cluster["metadata"]["name"] for cluster in mine}
     pods = [p for p in rest["pods"] if _labels(p).get(_CLUSTER) in names or _labels(p).get("job-name") == name]
     claims = rest["persistentvolumeclaims"]
-    spoken_of = {name, *names, *(p["metadata"]["name"] for p in pods), *(c["metadata"]["name"] for c in claims)}
+    spoken_of = {each["metadata"]["name"]: each["metadata"].get("uid") for each in (owner, *mine, *pods, *claims)}
     return Found(
         owner=owner, clusters=mine, pods=pods, claims=claims, queues=[q["metadata"]["name"] for q in rest["localqueues"]],
-        events=[e for e in rest["events"] if e.get("involvedObject", {}).get("name") in spoken_of],
+        events=[e for e in rest["events"] if _is_about(e.get("involvedObject", {}), spoken_of)],
         workloads=[w for w in rest["workloads"] if {name, *names} & _owner_names(w)],
     )
+
+
+def _is_about(thing: Object, spoken_of: dict[str, str | None]) -> bool:
+    """Not one of the same name that was there before."""
+    return thing.get("name") in spoken_of and thing.get("uid") in (None, spoken_of[thing["name"]])
 
 
 def _named_clusters(owner: Object) -> set[str]:

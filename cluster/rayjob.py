@@ -6,6 +6,7 @@ Ray cluster, submits the command to it and takes the cluster away again; the job
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import importlib.metadata
+import math
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ from cluster.kube_status import read_kube_status, state_of
 from cluster.submit import FOLLOWING_ENDED, as_shell, module_of
 
 _POLL_S = 2.0
+_LOST_AFTER_S = 60.0
 _EXPLAIN_AFTER_S = 20.0
 _LONGEST_NAME = 47
 """KubeRay adds to it what makes the names of a cluster and its services."""
@@ -168,7 +170,7 @@ class Following:
             time.sleep(self._poll_s)
 
     def _look(self) -> Object | None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _LOST_AFTER_S
         while True:
             try:
                 return self._kube.find("rayjobs", self._name)
@@ -197,18 +199,22 @@ class Following:
                 self._reading[name].start()
 
     def _print_log(self, pod: str) -> None:
-        since = None
+        """To its end. A connection that is lost is made again, for a minute; the lines of its last second may come twice."""
+        since_s, lost_at, heard_at = None, None, time.monotonic()
         while True:
-            began = time.monotonic()
             try:
-                for line in self._kube.log(pod, since_s=since):
+                for line in self._kube.log(pod, since_s=since_s):
                     print(line, flush=True)
+                    lost_at, heard_at = None, time.monotonic()
                 return
             except ClusterError as error:
-                if since is not None and time.monotonic() - began < 1:
+                now = time.monotonic()
+                lost_at = now if lost_at is None else lost_at
+                if now - lost_at > _LOST_AFTER_S:
                     print(f"the log of pod {pod} is not shown any more ({error})", file=sys.stderr, flush=True)
                     return
-                since = 1
+                time.sleep(self._poll_s)
+                since_s = math.ceil(time.monotonic() - heard_at) + 1
 
     def _attempt(self, call: Callable[[], Iterable[Any]]) -> list[Any]:
         try:

@@ -57,6 +57,9 @@ def explain(found: Found) -> list[str]:
 
 # ── the objects of KubeRay ──
 def _refused(found: Found) -> Generator[str]:
+    status: Object = found.owner.get("status") or {}
+    if status.get("jobDeploymentStatus") not in (None, "", "New", "ValidationFailed") or status.get("state") == "ready":
+        return  # it has been corrected since
     for event in found.events:
         if event.get("reason", "").startswith("Invalid"):
             yield f"{found.name} is invalid: {_text(event)}: correct it and apply it again"
@@ -95,7 +98,8 @@ def _of_the_service(found: Found, status: Object) -> Generator[str]:
 
 def _not_made(found: Found) -> Generator[str]:
     """Pods that the operator could not even create."""
-    for event in _newest(e for e in found.events if re.match(r"FailedTo?Create", e.get("reason", ""))):
+    failed = [e for e in found.events if re.match(r"FailedTo?Create", e.get("reason", "")) and not _over(e, found.clusters)]
+    for event in _newest(failed):
         said = _text(event)
         if "exceeded quota" in said:
             yield (f"quota: {_cut(said, 'exceeded quota')}: free some of it (kubectl describe quota), ask for less, or have it "
@@ -106,12 +110,18 @@ def _not_made(found: Found) -> Generator[str]:
             yield f"the pods' service account is missing: {said}: create it, or mend serviceAccountName"
         else:
             yield f"{event['reason']}: {said}: mend that; the operator tries again by itself"
-    made_for = {e.get("involvedObject", {}).get("name") for e in found.events if re.match(r"FailedTo?Create", e.get("reason", ""))}
+    made_for = {e.get("involvedObject", {}).get("name") for e in failed}
     for cluster in found.clusters:
         name = cluster["metadata"]["name"]
         for condition in _conditions(cluster):
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True") and name not in made_for:
                 yield f"RayCluster {name}: {condition['reason']}: {_first_line(condition['message'])}: mend that"
+
+
+def _over(event: Object, clusters: Sequence[Object]) -> bool:
+    """Whether all the pods that a cluster wants are there by now. Kubernetes keeps an event for an hour."""
+    about = (c.get("status") or {} for c in clusters if c["metadata"]["name"] == event.get("involvedObject", {}).get("name"))
+    return any(s.get("state") == "ready" and s.get("readyWorkerReplicas", 0) >= s.get("desiredWorkerReplicas", 0) for s in about)
 
 
 # ── Kueue ──

@@ -260,6 +260,28 @@ def test_a_rayjob_is_made_and_followed_and_ends_with_the_jobs_code(
     assert made["spec"]["entrypoint"] == "python -m jobs.mlp --run.workers 2"
 
 
+def test_a_log_that_cannot_be_read_for_a_while_is_shown_afterwards(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    kube = Kube.connect()
+    api.put(rayjob(jobDeploymentStatus="Running"), submitter())
+
+    def back() -> None:
+        assert sum(path.endswith("/log") for _, path, _ in api.asked) > 2
+        api.logs["train-xyz12"] = "epoch 1/2 loss 0.5\n"
+
+    threading.Timer(0.6, back).start()
+    threading.Timer(1.2, now(api, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")).start()
+    assert Following(kube, "train", poll_s=0.05).to_its_end() == 0
+    assert capsys.readouterr().out.count("epoch 1/2 loss 0.5\n") == 1
+
+
+def test_events_of_an_object_of_the_same_name_that_is_gone_are_left_out(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (event("train", "InvalidRayJobSpec", said) for said in ("no entrypoint", "no image"))
+    old["involvedObject"]["uid"], new["involvedObject"]["uid"] = "uid-of-before", "uid-train"
+    api.put(rayjob(jobDeploymentStatus="ValidationFailed"), old, new)
+    _, out, err = cli(capsys, "status", "--kubernetes", "train")
+    assert "no image" in out + err and "no entrypoint" not in out + err
+
+
 def test_what_keeps_a_rayjob_waiting_is_said_once(api: KubeApi, capsys: pytest.CaptureFixture[str]) -> None:
     kube = Kube.connect()
     api.put(rayjob(jobDeploymentStatus="Initializing"), raycluster(),

@@ -76,6 +76,14 @@ def test_a_quota_is_named_once_however_often_it_was_met() -> None:
          "have it raised")
 
 
+def test_a_quota_that_was_met_and_an_object_that_was_invalid_are_past_when_all_is_well() -> None:
+    met = [event("train-abcde", "FailedToCreateWorkerPod", NO_QUOTA), event("train", "InvalidRayJobSpec", "entrypoint missing")]
+    running = rayjob(jobDeploymentStatus="Running", jobStatus="RUNNING")
+    one, both = (raycluster(state="ready", desiredWorkerReplicas=2, readyWorkerReplicas=count) for count in (1, 2))
+    assert problems(running, clusters=[both], events=met) == []
+    only(problems(running, clusters=[one], events=met), "quota")
+
+
 def test_a_replica_failure_without_its_event_is_said() -> None:
     failing = raycluster(conditions=[condition("ReplicaFailure", "True", "FailedCreateHeadPod", "the webhook says no")])
     only(problems(clusters=[failing]), "RayCluster train-abcde: FailedCreateHeadPod: the webhook says no")
