@@ -108,7 +108,8 @@ class Cadence:
         every = self.every_steps
         begins = self.due(step)
         last, deadline = (step, step + every // 4) if begins else (self._last_step or 0, self._deadline or 0)
-        return max(1, min(mark - step for mark in (last + every - every // 4, deadline) if mark > step))
+        marks = (last + every - every // 4, deadline)  # none ahead: `observe`, in another thread, has just changed the interval
+        return max(1, min((mark - step for mark in marks if mark > step), default=1))
 
     def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
         """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
