@@ -231,6 +231,15 @@ def test_pod_monitors_find_pods_and_their_port() -> None:
         assert {each["port"] for each in monitor["podMetricsEndpoints"] if "port" in each} <= ports
 
 
+# ── the operator ──
+def test_the_gate_that_needs_cert_manager_is_off_until_the_readme_has_installed_it() -> None:
+    gates = yaml.safe_load((ROOT / "k8s/operator.yaml").read_text())["featureGates"]
+    (tls,) = [number for number, gate in enumerate(gates) if gate["name"] == "RayClusterMTLS"]
+    assert not gates[tls]["enabled"] and all(gate["enabled"] for gate in gates if gate is not gates[tls])
+    text = README.read_text()
+    assert text.index("helm install cert-manager") < text.index(f"--values k8s/operator.yaml --set 'featureGates[{tls}].enabled=true'")
+
+
 # ── the README ──
 def test_every_secret_is_described_in_the_readme() -> None:
     wanted = set().union(*(rules.secrets(rendered(*each)) for each in COMBINATIONS))
