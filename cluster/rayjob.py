@@ -22,6 +22,7 @@ from cluster import submission
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, Object
 from cluster.kube_status import read_kube_status, state_of
+from cluster.launch import RAY_SETTINGS
 from cluster.submit import FOLLOWING_ENDED, as_shell, module_of
 
 _POLL_S = 2.0
@@ -102,7 +103,7 @@ def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> O
 def _container(name: str, image: str, cpu: str, memory: str, gpus: int) -> Object:
     wanted = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     return {"name": name, "image": image, "resources": {"requests": wanted, "limits": dict(wanted)},
-            "securityContext": deepcopy(_RESTRICTED)}
+            "env": [{"name": key, "value": value} for key, value in RAY_SETTINGS.items()], "securityContext": deepcopy(_RESTRICTED)}
 
 
 def with_command(template: Object, name: str, module: str, flags: Sequence[str]) -> Object:

@@ -18,6 +18,7 @@ from cluster import __main__ as command_line
 from cluster import rayjob as rayjobs
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, NotAllowedError
+from cluster.launch import RAY_SETTINGS
 from cluster.rayjob import Following, exit_code, minimal, read_template, with_command
 from tests.kube_api import NAMESPACE, KubeApi, kube_api, kubeconfig
 from tests.kube_objects import event, pod, raycluster, rayjob, ready, submitter, unscheduled
@@ -153,6 +154,7 @@ def test_the_small_manifest_is_valid_and_holds_the_command() -> None:
     assert all(each["resources"]["requests"]["memory"] == each["resources"]["limits"]["memory"] for each in containers)
     assert [each["resources"]["limits"].get("nvidia.com/gpu") for each in containers] == [None, "1"]
     assert all(each["securityContext"]["runAsNonRoot"] for each in containers)
+    assert all({pair["name"]: pair["value"] for pair in each["env"]} == RAY_SETTINGS for each in containers)
 
 
 def closed(schema: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.launch import RAY_SETTINGS
 from tests import manifest_rules as rules
 from tests.manifests import (
     ROOT,
@@ -158,6 +159,15 @@ def test_a_cluster_is_closed_in_every_overlay() -> None:
         cluster = next(found for found in map(rules.cluster_of, documents) if found)
         assert cluster["authOptions"] == {"mode": "token", "secretName": "trainyard-ray-token"}
         assert named(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
+
+
+def test_ray_is_set_as_in_a_cluster_that_is_started_here() -> None:
+    for overlay, job in [(overlay, None) for overlay in renderer().OVERLAYS] + [("cpu", "mlp"), ("cpu", "retrain")]:
+        documents = rendered(overlay, (), job)
+        for role, template in [each for document in documents for each in pod_templates(document) if each[0] in ("head", "worker")]:
+            (settings,) = [named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
+                           for source in containers(template)[0]["envFrom"] if source["configMapRef"]["name"].endswith("-settings")]
+            assert {name: settings.get(name) for name in RAY_SETTINGS} == RAY_SETTINGS, (overlay, job, role)
 
 
 def test_a_component_reaches_what_is_around_the_cluster() -> None:
