@@ -84,7 +84,7 @@ def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> O
     return {
         "apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "job"},
         "spec": {
-            "entrypoint": "", "submissionMode": "K8sJobMode", "shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 600,
+            "entrypoint": "", "submissionMode": "K8sJobMode", "shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 0,
             "submitterPodTemplate": {"spec": {
                 "restartPolicy": "Never", "containers": [_container("ray-job-submitter", image, "500m", "1Gi", 0)]}},
             "rayClusterSpec": {

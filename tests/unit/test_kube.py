@@ -149,6 +149,7 @@ def test_the_small_manifest_is_valid_and_holds_the_command() -> None:
     v1 = next(v for v in schema["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
     jsonschema.Draft202012Validator(closed(v1)).validate(made)
     assert made["spec"]["entrypoint"] == "python -m jobs.mlp --run.workers 2"
+    assert made["spec"]["shutdownAfterJobFinishes"] and made["spec"]["ttlSecondsAfterFinished"] == 0
     containers = [group["template"]["spec"]["containers"][0] for group in
                   (made["spec"]["rayClusterSpec"]["headGroupSpec"], *made["spec"]["rayClusterSpec"]["workerGroupSpecs"])]
     assert all(each["resources"]["requests"]["memory"] == each["resources"]["limits"]["memory"] for each in containers)

@@ -27,6 +27,7 @@ from tests.manifests import (
     Document,
     combinations,
     containers,
+    job_of,
     labels,
     named,
     need_kubectl,
@@ -168,6 +169,12 @@ def test_ray_is_set_as_in_a_cluster_that_is_started_here() -> None:
             (settings,) = [named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
                            for source in containers(template)[0]["envFrom"] if source["configMapRef"]["name"].endswith("-settings")]
             assert {name: settings.get(name) for name in RAY_SETTINGS} == RAY_SETTINGS, (overlay, job, role)
+
+
+def test_a_job_s_cluster_is_taken_away_when_the_job_ends() -> None:
+    for job in [name for name in renderer().JOBS if name not in ("serve-config", "transformer-zero3")]:
+        (made,) = [found for found in map(job_of, rendered("cpu", (), job)) if found]
+        assert made["shutdownAfterJobFinishes"] and made["ttlSecondsAfterFinished"] == 0, job
 
 
 def test_a_component_reaches_what_is_around_the_cluster() -> None:
