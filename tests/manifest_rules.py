@@ -5,6 +5,8 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import yaml
+
 from tests.manifests import NAMESPACE, ROOT, Document, cluster_of, containers, job_of, labels, pod_templates, selects
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -224,7 +226,7 @@ def secrets(documents: Sequence[Document]) -> set[str]:
 
 
 def budgets(documents: Sequence[Document]) -> Problems:
-    """Each of a number of pods that stay, which is fewer than there are; each of pods that there are."""
+    """Each of a number of pods that stay, which is fewer than are ready; each of pods that there are."""
     for budget in [each for each in documents if each["kind"] == "PodDisruptionBudget"]:
         stay = budget["spec"].get("minAvailable")
         if not isinstance(stay, int) or "maxUnavailable" in budget["spec"]:
@@ -239,8 +241,19 @@ def budgets(documents: Sequence[Document]) -> Problems:
 
 
 def _count(role: str, document: Document) -> int:
+    """The least that are ready. Of an endpoint's workers, those with a replica: Serve runs a proxy nowhere else but on the head, and
+    KubeRay asks the proxy."""
     cluster = cluster_of(document)
-    return cluster["workerGroupSpecs"][0]["minReplicas"] if role == "worker" and cluster else 1
+    if role != "worker" or cluster is None:
+        return 1
+    least = cluster["workerGroupSpecs"][0]["minReplicas"]
+    return min(least, _replicas(document)) if document["kind"] == "RayService" else least
+
+
+def _replicas(service: Document) -> int:
+    """The least of an endpoint's ingress."""
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    return next(each["args"]["min_replicas"] for each in config["applications"] if each["name"] == "endpoint")
 
 
 def quota(documents: Sequence[Document]) -> Problems:

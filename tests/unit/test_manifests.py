@@ -153,6 +153,14 @@ def test_rules_of_renderings_find_what_is_wrong() -> None:
     assert list(rules.quota(whole))
 
 
+def test_a_budget_of_workers_that_no_replica_makes_ready_is_found() -> None:
+    whole = list(copy.deepcopy(rendered("serving")))
+    assert list(rules.budgets(whole)) == []
+    spec = next(each for each in whole if each["kind"] == "RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("min_replicas: 2", "min_replicas: 1")
+    assert list(rules.budgets(whole)) == ["budget trainyard-serving-worker: 1 of 1 pods stay, so that no node can be drained"]
+
+
 # ── components do what they say, wherever they are ──
 def test_a_cluster_is_closed_in_every_overlay() -> None:
     for overlay in renderer().OVERLAYS:

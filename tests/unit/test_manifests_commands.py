@@ -89,7 +89,9 @@ def test_what_prints_an_endpoint_s_config_is_a_command_line_that_serving_takes()
     options = serving_parser().parse_args(command[3:])
     assert command[:3] == ["python", "-m", "serving"] and options.command == "config"
     assert options.model == ["digits=/storage/mlp/artifact"] and options.host == "0.0.0.0"
-    assert options.keys == endpoint_of(serve_config("serving"))["keys_file"]
+    endpoint = endpoint_of(serve_config("serving"))
+    assert options.keys == endpoint["keys_file"]
+    assert (options.min_replicas, options.max_replicas) == (endpoint["min_replicas"], endpoint["max_replicas"])
 
 
 # ── the endpoint ──
@@ -147,6 +149,7 @@ def test_the_endpoint_s_replicas_fit_its_cluster(overlay: str) -> None:
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     needed = sum(ModelSettings(**each).cpus for each in settings.own)
     assert group["maxReplicas"] * (cpus // needed) >= settings.max_replicas
+    assert group["minReplicas"] * (cpus // needed) >= settings.min_replicas, "until the cluster has grown it is not whole"
     assert INGRESS in str(serve_config(overlay))
 
 
