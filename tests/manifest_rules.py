@@ -241,8 +241,7 @@ def budgets(documents: Sequence[Document]) -> Problems:
 
 
 def _count(role: str, document: Document) -> int:
-    """The least that are ready. Of an endpoint's workers, those with a replica: Serve runs a proxy nowhere else but on the head, and
-    KubeRay asks the proxy."""
+    """The least that are ready. Of an endpoint's workers, those with a replica: only there is Serve's proxy, which KubeRay asks."""
     cluster = cluster_of(document)
     if role != "worker" or cluster is None:
         return 1

@@ -262,7 +262,8 @@ def test_the_gate_that_needs_cert_manager_is_off_until_the_readme_has_installed_
     (tls,) = [number for number, gate in enumerate(gates) if gate["name"] == "RayClusterMTLS"]
     assert not gates[tls]["enabled"] and all(gate["enabled"] for gate in gates if gate is not gates[tls])
     text = README.read_text()
-    assert text.index("helm install cert-manager") < text.index(f"--values k8s/operator.yaml --set 'featureGates[{tls}].enabled=true'")
+    turned_on = f"--values k8s/operator.yaml --set 'featureGates[{tls}].enabled=true'"
+    assert text.index("helm install cert-manager") < text.index(turned_on)
 
 
 # ── the README ──
