@@ -73,6 +73,54 @@ def test_drift_is_told_from_where_the_project_calls_it_drift() -> None:
     assert f"> {DRIFTED}" in ALERTS["TrainyardServingDrift"]["expr"]
 
 
+# ── targets ──
+MONITORS: dict[str, dict[str, Any]] = {
+    each["metadata"]["name"]: each for each in yaml.safe_load_all((FOLDER / "podmonitors.yaml").read_text())}
+
+
+def relabeled(labels: dict[str, str], rules: list[dict[str, Any]]) -> dict[str, str] | None:
+    """A target's labels as Prometheus leaves them, by the actions that are used here; None for a target that is dropped."""
+    made = dict(labels)
+    for rule in rules:
+        assert set(rule) <= {"sourceLabels", "targetLabel", "action", "regex", "replacement"}
+        found = re.fullmatch(rule["regex"], ";".join(made.get(name, "") for name in rule["sourceLabels"]))
+        if rule.get("action", "replace") == "keep":
+            if found is None:
+                return None
+        else:
+            assert rule.get("action", "replace") == "replace"
+            if found is not None:
+                made[rule["targetLabel"]] = found.expand(re.sub(r"\$\{(\d+)\}", r"\\g<\1>", rule["replacement"]))
+    return made
+
+
+@pytest.mark.parametrize(("ip", "address"), [("10.0.0.7", "10.0.0.7:44217"), ("fd00::7", "[fd00::7]:44217")])
+def test_the_autoscaler_is_asked_at_its_port_and_no_other_container_there(ip: str, address: str) -> None:
+    by_port, by_address = MONITORS["ray-head"]["spec"]["podMetricsEndpoints"]
+    assert by_port["port"] == "metrics" and "relabelings" not in by_port
+
+    def target(container: str, at: str) -> dict[str, str] | None:
+        return relabeled({"__address__": at, "__meta_kubernetes_pod_ip": ip, "__meta_kubernetes_pod_container_name": container},
+                         by_address["relabelings"])
+
+    assert target("ray-head", f"[{ip}]:8080" if ":" in ip else f"{ip}:8080") is None
+    assert target("wait-gcs-ready", ip) is None
+    made = target("autoscaler", ip)
+    assert made is not None and made["__address__"] == address
+
+
+def test_a_silent_node_is_told_of_by_the_job_names_that_its_monitor_makes() -> None:
+    regex = re.search(r'job=~"([^"]+)"', ALERTS["TrainyardNodeNotScraped"]["expr"])
+    assert regex is not None and set(MONITORS) == {"ray-head", "ray-workers"}
+    for name, monitor in MONITORS.items():
+        assert "jobLabel" not in monitor["spec"], "the operator's own is NAMESPACE/NAME"
+        rules = [rule for endpoint in monitor["spec"]["podMetricsEndpoints"] for rule in endpoint.get("relabelings", [])]
+        assert "job" not in {rule.get("targetLabel") for rule in rules}
+        assert re.fullmatch(regex[1], f"{monitor['metadata']['namespace']}/{name}")
+    assert re.fullmatch(regex[1], "ray"), "without Kubernetes"
+    assert not any(re.fullmatch(regex[1], other) for other in ("trainyard/ray-operator", "another", "trainyard/x-ray"))
+
+
 # ── the runbook ──
 def entries() -> dict[str, str]:
     found = re.findall(r"^### (\w+)\n(.*?)(?=^#|\Z)", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL)
