@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from cluster.storage import Store
-from jobs.common import session as sessions
+from jobs.common import pace as paces
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.coordinator import Assignment, Coordinator
 from jobs.common.dataset import Dataset
 from jobs.common.images import ImageDataConfig
+from jobs.common.pace import Pace
 from jobs.common.prepare import prepare
-from jobs.common.session import BEAT_S, Pace, PeerLostError, Session
+from jobs.common.session import BEAT_S, PeerLostError, Session
 from jobs.common.worker import DirectLink
 
 
@@ -37,7 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(sessions, "time", made)
+    monkeypatch.setattr(paces, "time", made)
     return made
 
 
