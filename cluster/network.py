@@ -10,7 +10,8 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_PORT = 65535
 _LISTENING_PORTS = range(20000, 30000)
+_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -46,9 +48,24 @@ def set_collective_interface(node_ip: str, interfaces: Mapping[str, Sequence[Any
         logger.warning("no network interface has %s, the address of this node: gloo and NCCL choose one by themselves; "
                        "if workers do not meet, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME", node_ip)
         return None
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # without the =, eth1 would mean eth10 too
+    gloo, nccl = _INTERFACE
+    os.environ.setdefault(gloo, interface)
+    os.environ.setdefault(nccl, f"={interface}")  # without the =, eth1 would mean eth10 too
     return interface
+
+
+@contextmanager
+def collective_interface_kept() -> Generator[None]:
+    """After the block there is the choice of before it, which workers of a cluster that this process starts later inherit."""
+    before = {name: os.environ.get(name) for name in _INTERFACE}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from cluster.network import collective_interface_kept
 from cluster.processes import dump_stack, kill
 from jobs.common.coordinator import Coordinator, Member
 from jobs.common.worker import CoordinatorServer, DirectLink, Link, Place, Task, work
@@ -143,7 +144,8 @@ class InProcessEngine:
         watcher = threading.Thread(target=watch, name="trainyard-supervisor")
         watcher.start()
         try:
-            work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
+            with collective_interface_kept():
+                work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the supervisor has its report, and decides)
             cause = error
         finally:

@@ -70,7 +70,7 @@ class Cluster:
         host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment(serve))
 
     def _node_environment(self, serve: Path) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_", "NCCL_"))}
         redis = {"RAY_REDIS_ADDRESS": f"{self.net.switch.ip}:6379"} if self.redis else {}
         return {**kept, **self.environment(), **RAY_SETTINGS, **SERVE_SETTINGS, **haproxy_settings(serve), **redis,
                 "RAY_gcs_rpc_server_reconnect_timeout_s": "120", "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0",

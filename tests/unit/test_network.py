@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from cluster.network import free_port, interface_of, is_free, set_collective_interface
+from cluster.network import collective_interface_kept, free_port, interface_of, is_free, set_collective_interface
 
 
 def card(*addresses: str) -> list[SimpleNamespace]:
@@ -52,6 +52,13 @@ def test_the_users_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     set_collective_interface("10.0.0.5", SEVERAL)
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth1", "ib0")
+
+
+def test_a_worker_in_this_process_leaves_no_choice_to_those_that_it_starts_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    with collective_interface_kept():
+        set_collective_interface("127.0.0.1", SEVERAL)
+    assert ("GLOO_SOCKET_IFNAME" in os.environ, os.environ["NCCL_SOCKET_IFNAME"]) == (False, "ib0")
 
 
 def test_an_address_of_no_interface_sets_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

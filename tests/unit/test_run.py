@@ -1,6 +1,7 @@
 """The life of a run in this process: how it ends, what it leaves, and who comes in between."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def test_every_end_of_training_is_recorded_and_is_no_restart(
 def test_a_run_that_another_driver_took_over_leaves_the_record_to_it(tmp_path: Path) -> None:
     assert main(FAILING, flags(tmp_path, "RunConflictError")) == 2
     assert not (tmp_path / "RunConflictError/result.json").exists()
+
+
+def test_a_run_in_this_process_leaves_its_environment_as_it_was(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    assert main(JOB, flags(tmp_path, "run", "--train.epochs", "1")) == 0
+    changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
+    assert not {name for name in changed if name.startswith(("GLOO_", "NCCL_"))}, "which workers of a later cluster would inherit"
 
 
 def test_resume_never_trains_beside_the_first_attempt_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
