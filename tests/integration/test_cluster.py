@@ -430,6 +430,7 @@ def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs
         info = client.get_job_info(job)
         assert info.driver_exit_code == 2, info.message
         took.append((info.end_time - info.start_time) / 1000)
+    print(f"refused after {took[0]:.1f} s, and again after {took[1]:.1f} s")
     assert "nothing was tried again: submit it anew" in client.get_job_logs(job)
     assert took[1] < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), took
 
