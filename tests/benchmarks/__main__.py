@@ -19,17 +19,15 @@ NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "s
          "cnn_throughput", "cnn_scaling", "cnn_startup", "cnn_accuracy",
          "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library", "shakespeare",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
-         "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network")
+         "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale")
 SOAKS = ("strategies", "serving_soak", "hosts")
 """What runs long: full matrices, steady load."""
-UNRECORDED = ("scale",)
-"""Whose result is not among the committed ones yet."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS, *UNRECORDED], metavar="NAME",
-                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join((*SOAKS, *UNRECORDED))}")
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS], metavar="NAME",
+                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join(SOAKS)}")
     parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to try it out; writes nothing, checks nothing")
     parser.add_argument("--folder", type=Path, help="where data and runs go meanwhile (a temporary folder)")
