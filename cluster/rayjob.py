@@ -23,10 +23,9 @@ from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, Object
 from cluster.kube_status import read_kube_status, state_of
 from cluster.launch import RAY_SETTINGS
-from cluster.submit import FOLLOWING_ENDED, as_shell, module_of
+from cluster.submit import FOLLOWING_ENDED, LOST_AFTER_S, as_shell, module_of
 
 _POLL_S = 2.0
-_LOST_AFTER_S = 60.0
 _EXPLAIN_AFTER_S = 20.0
 _LONGEST_NAME = 47
 """KubeRay adds to it what makes the names of a cluster and its services."""
@@ -171,7 +170,7 @@ class Following:
             time.sleep(self._poll_s)
 
     def _look(self) -> Object | None:
-        deadline = time.monotonic() + _LOST_AFTER_S
+        deadline = time.monotonic() + LOST_AFTER_S
         while True:
             try:
                 return self._kube.find("rayjobs", self._name)
@@ -211,7 +210,7 @@ class Following:
             except ClusterError as error:
                 now = time.monotonic()
                 lost_at = now if lost_at is None else lost_at
-                if now - lost_at > _LOST_AFTER_S:
+                if now - lost_at > LOST_AFTER_S:
                     print(f"the log of pod {pod} is not shown any more ({error})", file=sys.stderr, flush=True)
                     return
                 time.sleep(self._poll_s)

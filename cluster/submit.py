@@ -26,7 +26,8 @@ FOLLOWING_ENDED = 130
 """Ctrl-C while following, as a shell has it: the job goes on."""
 
 _POLL_S = 0.5
-_LOST_AFTER_S = 60.0
+LOST_AFTER_S = 60.0
+"""A cluster that does not answer for so long is not followed any more."""
 
 
 def module_of(job: str) -> tuple[str, Path]:
@@ -104,7 +105,7 @@ async def _to_its_end(client: Any, job: str) -> int:
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             now = time.monotonic()
             lost_at = now if lost_at is None or log.printed > before else lost_at
-            if now - lost_at > _LOST_AFTER_S:
+            if now - lost_at > LOST_AFTER_S:
                 raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at its cluster, "
                                    f"then\n{_how_to(job)}") from error
         await asyncio.sleep(_POLL_S)

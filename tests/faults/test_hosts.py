@@ -205,7 +205,7 @@ def test_with_redis_a_dead_head_comes_back_and_meanwhile_endpoints_answer_and_a_
         before = [client.answers for client in clients]
         cluster.net.kill(cluster.head)
         killed = time.monotonic()
-        time.sleep(3)
+        time.sleep(3)  # there is no head now
         while_away = [client.answers for client in clients]
         cluster.replace(cluster.head)
         cluster.await_nodes()

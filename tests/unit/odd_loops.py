@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from typing import Any, Literal
 from unittest import mock
 
+import psutil
+
 from jobs.common.session import Session
 
 ODD, DIVERGES_AFTER, SLOWER_S = 1, 12, 0.1
@@ -85,8 +87,13 @@ def dies_meeting(session: Session, config: Any) -> End:
     from jobs.mlp import train as loop
     from jobs.pytorch import group
 
-    def dies(*args: Any, **options: Any) -> None:
-        time.sleep(2)
+    def dies(*args: Any, store: Any, **options: Any) -> None:
+        def connected() -> int:
+            links = psutil.Process().net_connections()
+            return sum(link.status == psutil.CONN_ESTABLISHED and link.laddr.port == store.port for link in links)
+
+        while connected() < session.world_size:  # this rank's own connection among them
+            time.sleep(0.02)
         os._exit(1)
 
     first = session.generation.startswith("000001-")

@@ -38,16 +38,16 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_connection_that_breaks_late_and_often_loses_nothing_and_prints_nothing_twice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(submit, "_LOST_AFTER_S", -1.0)  # whatever comes in between begins a new minute
+    monkeypatch.setattr(submit, "LOST_AFTER_S", -1.0)  # whatever comes in between begins a new minute
     with pytest.raises(ClusterError):
         asyncio.run(submit._to_its_end(Client(5), "job"))
-    monkeypatch.setattr(submit, "_LOST_AFTER_S", 60.0)
+    monkeypatch.setattr(submit, "LOST_AFTER_S", 60.0)
     capsys.readouterr()
     assert asyncio.run(submit._to_its_end(Client(5, 5, 9), "job")) == 3
     assert capsys.readouterr().out == LOG
 
 
 def test_a_cluster_that_stays_away_is_said_and_how_to_follow_the_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "_LOST_AFTER_S", 0.05)
+    monkeypatch.setattr(submit, "LOST_AFTER_S", 0.05)
     with pytest.raises(ClusterError, match="job job cannot be followed any more"):
         asyncio.run(submit._to_its_end(Client(lost=True), "job"))
