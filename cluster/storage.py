@@ -10,6 +10,7 @@ object that a failure cut short, so what must not be half there is committed by 
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -91,7 +92,8 @@ class Store:
 
     @contextmanager
     def reading(self, path: str) -> Generator[Any]:
-        """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError."""
+        """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError, StorageError if it is a pipe, a socket or a device."""
+        self._refuse_special(path)
         with self._fs.open_input_file(self._absolute(path)) as stream:
             yield stream
 
@@ -176,6 +178,14 @@ class Store:
         if ".." in path.split("/"):
             raise StorageError(f"path {path!r} leaves its folder {self.uri}: it may not contain '..'")
         return f"{self._root}/{path}".rstrip("/") if path else self._root
+
+    def _refuse_special(self, path: str) -> None:
+        """Opening a pipe would wait for its writer, reading some devices would never end."""
+        if not self.is_local:
+            return
+        kind = stat.S_IFMT(os.stat(self._absolute(path)).st_mode)  # noqa: PTH116
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise StorageError(f"{self.location(path)} is not a file, but a pipe, a socket or a device: put the file there again")
 
     def _forget(self, partial: str) -> None:
         if self.is_local:
