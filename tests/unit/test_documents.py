@@ -12,7 +12,6 @@ from cluster.documents import DocumentError, load_json, parse_json, parse_yaml, 
 from cluster.errors import StorageError
 from cluster.storage import Store
 
-
 _BOMB = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
 """10^9 values in 600 characters."""
 
