@@ -29,7 +29,7 @@ soak: $(STAMP)
 # Re-resolve every extra (needs uv); torch's own CUDA wheels are left to pip, see lock.txt.
 lock:
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-annotate --no-header \
-	  | grep -vE '^(nvidia-|cuda-|triton==)' > lock.txt.new && { head -3 lock.txt; cat lock.txt.new; } > lock.txt.tmp && mv lock.txt.tmp lock.txt; rm -f lock.txt.new
+	  | grep -vE '^(nvidia-|cuda-)' > lock.txt.new && { head -3 lock.txt; cat lock.txt.new; } > lock.txt.tmp && mv lock.txt.tmp lock.txt; rm -f lock.txt.new
 
 # The messages of gRPC, for serving/messages.py.
 proto: $(STAMP)
@@ -37,6 +37,7 @@ proto: $(STAMP)
 
 $(STAMP): pyproject.toml lock.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check 'pip>=26.2.2'  # what makes a venv brings an older one
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,transformer,tensorflow,serve,dev]' -c lock.txt
 	@touch $@
 

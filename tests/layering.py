@@ -14,7 +14,7 @@ JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py")
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
           "psutil", "PIL"}
 ALLOWED = {
-    "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client",
+    "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client", "pydantic",
                 "urllib3",  # what the Kubernetes client raises where nothing answers
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
@@ -85,6 +85,15 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.pytorch", "jobs.mlp") for path in _files(layer)
              for name in _imports(path)}
     assert not names & {"tensorflow", "keras"}
+
+
+def test_tensorflow_is_imported_through_the_module_that_loads_triton_first() -> None:
+    """A process that loads triton (or torch._dynamo) after TensorFlow ends with a segmentation fault."""
+    framework = ROOT / "jobs/cnn/framework.py"
+    paths = [path for top in sorted(TOP) for path in (ROOT / top).rglob("*.py") if "benchmarks" not in path.parts]
+    users = [path for path in paths if {"tensorflow", "keras", "tf2onnx"} & {name.split(".")[0] for name in _imports(path)}]
+    assert framework in users
+    assert [path for path in users if path != framework and "jobs.cnn.framework.tf" not in _imports(path)] == []
 
 
 def test_only_connect_joins_ray() -> None:

@@ -1,15 +1,17 @@
 """TensorFlow and Keras, imported in half the time: `from jobs.cnn.framework import keras, tf`.
 
 Keras imports scikit-learn, matplotlib and pandas if it finds them, for wrappers and plots that nobody here uses. They are kept
-from it while it is imported, and are there again afterwards.
+from it while it is imported, and are there again afterwards. This is the only module that may import TensorFlow first in a process.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import importlib
+import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow",
@@ -48,8 +50,20 @@ def _silent() -> Generator[None]:
             os.close(own)
 
 
+def _load_triton_first() -> None:
+    """Loads triton's library, where triton is installed (PyPI's torch brings it), before TensorFlow's.
+
+    A process that loads it after TensorFlow ends with a segmentation fault (triton 3.7.1, TensorFlow 2.21.0), and torch._dynamo
+    does so at the first optimiser step. The other order works.
+    """
+    if importlib.util.find_spec("triton"):
+        with suppress(ImportError):  # what cannot be loaded now cannot be loaded later either
+            importlib.import_module("triton._C.libtriton")
+
+
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
+_load_triton_first()
 with _without(_UNUSED), _silent():
     import keras
     import tensorflow as tf

@@ -1,5 +1,7 @@
 """The CNN: its network and presets, a step against Keras's own, what state and dropout are made of, the way to an artifact."""
 
+import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -462,6 +464,18 @@ def test_importing_keras_leaves_out_what_it_does_not_need_and_gives_it_back() ->
             "import sklearn, matplotlib, pandas\nassert keras.backend.backend() == 'tensorflow'\nprint('well')")
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+@pytest.mark.parametrize("order", itertools.permutations(("triton", "torch._dynamo", "jobs.cnn.framework")), ids=" ".join)
+def test_frameworks_may_be_loaded_in_any_order(order: tuple[str, ...]) -> None:
+    """triton after TensorFlow was a segmentation fault; a shared replica answers for a CNN and then for a Transformer."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed (the dev extra brings it on Linux x86-64)")
+    code = ("import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+            "import torch\nweights = torch.nn.Parameter(torch.ones(2))\nweights.sum().backward()\n"
+            "torch.optim.SGD([weights], 0.5).step()\nassert weights.tolist() == [0.5, 0.5]")
+    done = subprocess.run([sys.executable, "-c", code, *order], cwd=runs.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_tensorflow_the_extra_to_install_is_named(tmp_path: Path) -> None:
