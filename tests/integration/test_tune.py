@@ -21,9 +21,10 @@ from jobs.common.registry import Registry
 from jobs.common.trial import run_trial
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.data import JOB
-from tests import runs
+from tests import kept, runs
 from tuning import mlp
 from tuning.driver import main
+from tuning.journal import KEY_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 QUICK = ["--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--run.tracking-uri", "none"]
@@ -208,6 +209,18 @@ def test_a_finished_search_says_so_and_goes_on_with_more_trials(
     after = trials(folder)
     assert {number: after[number] for number in before} == before
     assert sorted(after) == list(range(7))
+
+
+def test_a_search_of_an_earlier_version_goes_on(
+    cluster: local.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kept.storage(tmp_path / "storage") / "search"
+    monkeypatch.setenv(KEY_VARIABLE, kept.SEARCH_KEY)
+    before = trials(folder)
+    search(cluster, folder, "--num-trials", "5", "--max-concurrent", "1", "--train.epochs", "1", "--fix", "model.hidden=[16]")
+    after = trials(folder)
+    assert sorted(before) == [0, 1, 2, 3] and sorted(after) == [0, 1, 2, 3, 4]
+    assert {number: after[number] for number in before} == before
 
 
 def test_a_changed_space_or_config_is_refused_with_the_difference(
