@@ -93,6 +93,30 @@ def test_what_the_api_server_would_refuse_is_found(break_it: Callable[[Document]
     assert refusals(job)
 
 
+def with_defaults(document: Document) -> Document:
+    """As the API server stores a resource of KubeRay's."""
+    module, schemas = validator()
+    stored = copy.deepcopy(document)
+    module.default(schemas[document["apiVersion"], document["kind"]][0], stored)
+    return stored
+
+
+def test_what_the_api_server_would_add_is_stated() -> None:
+    """workerGroupSpecs is one value to it: with a default in it that the manifest leaves out, the next apply changes what the operator owns."""
+    ours = [each for each in every_document() if each["apiVersion"].startswith("ray.io/")]
+    assert {each["kind"] for each in ours} == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
+    for document in ours:
+        assert with_defaults(document) == document
+    job = copy.deepcopy(named(rendered("cpu", (), "mlp"), "RayJob"))
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for key in ("numOfHosts", "priority"):
+        value = group.pop(key)
+        assert with_defaults(job) != job, key
+        group[key] = value
+    del _worker(job)["ports"][0]["protocol"]
+    assert with_defaults(job) != job
+
+
 # ── what it does not check ──
 @pytest.mark.parametrize("rule", rules.OF_ONE, ids=lambda rule: rule.__name__)
 def test_documents_keep_the_rule(rule: Callable[[Document], rules.Problems]) -> None:
@@ -127,6 +151,9 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
     ("restricted", "mlp", lambda job: job["spec"]["submitterPodTemplate"]["spec"].pop("securityContext")),
     ("restricted", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("securityContext")),
     ("endings", "mlp", lambda job: _worker(job)["env"][0].update(value="120")),
+    ("as_the_operator_writes", "mlp", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
+    ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"]["spec"].update(tolerations=[])),
+    ("as_the_operator_writes", "", lambda service: _worker(service).update(env=[{"name": "EMPTY", "value": ""}])),
 ]
 
 
