@@ -186,8 +186,8 @@ def endings(document: Document) -> Problems:
 def as_the_operator_writes(document: Document) -> Problems:
     """What KubeRay writes back of its own resources is what was applied, so that it owns nothing that the next apply states.
 
-    Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a default for, the API
-    server adds: tests/unit/test_manifests.py.
+    Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a default
+    for, the API server adds: tests/unit/test_manifests.py.
     """
     if not document["apiVersion"].startswith("ray.io/"):
         return

@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from cluster.launch import RAY_SETTINGS
+from cluster.rayjob import minimal
 from tests import manifest_rules as rules
 from tests.manifests import (
     ROOT,
@@ -102,8 +103,9 @@ def with_defaults(document: Document) -> Document:
 
 
 def test_what_the_api_server_would_add_is_stated() -> None:
-    """workerGroupSpecs is one value to it: with a default in it that the manifest leaves out, the next apply changes what the operator owns."""
+    """workerGroupSpecs is one value to it: if the manifest leaves out a default, the next apply changes what the operator owns."""
     ours = [each for each in every_document() if each["apiVersion"].startswith("ray.io/")]
+    ours.append(minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=1))
     assert {each["kind"] for each in ours} == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
     for document in ours:
         assert with_defaults(document) == document
@@ -152,7 +154,7 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
     ("restricted", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("securityContext")),
     ("endings", "mlp", lambda job: _worker(job)["env"][0].update(value="120")),
     ("as_the_operator_writes", "mlp", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
-    ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"]["spec"].update(tolerations=[])),
+    ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"]["spec"].update(volumes=[])),
     ("as_the_operator_writes", "", lambda service: _worker(service).update(env=[{"name": "EMPTY", "value": ""}])),
 ]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.rayjob import minimal
 from tests.manifest_network import Pod, may, pods
 from tests.manifests import containers, need_kubectl, pod_templates, rendered, renderer
 
@@ -44,6 +45,16 @@ def test_the_submitter_and_the_operator_reach_the_dashboard_and_nothing_else() -
     for who, ports in ((there["submitter"], {8265}), (OPERATOR, {8265, 8000})):
         assert {port for port in RAY_PORTS if may(documents, who, there["head"], port)} == ports
         assert not any(may(documents, who, there["worker"], port) for port in RAY_PORTS)
+
+
+def test_a_rayjob_that_is_submitted_without_a_template_reaches_what_it_needs() -> None:
+    policies = [each for each in rendered("cpu") if each["kind"] == "NetworkPolicy"]
+    documents = (*policies, minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=0))
+    there = pods(documents)
+    assert set(there) == {"head", "worker", "submitter"}
+    assert may(documents, there["submitter"], there["head"], 8265) and may(documents, OPERATOR, there["head"], 8265)
+    assert all(may(documents, there["worker"], there["head"], port) for port in RAY_PORTS)
+    assert all(may(documents, there[role], INTERNET, 443) for role in ("head", "worker"))
 
 
 def test_prometheus_reaches_metrics_at_the_ports_that_are_declared() -> None:
