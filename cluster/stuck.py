@@ -16,8 +16,9 @@ Object = dict[str, Any]
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_WAIT_S = 60.0
 """An init container, or a submitter without a job status, that has gone on for longer than this waits for what does not come."""
-_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): those of "
-              "k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the operator's namespace")
+_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): those "
+              "of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the operator's "
+              "namespace")
 _BAD_IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _BAD_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _UNSUITED = {
@@ -257,8 +258,8 @@ def _of_init_containers(pod: Object, found: Found) -> Generator[str]:
         name, running = container["name"], (container.get("state") or {}).get("running") or {}
         if name not in sidecars and running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
             what = "the head, which does not answer it" if name == "wait-gcs-ready" else "something"
-            yield (f"init container {name} has waited for more than {_LONGEST_WAIT_S:g} s for {what}: read its log (kubectl logs POD "
-                   f"-c {name}); {_UNREACHED}")
+            yield (f"init container {name} has waited for more than {_LONGEST_WAIT_S:g} s for {what}: read its log (kubectl logs "
+                   f"POD -c {name}); {_UNREACHED}")
 
 
 def _unheard(found: Found, status: Object) -> Generator[str]:
