@@ -153,6 +153,9 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
     ("restricted", "mlp", lambda job: job["spec"]["submitterPodTemplate"]["spec"].pop("securityContext")),
     ("restricted", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("securityContext")),
     ("endings", "mlp", lambda job: _worker(job)["env"][0].update(value="120")),
+    ("readiness", "", lambda service: _worker(service).pop("readinessProbe")),
+    ("readiness", "", lambda service: _worker(service)["readinessProbe"].update(failureThreshold=6)),
+    ("readiness", "", lambda service: _worker(service)["readinessProbe"]["exec"].update(command=["true"])),
     ("as_the_operator_writes", "mlp", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
     ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"].update(a=[])),
     ("as_the_operator_writes", "", lambda service: _worker(service).update(env=[{"name": "EMPTY", "value": ""}])),
@@ -255,6 +258,58 @@ def test_what_does_not_go_together_is_refused_with_the_remedy(arguments: list[st
     assert renderer().main(arguments) == 2
     said = capsys.readouterr()
     assert words in said.err and not said.out and said.err.count("\n") == 1
+
+
+def test_an_endpoint_s_config_comes_from_a_file_and_no_file_of_the_repository_changes(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("# of mine: 'quoted'\napplications:\n- {name: endpoint, args: {a: \"b\"}}\n")
+    for overlay in ("serving", "serving-local"):
+        documents = tuple(yaml.safe_load_all(renderer().render(overlay, serve_config=file)))
+        service = named(documents, "RayService")
+        assert service["spec"].pop("serveConfigV2") == file.read_text()
+        without = copy.deepcopy(named(rendered(overlay), "RayService"))
+        del without["spec"]["serveConfigV2"]
+        assert service == without
+
+
+@pytest.mark.parametrize(("arguments", "text", "words"), [
+    (["cpu"], "applications: []", "it has no endpoint"),
+    (["serving"], None, "No such file"),
+    (["serving"], "error: no such run", "it has no `applications`"),
+    (["serving"], "", "is not what"),
+    (["serving"], "a: [", "is not what"),
+])
+def test_what_is_no_endpoint_s_config_is_refused(arguments: list[str], text: str | None, words: str, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "serve.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert renderer().main([*arguments, "--serve-config", str(file)]) == 2
+    said = capsys.readouterr()
+    assert words in said.err and not said.out and said.err.count("\n") == 1
+
+
+def test_overlays_with_endpoints_have_names_of_their_own() -> None:
+    """One that changes the other's upgradeStrategy.type while it is upgraded is an outage."""
+    overlays = [overlay for overlay in renderer().OVERLAYS if overlay.startswith("serving")]
+    names = [named(rendered(overlay), "RayService")["metadata"]["name"] for overlay in overlays]
+    assert len(names) == len(set(names)) == 2
+
+
+def test_what_is_made_for_one_owner_is_deleted_with_it_by_the_readme_s_command() -> None:
+    """By a label: who owns it is known when it is there only."""
+    kinds = {"mlp": "RayJob", "retrain": "RayCronJob", "serve-config": "Job", None: "RayCluster"}
+    for overlay, job, kind in [*(("cpu", job, kind) for job, kind in kinds.items()), ("serving", None, "RayService")]:
+        documents = rendered(overlay, (), job)
+        owner = named(documents, kind)["metadata"]["name"]
+        own = [each for each in documents if each["metadata"]["name"].removeprefix(owner) in ("", "-head", "-worker", "-settings")
+               and each["kind"] not in ("Namespace", "ServiceAccount", "Role", "RoleBinding")]
+        labelled = [each for each in documents if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
+        assert own == labelled and {"ConfigMap", kind} <= {each["kind"] for each in own}, (overlay, job)
+    pattern = r"^kubectl delete (\S+) -n trainyard -l app.kubernetes.io/instance=mlp"
+    (command,) = re.findall(pattern, README.read_text(), re.MULTILINE)
+    made = {each["kind"].lower() for each in rendered("cpu", (), "mlp") if "mlp" in each["metadata"]["name"]}
+    assert set(command.split(",")) == made
 
 
 def test_only_json_patches_are_used() -> None:
