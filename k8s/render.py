@@ -82,8 +82,8 @@ def in_service(overlay: str, serve_config: Path) -> dict[str, Any]:
             raise ValueError("it has no `applications`")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give the file that "
-                           "jobs/serve-config made") from error
+        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give the file "
+                           "that jobs/serve-config made") from error
     return {"target": {"kind": "RayService"},
             "patch": yaml.safe_dump([{"op": "replace", "path": "/spec/serveConfigV2", "value": text}])}
 

@@ -302,8 +302,8 @@ def test_what_is_made_for_one_owner_is_deleted_with_it_by_the_readme_s_command()
     for overlay, job, kind in [*(("cpu", job, kind) for job, kind in kinds.items()), ("serving", None, "RayService")]:
         documents = rendered(overlay, (), job)
         owner = named(documents, kind)["metadata"]["name"]
-        own = [each for each in documents if each["metadata"]["name"].removeprefix(owner) in ("", "-head", "-worker", "-settings")
-               and each["kind"] not in ("Namespace", "ServiceAccount", "Role", "RoleBinding")]
+        own = [each for each in documents if each["kind"] == kind or each["kind"] in ("ConfigMap", "PodDisruptionBudget")
+               and each["metadata"]["name"] in (f"{owner}-{what}" for what in ("head", "worker", "settings"))]
         labelled = [each for each in documents if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
         assert own == labelled and {"ConfigMap", kind} <= {each["kind"] for each in own}, (overlay, job)
     pattern = r"^kubectl delete (\S+) -n trainyard -l app.kubernetes.io/instance=mlp"
@@ -356,6 +356,39 @@ def test_every_secret_is_described_in_the_readme() -> None:
     assert wanted == {"trainyard-ray-token", "trainyard-redis", "trainyard-s3", "trainyard-api-keys"}
     described = set(re.findall(r"kubectl create secret generic (\S+)", README.read_text()))
     assert wanted <= described
+
+
+def requested(template: Document, *beside: Document) -> tuple[float, float]:
+    """CPUs and GiB of a pod."""
+    asked = [container["resources"]["requests"] for container in (*template["spec"]["containers"], *beside)]
+    return (sum(float(each["cpu"].removesuffix("m")) / (1000 if each["cpu"].endswith("m") else 1) for each in asked),
+            sum(float(each["memory"].removesuffix("Gi")) for each in asked))
+
+
+def requests_of(overlay: str) -> tuple[float, float]:
+    """Of an overlay's cluster before it grows."""
+    cluster = next(found for found in map(rules.cluster_of, rendered(overlay)) if found)
+    (group,) = cluster["workerGroupSpecs"]
+    beside = [cluster["autoscalerOptions"]] if "autoscalerOptions" in cluster else []
+    head = requested(cluster["headGroupSpec"]["template"], *beside)
+    worker = requested(group["template"])
+    return head[0] + group["replicas"] * worker[0], head[1] + group["replicas"] * worker[1]
+
+
+def test_the_requests_in_the_readme_are_those_of_the_manifests() -> None:
+    text = " ".join(README.read_text().split())
+    for overlay in renderer().OVERLAYS:
+        cpus, memory = requests_of(overlay)
+        assert re.search(rf"\| `{overlay}` \| [^|]+ \| {cpus:g} CPUs, {memory:g} GiB \|", text), (overlay, cpus, memory)
+    submitter = requested(named(rendered("local", (), "mlp"), "RayJob")["spec"]["submitterPodTemplate"])
+    operator = 0.1, 0.5  # KubeRay's chart, 1.7.0
+    for cpus, memory in (submitter, operator):
+        assert f"{cpus:g} CPUs and {memory:g} GiB" in text
+    cpus, memory = (sum(each) for each in zip(requests_of("local"), submitter, operator, strict=True))
+    assert f"`local` with a job needs nodes that have {cpus:g} CPUs and {memory:g} GiB free" in text
+    cpus, memory = requests_of("serving-local")
+    assert f"(`serving-local`: {2 * cpus:g} CPUs, {2 * memory:g} GiB)" in text
+    assert f"({3 * cpus:g} CPUs, {3 * memory:g} GiB)" in text
 
 
 def test_every_command_of_the_readme_that_renders_does() -> None:
