@@ -302,8 +302,8 @@ def test_what_is_made_for_one_owner_is_deleted_with_it_by_the_readme_s_command()
     for overlay, job, kind in [*(("cpu", job, kind) for job, kind in kinds.items()), ("serving", None, "RayService")]:
         documents = rendered(overlay, (), job)
         owner = named(documents, kind)["metadata"]["name"]
-        own = [each for each in documents if each["kind"] == kind or each["kind"] in ("ConfigMap", "PodDisruptionBudget")
-               and each["metadata"]["name"] in (f"{owner}-{what}" for what in ("head", "worker", "settings"))]
+        own = [each for each in documents if each["kind"] == kind or (each["kind"] in ("ConfigMap", "PodDisruptionBudget")
+               and each["metadata"]["name"] in (f"{owner}-{what}" for what in ("head", "worker", "settings")))]
         labelled = [each for each in documents if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
         assert own == labelled and {"ConfigMap", kind} <= {each["kind"] for each in own}, (overlay, job)
     pattern = r"^kubectl delete (\S+) -n trainyard -l app.kubernetes.io/instance=mlp"
