@@ -90,7 +90,7 @@ def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
         if visit.problem is not None:
             raise StorageError(f"on node {_name(node)}: {visit.problem}")
     if unseen := _unseen(trace, others, max(_LAST_LOOK_S, deadline - time.monotonic())):
-        raise StorageError(_not_shared(trace, _name(unseen[0])))
+        raise StorageError(_not_shared(trace, f"node {_name(unseen[0])}"))
 
 
 def versions() -> dict[str, str]:
@@ -113,7 +113,7 @@ def check_own_node(store: Store, sign: str, of_driver: Mapping[str, str], node: 
 
     def look() -> str | None:
         try:
-            return _write_and_read(trace, node) if store.exists(sign) else _not_shared(trace, "this one")
+            return _write_and_read(trace, node) if store.exists(sign) else _not_shared(trace, "this node")
         except (OSError, StorageError) as error:
             return _explain(store, error)
 
@@ -173,7 +173,7 @@ def _visit(trace: Trace, node_id: str) -> Visit:
     import ray
 
     try:
-        problem = _not_shared(trace, "this one") if not _sees_driver(trace) else _write_and_read(trace, node_id)
+        problem = _not_shared(trace, "this node") if not _sees_driver(trace) else _write_and_read(trace, node_id)
     except (OSError, StorageError) as error:
         problem = _explain(trace.store, error)
     return Visit(ray=ray.__version__, python=platform.python_version(), problem=problem)
@@ -208,8 +208,8 @@ def _explain(store: Store, error: Exception) -> str:
 
 
 def _not_shared(trace: Trace, node: str) -> str:
-    return (f"storage {trace.store.location()} on node {node} is not the one that the driver sees: use a folder that all nodes "
-            "share, s3:// or gs:// (--run.storage)")
+    return (f"storage {trace.store.location()} on {node} is not the storage that the driver sees, though its name is the same: "
+            "use a folder that all nodes share, s3:// or gs:// (--run.storage)")
 
 
 def _missing_folders(store: Store) -> list[Path]:

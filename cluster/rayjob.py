@@ -79,24 +79,34 @@ def read_template(path: str, image: str | None) -> Object:
 
 
 def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> Object:
-    """A head that does no work, `workers` workers, token authentication; admitted under Pod Security `restricted`."""
+    """A head that does no work, `workers` workers, token authentication; admitted under Pod Security `restricted`.
+
+    Its pods have the labels by which the network policies of k8s/ let them reach each other. It states what the operator would
+    add, as k8s/base/raycluster.yaml does.
+    """
     return {
         "apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "job"},
         "spec": {
             "entrypoint": "", "submissionMode": "K8sJobMode", "shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 0,
-            "submitterPodTemplate": {"spec": {
-                "restartPolicy": "Never", "containers": [_container("ray-job-submitter", image, "500m", "1Gi", 0)]}},
+            "backoffLimit": 0,
+            "submitterPodTemplate": _pod("submitter", _container("ray-job-submitter", image, "500m", "1Gi", 0),
+                                         restartPolicy="Never"),
             "rayClusterSpec": {
                 "rayVersion": importlib.metadata.version("ray"), "authOptions": {"mode": "token"},
                 "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-                                  "template": {"spec": {"containers": [_container("ray-head", image, "1", "4Gi", 0)]}}},
+                                  "template": _pod("head", _container("ray-head", image, "1", "4Gi", 0))},
                 "workerGroupSpecs": [{
                     "groupName": "workers", "replicas": workers, "minReplicas": workers, "maxReplicas": workers,
-                    "rayStartParams": {},
-                    "template": {"spec": {"containers": [_container("ray-worker", image, str(cpus), memory, gpus)]}}}],
+                    "numOfHosts": 1, "priority": 0, "scaleStrategy": {}, "rayStartParams": {"metrics-export-port": "8080"},
+                    "template": _pod("worker", _container("ray-worker", image, str(cpus), memory, gpus))}],
             },
         },
     }
+
+
+def _pod(component: str, container: Object, **more: Any) -> Object:
+    labels = {"app.kubernetes.io/part-of": "trainyard", "app.kubernetes.io/component": component}
+    return {"metadata": {"labels": labels}, "spec": {"containers": [container], **more}}
 
 
 def _container(name: str, image: str, cpu: str, memory: str, gpus: int) -> Object:

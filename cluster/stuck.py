@@ -8,11 +8,17 @@ What is known of one pod is said once for all that share it.
 import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 Object = dict[str, Any]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_LONGEST_WAIT_S = 60.0
+"""An init container, or a submitter without a job status, that has gone on for longer than this waits for what does not come."""
+_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): those "
+              "of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the operator's "
+              "namespace")
 _BAD_IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _BAD_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _UNSUITED = {
@@ -39,6 +45,7 @@ class Found:
     """The names of the LocalQueues."""
     ray_problems: Sequence[str] = field(default_factory=list[str])
     """What Ray itself says, where it could be asked."""
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def name(self) -> str:
@@ -51,7 +58,7 @@ def explain(found: Found) -> list[str]:
     if status.get("jobDeploymentStatus") == "Complete":
         return []
     problems = [*_refused(found), *_queued(found), *_of_the_job(found, status), *_of_the_service(found, status),
-                *_not_made(found), *_unbound(found), *_of_pods(found), *found.ray_problems]
+                *_not_made(found), *_unbound(found), *_of_pods(found), *_unheard(found, status), *found.ray_problems]
     return list(dict.fromkeys(problems))
 
 
@@ -162,7 +169,11 @@ def _of_workload(name: str, queue: str, workload: Object) -> Generator[str]:
 
 # ── pods ──
 def _of_pods(found: Found) -> Generator[str]:
-    for text, pods in _grouped((problem, pod) for pod in found.pods for problem in _of_pod(pod, found.events)):
+    problems = [(problem, pod) for pod in found.pods for problem in _of_pod(pod, found.events)]
+    waits = [(problem, pod) for pod in found.pods for problem in _of_init_containers(pod, found)]
+    if any(_is_head(pod) for _, pod in problems):
+        waits = []  # for the head, whose problem is said
+    for text, pods in _grouped([*problems, *waits]):
         who = pods[0] if len(pods) == 1 else f"{pods[0]} and {len(pods) - 1} more"
         yield f"{'pod' if len(pods) == 1 else 'pods'} {who}: {text}"
 
@@ -238,6 +249,43 @@ def _of_container(container: Object) -> Generator[str]:
     elif reason == "CrashLoopBackOff":
         yield (f"container {container['name']} ends again and again (exit code {last.get('exitCode', 'unknown')}, "
                f"{container.get('restartCount', 0)} restarts): read its log (kubectl logs --previous)")
+
+
+def _of_init_containers(pod: Object, found: Found) -> Generator[str]:
+    """Those that go on for long. A sidecar, which is an init container that never ends, is none of them."""
+    sidecars = {each["name"] for each in pod["spec"].get("initContainers", []) if each.get("restartPolicy") == "Always"}
+    for container in (pod.get("status") or {}).get("initContainerStatuses", []):
+        name, running = container["name"], (container.get("state") or {}).get("running") or {}
+        if name not in sidecars and running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
+            what = "the head, which does not answer it" if name == "wait-gcs-ready" else "something"
+            yield (f"init container {name} has waited for more than {_LONGEST_WAIT_S:g} s for {what}: read its log (kubectl logs "
+                   f"POD -c {name}); {_UNREACHED}")
+
+
+def _unheard(found: Found, status: Object) -> Generator[str]:
+    """A submitter that runs, of a job that has no status: it does not reach the head, or the operator does not."""
+    if found.owner["kind"] != "RayJob" or status.get("jobStatus"):
+        return
+    for pod in found.pods:
+        for container in (pod.get("status") or {}).get("containerStatuses", []) if _is_submitter(pod, found) else []:
+            running = (container.get("state") or {}).get("running") or {}
+            if running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
+                yield (f"{found.name} has no job status although its submitter {pod['metadata']['name']} has run for more than "
+                       f"{_LONGEST_WAIT_S:g} s: the submitter, or KubeRay's operator, does not reach the head's dashboard (port "
+                       f"8265): read its log (kubectl logs {pod['metadata']['name']}); {_UNREACHED}")
+
+
+def _is_submitter(pod: Object, found: Found) -> bool:
+    return (pod["metadata"].get("labels") or {}).get("job-name") == found.owner["metadata"]["name"]
+
+
+def _is_head(pod: Object) -> bool:
+    return (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"
+
+
+def _seconds_since(running: Object, now: datetime) -> float:
+    began = running.get("startedAt")
+    return (now - datetime.fromisoformat(began)).total_seconds() if began else 0.0
 
 
 def _unbound(found: Found) -> Generator[str]:

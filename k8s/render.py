@@ -5,6 +5,7 @@
     python k8s/render.py serving --with storage-s3                        a RayService
     python k8s/render.py cpu --job mlp --registry registry.example.com/acme            with images from your registry
     python k8s/render.py serving --framework tensorflow                   for models of the CNN job
+    python k8s/render.py serving --serve-config serve.yaml                with an endpoint's config of yours
 
 Every overlay alone is `kubectl kustomize k8s/overlays/NAME` too. Needs kubectl 1.27 or later, and nothing of a cluster.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,11 +36,12 @@ class RefusedError(Exception):
 
 
 def render(overlay: str, components: Sequence[str] = (), job: str | None = None, *, registry: str = "",
-           framework: str = "torch") -> str:
+           framework: str = "torch", serve_config: Path | None = None) -> str:
     """YAML documents. Raises: RefusedError."""
     check(overlay, components, job)
     kubectl()
-    kustomized = {**kustomization(overlay, components, job), "images": images(registry, framework)}
+    kustomized = {**kustomization(overlay, components, job), "images": images(registry, framework),
+                  "patches": [in_service(overlay, serve_config)] if serve_config else []}
     with tempfile.TemporaryDirectory(prefix="trainyard-render-") as folder:
         place = Path(folder).resolve()
         (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomized | {
@@ -55,7 +58,7 @@ def kustomization(overlay: str, components: Sequence[str], job: str | None) -> d
     An overlay with a folder `cluster` puts that into something else by its components, which come after those that change it.
     """
     whole = HERE / "overlays" / overlay
-    inner = whole / "cluster" if (whole / "cluster").is_dir() else whole
+    inner = whole / "cluster" if _serves(overlay) else whole
     has = {path.name for path in _components(inner)}
     chosen = [HERE / "components" / name for name in components if name not in has]
     around = _own_components(whole) if inner != whole else [HERE / "jobs" / job] if job else []
@@ -69,11 +72,27 @@ def images(registry: str, framework: str) -> list[dict[str, str]]:
             {"name": "trainyard-tensorflow", "newName": f"{before}trainyard-tensorflow"}]
 
 
+def in_service(overlay: str, serve_config: Path) -> dict[str, Any]:
+    """A patch that puts the config into the RayService. Raises: RefusedError."""
+    if not _serves(overlay):
+        raise RefusedError(f"--serve-config with {overlay}: it has no endpoint: leave it out, or choose serving or serving-local")
+    try:
+        text = serve_config.read_text()
+        if "applications" not in yaml.safe_load(text):
+            raise ValueError("it has no `applications`")
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give the file "
+                           "that jobs/serve-config made") from error
+    return {"target": {"kind": "RayService"},
+            "patch": yaml.safe_dump([{"op": "replace", "path": "/spec/serveConfigV2", "value": text}])}
+
+
 def check(overlay: str, components: Sequence[str], job: str | None) -> None:
     """Raises: RefusedError for what does not exist or does not go together."""
     if unknown := [name for name in components if name not in COMPONENTS]:
         raise RefusedError(f"--with {','.join(unknown)}: there is no such component: choose of {', '.join(COMPONENTS)}")
-    serves = (HERE / "overlays" / overlay / "cluster").is_dir()
+    serves = _serves(overlay)
     if job and serves:
         raise RefusedError(f"--job {job} with {overlay}: an endpoint is no job: leave --job out, or choose another overlay")
     if "kueue" in components and ("autoscaler" in components or serves):
@@ -81,6 +100,10 @@ def check(overlay: str, components: Sequence[str], job: str | None) -> None:
         raise RefusedError(f"--with kueue {other}: {_NO_AUTOSCALER}: leave one of them out")
     if "kueue" in components and job == "retrain":
         raise RefusedError("--with kueue --job retrain: KubeRay gives the RayJobs that it makes no queue: leave one of them out")
+
+
+def _serves(overlay: str) -> bool:
+    return (HERE / "overlays" / overlay / "cluster").is_dir()
 
 
 def kubectl() -> tuple[int, int]:
@@ -124,11 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--registry", default="", metavar="HOST/PATH", help="where the images were pushed to")
     parser.add_argument("--framework", default="torch", choices=FRAMEWORKS, help="whose image; --job cnn has TensorFlow's anyway")
+    parser.add_argument("--serve-config", type=Path, metavar="FILE", help="an endpoint's config, as --job serve-config prints it")
     options = parser.parse_args(arguments)
     try:
         components = [name for name in options.components.split(",") if name]
         print(render(options.overlay, components, options.job, registry=options.registry,
-                     framework=options.framework), end="")
+                     framework=options.framework, serve_config=options.serve_config), end="")
     except RefusedError as error:
         print(error, file=sys.stderr)
         return 2

@@ -41,9 +41,13 @@ def ready(name: str, *, kind: str = "worker", cluster: str = "train-abcde") -> O
     return pod(name, kind=kind, cluster=cluster, phase="Running", conditions=[condition("Ready", "True")])
 
 
-def submitter(job: str = "train", phase: str = "Running") -> Object:
+def submitter(job: str = "train", phase: str = "Running", containers: list[Object] | None = None) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta(f"{job}-xyz12", labels={"job-name": job}),
-            "spec": {"containers": []}, "status": {"phase": phase}}
+            "spec": {"containers": []}, "status": {"phase": phase, "containerStatuses": containers or []}}
+
+
+def running(name: str, since: str) -> Object:
+    return {"name": name, "image": IMAGE, "restartCount": 0, "state": {"running": {"startedAt": since}}, "lastState": {}}
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "") -> Object:

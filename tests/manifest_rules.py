@@ -183,7 +183,45 @@ def endings(document: Document) -> Problems:
                 yield f"{role}: {needed:g} s of hook and drain do not fit into {given} s"
 
 
-OF_ONE = (names, places, enumerations, operator, versions, one_image, resources, restricted, endings)
+def readiness(document: Document) -> Problems:
+    """An endpoint's workers are asked what KubeRay asks, and stay for some failures, though not for longer than a proxy drains."""
+    for role, template in pod_templates(document) if document["kind"] == "RayService" else []:
+        if role != "worker":
+            continue
+        probe = containers(template)[0].get("readinessProbe", {"failureThreshold": 1, "periodSeconds": 5})
+        if probe["failureThreshold"] < 3 or probe["failureThreshold"] * probe["periodSeconds"] >= 30:
+            yield f"{role}: taken out after {probe['failureThreshold']} failures, {probe['periodSeconds']} s apart"
+        asked = probe.get("exec", {}).get("command", [""])[-1]
+        paths = ("api/local_raylet_healthz", "-/healthz")
+        yield from (f"{role}: its probe does not ask {path}" for path in paths if path not in asked)
+
+
+def as_the_operator_writes(document: Document) -> Problems:
+    """What KubeRay writes back of its own resources is what was applied, so that it owns nothing that the next apply states.
+
+    Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a default
+    for, the API server adds: tests/unit/test_manifests.py.
+    """
+    if not document["apiVersion"].startswith("ray.io/"):
+        return
+    for group in (cluster_of(document) or {}).get("workerGroupSpecs", []):
+        if "scaleStrategy" not in group:
+            yield f"group {group['groupName']} does not state scaleStrategy"
+    for path, value in _leaves(document, ""):
+        if value in ({}, [], "") and not path.endswith(".scaleStrategy"):
+            yield f"{path} is empty: the operator leaves it out"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    below = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    if not below:
+        yield path, value
+    for key, each in below:
+        yield from _leaves(each, f"{path}.{key}")
+
+
+OF_ONE = (names, places, enumerations, operator, versions, one_image, resources, restricted, endings, readiness,
+          as_the_operator_writes)
 
 
 # ── of all documents of a rendering ──

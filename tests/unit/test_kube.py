@@ -22,6 +22,7 @@ from cluster.launch import RAY_SETTINGS
 from cluster.rayjob import Following, exit_code, minimal, read_template, with_command
 from tests.kube_api import NAMESPACE, KubeApi, kube_api, kubeconfig
 from tests.kube_objects import event, pod, raycluster, rayjob, ready, submitter, unscheduled
+from tests.manifest_rules import as_the_operator_writes
 from tests.runs import ROOT
 
 CRDS = ROOT.parent / "shared" / "schemas" / "kuberay-1.7.0"
@@ -148,6 +149,7 @@ def test_the_small_manifest_is_valid_and_holds_the_command() -> None:
     schema = yaml.load((CRDS / "ray.io_rayjobs.yaml").read_text(), yaml.CSafeLoader)  # in C: it is large
     v1 = next(v for v in schema["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
     jsonschema.Draft202012Validator(closed(v1)).validate(made)
+    assert list(as_the_operator_writes(made)) == []
     assert made["spec"]["entrypoint"] == "python -m jobs.mlp --run.workers 2"
     assert made["spec"]["shutdownAfterJobFinishes"] and made["spec"]["ttlSecondsAfterFinished"] == 0
     containers = [group["template"]["spec"]["containers"][0] for group in

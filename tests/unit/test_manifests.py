@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from cluster.launch import RAY_SETTINGS
+from cluster.rayjob import minimal
 from tests import manifest_rules as rules
 from tests.manifests import (
     ROOT,
@@ -93,6 +94,31 @@ def test_what_the_api_server_would_refuse_is_found(break_it: Callable[[Document]
     assert refusals(job)
 
 
+def with_defaults(document: Document) -> Document:
+    """As the API server stores a resource of KubeRay's."""
+    module, schemas = validator()
+    stored = copy.deepcopy(document)
+    module.default(schemas[document["apiVersion"], document["kind"]][0], stored)
+    return stored
+
+
+def test_what_the_api_server_would_add_is_stated() -> None:
+    """workerGroupSpecs is one value to it: if the manifest leaves out a default, the next apply changes what the operator owns."""
+    ours = [each for each in every_document() if each["apiVersion"].startswith("ray.io/")]
+    ours.append(minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=1))
+    assert {each["kind"] for each in ours} == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
+    for document in ours:
+        assert with_defaults(document) == document
+    job = copy.deepcopy(named(rendered("cpu", (), "mlp"), "RayJob"))
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    for key in ("numOfHosts", "priority"):
+        value = group.pop(key)
+        assert with_defaults(job) != job, key
+        group[key] = value
+    del _worker(job)["ports"][0]["protocol"]
+    assert with_defaults(job) != job
+
+
 # ── what it does not check ──
 @pytest.mark.parametrize("rule", rules.OF_ONE, ids=lambda rule: rule.__name__)
 def test_documents_keep_the_rule(rule: Callable[[Document], rules.Problems]) -> None:
@@ -127,6 +153,12 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
     ("restricted", "mlp", lambda job: job["spec"]["submitterPodTemplate"]["spec"].pop("securityContext")),
     ("restricted", "", lambda service: service["spec"]["rayClusterConfig"]["autoscalerOptions"].pop("securityContext")),
     ("endings", "mlp", lambda job: _worker(job)["env"][0].update(value="120")),
+    ("readiness", "", lambda service: _worker(service).pop("readinessProbe")),
+    ("readiness", "", lambda service: _worker(service)["readinessProbe"].update(failureThreshold=6)),
+    ("readiness", "", lambda service: _worker(service)["readinessProbe"]["exec"].update(command=["true"])),
+    ("as_the_operator_writes", "mlp", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
+    ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"].update(a=[])),
+    ("as_the_operator_writes", "", lambda service: _worker(service).update(env=[{"name": "EMPTY", "value": ""}])),
 ]
 
 
@@ -228,6 +260,58 @@ def test_what_does_not_go_together_is_refused_with_the_remedy(arguments: list[st
     assert words in said.err and not said.out and said.err.count("\n") == 1
 
 
+def test_an_endpoint_s_config_comes_from_a_file_and_no_file_of_the_repository_changes(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("# of mine: 'quoted'\napplications:\n- {name: endpoint, args: {a: \"b\"}}\n")
+    for overlay in ("serving", "serving-local"):
+        documents = tuple(yaml.safe_load_all(renderer().render(overlay, serve_config=file)))
+        service = named(documents, "RayService")
+        assert service["spec"].pop("serveConfigV2") == file.read_text()
+        without = copy.deepcopy(named(rendered(overlay), "RayService"))
+        del without["spec"]["serveConfigV2"]
+        assert service == without
+
+
+@pytest.mark.parametrize(("arguments", "text", "words"), [
+    (["cpu"], "applications: []", "it has no endpoint"),
+    (["serving"], None, "No such file"),
+    (["serving"], "error: no such run", "it has no `applications`"),
+    (["serving"], "", "is not what"),
+    (["serving"], "a: [", "is not what"),
+])
+def test_what_is_no_endpoint_s_config_is_refused(arguments: list[str], text: str | None, words: str, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "serve.yaml"
+    if text is not None:
+        file.write_text(text)
+    assert renderer().main([*arguments, "--serve-config", str(file)]) == 2
+    said = capsys.readouterr()
+    assert words in said.err and not said.out and said.err.count("\n") == 1
+
+
+def test_overlays_with_endpoints_have_names_of_their_own() -> None:
+    """One that changes the other's upgradeStrategy.type while it is upgraded is an outage."""
+    overlays = [overlay for overlay in renderer().OVERLAYS if overlay.startswith("serving")]
+    names = [named(rendered(overlay), "RayService")["metadata"]["name"] for overlay in overlays]
+    assert len(names) == len(set(names)) == 2
+
+
+def test_what_is_made_for_one_owner_is_deleted_with_it_by_the_readme_s_command() -> None:
+    """By a label: who owns it is known when it is there only."""
+    kinds = {"mlp": "RayJob", "retrain": "RayCronJob", "serve-config": "Job", None: "RayCluster"}
+    for overlay, job, kind in [*(("cpu", job, kind) for job, kind in kinds.items()), ("serving", None, "RayService")]:
+        documents = rendered(overlay, (), job)
+        owner = named(documents, kind)["metadata"]["name"]
+        own = [each for each in documents if each["kind"] == kind or (each["kind"] in ("ConfigMap", "PodDisruptionBudget")
+               and each["metadata"]["name"] in (f"{owner}-{what}" for what in ("head", "worker", "settings")))]
+        labelled = [each for each in documents if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
+        assert own == labelled and {"ConfigMap", kind} <= {each["kind"] for each in own}, (overlay, job)
+    pattern = r"^kubectl delete (\S+) -n trainyard -l app.kubernetes.io/instance=mlp"
+    (command,) = re.findall(pattern, README.read_text(), re.MULTILINE)
+    made = {each["kind"].lower() for each in rendered("cpu", (), "mlp") if "mlp" in each["metadata"]["name"]}
+    assert set(command.split(",")) == made
+
+
 def test_only_json_patches_are_used() -> None:
     """A strategic merge of `containers` would replace the list in a resource of KubeRay's, and still be valid."""
     files = sorted((ROOT / "k8s").rglob("kustomization.yaml"))
@@ -272,6 +356,39 @@ def test_every_secret_is_described_in_the_readme() -> None:
     assert wanted == {"trainyard-ray-token", "trainyard-redis", "trainyard-s3", "trainyard-api-keys"}
     described = set(re.findall(r"kubectl create secret generic (\S+)", README.read_text()))
     assert wanted <= described
+
+
+def requested(template: Document, *beside: Document) -> tuple[float, float]:
+    """CPUs and GiB of a pod."""
+    asked = [container["resources"]["requests"] for container in (*template["spec"]["containers"], *beside)]
+    return (sum(float(each["cpu"].removesuffix("m")) / (1000 if each["cpu"].endswith("m") else 1) for each in asked),
+            sum(float(each["memory"].removesuffix("Gi")) for each in asked))
+
+
+def requests_of(overlay: str) -> tuple[float, float]:
+    """Of an overlay's cluster before it grows."""
+    cluster = next(found for found in map(rules.cluster_of, rendered(overlay)) if found)
+    (group,) = cluster["workerGroupSpecs"]
+    beside = [cluster["autoscalerOptions"]] if "autoscalerOptions" in cluster else []
+    head = requested(cluster["headGroupSpec"]["template"], *beside)
+    worker = requested(group["template"])
+    return head[0] + group["replicas"] * worker[0], head[1] + group["replicas"] * worker[1]
+
+
+def test_the_requests_in_the_readme_are_those_of_the_manifests() -> None:
+    text = " ".join(README.read_text().split())
+    for overlay in renderer().OVERLAYS:
+        cpus, memory = requests_of(overlay)
+        assert re.search(rf"\| `{overlay}` \| [^|]+ \| {cpus:g} CPUs, {memory:g} GiB \|", text), (overlay, cpus, memory)
+    submitter = requested(named(rendered("local", (), "mlp"), "RayJob")["spec"]["submitterPodTemplate"])
+    operator = 0.1, 0.5  # KubeRay's chart, 1.7.0
+    for cpus, memory in (submitter, operator):
+        assert f"{cpus:g} CPUs and {memory:g} GiB" in text
+    cpus, memory = (sum(each) for each in zip(requests_of("local"), submitter, operator, strict=True))
+    assert f"`local` with a job needs nodes that have {cpus:g} CPUs and {memory:g} GiB free" in text
+    cpus, memory = requests_of("serving-local")
+    assert f"(`serving-local`: {2 * cpus:g} CPUs, {2 * memory:g} GiB)" in text
+    assert f"({3 * cpus:g} CPUs, {3 * memory:g} GiB)" in text
 
 
 def test_every_command_of_the_readme_that_renders_does() -> None:

@@ -3,6 +3,10 @@
 import importlib
 import re
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -19,6 +23,34 @@ from tuning.options import combined
 SERVING = [name for name in renderer().OVERLAYS if name.startswith("serving")]
 TRAINING = [name for name in renderer().OVERLAYS if name not in SERVING]
 RUNS = [name for name in renderer().JOBS if name != "serve-config"]
+
+
+class Said(HTTPServer):
+    """Answers every GET with what it is told to."""
+
+    said = (200, b"success")
+
+
+@contextmanager
+def answering() -> Iterator[Said]:
+    class Handler(BaseHTTPRequestHandler):
+        server: Said
+
+        def do_GET(self) -> None:
+            status, body = self.server.said
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with Said(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(5)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +183,25 @@ def test_the_endpoint_s_replicas_fit_its_cluster(overlay: str) -> None:
     assert group["maxReplicas"] * (cpus // needed) >= settings.max_replicas
     assert group["minReplicas"] * (cpus // needed) >= settings.min_replicas, "until the cluster has grown it is not whole"
     assert INGRESS in str(serve_config(overlay))
+
+
+def test_a_worker_is_ready_when_its_raylet_and_its_proxy_both_say_so() -> None:
+    """The probe's own command, with ports of servers that are here."""
+    service = named(rendered("serving"), "RayService")
+    worker = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    *shell, script = worker["readinessProbe"]["exec"]["command"]
+    with answering() as raylet, answering() as proxy:
+        ports = {"52365": raylet.server_address[1], "8000": proxy.server_address[1]}
+        here = re.sub(r"localhost:(\d+)", lambda found: f"127.0.0.1:{ports[found[1]]}", script)
+
+        def ready() -> bool:
+            return subprocess.run([*shell, here], capture_output=True, check=False).returncode == 0
+
+        assert ready()
+        proxy.said = (503, b"This node is being drained.")
+        assert not ready()
+        proxy.said, raylet.said = (200, b"success"), (200, b"not yet")
+        assert not ready()
 
 
 def test_serve_s_own_settings_are_those_that_an_endpoint_of_one_machine_has() -> None:

@@ -1,16 +1,23 @@
 """The NetworkPolicies of k8s/ let through what is needed, and nothing else: read as a network plugin reads them."""
 
-import pytest
+import re
 
+import pytest
+import yaml
+
+from cluster.rayjob import minimal
 from tests.manifest_network import Pod, may, pods
-from tests.manifests import containers, need_kubectl, pod_templates, rendered, renderer
+from tests.manifests import ROOT, containers, need_kubectl, pod_templates, rendered, renderer
 
 OPERATOR = Pod(namespace="kuberay-operator", labels={"app.kubernetes.io/name": "kuberay-operator"})
 PROMETHEUS = Pod(namespace="monitoring", labels={"app.kubernetes.io/name": "prometheus"})
 GATEWAY = Pod(labels={"gateway.networking.k8s.io/gateway-name": "trainyard-serving-gateway"})
 NEIGHBOUR = Pod(labels={"app": "notebook"})
 STRANGER = Pod(namespace="shop", labels={"app": "shop"})
+KUBE_DNS, OPENSHIFT_DNS = Pod(namespace="kube-system", labels={"k8s-app": "kube-dns"}), Pod(namespace="openshift-dns")
+NODE_LOCAL_DNS, DNS_SERVICE = Pod(address="169.254.20.10"), Pod(address="10.96.0.10")
 METADATA, INTERNET = Pod(address="169.254.169.254"), Pod(address="52.216.0.1")
+README = ROOT / "k8s/README.md"
 RAY_PORTS = (6379, 8265, 10001, 8080, 8000, 44217, 52365, 30000)
 
 
@@ -46,6 +53,16 @@ def test_the_submitter_and_the_operator_reach_the_dashboard_and_nothing_else() -
         assert not any(may(documents, who, there["worker"], port) for port in RAY_PORTS)
 
 
+def test_a_rayjob_that_is_submitted_without_a_template_reaches_what_it_needs() -> None:
+    policies = [each for each in rendered("cpu") if each["kind"] == "NetworkPolicy"]
+    documents = (*policies, minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=0))
+    there = pods(documents)
+    assert set(there) == {"head", "worker", "submitter"}
+    assert may(documents, there["submitter"], there["head"], 8265) and may(documents, OPERATOR, there["head"], 8265)
+    assert all(may(documents, there["worker"], there["head"], port) for port in RAY_PORTS)
+    assert all(may(documents, there[role], INTERNET, 443) for role in ("head", "worker"))
+
+
 def test_prometheus_reaches_metrics_at_the_ports_that_are_declared() -> None:
     documents = rendered("cpu")
     there = pods(documents)
@@ -70,14 +87,25 @@ def test_an_endpoint_is_reached_through_its_gateway_and_from_namespaces_that_say
 def test_pods_reach_names_buckets_and_mlflow_but_not_the_machine_s_own_role() -> None:
     documents = rendered("cpu", ("redis", "storage-s3"), "mlp")
     there = pods(documents)
-    dns, mlflow = Pod(namespace="kube-system", labels={"k8s-app": "kube-dns"}), Pod(namespace="mlflow")
+    mlflow = Pod(namespace="mlflow")
     for role, pod in there.items():
         works = role in ("head", "worker")
-        assert may(documents, pod, dns, 53, "UDP")
+        for dns, port in ((KUBE_DNS, 53), (NODE_LOCAL_DNS, 53), (OPENSHIFT_DNS, 5353)):
+            assert all(may(documents, pod, dns, port, protocol) for protocol in ("UDP", "TCP")), role
+        assert not may(documents, pod, NODE_LOCAL_DNS, 80) and not may(documents, pod, DNS_SERVICE, 53, "UDP")
         assert may(documents, pod, INTERNET, 443) == may(documents, pod, mlflow, 5000) == works, role
         assert not any(may(documents, pod, METADATA, port) for port in (80, 443))
         assert not may(documents, pod, INTERNET, 80)
     assert may(documents, there["head"], INTERNET, 6443) and not may(documents, there["worker"], INTERNET, 6443)
+
+
+def test_the_readme_s_policy_opens_the_dns_service_where_the_cache_has_its_address() -> None:
+    (text,) = [block for block in re.findall(r"<<EOF\n(.+?)\nEOF\n", README.read_text(), re.DOTALL) if "NetworkPolicy" in block]
+    policy = yaml.safe_load(re.sub(r"\$\(.+?\)", "10.96.0.10", text))
+    documents = (*rendered("cpu", (), "mlp"), policy)
+    for pod in pods(documents).values():
+        assert all(may(documents, pod, DNS_SERVICE, 53, protocol) for protocol in ("UDP", "TCP"))
+        assert not may(documents, pod, Pod(address="10.96.0.11"), 53, "UDP")
 
 
 def test_without_the_policies_everyone_gets_in_so_the_reading_is_none_that_always_refuses() -> None:

@@ -1,5 +1,6 @@
 """cluster/stuck.py: each reason for which nothing gets on is named, with its remedy, and nothing else is."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tests.kube_objects import (
     rayjob,
     rayservice,
     ready,
+    running,
+    submitter,
     unscheduled,
     waiting,
     workload,
@@ -130,6 +133,40 @@ def test_a_container_that_ends_again_and_again_is_said_with_its_code() -> None:
          "kubectl logs --previous")
     starved = waiting("CrashLoopBackOff", restarts=2, last={"reason": "OOMKilled", "exitCode": 137})
     only(problems(pods=[pod("w", containers=[starved])]), "for want of memory 2 time(s): raise its memory limit")
+
+
+# ── what does not reach what it needs ──
+AT = datetime(2026, 11, 26, 10, 2, 0, tzinfo=UTC)
+LONG, SHORT = "2026-11-26T10:00:59Z", "2026-11-26T10:01:01Z"
+
+
+def _waits(since: str, name: str = "wait-gcs-ready") -> dict[str, Any]:
+    return pod("w", initContainerStatuses=[running(name, since)])
+
+
+def test_an_init_container_that_waits_for_long_is_said_with_dns_and_policies() -> None:
+    head = ready("h", kind="head")
+    only(problems(pods=[head, _waits(LONG)], now=AT),
+         "pod w: init container wait-gcs-ready has waited for more than 60 s for the head", "kubectl logs POD -c wait-gcs-ready",
+         "DNS", "NetworkPolicies", "app.kubernetes.io/part-of")
+    only(problems(pods=[head, _waits(LONG, "fetch")], now=AT), "init container fetch has waited")
+    assert problems(pods=[head, _waits(SHORT)], now=AT) == []
+
+
+def test_an_init_container_that_is_a_sidecar_or_waits_for_a_head_whose_problem_is_said_is_none() -> None:
+    sidecar = _waits(LONG, "istio-proxy")
+    sidecar["spec"]["initContainers"] = [{"name": "istio-proxy", "restartPolicy": "Always"}]
+    assert problems(pods=[sidecar], now=AT) == []
+    only(problems(pods=[pod("h", kind="head", conditions=unscheduled(NO_ROOM)), _waits(LONG)], now=AT), "pod h: no node fits")
+
+
+def test_a_submitter_that_runs_without_a_job_status_is_said_with_dns_and_policies() -> None:
+    runs = submitter(containers=[running("ray-job-submitter", LONG)])
+    only(problems(pods=[ready("h", kind="head"), runs], now=AT),
+         "RayJob train has no job status although its submitter train-xyz12", "port 8265", "DNS", "NetworkPolicies")
+    started = rayjob(jobDeploymentStatus="Running", jobStatus="PENDING")
+    assert problems(started, pods=[runs], now=AT) == []
+    assert problems(pods=[submitter(containers=[running("ray-job-submitter", SHORT)])], now=AT) == []
 
 
 # ── taken away ──
