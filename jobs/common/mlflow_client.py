@@ -22,6 +22,7 @@ from typing import Any
 
 from cluster.errors import ConfigError, RegistryError, StorageFullError, TrainyardError
 from cluster.storage import Store
+from jobs.common.config import DATABASE_FILE
 from jobs.common.provenance import without_secrets
 
 PROBE_TIMEOUT_S = 5
@@ -49,7 +50,7 @@ def tracking_address(tracking_uri: str | None, storage: Store) -> str:
     if not storage.is_local:
         raise ConfigError(f"storage {storage.uri} cannot hold MLflow's SQLite file: pass --run.tracking-uri http://SERVER, "
                           "or --run.tracking-uri none")  # fmt: skip
-    return f"sqlite:///{storage.local_path()}/mlflow.db"
+    return f"sqlite:///{storage.local_path(DATABASE_FILE)}"
 
 
 def check_answers(uri: str) -> None:

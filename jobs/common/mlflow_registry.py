@@ -17,6 +17,7 @@ from typing import Any
 from cluster.errors import RegistryError, TrainyardError
 from cluster.storage import Store
 from jobs.common.artifact import Artifact, open_artifact
+from jobs.common.config import MODELS_FOLDER
 from jobs.common.metric_log import Metric, MetricLog
 from jobs.common.mlflow_client import check_answers, connect, patient, shown, tracking_address, translated
 from jobs.common.provenance import without_secrets
@@ -139,7 +140,7 @@ class MlflowRegistry(Registry):
         """Its id; made where it is not there, which another driver may do at the same moment."""
         found = self._client.get_experiment_by_name(self._name)
         if found is None:
-            place = None if self._uri.startswith("http") else self._storage.location("mlartifacts")
+            place = None if self._uri.startswith("http") else self._storage.location(MODELS_FOLDER)
             try:
                 return self._client.create_experiment(self._name, artifact_location=place)
             except Exception as error:
