@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from cluster.auth import KEEP_LOOPBACK, home_folder, token_environment, write_private
+from cluster.auth import KEEP_LOOPBACK, home_folder, require_home, token_environment, write_private
 from cluster.errors import ClusterError
 from cluster.launch import (
     START_TIMEOUT_S,
@@ -86,8 +86,9 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
 
     cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these CPUs,
     with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is free).
-    Raises: ClusterError if one is up already or it does not start; then nothing is left of it.
+    Raises: ClusterError if one is up already or it does not start; then nothing is left of it. ConfigError without a home folder.
     """
+    require_home()
     with _lock():
         _refuse_second()
         _refuse_foreign(dashboard_host)

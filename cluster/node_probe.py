@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import no_home
 from cluster.errors import ClusterError, StorageError, StorageFullError
 from cluster.gcs import Node, silent_nodes, within
 from cluster.storage import Store
@@ -38,7 +39,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """What a task found on its node. problem: with the storage; None if there is none."""
+    """What a task found on its node. problem: with the storage, or the user's home folder there; None if there is none."""
 
     ray: str
     python: str
@@ -173,7 +174,7 @@ def _visit(trace: Trace, node_id: str) -> Visit:
     import ray
 
     try:
-        problem = _not_shared(trace, "this one") if not _sees_driver(trace) else _write_and_read(trace, node_id)
+        problem = no_home() or (_write_and_read(trace, node_id) if _sees_driver(trace) else _not_shared(trace, "this one"))
     except (OSError, StorageError) as error:
         problem = _explain(trace.store, error)
     return Visit(ray=ray.__version__, python=platform.python_version(), problem=problem)

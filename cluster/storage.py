@@ -20,6 +20,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cluster.auth import expanded
 from cluster.errors import StorageError, StorageFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -45,9 +46,9 @@ class Store:
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Raises: StorageError if the URI's scheme is unknown or malformed. Touches nothing."""
+        """Raises: StorageError if the URI's scheme is unknown or malformed, ConfigError for `~` without a home. Touches nothing."""
         if "://" not in uri:
-            return Store(uri, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
+            return Store(uri, pafs.LocalFileSystem(), os.path.abspath(expanded(uri)))  # noqa: PTH100
         try:
             fs, root = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import no_home
 from cluster.errors import ConfigError, RegistryError, StorageFullError, TrainyardError
 from cluster.storage import Store
 from jobs.common.config import DATABASE_FILE
@@ -54,7 +55,13 @@ def tracking_address(tracking_uri: str | None, storage: Store) -> str:
 
 
 def check_answers(uri: str) -> None:
-    """Raises: RegistryError if a tracking server gives no answer of any kind within 5 s; other URIs are not asked."""
+    """What can be found out without importing MLflow.
+
+    Raises: ConfigError without a home folder, RegistryError if a tracking server gives no answer of any kind within 5 s.
+    """
+    if uri != "none" and (why := no_home()) is not None:
+        raise ConfigError(f"MLflow, which keeps the registry {shown(uri)}, cannot be imported: {why}, or turn tracking off with "
+                          "the URI `none`")
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return

@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError
 from jobs.common import artifact
 from jobs.common.artifact import Artifact
@@ -118,7 +119,7 @@ def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architectu
 
 
 def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
-    folder = Path(wanted.name).expanduser()
+    folder = expanded(wanted.name)
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickles := [*folder.glob("*.bin"), *folder.glob("*.pt")]):
         raise ConfigError(
             f"--model.name {wanted.name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. If "
