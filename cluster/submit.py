@@ -182,6 +182,7 @@ def as_shell(code: int) -> int:
 
 
 def _how_to(job: str) -> str:
+    job = shlex.quote(job)
     return (f"  follow it:  ray job logs --follow {job}\n  stop it:    ray job stop {job}    (it writes a checkpoint; the same "
             "command goes on from there)")
 

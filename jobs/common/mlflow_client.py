@@ -10,6 +10,7 @@ import http.client
 import logging
 import os
 import re
+import shlex
 import ssl
 import urllib.error
 import urllib.parse
@@ -156,7 +157,7 @@ def unreachable(uri: str, why: object) -> RegistryError:
     text = re.sub(r"\(raised as a result of [^)]*\)|\[SQL: .*", "", re.sub(r"\s+", " ", str(why) or type(why).__name__))
     reason = without_secrets(text.strip())[:300]
     if "out-of-date database schema" in reason:
-        remedy = f"another MLflow made it; back it up and run `mlflow db upgrade {shown(uri)}`, or use another storage"
+        remedy = f"another MLflow made it; back it up and run `mlflow db upgrade {shlex.quote(shown(uri))}`, or use another storage"
     else:
         remedy = "check the tracking URI and that its server runs; the URI `none` turns tracking off"
     return RegistryError(f"registry {shown(uri)} cannot be used ({reason}): {remedy}")

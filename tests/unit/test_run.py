@@ -130,8 +130,9 @@ def test_a_tracking_server_that_is_lost_before_the_first_step_ends_nothing(
 
         def log_message(self, *_: Any) -> None: ...
 
+    storage = tmp_path / "it's $(id)"
     with HTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
         def prepare(*given: Any, **named: Any) -> Any:
             server.shutdown()
@@ -139,13 +140,13 @@ def test_a_tracking_server_that_is_lost_before_the_first_step_ends_nothing(
             return JOB.prepare(*given, **named)
 
         uri = f"http://127.0.0.1:{server.server_port}"
-        assert main(replace(JOB, prepare=prepare), flags(tmp_path, "run", "--run.tracking-uri", uri)) == 0
+        assert main(replace(JOB, prepare=prepare), flags(storage, "run", "--run.tracking-uri", uri)) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == f"artifact: {tmp_path}/run/artifact"
+    assert out.splitlines()[-1] == f"artifact: {storage}/run/artifact"
     (told,) = [line for line in out.splitlines() if line.startswith("registry: ")]
     assert f"registry {uri} cannot be used" in told and "evaluations were not recorded there" in told
     remedy = told.partition("When the registry is back: ")[2].partition(";")[0]
-    assert shlex.split(remedy)[4:] == ["run", f"{tmp_path}/run/artifact", "--tracking-uri", uri]
+    assert shlex.split(remedy)[4:] == ["run", f"{storage}/run/artifact", "--tracking-uri", uri]
     warned = [record.getMessage() for record in caplog.records if "Training goes on without it" in record.getMessage()]
     assert len(warned) == 1
-    assert result(tmp_path / "run")["status"] == "done"
+    assert result(storage / "run")["status"] == "done"

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import shlex
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +55,16 @@ def test_a_cluster_that_stays_away_is_said_and_how_to_follow_the_job_again(monke
     monkeypatch.setattr(submit, "LOST_AFTER_S", 0.05)
     with pytest.raises(ClusterError, match="job job cannot be followed any more"):
         asyncio.run(submit._to_its_end(Client(lost=True), "job"))
+
+
+@pytest.mark.parametrize("value", ["$(touch owned)", "`touch owned`", "; touch owned", "a b", "it's", "$HOME", "*", ""])
+def test_no_shell_reads_more_than_words_in_a_jobs_flags_or_its_name(value: str, tmp_path: Path) -> None:
+    line = submit.entrypoint("jobs.mlp", ["--run.name", value]).replace("python -m", "printf '%s\\n'", 1)
+    run = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == f"jobs.mlp\n--run.name\n{value}\n"
+    hint = submit._how_to(value).partition("follow it:")[2].partition("\n")[0]
+    assert shlex.split(hint) == ["ray", "job", "logs", "--follow", value]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_than_ray_takes_is_refused_before_it_is_packed_and_the_largest_files_are_named(
