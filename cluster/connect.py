@@ -24,6 +24,7 @@ from cluster import auth, local
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Node, TokenError, reachable, silent_nodes, within
 from cluster.launch import BoundHead
+from cluster.network import spare_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, own: boo
     """
     if not ray.is_initialized():
         auth.require_home()
+        spare_loopback()
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         if wanted == "local":
             _start(num_cpus)

@@ -33,7 +33,7 @@ from cluster.launch import (
     launch,
     object_store_bytes,
 )
-from cluster.network import LARGEST_PORT, free_port, is_free, why_not_local
+from cluster.network import LARGEST_PORT, free_port, is_free, spare_loopback, why_not_local
 from cluster.node import LOOPBACK, NodeSpec
 from cluster.owned import Process, marked_keepers, processes_of
 
@@ -60,7 +60,7 @@ class LocalCluster:
     def environment(self) -> dict[str, str]:
         """What a shell needs to run or submit jobs here."""
         return {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url, **token_environment(),
-                **KEEP_LOOPBACK}
+                **KEEP_LOOPBACK, **spare_loopback()}
 
     def processes(self) -> list[psutil.Process]:
         return processes_of(self.keepers(), Path(self.folder), self.cluster_id)

@@ -21,7 +21,7 @@ import numpy as np
 from cluster import local
 from cluster.auth import expanded
 from cluster.errors import ClusterError, TrainyardError
-from cluster.network import free_port
+from cluster.network import free_port, spare_loopback
 from cluster.signals import exit_when_told
 from cluster.storage import Store
 from jobs.common.dataset import Dataset
@@ -33,6 +33,7 @@ _SHADES = " .:-=+*#%@"
 def main() -> int:
     """Returns the job's exit code. Told to end, it ends its cluster first: nothing else knows of it."""
     exit_when_told()
+    spare_loopback()
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     storage = expanded("~/trainyard")
     with tempfile.TemporaryDirectory(prefix="trainyard-demo-") as home:
