@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"`--` and what follows it is for `submit`, not for `{options.command}`", file=sys.stderr)
         return 2
     from cluster import commands
+    from cluster.network import spare_loopback
 
+    spare_loopback()
     try:
         return {"up": commands.up, "submit": commands.submit, "status": commands.status, "watch": commands.watch,
                 "env": commands.env, "down": commands.down}[options.command](options)

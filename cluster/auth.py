@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -21,12 +21,40 @@ KEEP_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 opens to the network, what listens on loopback. This variable, meant for other systems, turns just that off."""
 
 
+def expanded(path: str) -> Path:
+    """The path with `~` replaced by the home folder; the project's only way to do so. Raises: ConfigError if nobody knows it."""
+    if (why := no_home(path)) is not None:
+        raise ConfigError(f"{path}: {why}, or give an absolute path")
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - as in `no_home`
+
+
+def no_home(path: str = "~") -> str | None:
+    """Why nobody knows the home folder that a path begins with, and the remedy; None if it is known, or none is meant.
+
+    In a pod whose user id is in no /etc/passwd, and without HOME, Python leaves `~` as it is: what was meant for the home folder
+    would go into a folder of that name below the current one.
+    """
+    found = os.path.expanduser(path)  # noqa: PTH111 - what pathlib raises is no sentence
+    if not found.startswith("~"):
+        return None
+    if (whose := found.partition("/")[0]) != "~":
+        return f"there is no user {whose[1:]} with a home folder: give another name"
+    return (f"there is no home folder (HOME is not set, and user {os.getuid()} is not in /etc/passwd): set HOME to a folder that "
+            "this user can write")
+
+
+def require_home() -> None:
+    """Raises: ConfigError without a home folder, which Ray Train asks for when it is imported, in workers too."""
+    if (why := no_home()) is not None:
+        raise ConfigError(f"Ray cannot be used here: {why}")
+
+
 def home_folder() -> Path:
     """Made if it is not there; only its owner may enter it: whoever may write there could put a token of his own.
 
-    Raises: ClusterError if it is another user's, or others may enter it and that cannot be mended.
+    Raises: ClusterError if it is another user's, or others may enter it and that cannot be mended; ConfigError for no home.
     """
-    folder = Path(os.environ.get("TRAINYARD_HOME") or "~/.trainyard").expanduser().absolute()
+    folder = expanded(os.environ.get("TRAINYARD_HOME") or "~/.trainyard").absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()

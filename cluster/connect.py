@@ -24,6 +24,7 @@ from cluster import auth, local
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Node, TokenError, reachable, silent_nodes, within
 from cluster.launch import BoundHead
+from cluster.network import spare_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,11 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, own: boo
     address: HOST:PORT of the control store, `auto` (a cluster running on this machine), or `local` (start one).
     num_cpus: of a cluster started here; by default all cores. own: whether another program of this user has started the cluster
     at the address, so that it takes this user's token. Raises: ClusterError within 5 s if there is no living cluster
-    at the address, or it wants another token, or runs another version of Ray or Python.
+    at the address, or it wants another token, or runs another version of Ray or Python; ConfigError without a home folder.
     """
     if not ray.is_initialized():
+        auth.require_home()
+        spare_loopback()
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         if wanted == "local":
             _start(num_cpus)

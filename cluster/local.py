@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from cluster.auth import KEEP_LOOPBACK, home_folder, token_environment, write_private
+from cluster.auth import KEEP_LOOPBACK, home_folder, require_home, token_environment, write_private
 from cluster.errors import ClusterError
 from cluster.launch import (
     START_TIMEOUT_S,
@@ -33,7 +33,7 @@ from cluster.launch import (
     launch,
     object_store_bytes,
 )
-from cluster.network import LARGEST_PORT, free_port, is_free, why_not_local
+from cluster.network import LARGEST_PORT, free_port, is_free, spare_loopback, why_not_local
 from cluster.node import LOOPBACK, NodeSpec
 from cluster.owned import Process, marked_keepers, processes_of
 
@@ -60,7 +60,7 @@ class LocalCluster:
     def environment(self) -> dict[str, str]:
         """What a shell needs to run or submit jobs here."""
         return {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url, **token_environment(),
-                **KEEP_LOOPBACK}
+                **KEEP_LOOPBACK, **spare_loopback()}
 
     def processes(self) -> list[psutil.Process]:
         return processes_of(self.keepers(), Path(self.folder), self.cluster_id)
@@ -86,8 +86,9 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
 
     cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these CPUs,
     with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is free).
-    Raises: ClusterError if one is up already or it does not start; then nothing is left of it.
+    Raises: ClusterError if one is up already or it does not start; then nothing is left of it. ConfigError without a home folder.
     """
+    require_home()
     with _lock():
         _refuse_second()
         _refuse_foreign(dashboard_host)

@@ -1,4 +1,4 @@
-"""Which network interface collectives use, and free ports.
+"""Which network interface collectives use, free ports, and what no proxy is asked for.
 
 gloo takes 127.0.0.1 where a machine's host name resolves to loopback (common in containers), and picks one of several
 interfaces by itself; workers elsewhere then never meet. So each worker names the interface that carries the address by
@@ -20,8 +20,27 @@ logger = logging.getLogger(__name__)
 
 LARGEST_PORT = 65535
 _LISTENING_PORTS = range(20000, 30000)
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def spare_loopback() -> dict[str, str]:
+    """Keeps this process, and those that it starts, from asking a proxy for what listens on loopback: the dashboard, endpoints, an
+    MLflow server here. Call it at the start of a command. Returns what is set: nothing where no proxy is, or all are spared.
+
+    Python's clients, curl and gRPC take the small name before the capital one, or know only one of them.
+    """
+    if not any(os.environ.get(name) for proxy in _PROXIES for name in (proxy, proxy.upper())):
+        return {}
+    spared = [name.strip() for name in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",") if name.strip()]
+    if "*" in spared:
+        return {}
+    both = ",".join([*spared, *(name for name in _LOOPBACK if name not in spared)])
+    found = {"no_proxy": both, "NO_PROXY": both}
+    os.environ.update(found)
+    return found
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]] | None = None) -> str | None:

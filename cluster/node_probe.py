@@ -4,6 +4,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import time
 import uuid
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import no_home
 from cluster.errors import ClusterError, StorageError, StorageFullError
 from cluster.gcs import Node, silent_nodes, within
 from cluster.storage import Store
@@ -22,6 +24,7 @@ REMOVE_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 3.0
 _LAST_LOOK_S = 1.0
 _DRIVER = "driver"
+_OFF = ("", "0", "false")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """What a task found on its node. problem: with the storage; None if there is none."""
+    """What a task found on its node. problem: with the storage or the environment there; None if there is none."""
 
     ray: str
     python: str
@@ -96,6 +99,12 @@ def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
 def versions() -> dict[str, str]:
     """What must be the same on all nodes."""
     return {"Ray": importlib.metadata.version("ray"), "Python": platform.python_version()}
+
+
+def unsafe_setting() -> str | None:
+    """Which of this process's variables lets Ray Data run code that a data file holds (CVE-2026-41486); None if none does."""
+    on = [name for name, value in os.environ.items() if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in _OFF]
+    return f"{on[0]} is set, with which Ray runs code that a data file holds: unset it, where Ray is started too" if on else None
 
 
 def check_own_node(store: Store, sign: str, of_driver: Mapping[str, str], node: str) -> None:
@@ -173,7 +182,8 @@ def _visit(trace: Trace, node_id: str) -> Visit:
     import ray
 
     try:
-        problem = _not_shared(trace, "this node") if not _sees_driver(trace) else _write_and_read(trace, node_id)
+        problem = no_home() or unsafe_setting()
+        problem = problem or (_write_and_read(trace, node_id) if _sees_driver(trace) else _not_shared(trace, "this node"))
     except (OSError, StorageError) as error:
         problem = _explain(trace.store, error)
     return Visit(ray=ray.__version__, python=platform.python_version(), problem=problem)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import ResourceError
+from cluster.errors import ConfigError, ResourceError
 from cluster.gcs import Gcs, Node
 from cluster.growth import NodeGroup, being_added, node_groups
-from cluster.node_probe import check_nodes, check_storage, remove_traces
+from cluster.node_probe import check_nodes, check_storage, remove_traces, unsafe_setting
 from cluster.storage import Store
 
 _CHECKS_S = 12.5
@@ -54,8 +54,10 @@ def preflight(request: Request, store: Store, wait_s: float, *, say: Callable[[s
     """Returns if the run can start: resources, storage and versions are as they must be, on every node.
 
     Takes under 15 s, but for resources that the cluster can have and has not now: for these it waits up to wait_s seconds,
-    having said so. Leaves nothing in the store. Raises: ResourceError, StorageError, ClusterError.
+    having said so. Leaves nothing in the store. Raises: ResourceError, StorageError, ClusterError, ConfigError.
     """
+    if (why := unsafe_setting()) is not None:
+        raise ConfigError(why)
     began = time.monotonic()
     with remove_traces(store) as trace:
         check_storage(trace)

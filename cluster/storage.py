@@ -21,7 +21,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cluster.auth import expanded
 from cluster.errors import StorageError, StorageFullError
+from cluster.walk import walk
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DENIED = {errno.EACCES, errno.EPERM}
@@ -46,9 +48,9 @@ class Store:
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Raises: StorageError if the URI's scheme is unknown or malformed. Touches nothing."""
+        """Raises: StorageError if the URI's scheme is unknown or malformed, ConfigError for `~` without a home. Touches nothing."""
         if "://" not in uri:
-            return Store(uri, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))  # noqa: PTH100, PTH111
+            return Store(uri, pafs.LocalFileSystem(), os.path.abspath(expanded(uri)))  # noqa: PTH100
         try:
             fs, root = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
@@ -128,11 +130,18 @@ class Store:
             raise
 
     def files(self, path: str = "", *, recursive: bool = True) -> list[FileInfo]:
-        """The files below a folder, sorted by path; none if the folder is not there. Unfinished writes are left out."""
-        selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
-        found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
-        prefix = len(self._root) + 1
-        files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
+        """The files below a folder, sorted by path; none if the folder is not there. Unfinished writes are left out.
+
+        On a file system links are followed, and each real folder is listed once (cluster/walk.py).
+        """
+        prefix = len(self._root.rstrip("/") + "/")
+        if self.is_local:
+            walked = walk(f"/{self._absolute(path).lstrip('/')}", recursive=recursive)
+            files = [FileInfo(name[prefix:], about.st_size, about.st_mtime_ns / 1e9) for name, about in walked]
+        else:
+            selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
+            found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
+            files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
         return sorted((file for file in files if not file.path.endswith(".partial")), key=lambda file: file.path)
 
     def folders(self, path: str = "") -> list[str]:

@@ -3,9 +3,10 @@
 The job is the cluster's, not this process's: Ctrl-C, a closed terminal or a lost connection ends the following only.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -22,9 +23,14 @@ from cluster.connect import authenticate_for, control_store, probe
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.gcs import Gcs
 
+logger = logging.getLogger(__name__)
+
 FOLLOWING_ENDED = 130
 """Ctrl-C while following, as a shell has it: the job goes on."""
 
+_ARCHIVE_ENTRY_BYTES = 200
+"""What the archive takes for a file beside its content, which is not compressed."""
+_SHOWN_FILES = 5
 _POLL_S = 0.5
 LOST_AFTER_S = 60.0
 """A cluster that does not answer for so long is not followed any more."""
@@ -59,6 +65,7 @@ def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id
     Raises: ConfigError, ClusterError if it cannot be submitted or the cluster is lost meanwhile.
     """
     module, root = module_of(job)
+    check_upload(root)
     with _authenticated(address) as url:
         client = _client(url)
         try:
@@ -72,6 +79,40 @@ def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id
             print(_how_to(named))
             return 0
         return _follow(client, named)
+
+
+def check_upload(root: Path) -> None:
+    """Raises: ConfigError, naming the largest files, if a folder is more than Ray's dashboard takes.
+
+    Ray itself would first copy all of it into an archive below /tmp, and then say that a request failed with status 413.
+    """
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    sizes = {path: path.stat().st_size + _ARCHIVE_ENTRY_BYTES for path in uploaded(root)}
+    if (total := sum(sizes.values())) < DASHBOARD_CLIENT_MAX_SIZE:
+        return
+    largest = sorted(sizes, key=lambda path: -sizes[path])[:_SHOWN_FILES]
+    listed = ", ".join(f"{path.relative_to(root)} ({sizes[path] / 1e6:.1f} MB)" for path in largest)
+    raise ConfigError(f"{root} has {total / 1e6:.0f} MB to upload, Ray takes up to {DASHBOARD_CLIENT_MAX_SIZE / 1e6:.0f}; the "
+                      f"largest files are {listed}: name what the job does not need in {root / '.rayignore'}, which is written "
+                      "like a .gitignore, and hand over data with --data.uri")
+
+
+def uploaded(root: Path) -> list[Path]:
+    """The files that Ray uploads of a folder: without what .gitignore and .rayignore name, `.git`, `.venv` and the like."""
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    found: list[Path] = []
+    left_out = packaging._get_excludes(root, ray_constants.get_runtime_env_default_excludes())
+    heeds_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+
+    def take(path: Path) -> None:
+        if path.is_file():
+            found.append(path)
+
+    packaging._dir_travel(root, [left_out], take, heeds_gitignore, logger)
+    return found
 
 
 def _follow(client: Any, job: str) -> int:
@@ -141,6 +182,7 @@ def as_shell(code: int) -> int:
 
 
 def _how_to(job: str) -> str:
+    job = shlex.quote(job)
     return (f"  follow it:  ray job logs --follow {job}\n  stop it:    ray job stop {job}    (it writes a checkpoint; the same "
             "command goes on from there)")
 

@@ -27,6 +27,7 @@ OVERLAYS = sorted(path.parent.name for path in HERE.glob("overlays/*/kustomizati
 COMPONENTS = sorted(path.parent.name for path in HERE.glob("components/*/kustomization.yaml"))
 JOBS = sorted(path.parent.name for path in HERE.glob("jobs/*/kustomization.yaml") if path.parent.name != "in-rayjob")
 FRAMEWORKS = ("torch", "tensorflow")
+_REGISTRY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
 LEAST_KUBECTL = (1, 27)
 _NO_AUTOSCALER = "what Kueue admits is used whole, and the autoscaler would take of it or add to it"
 
@@ -66,7 +67,13 @@ def kustomization(overlay: str, components: Sequence[str], job: str | None) -> d
 
 
 def images(registry: str, framework: str) -> list[dict[str, str]]:
-    """The names of ours, replaced. framework: of whoever does not need another one, as the CNN job does."""
+    """The names of ours, replaced. framework: of whoever does not need another one, as the CNN job does.
+
+    Raises: RefusedError for a registry that cannot be in an image's name: the API server would admit it, and a node fail later.
+    """
+    if registry and not _REGISTRY.fullmatch(registry):
+        raise RefusedError(f"--registry {registry}: an image's name cannot begin like that: give HOST[:PORT][/PATH], the path in "
+                           "small letters")
     before = f"{registry.rstrip('/')}/" if registry else ""
     return [{"name": "trainyard-torch", "newName": f"{before}trainyard-{framework}"},
             {"name": "trainyard-tensorflow", "newName": f"{before}trainyard-tensorflow"}]

@@ -19,8 +19,10 @@ from cluster.errors import TrainyardError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    from cluster.network import spare_loopback
     from serving import changes, commands
 
+    spare_loopback()
     try:
         return getattr(changes if hasattr(changes, options.command) else commands, options.command)(options)
     except TrainyardError as error:

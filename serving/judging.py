@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cluster.errors import ArtifactError, DataError, TrainyardError
 from cluster.storage import Store
 from jobs.common.artifact import Artifact, Probe
-from jobs.common.config import Config, from_dict
+from jobs.common.config import PREPARED_FOLDER, Config, from_dict
 from jobs.common.dataset import Dataset
 from jobs.common.evaluation import evaluate
 from jobs.common.job import Job
@@ -123,7 +123,7 @@ def _found(fingerprint: str, storages: Sequence[Store]) -> Dataset | None:
     for storage in storages:
         for key in storage.child("data").folders():
             try:
-                dataset = Dataset.load(storage.child(f"data/{key}"))
+                dataset = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
             except (FileNotFoundError, DataError):
                 continue
             if dataset.fingerprint == fingerprint:

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+"""As behind a company's proxy: whoever asks it for what listens on this machine gets nothing."""
 _NOT_THEIRS = ("VIRTUAL_ENV", "MAKE", "MFLAGS", "PYTHONPATH", "RAY_", "TRAINYARD_", "PYTEST_", "XDG_", "MLFLOW_", "AWS_")
 
 
@@ -24,7 +26,7 @@ def environment(home: Path) -> dict[str, str]:
     home.mkdir()
     spared = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THEIRS)}
     path = [part for part in os.environ["PATH"].split(os.pathsep) if not part.startswith(f"{ROOT}/")]
-    return {**spared, "HOME": str(home), "PATH": os.pathsep.join(path)}
+    return {**spared, **DEAD_PROXY, "HOME": str(home), "PATH": os.pathsep.join(path)}
 
 
 def _files() -> list[Path]:

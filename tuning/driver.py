@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
+from cluster.network import spare_loopback
 from cluster.signals import heed
 from cluster.storage import Store
 from jobs.common import config as configs
@@ -31,6 +32,7 @@ from tuning.watch import Watch
 
 def main(job: Job, space: Space, arguments: Sequence[str] | None = None) -> int:
     """Carries out a command line. space: the job's own. Returns the exit code; prints one message for an expected error."""
+    spare_loopback()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         return Tuning(job, space, configs.parse(combined(job.config_type), given, f"python -m tuning.{job.name}")).carry_out()

@@ -29,11 +29,13 @@ class Tracking:
         self._ids: dict[str, str] = kept.get("ids", {})
         self._ended: list[str] = kept.get("ended", [])
         self._children: dict[str, Registry] = {}
+        self._params: Mapping[str, Any] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")
         self.problem: str | None = None
 
     def start(self, params: Mapping[str, Any]) -> None:
-        self._later(lambda: self._start(self._registry, "search", self._name, params, {"kind": "search"}))
+        self._params = params
+        self._later(self._begin)
 
     def trial(self, trial: Trial) -> None:
         """A trial begins, or goes on."""
@@ -56,6 +58,7 @@ class Tracking:
 
     def child(self, name: str, params: Values, tags: Mapping[str, str]) -> None:
         def call() -> None:
+            self._begin()
             registry = self._registry.another()
             parent = {"mlflow.parentRunId": str(self._registry.run_id)} if self._registry.run_id else {}
             self._start(registry, name, f"{self._name}-{name}", params, {**tags, **parent})
@@ -83,6 +86,7 @@ class Tracking:
 
     def register(self, artifact: Any) -> str | None:
         """An artifact becomes a version of the model with the search's name. Returns the version; None if that failed."""
+        self._later(self._begin)
         version = self._pool.submit(lambda: self._registry.register(artifact)).result()
         self.problem = self.problem or self._registry.problem
         return version
@@ -95,6 +99,11 @@ class Tracking:
         self._later(lambda: self._registry.finish(status))
         self._pool.shutdown(wait=True)
         self.problem = self.problem or self._registry.problem
+
+    def _begin(self) -> None:
+        """The search's own run; where the registry did not answer before, it may now."""
+        if self._registry.run_id is None:
+            self._start(self._registry, "search", self._name, self._params, {"kind": "search"})
 
     def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         tags = {"job": self._job, "storage": self._store.location(), **tags}

@@ -18,7 +18,7 @@ class Watch:
     """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
 
     def __init__(self, search: Search, store: Store, options: Any, asked_to_stop: Callable[[], bool]) -> None:
-        """options: the search's and the job's. asked_to_stop: whether a signal came. Raises: ConfigError, RegistryError."""
+        """options: the search's and the job's. asked_to_stop: whether a signal came. Raises: ConfigError."""
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
         self.display = Display(search)
         self._metrics = Metrics(options.run.name, search.journal.about["job"])

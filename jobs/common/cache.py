@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError, StorageError, StorageFullError
 
 _TRAILER = struct.Struct("<4sI")
@@ -44,7 +45,7 @@ class BlockCache:
     @staticmethod
     def open(cache_dir: str | None, cache_gb: float) -> "BlockCache":
         """The cache that a config asks for (`data.cache_dir`, `data.cache_gb`). Raises: StorageError."""
-        folder = Path(cache_dir).expanduser() if cache_dir else _default_folder()
+        folder = expanded(cache_dir) if cache_dir else _default_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

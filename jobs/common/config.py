@@ -21,6 +21,9 @@ import yaml
 from cluster.errors import ConfigError
 from jobs.common.provenance import without_secrets
 
+PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
+"""What is in a storage beside the runs: prepared data, and the registry. (Others begin with `.`, as no run's name does.)"""
+
 C = TypeVar("C", bound="Config")
 Overrides = Mapping[str, Any]
 
@@ -78,6 +81,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
                 "use 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER) or self.name.startswith(DATABASE_FILE)  # and its lock and journal
+        require(not taken, "run.name", self.name, "a storage keeps something else of its own under that name: use another")
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")

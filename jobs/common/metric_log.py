@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 BATCH, MOST_KEPT = 1000, 100_000
+RETRY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class MetricLog:
     """Sends what is added, in order. `send` gets up to 1000 metrics and raises if they were not taken."""
 
     def __init__(
-        self, send: Callable[[Sequence[Metric]], None], warn: Callable[[Exception], None], retry_s: float = 30.0
+        self, send: Callable[[Sequence[Metric]], None], warn: Callable[[Exception], None], retry_s: float = RETRY_S
     ) -> None:
         self._send, self._warn, self._retry_s = send, warn, retry_s
         self._pending: list[Metric] = []

@@ -10,6 +10,7 @@ import http.client
 import logging
 import os
 import re
+import shlex
 import ssl
 import urllib.error
 import urllib.parse
@@ -20,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.auth import no_home
 from cluster.errors import ConfigError, RegistryError, StorageFullError, TrainyardError
 from cluster.storage import Store
+from jobs.common.config import DATABASE_FILE
 from jobs.common.provenance import without_secrets
 
 PROBE_TIMEOUT_S = 5
@@ -49,11 +52,17 @@ def tracking_address(tracking_uri: str | None, storage: Store) -> str:
     if not storage.is_local:
         raise ConfigError(f"storage {storage.uri} cannot hold MLflow's SQLite file: pass --run.tracking-uri http://SERVER, "
                           "or --run.tracking-uri none")  # fmt: skip
-    return f"sqlite:///{storage.local_path()}/mlflow.db"
+    return f"sqlite:///{storage.local_path(DATABASE_FILE)}"
 
 
 def check_answers(uri: str) -> None:
-    """Raises: RegistryError if a tracking server gives no answer of any kind within 5 s; other URIs are not asked."""
+    """What can be found out without importing MLflow.
+
+    Raises: ConfigError without a home folder, RegistryError if a tracking server gives no answer of any kind within 5 s.
+    """
+    if uri != "none" and (why := no_home()) is not None:
+        raise ConfigError(f"MLflow, which keeps the registry {shown(uri)}, cannot be imported: {why}, or turn tracking off with "
+                          "the URI `none`")
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return
@@ -148,7 +157,7 @@ def unreachable(uri: str, why: object) -> RegistryError:
     text = re.sub(r"\(raised as a result of [^)]*\)|\[SQL: .*", "", re.sub(r"\s+", " ", str(why) or type(why).__name__))
     reason = without_secrets(text.strip())[:300]
     if "out-of-date database schema" in reason:
-        remedy = f"another MLflow made it; back it up and run `mlflow db upgrade {shown(uri)}`, or use another storage"
+        remedy = f"another MLflow made it; back it up and run `mlflow db upgrade {shlex.quote(shown(uri))}`, or use another storage"
     else:
         remedy = "check the tracking URI and that its server runs; the URI `none` turns tracking off"
     return RegistryError(f"registry {shown(uri)} cannot be used ({reason}): {remedy}")

@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import re
+import shlex
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from cluster.errors import RegistryError, TrainyardError
 from cluster.storage import Store
 from jobs.common.artifact import Artifact, open_artifact
+from jobs.common.config import MODELS_FOLDER
 from jobs.common.metric_log import Metric, MetricLog
 from jobs.common.mlflow_client import check_answers, connect, patient, shown, tracking_address, translated
 from jobs.common.provenance import without_secrets
@@ -28,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 
 class MlflowRegistry(Registry):
-    """MLflow behind one URI. The first failure after `start` is a warning, and training goes on."""
+    """MLflow behind one URI. The first failure of what cannot raise is a warning, and training goes on."""
 
     def __init__(self, tracking_uri: str | None, storage: Store, name: str) -> None:
         self._uri, self._storage, self._name = tracking_address(tracking_uri, storage), storage, name
-        check_answers(self._uri)
         self._failed = threading.Event()
         self._metrics: MetricLog | None = None
-        self._connection = _in_background(lambda: connect(self._uri))
+        self._not_begun: TrainyardError | None = None
+        self._connection = _in_background(self._connect)
 
     def another(self) -> "MlflowRegistry":
         made = copy.copy(self)
@@ -43,11 +45,16 @@ class MlflowRegistry(Registry):
         return made
 
     def start(self, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str | None:
-        with translated(self._uri):
-            known = self._resume(run_id) if run_id else None
-            self.run_id = known or self._client.create_run(self._experiment(), run_name=run_name).info.run_id
-            self._describe(params, tags)
-        self._metrics = MetricLog(self._send, self._warn)
+        run_id = run_id or (self.run_id if self._not_begun else None)  # a run that was made, and then not described
+        try:
+            with translated(self._uri):
+                known = self._resume(run_id) if run_id else None
+                self.run_id = known or self._client.create_run(self._experiment(), run_name=run_name).info.run_id
+                self._describe(params, tags)
+        except TrainyardError as error:
+            self._not_begun = error
+            raise
+        self._not_begun, self._metrics = None, MetricLog(self._send, self.warn)
         return self.run_id
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
@@ -63,13 +70,15 @@ class MlflowRegistry(Registry):
     def register(self, artifact: Artifact) -> str | None:
         try:
             check_answers(self._uri)
+            if self._not_begun is not None:
+                raise self._not_begun
             with translated(self._uri), patient():
                 return self._registered(artifact)
         except TrainyardError as error:
-            self._warn(error)
-            target = f"--tracking-uri {shown(self._uri)}"
-            self.problem = f"the model was not registered ({error}). When the registry is back: python -m " \
-                           f"jobs.common.registry register {self._name} {artifact.uri} {target}"  # fmt: skip
+            self.warn(error)
+            remedy = shlex.join(["python", "-m", "jobs.common.registry", "register", self._name, artifact.uri, "--tracking-uri",
+                                 shown(self._uri)])
+            self.problem = f"the model was not registered ({error}). When the registry is back: {remedy}"
             return None
 
     def finish(self, status: str) -> None:
@@ -80,7 +89,7 @@ class MlflowRegistry(Registry):
                 with translated(self._uri):
                     self._client.set_terminated(self.run_id, _STATUS.get(status, "FAILED"))
         except TrainyardError as error:
-            self._warn(error)
+            self.warn(error)
             self.problem = self.problem or str(error)
         if unsent:
             self.problem = f"{self.problem or 'the registry did not answer'}; {unsent} metrics were not recorded there"
@@ -118,13 +127,20 @@ class MlflowRegistry(Registry):
 
     @property
     def _client(self) -> Any:
+        """Where connecting failed, another connection is tried: the server may have come back."""
+        if self._connection.done() and self._connection.exception() is not None:
+            self._connection = _in_background(self._connect)
         return self._connection.result()
+
+    def _connect(self) -> Any:
+        check_answers(self._uri)
+        return connect(self._uri)
 
     def _experiment(self) -> str:
         """Its id; made where it is not there, which another driver may do at the same moment."""
         found = self._client.get_experiment_by_name(self._name)
         if found is None:
-            place = None if self._uri.startswith("http") else self._storage.location("mlartifacts")
+            place = None if self._uri.startswith("http") else self._storage.location(MODELS_FOLDER)
             try:
                 return self._client.create_experiment(self._name, artifact_location=place)
             except Exception as error:
@@ -168,7 +184,7 @@ class MlflowRegistry(Registry):
         with translated(self._uri):
             self._client.log_batch(self.run_id, metrics=metrics)
 
-    def _warn(self, error: Exception) -> None:
+    def warn(self, error: Exception) -> None:
         if not self._failed.is_set():
             self._failed.set()
             _log.warning("%s. Training goes on without it.", str(error).rstrip("."))

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.errors import TrainyardError
 from cluster.storage import Store
 from jobs.common.blocks import Measure, SplitWriter
+from jobs.common.config import PREPARED_FOLDER
 from jobs.common.dataset import INDEX_FILE, SPLITS, Column, Dataset, SplitName
 
 _THREADS = 4
@@ -34,7 +35,7 @@ def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Datase
 
     Raises: what `build` raises; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
     """
-    store = Store.open(storage.location(f"data/{key}"))
+    store = Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
     with contextlib.suppress(FileNotFoundError):
         return Dataset.load(store)
     blocks = f"blocks-{uuid.uuid4().hex[:12]}"

@@ -10,7 +10,6 @@ import hashlib
 import json
 import time
 from contextlib import suppress
-from typing import Any
 
 from cluster import submission
 from cluster.errors import ConfigError, DataError, TrainyardError, UserError
@@ -22,6 +21,8 @@ from jobs.common.run_folder import open_storage
 HOLDS_S = 3600.0
 """After this a marked submission is tried anew: a mark written into a manifest by hand is the same in every use of it."""
 
+_CLOCKS_DIFFER_S = 60.0
+"""Between hosts. A refusal from further in the future was left before a clock was set back, and could hold for years."""
 _TIMEOUT_S = 3.0
 _FOLDER = ".refused"
 _LASTING = (ConfigError, DataError)
@@ -33,12 +34,13 @@ def refuse_again(run: RunConfig) -> None:
     mark = submission.mark()
     if mark is None:
         return
-    found: dict[str, Any] = {"at": 0.0}
-    with suppress(TrainyardError, OSError, ValueError):  # what cannot be read is tried
+    at, message = -HOLDS_S, ""
+    with suppress(TrainyardError, OSError, ValueError, TypeError, KeyError):  # what cannot be read is tried
         found = within(_TIMEOUT_S, lambda: json.loads(_open(run).read_text(_path(run, mark))), TimeoutError())
-    if time.time() - found["at"] < HOLDS_S:
-        when = time.strftime("%H:%M:%S", time.gmtime(found["at"]))
-        raise UserError(f"{found['message']}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
+        at, message = float(found["at"]), str(found["message"])
+    if -_CLOCKS_DIFFER_S < time.time() - at < HOLDS_S:
+        when = time.strftime("%H:%M:%S", time.gmtime(at))
+        raise UserError(f"{message}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
                         "tried again: submit it anew when that is mended)")
 
 

@@ -52,9 +52,9 @@ class Registry:
     def open(tracking_uri: str | None, storage: Store, name: str) -> "Registry":
         """The registry at a tracking URI; None means SQLite in the storage folder, `none` no registry.
 
-        name: of the experiment and of the registered model. A server that does not answer is found out here, in 5 s; the
-        rest of the connection is made by a thread that imports MLflow (2 s, and 2 s more for a new SQLite file), so call
-        it when no other heavy import runs. Raises: ConfigError, RegistryError.
+        name: of the experiment and of the registered model. A thread connects, which imports MLflow (2 s, and 2 s more for a
+        new SQLite file), so call it when no other heavy import runs. A server that does not answer is found out by the first
+        call that needs it, within 5 s; the next call tries again. Raises: ConfigError.
         """
         if tracking_uri == "none":
             return Registry()
@@ -71,6 +71,9 @@ class Registry:
 
         Raises: RegistryError.
         """
+
+    def warn(self, error: Exception) -> None:
+        """Says that training goes on without the registry; only the first time."""
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Records the metrics of a step, soon; returns at once and never raises. None and infinite values are left out."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import RegistryError, TrainyardError
+from cluster.network import spare_loopback
 from cluster.storage import Store
 from jobs.common.artifact import open_artifact
 from jobs.common.config import RunConfig
@@ -16,6 +17,7 @@ from jobs.common.registry import CHAMPION, ModelVersion, Registry
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ends the process with the exit code of the error tree."""
     options = _parser().parse_args(arguments)
+    spare_loopback()
     try:
         options.run(options)
     except TrainyardError as error:

@@ -26,6 +26,7 @@ from cluster.errors import (
     TrainyardError,
     UserError,
 )
+from cluster.network import spare_loopback
 from cluster.node_probe import versions
 from cluster.runs import Bulletin, RunNotice
 from cluster.signals import heed
@@ -51,6 +52,7 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
     import sys
 
     config: Config | None = None
+    spare_loopback()
     try:
         config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
         refuse_again(config.run)

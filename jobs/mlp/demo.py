@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from cluster import local
-from cluster.errors import ClusterError
-from cluster.network import free_port
+from cluster.auth import expanded
+from cluster.errors import ClusterError, TrainyardError
+from cluster.network import free_port, spare_loopback
 from cluster.signals import exit_when_told
 from cluster.storage import Store
 from jobs.common.dataset import Dataset
@@ -32,8 +33,9 @@ _SHADES = " .:-=+*#%@"
 def main() -> int:
     """Returns the job's exit code. Told to end, it ends its cluster first: nothing else knows of it."""
     exit_when_told()
+    spare_loopback()
     name = time.strftime("demo-%Y%m%d-%H%M%S")
-    storage = Path("~/trainyard").expanduser()
+    storage = expanded("~/trainyard")
     with tempfile.TemporaryDirectory(prefix="trainyard-demo-") as home:
         os.environ["TRAINYARD_HOME"] = home  # a cluster of its own, beside any that is up
         print("1. a Ray cluster on this machine, closed to others", flush=True)
@@ -149,4 +151,8 @@ def draw(image: np.ndarray[Any, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except TrainyardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

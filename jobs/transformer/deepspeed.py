@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError
 from jobs.pytorch.group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
@@ -74,7 +75,7 @@ def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str, prefix
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        values: object = json.loads(Path(path).expanduser().read_text())
+        values: object = json.loads(expanded(path).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):

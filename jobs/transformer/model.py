@@ -8,6 +8,8 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import importlib.util
+import json
+import shlex
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
@@ -23,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError
 from jobs.common import artifact
 from jobs.common.artifact import Artifact
@@ -118,12 +121,14 @@ def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architectu
 
 
 def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
-    folder = Path(wanted.name).expanduser()
+    folder = expanded(wanted.name)
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickles := [*folder.glob("*.bin"), *folder.glob("*.pt")]):
+        name = json.dumps(wanted.name, ensure_ascii=False)
+        convert = ("from transformers import AutoModel; "
+                   f"AutoModel.from_pretrained({name}, use_safetensors=False).save_pretrained({name})")
         raise ConfigError(
             f"--model.name {wanted.name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. If "
-            f"you trust it, convert it once: python -c \"from transformers import AutoModel; AutoModel.from_pretrained("
-            f"'{wanted.name}', use_safetensors=False).save_pretrained('{wanted.name}')\"")
+            f"you trust it, convert it once: python -c {shlex.quote(convert)}")
     where = str(folder) if folder.is_dir() else wanted.name
     with _without_progress_bar():
         return _looking_for(wanted.name, lambda: kind.from_pretrained(where, config=architecture, use_safetensors=True,

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError
 
 _PREFIX, _LOCK = "trainyard-swap-", "lock"
@@ -19,7 +20,7 @@ class SwapFolder:
 
     def __init__(self, offload_path: str) -> None:
         """Raises: ConfigError if it cannot be written."""
-        above = Path(offload_path).expanduser()
+        above = expanded(offload_path)
         try:
             above.mkdir(parents=True, exist_ok=True)
             for folder in above.glob(f"{_PREFIX}*"):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.auth import expanded
 from cluster.errors import ConfigError, DataError
 from jobs.transformer.config import TransformerConfig
 
@@ -42,7 +43,7 @@ def identity_of(config: TransformerConfig) -> list[Any]:
     """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
     if is_trained_here(config):
         return [kind_of(config), config.data.vocab_size, config.data.lowercase]
-    folder = Path(config.model.name).expanduser()
+    folder = expanded(config.model.name)
     files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
     return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]]
 
@@ -58,7 +59,7 @@ def pretrained(name: str) -> Any:
     """Raises: ConfigError, naming the files that were looked for."""
     from transformers import AutoTokenizer
 
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     try:
         if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
             raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")  # transformers 5 would make an empty one

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from jobs.common.artifact_manifest import Description
 from jobs.common.open_inference import TensorSpec
 from jobs.common.registry import Registry
 from jobs.common.registry_command import main
+from jobs.common.run import main as run_job
+from jobs.mlp.data import JOB
 from tests.s3 import BUCKET, s3_server
 
 
@@ -79,6 +82,14 @@ def running(tmp_path_factory):
 @pytest.fixture
 def server(running):
     return running.url
+
+
+@pytest.fixture
+def signals_kept():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -193,12 +204,31 @@ def test_a_server_that_hangs_neither_stops_nor_delays_training(running, storage,
         running.signal(signal.SIGCONT)
 
 
-def test_a_server_that_dies_neither_stops_nor_delays_training_and_the_remedy_works(running, storage, caplog):
+def test_a_server_that_dies_neither_stops_nor_delays_training_and_the_remedy_works(
+        running, storage, caplog, capsys, signals_kept):
+    """Beside it a run loses the server before its first step, and has it again when its model is judged."""
     steps = go_on_without(running, storage, caplog)
     next(steps)
-    running.kill()
-    problem, digest = next(steps)
-    running.start()
+    problem = digest = None
+
+    def prepare(*given, **named):
+        nonlocal problem, digest
+        running.kill()
+        problem, digest = next(steps)
+        return JOB.prepare(*given, **named)
+
+    def judge(trained):
+        running.start()
+        return JOB.judge(trained)
+
+    flags = ["--run.engine", "local", "--run.tracking-uri", running.url, "--train.max-steps", "3", "--model.hidden", "8",
+             "--eval.bootstrap-samples", "100", "--run.storage", storage.location(), "--run.name", "back"]  # fmt: skip
+    assert run_job(replace(JOB, prepare=prepare, judge=judge), flags) == 0
+    assert "registry: " not in capsys.readouterr().out
+    version = Registry.open(running.url, storage, "back").resolve("models:/back@candidate")
+    client = client_of(running.url)
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+    assert client.get_metric_history(version.run_id, "validation_accuracy")
     remedy = problem.partition("python -m jobs.common.registry ")[2].partition(";")[0]
     main(remedy.split())
     assert Registry.open(running.url, storage, "away").resolve("models:/away@candidate").digest == digest

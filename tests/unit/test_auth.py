@@ -1,6 +1,7 @@
 """cluster/auth.py and what uses it: which token a process serves and sends, and who may read it."""
 
 import os
+import re
 import stat
 import subprocess
 from collections.abc import Generator
@@ -12,10 +13,14 @@ import grpc
 import pytest
 
 from cluster import auth, commands, connect, local
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 from cluster.gcs import Gcs, TokenError
 from cluster.owned import Process
+from cluster.storage import Store
+from jobs.common.cache import BlockCache
+from jobs.common.run import main
 from jobs.mlp import demo
+from jobs.mlp.data import JOB
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +156,51 @@ def test_a_folder_that_is_no_folder_or_another_users_is_refused(home: Path, monk
     monkeypatch.setattr(os, "geteuid", lambda: 4321)  # only root could give the folder away
     with pytest.raises(ClusterError, match=rf"\(it is user {os.getuid()}'s\): set TRAINYARD_HOME"):
         auth.home_folder()
+
+
+# ── the home folder ──
+NO_HOME = r"HOME is not set, and user 54321 is not in /etc/passwd\): set HOME to a folder that this user can write"
+
+
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user whom nobody knows, as in a pod with a user id of its own, in an empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    return tmp_path / "here"
+
+
+def test_without_a_home_folder_none_is_made_of_the_tilde(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINYARD_HOME")
+    for use in (lambda: Store.open("~/x"), auth.home_folder, lambda: BlockCache.open("~/cache", 1), demo.main, local.up,
+                lambda: connect.connect("127.0.0.1:1")):
+        with pytest.raises(ConfigError, match=NO_HOME):
+            use()
+    assert list(homeless.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    ([], "~/trainyard: there is no home folder"),
+    (["--run.storage", "st"], "MLflow, which keeps the registry .*mlflow.db, cannot be imported"),
+    (["--run.storage", "st", "--run.tracking-uri", "none", "--run.engine", "ray"], "Ray cannot be used here"),
+])
+def test_a_job_without_a_home_folder_ends_before_it_begins(
+    flags: list[str], says: str, homeless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(JOB, ["--run.engine", "local", "--run.name", "r", *flags]) == 2
+    assert re.match(f"error: {says}.*{NO_HOME}", capsys.readouterr().err)
+    assert list(homeless.iterdir()) == []
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no user nobody-here with a home folder: give another name"):
+        auth.expanded("~nobody-here/x")
+
+
+def test_only_one_function_looks_for_the_home_folder() -> None:
+    root = Path(auth.__file__).parents[1]
+    found = [path.relative_to(root) for part in ("cluster", "jobs", "tuning", "serving") for path in (root / part).rglob("*.py")
+             if re.search(r"expanduser|Path\.home\(|getpass|import pwd", path.read_text())]
+    assert found == [Path("cluster/auth.py")]

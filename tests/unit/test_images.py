@@ -191,6 +191,8 @@ def test_a_folder_of_images_has_one_class_a_sub_folder(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_encode(COLOUR[row]))
     (tmp_path / "in/README.txt").write_text("no image")
+    for name, target in {"ant/loop": "../..", "bee/loop": "../cat"}.items():  # every image is taken once, where it is
+        (tmp_path / "in" / name).symlink_to(target)
     dataset = prepare(ImageDataConfig(uri=str(tmp_path / "in")), Store.open(str(tmp_path / "out")), use_ray=False)
     (tmp_path / "cache").mkdir()
     images, labels = _all_rows(dataset, tmp_path / "cache")

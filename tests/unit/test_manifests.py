@@ -239,6 +239,13 @@ def test_what_plain_kustomize_prints_is_what_render_prints() -> None:
         assert list(yaml.safe_load_all(plain.stdout)) == list(rendered(overlay))
 
 
+@pytest.mark.parametrize("registry", ["$(id)", "registry.example/Team", "a b", "registry.example/team;id", "-x", "https://registry.example",
+                                      "registry.example//team", "registry.example\n", "registry.example:port"])
+def test_a_registry_that_no_images_name_begins_with_is_refused(registry: str) -> None:
+    with pytest.raises(renderer().RefusedError, match=r"an image's name cannot begin like that: give HOST\[:PORT\]\[/PATH\]"):
+        renderer().images(registry, "torch")
+
+
 def test_a_registry_is_put_before_every_image_of_ours() -> None:
     text = renderer().render("gpu", ("redis",), "cnn", registry="registry.example/team/")
     images = re.findall(r"image: (\S+)", text)

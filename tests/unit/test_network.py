@@ -4,13 +4,18 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import requests
 
-from cluster.network import collective_interface_kept, free_port, interface_of, is_free, set_collective_interface
+from cluster.network import collective_interface_kept, free_port, interface_of, is_free, set_collective_interface, spare_loopback
 
 
 def card(*addresses: str) -> list[SimpleNamespace]:
@@ -96,3 +101,46 @@ def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert not is_free("127.0.0.1", port)
         assert free_port("127.0.0.1") != port
+
+
+# ── proxies ──
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What listens on loopback, in a shell without proxies; what a test sets is removed after it."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "no_proxy"):
+        for each in (name, name.upper()):
+            monkeypatch.setenv(each, "x")
+            monkeypatch.delenv(each)
+    monkeypatch.chdir(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("proxy", ["http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("spared", [None, "no_proxy", "NO_PROXY"])
+def test_no_proxy_is_asked_for_what_listens_on_loopback(
+    proxy: str, spared: str | None, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    if spared:
+        monkeypatch.setenv(spared, "10.0.0.0/8, example.org")
+    with pytest.raises(requests.ConnectionError):
+        requests.get(served, timeout=5)
+    kept = "10.0.0.0/8,example.org," if spared else ""
+    assert spare_loopback() == dict.fromkeys(("no_proxy", "NO_PROXY"), f"{kept}localhost,127.0.0.1,::1")
+    assert spare_loopback()["no_proxy"] == os.environ["no_proxy"] == os.environ["NO_PROXY"]
+    assert requests.get(served, timeout=5).status_code == 200
+    urllib.request.urlopen(served, timeout=5).close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_proxy": "x"}, {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "*"}])
+def test_where_nothing_is_to_be_spared_nothing_is_set(
+    settings: dict[str, str], served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    assert spare_loopback() == {}
+    assert dict(os.environ) == before

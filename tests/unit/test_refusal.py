@@ -84,13 +84,16 @@ def test_what_may_be_well_the_next_time_is_tried_again(
     assert len(tried) == 2
 
 
-def test_a_refusal_holds_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+@pytest.mark.parametrize(("age_s", "tries"), [(refusal.HOLDS_S - 60, 1), (refusal.HOLDS_S + 1, 2), (-30, 1), (-300, 2), (-1e9, 2)],
+                         ids=["young", "old", "by a host whose clock is fast", "before the clock was set back", "by years"])
+def test_a_refusal_holds_for_an_hour(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], age_s: float, tries: int) -> None:
     marked(monkeypatch, "ab12")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     (file,) = (tmp_path / ".refused").glob("ab12-*.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"at": time.time() - refusal.HOLDS_S - 1}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"at": time.time() - age_s}))
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
-    assert len(tried) == 2
+    assert len(tried) == tries
 
 
 @pytest.mark.parametrize("mark", ["../../etc/passwd", "a/b", "", None, "a.b"])
@@ -102,10 +105,11 @@ def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / ".refused").exists()
 
 
-def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int]) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "7", '{"at": "yesterday", "message": ""}', '{"at": [], "message": ""}'])
+def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], text: str) -> None:
     marked(monkeypatch, "ab12")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     (file,) = (tmp_path / ".refused").glob("ab12-*.json")
-    file.write_text("{")
+    file.write_text(text)
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     assert len(tried) == 2

@@ -241,7 +241,7 @@ def test_a_dead_and_a_half_dead_server_are_found_out_in_seconds_and_named_withou
         for state in ("dead", "half-dead"):
             began = time.monotonic()
             with pytest.raises(RegistryError, match=r"http://\*\*\*@127.0.0.1:\d+ cannot be used .* tracking URI"):
-                Registry.open(f"http://me:hush@127.0.0.1:{port}", Store.open(str(tmp_path)), "x")
+                Registry.open(f"http://me:hush@127.0.0.1:{port}", Store.open(str(tmp_path)), "x").start("r", {}, {})
             assert time.monotonic() - began < 8, state
             listener.listen()  # from now on it accepts, and says nothing
 

@@ -14,10 +14,10 @@ import pytest
 import ray
 
 from cluster import node_probe, resources
-from cluster.errors import ClusterError, StorageError
+from cluster.errors import ClusterError, ConfigError, StorageError
 from cluster.gcs import Node, within
 from cluster.node_probe import Trace, Visit, check_own_node, check_storage, check_versions, remove_traces, versions
-from cluster.resources import Request
+from cluster.resources import Request, preflight
 from cluster.storage import Store
 
 
@@ -99,6 +99,21 @@ def test_a_node_that_sees_another_folder_says_so_and_writes_nothing(tmp_path: Pa
     assert (visit.ray, visit.python) == (ray.__version__, platform.python_version())
     assert visit.problem is not None
     assert visit.problem.startswith(f"storage {tmp_path} on this node is not the storage that the driver sees, though its")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["CLOUDPICKLE_TENSOR_METADATA", "PYEXTENSIONTYPE", "PICKLE_OBJECT_SCALAR"])
+def test_a_driver_or_node_on_which_ray_would_unpickle_data_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable, store = f"RAY_DATA_AUTOLOAD_{name}", Store.open(str(tmp_path))
+    monkeypatch.setenv(variable, "0")
+    assert node_probe.unsafe_setting() is None
+    monkeypatch.setenv(variable, "1")
+    says = f"{variable} is set, with which Ray runs code that a data file holds: unset it"
+    with pytest.raises(ConfigError, match=says):
+        preflight(Request(num_workers=1, cpus_per_worker=1), store, 0)
+    assert says in str(node_probe._visit(Trace(store, "check", "secret"), "ab").problem)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +118,35 @@ def test_a_signal_before_training_ends_at_once_and_leaves_nothing(tmp_path: Path
     assert process.returncode == 3
     assert said == f"error: {signal.Signals(number).name} before training had begun: run the same command again\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_tracking_server_that_is_lost_before_the_first_step_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    storage = tmp_path / "it's $(id)"
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def prepare(*given: Any, **named: Any) -> Any:
+            server.shutdown()
+            server.server_close()
+            return JOB.prepare(*given, **named)
+
+        uri = f"http://127.0.0.1:{server.server_port}"
+        assert main(replace(JOB, prepare=prepare), flags(storage, "run", "--run.tracking-uri", uri)) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"artifact: {storage}/run/artifact"
+    (told,) = [line for line in out.splitlines() if line.startswith("registry: ")]
+    assert f"registry {uri} cannot be used" in told and "evaluations were not recorded there" in told
+    remedy = told.partition("When the registry is back: ")[2].partition(";")[0]
+    assert shlex.split(remedy)[4:] == ["run", f"{storage}/run/artifact", "--tracking-uri", uri]
+    warned = [record.getMessage() for record in caplog.records if "Training goes on without it" in record.getMessage()]
+    assert len(warned) == 1
+    assert result(storage / "run")["status"] == "done"

@@ -64,6 +64,22 @@ def test_files_and_folders_are_listed_in_order(store: Store) -> None:
     assert [(file.size, file.mtime > 1.6e9) for file in store.files("b/c")] == [(5, True)]
 
 
+def test_links_are_followed_and_each_real_folder_is_listed_once(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "in"))
+    for path in ("a/1", "b/2", "c"):
+        store.write_text(path, path)
+    Store.open(str(tmp_path / "elsewhere")).write_text("far/3", "3")
+    links = {"a/again": "../b", "b/top": "..", "b/self": "self", "far": "../elsewhere", "far2": "../elsewhere/far", "none": "gone",
+             "file": "c"}
+    for name, target in links.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "in/pipe")
+    assert names(store) == ["a/1", "b/2", "c", "far/far/3", "file"]
+    assert names(store, "a") == ["a/1", "a/again/2", "a/again/top/c", "a/again/top/far/far/3", "a/again/top/file"]
+    assert [file.path for file in store.files(recursive=False)] == ["c", "file"]
+    assert names(Store.open("/"), str(tmp_path / "elsewhere")[1:]) == [str(tmp_path / "elsewhere/far/3")[1:]]
+
+
 def test_what_is_not_there_is_absent_not_an_error(store: Store) -> None:
     assert not store.exists("nothing")
     assert (store.files("nothing"), store.folders("nothing")) == ([], [])

@@ -28,6 +28,8 @@ from jobs.common.sources.source import Fragment, ImageSpec, Shape, different
 FRAGMENT_BYTES = 64 << 20
 IMAGES = re.compile(r"(.*)images([-.])idx[34]-(\w+?)(\.gz)?")
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_DEFLATE = 1032
+"""Bytes that one byte of gzip can stand for (RFC 1951: a length of 258 in two bits)."""
 _REMEDY = "it is not a whole IDX file; fetch it again"
 
 
@@ -118,11 +120,7 @@ def _fragments_of(store: Store, file: FileInfo, label_path: str) -> list[Fragmen
             raise DataError(f"{store.location(label_path)} has {'x'.join(map(str, labels.dims))} labels for the {rows} "
                             f"images of {store.location(file.path)}: there must be one for each")
     _shape(header)
-    gzipped = file.path.endswith(".gz")
-    if not gzipped and file.size != header.start + rows * row_bytes:
-        raise DataError(f"{store.location(file.path)} has {file.size} bytes, its header announces "
-                        f"{header.start + rows * row_bytes}: {_REMEDY}")
-    step = rows if gzipped else max(1, FRAGMENT_BYTES // row_bytes)
+    step = rows if file.path.endswith(".gz") else max(1, FRAGMENT_BYTES // row_bytes)
     return [IdxFragment(store, file.path, label_path, header, first, min(step, rows - first))
             for first in range(0, rows, max(step, 1))]
 
@@ -133,8 +131,11 @@ def _opened(store: Store, path: str) -> Generator[tuple[Any, Header]]:
     name = store.location(path)
     try:
         with reading(name, _REMEDY), store.reading(path) as raw:
-            stream = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-            yield stream, _header(stream, name)
+            gzipped = path.endswith(".gz")
+            stream = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            header = _header(stream, name)
+            _check_size(header, raw.size(), gzipped, name)
+            yield stream, header
     except zlib.error as error:
         raise DataError(f"{name} cannot be read ({error}): {_REMEDY}") from error
 
@@ -147,6 +148,13 @@ def _header(stream: Any, name: str) -> Header:
     if len(dims) < 4 * start[3]:
         raise DataError(f"{name} ends inside its header: {_REMEDY}")
     return Header(_TYPES[start[2]], struct.unpack(f">{start[3]}I", dims))
+
+
+def _check_size(header: Header, size: int, gzipped: bool, name: str) -> None:
+    """Before anything is allocated for what a header announces. Raises: DataError if the file cannot hold it."""
+    announced = header.start + header.dims[0] * header.row_bytes
+    if announced > size * _MOST_DEFLATE if gzipped else announced != size:
+        raise DataError(f"{name} has {size:,} bytes{' of gzip' if gzipped else ''}, its header announces {announced:,}: {_REMEDY}")
 
 
 def _shape(header: Header) -> Shape:
