@@ -129,10 +129,11 @@ class Store:
             self._forget(partial)
             raise
 
-    def files(self, path: str = "", *, recursive: bool = True) -> list[FileInfo]:
-        """The files below a folder, sorted by path; none if the folder is not there. Unfinished writes are left out.
+    def files(self, path: str = "", *, recursive: bool = True, unfinished: bool = False) -> list[FileInfo]:
+        """The files below a folder, sorted by path; none if the folder is not there.
 
-        On a file system links are followed, and each real folder is listed once (cluster/walk.py).
+        unfinished: also those whose names end in `.partial`, which a write that was cut off leaves. On a file system
+        links are followed, and each real folder is listed once (cluster/walk.py).
         """
         prefix = len(self._root.rstrip("/") + "/")
         if self.is_local:
@@ -142,7 +143,7 @@ class Store:
             selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
             found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
             files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
-        return sorted((file for file in files if not file.path.endswith(".partial")), key=lambda file: file.path)
+        return sorted((file for file in files if unfinished or not file.path.endswith(".partial")), key=lambda file: file.path)
 
     def folders(self, path: str = "") -> list[str]:
         """The names of the direct sub-folders, sorted."""

@@ -13,7 +13,7 @@ class CnnPredictor(ImagePredictor):
             return cls(OnnxModel(artifact, image_inputs), artifact)
         from jobs.cnn.model import load
 
-        variant, model = artifact.manifest.description.variant, load(artifact.store)
+        variant, model = artifact.manifest.description.variant, load(artifact)
         return cls(model.compiled() if variant and variant.name == COMPILED else model, artifact)
 
 

@@ -13,7 +13,7 @@ class MlpPredictor(ImagePredictor):
             return cls(OnnxModel(artifact, image_inputs), artifact)
         from jobs.mlp.model import load
 
-        return cls(load(artifact.store), artifact)
+        return cls(load(artifact), artifact)
 
 
 def _to_onnx(artifact: Artifact) -> bytes:

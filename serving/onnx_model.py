@@ -34,6 +34,7 @@ class OnnxModel:
 
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = _threads(), 1
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # else it guesses by the first bytes
         data = artifact.read(MODEL) if graph is None else graph
         try:
             self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -74,9 +74,12 @@ def module_of(artifact: Artifact) -> Any:
     """The serving/<job>.py of an artifact. Raises: ArtifactError where there is none, or what it needs is not installed."""
     job = artifact.manifest.description.job
     try:
-        return importlib.import_module(f"serving.{job}")
+        found = importlib.import_module(f"serving.{job}") if job.isidentifier() and not job.startswith("_") else None
     except ModuleNotFoundError as error:
         if error.name != f"serving.{job}":
             raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: install "
                                 "what the job's extra names") from error
-        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py") from error
+        found = None
+    if not hasattr(found, "PREDICTOR"):
+        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py")
+    return found

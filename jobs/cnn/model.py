@@ -163,9 +163,12 @@ class CompiledClassifier(Classifier):
         return self._graph(tf.constant(images, tf.float32)).numpy()
 
 
-def load(path: artifact.Where) -> Classifier:
-    """The model of an artifact, a folder, a URI or a store. Raises: ArtifactError if it does not verify, or is not safe."""
-    opened = artifact.open_artifact(path)
+def load(where: artifact.Where | artifact.Artifact) -> Classifier:
+    """The model of an artifact: a verified one, or one in a folder, a URI or a store, which is verified first.
+
+    Raises: ArtifactError, also if it is not safe.
+    """
+    opened = artifact.as_artifact(where)
     return Classifier(load_keras(opened.read(KERAS_FILE), opened.uri), opened.manifest.description.labels)
 
 
@@ -181,7 +184,7 @@ def load_keras(data: bytes, where: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error)
+    text = str(error).rpartition("Exception encountered: ")[2]  # below what Keras says of each layer around it
     if "ambda" in text:
         return ("it holds a Lambda layer, or other Python code, which would be run when it is loaded: "
                 "build the model of layers that hold none, and train it again")

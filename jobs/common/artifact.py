@@ -13,8 +13,9 @@ variant of it (`python -m serving optimise`) also says how fast both were where 
 """
 
 import hashlib
-import io
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import ArtifactError
+from cluster.documents import MOST_JSON_BYTES, DocumentError
+from cluster.errors import ArtifactError, CheckpointError
 from cluster.storage import Store
 from jobs.common import model_card, safe_formats
 from jobs.common.artifact_manifest import Description, FileEntry, Manifest
+from jobs.common.checkpoint_tensors import read_tensors
 from jobs.common.drift import Reference
-from jobs.common.open_inference import from_json, to_json
+from jobs.common.open_inference import parse_probe, to_json
 
 MANIFEST, WEIGHTS, PROBE, CARD = "manifest.json", "model.safetensors", "probe.json", "model_card.md"
 REFERENCE = "reference.json"
@@ -62,28 +65,49 @@ class Artifact:
 
     def read(self, path: str) -> bytes:
         """The bytes of one file, checked once more as they are read. Raises: ArtifactError."""
-        entry = next((entry for entry in self.manifest.files if entry.path == path), None)
-        if entry is None:
-            raise ArtifactError(f"artifact {self.uri} has no {path}: it holds {', '.join(self.manifest.paths)}")
-        data = self.store.read_bytes(path)
+        entry = self._entry(path)
+        with self.store.reading(path) as stream:
+            data: bytes = stream.read(entry.size + 1)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise _refused(self.uri, [f"{path} differs from its sha256"])
+            raise refused(self.uri, [f"{path} differs from its sha256"])
         return data
+
+    def tensors(self, path: str) -> dict[str, Array]:
+        """Those of a .safetensors file by name, checked as `read` does, writable. bfloat16 comes as uint16.
+
+        Raises: ArtifactError.
+        """
+        try:
+            return read_tensors(self.store, self._entry(path))
+        except CheckpointError as error:
+            raise refused(self.uri, [str(error)]) from error
 
     def weights(self) -> dict[str, Array]:
         """Tensors by name. Raises: ArtifactError, also if the weights are not in model.safetensors."""
-        from safetensors.numpy import load
-
-        return load(self.read(WEIGHTS))
+        return self.tensors(WEIGHTS)
 
     def probe(self) -> Probe:
         """The rows and answers that it was made with. Raises: ArtifactError."""
-        body = json.loads(self.read(PROBE))
-        return Probe(inputs=from_json(body["request"]["inputs"]), outputs=from_json(body["response"]["outputs"]))
+        try:
+            inputs, outputs = parse_probe(self.read(PROBE))
+        except ValueError as error:
+            raise refused(self.uri, [f"{PROBE} is damaged ({error})"]) from error
+        return Probe(inputs=inputs, outputs=outputs)
 
     def reference(self) -> Reference | None:
         """What drift is measured from; None where the artifact has none. Raises: ArtifactError."""
-        return Reference.from_json(self.read(REFERENCE)) if REFERENCE in self.manifest.paths else None
+        if REFERENCE not in self.manifest.paths:
+            return None
+        try:
+            return Reference.from_json(self.read(REFERENCE))
+        except ValueError as error:
+            raise refused(self.uri, [f"{REFERENCE} is damaged ({error})"]) from error
+
+    def _entry(self, path: str) -> FileEntry:
+        entry = next((entry for entry in self.manifest.files if entry.path == path), None)
+        if entry is None:
+            raise ArtifactError(f"artifact {self.uri} has no {path}: it holds {', '.join(self.manifest.paths)}")
+        return entry
 
     def copy_to(self, target: Where) -> "Artifact":
         """Copies it into a folder of its own, here or on an object store, and verifies the copy."""
@@ -129,18 +153,27 @@ def open_artifact(where: Where, expected_digest: str | None = None) -> Artifact:
     Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code.
     """
     folder = as_store(where)
+    found, problems = _found(folder)
+    if MANIFEST not in found and not problems:
+        raise ArtifactError(f"no artifact at {folder.location()}: it has no {MANIFEST}; check the address")
+    if problems:
+        raise refused(folder.location(), problems)
     manifest, digest = _read_manifest(folder)
     if expected_digest is not None and digest != expected_digest:
-        raise _refused(folder.location(), [f"{MANIFEST} has digest {digest}, not {expected_digest} as was registered"])
-    found = {file.path: file.size for file in folder.files()}
+        raise refused(folder.location(), [f"{MANIFEST} has digest {digest}, not {expected_digest} as was registered"])
     problems = [f"{path} is missing" for path in manifest.paths if path not in found]
     problems += [f"{path} is extra" for path in found if path not in (*manifest.paths, MANIFEST)]
-    problems += [f"{path} {why}" for path in found if path != MANIFEST and (why := safe_formats.refusal(path))]
+    problems += [f"{path} {why}" for path in found if path != MANIFEST and (why := safe_formats.name_refusal(path))]
     if not problems:
-        problems = [problem for entry in manifest.files if (problem := _difference(folder, entry, found[entry.path]))]
+        problems = [problem for entry in manifest.files if (problem := _difference(folder, entry, found))]
     if problems:
-        raise _refused(folder.location(), problems)
+        raise refused(folder.location(), problems)
     return Artifact(store=folder, manifest=manifest, digest=digest)
+
+
+def as_artifact(where: Where | Artifact) -> Artifact:
+    """One that was verified as it is; anything else is verified first. Raises: ArtifactError."""
+    return where if isinstance(where, Artifact) else open_artifact(where)
 
 
 def verify(where: Where, expected_digest: str | None = None) -> Manifest:
@@ -157,35 +190,71 @@ def as_store(where: Where) -> Store:
     return where if isinstance(where, Store) else Store.open(str(where))
 
 
+def _found(folder: Store) -> tuple[dict[str, int], list[str]]:
+    """Size of each file by path, whatever it is called, and what is there that is neither a file nor a folder."""
+    if not folder.is_local:
+        return {file.path: file.size for file in folder.files(unfinished=True)}, []
+    found: dict[str, int] = {}
+    problems: list[str] = []
+    root = folder.local_path()
+    for place, folders, files in os.walk(root, onerror=_unless_absent):  # enters no links
+        for path in (Path(place, name) for name in (*folders, *files)):
+            about, name = path.lstat(), path.relative_to(root).as_posix()
+            if stat.S_ISREG(about.st_mode):
+                found[name] = about.st_size
+            elif not stat.S_ISDIR(about.st_mode):
+                problems.append(f"{name} is a link, a pipe or a device, not a file")
+    return found, sorted(problems)
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise ArtifactError(f"the artifact cannot be read ({error}): check its permissions") from error
+
+
 def _read_manifest(folder: Store) -> tuple[Manifest, str]:
+    with folder.reading(MANIFEST) as stream:
+        data: bytes = stream.read(MOST_JSON_BYTES + 1)
     try:
-        data = folder.read_bytes(MANIFEST)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise ArtifactError(f"no artifact at {folder.location()}: it has no {MANIFEST}; check the address") from None
-    try:
-        return Manifest.from_dict(json.loads(data)), hashlib.sha256(data).hexdigest()
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refused(folder.location(), [f"{MANIFEST} is damaged ({error})"]) from error
+        manifest = Manifest.parse(data)
+    except DocumentError as error:
+        raise refused(folder.location(), [f"{MANIFEST} is damaged ({error})"]) from error
+    if odd := next((path for path in manifest.paths if not _is_inside(path) or manifest.paths.count(path) > 1), None):
+        raise refused(folder.location(), [f"{MANIFEST} is damaged (it names {odd!r}, which is outside, or twice)"])
+    return manifest, hashlib.sha256(data).hexdigest()
 
 
-def _difference(folder: Store, entry: FileEntry, size: int) -> str | None:
-    if size != entry.size:
-        return f"{entry.path} differs: {size} bytes, not {entry.size}"
-    digest, head = hashlib.sha256(), b""
+def _difference(folder: Store, entry: FileEntry, found: Mapping[str, int]) -> str | None:
+    """What is wrong with a file. What is hashed and what is looked at are the same bytes, read once."""
+    if found[entry.path] != entry.size:
+        return f"{entry.path} differs: {found[entry.path]} bytes, not {entry.size}"
+    digest, begins, size = hashlib.sha256(), bytearray(), 0
     with folder.reading(entry.path) as stream:
-        while piece := stream.read(_PIECE):
-            head = head or piece[: safe_formats.HEAD_BYTES]
+        while size <= entry.size and (piece := stream.read(_PIECE)):
             digest.update(piece)
-        if why := safe_formats.refusal(entry.path, head, stream):
-            return f"{entry.path} {why}"
-    return None if digest.hexdigest() == entry.sha256 else f"{entry.path} differs from its sha256"
+            size += len(piece)
+            if (wanted := safe_formats.bytes_checked(entry.path, bytes(begins[:8]) or piece)) > len(begins):
+                begins += piece[: wanted - len(begins)]
+    if digest.hexdigest() != entry.sha256:
+        return f"{entry.path} differs from its sha256"
+    parent = entry.path.rpartition("/")[0]
+    beside = {path.rpartition("/")[2] for path in found if path.rpartition("/")[0] == parent}
+    why = safe_formats.refusal(entry.path, bytes(begins), entry.size, beside)
+    return f"{entry.path} {why}" if why else None
+
+
+def _is_inside(path: str) -> bool:
+    return path != MANIFEST and not path.startswith("/") and ".." not in path.split("/")
 
 
 def _check_allowed(path: str, source: Content) -> None:
-    if path == MANIFEST or path.startswith("/") or ".." in path.split("/"):
+    if not _is_inside(path):
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: give it another name inside the folder")
-    whole = io.BytesIO(source) if isinstance(source, bytes) else None
-    if why := safe_formats.refusal(path, bytes(next(_pieces(source), b"")[: safe_formats.HEAD_BYTES]), whole):
+    head = bytes(next(_pieces(source), b""))
+    whole = isinstance(source, bytes)
+    why = safe_formats.name_refusal(path) or (
+        safe_formats.refusal(path, source, len(source)) if whole else safe_formats.head_refusal(path, head))
+    if why:
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: it {why}")
 
 
@@ -222,7 +291,8 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def _refused(location: str, problems: list[str]) -> ArtifactError:
+def refused(location: str, problems: list[str]) -> ArtifactError:
+    """What to raise for an artifact that something is wrong with."""
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
     return ArtifactError(f"artifact {location} is refused: {shown}. Copy it again from where it was made, or train again")
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.documents import DocumentError, parse_json
 from jobs.common.open_inference import TensorSpec
 from jobs.common.provenance import code_version, library_versions, without_secrets
 
@@ -38,6 +39,7 @@ class Variant:
     """`size_bytes`, `latency_ms_1_row`, `latency_ms_N_rows`, and each metric of the test split as `test_METRIC`."""
     parent_figures: Mapping[str, float]
     """The same of the parent."""
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 - `change`, which follows from the rest
 
     @property
     def change(self) -> dict[str, float]:
@@ -46,10 +48,6 @@ class Variant:
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "change": self.change}
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Variant":
-        return Variant(**{name: value for name, value in values.items() if name != "change"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +105,24 @@ class Manifest:
         return {**fields, "variant": variant.to_dict()} if variant else fields
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Manifest":
-        """Raises: ValueError, KeyError or TypeError if it is no manifest of this schema version."""
-        fields = dict(values)
-        if (version := fields.pop("schema_version")) != SCHEMA_VERSION:
-            raise ValueError(f"schema version {version}, this program reads {SCHEMA_VERSION}")
-        files = tuple(FileEntry(**entry) for entry in fields.pop("files"))
-        for name in ("inputs", "outputs"):
-            fields[name] = tuple(_tensor(spec) for spec in fields[name])
-        for name in ("labels", "limits"):
-            fields[name] = tuple(fields[name])
-        if "variant" in fields:
-            fields["variant"] = Variant.from_dict(fields["variant"])
-        return Manifest(description=Description(**fields), files=files)
+    def parse(text: bytes) -> "Manifest":
+        """Raises: DocumentError if it is not a manifest of this schema version."""
+        if (version := parse_json(text, _Version).schema_version) != SCHEMA_VERSION:
+            raise DocumentError(f"schema version {version}, this program reads {SCHEMA_VERSION}")
+        stored = parse_json(text, _Document)
+        description = {each.name: getattr(stored, each.name) for each in dataclasses.fields(Description)}
+        return Manifest(description=Description(**description), files=stored.files)
 
 
-def _tensor(spec: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(name=spec["name"], datatype=spec["datatype"], shape=tuple(spec["shape"]))
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    schema_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document(Description):
+    """The fields of manifest.json as they are stored; one that is not known belongs to another version."""
+
+    schema_version: int
+    files: tuple[FileEntry, ...]
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

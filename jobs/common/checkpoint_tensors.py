@@ -9,28 +9,43 @@ of such tensors, and come back as uint16.
 
 import hashlib
 import json
+import math
 import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.documents import parse_json
 from cluster.errors import CheckpointError, NonFiniteStateError
 from cluster.storage import Store
-from jobs.common.checkpoint_manifest import FileEntry, explain_reading
+from jobs.common.checkpoint_manifest import explain_reading
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
 PIECE_BYTES = 4 << 20
 """Hashed, checked and written at a time: fits a core's cache, and is large enough that the GIL is hardly ever held."""
+MOST_HEADER_BYTES = 64 << 20
+"""Those of a million tensors."""
 
 _TAGS = {"float64": "F64", "int64": "I64", "uint64": "U64", "float32": "F32", "int32": "I32", "uint32": "U32", "float16": "F16",
          "int16": "I16", "uint16": "U16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
 _DTYPES = {tag: np.dtype(name).newbyteorder("<") for name, tag in (*_TAGS.items(), ("uint16", "BF16"))}
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class FileEntry(Protocol):
+    """What a manifest says of one file: of a checkpoint, or of an artifact."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,15 @@ class TensorSpec:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a header says of one tensor. `__metadata__` is the other thing that it holds, a name and text each."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 class FileImage:
@@ -134,10 +158,43 @@ def read_tensors(store: Store, entry: FileEntry) -> dict[str, Array]:
     """
     data = np.empty(entry.size, np.uint8)
     _read(store, entry, data)
-    data_start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header: dict[str, Any] = json.loads(data[8:data_start].tobytes())
-    specs = [TensorSpec(name, v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for name, v in header.items()]
+    try:
+        data_start, specs = read_header(data.data, entry.size)
+    except ValueError as error:
+        raise CheckpointError(f"{entry.path}: is not safetensors ({error})") from error
     return {s.name: data[data_start + s.start : data_start + s.stop].view(_DTYPES[s.tag]).reshape(s.shape) for s in specs}
+
+
+def read_header(begins: bytes | memoryview, size: int) -> tuple[int, list[TensorSpec]]:
+    """Where the tensors of a file begin, and each of them, in the order of their bytes.
+
+    begins: the file's bytes, at least as far as its header goes. size: of the whole file.
+    Raises: ValueError if it is not safetensors, or tensors lie outside the file or do not fill it one after the other.
+    """
+    start = 8 + int.from_bytes(begins[:8], "little")
+    if size < 8 or start > min(size, 8 + MOST_HEADER_BYTES) or len(begins) < start:
+        raise ValueError(f"its header of {start - 8:,} bytes does not fit")
+    header = parse_json(bytes(begins[8:start]), dict[str, _Entry | dict[str, str]])
+    found = [_spec(name, entry) for name, entry in header.items() if isinstance(entry, _Entry)]
+    specs = sorted(found, key=lambda spec: (spec.start, spec.stop))
+    end = 0
+    for spec in specs:
+        if spec.start != end:
+            raise ValueError(f"tensor {spec.name!r} does not begin where the one before it ends")
+        end = spec.stop
+    if start + end != size:
+        raise ValueError(f"its tensors have {end:,} bytes, the file {size - start:,} for them")
+    return start, specs
+
+
+def _spec(name: str, entry: _Entry) -> TensorSpec:
+    """Raises: ValueError."""
+    start, stop = entry.data_offsets
+    if entry.dtype not in _DTYPES:
+        raise ValueError(f"tensor {name!r} is of the type {entry.dtype[:20]!r}")
+    if min(0, *entry.shape, start) < 0 or stop - start != math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize:
+        raise ValueError(f"tensor {name!r} of shape {entry.shape} is not what its {stop - start} bytes hold")
+    return TensorSpec(name, entry.dtype, entry.shape, start, stop)
 
 
 def _read(store: Store, entry: FileEntry, memory: npt.NDArray[np.uint8]) -> None:

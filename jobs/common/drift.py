@@ -12,7 +12,6 @@ nothing has changed, the mean of the index is about (B - 1)(1 / n + 1 / m), of B
 there are as few bins as keep the reference's part of that below 0.03, and `noise` says the whole of it.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.documents import parse_json
 from jobs.common.permutation import IntArray
 
 STABLE, DRIFTED = 0.1, 0.25
@@ -89,9 +89,21 @@ class Reference:
 
     @staticmethod
     def from_json(data: bytes) -> "Reference":
-        """Of what `to_json` gave."""
-        return Reference({name: Histogram(np.array(each["edges"], np.float32), np.array(each["counts"], np.int64))
-                          for name, each in json.loads(data).items()})
+        """Of what `to_json` gave. Raises: ValueError."""
+        stored = parse_json(data, dict[str, _Stored])
+        return Reference({name: each.histogram() for name, each in stored.items()})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def histogram(self) -> Histogram:
+        edges, counts = np.array(self.edges, np.float32), np.array(self.counts, np.int64)
+        if len(counts) != len(edges) + 1 or (counts < 0).any() or not (np.diff(edges) > 0).all():
+            raise ValueError("counts do not fit the bins' edges")
+        return Histogram(edges, counts)
 
 
 def prediction_features(probabilities: Floats) -> dict[str, npt.NDArray[Any]]:

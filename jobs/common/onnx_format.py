@@ -24,12 +24,17 @@ _DOMAIN = 7
 """Of a node."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 """Of a tensor."""
+_ORT = slice(4, 8), b"ORTM"
+"""What ONNX Runtime knows its own format by, which it takes before it looks whether the file is ONNX; nothing checks that one."""
 _FIXED = {1: 8, 5: 4}
 _MOST_NESTED = 32
 
 
 def refusal(data: bytes) -> str | None:
     """Why it is not taken, to follow the file's name; None if it is. data: the whole file."""
+    place, mark = _ORT
+    if data[place] == mark:
+        return "is of ONNX Runtime's own format, under the name of ONNX"
     try:
         if not any(number == _GRAPH for number, _ in _fields(memoryview(data))):
             return "is not ONNX"
@@ -62,6 +67,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, "memoryview | int"]]:
     while at < len(message):
         key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
+        if number == 0:
+            raise ValueError("a field has the number 0")
         if wire == 0:
             value, at = _varint(message, at)
             yield number, value

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cluster.documents import parse_json
 
 Array = NDArray[Any]
 
@@ -56,9 +58,39 @@ def to_json(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> list[di
     return tensors
 
 
-def from_json(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The arrays of what `to_json` wrote, by name."""
-    return {
-        cast(str, tensor["name"]): np.array(tensor["data"], DTYPES[tensor["datatype"]]).reshape(tensor["shape"])
-        for tensor in tensors
-    }
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any]
+
+
+@dataclass(frozen=True)
+class _Request:
+    inputs: tuple[_Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Response:
+    outputs: tuple[_Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Probe:
+    request: _Request
+    response: _Response
+
+
+def parse_probe(text: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs and outputs by name, of a request with its response. Raises: ValueError."""
+    probe = parse_json(text, _Probe)
+    return _arrays(probe.request.inputs), _arrays(probe.response.outputs)
+
+
+def _arrays(tensors: Sequence[_Tensor]) -> dict[str, Array]:
+    """Of what `to_json` wrote. Raises: ValueError, also for a number that its datatype does not hold."""
+    try:
+        return {each.name: np.array(each.data, DTYPES[each.datatype]).reshape(each.shape) for each in tensors}
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"a tensor is not of its datatype ({error})") from error

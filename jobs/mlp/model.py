@@ -8,8 +8,10 @@ Shapes: B rows, H × W × C pixels, K classes.
 # pyright: reportPrivateImportUsage=false
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cluster.documents import parse_json
 from jobs.common import artifact
 
 EXPLAIN_STEPS = 50
@@ -87,11 +90,37 @@ class Classifier:
         return even.expand(pixels[0].numel()).reshape(1, *pixels.shape[1:])
 
 
-def load(path: artifact.Where) -> Classifier:
-    """The model of an artifact, a folder, a URI or a store. Raises: ArtifactError if it does not verify."""
-    opened = artifact.open_artifact(path)
-    about, model_config = opened.manifest.description, opened.manifest.description.config["model"]
-    before = about.preprocessing
-    model = Mlp(before["shape"], len(about.labels), model_config["hidden"], model_config["dropout"], before["mean"], before["std"])
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in opened.weights().items()})
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What a manifest says of the network."""
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    hidden: tuple[int, ...]
+    dropout: float
+
+
+def load(where: artifact.Where | artifact.Artifact) -> Classifier:
+    """The model of an artifact: a verified one, or one in a folder, a URI or a store, which is verified first.
+
+    Raises: ArtifactError.
+    """
+    opened = artifact.as_artifact(where)
+    about = opened.manifest.description
+    try:
+        stored = parse_json(json.dumps({**about.preprocessing, **dict(about.config.get("model", {}))}), _Stored)
+        weights = {name: torch.from_numpy(array) for name, array in opened.weights().items()}
+        if sum(each.numel() for each in weights.values()) != _num_weights(stored, len(about.labels)):
+            raise ValueError(f"{artifact.WEIGHTS} does not hold the network that the manifest describes")
+        model = Mlp(stored.shape, len(about.labels), stored.hidden, stored.dropout, stored.mean, stored.std)
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise artifact.refused(opened.uri, [" ".join(str(error).split())]) from error
     return Classifier(model, about.labels)
+
+
+def _num_weights(stored: _Stored, num_classes: int) -> int:
+    """Before memory is taken for what a manifest says."""
+    widths = [math.prod(stored.shape), *stored.hidden, num_classes]
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(widths))

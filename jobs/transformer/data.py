@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.common.dataset import SPLITS
 from jobs.common.drift import Reference
 from jobs.common.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
 from jobs.common.open_inference import TensorSpec
+from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, prepare, sample, tokenizer_files
 from jobs.transformer.text_features import TextFeatures
@@ -118,13 +120,17 @@ def _robustness(trained: Trained) -> dict[str, Any]:
 
 
 def check(config: TransformerConfig) -> None:
-    """Raises: ConfigError for a package that is not installed, or a DeepSpeed config that contradicts the options."""
+    """Raises: ConfigError for a package that is not installed, or a pretrained model's folder that would run code."""
     for package in ("torch", "transformers"):
         require_package(package, "transformer")
     if config.model.lora_rank:
         require_package("peft", "transformer")
     if config.scale.strategy != "ddp":
         require_package("deepspeed", "transformer")
+    if Path(config.model.name).expanduser().is_dir() and not config.model.is_preset:
+        check_base(config.model.name)
+        if config.model.pretrained:
+            check_weights(config.model.name)
 
 
 def metrics(config: TransformerConfig) -> dict[str, Direction]:

@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 
 import importlib.util
 import json
-import shlex
+import logging
 import tempfile
 import warnings
 from collections.abc import Generator, Mapping, Sequence
@@ -26,15 +26,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.auth import expanded
-from cluster.errors import ConfigError
+from cluster.documents import parse_json
+from cluster.errors import ConfigError, TrainyardError
 from jobs.common import artifact
 from jobs.common.artifact import Artifact
+from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import ModelConfig, TransformerConfig
 from jobs.transformer.presets import preset
 
 _PLAIN_ATTENTION_TOKENS = 128
 IGNORED = -100
 """A target that does not count, as in torch.nn.functional.cross_entropy."""
+_OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_log = logging.getLogger(__name__)
 
 
 # ── building ──
@@ -81,8 +85,9 @@ def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_n
         ids["pad_token_id"] = details["pad_id"]
         known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:
+        check_base(wanted.name)
         auto: Any = AutoConfig
-        known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, **options))
+        known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, trust_remote_code=False, **options))
     for name in _DROPOUTS:
         if wanted.dropout is not None and hasattr(known, name):
             setattr(known, name, wanted.dropout)
@@ -121,18 +126,25 @@ def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architectu
 
 
 def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
+    check_weights(wanted.name)
     folder = expanded(wanted.name)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")) and (pickles := [*folder.glob("*.bin"), *folder.glob("*.pt")]):
-        name = json.dumps(wanted.name, ensure_ascii=False)
-        convert = ("from transformers import AutoModel; "
-                   f"AutoModel.from_pretrained({name}, use_safetensors=False).save_pretrained({name})")
-        raise ConfigError(
-            f"--model.name {wanted.name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. If "
-            f"you trust it, convert it once: python -c {shlex.quote(convert)}")
     where = str(folder) if folder.is_dir() else wanted.name
     with _without_progress_bar():
-        return _looking_for(wanted.name, lambda: kind.from_pretrained(where, config=architecture, use_safetensors=True,
-                                                                      dtype=torch.float32))
+        model, found = _looking_for(wanted.name, lambda: kind.from_pretrained(
+            where, config=architecture, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
+            output_loading_info=True))
+    _check_missing(wanted.name, model, sorted(found["missing_keys"]))
+    return model
+
+
+def _check_missing(name: str, model: Any, missing: Sequence[str]) -> None:
+    """A head for the task is new in each fine-tuning, as is a pooler, which not every pretraining has; anything else is damage."""
+    body = [each for each in missing if each.startswith(f"{model.base_model_prefix}.") and ".pooler." not in each]
+    if body:
+        raise ConfigError(f"--model.name {name}: its weights lack {len(body)} of the model's tensors ({', '.join(body[:3])}): they "
+                          "would be random: copy all of its files again, or train from nothing with --model.no-pretrained")
+    if missing:
+        _log.warning("%s has no %s: they begin with random values, and are learnt", name, ", ".join(missing))
 
 
 @contextmanager
@@ -329,29 +341,81 @@ class LanguageModel:
         return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
 
 
-def load(path: str | Path) -> Classifier | LanguageModel:
-    """The model of an artifact, a folder or a URI, on the CPU. Raises: ArtifactError if it does not verify."""
-    from transformers import AutoTokenizer
+def load(where: artifact.Where | Artifact) -> Classifier | LanguageModel:
+    """The model of an artifact on the CPU, of bytes that were verified.
 
-    opened = artifact.open_artifact(path)
+    Raises: ArtifactError, also for one that lacks some of its weights.
+    """
+    opened = artifact.as_artifact(where)
     about = opened.manifest.description
-    task, before = about.config["task"], about.preprocessing
-    with local_folder(opened) as folder, _without_progress_bar():
-        model: Any = _auto_class(task).from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    if task == "classify":
-        return Classifier(model, tokenizer, about.labels, before["max_length"])
-    return LanguageModel(model, tokenizer, before["start_id"], before["end_id"])
+    try:
+        before = parse_json(json.dumps(dict(about.preprocessing)), _Preprocessing)
+        model, tokenizer = _parts(opened, _auto_class("classify" if about.labels else "generate"))
+    except TrainyardError:
+        raise
+    except Exception as error:  # whatever transformers raises for files that are not as it wants them
+        raise artifact.refused(opened.uri, [f"model/ cannot be loaded ({_first_lines(error) or type(error).__name__})"]) from error
+    if about.labels:
+        return Classifier(model, tokenizer, about.labels, before.max_length)
+    if before.start_id is None:
+        raise artifact.refused(opened.uri, ["it writes text, and names no start_id to begin one with"])
+    return LanguageModel(model, tokenizer, before.start_id, before.end_id)
 
 
-@contextmanager
-def local_folder(opened: Artifact) -> Generator[Path]:
-    """The artifact's model/ on this machine's disk, as `from_pretrained` wants it."""
-    if opened.store.is_local:
-        yield opened.store.local_path("model")
-        return
-    with tempfile.TemporaryDirectory(prefix="trainyard-model-") as copy:
-        for path in opened.manifest.paths:
-            if path.startswith("model/"):
-                (Path(copy) / path.removeprefix("model/")).write_bytes(opened.read(path))
-        yield Path(copy)
+@dataclass(frozen=True, kw_only=True)
+class _Preprocessing:
+    max_length: int
+    start_id: int | None
+    """None of a classifier without one."""
+    end_id: int | None
+
+
+def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:
+    """Model and tokenizer. What transformers opens is a private copy of the small files; the weights are given to it."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    auto: Any = AutoConfig
+    with tempfile.TemporaryDirectory(prefix="trainyard-model-") as folder, _without_progress_bar():
+        _copy_small_files(opened, Path(folder))
+        architecture = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            expected = kind.from_config(architecture, trust_remote_code=False)
+        weights = _weights(opened)
+        _check_shapes(opened, expected, weights)
+        model, found = type(expected).from_pretrained(None, config=architecture, state_dict=weights, dtype=torch.float32,
+                                                      output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise artifact.refused(opened.uri, [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])
+    return model, tokenizer
+
+
+def _copy_small_files(opened: Artifact, folder: Path) -> None:
+    for path in opened.manifest.paths:
+        if path.startswith("model/") and not path.endswith(_OF_WEIGHTS):
+            copy = folder / path.removeprefix("model/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(opened.read(path))
+
+
+def _weights(opened: Artifact) -> dict[str, Tensor]:
+    """Those of all the artifact's files of weights; an index of them is not needed."""
+    found: dict[str, Tensor] = {}
+    for path in opened.manifest.paths:
+        if path.startswith("model/") and path.endswith(".safetensors"):
+            found |= {name: _tensor(values) for name, values in opened.tensors(path).items()}
+    return found
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16 else torch.from_numpy(values)
+
+
+def _check_shapes(opened: Artifact, expected: Any, weights: Mapping[str, Tensor]) -> None:
+    """Before memory is taken for what a config says. expected: the model on torch's meta device."""
+    shapes = {name: parameter.shape for name, parameter in expected.named_parameters()}
+    if wrong := [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]:
+        raise artifact.refused(opened.uri, [f"weight {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}, and by config.json "
+                                             f"{tuple(shapes[wrong[0]])}"])
+    if missing := sorted(shapes.keys() - weights):
+        raise artifact.refused(opened.uri, [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])

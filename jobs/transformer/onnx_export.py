@@ -11,7 +11,7 @@ from jobs.transformer.model import Classifier, load
 
 def to_onnx(artifact: Artifact) -> bytes:
     """From token ids and mask, both (B, T) int64, to probabilities (B, K)."""
-    loaded = load(artifact.uri)
+    loaded = load(artifact)
     assert isinstance(loaded, Classifier), "a language model has no classes"
     model = loaded.model
 

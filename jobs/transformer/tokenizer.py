@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cluster.auth import expanded
 from cluster.errors import ConfigError, DataError
+from jobs.transformer.base_model import check_base
 from jobs.transformer.config import TransformerConfig
 
 END = "<|endoftext|>"
@@ -59,11 +60,13 @@ def pretrained(name: str) -> Any:
     """Raises: ConfigError, naming the files that were looked for."""
     from transformers import AutoTokenizer
 
+    check_base(name)
     folder = expanded(name)
     try:
         if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
             raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")  # transformers 5 would make an empty one
-        found: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True)
+        found: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True,
+                                                   trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked for "
@@ -179,7 +182,7 @@ def from_files(files: Mapping[str, bytes]) -> Any:
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 # ── encoding ──

@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import subprocess
 import zipfile
+from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from cluster.storage import Store
 from jobs.common import safe_formats
 from jobs.common.artifact import WEIGHTS, Probe, load_weights, open_artifact, verify, weights_file, write_artifact
 from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec, from_json, to_json
+from jobs.common.open_inference import TensorSpec, parse_probe, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
 
 INPUT = TensorSpec(name="image", datatype="UINT8", shape=(-1, 2, 2, 1))
@@ -216,8 +219,208 @@ def test_what_is_no_onnx_is_refused_under_its_name(tmp_path, data):
     check_refused_written_and_opened(tmp_path, "model.onnx", data, "is not ONNX")
 
 
+def test_what_onnx_runtime_would_take_for_its_own_format_is_refused(tmp_path):
+    """A field of 2 bytes puts ORTM at byte 4, behind which any graph may follow."""
+    polyglot = b"\x9a\x06\x04\x00ORTM" + an_onnx().SerializeToString()
+    check_refused_written_and_opened(tmp_path, "model.onnx", polyglot, "is of ONNX Runtime's own format")
+
+
+def test_a_field_of_number_0_is_no_onnx(tmp_path):
+    check_refused_written_and_opened(tmp_path, "model.onnx", b"\x02\x01x" + an_onnx().SerializeToString(), "is not ONNX")
+
+
+def test_a_session_is_told_that_it_reads_onnx(tmp_path):
+    from serving.onnx_model import OnnxModel
+
+    given = {"description": describe(), "probe": a_probe()}
+    made = write_artifact(Store.open(str(tmp_path)), "x", **given, files={"model.onnx": an_onnx().SerializeToString()})
+    with pytest.raises(ArtifactError, match=r"refused by ONNX Runtime .*protobuf parsing failed"):
+        OnnxModel(made, lambda _, rows: (rows,), b"\x00\x00\x00\x00ORTM" + bytes(100))
+
+
+# ── what is written by hand, with a manifest that fits it ──
+def forge(folder, path, data):
+    """Puts a file into an artifact, and its true size and hash into the manifest."""
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"path": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"] = [each for each in manifest["files"] if each["path"] != path] + [entry]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def tensors(header, data=bytes(8)):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry_of(**changes):
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+
+
+@pytest.mark.parametrize(("data", "why"), [
+    ((2**62).to_bytes(8, "little") + b"{}", "header of .* does not fit"),
+    (tensors(b'{"a":' + DEEP + b"}"), "is not safetensors"),
+    (tensors(entry_of(dtype="O8")), "of the type 'O8'"),
+    (tensors(entry_of(shape=[2**40])), "is not what its 8 bytes hold"),
+    (tensors(entry_of(shape=[-1, -2])), "is not what its 8 bytes hold"),
+    (tensors(entry_of(data_offsets=[0, 8]) | {"b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
+     "does not begin where"),
+    (tensors(entry_of(), bytes(80)), "its tensors have 8 bytes, the file 80"),
+    (tensors(entry_of(), b""), "its tensors have 8 bytes, the file 0"),
+    (tensors({"a": 5}), "is not safetensors"),
+])  # fmt: skip
+def test_safetensors_that_do_not_add_up_are_refused(artifact, data, why):
+    forge(artifact.store.local_path(), WEIGHTS, data)
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS} .*{why}"):
+        load_weights(artifact.uri)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def model_file(name, **fields):
+    return f"model/{name}", json.dumps({"model_type": "bert", **fields}).encode()
+
+
+@pytest.mark.parametrize(("path", "data", "why"), [
+    ("probe.json", DEEP, "probe.json is not JSON, or is damaged"),
+    ("reference.json", DEEP, "reference.json is not JSON"),
+    ("model/config.json", DEEP, "model/config.json is not JSON"),
+    ("model/tokenizer.json", DEEP, "model/tokenizer.json is not JSON"),
+    (*model_file("config.json", auto_map={"AutoConfig": "evil.Config"}), "has auto_map, which names Python code"),
+    (*model_file("tokenizer_config.json", auto_map=["evil.T", None]), "has auto_map"),
+    (*model_file("preprocessor_config.json", auto_map={"AutoProcessor": "x--evil.P"}), "has auto_map"),
+    (*model_file("config.json", text_config={"auto_map": {"AutoModel": "evil.M"}}), "has auto_map"),
+    (*model_file("config.json", detector_config={"trust_remote_code": True}), "has trust_remote_code"),
+    (*model_file("config.json", _attn_implementation="somebody/evil-kernel"), "would fetch compiled code"),
+    (*model_file("config.json", sub={"attn_implementation": {"": "somebody/evil:x"}}), "would fetch compiled code"),
+    (*model_file("config.json", quantization_config={"quant_method": "fp8"}), "has quantization_config"),
+    (*model_file(INDEX, weight_map={"a": "../../../outside.safetensors"}), "is not a .safetensors file beside it"),
+    (*model_file(INDEX, weight_map={"a": "absent.safetensors"}), "names absent.safetensors, which is not there"),
+    (*model_file(INDEX, weight_map=5), "has no weight_map"),
+])  # fmt: skip
+def test_json_that_asks_for_code_or_leads_elsewhere_or_is_too_deep_is_refused(artifact, path, data, why):
+    forge(artifact.store.local_path(), path, data)
+    with pytest.raises(ArtifactError, match=why) as caught:
+        verify(artifact.uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("label2id", {"auto_map": 0, "quantization_config": 1}), ("auto_map", None),
+                                             ("attn_implementation", "sdpa")])
+def test_a_config_that_asks_for_nothing_is_taken(artifact, name, value):
+    forge(artifact.store.local_path(), *model_file("config.json", **{name: value}))
+    forge(artifact.store.local_path(), "model/vocab.json", b'{"auto_map": 1}')
+    verify(artifact.uri)
+
+
+def asking(inputs):
+    return "probe.json", json.dumps({"request": {"inputs": inputs}, "response": {"outputs": []}}).encode()
+
+
+@pytest.mark.parametrize(("path", "data"), [
+    ("probe.json", b"{}"), asking(5), asking([{"name": "a", "datatype": "FLOAT", "shape": [1], "data": [1]}]),
+    asking([{"name": "a", "datatype": "UINT8", "shape": [2], "data": [{}, {}]}]),
+    asking([{"name": "a", "datatype": "UINT8", "shape": [2], "data": [1]}]),
+    asking([{"name": "a", "datatype": "INT64", "shape": [1], "data": [2**70]}]),
+    ("reference.json", b'{"a": 5}'), ("reference.json", b'{"a": {"edges": [1.0], "counts": [1]}}'),
+])  # fmt: skip
+def test_a_probe_or_reference_of_wrong_types_is_refused_in_one_line(artifact, path, data):
+    forge(artifact.store.local_path(), path, data)
+    opened = open_artifact(artifact.uri)
+    with pytest.raises(ArtifactError, match=f"{path} is damaged") as caught:
+        opened.probe() if path == "probe.json" else opened.reference()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    {"job": 5}, {"labels": {}}, {"labels": [1]}, {"inputs": 5}, {"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [1]}]},
+    {"metrics": []}, {"config": 5}, {"files": {}}, {"files": [{"path": 1, "size": 1, "sha256": ""}]}, {"variant": 5},
+    {"unheard_of": 1}, {"files": [{"path": "../w.json", "size": 1, "sha256": ""}]},
+    {"files": 2 * [{"path": "a.json", "size": 1, "sha256": ""}]}, {"schema_version": "1"}, {"schema_version": True},
+])  # fmt: skip
+def test_a_manifest_of_wrong_types_is_damaged_in_one_line(artifact, change):
+    path = artifact.store.local_path("manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match=r"manifest.json is damaged \(") as caught:
+        verify(artifact.uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "null", '"x"', DEEP.decode()])
+def test_a_manifest_that_is_no_object_is_damaged(artifact, text):
+    artifact.store.local_path("manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
+        verify(artifact.uri)
+
+
+def link_a_member(folder):
+    (folder / WEIGHTS).rename(folder.parent / "outside")
+    (folder / WEIGHTS).symlink_to(folder.parent / "outside")
+
+
+def link_a_folder(folder):
+    (folder / "tokenizer").rename(folder.parent / "outside")
+    (folder / "tokenizer").symlink_to(folder.parent / "outside")
+
+
+def pipe_as_manifest(folder):
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
+@pytest.mark.parametrize(("attack", "message"), [
+    (link_a_member, "model.safetensors is a link, a pipe or a device, not a file"),
+    (link_a_folder, "tokenizer is a link"),
+    (lambda f: (f / "loop").symlink_to(f), "loop is a link"),
+    (lambda f: os.mkfifo(f / "more.json"), "more.json is a link, a pipe"),
+    (pipe_as_manifest, "manifest.json is a link, a pipe"),
+    (lambda f: (f / "evil.json.partial").write_text("{}"), "evil.json.partial is extra"),
+])  # fmt: skip
+def test_links_pipes_and_files_that_a_listing_leaves_out_are_refused(artifact, attack, message):
+    attack(artifact.store.local_path())
+    with pytest.raises(ArtifactError, match=message):
+        verify(artifact.uri)
+
+
+def test_each_file_is_read_once_so_what_is_looked_at_is_what_was_hashed(artifact, monkeypatch):
+    forge(artifact.store.local_path(), "model.onnx", an_onnx().SerializeToString())
+    opened, rewound, reading = Counter(), [], Store.reading
+
+    @contextmanager
+    def counted(self, path):
+        opened[path] += 1
+        with reading(self, path) as stream:
+            yield stream
+            rewound.extend([path] if stream.tell() < stream.size() else [])
+
+    monkeypatch.setattr(Store, "reading", counted)
+    made = open_artifact(artifact.uri)
+    assert opened == dict.fromkeys([*made.manifest.paths, "manifest.json"], 1)
+    assert not rewound
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused_before_it_is(tmp_path):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", bytes(64 << 20))
+    check_refused_written_and_opened(tmp_path, "model.keras", packed.getvalue(), "holds config.json compressed")
+    twice = io.BytesIO()
+    with zipfile.ZipFile(twice, "w") as archive:
+        archive.writestr("config.json", bytes(1000))
+        again = zipfile.ZipInfo("again.json")
+        for name in ("header_offset", "file_size", "compress_size", "CRC"):
+            setattr(again, name, getattr(archive.infolist()[0], name))
+        archive.filelist.append(again)
+    check_refused_written_and_opened(tmp_path, "model.keras", twice.getvalue(), "holds more than its own size")
+
+
 def test_safetensors_whose_header_length_looks_like_a_pickle_is_taken():
-    assert safe_formats.refusal("w.safetensors", (0x0280).to_bytes(8, "little") + b'{"a":') is None
+    assert safe_formats.head_refusal("w.safetensors", (0x0280).to_bytes(8, "little") + b'{"a":') is None
 
 
 @pytest.mark.parametrize("name", ["../w.json", "/etc/w.json", "manifest.json", "a/../../w.json"])
@@ -252,8 +455,9 @@ def test_a_probe_that_does_not_fit_the_tensors_is_refused(tmp_path):
 def test_strings_travel_as_bytes_tensors():
     spec = TensorSpec(name="text", datatype="BYTES", shape=(-1, 1))
     texts = np.array([["Grüße"], ["日本"]], dtype=object)
-    carried = json.loads(json.dumps(to_json([spec], {"text": texts})))
-    assert from_json(carried)["text"].tolist() == texts.tolist()
+    carried = to_json([spec], {"text": texts})
+    inputs, outputs = parse_probe(json.dumps({"request": {"inputs": carried}, "response": {"outputs": carried}}).encode())
+    assert inputs["text"].tolist() == outputs["text"].tolist() == texts.tolist()
 
 
 def test_no_artifact_there_is_a_users_error(tmp_path):

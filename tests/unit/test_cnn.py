@@ -1,10 +1,12 @@
 """The CNN: its network and presets, a step against Keras's own, what state and dropout are made of, the way to an artifact."""
 
 import importlib.util
+import io
 import itertools
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -416,6 +418,64 @@ def test_a_file_with_a_lambda_layer_is_refused(odd: Dataset, tmp_path: Path) -> 
         load_keras((tmp_path / "evil.keras").read_bytes(), "the artifact")
     with pytest.raises(ArtifactError, match=r"model\.keras of the artifact is refused"):
         load_keras(b"PK\x03\x04 not a model", "the artifact")
+
+
+def _layer(module: str, name: str, **config: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": name, "config": {"name": "evil", **config}, "registered_name": None}
+
+
+EVIL_LAYERS = {
+    "a saved model elsewhere": (_layer("keras.layers", "TFSMLayer", filepath="/elsewhere"), "TFSMLayer"),
+    "a program": (_layer("os", "system", command="id"), "Could not locate class 'system'"),
+    "a function of Keras": (_layer("keras.src.utils.file_utils", "get_file", origin="http://example.com/x"), "get_file' because"),
+    "a file elsewhere": (_layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"), "vocabulary"),
+}
+
+
+@pytest.mark.parametrize("what", EVIL_LAYERS)
+def test_a_file_whose_layers_lead_elsewhere_is_refused(what: str, odd: Dataset, tmp_path: Path) -> None:
+    layer, says = EVIL_LAYERS[what]
+    made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="evil")])
+    made.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    config["config"]["layers"][-1] = layer
+    files["config.json"] = json.dumps(config).encode()
+    with pytest.raises(ArtifactError, match=says):
+        load_keras(_packed(files), "the artifact")
+
+
+@pytest.mark.parametrize("how", ["external", "link"])
+def test_weights_that_lie_in_another_file_are_not_read(how: str, tmp_path: Path) -> None:
+    import h5py
+
+    made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="dense")])
+    made.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (tmp_path / "outside").write_bytes(bytes(4096))
+    with h5py.File(tmp_path / "outside.h5", "w") as other:
+        other["0"] = np.zeros((4, 2), np.float32)
+    (tmp_path / "w.h5").write_bytes(files["model.weights.h5"])
+    with h5py.File(tmp_path / "w.h5", "a") as weights:
+        group = next(g for g in weights["layers"].values() if "vars" in g and len(g["vars"]))["vars"]
+        del group["0"]
+        if how == "link":
+            group["0"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "0")
+        else:
+            group.create_dataset("0", (4, 2), "f4", external=[(str(tmp_path / "outside"), 0, 32)])
+    files["model.weights.h5"] = (tmp_path / "w.h5").read_bytes()
+    with pytest.raises(ArtifactError, match="refused"):
+        load_keras(_packed(files), "the artifact")
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
 
 
 # ── explanations ──

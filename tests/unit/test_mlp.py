@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from cluster.errors import ArtifactError
 from cluster.storage import Store
 from jobs.common.augmentation import AugmentConfig
 from jobs.common.checkpoint import Checkpoints
@@ -26,7 +27,7 @@ from jobs.common.session import NonFiniteError, Session
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
-from jobs.mlp.model import Mlp
+from jobs.mlp.model import Mlp, load
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors
 
@@ -346,3 +347,11 @@ def test_an_artifact_loads_without_ray_and_answers_as_its_probe_says(tmp_path: P
     assert found["shape"] == [4, 10]
     assert found["labels"] == [str(digit) for digit in range(10)]
     assert found["ray"] == []
+    path = job.folder / "artifact/manifest.json"
+    manifest = json.loads(path.read_text())
+    for group, name, value, says in (("config", "model", {"hidden": [10**12], "dropout": 0.0}, "does not hold the network"),
+                                     ("config", "model", 5, "not iterable"), ("preprocessing", "mean", "x", "mean: Input"),
+                                     ("config", "model", {"hidden": [32, 32], "dropout": 0.0}, "does not hold the network")):
+        path.write_text(json.dumps(manifest | {group: manifest[group] | {name: value}}))
+        with pytest.raises(ArtifactError, match=says):  # and no memory was taken for 10^12 numbers
+            load(job.folder / "artifact")

@@ -1,11 +1,13 @@
 """Each worker writes its share of the predictions; the driver puts them together by row id."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster.errors import StorageError
 from cluster.storage import Store
 from jobs.common import predictions
 from jobs.common.predictions import Predictions
@@ -42,5 +44,21 @@ def test_a_share_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     store, data = Store.open(str(tmp_path)), io.BytesIO()
     np.savez(data, row_ids=np.array([{"an": "object"}], dtype=object))
     store.write_bytes("predictions/g1/test-00000.npz", data.getvalue())
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(StorageError, match="allow_pickle"):
         predictions.read(store, "g1", "test")
+
+
+def test_a_damaged_share_is_named_and_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("row_ids.npy", bytes(16 << 20))
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(huge, {"descr": "<i8", "fortran_order": False, "shape": (1 << 50,)})
+    wrong = io.BytesIO()
+    with zipfile.ZipFile(wrong, "w") as archive:
+        archive.writestr("row_ids.npy", huge.getvalue())
+    for data in (b"", b"PK", bomb.getvalue(), wrong.getvalue()):
+        store.write_bytes("predictions/g/test-00000.npz", data)
+        with pytest.raises(StorageError, match=r"test-00000\.npz is damaged"):
+            predictions.read(store, "g", "test")

@@ -1,0 +1,227 @@
+"""A Hugging Face folder is taken as data: it runs no code, leads nowhere else, and a model of it has all of its weights."""
+
+import builtins
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.errors import ArtifactError, ConfigError
+from cluster.storage import Store
+from jobs.common.artifact import Artifact, Probe, open_artifact, weights_file, write_artifact
+from jobs.common.artifact_manifest import Description
+from jobs.common.open_inference import TensorSpec
+from jobs.transformer import data, tokenizer
+from jobs.transformer.model import Classifier, build_model, load
+from serving.predictor import load_predictor, module_of
+from tests.unit.token_rows import config_of
+
+LABELS = ("a", "b")
+SIZE = {"model": {"layers": 1, "width": 16, "heads": 2}}
+TEXTS = ["one two three", "four five", "six"]
+
+
+def words() -> Any:
+    return tokenizer.train(config_of(task="classify", data={"uri": "languages", "tokenizer": "characters"}), TEXTS)
+
+
+def details(made: Any) -> dict[str, Any]:
+    return {"max_length": 16, "vocab_size": len(made), "pad_id": made.pad_token_id, "start_id": made.cls_token_id, "end_id": None}
+
+
+def network(made: Any, labels: tuple[str, ...] = LABELS) -> Any:
+    return build_model(config_of(task="classify", data={"uri": "languages"}, **SIZE), details(made), labels)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    made = words()
+    model = network(made).eval()
+    model.config.architectures = [type(model).__name__]
+    files = {"config.json": model.config.to_json_string(use_diff=False).encode(), **tokenizer.files_of(made),
+             "model.safetensors": weights_file({name: p.detach().numpy() for name, p in model.named_parameters()})}
+    answers = Classifier(model, made, LABELS, 16).predict(TEXTS)
+    about = Description(
+        job="transformer", task="text-classification", inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)),),
+        outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2)),), labels=LABELS,
+        preprocessing={name: details(made)[name] for name in ("max_length", "pad_id", "start_id", "end_id")},
+        metrics={}, config={"task": "classify"}, data={}, about="Tells a from b.")
+    return write_artifact(Store.open(str(tmp_path_factory.mktemp("model"))), "artifact", description=about,
+                          probe=Probe(inputs={"text": np.array(TEXTS, object)}, outputs={"probabilities": answers}),
+                          files={f"model/{name}": content for name, content in files.items()})
+
+
+@pytest.fixture
+def artifact(original: Artifact, tmp_path: Path) -> Path:
+    return original.copy_to(tmp_path / "artifact").store.local_path()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A pretrained classifier's folder."""
+    made = words()
+    model = network(made)
+    model.save_pretrained(tmp_path / "base")
+    made.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def forge(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Changes a file, and the manifest with it."""
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        content = (folder / entry["path"]).read_bytes()
+        entry |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def with_fields(**fields: Any) -> Callable[[bytes], bytes]:
+    return lambda text: json.dumps(json.loads(text) | fields).encode()
+
+
+def fine_tuning(base: Path) -> Any:
+    return config_of(task="classify", data={"uri": "languages"},
+                     model={"name": str(base), "layers": None, "heads": None, "width": None})
+
+
+# ── an artifact ──
+def test_an_artifact_loads_from_what_was_verified_whatever_its_folder_becomes(artifact: Path, original: Artifact) -> None:
+    opened = open_artifact(artifact)
+    model = load(opened)
+    assert isinstance(model, Classifier)
+    np.testing.assert_array_equal(model.predict(TEXTS), original.probe().outputs["probabilities"])
+    load_predictor(opened)
+    for name, change in (("model/config.json", with_fields(vocab_size=5)), ("model/model.safetensors", lambda d: d[:-1] + b"!"),
+                         ("model/tokenizer.json", with_fields(version="2"))):
+        before = (artifact / name).read_bytes()
+        forge(artifact, name, change)  # another manifest, too: as an attacker would
+        with pytest.raises(ArtifactError, match=f"{name}.*differs"):
+            load(opened)
+        (artifact / name).write_bytes(before)
+
+
+def test_an_index_is_not_followed(artifact: Path, tmp_path: Path) -> None:
+    """What it names is in the artifact, so it verifies; the weights come from the declared files all the same."""
+    model = load(artifact)
+    assert isinstance(model, Classifier)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    index = {"weight_map": dict.fromkeys(dict(model.model.named_parameters()), "model.safetensors")}
+    (artifact / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    manifest["files"].append({"path": "model/model.safetensors.index.json", "size": 0, "sha256": ""})
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    forge(artifact, "model/config.json", lambda text: text)
+    assert isinstance(load(artifact), Classifier)
+
+
+def drop(data: bytes) -> bytes:
+    from safetensors.torch import load as parse
+    from safetensors.torch import save
+
+    return save({name: tensor for name, tensor in parse(data).items() if "classifier" not in name})
+
+
+def test_a_model_that_lacks_weights_is_refused(artifact: Path) -> None:
+    forge(artifact, "model/model.safetensors", drop)
+    with pytest.raises(ArtifactError, match=r"its weights lack \d of the model's tensors \(classifier"):
+        load(artifact)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (with_fields(vocab_size=10**9), r"weight .* has the shape .*, and by config.json \(1000000000, 16\)"),
+    (with_fields(hidden_size="x"), "model/ cannot be loaded"),
+    (with_fields(model_type="nothing"), "model/ cannot be loaded"),
+    (with_fields(model_type=5), "model/ cannot be loaded"),
+    (lambda text: b"[]", "model/ cannot be loaded"),
+])
+def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_it(artifact: Path, change: Any, says: str) -> None:
+    forge(artifact, "model/config.json", change)
+    with pytest.raises(ArtifactError, match=says) as caught:
+        load(artifact)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"preprocessing": {}}, {"preprocessing": {"max_length": "x", "start_id": 0, "end_id": None}}])
+def test_a_manifest_without_what_the_loader_needs_is_refused(artifact: Path, change: dict[str, Any]) -> None:
+    forge(artifact, "manifest.json", with_fields(**change))
+    with pytest.raises(ArtifactError, match="max_length"):
+        load(artifact)
+
+
+@pytest.mark.parametrize("job", ["keys", "__main__", "", "../x", "mlp.x", "a b"])
+def test_a_job_that_serves_nothing_is_refused(artifact: Path, job: str) -> None:
+    forge(artifact, "manifest.json", with_fields(job=job))
+    with pytest.raises(ArtifactError, match="which has no serving/"):
+        module_of(open_artifact(artifact))
+
+
+# ── a base model ──
+EVIL = "import pathlib\npathlib.Path({!r}).write_text('owned')\n"
+
+
+@pytest.mark.parametrize(("file", "fields", "says"), [
+    ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}}, "has auto_map"),
+    ("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}, "has auto_map"),
+    ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}, "has auto_map"),
+    ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}}, "has auto_map"),
+    ("config.json", {"_attn_implementation": "somebody/kernel"}, "would fetch compiled code"),
+    ("model.safetensors.index.json", {"weight_map": {"a": "../../outside.safetensors"}}, "not a .safetensors file beside it"),
+])
+def test_a_folder_that_would_run_code_is_refused_at_once_and_nobody_is_asked(
+        file: str, fields: dict[str, Any], says: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    (base / "evil.py").write_text(EVIL.format(str(base / "owned")))
+    before = json.loads((base / file).read_text()) if (base / file).exists() else {}
+    (base / file).write_text(json.dumps(before | fields))
+    config = fine_tuning(base)
+    for loading in (lambda: data.check(config), lambda: tokenizer.pretrained(str(base)),
+                    lambda: build_model(config, details(words()), LABELS)):
+        with pytest.raises(ConfigError, match=rf"--model.name .*{file} .*{says}"):
+            loading()
+    assert not (base / "owned").exists()
+
+
+def test_code_is_not_trusted_even_where_nothing_looks_first(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`trust_remote_code` is False in each call, so transformers neither asks nor runs it."""
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    for module in ("jobs.transformer.model.check_base", "jobs.transformer.tokenizer.check_base"):
+        monkeypatch.setattr(module, lambda _: None)
+    (base / "evil.py").write_text(EVIL.format(str(base / "owned")))
+    for file, fields in (("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}),
+                         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}})):
+        (base / file).write_text(json.dumps(json.loads((base / file).read_text()) | fields))
+    with pytest.raises(ConfigError):
+        build_model(fine_tuning(base), details(words()), LABELS)
+    try:
+        tokenizer.pretrained(str(base))
+    except ConfigError as error:
+        assert "trust_remote_code" in str(error)
+    assert not (base / "owned").exists()
+
+
+def test_a_new_head_is_said_and_a_missing_body_is_refused(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = load_file(base / "model.safetensors")
+    body = {name: tensor for name, tensor in weights.items() if not name.startswith(("classifier", "head"))}
+    save_file(body, base / "model.safetensors", {"format": "pt"})
+    with caplog.at_level(logging.WARNING, "jobs.transformer.model"):
+        made = build_model(fine_tuning(base), details(words()), LABELS)
+    assert "begin with random values, and are learnt" in caplog.text and "classifier.weight" in caplog.text
+    assert torch.equal(dict(made.named_parameters())[next(iter(body))], next(iter(body.values())))
+    body.pop(next(name for name in body if "layers.0" in name))
+    save_file(body, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"its weights lack 1 of the model's tensors \(model\.layers\.0"):
+        build_model(fine_tuning(base), details(words()), LABELS)
+
+
+def test_an_adapter_that_names_another_model_is_refused(base: Path, tmp_path: Path) -> None:
+    (base / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "elsewhere")}))
+    with pytest.raises(ConfigError, match="merge the adapter"):
+        data.check(fine_tuning(base))
