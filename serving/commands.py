@@ -20,15 +20,14 @@ import yaml
 from cluster.errors import ClusterError, ConfigError
 from cluster.signals import heed
 from cluster.storage import Store
-from serving import haproxy, tls
-from serving.keys import VARIABLE, Keys, new_key
+from serving import haproxy, keys, tls
 from serving.settings import EndpointSettings, ModelSettings, SharedSettings
 from serving.versions import START_TIMEOUT_S, Running
 
 
 def key(options: argparse.Namespace) -> int:
-    made, line = new_key(options.name)
-    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {VARIABLE}.")
+    made, line = keys.new_key(options.name)
+    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {keys.VARIABLE}.")
     return 0
 
 
@@ -172,7 +171,7 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
         raise ConfigError("--engine vllm: Ray's ingress for it checks no keys, limits no rates and writes no access log: pass "
                           "--no-auth, without --keys, --requests-per-s and --access-log, and put a gateway in front of it")
     if endpoint.auth and options.command == "up":
-        Keys(endpoint.keys_file)  # it says what is wrong with them
+        keys.check(endpoint.keys_file)
     for name in ("max_batch_rows", "max_queued", "max_loaded", "ingress_replicas", "timeout_s", "max_request_mib",
                  "cpus_per_replica"):
         if not getattr(options, name) > 0:

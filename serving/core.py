@@ -78,9 +78,9 @@ class Core:
     """Of one ingress. `table` says which model answers."""
 
     def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
-        """lease: see Limits. Raises: ConfigError for keys that cannot be read."""
+        """lease: see Limits."""
         self.settings, self.table, self.measures = settings, table, measures
-        self._keys = Keys(settings.keys_file) if settings.auth else None
+        self.keys = Keys(settings.keys_file) if settings.auth else None
         self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
 
     async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
@@ -118,12 +118,12 @@ class Core:
 
     async def admit(self, request: Request) -> None:
         """Raises: UnauthorisedError, RateLimitError."""
-        if self._keys is None:
+        if self.keys is None:
             return
         key = _key(request.headers)
         if key is None:
             raise UnauthorisedError("no key: send the header `Authorization: Bearer KEY`")
-        name = self._keys.name_of(key)
+        name = self.keys.name_of(key)
         if name is None:
             raise UnauthorisedError("the key is not known")
         request.caller = name

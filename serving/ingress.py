@@ -70,13 +70,13 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None,
                  replicas: Callable[[], Mapping[str, Any]] = dict) -> None:
-        """lease: see Limits. replicas: how many run, for the playground. Raises: ConfigError for keys that cannot be read."""
+        """lease: see Limits. replicas: how many run, for the playground."""
         self.core = Core(settings, table, measures, lease)
         self.settings, self.table, self._measures, self._replicas = settings, table, measures, replicas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            beat = asyncio.ensure_future(self._measures.beat(self.table))
+            beat = asyncio.ensure_future(self._measures.beat(self.table, self.core.keys))
             await _lifespan(receive, send)
             beat.cancel()
         elif scope["type"] == "http":

@@ -100,16 +100,22 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
 
 
 def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
+    """And a file that is emptied, damaged or deleted lets nobody in."""
     before = endpoint.keys_file.read_text()
     key, line = new_key("another")
+    new = {"Authorization": f"Bearer {key}"}
     try:
-        endpoint.keys_file.write_text(f"{before}\n{line}\n")
-        time.sleep(1.2)
-        assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 200
+        for text, status in ((f"{before}\n{line}\n", 200), (f"{line[:-1]}\n{before}", 401), (line, 200), ("", 401), (line, 200),
+                             (None, 401)):
+            endpoint.keys_file.unlink() if text is None else endpoint.keys_file.write_text(text)
+            time.sleep(1.1)
+            assert endpoint.ask("/v2", headers=new)[0] == status, text
+        assert endpoint.ask("/v2")[0] == 401, "nor with the key that was there from the start"
     finally:
         endpoint.keys_file.write_text(before)
-    time.sleep(1.2)
-    assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 401
+    time.sleep(1.1)
+    assert endpoint.ask("/v2", headers=new)[0] == 401
+    assert endpoint.ask("/v2")[0] == 200
 
 
 def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endpoint) -> None:
@@ -240,7 +246,7 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         assert main(["up", "--no-auth", "--port", free, *flags]) == 2, flags
         assert message in capsys.readouterr().err, flags
     assert main(["up", "--port", free, "--model", f"digits={copy.uri}"]) == 2
-    assert "TRAINYARD_API_KEYS has no keys" in capsys.readouterr().err
+    assert "TRAINYARD_API_KEYS: it has no keys" in capsys.readouterr().err
     assert os.environ.get("TRAINYARD_API_KEYS") is None
 
 
