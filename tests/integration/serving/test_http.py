@@ -11,6 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,20 @@ def test_the_documentation_describes_the_models_with_examples_that_work(endpoint
     assert tried == 15
 
 
-def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:
-    with socket.create_connection(tuple(endpoint.host.split(":")), timeout=10) as slow:
-        slow.sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
-                     "Content-Length: 100\r\n\r\n{".encode())
+def test_requests_that_do_not_come_hold_nobody_up(endpoint: Endpoint) -> None:
+    """Hundreds of half-sent headers, and a body, which waits with a key."""
+    host, _, port = endpoint.host.partition(":")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(600)]
+        for each in slow[1:]:
+            each.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Half: ")
+        slow[0].sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
+                        "X-Request-Timeout-Seconds: 1\r\nContent-Length: 100\r\n\r\n{".encode())
+        began = time.monotonic()
         assert endpoint.ask("/v2/models/mlp/infer", one_image(endpoint))[0] == 200
+        assert time.monotonic() - began < 5
+        answer = slow[0].recv(1000)
+    assert answer.startswith(b"HTTP/1.1 504 ") and b'{"error":"the body did not come within 0.95 s"}' in answer
 
 
 def test_nothing_of_an_endpoint_can_be_reached_from_elsewhere(endpoint: Endpoint) -> None:
