@@ -57,8 +57,10 @@ def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[s
 def keep_calls_to_this_node() -> None:
     """In a process of Serve's, before it listens: it does so on its node's own address, which is loopback for a local cluster.
 
-    Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+    Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. What comes there by HTTP has
+    the headers that it began with.
     """
+    ignore_trailers()
     import ray
     from ray.serve._private import default_impl, http_util, replica
 
@@ -79,6 +81,20 @@ def keep_calls_to_this_node() -> None:
     if node == "127.0.0.1":
         serve_http: Any = http_util
         serve_http.socket = SimpleNamespace(**{**vars(socket), "socket": _Loopback})
+
+
+def ignore_trailers() -> None:
+    """What follows a body in pieces is no header: uvicorn adds it to them, where it would be one more key, which came last."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    protocol: Any = HttpToolsProtocol
+    complete = protocol.on_headers_complete
+
+    def on_headers_complete(self: Any) -> None:
+        complete(self)
+        self.headers = list(self.headers)  # the request keeps its own, and this one gets what follows
+
+    protocol.on_headers_complete = on_headers_complete
 
 
 class _Loopback(socket.socket):

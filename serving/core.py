@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -67,11 +67,21 @@ class Request:
     route: Route | None = None
     explained: bool = False
     """Whether it asks what an answer rests on."""
+    comes: bool = False
+    """Whether its body is waited for."""
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
+
+
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by name. One that is there more than once is their list, as HTTP has it: of two keys neither is taken."""
+    found: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        found[name] = value if name not in found else found[name] + b", " + value
+    return found
 
 
 class Core:
@@ -164,8 +174,8 @@ def _key(headers: Mapping[bytes, bytes]) -> str | None:
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
-        if headers.get(b"sec-fetch-site") == b"cross-site":
-            return None  # another site's page, with what the browser remembers
+        if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+            return None  # another page, with what the browser remembers
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):

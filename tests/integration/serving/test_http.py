@@ -95,9 +95,22 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
             status, message = endpoint.refused(path, body, headers=headers)
             assert status == 401, path
             assert "mlp" not in message
+    right, key = f"Authorization: Bearer {endpoint.key}\r\n", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    for text in (f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n{right}\r\n",
+                 f"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}\r\n",
+                 f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n{right}\r\n"):
+        assert spoken(endpoint, text).startswith(b"HTTP/1.1 401 "), text
     basic = base64.b64encode(f"anyone:{endpoint.key}".encode()).decode()
     assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}"})[0] == 200
     assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}", "Sec-Fetch-Site": "cross-site"})[0] == 401
+
+
+def spoken(endpoint: Endpoint, text: str) -> bytes:
+    """The first of what is answered to that."""
+    host, _, port = endpoint.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(text.encode())
+        return connection.recv(10_000)
 
 
 def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
@@ -129,7 +142,12 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
     assert endpoint.refused(infer)[0] == 405
     assert endpoint.refused("/v2", {})[0] == 405
     assert endpoint.refused(infer, b"x" * ((1 << 20) + 1)) == (413, "the body has 1048577 bytes: at most 1048576")
-    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 400
+    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 415
+    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Inference-Header-Content-Length": "9" * 5000})[0] == 400
+    assert endpoint.refused(f"{infer}/", one_image(endpoint))[0] == 404
+    for seconds in ("0.000001", "0.001"):
+        assert endpoint.refused(infer, one_image(endpoint),
+                                headers=endpoint.headers | {"X-Request-Timeout-Seconds": seconds})[0] == 504
     assert endpoint.refused(infer, one_image(endpoint, shape=[65, 28, 28, 1], data=[0] * (65 * 784))) == (
         400, "65 rows in one request: at most 64")
     late = one_image(endpoint) | {"parameters": {"timeout": 1}}
@@ -244,7 +262,7 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         (["--model", f"digits={copy.uri}"], "model.safetensors differs from its sha256"),
         (["--model", f"digits={tmp_path}/none"], "it has no manifest.json"),
         (["--model", "digits"], "it must be NAME=models:/MODEL@ALIAS or NAME=PATH"),
-        (["--model", f"Digits={copy.uri}"], "NAME of a-z, 0-9 and -"),
+        (["--model", f"Digits={copy.uri}"], "NAME of a-z, 0-9, -, _ and ."),
         (["--model", "digits=models:/none@champion", "--storage", str(tmp_path)], "none"),
         (["--model", f"digits={copy.uri}", "--host", "0.0.0.0"], "answers on loopback only"),
         (["--model", f"digits={copy.uri}", "--max-batch-rows", "0"], "--max-batch-rows 0: it must be more than 0"),
@@ -280,8 +298,9 @@ def test_any_request_is_answered_or_refused_as_documented(endpoint: Endpoint) ->
 def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(endpoint: Endpoint, tmp_path: Path) -> None:
     artifact, port, grpc_port = endpoint.artifacts["mlp"], free_port(), free_port()
     cert, key = certificate(tmp_path)
-    with runs.python("serving", "up", "--model", f"digits={artifact.uri}", "--no-auth", "--port", str(port), "--grpc-port",
-                     str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), folder=tmp_path,
+    with runs.python("serving", "up", "--model", f"digits_v1.2={artifact.uri}", "--no-auth", "--port", str(port),
+                     "--grpc-port", str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), "--root-path", "/models",
+                     "--cors-origin", "https://shop.example", folder=tmp_path,
                      env={"TRAINYARD_HOME": str(tmp_path)}) as job:
         job.until(lambda: f"ready: https://127.0.0.1:{port} " in job.text, 120)
         replicas = [process.name() for process in psutil.Process(job.process.pid).children(recursive=True)
@@ -289,13 +308,14 @@ def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(e
         assert replicas == ["ray::ServeReplica:endpoint:Ingress"]
         wanted = artifact.probe().outputs["probabilities"]
         over_http = triton.InferenceServerClient(f"127.0.0.1:{port}", ssl=True, ssl_options={"ca_certs": str(cert)})
-        got = over_http.infer("digits", tensors(artifact, binary=True))
+        got = over_http.infer("digits_v1.2", tensors(artifact, binary=True))
         np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         assert got.get_response()["parameters"]["artifact_digest"] == artifact.digest
         over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}", ssl=True, root_certificates=str(cert))
-        got = over_grpc.infer("digits", tensors(artifact, binary=True, of=triton_grpc))
+        got = over_grpc.infer("digits_v1.2", tensors(artifact, binary=True, of=triton_grpc))
         np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         check_only_tls(port, grpc_port, cert)
+        check_browsers(f"https://localhost:{port}/models", ssl.create_default_context(cafile=str(cert)))
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(60) == 0, "as Ctrl-C does"
 
@@ -311,3 +331,21 @@ def check_only_tls(port: int, grpc_port: int, cert: Path) -> None:
         urllib.request.urlopen(url.replace("https", "http"), timeout=10)
     with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
         triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}").is_server_live(client_timeout=10)
+
+
+def check_browsers(url: str, context: ssl.SSLContext) -> None:
+    """Of an endpoint without keys, which a proxy gives out under a path."""
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
+        request = urllib.request.Request(url + path, b"{}" if method == "POST" else None, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+                return answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers
+
+    assert ask("/v2")[0] == ask("/")[0] == 200
+    assert ask("/v2", Host="evil.example")[0] == 403
+    for origin, status in (("https://evil.example", 403), ("https://shop.example", 400), (url.removesuffix("/models"), 400)):
+        assert ask("/v2/models/digits_v1.2/infer", "POST", Origin=origin)[0] == status, origin
+    status, headers = ask("/v2/models/digits_v1.2/infer", "OPTIONS", Origin="https://shop.example")
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://shop.example")
