@@ -109,7 +109,10 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--tls-cert", metavar="FILE", help="speak TLS, over HTTP and gRPC: the certificate in PEM, then those that vouch for it")
     add("--tls-key", metavar="FILE", help="the certificate's key in PEM, which others cannot read")
     add("--keys", metavar="FILE", help="lines NAME:SHA256, see `python -m serving key`; by default the variable TRAINYARD_API_KEYS")
-    add("--no-auth", action="store_true", help="answer without a key, on loopback only")
+    add("--no-auth", action="store_true", help="answer without a key, on loopback only, and no pages but its own")
+    add("--cors-origin", action="append", default=[], metavar="URL",
+        help="pages of this origin may ask from a browser, such as https://example.com; give it again for more")
+    add("--root-path", default="", metavar="/PATH", help="what stands before every path, where a proxy gives it out under one")
     add("--min-replicas", type=int, default=1, metavar="N", help="of each model; 0: none while nobody asks")
     add("--max-replicas", type=int, default=1, metavar="N")
     add("--downscale-delay-s", type=float, default=60.0, metavar="S", help="of less to do, until there are fewer replicas")

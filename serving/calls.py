@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving import messages
-from serving.core import Core, Request
+from serving.core import Core, Request, joined
 from serving.errors import RefusedError
 
 SERVICE = f"{messages.PACKAGE}.GRPCInferenceService"
@@ -90,8 +90,8 @@ class Calls:
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:
-    return {name.encode(): value if isinstance(value, bytes) else value.encode()
-            for name, value in context.invocation_metadata()}
+    return joined((name.encode(), value if isinstance(value, bytes) else value.encode())
+                  for name, value in context.invocation_metadata())
 
 
 def add_to_server(servicer: Any, server: Any) -> None:

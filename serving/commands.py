@@ -20,15 +20,14 @@ import yaml
 from cluster.errors import ClusterError, ConfigError
 from cluster.signals import heed
 from cluster.storage import Store
-from serving import haproxy, tls
-from serving.keys import VARIABLE, Keys, new_key
+from serving import browsers, haproxy, keys, tls
 from serving.settings import EndpointSettings, ModelSettings, SharedSettings
 from serving.versions import START_TIMEOUT_S, Running
 
 
 def key(options: argparse.Namespace) -> int:
-    made, line = new_key(options.name)
-    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {VARIABLE}.")
+    made, line = keys.new_key(options.name)
+    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {keys.VARIABLE}.")
     return 0
 
 
@@ -122,7 +121,8 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
         max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued, timeout_s=options.timeout_s,
         requests_per_s=options.requests_per_s, min_replicas=options.ingress_replicas, max_replicas=options.ingress_replicas,
-        downscale_delay_s=options.downscale_delay_s,
+        downscale_delay_s=options.downscale_delay_s, host=options.host, cors_origins=options.cors_origin,
+        root_path=options.root_path,
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
@@ -171,8 +171,9 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
     if options.engine == "vllm" and (not options.no_auth or options.keys or options.requests_per_s or options.access_log):
         raise ConfigError("--engine vllm: Ray's ingress for it checks no keys, limits no rates and writes no access log: pass "
                           "--no-auth, without --keys, --requests-per-s and --access-log, and put a gateway in front of it")
+    browsers.check(endpoint)
     if endpoint.auth and options.command == "up":
-        Keys(endpoint.keys_file)  # it says what is wrong with them
+        keys.check(endpoint.keys_file)
     for name in ("max_batch_rows", "max_queued", "max_loaded", "ingress_replicas", "timeout_s", "max_request_mib",
                  "cpus_per_replica"):
         if not getattr(options, name) > 0:

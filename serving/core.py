@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +67,8 @@ class Request:
     route: Route | None = None
     explained: bool = False
     """Whether it asks what an answer rests on."""
+    comes: bool = False
+    """Whether its body is waited for."""
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -74,13 +76,21 @@ class Request:
         self.id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
 
 
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by name. One that is there more than once is their list, as HTTP has it: of two keys neither is taken."""
+    found: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        found[name] = value if name not in found else found[name] + b", " + value
+    return found
+
+
 class Core:
     """Of one ingress. `table` says which model answers."""
 
     def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
-        """lease: see Limits. Raises: ConfigError for keys that cannot be read."""
+        """lease: see Limits."""
         self.settings, self.table, self.measures = settings, table, measures
-        self._keys = Keys(settings.keys_file) if settings.auth else None
+        self.keys = Keys(settings.keys_file) if settings.auth else None
         self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
 
     async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
@@ -118,12 +128,12 @@ class Core:
 
     async def admit(self, request: Request) -> None:
         """Raises: UnauthorisedError, RateLimitError."""
-        if self._keys is None:
+        if self.keys is None:
             return
         key = _key(request.headers)
         if key is None:
             raise UnauthorisedError("no key: send the header `Authorization: Bearer KEY`")
-        name = self._keys.name_of(key)
+        name = self.keys.name_of(key)
         if name is None:
             raise UnauthorisedError("the key is not known")
         request.caller = name
@@ -164,8 +174,8 @@ def _key(headers: Mapping[bytes, bytes]) -> str | None:
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
-        if headers.get(b"sec-fetch-site") == b"cross-site":
-            return None  # another site's page, with what the browser remembers
+        if headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+            return None  # another page, with what the browser remembers
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except (binascii.Error, ValueError):

@@ -25,7 +25,7 @@ SERVE_SETTINGS = {
 """Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py. An ingress that ends goes on
 answering for so many seconds, in which HAProxy, on the same machine, learns of it in less than one; by itself it would for 30.
 """
-_NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,61}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._\-]{0,61}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
     """
     name, equals, where = spec.partition("=")
     if not equals or not _NAME.fullmatch(name):
-        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9 and -")
+        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, _ and ., "
+                          "beginning with a letter or digit")
     if where.startswith("models:/"):
         found = Registry.open(tracking_uri, storage, name).resolve(where)
         version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name

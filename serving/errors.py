@@ -4,9 +4,11 @@
     ├── BadRequestError             400  INVALID_ARGUMENT    the request is not what the model takes
     │   └── ParameterError          400  INVALID_ARGUMENT    and says which parameter
     ├── UnauthorisedError           401  UNAUTHENTICATED     no key, or one that is not known
+    ├── ForbiddenError              403  PERMISSION_DENIED   a page of another origin, or a name that is not loopback's
     ├── UnknownModelError           404  NOT_FOUND
     ├── MethodError                 405  UNIMPLEMENTED       with Allow
     ├── TooLargeError               413  RESOURCE_EXHAUSTED
+    ├── CompressedError             415  INVALID_ARGUMENT    with Accept-Encoding
     ├── RateLimitError              429  RESOURCE_EXHAUSTED  with Retry-After
     ├── OverloadedError             503  UNAVAILABLE         with Retry-After
     ├── DeadlineError               504  DEADLINE_EXCEEDED
@@ -44,6 +46,10 @@ class UnauthorisedError(RefusedError):
     status, code, cause = 401, "UNAUTHENTICATED", "key"
 
 
+class ForbiddenError(RefusedError):
+    status, code, cause = 403, "PERMISSION_DENIED", "browser"
+
+
 class UnknownModelError(RefusedError):
     status, code, cause = 404, "NOT_FOUND", "unknown"
 
@@ -58,6 +64,10 @@ class MethodError(RefusedError):
 
 class TooLargeError(RefusedError):
     status, code, cause = 413, "RESOURCE_EXHAUSTED", "too_large"
+
+
+class CompressedError(RefusedError):
+    status, code, cause = 415, "INVALID_ARGUMENT", "bad_request"
 
 
 class RateLimitError(RefusedError):

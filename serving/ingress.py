@@ -11,7 +11,6 @@ A key is a bearer token, or the password of HTTP's basic scheme, which a browser
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -21,9 +20,11 @@ import orjson
 
 from jobs.common.open_inference import TensorSpec
 from serving import completions, openai_protocol, protocol
-from serving.core import Core, Parse, Request
+from serving.browsers import Browsers
+from serving.core import Core, Parse, Request, joined
 from serving.errors import (
     BadRequestError,
+    CompressedError,
     DeadlineError,
     MethodError,
     RefusedError,
@@ -42,7 +43,11 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer|/explain)?")
+_READ = re.compile(r"/v2/?|/v2/models|/v1/models(/[^/]+)?|/|/docs|/openapi\.json|/live")
+"""Paths that are only read, beside those of a model."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
+_SLACK = 1.02
+"""Of a deadline, after what waits inside has had its own, and before Serve has (`core._OURS`)."""
 _JSON, _BINARY, _HTML = b"application/json", b"application/octet-stream", b"text/html; charset=utf-8"
 _POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"
 
@@ -70,52 +75,71 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None,
                  replicas: Callable[[], Mapping[str, Any]] = dict) -> None:
-        """lease: see Limits. replicas: how many run, for the playground. Raises: ConfigError for keys that cannot be read."""
+        """lease: see Limits. replicas: how many run, for the playground."""
         self.core = Core(settings, table, measures, lease)
         self.settings, self.table, self._measures, self._replicas = settings, table, measures, replicas
+        self._browsers = Browsers(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            beat = asyncio.ensure_future(self._measures.beat(self.table))
+            beat = asyncio.ensure_future(self._measures.beat(self.table, self.core.keys))
             await _lifespan(receive, send)
             beat.cancel()
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._http(scope["method"], scope, receive, send)
+        elif scope["type"] == "websocket":  # which begins as a GET does, and goes on as one here
+            await self._http("GET", scope, receive, partial(_send_plainly, send))
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(method=scope["method"], path=scope["path"], headers=dict(scope["headers"]))
-        answer = await self.core.attempt(request, self._answer(request, receive), partial(_refusal, request.path))
+    async def _http(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(method=method, path=self._path(scope["path"]), headers=joined(scope["headers"]))
+        answer = await self.core.attempt(request, self._in_time(request, receive), partial(_refusal, request.path))
+        headers = (*answer.headers, *self._browsers.said(request.headers))
         if answer.text is not None:
-            await _pass_on(answer.text, answer.headers, send, partial(self.core.tell, request))
+            await _pass_on(answer.text, headers, send, partial(self.core.tell, request))
             return
         await send({"type": "http.response.start", "status": answer.status, "headers": [
-            (b"content-type", answer.content_type), (b"content-length", str(answer.size).encode()), *answer.headers]})
+            (b"content-type", answer.content_type), (b"content-length", str(answer.size).encode()), *headers]})
         await send({"type": "http.response.body", "body": answer.body})
 
+    def _path(self, path: str) -> str:
+        """Without what a proxy gives the endpoint out under, which some proxies leave there and others take away."""
+        root = self.settings.root_path
+        return path[len(root):] if root and f"{path}/".startswith(f"{root}/") else path
+
+    async def _in_time(self, request: Request, receive: Receive) -> Answer:
+        """What waits inside has ends of its own, and says what it waited for; this is the end of all that has none."""
+        if request.path in _OPEN:
+            _allow(request, "GET", "HEAD")
+            return self._health(request.path)
+        timeout_s = self.core.timeout_s(request)
+        try:
+            async with asyncio.timeout(_SLACK * timeout_s):
+                return await self._answer(request, receive)
+        except TimeoutError:
+            what = "the body did not come" if request.comes else "not answered"
+            raise DeadlineError(f"{what} within {timeout_s:.3g} s") from None
+
     async def _answer(self, request: Request, receive: Receive) -> Answer:
-        if request.path not in _OPEN:
-            await self.core.admit(request)
+        if (told := self._browsers.preflight(request.method, request.headers)) is not None:
+            return Answer(b"", headers=told)
+        if not request.path:  # from there, what the pages name would not be found
+            return Answer(b"", 308, headers=((b"location", f"{self.settings.root_path}/".encode()),))
+        self._browsers.admit(request.headers)
+        await self.core.admit(request)
         match = _MODEL.fullmatch(request.path)
-        if match is not None and match[3] == "/infer":
+        if match is not None and match[3] in ("/infer", "/explain"):
             _allow(request, "POST")
-            request.route, request.explained = self.table.route(match[1], match[2]), False
-            return await self._infer(request, request.route, receive)
-        if match is not None and match[3] == "/explain":
-            _allow(request, "POST")
-            request.route, request.explained = self.table.route(match[1], match[2]), True
-            return await self._explain(request, request.route, receive)
+            request.route, request.explained = self.table.route(match[1], match[2]), match[3] == "/explain"
+            return await (self._explain if request.explained else self._infer)(request, request.route, receive)
         if request.path == "/v1/completions":
             _allow(request, "POST")
             return await self._text(request, receive)
+        if match is None and not _READ.fullmatch(request.path):
+            raise UnknownModelError("there is nothing at this path: see /docs")
         _allow(request, "GET", "HEAD")
-        if request.path == "/v1/models":
-            return Answer(await completions.model_list(self.table))
-        if request.path.startswith("/v1/models/"):
-            route = completions.route_of(self.table, request.path.removeprefix("/v1/models/"))
-            return Answer(await completions.model(route), headers=route.headers)
         if match is not None:
             return await self._model(match[1], match[2], ready=match[3] is not None)
-        return await self._page(request.path)
+        return await self._read(request.path)
 
     async def _infer(self, request: Request, route: Route, receive: Receive) -> Answer:
         parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows)
@@ -129,17 +153,14 @@ class Endpoint:
 
     async def _parser(self, request: Request, receive: Receive, outputs: str, most: int) -> Parse:
         """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for."""
-        headers = request.headers
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise BadRequestError("the body is compressed: send it as it is")
-        body = await _body(receive, headers, self.settings.max_request_bytes, self.settings.timeout_s)
-        length = headers.get(protocol.HEADER_LENGTH.encode())
+        body = await _body(receive, request, self.settings.max_request_bytes)
+        length = request.headers.get(protocol.HEADER_LENGTH.encode())
         return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
                                                     about[outputs], most)
 
     async def _text(self, request: Request, receive: Receive) -> Answer:
         timeout_s = self.core.timeout_s(request)
-        asked = openai_protocol.parse(await _body(receive, request.headers, self.settings.max_request_bytes, timeout_s))
+        asked = openai_protocol.parse(await _body(receive, request, self.settings.max_request_bytes))
         route = request.route = completions.route_of(self.table, asked.model)
         text = completions.Completion(asked, route, timeout_s, self._measures)
         if not asked.stream:
@@ -154,24 +175,29 @@ class Endpoint:
             return Answer(orjson.dumps({"name": name, "ready": there}), 200 if there else 503)
         return Answer(orjson.dumps(await self.table.metadata(name, route)))
 
-    async def _page(self, path: str) -> Answer:
+    def _health(self, path: str) -> Answer:
         if path == "/v2/health/live":
             return Answer(b'{"live":true}')
-        if path == "/v2/health/ready":
-            there = self.table.is_ready()
-            return Answer(b'{"ready":%s}' % (b"true" if there else b"false"), 200 if there else 503)
+        there = self.table.is_ready()
+        return Answer(b'{"ready":%s}' % (b"true" if there else b"false"), 200 if there else 503)
+
+    async def _read(self, path: str) -> Answer:
         if path in ("/v2", "/v2/"):
             return Answer(orjson.dumps(self.table.server()))
         if path == "/v2/models":
             return Answer(orjson.dumps({"models": await self.table.all_described()}))
+        if path == "/v1/models":
+            return Answer(await completions.model_list(self.table))
+        if path.startswith("/v1/models/"):
+            route = completions.route_of(self.table, path.removeprefix("/v1/models/"))
+            return Answer(await completions.model(route), headers=route.headers)
         if path == "/live":
             return Answer(orjson.dumps({**self._measures.live(), **self.table.live(), "replicas": self._replicas()}))
         if path == "/openapi.json":
-            return Answer(orjson.dumps(openapi(await self.table.all_described()), option=orjson.OPT_SERIALIZE_NUMPY))
-        if path in ("/", "/docs"):
-            page = playground_page() if path == "/" else docs_page()
-            return Answer(page, content_type=_HTML, headers=((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY")))
-        raise UnknownModelError("there is nothing at this path: see /docs")
+            described = openapi(await self.table.all_described(), self.settings.root_path)
+            return Answer(orjson.dumps(described, option=orjson.OPT_SERIALIZE_NUMPY))
+        page = playground_page() if path == "/" else docs_page()
+        return Answer(page, content_type=_HTML, headers=((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY")))
 
 
 def _found(request: protocol.InferRequest, outputs: Mapping[str, Any], specs: Sequence[TensorSpec], route: Route) -> Answer:
@@ -180,6 +206,11 @@ def _found(request: protocol.InferRequest, outputs: Mapping[str, Any], specs: Se
         return Answer(data, headers=route.headers)
     return Answer(data, content_type=_BINARY,
                   headers=(*route.headers, (protocol.HEADER_LENGTH.encode(), str(json_length).encode())))
+
+
+async def _send_plainly(send: Send, message: dict[str, Any]) -> None:
+    """Answers a WebSocket's handshake as what it is without one: a request over HTTP."""
+    await send({**message, "type": f"websocket.{message['type']}"})
 
 
 def _allow(request: Request, *methods: str) -> None:
@@ -212,28 +243,28 @@ def _refusal(path: str, error: RefusedError) -> Answer:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()))
     if isinstance(error, MethodError):
         headers.append((b"allow", ", ".join(error.methods).encode()))
+    if isinstance(error, CompressedError):
+        headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, UnauthorisedError):
         headers.append((b"www-authenticate", b'Basic realm="trainyard: any name, and a key as the password", charset="UTF-8"'))
     return Answer(body, error.status, headers=tuple(headers))
 
 
-async def _body(receive: Receive, headers: Mapping[bytes, bytes], most: int, timeout_s: float) -> bytes:
-    """Raises: TooLargeError before all of it has come, DeadlineError if its end does not come."""
-    if headers.get(b"content-encoding", b"identity") != b"identity":
-        raise BadRequestError("the body is compressed: send it as it is")
+async def _body(receive: Receive, request: Request, most: int) -> bytes:
+    """Raises: TooLargeError before all of it has come."""
+    headers = request.headers
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise CompressedError("the body is compressed: send it as it is")
     length = headers.get(b"content-length", b"0")
-    if not length.isdigit():
-        raise BadRequestError("Content-Length is no number")
+    if not re.fullmatch(rb"[0-9]{1,18}", length):
+        raise BadRequestError("Content-Length is no number of bytes")
     if int(length) > most:
         raise TooLargeError(f"the body has {int(length)} bytes: at most {most}")
     pieces: list[bytes] = []
     size = 0
-    deadline = time.monotonic() + timeout_s
+    request.comes = True
     while True:
-        try:
-            message = await (receive() if not pieces else asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic())))
-        except TimeoutError:
-            raise DeadlineError(f"the body did not come within {timeout_s:g} s") from None
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise BadRequestError("the caller has gone")
         piece = message.get("body", b"")
@@ -242,6 +273,7 @@ async def _body(receive: Receive, headers: Mapping[bytes, bytes], most: int, tim
             raise TooLargeError(f"the body has more than {most} bytes")
         pieces.append(piece)
         if not message.get("more_body", False):
+            request.comes = False
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from serving.guard import Tally
+from serving.keys import Keys
 from serving.routing import Route, Table
 from serving.settings import ModelSettings
 
@@ -30,6 +31,7 @@ class Measures:
         self._explanation = Histogram("trainyard_serving_explanation_seconds", "The same, of explanations.", _LATENCIES_S, of_model)
         self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES, of_model)
         self._queue = Gauge("trainyard_serving_queued_requests", "Requests that no replica has yet.", of_model)
+        self._keys = Gauge("trainyard_serving_keys", "API keys that an ingress knows: with 0 it lets nobody in.")
         self._shadow = Counter("trainyard_serving_shadow_rows_total", "Rows that a shadow was asked too, by outcome.",
                                (*of_model, "outcome"))
         self._went_back = Gauge("trainyard_serving_went_back", "1 where a change's requests went back to the versions before.",
@@ -53,9 +55,11 @@ class Measures:
             route.tally.add(status, seconds)
             self._this_second().add(status, seconds)
 
-    async def beat(self, table: Table) -> None:
-        """Sets the gauges until it is cancelled."""
+    async def beat(self, table: Table, keys: Keys | None) -> None:
+        """Sets the gauges until it is cancelled. keys: None where none are asked for."""
         while True:
+            if keys is not None:
+                self._keys.set(keys.count)
             for route in table.routes:
                 self._queue.set(route.queued, self._tag("", "", route.settings.name, route.settings.version))
             await asyncio.sleep(BEAT_S)

@@ -142,7 +142,8 @@ def paths(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     example = {"model": names[0], "prompt": "def ", "max_tokens": 20, "temperature": 0, "seed": 0}
     refused = {"400": "not what the model takes", "401": "no key, or an unknown one", "404": "no such model", "413": "too large",
-               "429": "too many requests with this key", "503": "overloaded", "504": "not finished in time"}
+               "415": "a body that is compressed", "429": "too many requests with this key", "503": "overloaded",
+               "504": "not finished in time"}
     answers = {status: {"description": why, "content": {"application/json": {"schema": _ERROR}}} for status, why in refused.items()}
     request = {"schema": _request(names, example), "example": example}
     ask = {"summary": f"Text that goes on with a prompt, of {', '.join(names)}", "operationId": "completions",

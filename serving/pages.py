@@ -22,8 +22,11 @@ def docs_page() -> bytes:
     return (_HERE / "docs.html").read_bytes()
 
 
-def openapi(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """OpenAPI 3.1 of an endpoint with these models (`Table.described`), an example that works for each."""
+def openapi(models: Sequence[Mapping[str, Any]], root_path: str = "") -> dict[str, Any]:
+    """OpenAPI 3.1 of an endpoint with these models (`Table.described`), an example that works for each.
+
+    root_path: what stands before every path, where it is given out by a proxy.
+    """
     paths: dict[str, Any] = {
         "/v2/health/live": {"get": _get("Whether the server lives", "health-live", security=[])},
         "/v2/health/ready": {"get": _get("Whether all models answer", "health-ready", security=[], also=_NOT_YET)},
@@ -43,7 +46,7 @@ def openapi(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     paths |= openai_protocol.paths(models)
     return {
         "openapi": "3.1.0", "info": {"title": "trainyard", "version": "2", "description": "Open Inference Protocol v2."},
-        "security": [{"key": []}], "paths": paths,
+        "servers": [{"url": root_path or "/"}], "security": [{"key": []}], "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": {
             "Error": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},
     }
@@ -105,7 +108,8 @@ def _infer(model: Mapping[str, Any], operation: str) -> dict[str, Any]:
                                           "shape": {"type": "array", "items": {"type": "integer"}}, "data": {"type": "array"}}}}},
     }
     refused = {"400": "not what the model takes", "401": "no key, or an unknown one", "404": "no such model",
-               "413": "too large", "429": "too many requests with this key", "503": "overloaded", "504": "not answered in time"}
+               "413": "too large", "415": "a body that is compressed", "429": "too many requests with this key",
+               "503": "overloaded", "504": "not answered in time"}
     return {
         "summary": f"Answers of {model['name']} ({model['properties']['task']})", "operationId": operation,
         "requestBody": {"required": True, "content": {"application/json": {"schema": request, "example": model["example"]}}},

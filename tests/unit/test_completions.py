@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_in_the_clients_own_form(c
             assert (body["message"], body["param"], body["type"]) == (message, param, "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
         client.get("/assistants", cast_to=object)
-    with pytest.raises(openai.APIStatusError, match="this path takes GET and HEAD"):
+    with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
         client.chat.completions.create(model="lm", messages=[])
 
 

@@ -1,18 +1,25 @@
 """The way of a request through the ingress, without Ray: an ASGI application that is called as a server calls it."""
 
 import asyncio
+import base64
 import json
+import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 from jobs.common.artifact import Probe
 from jobs.common.open_inference import TensorSpec
+from serving.__main__ import main
+from serving.closed import ignore_trailers
 from serving.explaining import specs
 from serving.ingress import Endpoint
 from serving.keys import new_key
@@ -53,7 +60,8 @@ def endpoint(replicas: Replicas, weights: dict[str, float] | None = None, **sett
 
 
 async def ask(app: Endpoint, path: str = "/v2/models/m/infer", body: bytes = BODY, method: str = "POST",
-              headers: dict[str, str] | None = None, receive: Callable[[], Any] | None = None) -> tuple[int, dict[str, str], Any]:
+              headers: dict[str, str] | Sequence[tuple[str, str]] = (), receive: Callable[[], Any] | None = None,
+              ) -> tuple[int, dict[str, str], Any]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -62,9 +70,9 @@ async def ask(app: Endpoint, path: str = "/v2/models/m/infer", body: bytes = BOD
     async def whole() -> dict[str, Any]:
         return {"type": "http.request", "body": body}
 
-    raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    raw = [(name.lower().encode(), value.encode()) for name, value in (headers.items() if isinstance(headers, dict) else headers)]
     await app({"type": "http", "path": path, "method": method, "headers": raw}, receive or whole, send)
-    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, json.loads(sent[1]["body"])
+    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, json.loads(sent[1]["body"] or "null")
 
 
 def test_a_request_goes_to_the_model_and_its_answer_says_which() -> None:
@@ -100,6 +108,16 @@ def test_a_model_without_a_replica_does_not_hold_a_request_beyond_its_deadline()
     assert time.perf_counter() - began < 2
 
 
+@pytest.mark.parametrize("path", ["/v2/models/m", "/v2/models", "/openapi.json"])
+def test_what_only_describes_a_model_has_a_deadline_too(path: str) -> None:
+    replicas = Replicas()
+    replicas.start_s = 20.0
+    began = time.perf_counter()
+    assert asyncio.run(ask(endpoint(replicas), path, method="GET", headers={"X-Request-Timeout-Seconds": "0.05"}))[::2] == (
+        504, {"error": "not answered within 0.0475 s"})
+    assert time.perf_counter() - began < 2
+
+
 def test_a_body_that_does_not_end_is_given_up() -> None:
     async def drop_by_drop() -> dict[str, Any]:
         await asyncio.sleep(0.05)
@@ -108,7 +126,15 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
     async def gone() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(20)
+        raise AssertionError("it was waited for")
+
     app = endpoint(Replicas(), timeout_s=0.2, max_request_bytes=10**6)
+    status, _, said = asyncio.run(ask(app, receive=never))
+    assert (status, said) == (504, {"error": "the body did not come within 0.2 s"})
+    status, _, said = asyncio.run(ask(endpoint(Replicas()), headers={"X-Request-Timeout-Seconds": "0.1"}, receive=never))
+    assert (status, said) == (504, {"error": "the body did not come within 0.095 s"})
     assert asyncio.run(ask(app, receive=drop_by_drop))[0] == 504
     assert asyncio.run(ask(app, receive=gone))[0] == 400
     assert asyncio.run(ask(endpoint(Replicas(), max_request_bytes=5), receive=drop_by_drop))[0] == 413
@@ -168,3 +194,180 @@ def test_a_change_leaves_what_is_as_it_was_alone() -> None:
     assert before.weight == 0.5
     app.table.change(routes({"m": {"2": 1.0}}, models)["models"])
     assert asyncio.run(ask(app, "/v2/models/m/versions/1/infer"))[0] == 404
+
+
+# ── what a request may say, and who may send it ──
+def keyed(folder: Path) -> tuple[Endpoint, str]:
+    key, line = new_key("one")
+    (folder / "keys").write_text(line)
+    return endpoint(Replicas(), auth=True, keys_file=str(folder / "keys")), key
+
+
+def test_of_two_keys_neither_is_taken(tmp_path: Path) -> None:
+    app, key = keyed(tmp_path)
+    for pair in ([key, "wrong"], ["wrong", key], [key, key]):
+        assert asyncio.run(ask(app, headers=[("Authorization", f"Bearer {each}") for each in pair]))[0] == 401
+    assert asyncio.run(ask(app, headers=[("Authorization", f"Bearer {key}")]))[0] == 200
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({"Inference-Header-Content-Length": "9" * 5000}, 400), ({"Inference-Header-Content-Length": "٣"}, 400),
+    ({"Inference-Header-Content-Length": "-1"}, 400), ({"Content-Length": "9" * 5000}, 400), ({"Content-Length": "9" * 18}, 413),
+    ({"X-Request-Timeout-Seconds": "9" * 5000}, 200), ({"X-Request-Timeout-Seconds": "nan"}, 200),
+    ({"X-Request-Id": "9" * 5000}, 200),
+    ({"Content-Encoding": "gzip"}, 415), ({"Content-Encoding": "IDENTITY"}, 200), ({"Content-Encoding": "identity, gzip"}, 415),
+])
+def test_a_header_that_is_not_what_it_should_be_is_the_callers_mistake(headers: dict[str, str], status: int) -> None:
+    found, said, body = asyncio.run(ask(endpoint(Replicas()), headers=headers))
+    assert found == status, body
+    assert said.get("accept-encoding") == ("identity" if status == 415 else None)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer/", "/v2/models/m/", "/v2/models/", "/v2/nothing", "/v1/completions/",
+                                  "/v1/models/", "/v1/models/m/", "/docs/", "/v3", "//", "/v2/models/m/infer/x",
+                                  "/v2/health", "/v2/health/live/"])
+def test_there_is_nothing_at_an_unknown_path_whatever_the_method(path: str) -> None:
+    for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        status, headers, said = asyncio.run(ask(endpoint(Replicas()), path, method=method))
+        assert (status, headers.get("allow")) == (404, None), method
+        assert "there is nothing at this path" in json.dumps(said)
+
+
+@pytest.mark.parametrize(("path", "allowed"), [
+    ("/v2/models/m/infer", "POST"), ("/v2/models/m/explain", "POST"), ("/v2/models/m", "GET, HEAD"), ("/v1/completions", "POST"),
+    ("/v2/", "GET, HEAD"), ("/v2/health/live", "GET, HEAD")])
+def test_a_path_says_which_methods_it_takes(path: str, allowed: str) -> None:
+    status, headers, _ = asyncio.run(ask(endpoint(Replicas()), path, method="DELETE"))
+    assert (status, headers["allow"]) == (405, allowed)
+
+
+# ── browsers ──
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1:8000",
+                                  "localhost.evil.example", "[::2]:8000", "", "a:b:c", "[", "user@localhost@evil.example"])
+def test_without_keys_an_endpoint_is_not_asked_by_another_name(host: str) -> None:
+    for path, method in (("/v2/models/m/infer", "POST"), ("/v2/models", "GET"), ("/", "GET")):
+        status, _, said = asyncio.run(ask(endpoint(Replicas()), path, method=method, headers={"Host": host}))
+        assert status == 403, path
+        assert "localhost or 127.0.0.1" in said["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", "box:8000", None])
+def test_without_keys_an_endpoint_is_asked_by_loopbacks_names_and_its_own(host: str | None) -> None:
+    headers = {} if host is None else {"Host": host, "Origin": f"http://{host}"}
+    assert asyncio.run(ask(endpoint(Replicas(), host="box"), headers=headers))[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:8000", "file://", ""])
+def test_without_keys_a_page_elsewhere_cannot_post_blindly(origin: str) -> None:
+    headers = {"Host": "localhost:8000", "Origin": origin, "Content-Type": "text/plain"}
+    status, _, said = asyncio.run(ask(endpoint(Replicas()), headers=headers))
+    assert (status, "--cors-origin" in said["error"]) == (403, True)
+
+
+def test_a_page_of_a_named_origin_asks_and_reads(tmp_path: Path) -> None:
+    key, line = new_key("one")
+    (tmp_path / "keys").write_text(line)
+    page, other = "https://shop.example", "https://evil.example"
+    guarded = endpoint(Replicas(), cors_origins=[page], auth=True, keys_file=str(tmp_path / "keys"))
+    for app, keys in ((endpoint(Replicas(), cors_origins=[page]), {}), (guarded, {"Authorization": f"Bearer {key}"})):
+        asked = {"Host": "localhost", "Origin": page, "Access-Control-Request-Method": "POST"}
+        status, told, _ = asyncio.run(ask(app, method="OPTIONS", headers=asked))
+        assert (status, told["access-control-allow-origin"], told["access-control-allow-methods"]) == (200, page, "GET, POST")
+        assert "authorization" in told["access-control-allow-headers"]
+        status, told, _ = asyncio.run(ask(app, headers={"Host": "localhost", "Origin": page, **keys}))
+        assert (status, told["access-control-allow-origin"], told["vary"]) == (200, page, "origin")
+        assert "x-model-version" in told["access-control-expose-headers"]
+        for method in ("OPTIONS", "POST"):
+            status, told, _ = asyncio.run(ask(app, method=method, headers={"Host": "localhost", "Origin": other}))
+            assert status == (401 if keys else 403)
+            assert "access-control-allow-origin" not in told
+    status, told, _ = asyncio.run(ask(guarded, headers={"Origin": page}))
+    assert (status, told["access-control-allow-origin"]) == (401, page), "a page can read why it is refused"
+    behind_a_proxy = {"Host": "shop.example", "Origin": page}  # which keeps the name by which it is asked
+    assert asyncio.run(ask(endpoint(Replicas(), cors_origins=[page]), headers=behind_a_proxy))[0] == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_key_that_a_browser_remembers_is_not_for_other_pages(site: str, tmp_path: Path) -> None:
+    app, key = keyed(tmp_path)
+    basic = {"Authorization": "Basic " + base64.b64encode(f"x:{key}".encode()).decode()}
+    assert asyncio.run(ask(app, headers=basic | {"Sec-Fetch-Site": site}))[0] == 401
+    assert asyncio.run(ask(app, headers=basic | {"Sec-Fetch-Site": "same-origin"}))[0] == 200
+
+
+def test_an_endpoint_is_given_out_under_a_path() -> None:
+    app = endpoint(Replicas(), root_path="/models")
+    for path in ("/models/v2/models/m/infer", "/v2/models/m/infer"):  # proxies that leave it there, and that take it away
+        assert asyncio.run(ask(app, path))[0] == 200
+    assert asyncio.run(ask(app, "/modelsv2/models/m/infer"))[0] == 404
+    assert asyncio.run(ask(app, "/models", method="GET"))[:2][1]["location"] == "/models/"
+    assert asyncio.run(ask(app, "/models/openapi.json", method="GET"))[2]["servers"] == [{"url": "/models"}]
+
+
+@pytest.mark.parametrize("flags", [["--cors-origin", "*"], ["--cors-origin", "https://a.example/"], ["--cors-origin", "null"],
+                                   ["--cors-origin", "a.example"], ["--root-path", "models"], ["--root-path", "/models/"],
+                                   ["--root-path", "/"]])
+def test_what_no_browser_or_proxy_would_send_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--model", "m=/none", "--no-auth", *flags]) == 2
+    assert f"{flags[0]} {flags[1]}: it must " in capsys.readouterr().err
+
+
+# ── over HTTP, as Serve listens ──
+@contextmanager
+def listening(app: Endpoint) -> Generator[int]:
+    """The port. Nothing is asked before an ingress has called `ignore_trailers`."""
+    with pytest.MonkeyPatch.context() as patch:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        patch.setattr(HttpToolsProtocol, "on_headers_complete", HttpToolsProtocol.on_headers_complete)
+        ignore_trailers()
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", loop="asyncio"))
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                server.should_exit = True
+                thread.join(20)
+
+
+def said(port: int, *pieces: str) -> bytes:
+    """What is answered to pieces that come apart."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        answer = b""
+        with suppress(ConnectionError):  # it may be answered before all has come
+            for piece in pieces:
+                connection.sendall(piece.encode())
+                time.sleep(0.05 if len(pieces) > 1 else 0)
+        while found := connection.recv(4000):
+            answer += found
+    return answer
+
+
+def test_what_follows_a_body_is_no_header(tmp_path: Path) -> None:
+    app, key = keyed(tmp_path)
+    head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    chunk = f"{len(BODY):x}\r\n{BODY.decode()}\r\n0\r\n"
+    right, wrong = f"Authorization: Bearer {key}\r\n", "Authorization: Bearer wrong\r\n"
+    with listening(app) as port:
+        for pieces in ((f"{head}\r\n{chunk}{right}\r\n",), (f"{head}\r\n", chunk, f"{right}\r\n")):
+            assert said(port, *pieces).startswith(b"HTTP/1.1 401 "), "a key that comes afterwards"
+        assert said(port, f"{head}{wrong}\r\n{chunk}{right}\r\n").startswith(b"HTTP/1.1 401 ")
+        assert said(port, f"{head}{right}\r\n{chunk}{wrong}\r\n").startswith(b"HTTP/1.1 200 "), "it does not undo one either"
+        assert b"X-Request-Id: b" not in said(port, f"{head}{right}X-Request-Id: a\r\n\r\n{chunk}X-Request-Id: b\r\n\r\n")
+
+
+def test_a_websocket_is_answered_as_the_request_that_it_begins_with(tmp_path: Path) -> None:
+    app, key = keyed(tmp_path)
+    upgrade = ("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+               "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    with listening(app) as port:
+        right = f"Authorization: Bearer {key}\r\n"
+        for path, keys, status in (("/", "", 401), ("/v2/models/m/infer", "", 401), ("/v2", right, 200),
+                                   ("/v2/models/m/infer", right, 405)):
+            answer = said(port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{keys}{upgrade}")
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+            assert status == 200 or b'{"error":' in answer

@@ -119,9 +119,9 @@ def test_a_run_name_is_no_path(name: str) -> None:
         parse(MlpConfig, [f"--run.name={name}"], "test")
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "..", "", "A", "a_b", "a" * 63])
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", ".a", "_a", "", "A", "a b", "a\n", "a" * 63])
 def test_a_served_name_is_no_path(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"NAME of a-z, 0-9 and -"):
+    with pytest.raises(ConfigError, match=r"NAME of a-z, 0-9, -, _ and \."):
         find(f"{name}={tmp_path}", None, Store.open(str(tmp_path)))
 
 

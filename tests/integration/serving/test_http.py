@@ -11,6 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +95,41 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
             status, message = endpoint.refused(path, body, headers=headers)
             assert status == 401, path
             assert "mlp" not in message
+    right, key = f"Authorization: Bearer {endpoint.key}\r\n", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    for text in (f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n{right}\r\n",
+                 f"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}\r\n",
+                 f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n{right}\r\n"):
+        assert spoken(endpoint, text).startswith(b"HTTP/1.1 401 "), text
     basic = base64.b64encode(f"anyone:{endpoint.key}".encode()).decode()
     assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}"})[0] == 200
     assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}", "Sec-Fetch-Site": "cross-site"})[0] == 401
 
 
+def spoken(endpoint: Endpoint, text: str) -> bytes:
+    """The first of what is answered to that."""
+    host, _, port = endpoint.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(text.encode())
+        return connection.recv(10_000)
+
+
 def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
+    """And a file that is emptied, damaged or deleted lets nobody in."""
     before = endpoint.keys_file.read_text()
     key, line = new_key("another")
+    new = {"Authorization": f"Bearer {key}"}
     try:
-        endpoint.keys_file.write_text(f"{before}\n{line}\n")
-        time.sleep(1.2)
-        assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 200
+        for text, status in ((f"{before}\n{line}\n", 200), (f"{line[:-1]}\n{before}", 401), (line, 200), ("", 401), (line, 200),
+                             (None, 401)):
+            endpoint.keys_file.unlink() if text is None else endpoint.keys_file.write_text(text)
+            time.sleep(1.1)
+            assert endpoint.ask("/v2", headers=new)[0] == status, text
+        assert endpoint.ask("/v2")[0] == 401, "nor with the key that was there from the start"
     finally:
         endpoint.keys_file.write_text(before)
-    time.sleep(1.2)
-    assert endpoint.ask("/v2", headers={"Authorization": f"Bearer {key}"})[0] == 401
+    time.sleep(1.1)
+    assert endpoint.ask("/v2", headers=new)[0] == 401
+    assert endpoint.ask("/v2")[0] == 200
 
 
 def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endpoint) -> None:
@@ -122,7 +142,12 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
     assert endpoint.refused(infer)[0] == 405
     assert endpoint.refused("/v2", {})[0] == 405
     assert endpoint.refused(infer, b"x" * ((1 << 20) + 1)) == (413, "the body has 1048577 bytes: at most 1048576")
-    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 400
+    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 415
+    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Inference-Header-Content-Length": "9" * 5000})[0] == 400
+    assert endpoint.refused(f"{infer}/", one_image(endpoint))[0] == 404
+    for seconds in ("0.000001", "0.001"):
+        assert endpoint.refused(infer, one_image(endpoint),
+                                headers=endpoint.headers | {"X-Request-Timeout-Seconds": seconds})[0] == 504
     assert endpoint.refused(infer, one_image(endpoint, shape=[65, 28, 28, 1], data=[0] * (65 * 784))) == (
         400, "65 rows in one request: at most 64")
     late = one_image(endpoint) | {"parameters": {"timeout": 1}}
@@ -174,11 +199,20 @@ def test_the_documentation_describes_the_models_with_examples_that_work(endpoint
     assert tried == 15
 
 
-def test_a_body_that_does_not_come_holds_nobody_up(endpoint: Endpoint) -> None:
-    with socket.create_connection(tuple(endpoint.host.split(":")), timeout=10) as slow:
-        slow.sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
-                     "Content-Length: 100\r\n\r\n{".encode())
+def test_requests_that_do_not_come_hold_nobody_up(endpoint: Endpoint) -> None:
+    """Hundreds of half-sent headers, and a body, which waits with a key."""
+    host, _, port = endpoint.host.partition(":")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(600)]
+        for each in slow[1:]:
+            each.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Half: ")
+        slow[0].sendall(f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
+                        "X-Request-Timeout-Seconds: 1\r\nContent-Length: 100\r\n\r\n{".encode())
+        began = time.monotonic()
         assert endpoint.ask("/v2/models/mlp/infer", one_image(endpoint))[0] == 200
+        assert time.monotonic() - began < 5
+        answer = slow[0].recv(1000)
+    assert answer.startswith(b"HTTP/1.1 504 ") and b'{"error":"the body did not come within 0.95 s"}' in answer
 
 
 def test_nothing_of_an_endpoint_can_be_reached_from_elsewhere(endpoint: Endpoint) -> None:
@@ -228,7 +262,7 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         (["--model", f"digits={copy.uri}"], "model.safetensors differs from its sha256"),
         (["--model", f"digits={tmp_path}/none"], "it has no manifest.json"),
         (["--model", "digits"], "it must be NAME=models:/MODEL@ALIAS or NAME=PATH"),
-        (["--model", f"Digits={copy.uri}"], "NAME of a-z, 0-9 and -"),
+        (["--model", f"Digits={copy.uri}"], "NAME of a-z, 0-9, -, _ and ."),
         (["--model", "digits=models:/none@champion", "--storage", str(tmp_path)], "none"),
         (["--model", f"digits={copy.uri}", "--host", "0.0.0.0"], "answers on loopback only"),
         (["--model", f"digits={copy.uri}", "--max-batch-rows", "0"], "--max-batch-rows 0: it must be more than 0"),
@@ -240,7 +274,7 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         assert main(["up", "--no-auth", "--port", free, *flags]) == 2, flags
         assert message in capsys.readouterr().err, flags
     assert main(["up", "--port", free, "--model", f"digits={copy.uri}"]) == 2
-    assert "TRAINYARD_API_KEYS has no keys" in capsys.readouterr().err
+    assert "TRAINYARD_API_KEYS: it has no keys" in capsys.readouterr().err
     assert os.environ.get("TRAINYARD_API_KEYS") is None
 
 
@@ -264,8 +298,9 @@ def test_any_request_is_answered_or_refused_as_documented(endpoint: Endpoint) ->
 def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(endpoint: Endpoint, tmp_path: Path) -> None:
     artifact, port, grpc_port = endpoint.artifacts["mlp"], free_port(), free_port()
     cert, key = certificate(tmp_path)
-    with runs.python("serving", "up", "--model", f"digits={artifact.uri}", "--no-auth", "--port", str(port), "--grpc-port",
-                     str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), folder=tmp_path,
+    with runs.python("serving", "up", "--model", f"digits_v1.2={artifact.uri}", "--no-auth", "--port", str(port),
+                     "--grpc-port", str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), "--root-path", "/models",
+                     "--cors-origin", "https://shop.example", folder=tmp_path,
                      env={"TRAINYARD_HOME": str(tmp_path)}) as job:
         job.until(lambda: f"ready: https://127.0.0.1:{port} " in job.text, 120)
         replicas = [process.name() for process in psutil.Process(job.process.pid).children(recursive=True)
@@ -273,13 +308,14 @@ def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(e
         assert replicas == ["ray::ServeReplica:endpoint:Ingress"]
         wanted = artifact.probe().outputs["probabilities"]
         over_http = triton.InferenceServerClient(f"127.0.0.1:{port}", ssl=True, ssl_options={"ca_certs": str(cert)})
-        got = over_http.infer("digits", tensors(artifact, binary=True))
+        got = over_http.infer("digits_v1.2", tensors(artifact, binary=True))
         np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         assert got.get_response()["parameters"]["artifact_digest"] == artifact.digest
         over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}", ssl=True, root_certificates=str(cert))
-        got = over_grpc.infer("digits", tensors(artifact, binary=True, of=triton_grpc))
+        got = over_grpc.infer("digits_v1.2", tensors(artifact, binary=True, of=triton_grpc))
         np.testing.assert_allclose(got.as_numpy("probabilities"), wanted, atol=1e-6)
         check_only_tls(port, grpc_port, cert)
+        check_browsers(f"https://localhost:{port}/models", ssl.create_default_context(cafile=str(cert)))
         job.process.send_signal(signal.SIGTERM)
         assert job.wait(60) == 0, "as Ctrl-C does"
 
@@ -295,3 +331,21 @@ def check_only_tls(port: int, grpc_port: int, cert: Path) -> None:
         urllib.request.urlopen(url.replace("https", "http"), timeout=10)
     with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
         triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}").is_server_live(client_timeout=10)
+
+
+def check_browsers(url: str, context: ssl.SSLContext) -> None:
+    """Of an endpoint without keys, which a proxy gives out under a path."""
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
+        request = urllib.request.Request(url + path, b"{}" if method == "POST" else None, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+                return answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers
+
+    assert ask("/v2")[0] == ask("/")[0] == 200
+    assert ask("/v2", Host="evil.example")[0] == 403
+    for origin, status in (("https://evil.example", 403), ("https://shop.example", 400), (url.removesuffix("/models"), 400)):
+        assert ask("/v2/models/digits_v1.2/infer", "POST", Origin=origin)[0] == status, origin
+    status, headers = ask("/v2/models/digits_v1.2/infer", "OPTIONS", Origin="https://shop.example")
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://shop.example")
