@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.gcs import Gcs, Job, Node, reachable, silent_nodes
-from cluster.local import CUT_OFF, LocalCluster
+from cluster.local import CUT_OFF, LocalCluster, ended_nodes
 from cluster.runs import RunNotice, read_runs, run_problems, run_table
 
 
@@ -111,11 +111,7 @@ def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
         problems.append("no live node has CPUs: add worker nodes")
     if local and not local.nodes:
         problems.append(CUT_OFF)
-    gone = [node.name for node in local.nodes if not node.process.alive()] if local else []
-    if gone:
-        problems.append(f"{', '.join(gone)} ended by itself: `python -m cluster down`, then `up` again; the reason is in "
-                        f"{local.folder if local else ''}")
-    return problems
+    return [*problems, *(ended_nodes(local) if local else [])]
 
 
 def _silent_problems(nodes: list[Node]) -> list[str]:
