@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
                     help="where the dashboard and job submission listen; anything but loopback opens them to the network")
     up.add_argument("--dashboard-port", type=_count, default=0, metavar="PORT", help="by default 8265 if free, else a free one")
     up.add_argument("--port", type=_count, default=0, metavar="PORT", help="of the control store; by default a free one")
+    up.add_argument("--start-timeout-s", type=_seconds, default=90.0, metavar="S",
+                    help="how long a node that starts may get no further, for busy machines (default: %(default)g)")
     _add_submit(commands.add_parser("submit", help="run a job on a cluster", usage="%(prog)s JOB [options] [-- FLAGS OF THE JOB]"))
     status = commands.add_parser("status", help="show a cluster's nodes, jobs and problems")
     status.add_argument("--address", default=None, metavar="HOST:PORT", help="by default RAY_ADDRESS, else what `up` started")
@@ -92,7 +94,7 @@ def _add_kubernetes(parser: argparse.ArgumentParser) -> None:
 def _seconds(text: str) -> float:
     value = float(text)
     if value < 0.5:
-        raise argparse.ArgumentTypeError(f"{text} is too often: give 0.5 or more seconds")
+        raise argparse.ArgumentTypeError(f"{text} is too little: give 0.5 or more seconds")
     return value
 
 

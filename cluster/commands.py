@@ -26,7 +26,8 @@ def up(options: argparse.Namespace) -> int:
     exit_when_told()
     began = time.monotonic()
     cluster = local.up(nodes=options.nodes, cpus_per_node=options.cpus_per_node, dashboard_host=options.dashboard_host,
-                       port=options.port, dashboard_port=options.dashboard_port)
+                       port=options.port, dashboard_port=options.dashboard_port,
+                       start_timeout_s=options.start_timeout_s)
     cpus = sum(node.num_cpus for node in cluster.nodes)
     print(f"cluster up in {time.monotonic() - began:.1f} s: {len(cluster.nodes)} node(s), {cpus} CPUs, at {cluster.address}")
     print(f"dashboard: {cluster.dashboard_url} (it asks for the token in {token_file()})")
@@ -110,14 +111,21 @@ def _reached(address: str | None) -> Generator[tuple[str, local.LocalCluster | N
     if wanted in (None, "local"):
         wanted = _local_cluster().address
     there, cluster = control_store(wanted), local.current()
+    mine = cluster if cluster is not None and cluster.address == there else None
     with authenticate_for(there):
-        probe(there)
-        yield there, cluster if cluster is not None and cluster.address == there else None
+        try:
+            probe(there)
+        except ClusterError as error:
+            if mine is not None and (ended := local.ended_nodes(mine)):
+                raise ClusterError("\n".join(ended)) from error
+            raise
+        yield there, mine
 
 
 def down(options: argparse.Namespace) -> int:
+    there = local.current() is not None
     ended = local.down()
-    print(f"cluster down: {ended} processes ended" if ended else "there is no local cluster to end")
+    print(f"cluster down: {ended} processes ended" if there else "there is no local cluster to end")
     return 0
 
 

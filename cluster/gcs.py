@@ -21,6 +21,8 @@ from cluster.errors import ClusterError
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 4.0
+_ALIVE = 2
+"""The state of an actor, in Ray's numbers."""
 
 
 class TokenError(ClusterError):
@@ -65,6 +67,15 @@ class Job:
     ip: str
     started: float
     running: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """A live actor. holds: its resources, in Ray's units."""
+
+    name: str
+    node_id: str
+    holds: dict[str, float]
 
 
 def was_removed(row: Any) -> bool:
@@ -161,7 +172,17 @@ class Gcs:
 
         reply = self._call("ActorInfoGcsService", "GetNamedActorInfo",
                            pb.GetNamedActorInfoRequest(name=name, ray_namespace=namespace))
-        return bool(reply.actor_table_data.actor_id) and reply.actor_table_data.state == 2  # alive
+        return bool(reply.actor_table_data.actor_id) and reply.actor_table_data.state == _ALIVE
+
+    def actors(self, namespace: str) -> list[Actor]:
+        """Returns the live actors of a namespace, by name."""
+        from ray.core.generated import gcs_service_pb2 as pb
+
+        reply = self._call("ActorInfoGcsService", "GetAllActorInfo", pb.GetAllActorInfoRequest(
+            filters=pb.GetAllActorInfoRequest.Filters(state=_ALIVE)))
+        actors = [Actor(name=row.name, node_id=row.node_id.hex(), holds=dict(row.required_resources))
+                  for row in reply.actor_table_data if row.ray_namespace == namespace]
+        return sorted(actors, key=lambda actor: actor.name)
 
     def placement_groups(self) -> list[Any]:
         """Ray's PlacementGroupTableData messages."""

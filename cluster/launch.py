@@ -20,6 +20,7 @@ from cluster.node import NodeSpec, command
 from cluster.owned import MARK, Process, processes_of
 
 START_TIMEOUT_S = 90.0
+"""How long a node that starts may get no further: a start as a whole may take longer on a busy machine."""
 END_TIMEOUT_S = 30.0
 RAY_SETTINGS = {
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint; Ray's own 3 s do not suffice
@@ -56,7 +57,7 @@ class BoundHead:
                                            env=_environment(cluster_id, own_environment()), cwd=_ROOT)
         self._process = Process.of(self._popen.pid)
         try:
-            self.node = await_ready(spec, self._process, time.monotonic() + START_TIMEOUT_S)
+            self.node = await_ready(spec, self._process)
         except BaseException:
             self.end()
             raise
@@ -84,17 +85,42 @@ def launch(spec: NodeSpec, cluster_id: str) -> Process:
     return Process.of(int(shell.stdout))
 
 
-def await_ready(spec: NodeSpec, process: Process, deadline: float) -> LocalNode:
-    """The node, once it has joined its cluster. Raises: ClusterError, with the end of its log, if it does not."""
+def await_ready(spec: NodeSpec, process: Process, timeout_s: float = START_TIMEOUT_S) -> LocalNode:
+    """Returns the node once it has joined its cluster.
+
+    timeout_s: how long it may get no further. Raises: ClusterError, with the end of its logs, if it does not start.
+    """
+    patience = _Patience(spec.temp_dir, timeout_s)
     while not spec.ready_file.exists():
-        if not process.alive() or time.monotonic() > deadline:
-            why = f"is not up after {START_TIMEOUT_S:g} s" if process.alive() else "did not start"
-            raise ClusterError(f"node {spec.name} {why}; the end of its log:\n{_last_lines(spec.log_file)}")
+        if not process.alive():
+            raise ClusterError(f"node {spec.name} did not start; the end of its log:\n{_end_of_logs(spec)}")
+        if patience.spent():
+            raise ClusterError(f"node {spec.name} is not up, and has got no further for {timeout_s:g} s (on a busy "
+                               "machine pass `python -m cluster up` a longer --start-timeout-s); the end of its log:\n"
+                               f"{_end_of_logs(spec)}")
         time.sleep(0.05)
     ready: dict[str, Any] = json.loads(spec.ready_file.read_text())
     url = f"http://{spec.dashboard_at(ready['dashboard_url'])}" if ready["dashboard_url"] else ""
     return LocalNode(name=spec.name, node_id=ready["node_id"], num_cpus=spec.num_cpus, process=process, pids=ready["pids"],
                      dashboard_url=url)
+
+
+class _Patience:
+    """Knows how long a node that starts has got no further: Ray makes a file for each process, log and socket of it."""
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        self._folder, self._timeout_s = folder, timeout_s
+        self._files = 0
+        self._since = self._looked_at = time.monotonic()
+
+    def spent(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked_at >= min(1.0, self._timeout_s / 4):
+            self._looked_at = now
+            files = sum(len(names) for _, _, names in os.walk(self._folder))
+            if files > self._files:
+                self._files, self._since = files, now
+        return now - self._since > self._timeout_s
 
 
 def end_processes(roots: list[Process], folder: Path, cluster_id: str | None = None, *,
@@ -133,10 +159,20 @@ def _environment(cluster_id: str, authentication: dict[str, str]) -> dict[str, s
         **{key: value for key, value in os.environ.items() if key not in _NOT_INHERITED},
         **authentication,
         **KEEP_LOOPBACK,
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",  # `await_ready` gives up one that gets no further; Ray any after 60 s
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         **{name: os.environ.get(name, value) for name, value in RAY_SETTINGS.items()},
         MARK: cluster_id,
     }
+
+
+def _end_of_logs(spec: NodeSpec) -> str:
+    """Returns the last lines of the node's own log, or, where it is empty, of those of Ray's that were written last."""
+    if own := _last_lines(spec.log_file):
+        return own
+    written = sorted((log.stat().st_mtime, log) for log in spec.ray_logs.glob("*.*") if log.stat().st_size)
+    ends = [f"  {log.name}:\n{_last_lines(log, 4)}" for _, log in written[-3:]]
+    return "\n".join(ends) or "  (nothing has been logged: its process is still loading Ray)"
 
 
 def _last_lines(log: Path, count: int = 8) -> str:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -81,11 +80,13 @@ def current() -> LocalCluster | None:
 
 
 def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str = LOOPBACK, port: int = 0,
-       dashboard_port: int = 0, autoscaling_config: str | None = None) -> LocalCluster:
+       dashboard_port: int = 0, autoscaling_config: str | None = None,
+       start_timeout_s: float = START_TIMEOUT_S) -> LocalCluster:
     """Starts a head and so many worker nodes, and returns when all have joined.
 
     cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these CPUs,
     with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is free).
+    start_timeout_s: how long a node may get no further.
     Raises: ClusterError if one is up already or it does not start; then nothing is left of it. ConfigError without a home folder.
     """
     require_home()
@@ -100,7 +101,7 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
                          dashboard_port=dashboard_port, gpu_share=(0, 0) if nodes else (0, 1),
                          autoscaling_config=autoscaling_config)
             workers = [_worker(cluster, n, cpus, nodes + 1, gpu_share=(n - 1, nodes)) for n in range(1, nodes + 1)]
-            cluster = dataclasses.replace(cluster, nodes=tuple(_start([head, *workers], cluster)))
+            cluster = dataclasses.replace(cluster, nodes=tuple(_start([head, *workers], cluster, start_timeout_s)))
             _save(cluster)
         return cluster
 
@@ -136,6 +137,27 @@ def remove_node(name: str) -> None:
                                f"{', '.join(node.name for node in cluster.nodes[1:]) or 'none'}")
         end_processes([node.process for node in gone], Path(cluster.folder))
         _save(dataclasses.replace(cluster, nodes=tuple(node for node in cluster.nodes if node not in gone)))
+
+
+def ended_nodes(cluster: LocalCluster) -> list[str]:
+    """Returns for each node that has ended by itself: why, where Ray's own words are, what is left, and what to do."""
+    left = ", ".join(node.name for node in cluster.nodes if node.process.alive())
+    return [f"{node.name} ended by itself: {_why_ended(cluster, node)}. Of the local cluster {left or 'nothing'} is "
+            "left: `python -m cluster down`, then `up` again"
+            for node in cluster.nodes if not node.process.alive()]
+
+
+def _why_ended(cluster: LocalCluster, node: LocalNode) -> str:
+    folder = Path(cluster.folder) / node.name
+    log = folder / "session_latest" / "logs" / "raylet.out"
+    try:
+        given_up = "marked as dead by the GCS" in log.read_text(errors="replace")
+    except OSError:
+        given_up = False
+    if given_up:
+        return ("nothing was heard of it for so long that the control store took it for dead (it was stopped or "
+                f"suspended, or its machine was too busy); Ray's own words are in {log}")
+    return f"the reason is in {folder}.log and {log.parent}"
 
 
 def down() -> int:
@@ -184,14 +206,13 @@ def _worker(cluster: LocalCluster, number: int, num_cpus: int, num_nodes: int, *
                     object_store_bytes=object_store_bytes(num_nodes), gpu_share=gpu_share)
 
 
-def _start(specs: Sequence[NodeSpec], cluster: LocalCluster) -> list[LocalNode]:
-    """All at once. If one does not start, all are ended. Raises: ClusterError."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _start(specs: Sequence[NodeSpec], cluster: LocalCluster, timeout_s: float = START_TIMEOUT_S) -> list[LocalNode]:
+    """Starts all at once. If one does not start, all are ended. Raises: ClusterError."""
     begun: list[Process] = []
     try:
         for spec in specs:
             begun.append(launch(spec, cluster.cluster_id))
-        return [await_ready(spec, process, deadline) for spec, process in zip(specs, begun, strict=True)]
+        return [await_ready(spec, process, timeout_s) for spec, process in zip(specs, begun, strict=True)]
     except BaseException:
         end_processes(begun, Path(cluster.folder))
         raise

@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from cluster.auth import write_private
 LOOPBACK = "127.0.0.1"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _GRACE_S = 1.0
+_HEAD_TIMEOUT_S = 600.0
+"""How long a node waits for its head. Who started them gives up a head that gets no further, and then ends both."""
 _VITAL = ("raylet", "gcs_server")
 
 
@@ -74,6 +76,11 @@ class NodeSpec:
         return Path(self.folder) / f"{self.name}.log"
 
     @property
+    def ray_logs(self) -> Path:
+        """The folder where Ray's processes write theirs."""
+        return self.temp_dir / "session_latest" / "logs"
+
+    @property
     def ready_file(self) -> Path:
         """Appears when the node is up: JSON with `node_id`, `session_dir`, `pids`, and for the head `dashboard_url`."""
         return Path(self.folder) / f"{self.name}.json"
@@ -101,6 +108,7 @@ def _exit(number: int, frame: object) -> None:
 
 
 def _start(spec: NodeSpec) -> Any:
+    from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
     from ray._private.utils import write_ray_address
@@ -111,6 +119,7 @@ def _start(spec: NodeSpec) -> Any:
         def start_api_server(self, **options: Any) -> None:
             self._dashboard_options = options
 
+    services.get_node = _patient(services.get_node)
     spec.temp_dir.mkdir(exist_ok=True)
     os.chdir(spec.working_dir)
     write_ray_address(spec.address, str(spec.temp_dir))  # what a submitted job's driver looks for
@@ -121,6 +130,20 @@ def _start(spec: NodeSpec) -> Any:
     node = Head(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
     Node.start_api_server(node, **node._dashboard_options)
     return node
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Waits for a raylet to join while all that was started lives: Ray's own 30 s are too few on a busy machine."""
+    def wait(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if any(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children()):
+                    raise
+                time.sleep(0.1)
+
+    return wait
 
 
 def _parameters(spec: NodeSpec) -> dict[str, Any]:
@@ -151,7 +174,7 @@ def own_gpus(share: tuple[int, int]) -> list[str]:
     return visible[share[0]::share[1]] if share[1] else []
 
 
-def _wait_for_head(spec: NodeSpec, timeout_s: float = 60) -> None:
+def _wait_for_head(spec: NodeSpec, timeout_s: float = _HEAD_TIMEOUT_S) -> None:
     """Until the head is a node of its own cluster: joining earlier makes Ray wait for whole seconds."""
     from cluster.errors import ClusterError
     from cluster.gcs import Gcs, reachable

@@ -24,9 +24,10 @@ def _exit(number: int, frame: object) -> None:
 
 
 def heed(asked: Callable[[str], None]) -> None:
-    """Calls `asked` with the name of the first SIGTERM or Ctrl-C; a third one ends the process at once.
+    """Calls `asked` with the name of the first SIGTERM, Ctrl-C or SIGHUP; a third one ends the process at once.
 
-    Does nothing outside the main thread, which alone hears signals.
+    SIGHUP comes from a terminal that is closed; where it is ignored already (under nohup) it stays so. Does nothing
+    outside the main thread, which alone hears signals.
     """
     presses = 0
 
@@ -39,5 +40,6 @@ def heed(asked: Callable[[str], None]) -> None:
             asked(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, pressed)
-        signal.signal(signal.SIGINT, pressed)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, pressed)

@@ -7,18 +7,21 @@ Read from the control store alone, each read with a deadline, so it answers abou
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from cluster.gcs import Gcs, Job, Node, reachable, silent_nodes
-from cluster.local import CUT_OFF, LocalCluster
+from cluster.gcs import Actor, Gcs, Job, Node, reachable, silent_nodes
+from cluster.local import CUT_OFF, LocalCluster, ended_nodes
 from cluster.runs import RunNotice, read_runs, run_problems, run_table
+
+_LONGEST_ID = 30
+"""Columns of a job's id in a table, as Ray makes them; a longer one goes on in the next line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,17 @@ class Status:
     jobs: list[Job]
     problems: list[str]
     runs: tuple[RunNotice, ...] = ()
+    endpoints: tuple["Served", ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """An application of Ray Serve: its live replicas, and what they hold together."""
+
+    application: str
+    replicas: int
+    cpus: float
+    gpus: float
 
 
 def read_status(address: str, local: LocalCluster | None = None) -> Status:
@@ -47,7 +61,18 @@ def read_status(address: str, local: LocalCluster | None = None) -> Status:
         *run_problems(runs, nodes),
     ]
     return Status(address=address, dashboard_url=f"http://{url}" if url else "", versions=versions, nodes=nodes,
-                  jobs=jobs, problems=problems, runs=tuple(runs))
+                  jobs=jobs, problems=problems, runs=tuple(runs), endpoints=tuple(served(gcs.actors("serve"))))
+
+
+def served(actors: Sequence[Actor]) -> list[Served]:
+    """Returns what Serve's replicas hold, by application. Their names are SERVE_REPLICA::APPLICATION#DEPLOYMENT#ID."""
+    by_application: dict[str, list[Actor]] = {}
+    for actor in actors:
+        kind, _, name = actor.name.partition("::")
+        if kind == "SERVE_REPLICA":
+            by_application.setdefault(name.partition("#")[0], []).append(actor)
+    return [Served(application=name, replicas=len(found), cpus=sum(each.holds.get("CPU", 0.0) for each in found),
+                   gpus=sum(each.holds.get("GPU", 0.0) for each in found)) for name, found in by_application.items()]
 
 
 def show(status: Status, console: Console) -> None:
@@ -57,6 +82,8 @@ def show(status: Status, console: Console) -> None:
     console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
     if status.runs:
         console.print(run_table(status.runs))
+    if status.endpoints:
+        console.print(_endpoint_table(status.endpoints))
     for problem in status.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}", soft_wrap=True)
     if not status.problems:
@@ -77,9 +104,26 @@ def node_table(nodes: list[Node]) -> Table:
 
 
 def _job_table(jobs: list[Job]) -> Table:
-    table = Table("job", "command", "running for", "driver on", title="running jobs", title_justify="left")
-    for job in jobs:
-        table.add_row(escape(job.submission_id or job.job_id), escape(job.entrypoint), _age(time.time() - job.started), job.ip)
+    """The id is whole on a terminal of 80 columns too: it is what `ray job stop` and `ray job logs` want."""
+    ids = [job.submission_id or job.job_id for job in jobs]
+    table = Table(Column("job", min_width=min(_LONGEST_ID, max(map(len, ids))), overflow="fold"),
+                  Column("command", overflow="fold"), Column("running for", no_wrap=True), "driver on",
+                  title="running jobs", title_justify="left")
+    for job, name in zip(jobs, ids, strict=True):
+        table.add_row(escape(name), escape(job.entrypoint), _age(time.time() - job.started), job.ip)
+    return table
+
+
+def _endpoint_table(endpoints: Sequence[Served]) -> Table:
+    """What endpoints hold is in use on their nodes, though no job has it."""
+    table = Table("application", "replicas", "CPUs", "GPUs", title="endpoints (held by their replicas)",
+                  title_justify="left", show_footer=len(endpoints) > 1)
+    for each in endpoints:
+        table.add_row(escape(each.application), str(each.replicas), f"{each.cpus:g}", f"{each.gpus:g}")
+    sums = ["all", str(sum(each.replicas for each in endpoints)), f"{sum(each.cpus for each in endpoints):g}",
+            f"{sum(each.gpus for each in endpoints):g}"]
+    for column, text in zip(table.columns, sums, strict=True):
+        column.footer = text
     return table
 
 
@@ -111,11 +155,7 @@ def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
         problems.append("no live node has CPUs: add worker nodes")
     if local and not local.nodes:
         problems.append(CUT_OFF)
-    gone = [node.name for node in local.nodes if not node.process.alive()] if local else []
-    if gone:
-        problems.append(f"{', '.join(gone)} ended by itself: `python -m cluster down`, then `up` again; the reason is in "
-                        f"{local.folder if local else ''}")
-    return problems
+    return [*problems, *(ended_nodes(local) if local else [])]
 
 
 def _silent_problems(nodes: list[Node]) -> list[str]:

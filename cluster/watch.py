@@ -89,11 +89,13 @@ class Watcher:
         now = scrape(status.nodes)
         self._remember(now)
         warnings = [f"the metrics of node {name} cannot be read from here" for name in now.silent]
-        applications = self._ask(lambda: _applications(status.dashboard_url) if self._serves() else [], "Serve", warnings)
+        serves = self._serves()
+        applications = self._ask(lambda: _applications(status.dashboard_url) if serves else [], "Serve", warnings)
         firing = self._ask(lambda: alerts_of(self._prometheus) if self._prometheus else [], "Prometheus", warnings)
         broken = [f"application {each.name} is {each.status}: {each.message}: look at it with `python -m serving status`"
                   for each in applications if each.status in ("DEPLOY_FAILED", "UNHEALTHY")]
-        return Page(status=status, runs=runs_of(now), endpoints=endpoints_of(now, *self._earlier()), applications=applications,
+        endpoints = endpoints_of(now, *self._earlier()) if serves else []  # a process's metrics outlive it by 20 s
+        return Page(status=status, runs=runs_of(now), endpoints=endpoints, applications=applications,
                     alerts=[*status.problems, *broken, *firing], warnings=warnings)
 
     def _remember(self, now: Scrape) -> None:
@@ -128,7 +130,10 @@ def runs_of(now: Scrape) -> list[RunRow]:
 
 
 def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[EndpointRow]:
-    """before: the same, so many seconds ago. A sum over processes that is smaller than it was has lost one, and counts as 0."""
+    """Returns a row for each version that is served now: an ingress says of those alone how many requests wait.
+
+    before: the same, so many seconds ago. A sum over processes that is smaller than it was has lost one: it counts as 0.
+    """
     def grown(name: str, *labels: str) -> dict[tuple[str, ...], float]:
         earlier = before.by(name, *labels) if before else {}
         return {key: max(0.0, value - earlier.get(key, 0.0)) for key, value in now.by(name, *labels).items()}
@@ -138,14 +143,14 @@ def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[End
     buckets = grown("serving_latency_seconds_bucket", "model", "version", "le")
     queued = now.by("serving_queued_requests", "model", "version")
     rows: list[EndpointRow] = []
-    for model, version in sorted(key for key in totals if key[0]):
+    for model, version in sorted(key for key in totals if key in queued):
         by_status = {status: count for (m, v, status), count in lately.items() if (m, v) == (model, version)}
         latencies = {float(le): count for (m, v, le), count in buckets.items() if (m, v) == (model, version)}
         rows.append(EndpointRow(
             model=model, version=version, requests=totals[model, version],
             per_s=sum(by_status.values()) / seconds if seconds else None,
             failed=sum(count for status, count in by_status.items() if status.startswith("5")),
-            p50_s=quantile(latencies, 0.5), p99_s=quantile(latencies, 0.99), queued=queued.get((model, version), 0.0)))
+            p50_s=quantile(latencies, 0.5), p99_s=quantile(latencies, 0.99), queued=queued[model, version]))
     return rows
 
 

@@ -7,18 +7,16 @@
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportUntypedClassDecorator=false
 
 import inspect
-import logging
-import logging.handlers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import serve
 
+from serving.access_log import write_access_log
 from serving.applications import Application
 from serving.calls import METHODS, Calls
 from serving.closed import keep_calls_to_this_node, limit_calls
 from serving.coordinator import Reporter, lease
-from serving.core import ACCESS_LOG
 from serving.generating import GeneratingReplica
 from serving.ingress import Endpoint
 from serving.measures import Measures
@@ -41,7 +39,7 @@ class Ingress:
         keep_calls_to_this_node()
         limit_calls(made.max_request_bytes)
         if made.access_log is not None:
-            _write_access_log(made.access_log)
+            write_access_log(made.access_log)
         self._ingress = Application(ENDPOINT, INGRESS)
         self._others: dict[str, Application] = {}
         self._own = {replica.settings.application: replica for replica in map(_replica, made.own)}
@@ -93,14 +91,6 @@ for _method in METHODS:  # by whose names Serve calls the deployment
 
 def _replica(settings: Mapping[str, Any]) -> Replica:
     return (GeneratingReplica if settings["generates"] else Replica)(settings)
-
-
-def _write_access_log(path: str) -> None:
-    """To a file that may be moved away meanwhile."""
-    log = logging.getLogger(ACCESS_LOG)
-    log.addHandler(logging.handlers.WatchedFileHandler(path))
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def _here(replica: Replica) -> tuple[Callable[..., Any], Callable[[], bool]]:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from cluster.errors import ClusterError, ConfigError
+from cluster.gcs import reachable
 from cluster.storage import Store
 from jobs.common.registry import CHAMPION, Registry
 from serving.guard import Guard
@@ -44,18 +45,43 @@ def status(options: argparse.Namespace) -> int:
 
 def down(options: argparse.Namespace) -> int:
     record = Running.load(options.port)
+    if (process := record.process()) is None:
+        end_left(record)
+    else:
+        _end(process)
+    print(f"the endpoint on port {options.port} is down")
+    return 0
+
+
+def _end(process: psutil.Process) -> None:
+    """Has a `python -m serving up` end its endpoint, and itself."""
     try:
-        process = psutil.Process(record.pid)
-        if "up" not in process.cmdline():
-            raise psutil.NoSuchProcess(record.pid)  # another one, by now
         process.send_signal(signal.SIGINT)
         process.wait(_END_TIMEOUT_S)
     except psutil.NoSuchProcess:
-        record.forget()
+        return
     except psutil.TimeoutExpired:
-        raise ClusterError(f"process {record.pid} has not ended after {_END_TIMEOUT_S:g} s: look at what it prints") from None
-    print(f"the endpoint on port {options.port} is down")
-    return 0
+        raise ClusterError(f"process {process.pid} has not ended after {_END_TIMEOUT_S:g} s: look at what it "
+                           "prints") from None
+
+
+def end_left(record: Running) -> bool:
+    """Ends the endpoint of an `up` that was killed, which goes on where the cluster was there before.
+
+    Returns whether it still ran. Raises: ClusterError if the cluster is there, and cannot be joined.
+    """
+    runs = reachable(record.address) is None and _end_at(record)
+    record.forget()
+    return runs
+
+
+def _end_at(record: Running) -> bool:
+    with connected(record):
+        from serving import running
+
+        if runs := running.served_at() == record.port:  # else the address is another cluster's by now
+            running.end()
+    return runs
 
 
 def _of_guard(record: Running, name: str, watched: Told) -> list[str]:

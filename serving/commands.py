@@ -45,14 +45,28 @@ def config(options: argparse.Namespace) -> int:
 
 
 def up(options: argparse.Namespace) -> int:
-    _check_port(options.host, options.port, "--port")
-    if options.grpc_port is not None:
-        _check_port(options.host, options.grpc_port, "--grpc-port")
     if files := tls.wanted(options.tls_cert, options.tls_key):
         tls.check(*files)
     made = _config(options)
     with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp") as folder, _environment(Path(folder), options):
+        _end_left(options.port)
+        _check_port(options.host, options.port, "--port")
+        if options.grpc_port is not None:
+            _check_port(options.host, options.grpc_port, "--grpc-port")
         return _serve(options, made)
+
+
+def _end_left(port: int) -> None:
+    """Ends what an `up` that was killed has left at this port. Raises: ClusterError if one is at work there."""
+    from serving.changes import end_left
+
+    if (record := Running.find(port)) is None:
+        return
+    if (process := record.process()) is not None:
+        raise ClusterError(f"--port {port}: an endpoint of yours runs there already (process {process.pid}): end it "
+                           f"with `python -m serving down --port {port}`, or pass another --port")
+    if end_left(record):
+        print(f"ended the endpoint on port {port} that an `up` which was killed had left", flush=True)
 
 
 @contextmanager
@@ -78,28 +92,60 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
 
     cluster = connect(options.address)
     heed(lambda name: stop.set())  # again: `ray.init` has taken SIGTERM
-    record = Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)
     try:
-        from serving import running
+        _refuse_second(cluster.address)
+        with _deployed(Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)):
+            from serving import running
 
-        running.deploy(made)
-        running.await_ready(made, stop, START_TIMEOUT_S)
-        record.save()
-        host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
-        if options.tls_cert:
-            tls.check_spoken(host, options.port)
-        url = f"http{'s' if options.tls_cert else ''}://{host}:{options.port}"
-        calls = "" if options.grpc_port is None else f"   gRPC: {host}:{options.grpc_port}"
-        print(f"ready: {url} serves {', '.join(_names(made))}\nplayground: {url}/   documentation: {url}/docs{calls}", flush=True)
-        print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
-        while not stop.wait(0.5):
-            pass
-        print("ending", flush=True)
-        running.end()
+            running.await_ready(made, stop, START_TIMEOUT_S)
+            _say_ready(options, made)
+            while not stop.wait(0.5):
+                pass
+            print("ending", flush=True)
         return 0
     finally:
-        record.forget()
         disconnect()
+
+
+@contextmanager
+def _deployed(record: Running) -> Generator[None]:
+    """Gives an endpoint inside the block, and leaves nothing of it, however the block ends.
+
+    Its record is there from before the first step to after the last one: with it `down` and `up` end what is left
+    where this process is killed.
+    """
+    from serving import running
+
+    record.save()
+    try:
+        running.deploy(record.config)
+        yield
+    finally:
+        running.end()
+        record.forget()
+
+
+def _refuse_second(address: str) -> None:
+    """Raises: ClusterError if the cluster serves already: it has one Serve, and deploying replaces what that serves."""
+    from serving import running
+
+    if (port := running.served_at()) is not None:
+        raise ClusterError(f"the Ray cluster at {address} serves already, on port {port}, and has one Serve at most: "
+                           f"end that with `python -m serving down --port {port}` (`serve shutdown`, if `up` did not "
+                           "start it), or leave --address and RAY_ADDRESS out, for a cluster of this endpoint's own")
+
+
+def _say_ready(options: argparse.Namespace, made: dict[str, Any]) -> None:
+    from serving import running
+
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    if options.tls_cert:
+        tls.check_spoken(host, options.port)
+    url = f"http{'s' if options.tls_cert else ''}://{host}:{options.port}"
+    calls = "" if options.grpc_port is None else f"   gRPC: {host}:{options.grpc_port}"
+    print(f"ready: {url} serves {', '.join(_names(made))}", flush=True)
+    print(f"playground: {url}/   documentation: {url}/docs{calls}", flush=True)
+    print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
 
 
 def optimise(options: argparse.Namespace) -> int:

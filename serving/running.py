@@ -1,18 +1,18 @@
 """A Serve instance on the connected cluster: deployed from a config, waited for, and ended."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 
-import re
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import ClusterError, StoppedError
+from cluster.gcs import Gcs
 from serving.settings import SHARED, ModelSettings
+from serving.waiting import Shortage, what_for, why_no_room
 
-_NO_ROOM = re.compile(r"to be scheduled\..*Resources required for each replica: (\{.*?\})")
-"""What Serve says of a replica that has waited for 30 s."""
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 def deploy(config: Mapping[str, Any]) -> None:
@@ -27,29 +27,46 @@ def deploy(config: Mapping[str, Any]) -> None:
 
 
 def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: float) -> None:
-    """Until every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError.
+    """Returns once every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError.
 
-    One for which there is no room is given up after 30 s, unless the cluster can grow.
+    An application whose replica has found no room for NO_ROOM_S is given up, unless the cluster can grow.
     """
-    from ray import serve
-
     wanted = {application["name"] for application in config["applications"]}
-    deadline = time.monotonic() + timeout_s
+    deadline, shortage = time.monotonic() + timeout_s, Shortage(_gcs())
     while True:
-        states = {name: state for name, state in serve.status().applications.items() if name in wanted}
-        for name, state in states.items():
-            if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise ClusterError(f"{name} does not start: {_reason(state)}")
-            if (needed := _needed(state)) and not _grows():
-                raise ClusterError(f"{name} does not start: a replica needs {needed}, which the cluster does not have free, and it "
-                                   "cannot grow: add nodes, or start the endpoint with a smaller --cpus-per-replica")
-        if {name for name, state in states.items() if state.status == "RUNNING"} == wanted:
+        found = {name: each for name, each in _applications().items() if name in wanted}
+        _raise_first_failure(found, shortage)
+        if {name for name, each in found.items() if each.status == "RUNNING"} == wanted:
             return
         if stop.wait(0.1):
             raise StoppedError("stopped before it was ready")
         if time.monotonic() > deadline:
-            waiting = {name: _reason(state) for name, state in states.items() if state.status != "RUNNING"}
-            raise ClusterError(f"not ready after {timeout_s:g} s: {waiting}")
+            waiting = "; ".join(f"{name}: {what_for(each)}" for name, each in found.items() if each.status != "RUNNING")
+            raise ClusterError(f"not ready after {timeout_s:g} s: {waiting or 'Serve knows of no application'}")
+
+
+def _raise_first_failure(applications: Mapping[str, Any], shortage: Shortage) -> None:
+    for name, each in applications.items():
+        if each.status in _FAILED:
+            raise ClusterError(f"{name} does not start: {_reason(each)}")
+    if (lacking := shortage.lasting(applications)) and not _grows():
+        names = ", ".join(each.application for each in lacking)
+        raise ClusterError(f"{names} does not start: {why_no_room(lacking[0], shortage.nodes)}")
+
+
+def _applications() -> dict[str, Any]:
+    """Serve's ApplicationDetails, by name; none where Serve does not run."""
+    from ray.serve.schema import ServeInstanceDetails
+
+    client = _client()
+    return {} if client is None else dict(ServeInstanceDetails(**client.get_serve_details()).applications)
+
+
+def _client() -> Any:
+    """Serve's own of the connected cluster; None where Serve does not run."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def load(settings: ModelSettings, timeout_s: float) -> None:
@@ -67,9 +84,13 @@ def load(settings: ModelSettings, timeout_s: float) -> None:
 
 def states() -> dict[str, str]:
     """By application."""
-    from ray import serve
+    return {name: str(each.status.value).lower() for name, each in _applications().items()}
 
-    return {name: str(state.status.value).lower() for name, state in serve.status().applications.items()}
+
+def served_at() -> int | None:
+    """The port of the Serve instance of the connected cluster, which has one at most; None where there is none."""
+    client = _client()
+    return None if client is None else int(client.http_config.port)
 
 
 def metrics_urls() -> list[str]:
@@ -81,31 +102,36 @@ def metrics_urls() -> list[str]:
 
 def _reason(state: Any) -> str:
     """The last line of what went wrong, which is the exception's own."""
-    messages = [deployment.message for deployment in state.deployments.values() if deployment.message] or [state.message]
+    failed = [deployment for deployment in state.deployments.values() if deployment.status in _FAILED]
+    messages = [deployment.message for deployment in failed if deployment.message] or [state.message]
     lines = [line.strip() for line in messages[0].splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line]
     return (errors or lines or ["no reason is known"])[-1]
 
 
-def _needed(state: Any) -> str | None:
-    """The resources of a replica that waits for room; None if none does."""
-    found = [_NO_ROOM.search(deployment.message) for deployment in state.deployments.values()]
-    return next((match[1] for match in found if match), None)
-
-
 def _grows() -> bool:
-    import ray
-
-    from cluster.gcs import Gcs
     from cluster.resources import autoscaled
 
-    return autoscaled(Gcs(ray.get_runtime_context().gcs_address))
+    return autoscaled(_gcs())
+
+
+def _gcs() -> Gcs:
+    import ray
+
+    return Gcs(ray.get_runtime_context().gcs_address)
 
 
 def end() -> None:
+    """Ends Serve on the connected cluster, and the actor that its ingresses share.
+
+    Raises: ClusterError if it does not end.
+    """
     from ray import serve
 
     from serving.coordinator import forget
 
     serve.shutdown()
     forget()
+    if _gcs().has_actor("SERVE_CONTROLLER_ACTOR", "serve"):
+        raise ClusterError("Serve has not ended after 30 s: look at the log of its controller, and try "
+                           "`python -m serving down`")

@@ -7,13 +7,16 @@ import copy
 import json
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cluster.auth import home_folder, write_private
-from cluster.errors import ConfigError, TrainyardError
+from cluster.errors import ConfigError
 from serving.guard import Guard
 from serving.settings import ENDPOINT, INGRESS, ModelSettings
 
@@ -39,15 +42,31 @@ class Running:
         return home_folder() / f"serving-{port}.json"
 
     @staticmethod
-    def load(port: int) -> "Running":
-        """Raises: ConfigError if there is none."""
+    def find(port: int) -> "Running | None":
+        """None if there is none."""
         try:
             return Running(**json.loads(Running.file(port).read_text()))
         except FileNotFoundError:
-            raise ConfigError(f"no endpoint of this user runs on port {port}: pass the --port of `python -m serving up`") from None
+            return None
+
+    @staticmethod
+    def load(port: int) -> "Running":
+        """Raises: ConfigError if there is none."""
+        if (found := Running.find(port)) is None:
+            raise ConfigError(f"no endpoint of this user runs on port {port}: pass the --port of `python -m serving "
+                              "up`")
+        return found
 
     def save(self) -> None:
         write_private(self.file(self.port), json.dumps(asdict(self), indent=1))
+
+    def process(self) -> psutil.Process | None:
+        """That of `python -m serving up`; None if it has ended, however that was."""
+        try:
+            found = psutil.Process(self.pid)
+            return found if "up" in found.cmdline() else None  # else it is another one, by now; a zombie has no command
+        except psutil.Error:
+            return None
 
     def forget(self) -> None:
         self.file(self.port).unlink(missing_ok=True)
@@ -152,38 +171,48 @@ def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSet
 
     Needs a connected process. Raises: ClusterError if a new version does not start, and then nothing has changed either.
     """
-    _start(running, new, ready)
-    _deploy(running, with_weights(running.config, name, weights, new, guard))
-    running.before[name] = before
-    running.save()
+    with _or_as_before(running):
+        _start(running, new, ready)
+        _deploy(running, with_weights(running.config, name, weights, new, guard))
+        running.before[name] = before
+        running.save()
 
 
 def follow(running: Running, name: str, version: str, share: float, new: Sequence[ModelSettings]) -> None:
     """Makes a version a shadow, or ends it (share 0). Needs a connected process. Raises: ClusterError, as `change` does."""
-    _start(running, new, lambda: None)
-    _deploy(running, with_shadow(running.config, name, version, share, new))
-    running.save()
+    with _or_as_before(running):
+        _start(running, new, lambda: None)
+        _deploy(running, with_shadow(running.config, name, version, share, new))
+        running.save()
+
+
+@contextmanager
+def _or_as_before(running: Running) -> Generator[None]:
+    """Deploys the config from before the block again if that does not come to its end, for whatever reason (Ctrl-C)."""
+    from serving import running as serve
+
+    config, before = running.config, dict(running.before)
+    try:
+        yield
+    except BaseException:
+        running.config, running.before = config, before
+        serve.deploy(config)
+        raise
 
 
 def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
     """New versions beside what there is, unknown to the ingress until they run."""
     from serving import running as serve
 
-    if not new:
-        ready()
-        return
-    prepared = copy.deepcopy(running.config)
-    prepared["applications"][:0] = _applications(new)
-    try:
+    if new:
+        prepared = copy.deepcopy(running.config)
+        prepared["applications"][:0] = _applications(new)
         serve.deploy(prepared)
         serve.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
         for settings in new:
             if settings.shared:
                 serve.load(settings, START_TIMEOUT_S)
-        ready()
-    except TrainyardError:
-        serve.deploy(running.config)
-        raise
+    ready()
 
 
 def _deploy(running: Running, config: Config) -> None:

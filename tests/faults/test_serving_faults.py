@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,9 +19,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.network import free_port
+from cluster import auth, local
+from cluster.gcs import Gcs
+from cluster.network import free_port, is_free
+from cluster.status import Served, read_status
 from jobs.common.artifact import open_artifact
-from serving import running
+from serving import running, waiting
+from serving.__main__ import main
 from serving.changes import connected
 from serving.versions import Running
 from tests import runs
@@ -33,6 +38,7 @@ pytestmark = [
 QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--model.hidden", "64",
          "--train.epochs", "1"]
 ATTEMPTS, WITHIN_S = 3, 2.0
+CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
 
 
 @dataclass
@@ -85,6 +91,55 @@ def endpoint(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> I
         tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
         yield [Client(f"http://127.0.0.1:{port}/v2/models/digits/infer", body) for _ in range(4)], job
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[local.LocalCluster]:
+    """A cluster that outlives its endpoints, of one CPU."""
+    with runs.cluster(tmp_path / "home", nodes=0, cpus_per_node=1) as made:
+        monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        before = auth.current()
+        auth.apply(auth.token_environment())
+        yield made
+        auth.apply(before)
+
+
+def nothing_is_left(cluster: local.LocalCluster, port: int) -> bool:
+    return is_free("127.0.0.1", port) and Running.find(port) is None and not Gcs(cluster.address).has_actor(*CONTROLLER)
+
+
+def test_what_an_up_began_on_a_cluster_ends_however_the_up_ended(
+    artifact: str, cluster: local.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is killed before it is ready, killed afterwards, and gives up for want of room."""
+    port = free_port()
+    command = ["up", "--no-auth", "--model", f"digits={artifact}", "--port", str(port)]
+    with runs.python("serving", *command, "--cpus-per-replica", "0.5", folder=tmp_path) as job:
+        job.until(lambda: Gcs(cluster.address).has_actor(*CONTROLLER))
+        os.kill(job.process.pid, signal.SIGKILL)  # before it is ready
+        job.wait()
+
+    with runs.python("serving", *command, "--cpus-per-replica", "0.5", folder=tmp_path) as job:
+        job.until(lambda: "ready: " in job.text)
+        assert f"ended the endpoint on port {port} that an `up` which was killed had left" in job.text
+        assert read_status(cluster.address).endpoints == (Served(application="endpoint", replicas=1, cpus=0.5, gpus=0.0),)
+        assert main(command) == 2
+        assert f"an endpoint of yours runs there already (process {job.process.pid})" in capsys.readouterr().err
+        assert main([*command[:-1], str(free_port())]) == 2
+        assert f"serves already, on port {port}, and has one Serve at most: end that with" in capsys.readouterr().err
+        os.kill(job.process.pid, signal.SIGKILL)
+        job.wait()
+    assert not is_free("127.0.0.1", port), "it goes on without who started it"
+    assert main(["down", "--port", str(port)]) == 0
+    assert nothing_is_left(cluster, port)
+
+    monkeypatch.setattr(waiting, "NO_ROOM_S", 1.0)
+    assert main([*command, "--model", f"more={artifact}", "--cpus-per-replica", "0.6"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"-1 does not start: a replica needs 0\.6 CPU, .* free \(head has 0\.4 of 1 CPU\)", said)
+    assert nothing_is_left(cluster, port)
 
 
 def processes(job: runs.Job, name: str) -> list[psutil.Process]:
@@ -155,11 +210,11 @@ def await_answer(client: Client, timeout_s: float) -> None:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: see .ci/debian-packages")
-@pytest.mark.parametrize("endpoint", [["--max-queued", "50"]], indirect=True)
+@pytest.mark.parametrize("endpoint", [["--max-queued", "50", "--access-log", "/dev/full"]], indirect=True)
 def test_more_than_it_can_bear_is_refused_at_once_and_forgotten_at_once(
     endpoint: tuple[list[Client], runs.Job], tmp_path: Path
 ) -> None:
-    """400 connections that ask as fast as they can, where 50 may wait."""
+    """400 connections ask as fast as they can, where 50 may wait, and the disk of the access log is full."""
     (client, *_), job = endpoint
     (tmp_path / "body").write_bytes(client.body)
     (tmp_path / "post.lua").write_text(f'wrk.method = "POST"\nwrk.body = io.open("{tmp_path}/body", "rb"):read("*a")\n')

@@ -599,6 +599,11 @@ def test_what_a_crash_has_left_does_not_keep_up_from_starting(own_home: Path) ->
             if process.pid in (first.nodes[0].process.pid, *first.nodes[0].pids.values()):
                 process.kill()
         psutil.wait_procs(left[:1], timeout=5)
+        done = cli("status")
+        assert (done.returncode, done.stdout) == (2, "")
+        folder = f"{first.folder}/head"
+        assert done.stderr == (f"head ended by itself: the reason is in {folder}.log and {folder}/session_latest/logs. "
+                               "Of the local cluster nothing is left: `python -m cluster down`, then `up` again\n")
         with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ClusterError, match="is taken"):
             local.up(dashboard_port=taken.getsockname()[1])
         assert first.processes() == []

@@ -1,12 +1,16 @@
 """cluster/local.py without a Ray of its own: what a start that was cut off leaves, and starts that are refused."""
 
 import argparse
+import dataclasses
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +20,9 @@ import pytest
 from cluster import auth, commands, local, status
 from cluster.__main__ import main
 from cluster.errors import ClusterError
-from cluster.launch import end_processes
-from cluster.node import NodeSpec, _parameters
-from cluster.owned import MARK
+from cluster.launch import await_ready, end_processes
+from cluster.node import NodeSpec, _parameters, _patient
+from cluster.owned import MARK, Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,7 +141,7 @@ def test_a_dashboard_is_said_to_be_where_it_listens(host: str, where: str) -> No
 def test_the_dashboard_host_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[NodeSpec] = []
 
-    def start(specs: list[NodeSpec], cluster: local.LocalCluster) -> list[local.LocalNode]:
+    def start(specs: list[NodeSpec], cluster: local.LocalCluster, timeout_s: float) -> list[local.LocalNode]:
         started.extend(specs)
         raise ClusterError("far enough")
 
@@ -156,6 +160,82 @@ def test_a_cluster_without_nodes_is_said_to_be_cut_off(cut_off: local.LocalClust
     assert local.CUT_OFF in status._node_problems([], cut_off)
     assert local.down() == 0
     assert not Path(cut_off.folder).exists()
+
+
+def starting(folder: Path) -> NodeSpec:
+    """A node that starts, in a folder like Ray's; its log is empty."""
+    spec = NodeSpec(name="head", address="127.0.0.1:1", folder=str(folder), is_head=True, num_cpus=1,
+                    object_store_bytes=1)
+    spec.ray_logs.mkdir(parents=True)
+    spec.log_file.touch()
+    return spec
+
+
+def test_a_start_is_waited_for_while_it_gets_further(tmp_path: Path) -> None:
+    spec = starting(tmp_path)
+
+    def go_on() -> None:
+        for number in range(12):
+            time.sleep(0.1)
+            (spec.ray_logs / f"{number}.log").touch()
+        ready = {"node_id": "0f", "pids": {}, "dashboard_url": ""}
+        spec.ready_file.with_suffix(".new").write_text(json.dumps(ready))
+        spec.ready_file.with_suffix(".new").rename(spec.ready_file)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert await_ready(spec, Process.of(os.getpid()), timeout_s=0.8).node_id == "0f"
+    thread.join()
+
+
+def test_a_start_that_gets_no_further_is_given_up_with_what_ray_logged_last(tmp_path: Path) -> None:
+    spec = starting(tmp_path)
+    (spec.ray_logs / "gcs_server.out").write_text("one\ntwo\n")
+    (spec.ray_logs / "raylet.err").touch()
+    with pytest.raises(ClusterError, match=r"got no further for 0\.1 s .*--start-timeout-s\); the end of its log:\n"
+                                           r"  gcs_server\.out:\n  one\n  two$"):
+        await_ready(spec, Process.of(os.getpid()), timeout_s=0.1)
+    (spec.ray_logs / "gcs_server.out").unlink()
+    with pytest.raises(ClusterError, match="nothing has been logged: its process is still loading Ray"):
+        await_ready(spec, Process.of(os.getpid()), timeout_s=0.1)
+
+
+def test_a_raylet_that_is_slow_to_join_is_waited_for_while_it_lives() -> None:
+    asked: list[str] = []
+
+    def get_node(address: str, node_id: str) -> str:
+        asked.append(node_id)
+        if len(asked) < 4:
+            raise RuntimeError("no node info")
+        return "there"
+
+    assert _patient(get_node)("127.0.0.1:1", "0f") == "there"
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    asked.clear()
+    with pytest.raises(RuntimeError, match="no node info"):
+        _patient(get_node)("127.0.0.1:1", "0f")
+    child.wait()
+
+
+TAKEN_FOR_DEAD = ("[2026-11-29 10:53:54,000 C 1 1] (raylet) node_manager.cc:1010: [Timeout] Exiting because this node "
+                  "manager has mistakenly been marked as dead by the GCS: GCS failed to check the health of this node")
+
+
+def test_status_says_of_a_cluster_that_ended_why_and_what_to_do(cut_off: local.LocalCluster) -> None:
+    """Ray's own text stays in its log."""
+    log = Path(cut_off.folder) / "head/session_latest/logs/raylet.out"
+    log.parent.mkdir(parents=True)
+    log.write_text(TAKEN_FOR_DEAD)
+    dead, alive = Process(pid=os.getpid(), started=0.0), Process.of(os.getpid())
+    nodes = [local.LocalNode(name=name, node_id="0f", num_cpus=1, process=process, pids={}) for name, process in
+             (("head", dead), ("worker-1", alive))]
+    local._save(dataclasses.replace(cut_off, nodes=tuple(nodes)))
+    said = (r"^head ended by itself: nothing was heard of it for so long that the control store took it for dead .*; "
+            rf"Ray's own words are in {log}\. Of the local cluster worker-1 is left: `python -m cluster down`, then")
+    with pytest.raises(ClusterError, match=said):
+        commands.status(argparse.Namespace(address=None, kubernetes=None, namespace=None, context=None))
+    local._save(cut_off)  # this process is none of a cluster's
 
 
 def test_what_cannot_be_ended_is_named(cut_off: local.LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,15 @@ finally:
     time.sleep(0.3)
     print("undone", flush=True)
 """
+ASKING = """
+import threading
+from cluster.signals import heed
+told = threading.Event()
+heed(lambda name: (print(name, flush=True), told.set()))
+print("begun", flush=True)
+assert told.wait(20)
+print("undone", flush=True)
+"""
 DEMO = """
 import time
 from jobs.mlp import demo
@@ -77,3 +86,11 @@ def test_the_demo_ends_its_cluster_and_its_folder_when_told_to_end(number: signa
     assert demo.communicate(timeout=10)[0] == "the cluster is down\n"
     assert demo.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [*TOLD, signal.SIGINT])
+def test_who_asks_to_be_told_is_told_of_the_first_signal(number: signal.Signals, tmp_path: Path) -> None:
+    program = begun(ASKING, tmp_path)
+    program.send_signal(number)
+    assert program.communicate(timeout=10)[0] == f"{number.name}\nundone\n"
+    assert program.returncode == 0

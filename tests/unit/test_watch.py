@@ -34,6 +34,7 @@ def serving(replica: str, requests: dict[str, int], latencies: dict[str, int]) -
     lines += [f'ray_trainyard_serving_requests_total{{{own},status="{status}"}} {count}' for status, count in requests.items()]
     lines += ["# TYPE ray_trainyard_serving_latency_seconds histogram"]
     lines += [f'ray_trainyard_serving_latency_seconds_bucket{{{own},le="{le}"}} {count}' for le, count in latencies.items()]
+    lines += ["# TYPE ray_trainyard_serving_queued_requests gauge", f"ray_trainyard_serving_queued_requests{{{own}}} 0"]
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +103,15 @@ def test_rates_and_latencies_are_of_the_time_between_two_scrapes() -> None:
     assert all_of_it.per_s is None and all_of_it.failed == 5
     (lost_one,) = endpoints_of(before, now, 30.0)
     assert (lost_one.per_s, lost_one.failed) == (0.0, 0), "not all that the replicas left have ever answered"
+
+
+def test_a_version_that_is_served_no_more_leaves() -> None:
+    """Its counters stay with the ingress, which says no more how many requests wait for it."""
+    gone = serving("a", {"200": 100}, {}).replace('version="3"', 'version="2"').splitlines()
+    gone = [line for line in gone if "queued" not in line]
+    now = Scrape(parse([serving("a", {"200": 190}, {}), "\n".join(gone) + "\n"]))
+    assert now.by("serving_requests_total", "version") == {("3",): 190.0, ("2",): 100.0}
+    assert [row.version for row in endpoints_of(now, None, 0.0)] == ["3"]
 
 
 # ── alerts ──
