@@ -118,28 +118,33 @@ class Endpoint:
         return await self._page(request.path)
 
     async def _infer(self, request: Request, route: Route, receive: Receive) -> Answer:
-        parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows)
+        parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows, "--max-batch-rows")
         asked, outputs, about = await self.core.infer(request, route, parse)
         return _found(asked, outputs, about["outputs"], route)
 
     async def _explain(self, request: Request, route: Route, receive: Receive) -> Answer:
-        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows))
+        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows), "explanations")
         asked, outputs, about = await self.core.explain(request, route, parse)
         return _found(asked, outputs, about["explanation"], route)
 
-    async def _parser(self, request: Request, receive: Receive, outputs: str, most: int) -> Parse:
-        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for."""
+    async def _parser(self, request: Request, receive: Receive, outputs: str, most: int, limit: str) -> Parse:
+        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for. most: rows of a
+        request, and `limit` what they are limited by, for the message.
+        """
         headers = request.headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise BadRequestError("the body is compressed: send it as it is")
         body = await _body(receive, headers, self.settings.max_request_bytes, self.settings.timeout_s)
+        request.size = len(body)
         length = headers.get(protocol.HEADER_LENGTH.encode())
         return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
-                                                    about[outputs], most)
+                                                    about[outputs], most, limit)
 
     async def _text(self, request: Request, receive: Receive) -> Answer:
         timeout_s = self.core.timeout_s(request)
-        asked = openai_protocol.parse(await _body(receive, request.headers, self.settings.max_request_bytes, timeout_s))
+        body = await _body(receive, request.headers, self.settings.max_request_bytes, timeout_s)
+        request.size = len(body)
+        asked = await self.core.read(request, openai_protocol.parse, body)
         route = request.route = completions.route_of(self.table, asked.model)
         text = completions.Completion(asked, route, timeout_s, self._measures)
         if not asked.stream:
