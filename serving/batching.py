@@ -108,6 +108,8 @@ class Batcher:
             for waiting in batch:
                 _settle(waiting.answer, ModelError(str(error)))
         finally:
+            for waiting in batch:  # as all have by now, unless what was raised is no Exception
+                _settle(waiting.answer, ModelError("the model failed"))
             self._calls -= 1
             self._pump()
 

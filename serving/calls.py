@@ -63,7 +63,8 @@ class Calls:
     async def _answer(self, request: Request, method: str, data: bytes) -> Reply:
         if method not in _OPEN:
             await self._core.admit(request)
-        asked = messages.parsed(f"{method}Request", data)
+        request.size = len(data)
+        asked = await self._core.read(request, messages.parsed, f"{method}Request", data)
         if method == "ModelInfer":
             return Reply(await self._infer(request, asked))
         return Reply(messages.message(f"{method}Response")(**await self._said(method, asked)))

@@ -131,6 +131,7 @@ class Completion:
     async def _comes(self) -> AsyncGenerator[list[Piece]]:
         """What a replica writes, until the deadline. Raises: RefusedError."""
         route = self._route
+        self._request.asked.check(route.settings.max_batch_rows)
         if route.waiting >= route.max_queued:
             raise OverloadedError(f"{route.waiting} requests wait already: try again later")
         route.waiting += 1

@@ -11,17 +11,19 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from serving.batching import Outputs
+from serving.classification import likeliest
 from serving.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError, UnknownModelError
 from serving.keys import Keys
 from serving.limits import Lease, Limits
 from serving.measures import Measures
-from serving.protocol import InferRequest
+from serving.protocol import QUICK_BYTES, InferRequest
 from serving.routing import Route, Table
 from serving.settings import EndpointSettings
 
@@ -29,6 +31,7 @@ ACCESS_LOG = "trainyard.access"
 """The logger of a line of JSON for each request, with nothing of what is in it."""
 _OURS = 0.95
 """Of the header's time, which Serve keeps too, with an answer of its own form: ours is to come first."""
+_READERS = 2
 _access = logging.getLogger(ACCESS_LOG)
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,8 @@ class Request:
     """Whether it asks what an answer rests on."""
     comes: bool = False
     """Whether its body is waited for."""
+    size: int = 0
+    """Of its body, in bytes, once that has come."""
     began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -92,6 +97,7 @@ class Core:
         self.settings, self.table, self.measures = settings, table, measures
         self.keys = Keys(settings.keys_file) if settings.auth else None
         self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
 
     async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
         """What a request is answered with, counted and logged if that is all. refused: what is said instead, whose message may be
@@ -140,16 +146,28 @@ class Core:
         if self._limits is not None:
             await self._limits.check(name)
 
+    async def read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
+        """What a function makes of a request's body; of a long one in a thread, so that others are answered meanwhile.
+
+        Raises: DeadlineError, and what the function does.
+        """
+        if request.size <= QUICK_BYTES:
+            return work(*arguments)
+        coming = asyncio.get_running_loop().run_in_executor(self._readers, work, *arguments)
+        return await _within(coming, self.timeout_s(request))
+
     async def infer(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
         """Returns the request as it fits the model, its outputs, and the model's description. Raises: RefusedError."""
         asked, timeout_s, about = await self._asked(request, route, parse)
         outputs = await route.infer(asked.inputs, asked.rows, timeout_s)
         self.measures.rows(route, asked.rows)
-        return asked, outputs, about
+        return asked, *likeliest(asked, outputs, about)
 
     async def explain(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
         """As `infer`, of what an answer rests on."""
         asked, timeout_s, about = await self._asked(request, route, parse)
+        if any(output.classes for output in (asked.outputs or {}).values()):
+            raise BadRequestError("an explanation has no classes to count: leave `classification` out")
         return asked, await route.explanations.explain(asked.inputs, timeout_s), about
 
     async def _asked(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, float, Mapping[str, Any]]:
@@ -157,7 +175,7 @@ class Core:
         about = await _within(route.about(), self.timeout_s(request))
         if request.explained and not about["explanation"]:
             raise UnknownModelError(f"model {route.settings.name!r} does not explain its answers")
-        asked = parse(about)
+        asked = await self.read(request, parse, about)
         timeout_s = _timeout(asked.parameters, request.headers, self.settings.timeout_s) - (time.perf_counter() - request.began)
         if timeout_s <= 0:
             raise DeadlineError("the deadline had passed when the request had come in")

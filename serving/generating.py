@@ -17,6 +17,7 @@ import numpy as np
 
 from cluster.errors import ArtifactError
 from serving.errors import ModelError, ParameterError, RefusedError
+from serving.predictor import MOST_CHARACTERS
 from serving.replica import Replica
 
 Piece = tuple[int, str, int, str | None]
@@ -81,6 +82,18 @@ class Asked:
     @property
     def choices(self) -> int:
         return self.n * len(self.prompts)
+
+    def check(self, max_rows: int) -> None:
+        """Before anything is done with it. max_rows: texts that a replica continues together.
+
+        Raises: ParameterError for more texts, or more characters, than are taken.
+        """
+        if self.choices > max_rows:
+            raise ParameterError(f"{self.choices} texts in one request: at most {max_rows} (--max-batch-rows)", "n")
+        characters = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
+        if characters > MOST_CHARACTERS:
+            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request. Longer "
+                                 "ones may come as tokens", "prompt")
 
 
 class Stops:
@@ -169,9 +182,8 @@ class Writer:
         """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends them.
         Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
-        prompts = [self._prompt(each, asked.max_tokens) for each in asked.prompts]
-        if asked.choices > self._max_rows:
-            raise ParameterError(f"{asked.choices} texts in one request: at most {self._max_rows}", "n")
+        asked.check(self._max_rows)
+        prompts = await asyncio.to_thread(lambda: [self._prompt(each, asked.max_tokens) for each in asked.prompts])
         stream = _Stream(prompts=prompts, asked=asked, loop=asyncio.get_running_loop())
         with self._asked:
             self._waiting.append(stream)
@@ -195,12 +207,12 @@ class Writer:
 
     def _prompt(self, given: str | Sequence[int], max_tokens: int) -> list[int]:
         tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
-        if (wrong := next((t for t in tokens if not 0 <= t < self._generator.vocab_size), None)) is not None:
-            raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
         most = self._generator.max_tokens
         if most is not None and len(tokens) + max_tokens > most:
             raise ParameterError(f"the prompt has {len(tokens)} tokens, and max_tokens is {max_tokens}: together "
                                  f"{len(tokens) + max_tokens}, and the model takes {most}", "max_tokens")
+        if (wrong := next((t for t in tokens if not 0 <= t < self._generator.vocab_size), None)) is not None:
+            raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
         return tokens
 
     # ── the thread ──

@@ -142,25 +142,28 @@ class Endpoint:
         return await self._read(request.path)
 
     async def _infer(self, request: Request, route: Route, receive: Receive) -> Answer:
-        parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows)
+        parse = await self._parser(request, receive, "outputs", route.settings.max_batch_rows, "--max-batch-rows")
         asked, outputs, about = await self.core.infer(request, route, parse)
         return _found(asked, outputs, about["outputs"], route)
 
     async def _explain(self, request: Request, route: Route, receive: Receive) -> Answer:
-        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows))
+        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows), "explanations")
         asked, outputs, about = await self.core.explain(request, route, parse)
         return _found(asked, outputs, about["explanation"], route)
 
-    async def _parser(self, request: Request, receive: Receive, outputs: str, most: int) -> Parse:
-        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for."""
+    async def _parser(self, request: Request, receive: Receive, outputs: str, most: int, limit: str) -> Parse:
+        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for. most: rows of a
+        request, and `limit` what they are limited by, for the message.
+        """
         body = await _body(receive, request, self.settings.max_request_bytes)
         length = request.headers.get(protocol.HEADER_LENGTH.encode())
         return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
-                                                    about[outputs], most)
+                                                    about[outputs], most, limit)
 
     async def _text(self, request: Request, receive: Receive) -> Answer:
         timeout_s = self.core.timeout_s(request)
-        asked = openai_protocol.parse(await _body(receive, request, self.settings.max_request_bytes))
+        body = await _body(receive, request, self.settings.max_request_bytes)
+        asked = await self.core.read(request, openai_protocol.parse, body)
         route = request.route = completions.route_of(self.table, asked.model)
         text = completions.Completion(asked, route, timeout_s, self._measures)
         if not asked.stream:
@@ -273,7 +276,7 @@ async def _body(receive: Receive, request: Request, most: int) -> bytes:
             raise TooLargeError(f"the body has more than {most} bytes")
         pieces.append(piece)
         if not message.get("more_body", False):
-            request.comes = False
+            request.comes, request.size = False, size
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -15,6 +15,12 @@ from serving import protocol
 from serving.errors import BadRequestError
 from serving.protocol import Array, InferRequest
 
+MOST_FIELDS = 1 << 16
+"""Of a message that is longer than what is read at once: each becomes an object, and an empty one may be two bytes."""
+_PARAMETERS: Mapping[int, Any] = {2: {}}
+_REQUEST: Mapping[int, Any] = {4: _PARAMETERS, 5: {4: _PARAMETERS, 5: {}}, 6: {2: _PARAMETERS}}
+"""By their numbers, the fields of a ModelInferRequest that are messages, and of them those that are, down to the last."""
+_NUMBER_BYTES = 10
 PACKAGE = "inference"
 DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
 _CONTENTS = {
@@ -47,10 +53,51 @@ def parsed(name: str, data: bytes) -> Any:
     """Raises: BadRequestError."""
     from google.protobuf.message import DecodeError
 
+    if len(data) > protocol.QUICK_BYTES:
+        _check_fields(data, name)
     try:
         return message(name).FromString(data)
     except DecodeError:
         raise BadRequestError(f"the message is no {name}") from None
+
+
+def _check_fields(data: bytes, name: str) -> None:
+    """Raises: BadRequestError for more of them than are made into objects, whatever is in them."""
+    waiting: list[tuple[int, int, Mapping[int, Any]]] = [(0, len(data), _REQUEST if name == "ModelInferRequest" else {})]
+    fields = 0
+    try:
+        while waiting:
+            at, end, inside = waiting.pop()
+            while at < end:
+                number, start, at = _field(data, at)
+                fields += 1
+                if fields > MOST_FIELDS:
+                    raise BadRequestError(f"the message has more than {MOST_FIELDS:,} fields: send tensors as raw_input_contents")
+                if number in inside:
+                    waiting.append((start, at, inside[number]))
+    except (IndexError, KeyError):
+        raise BadRequestError(f"the message is no {name}") from None
+
+
+def _field(data: bytes, at: int) -> tuple[int, int, int]:
+    """Of the one that begins there: its number, and where what it holds begins and ends (protobuf's wire format)."""
+    key, at = _number(data, at)
+    kind = key & 7
+    if kind == 0:
+        return key >> 3, at, _number(data, at)[1]
+    size, at = _number(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+    return key >> 3, at, at + size
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, and where it ends."""
+    found = 0
+    for place in range(_NUMBER_BYTES):
+        byte = data[at + place]
+        found |= (byte & 127) << 7 * place
+        if byte < 128:
+            return found, at + place + 1
+    raise IndexError(at)
 
 
 def parse_call(call: Any, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int) -> InferRequest:
@@ -61,7 +108,7 @@ def parse_call(call: Any, specs: Sequence[TensorSpec], outputs: Sequence[TensorS
     tail: list[bytes] = []
     asked = {
         "inputs": [_described(tensor, raw[at] if raw else None, tail) for at, tensor in enumerate(call.inputs)],
-        "outputs": [{"name": output.name} for output in call.outputs],
+        "outputs": [{"name": output.name, "parameters": _parameters(output)} for output in call.outputs],
         "parameters": _parameters(call), "id": call.id or None,
     }
     return protocol.fitted(asked, memoryview(tail[0] if len(tail) == 1 else b"".join(tail)), specs, outputs, max_rows)
@@ -79,7 +126,11 @@ def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> dict[str, A
     if raw is None and tensor.datatype == "BYTES":
         raw = protocol.joined(contents.bytes_contents)
     if raw is None:
-        return found | {"data": list(getattr(contents, where)) if where is not None and fields else None}
+        values = getattr(contents, where) if where is not None and fields else None
+        if values is not None and len(values) > protocol.MOST_VALUES:
+            raise BadRequestError(f"input {tensor.name[:60]!r} has {len(values):,} values in {where}: at most "
+                                  f"{protocol.MOST_VALUES:,}. Send them as raw_input_contents")
+        return found | {"data": None if values is None else list(values)}
     tail.append(raw)
     return found | {"parameters": {"binary_data_size": len(raw)}}
 

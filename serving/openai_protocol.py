@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import orjson
 
-from serving.errors import BadRequestError, ParameterError, RefusedError, UnknownModelError
+from serving.errors import ParameterError, RefusedError, UnknownModelError
 from serving.generating import Asked
+from serving.protocol import json_object, shown
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
+MOST_STOP_CHARACTERS = 1000
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (), "presence_penalty": (0,),
     "suffix": ("",)}
@@ -34,13 +36,8 @@ class CompletionRequest:
 # ── from JSON ──
 def parse(body: bytes) -> CompletionRequest:
     """Raises: BadRequestError, with the remedy."""
-    try:
-        message = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the body is no JSON ({error})") from None
-    if not isinstance(message, dict):
-        raise BadRequestError('the body is no JSON object: send {"model": …, "prompt": …}')
-    given = {name: value for name, value in cast(dict[str, Any], message).items() if value is not None}
+    message = json_object(body, '{"model": …, "prompt": …}')
+    given = {name: value for name, value in message.items() if value is not None}
     _refuse_unsupported(given)
     if not isinstance(given.get("model"), str):
         raise ParameterError("`model` is missing, or no string", "model")
@@ -68,19 +65,15 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
 def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
     value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ParameterError(f"`{name}` is {_shown(value)}: it must be a whole number from {least} to {most}", name)
+        raise ParameterError(f"`{name}` is {shown(value)}: it must be a whole number from {least} to {most}", name)
     return value
 
 
 def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> float:
     value = given.get(name, 1.0)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ParameterError(f"`{name}` is {_shown(value)}: it must be a number from {least:g} to {most:g}", name)
+        raise ParameterError(f"`{name}` is {shown(value)}: it must be a number from {least:g} to {most:g}", name)
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    return orjson.dumps(value).decode()[:60]
 
 
 def _flag(given: Mapping[str, Any], name: str) -> bool:
@@ -95,21 +88,22 @@ def _prompts(given: Mapping[str, Any]) -> list[str | list[int]]:
     if isinstance(prompt, str) or _are_tokens(prompt):
         return [prompt]
     prompts = cast(list[Any], prompt) if isinstance(prompt, list) else []
-    if prompts and (all(isinstance(each, str) for each in prompts) or all(map(_are_tokens, prompts))):
+    if prompts and (set(map(type, prompts)) == {str} or all(map(_are_tokens, prompts))):
         return prompts
     raise ParameterError("`prompt` is missing, empty or mixed: it must be a string, a list of strings, a list of tokens, or a "
                          "list of such lists", "prompt")
 
 
 def _are_tokens(value: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(type(each) is int for each in cast(list[Any], value))
+    return isinstance(value, list) and set(map(type, cast(list[Any], value))) == {int}
 
 
 def _stops(given: Mapping[str, Any]) -> list[str]:
     stop = given.get("stop", [])
     stops = cast(list[Any], stop) if isinstance(stop, list) else [stop]
-    if len(stops) > MOST_STOPS or not all(isinstance(each, str) and each for each in stops):
-        raise ParameterError(f"`stop` must be a string that is not empty, or a list of up to {MOST_STOPS}", "stop")
+    if len(stops) > MOST_STOPS or not all(isinstance(each, str) and 0 < len(each) <= MOST_STOP_CHARACTERS for each in stops):
+        raise ParameterError(f"`stop` must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to {MOST_STOPS}",
+                             "stop")
     return stops
 
 

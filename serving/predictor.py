@@ -16,6 +16,8 @@ from cluster.errors import ArtifactError
 from jobs.common.artifact import Artifact
 
 Array = NDArray[Any]
+MOST_CHARACTERS = 1 << 18
+"""Of all texts of a request: a tokenizer takes up to 10 us for each, whatever of the text the model reads then."""
 
 
 class Predictor(Protocol):

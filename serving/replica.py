@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ _QUICK_S = 0.005
 """A call that is done sooner is made in the event loop itself: handing it to a thread costs more than it frees."""
 _PROBE_RTOL, _PROBE_ATOL = 1e-3, 1e-5
 """How far a replica's answers for the probe rows may be from the artifact's: other hardware rounds otherwise."""
+_FAILED = "the model failed: see the replica's log"
 _log = logging.getLogger(__name__)
 
 
@@ -43,8 +45,11 @@ class Replica:
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)
         self._watching: asyncio.Future[None] | None = None
-        self._thread = None if seconds < _QUICK_S else ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._texts = any(spec.datatype == "BYTES" for spec in artifact.manifest.description.inputs)
+        here = seconds < _QUICK_S and not self._texts  # what a text takes depends on what is in it
+        self._thread = None if here else ThreadPoolExecutor(1, thread_name_prefix="model")
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explanation")
+        self._decoding = ThreadPoolExecutor(max(1, int(self.settings.cpus)), thread_name_prefix="decoding")
         self._about = describe(artifact)
 
     def about(self) -> dict[str, Any]:
@@ -55,9 +60,16 @@ class Replica:
         """Answers in the order of the requests."""
         if self._watching is None and self._drift is not None:
             self._watching = asyncio.ensure_future(_watch(weakref.ref(self)))
-        if self._thread is None:
-            return answers(self._predictor, requests, self._drift)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, answers, self._predictor, requests, self._drift)
+        if self._texts or all(array.dtype != object for inputs in requests for array in inputs.values()):
+            work = partial(answers, self._predictor, requests, self._drift)
+        else:
+            work = partial(answered, self._predictor, await self._unpacked(requests), self._drift)
+        return work() if self._thread is None else await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _unpacked(self, requests: Sequence[Tensors]) -> list[NDArray[Any] | RefusedError]:
+        """The rows of requests of which some have files: in threads, beside the model, which answers others meanwhile."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self._decoding, decoded, self._predictor, each) for each in requests))
 
     async def count_drift(self) -> bool:
         """Once. Returns whether there is any to be counted."""
@@ -77,12 +89,14 @@ class Replica:
         """Row by row in a thread of its own: predictions go on, and a request that is called off ends at its next row."""
         loop = asyncio.get_running_loop()
         explain = cast(Explaining, self._predictor).explain
+        rows = await loop.run_in_executor(self._explaining, decoded, self._predictor, inputs)
+        if isinstance(rows, RefusedError):
+            return rows
         try:
-            rows = self._predictor.decode(inputs)
             found = [await loop.run_in_executor(self._explaining, explain, rows[place : place + 1]) for place in range(len(rows))]
         except RefusedError as error:
             return error
-        except Exception:  # noqa: BLE001  (as in `answers`)
+        except Exception:  # noqa: BLE001  (as in `decoded`)
             _log.exception("the model failed to explain")
             return ModelError("the model failed to explain: see the replica's log")
         return put_together(found, self._about["labels"])
@@ -105,33 +119,44 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 
 def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:
     """Of several requests, whose rows go through the model together. What is wrong with one leaves the others be."""
-    decoded: list[NDArray[Any] | RefusedError] = []
-    for inputs in requests:
-        try:
-            decoded.append(predictor.decode(inputs))
-        except RefusedError as error:
-            decoded.append(error)
-    batches = [rows for rows in decoded if not isinstance(rows, RefusedError)]
+    return answered(predictor, [decoded(predictor, inputs) for inputs in requests], drift)
+
+
+def decoded(predictor: Predictor, inputs: Tensors) -> NDArray[Any] | RefusedError:
+    """A request's rows, or what is wrong with it."""
+    try:
+        return predictor.decode(inputs)
+    except RefusedError as error:
+        return error
+    except Exception:  # noqa: BLE001  (its request gets an answer, the others theirs, and the replica goes on)
+        _log.exception("a request could not be decoded")
+        return ModelError(_FAILED)
+
+
+def answered(predictor: Predictor, requests: Sequence[NDArray[Any] | RefusedError], drift: Drift | None = None) \
+        -> list[Tensors | RefusedError]:
+    """Of requests that have been decoded."""
+    found = iter(_predicted(predictor, [rows for rows in requests if not isinstance(rows, RefusedError)], drift))
+    return [rows if isinstance(rows, RefusedError) else next(found) for rows in requests]
+
+
+def _predicted(predictor: Predictor, batches: Sequence[NDArray[Any]], drift: Drift | None) -> list[Tensors | RefusedError]:
+    """The answers to each request's rows. They are computed together; where that fails each alone, so that it fails its own."""
     if not batches:
-        return [error for error in decoded if isinstance(error, RefusedError)]
+        return []
     try:
         rows = batches[0] if len(batches) == 1 else np.concatenate(batches)
         predicted = predictor.predict(rows)
-    except Exception:  # noqa: BLE001  (its rows get an answer, and the replica goes on)
-        _log.exception("the model failed with %d rows", sum(map(len, batches)))
-        failure = ModelError("the model failed: see the replica's log")
-        return [rows if isinstance(rows, RefusedError) else failure for rows in decoded]
+        ends = np.cumsum([len(each) for each in batches]).tolist()
+        made = [predictor.encode(predicted[end - len(each) : end]) for each, end in zip(batches, ends, strict=True)]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001  (as in `decoded`; a panic of Rust's code, such as the tokenizers', is no Exception)
+        _log.exception("the model failed with %d rows of %d requests", sum(map(len, batches)), len(batches))
+        return [ModelError(_FAILED)] if len(batches) == 1 else [_predicted(predictor, [each], drift)[0] for each in batches]
     if drift is not None:
         drift.see(rows, predicted)
-    found: list[Tensors | RefusedError] = []
-    at = 0
-    for each in decoded:
-        if isinstance(each, RefusedError):
-            found.append(each)
-        else:
-            found.append(predictor.encode(predicted[at : at + len(each)]))
-            at += len(each)
-    return found
+    return [*made]
 
 
 def check_probe(predictor: Predictor, artifact: Artifact) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from jobs.common.artifact import Artifact
 from serving.errors import BadRequestError
 from serving.onnx_model import OnnxModel, is_onnx
+from serving.predictor import MOST_CHARACTERS
 from serving.variants import Recipe
 
 Array = NDArray[Any]
@@ -43,7 +44,10 @@ class TextPredictor:
         return made
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
-        return texts(inputs["text"])
+        made = texts(inputs["text"])
+        if (characters := sum(map(len, made))) > MOST_CHARACTERS:
+            raise BadRequestError(f"the texts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request")
+        return made
 
     def predict(self, rows: Array) -> Array:
         """rows: texts (B,), or tokens as the job prepares them: (B, T) int32, -1 where there is none."""

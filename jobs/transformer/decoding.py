@@ -56,7 +56,8 @@ class Decoder:
     # ── text ──
     def tokens(self, text: str) -> list[int]:
         """A prompt as the model was trained on it: the start of a document, and then the text."""
-        return [self._start_id, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # unlike `encode`, lets go of Python's lock
+        return [self._start_id, *encoded.ids]
 
     def pieces(self) -> Callable[[int], str]:
         """A function of a row's tokens, one after the other, to the text that each adds: none until a character is whole."""

@@ -147,6 +147,9 @@ CASES: dict[str, Case] = {
                           r"row 9 .*cannot be decoded"),
     "null bytes": (lambda p: _table(p / "a.parquet", pa.array([_png()] * 9 + [None] * 3)), r"row 9 .*no image \(null\)"),
     "undecodable file": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png()[:40])), r"/in/1/9\.png cannot be decoded"),
+    "EPS, which Ghostscript would run": (
+        lambda p: (_pictures(p), _picture(p / "1/9.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 5\n%%EndComments\n")),
+        r"/in/1/9\.png cannot be decoded as an image \(cannot identify image file"),
     "empty file": (lambda p: (_pictures(p), _picture(p / "1/9.png", b"")), r"/in/1/9\.png cannot be decoded"),
     "file of another size": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png((3, 4)))),
                              r"1/9\.png is 3x4x1, .* is 3x3x1"),

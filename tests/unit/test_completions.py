@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_in_the_clients_own_form(c
         ({"max_tokens": 2044}, openai.BadRequestError, "max_tokens",
          "the prompt has 5 tokens, and max_tokens is 2044: together 2049, and the model takes 2048"),
         ({"prompt": [1, 300]}, openai.BadRequestError, "prompt", "300 is no token: the model has 0 to 256"),
-        ({"n": 8, "prompt": ["a"] * 3}, openai.BadRequestError, "n", "24 texts in one request: at most 16"),
+        ({"n": 8, "prompt": ["a"] * 3}, openai.BadRequestError, "n", "24 texts in one request: at most 16 (--max-batch-rows)"),
         ({"logprobs": 1}, openai.BadRequestError, "logprobs", "`logprobs` is not supported by this endpoint: leave it out"),
     ):
         for stream in (False, True):

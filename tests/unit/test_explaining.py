@@ -122,7 +122,8 @@ def test_what_cannot_be_explained_is_refused() -> None:
         replicas.let.set()
         app = endpoint(replicas)
         nine = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [9, 2], "data": [1] * 18}]}
-        assert (await ask(app, EXPLAIN, json.dumps(nine).encode()))[::2] == (400, {"error": "9 rows in one request: at most 8"})
+        assert (await ask(app, EXPLAIN, json.dumps(nine).encode()))[::2] == (400, {
+            "error": "9 rows in one request: at most 8 (explanations). Send them in several requests"})
         asked = json.loads(BODY) | {"outputs": [{"name": "label"}]}
         assert [each["name"] for each in (await ask(app, EXPLAIN, json.dumps(asked).encode()))[2]["outputs"]] == ["label"]
         assert (await ask(app, EXPLAIN, method="GET"))[0] == 405

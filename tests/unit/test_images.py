@@ -17,6 +17,7 @@ from jobs.common.cache import BlockCache
 from jobs.common.dataset import SPLITS, Dataset, Reader
 from jobs.common.images import ImageDataConfig, ImageFacts
 from jobs.common.prepare import prepare
+from jobs.common.sources.encoded import FORMATS, decode_image
 
 ROWS, HEIGHT, WIDTH = 30, 4, 5
 RNG = np.random.default_rng(0)
@@ -118,6 +119,14 @@ def test_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
     data = [_encode(image, "JPEG") for image in GRAY]
     _parquet(tmp_path / "in/a.parquet", pa.array(data))
     _check(tmp_path, np.stack([np.asarray(Image.open(io.BytesIO(item)))[..., None] for item in data]))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_that_is_named_is_decoded(form: str) -> None:
+    options = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}
+    file = io.BytesIO()
+    Image.new("RGB", (5, 4), (10, 20, 30)).save(file, form, **options)
+    assert np.abs(decode_image(file.getvalue(), form).astype(int)[..., :3] - (10, 20, 30)).max() <= 2
 
 
 def test_column_names_are_options(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, whatever Pillow reads) as arrays of one size: 8 bits, gray or colour, channel last."""
+"""Encoded images (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM) as arrays of one size: 8 bits, gray or colour, channel last."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -12,6 +12,9 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from jobs.common.sources.source import ImageSpec, Where, different
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Those that are read, by name: Pillow knows more, of which some run programs (EPS: Ghostscript)."""
 
 
 def is_encoded(kind: Any) -> bool:
@@ -51,11 +54,11 @@ def decode_images(encoded: Iterable[bytes], count: int, spec: ImageSpec, where: 
 
 
 def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, C) uint8 of PNG, JPEG or whatever else Pillow reads. Raises: DataError that names it."""
+    """(H, W, C) uint8 of a file in one of FORMATS. Raises: DataError that names it."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}): convert it to 8 bits")
             keep = {"L", "LA", "RGB", "RGBA"}

@@ -71,7 +71,8 @@ def test_predictions_are_answered_while_an_explanation_is_under_way(endpoint: En
 
 def test_an_explanation_keeps_the_limits_and_the_key(endpoint: Endpoint) -> None:
     explain = "/v2/models/mlp/explain"
-    assert endpoint.refused(explain, body(endpoint, "mlp", 9)) == (400, "9 rows in one request: at most 8")
+    assert endpoint.refused(explain, body(endpoint, "mlp", 9)) == (
+        400, "9 rows in one request: at most 8 (explanations). Send them in several requests")
     assert endpoint.refused(explain, one_image(endpoint), headers={})[0] == 401
     late = body(endpoint, "cnn", 8) | {"parameters": {"timeout": 100_000}}
     assert endpoint.refused("/v2/models/cnn/explain", late)[0] == 504

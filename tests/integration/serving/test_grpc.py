@@ -46,6 +46,11 @@ def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str
         assert response.parameters["artifact_digest"].string_param == artifact.digest
         for name, wanted in artifact.probe().outputs.items():
             np.testing.assert_allclose(got.as_numpy(name), wanted, atol=1e-6)
+    if about.labels:
+        likeliest = [triton.InferRequestedOutput("probabilities", class_count=1)]
+        found = client.infer(job, inputs, outputs=likeliest, headers=key).as_numpy("probabilities")
+        assert [value.decode().split(":")[2] for value in found[:, 0]] == [
+            about.labels[place] for place in artifact.probe().outputs["probabilities"].argmax(1)]
 
 
 def test_typed_contents_are_answered_in_kind(endpoint: Endpoint) -> None:
@@ -81,7 +86,8 @@ def test_what_cannot_be_answered_has_the_code_of_its_cause(endpoint: Endpoint) -
         "NOT_FOUND", "there is no model 'mpl': there is mlp, cnn, transformer, lm")
     assert refused(client, "mlp", image, model_version="9", headers=key)[0] == "NOT_FOUND"
     rows = triton.InferInput("image", [65, 28, 28, 1], "UINT8").set_data_from_numpy(np.zeros((65, 28, 28, 1), np.uint8))
-    assert refused(client, "mlp", [rows], headers=key) == ("INVALID_ARGUMENT", "65 rows in one request: at most 64")
+    assert refused(client, "mlp", [rows], headers=key) == (
+        "INVALID_ARGUMENT", "65 rows in one request: at most 64 (--max-batch-rows). Send them in several requests")
     text = triton.InferInput("text", [1], "BYTES").set_data_from_numpy(np.array([b"\xff"], object))
     assert refused(client, "transformer", [text], headers=key) == ("INVALID_ARGUMENT", "an element of the input is no UTF-8")
     assert refused(client, "mlp", image, timeout=1, headers=key)[0] == "DEADLINE_EXCEEDED"

@@ -50,6 +50,13 @@ def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str
     assert response["parameters"]["artifact_digest"] == artifact.digest
     for name, wanted in artifact.probe().outputs.items():
         np.testing.assert_allclose(got.as_numpy(name), wanted, atol=1e-6)
+    if about.labels:
+        likeliest = [triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)]
+        found = client.infer(job, tensors(artifact, binary=binary), outputs=likeliest, headers=endpoint.headers)
+        wanted = artifact.probe().outputs["probabilities"].argmax(1)
+        assert [(int(place), label) for _, place, label in (
+            (value.decode() if binary else value).split(":") for value in found.as_numpy("probabilities")[:, 0])] == [
+            (place, about.labels[place]) for place in wanted]
 
 
 def test_a_client_that_asks_for_nothing_in_particular_gets_all(endpoint: Endpoint) -> None:
@@ -61,7 +68,7 @@ def test_the_server_says_what_it_is(endpoint: Endpoint) -> None:
     client = endpoint.client()
     assert client.is_server_live()
     assert client.is_server_ready() is True or endpoint.ask("/v2/health/ready", headers={})[0] == 200
-    assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data", "classification"]
     status, _, body = endpoint.ask("/v2/models")
     assert status == 200
     assert {model["name"] for model in json.loads(body)["models"]} == set(FLAGS)
@@ -85,7 +92,7 @@ def test_an_image_file_of_any_size_and_a_text_are_taken(endpoint: Endpoint) -> N
     assert json.loads(data)["outputs"][0]["shape"] == [2, 33]
     body["inputs"][0]["data"] = [base64.b64encode(b"GIF89a no image").decode()]
     assert endpoint.refused("/v2/models/mlp/infer", body) == (400, "an element of the input is no image file that can be read: "
-                                                                   "send PNG or JPEG")
+                                                                   "send PNG, JPEG or WebP")
 
 
 def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
@@ -151,7 +158,7 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
         assert endpoint.refused(infer, one_image(endpoint),
                                 headers=endpoint.headers | {"X-Request-Timeout-Seconds": seconds})[0] == 504
     assert endpoint.refused(infer, one_image(endpoint, shape=[65, 28, 28, 1], data=[0] * (65 * 784))) == (
-        400, "65 rows in one request: at most 64")
+        400, "65 rows in one request: at most 64 (--max-batch-rows). Send them in several requests")
     late = one_image(endpoint) | {"parameters": {"timeout": 1}}
     assert endpoint.refused(infer, late)[0] == 504
     assert endpoint.refused(infer, one_image(endpoint), headers=endpoint.headers | {"X-Request-Timeout-Seconds": "soon"})[0] == 400
