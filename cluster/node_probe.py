@@ -218,8 +218,8 @@ def _explain(store: Store, error: Exception) -> str:
 
 
 def _not_shared(trace: Trace, node: str) -> str:
-    return (f"storage {trace.store.location()} on {node} is not the storage that the driver sees, though its name is the same: "
-            "use a folder that all nodes share, s3:// or gs:// (--run.storage)")
+    return (f"storage {trace.store.location()} on {node} is not the storage that the driver sees, though its name is the "
+            "same: use a folder that all nodes share, s3:// or gs:// (--run.storage)")
 
 
 def _missing_folders(store: Store) -> list[Path]:

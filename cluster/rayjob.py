@@ -81,8 +81,8 @@ def read_template(path: str, image: str | None) -> Object:
 def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> Object:
     """A head that does no work, `workers` workers, token authentication; admitted under Pod Security `restricted`.
 
-    Its pods have the labels by which the network policies of k8s/ let them reach each other. It states what the operator would
-    add, as k8s/base/raycluster.yaml does.
+    Its pods have the labels by which the network policies of k8s/ let them reach each other. It states what the operator
+    would add, as k8s/base/raycluster.yaml does.
     """
     return {
         "apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "job"},
@@ -97,7 +97,8 @@ def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> O
                                   "template": _pod("head", _container("ray-head", image, "1", "4Gi", 0))},
                 "workerGroupSpecs": [{
                     "groupName": "workers", "replicas": workers, "minReplicas": workers, "maxReplicas": workers,
-                    "numOfHosts": 1, "priority": 0, "scaleStrategy": {}, "rayStartParams": {"metrics-export-port": "8080"},
+                    "numOfHosts": 1, "priority": 0, "scaleStrategy": {},
+                    "rayStartParams": {"metrics-export-port": "8080"},
                     "template": _pod("worker", _container("ray-worker", image, str(cpus), memory, gpus))}],
             },
         },

@@ -15,10 +15,10 @@ Object = dict[str, Any]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_WAIT_S = 60.0
-"""An init container, or a submitter without a job status, that has gone on for longer than this waits for what does not come."""
-_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): those "
-              "of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the operator's "
-              "namespace")
+"""An init container, or a submitter without a job status, that runs for longer waits for what does not come."""
+_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): "
+              "those of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the "
+              "operator's namespace")
 _BAD_IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _BAD_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _UNSUITED = {
@@ -258,21 +258,22 @@ def _of_init_containers(pod: Object, found: Found) -> Generator[str]:
         name, running = container["name"], (container.get("state") or {}).get("running") or {}
         if name not in sidecars and running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
             what = "the head, which does not answer it" if name == "wait-gcs-ready" else "something"
-            yield (f"init container {name} has waited for more than {_LONGEST_WAIT_S:g} s for {what}: read its log (kubectl logs "
-                   f"POD -c {name}); {_UNREACHED}")
+            yield (f"init container {name} has waited for more than {_LONGEST_WAIT_S:g} s for {what}: read its log "
+                   f"(kubectl logs POD -c {name}); {_UNREACHED}")
 
 
 def _unheard(found: Found, status: Object) -> Generator[str]:
     """A submitter that runs, of a job that has no status: it does not reach the head, or the operator does not."""
     if found.owner["kind"] != "RayJob" or status.get("jobStatus"):
         return
-    for pod in found.pods:
-        for container in (pod.get("status") or {}).get("containerStatuses", []) if _is_submitter(pod, found) else []:
+    for pod in filter(lambda pod: _is_submitter(pod, found), found.pods):
+        name = pod["metadata"]["name"]
+        for container in (pod.get("status") or {}).get("containerStatuses", []):
             running = (container.get("state") or {}).get("running") or {}
             if running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
-                yield (f"{found.name} has no job status although its submitter {pod['metadata']['name']} has run for more than "
-                       f"{_LONGEST_WAIT_S:g} s: the submitter, or KubeRay's operator, does not reach the head's dashboard (port "
-                       f"8265): read its log (kubectl logs {pod['metadata']['name']}); {_UNREACHED}")
+                yield (f"{found.name} has no job status although its submitter {name} has run for more than "
+                       f"{_LONGEST_WAIT_S:g} s: the submitter, or KubeRay's operator, does not reach the head's dashboard "
+                       f"(port 8265): read its log (kubectl logs {name}); {_UNREACHED}")
 
 
 def _is_submitter(pod: Object, found: Found) -> bool:

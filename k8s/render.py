@@ -82,15 +82,16 @@ def images(registry: str, framework: str) -> list[dict[str, str]]:
 def in_service(overlay: str, serve_config: Path) -> dict[str, Any]:
     """A patch that puts the config into the RayService. Raises: RefusedError."""
     if not _serves(overlay):
-        raise RefusedError(f"--serve-config with {overlay}: it has no endpoint: leave it out, or choose serving or serving-local")
+        raise RefusedError(f"--serve-config with {overlay}: it has no endpoint: leave it out, or choose serving or "
+                           "serving-local")
     try:
         text = serve_config.read_text()
         if "applications" not in yaml.safe_load(text):
             raise ValueError("it has no `applications`")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give the file "
-                           "that jobs/serve-config made") from error
+        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give "
+                           "the file that jobs/serve-config made") from error
     return {"target": {"kind": "RayService"},
             "patch": yaml.safe_dump([{"op": "replace", "path": "/spec/serveConfigV2", "value": text}])}
 
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--registry", default="", metavar="HOST/PATH", help="where the images were pushed to")
     parser.add_argument("--framework", default="torch", choices=FRAMEWORKS, help="whose image; --job cnn has TensorFlow's anyway")
-    parser.add_argument("--serve-config", type=Path, metavar="FILE", help="an endpoint's config, as --job serve-config prints it")
+    parser.add_argument("--serve-config", type=Path, metavar="FILE",
+                        help="an endpoint's config, as --job serve-config prints it")
     options = parser.parse_args(arguments)
     try:
         components = [name for name in options.components.split(",") if name]

@@ -47,7 +47,7 @@ def submitter(job: str = "train", phase: str = "Running", containers: list[Objec
 
 
 def running(name: str, since: str) -> Object:
-    return {"name": name, "image": IMAGE, "restartCount": 0, "state": {"running": {"startedAt": since}}, "lastState": {}}
+    return {"name": name, "image": IMAGE, "restartCount": 0, "state": {"running": {"startedAt": since}}}
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "") -> Object:

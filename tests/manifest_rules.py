@@ -184,7 +184,7 @@ def endings(document: Document) -> Problems:
 
 
 def readiness(document: Document) -> Problems:
-    """An endpoint's workers are asked what KubeRay asks, and stay for some failures, though not for longer than a proxy drains."""
+    """An endpoint's workers are asked what KubeRay asks, and stay for some failures, not for longer than a proxy drains."""
     for role, template in pod_templates(document) if document["kind"] == "RayService" else []:
         if role != "worker":
             continue
@@ -197,10 +197,10 @@ def readiness(document: Document) -> Problems:
 
 
 def as_the_operator_writes(document: Document) -> Problems:
-    """What KubeRay writes back of its own resources is what was applied, so that it owns nothing that the next apply states.
+    """What KubeRay writes back of its own resources is what was applied, so that it owns nothing that the next apply has.
 
-    Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a default
-    for, the API server adds: tests/unit/test_manifests.py.
+    Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a
+    default for, the API server adds: tests/unit/test_manifests.py.
     """
     if not document["apiVersion"].startswith("ray.io/"):
         return

@@ -119,9 +119,9 @@ def test_a_busy_cluster_is_waited_for_and_said_so(up: LocalCluster, store: Store
 def test_storage_that_only_the_driver_sees_is_refused(up: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that means another folder in another process, as a local disk's does on another machine."""
     monkeypatch.chdir(tmp_path)
-    with refused(StorageError, r"on node worker-1 \(127.0.0.1\): storage /proc/self/cwd/runs on this node is not the storage that "
-                               r"the driver sees, though its name is the same: use a folder that all nodes share, s3:// or gs:// "
-                               r"\(--run.storage\)"):
+    with refused(StorageError, r"on node worker-1 \(127.0.0.1\): storage /proc/self/cwd/runs on this node is not the storage "
+                               r"that the driver sees, though its name is the same: use a folder that all nodes share, s3:// "
+                               r"or gs:// \(--run.storage\)"):
         preflight(request(1), Store.open("/proc/self/cwd/runs"), 0)
     assert list(tmp_path.iterdir()) == []
 

@@ -103,7 +103,7 @@ def with_defaults(document: Document) -> Document:
 
 
 def test_what_the_api_server_would_add_is_stated() -> None:
-    """workerGroupSpecs is one value to it: if the manifest leaves out a default, the next apply changes what the operator owns."""
+    """workerGroupSpecs is one value to it: where a default is left out, the next apply changes what the operator owns."""
     ours = [each for each in every_document() if each["apiVersion"].startswith("ray.io/")]
     ours.append(minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=1))
     assert {each["kind"] for each in ours} == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
@@ -156,8 +156,10 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
     ("readiness", "", lambda service: _worker(service).pop("readinessProbe")),
     ("readiness", "", lambda service: _worker(service)["readinessProbe"].update(failureThreshold=6)),
     ("readiness", "", lambda service: _worker(service)["readinessProbe"]["exec"].update(command=["true"])),
-    ("as_the_operator_writes", "mlp", lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
-    ("as_the_operator_writes", "retrain", lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"].update(a=[])),
+    ("as_the_operator_writes", "mlp",
+     lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("scaleStrategy")),
+    ("as_the_operator_writes", "retrain",
+     lambda cron: cron["spec"]["jobTemplate"]["submitterPodTemplate"]["spec"].update(tolerations=[])),
     ("as_the_operator_writes", "", lambda service: _worker(service).update(env=[{"name": "EMPTY", "value": ""}])),
 ]
 
@@ -309,9 +311,11 @@ def test_what_is_made_for_one_owner_is_deleted_with_it_by_the_readme_s_command()
     for overlay, job, kind in [*(("cpu", job, kind) for job, kind in kinds.items()), ("serving", None, "RayService")]:
         documents = rendered(overlay, (), job)
         owner = named(documents, kind)["metadata"]["name"]
-        own = [each for each in documents if each["kind"] == kind or (each["kind"] in ("ConfigMap", "PodDisruptionBudget")
-               and each["metadata"]["name"] in (f"{owner}-{what}" for what in ("head", "worker", "settings")))]
-        labelled = [each for each in documents if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
+        beside = [f"{owner}-{what}" for what in ("head", "worker", "settings")]
+        own = [each for each in documents if each["kind"] == kind or (
+            each["kind"] in ("ConfigMap", "PodDisruptionBudget") and each["metadata"]["name"] in beside)]
+        labelled = [each for each in documents
+                    if each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == owner]
         assert own == labelled and {"ConfigMap", kind} <= {each["kind"] for each in own}, (overlay, job)
     pattern = r"^kubectl delete (\S+) -n trainyard -l app.kubernetes.io/instance=mlp"
     (command,) = re.findall(pattern, README.read_text(), re.MULTILINE)

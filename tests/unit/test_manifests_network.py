@@ -100,7 +100,7 @@ def test_pods_reach_names_buckets_and_mlflow_but_not_the_machine_s_own_role() ->
 
 
 def test_the_readme_s_policy_opens_the_dns_service_where_the_cache_has_its_address() -> None:
-    (text,) = [block for block in re.findall(r"<<EOF\n(.+?)\nEOF\n", README.read_text(), re.DOTALL) if "NetworkPolicy" in block]
+    (text,) = re.findall(r"<<EOF\n(.+?NetworkPolicy.+?)\nEOF\n", README.read_text(), re.DOTALL)
     policy = yaml.safe_load(re.sub(r"\$\(.+?\)", "10.96.0.10", text))
     documents = (*rendered("cpu", (), "mlp"), policy)
     for pod in pods(documents).values():

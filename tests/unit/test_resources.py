@@ -98,7 +98,7 @@ def test_a_node_that_sees_another_folder_says_so_and_writes_nothing(tmp_path: Pa
     visit = node_probe._visit(Trace(Store.open(str(tmp_path)), "check", "secret"), "ab")
     assert (visit.ray, visit.python) == (ray.__version__, platform.python_version())
     assert visit.problem is not None
-    assert visit.problem.startswith(f"storage {tmp_path} on this node is not the storage that the driver sees, though its")
+    assert visit.problem.startswith(f"storage {tmp_path} on this node is not the storage that the driver sees, though")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_a_worker_that_starts_where_all_is_well_leaves_no_trace(tmp_path: Path) 
 
 def test_a_worker_on_a_node_that_came_later_finds_out_itself(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path))
-    with pytest.raises(StorageError, match=rf"^on node n: storage {tmp_path} on this node is not the storage that the driver sees"):
+    with pytest.raises(StorageError, match=rf"^on node n: storage {tmp_path} on this node is not the storage that the"):
         check_own_node(store, "run.json", versions(), "n")
     with pytest.raises(ClusterError, match=r"^node n runs Ray .* and Python .*, the driver Ray 1\.2\.3 and Python 3\.9"):
         check_own_node(store, "run.json", {"Ray": "1.2.3", "Python": "3.9.0"}, "n")

@@ -147,7 +147,8 @@ def _waits(since: str, name: str = "wait-gcs-ready") -> dict[str, Any]:
 def test_an_init_container_that_waits_for_long_is_said_with_dns_and_policies() -> None:
     head = ready("h", kind="head")
     only(problems(pods=[head, _waits(LONG)], now=AT),
-         "pod w: init container wait-gcs-ready has waited for more than 60 s for the head", "kubectl logs POD -c wait-gcs-ready",
+         "pod w: init container wait-gcs-ready has waited for more than 60 s for the head",
+         "kubectl logs POD -c wait-gcs-ready",
          "DNS", "NetworkPolicies", "app.kubernetes.io/part-of")
     only(problems(pods=[head, _waits(LONG, "fetch")], now=AT), "init container fetch has waited")
     assert problems(pods=[head, _waits(SHORT)], now=AT) == []
@@ -157,7 +158,8 @@ def test_an_init_container_that_is_a_sidecar_or_waits_for_a_head_whose_problem_i
     sidecar = _waits(LONG, "istio-proxy")
     sidecar["spec"]["initContainers"] = [{"name": "istio-proxy", "restartPolicy": "Always"}]
     assert problems(pods=[sidecar], now=AT) == []
-    only(problems(pods=[pod("h", kind="head", conditions=unscheduled(NO_ROOM)), _waits(LONG)], now=AT), "pod h: no node fits")
+    head = pod("h", kind="head", conditions=unscheduled(NO_ROOM))
+    only(problems(pods=[head, _waits(LONG)], now=AT), "pod h: no node fits")
 
 
 def test_a_submitter_that_runs_without_a_job_status_is_said_with_dns_and_policies() -> None:
