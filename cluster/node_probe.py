@@ -17,9 +17,9 @@ from typing import Any
 from cluster.auth import no_home
 from cluster.errors import ClusterError, StorageError, StorageFullError
 from cluster.gcs import Node, silent_nodes, within
-from cluster.storage import Store
+from cluster.storage import Store, tls_remedy
 
-STORAGE_TIMEOUT_S = 6.5  # pyarrow gives up an S3 server that refuses connections after about 6 s, and then says why
+STORAGE_TIMEOUT_S = 8.0  # pyarrow gives up an S3 server after 6 s (it refuses) or 7 (its certificate), and then says why
 REMOVE_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 3.0
 _LAST_LOOK_S = 1.0
@@ -214,7 +214,8 @@ def _late(store: Store, timeout_s: float) -> StorageError:
 def _explain(store: Store, error: Exception) -> str:
     if isinstance(error, StorageError | StorageFullError):
         return str(error)
-    return f"storage {store.location()} cannot be used ({error}): give a folder, s3:// or gs:// that can be written"
+    remedy = tls_remedy(error) or "give a folder, s3:// or gs:// that can be written"
+    return f"storage {store.location()} cannot be used ({error}): {remedy}"
 
 
 def _not_shared(trace: Trace, node: str) -> str:

@@ -5,31 +5,36 @@ It runs as a process of its own, so that processes killed or stopped by a test, 
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 BUCKET = "trainyard"
 
 
 @contextmanager
-def s3_server(bucket: str = BUCKET) -> Iterator[str]:
+def s3_server(bucket: str = BUCKET, certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
     """Yields the endpoint (`http://127.0.0.1:PORT`) of a server that has one empty bucket, with AWS_* set to use it.
 
+    certificate: its file and its key's, for https instead.
     Children started inside the block inherit the variables, so `s3://trainyard/…` works in them too.
     """
     port = _free_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    endpoint = f"http{'s' if certificate else ''}://127.0.0.1:{port}"
+    context = ssl.create_default_context(cafile=certificate[0]) if certificate else None
+    secured = ["-c", str(certificate[0]), "-k", str(certificate[1])] if certificate else []
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), *secured]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = dict(os.environ)
     try:
-        _wait(endpoint, server)
+        _wait(endpoint, server, context)
         os.environ.update(_credentials(endpoint))
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10).close()
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10, context=context).close()
         yield endpoint
     finally:
         for name in _credentials(endpoint):
@@ -51,11 +56,11 @@ def _credentials(endpoint: str) -> dict[str, str]:
     }
 
 
-def _wait(endpoint: str, server: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+def _wait(endpoint: str, server: subprocess.Popen[bytes], context: ssl.SSLContext | None, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).close()
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2, context=context).close()
         except OSError:
             time.sleep(0.05)
         else:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from cluster.errors import CheckpointError, StorageError
-from cluster.storage import Store
+from cluster.storage import Store, tls_remedy
 
+_REMEDY = "check the storage's address and permissions"
 _NAME = re.compile(r"save-(\d+)-step-(\d+)")
 
 
@@ -148,7 +149,7 @@ def explain_reading(error: OSError, store: Store, path: str) -> Exception:
         return error
     if error.errno == errno.EIO:
         return CheckpointError(f"{path}: cannot be read ({error})")
-    return StorageError(f"{store.location(path)} cannot be read ({error}): check the storage's address and permissions")
+    return StorageError(f"{store.location(path)} cannot be read ({error}): {tls_remedy(error) or _REMEDY}")
 
 
 def make_durable(store: Store, path: str) -> None:

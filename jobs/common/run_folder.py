@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from cluster.errors import ConfigError, RunConflictError, StorageError
 from cluster.gcs import within
-from cluster.storage import Store
+from cluster.storage import Store, tls_remedy
 from jobs.common import config as configs
 from jobs.common.config import Config
 
@@ -136,8 +136,8 @@ def _readable(storage: Store) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"storage {storage.location()} cannot be read ({error}): check its address, that it is up, and your "
-                           "permissions, or pass another --run.storage") from error
+        remedy = tls_remedy(error) or "check its address, that it is up, and your permissions, or pass another --run.storage"
+        raise StorageError(f"storage {storage.location()} cannot be read ({error}): {remedy}") from error
 
 
 def newest_attempt(top: Store) -> Store:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StorageError, StorageFullError
-from cluster.storage import Store
-from tests.s3 import BUCKET
+from cluster.storage import Store, tls_remedy
+from jobs.common.run import main
+from jobs.mlp.data import JOB
+from tests.s3 import BUCKET, s3_server
+from tests.unit.test_tls import certificate
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -160,6 +163,36 @@ def test_copying_streams_between_stores(s3: str, tmp_path: Path) -> None:
 def test_a_missing_bucket_is_a_storage_error_that_names_it(s3: str) -> None:
     with pytest.raises(StorageError, match=r"no-such-bucket.*check its address and permissions"):
         Store.open("s3://no-such-bucket/x").write_text("a", "b")
+
+
+def test_an_endpoint_with_a_certificate_of_its_own_is_named_with_the_option_and_works_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cert, key = certificate(tmp_path)
+    uri = f"s3://{BUCKET}/runs"
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(cert))  # which pyarrow does not read
+    with s3_server(certificate=(cert, key)):
+        assert main(JOB, ["--run.engine", "local", "--run.storage", uri, "--run.tracking-uri", "none"]) == 2
+        said = capsys.readouterr().err
+        for words in (f"error: storage {uri} cannot be read", "self-signed certificate", "set SSL_CERT_FILE to a file",
+                      "?tls_ca_file_path=FILE", "AWS_CA_BUNDLE is not read"):
+            assert words in said, said
+        with_option = Store.open(f"{uri}?tls_ca_file_path={cert}")
+        with_option.child("run").write_text("x", "text")
+        code = f"from cluster.storage import Store; print(Store.open({uri!r}).read_text('run/x'))"
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "SSL_CERT_FILE": str(cert)}, capture_output=True)
+        assert done.stdout == b"text\n", done.stderr
+
+
+@pytest.mark.parametrize(("said", "remedy"), [
+    ("curlCode: 60, …; Details: SSL: no alternative certificate subject name matches target host name 'x'", "another host's"),
+    ("curlCode: 60, …; Details: SSL certificate OpenSSL verify result: certificate has expired (10)", "renewed"),
+    ("curlCode: 77, Problem with the SSL CA cert; Details: error adding trust anchors from file: /nowhere.pem", "cannot be read"),
+])
+def test_what_else_can_be_wrong_with_a_certificate_has_its_own_remedy(said: str, remedy: str) -> None:
+    for error in (OSError(said), Store.open(f"s3://{BUCKET}/x?region=us-east-1").explain(OSError(said), "x")):
+        assert remedy in (str(error) if isinstance(error, StorageError) else tls_remedy(error) or "")
+    assert tls_remedy(OSError("curlCode: 7, Couldn't connect to server")) is None
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "s3://", "s3//:x://y"])

@@ -11,7 +11,7 @@ from typing import cast
 import pyarrow as pa
 
 from cluster.errors import DataError
-from cluster.storage import FileInfo, Store
+from cluster.storage import FileInfo, Store, tls_remedy
 from jobs.common.dataset import SPLITS, SplitName
 
 FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
@@ -77,7 +77,7 @@ def reading(what: str, remedy: str = "check that it is there, whole and readable
     except FileNotFoundError as error:
         raise DataError(f"{what}: there is no such file: {remedy}") from error
     except _UNREADABLE as error:
-        raise DataError(f"{what} cannot be read ({_line(error)}): {remedy}") from error
+        raise DataError(f"{what} cannot be read ({_line(error)}): {tls_remedy(error) or remedy}") from error
 
 
 def _line(error: BaseException) -> str:
