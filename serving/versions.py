@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.auth import home_folder, write_private
+from cluster.documents import DocumentError, read_json
 from cluster.errors import ConfigError, TrainyardError
 from serving.guard import Guard
 from serving.settings import ENDPOINT, INGRESS, ModelSettings
@@ -42,7 +43,9 @@ class Running:
     def load(port: int) -> "Running":
         """Raises: ConfigError if there is none."""
         try:
-            return Running(**json.loads(Running.file(port).read_text()))
+            return read_json(Running.file(port), Running)
+        except DocumentError as error:
+            raise ConfigError(f"{Running.file(port)} is damaged ({error}): end that endpoint by hand, and delete it") from None
         except FileNotFoundError:
             raise ConfigError(f"no endpoint of this user runs on port {port}: pass the --port of `python -m serving up`") from None
 

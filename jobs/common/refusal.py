@@ -10,9 +10,10 @@ import hashlib
 import json
 import time
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 
 from cluster import submission
+from cluster.documents import load_json
 from cluster.errors import ConfigError, DataError, TrainyardError, UserError
 from cluster.gcs import within
 from cluster.storage import Store
@@ -28,17 +29,25 @@ _LASTING = (ConfigError, DataError)
 """Not a busy cluster, a server that is down or another run of the name: those may be well the next time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """What an earlier try has left. at: Unix seconds."""
+
+    at: float
+    message: str
+
+
 def refuse_again(run: RunConfig) -> None:
     """Raises: UserError with the message of an earlier try of the same submission, if that was refused."""
     mark = submission.mark()
     if mark is None:
         return
-    found: dict[str, Any] = {"at": 0.0}
+    found = _Refused(at=0.0, message="")
     with suppress(TrainyardError, OSError, ValueError):  # what cannot be read is tried
-        found = within(_TIMEOUT_S, lambda: json.loads(_open(run).read_text(_path(run, mark))), TimeoutError())
-    if time.time() - found["at"] < HOLDS_S:
-        when = time.strftime("%H:%M:%S", time.gmtime(found["at"]))
-        raise UserError(f"{found['message']}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
+        found = within(_TIMEOUT_S, lambda: load_json(_open(run), _path(run, mark), _Refused), TimeoutError())
+    if time.time() - found.at < HOLDS_S:
+        when = time.strftime("%H:%M:%S", time.gmtime(found.at))
+        raise UserError(f"{found.message}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
                         "tried again: submit it anew when that is mended)")
 
 
