@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Loader = type[yaml.BaseLoader] | type[yaml.SafeLoader]
 JsonObject = dict[str, Any]
+JSON_VALUE = cast(type[Any], object)
+"""The shape of a document that may be anything."""
 MOST_JSON_BYTES = 64 << 20
 """A checkpoint of 10,000 parts has a manifest of 3 MB."""
 MOST_YAML_BYTES = 4 << 20

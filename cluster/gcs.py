@@ -5,7 +5,6 @@ Ray's own client retries for minutes, or ends the process, where a cluster is de
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
-import json
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.auth import unknown_mode
+from cluster.documents import parse_json
 from cluster.errors import ClusterError
 
 T = TypeVar("T")
@@ -218,7 +218,7 @@ class Gcs:
 
     def versions(self) -> dict[str, str]:
         """`ray` and `python` of the head."""
-        metadata = json.loads(self.read(b"CLUSTER_METADATA", b"cluster") or b"{}")
+        metadata = parse_json(self.read(b"CLUSTER_METADATA", b"cluster") or b"{}")
         return {"ray": metadata.get("ray_version", self.ray_version()), "python": metadata.get("python_version", "")}
 
     def _call(self, service: str, method: str, request: Any) -> Any:

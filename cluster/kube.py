@@ -5,7 +5,6 @@ Through the official client, which knows kubeconfig files, their plugins, and a 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingImports=false
 
-import json
 import os
 import urllib.parse
 from collections.abc import Generator, Mapping
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.documents import JSON_VALUE, parse_json
 from cluster.errors import ClusterError, ConfigError
 
 Object = dict[str, Any]
@@ -124,7 +124,7 @@ class Kube:
                 answer = self._client.call_api(path, "GET", {}, list(query.items()), dict(headers or {}),
                                                auth_settings=["BearerToken"],
                                                _return_http_data_only=True, _preload_content=False, _request_timeout=TIMEOUT_S)
-                return json.loads(answer.data)
+                return parse_json(answer.data, JSON_VALUE)
             except _kubernetes().client.ApiException as error:
                 if error.status == 404:
                     return None
@@ -187,7 +187,7 @@ def _lines(answer: Any) -> Generator[str]:
 def _message(error: Any) -> str:
     """What the API server says went wrong."""
     try:
-        return str(json.loads(error.body or "{}").get("message", ""))
+        return str(parse_json(error.body or "{}").get("message", ""))
     except ValueError:
         return str(error.body or "").strip()[:200]
 

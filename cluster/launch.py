@@ -1,7 +1,6 @@
 """Launches the node processes of cluster/node.py: detached ones for `cluster up`, one bound to this process for `connect()`."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -9,14 +8,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.auth import KEEP_LOOPBACK, own_environment, token_environment
+from cluster.documents import read_json
 from cluster.errors import ClusterError
 from cluster.network import free_port, is_free
-from cluster.node import NodeSpec, command
+from cluster.node import NodeSpec, Ready, command
 from cluster.owned import MARK, Process, processes_of
 
 START_TIMEOUT_S = 90.0
@@ -99,9 +98,9 @@ def await_ready(spec: NodeSpec, process: Process, timeout_s: float = START_TIMEO
                                "machine pass `python -m cluster up` a longer --start-timeout-s); the end of its log:\n"
                                f"{_end_of_logs(spec)}")
         time.sleep(0.05)
-    ready: dict[str, Any] = json.loads(spec.ready_file.read_text())
-    url = f"http://{spec.dashboard_at(ready['dashboard_url'])}" if ready["dashboard_url"] else ""
-    return LocalNode(name=spec.name, node_id=ready["node_id"], num_cpus=spec.num_cpus, process=process, pids=ready["pids"],
+    ready = read_json(spec.ready_file, Ready)
+    url = f"http://{spec.dashboard_at(ready.dashboard_url)}" if ready.dashboard_url else ""
+    return LocalNode(name=spec.name, node_id=ready.node_id, num_cpus=spec.num_cpus, process=process, pids=ready.pids,
                      dashboard_url=url)
 
 

@@ -16,11 +16,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.auth import KEEP_LOOPBACK, home_folder, require_home, token_environment, write_private
+from cluster.documents import DocumentError, read_json
 from cluster.errors import ClusterError
 from cluster.launch import (
     START_TIMEOUT_S,
@@ -72,11 +72,12 @@ class LocalCluster:
 def current() -> LocalCluster | None:
     """The cluster that `up` started for this user, whatever its condition; None if there is none."""
     try:
-        saved: dict[str, Any] = json.loads(_state_file().read_text())
+        return read_json(_state_file(), LocalCluster)
     except FileNotFoundError:
         return None
-    nodes = [LocalNode(process=Process(**node.pop("process")), **node) for node in saved.pop("nodes")]
-    return LocalCluster(**saved, nodes=tuple(nodes))
+    except DocumentError as error:
+        raise ClusterError(f"{_state_file()} is damaged ({error}), so what runs is not known: end what is left of the cluster "
+                           "(`ps` shows it), and delete the file") from error
 
 
 def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str = LOOPBACK, port: int = 0,

@@ -21,13 +21,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster.auth import write_private
+from cluster.documents import parse_json
 
 LOOPBACK = "127.0.0.1"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
@@ -82,12 +83,23 @@ class NodeSpec:
 
     @property
     def ready_file(self) -> Path:
-        """Appears when the node is up: JSON with `node_id`, `session_dir`, `pids`, and for the head `dashboard_url`."""
+        """Appears when the node is up, and holds a `Ready`."""
         return Path(self.folder) / f"{self.name}.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a node that is up tells who started it. pids: Ray's own processes by kind."""
+
+    node_id: str
+    session_dir: str
+    pids: dict[str, int]
+    dashboard_url: str | None
+    """HOST:PORT, of the head alone."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    spec = NodeSpec(**json.loads(arguments[-1]))
+    spec = parse_json(arguments[-1], NodeSpec)
     bound = arguments[0] == "-"
     os.setsid()
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
@@ -95,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         node = _start(spec)
-        write_private(spec.ready_file, json.dumps(_describe(node)))
+        write_private(spec.ready_file, json.dumps(asdict(_describe(node))))
         return _keep(node, bound)
     finally:
         _end_all()
@@ -189,9 +201,9 @@ def _wait_for_head(spec: NodeSpec, timeout_s: float = _HEAD_TIMEOUT_S) -> None:
         time.sleep(0.05)
 
 
-def _describe(node: Any) -> dict[str, Any]:
+def _describe(node: Any) -> Ready:
     pids = {kind: info.process.pid for kind, infos in node.all_processes.items() for info in infos}
-    return {"node_id": node._node_id, "session_dir": node.get_session_dir_path(), "dashboard_url": node.webui_url, "pids": pids}
+    return Ready(node_id=node._node_id, session_dir=node.get_session_dir_path(), dashboard_url=node.webui_url, pids=pids)
 
 
 def _keep(node: Any, bound: bool) -> int:

@@ -16,9 +16,10 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cluster import submission
+from cluster.documents import MOST_YAML_BYTES, DocumentError, parse_yaml_documents, read_bounded
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, Object
 from cluster.kube_status import read_kube_status, state_of
@@ -61,13 +62,12 @@ def read_template(path: str, image: str | None) -> Object:
 
     Raises: ConfigError if it cannot be read, or has none or several.
     """
-    import yaml
-
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text()
-        found = [each for each in yaml.safe_load_all(text) if isinstance(each, dict) and each.get("kind") == "RayJob"]
-    except (OSError, yaml.YAMLError) as error:
+        text = sys.stdin.read(MOST_YAML_BYTES + 1) if path == "-" else read_bounded(Path(path), MOST_YAML_BYTES)
+        objects = [cast(Object, each) for each in parse_yaml_documents(text) if isinstance(each, dict)]
+    except (OSError, DocumentError) as error:
         raise ConfigError(f"--template {path} cannot be read ({error}): give the YAML of a RayJob") from error
+    found = [each for each in objects if each.get("kind") == "RayJob"]
     if len(found) != 1:
         raise ConfigError(f"--template {path} has {len(found)} RayJobs: give one that has exactly one")
     made = found[0]

@@ -6,13 +6,13 @@ never be, storage that not every node sees, mixed versions. It needs a connected
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import json
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.documents import parse_json
 from cluster.errors import ConfigError, ResourceError
 from cluster.gcs import Gcs, Node
 from cluster.growth import NodeGroup, being_added, node_groups
@@ -138,7 +138,7 @@ def autoscaled(gcs: Gcs) -> bool:
     """Whether an autoscaler that can add nodes watches this cluster: version 2, or version 1 with node types of its own."""
     if gcs.cluster_status().autoscaling_state.autoscaler_state_version > 0:
         return True
-    report: dict[str, Any] = json.loads(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
+    report: dict[str, Any] = parse_json(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
     return any(not kind.startswith("node_") for kind in report.get("active_nodes", {}))
 
 

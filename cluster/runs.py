@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.documents import DocumentError, parse_json
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Job, Node
 
@@ -55,9 +55,8 @@ class RunNotice:
 
     @staticmethod
     def parse(text: bytes) -> "RunNotice":
-        values: dict[str, Any] = json.loads(text)
-        values["ranks"] = tuple(RankTime(**rank) for rank in values["ranks"])
-        return RunNotice(**values)
+        """Raises: DocumentError if it is not a notice, or one of another version of this project."""
+        return parse_json(text, RunNotice)
 
 
 class Bulletin:
@@ -96,7 +95,7 @@ def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:
     found = [gcs.read(f"{_PREFIX}{job.job_id}".encode(), _NAMESPACE) for job in jobs if job.running]
     runs: list[RunNotice] = []
     for text in found:
-        with suppress(TypeError, ValueError, KeyError):  # of another version of this project
+        with suppress(DocumentError):  # of another version of this project
             runs += [RunNotice.parse(text)] if text else []
     return sorted(runs, key=lambda run: run.name)
 

@@ -7,7 +7,6 @@ Serve's state, and a Prometheus, if one is named, for its alerts.
 # pyright: reportUnknownArgumentType=false
 
 import http.client
-import json
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.documents import MOST_JSON_BYTES, parse_json
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs
 from cluster.local import LocalCluster
@@ -187,7 +187,7 @@ def _json(opener: urllib.request.OpenerDirector, url: str, headers: Mapping[str,
         raise ValueError(f"{url} is no http:// or https:// address")
     try:
         with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=_TIMEOUT_S) as answer:
-            return json.loads(answer.read())
+            return parse_json(answer.read(MOST_JSON_BYTES + 1))
     except http.client.HTTPException as error:
         raise ValueError(f"{url} breaks off: {error!r}") from error
     except urllib.error.HTTPError as error:

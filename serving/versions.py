@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from cluster.auth import home_folder, write_private
+from cluster.documents import DocumentError, read_json
 from cluster.errors import ConfigError
 from serving.guard import Guard
 from serving.settings import ENDPOINT, INGRESS, ModelSettings
@@ -45,7 +46,9 @@ class Running:
     def find(port: int) -> "Running | None":
         """None if there is none."""
         try:
-            return Running(**json.loads(Running.file(port).read_text()))
+            return read_json(Running.file(port), Running)
+        except DocumentError as error:
+            raise ConfigError(f"{Running.file(port)} is damaged ({error}): end that endpoint by hand, and delete it") from None
         except FileNotFoundError:
             return None
 

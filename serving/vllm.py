@@ -3,10 +3,10 @@
 None of this project's code runs there: Ray's ingress answers, and vLLM loads the files. `NOTES` says what that means.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.documents import parse_json
 from cluster.errors import ConfigError
 from jobs.common.artifact import open_artifact
 from serving.settings import ModelSettings
@@ -50,7 +50,7 @@ def _model(model: ModelSettings, accelerator: str | None) -> dict[str, Any]:
 def _folder(model: ModelSettings) -> str:
     """The artifact's folder in Hugging Face's form, where every node can read it."""
     artifact = open_artifact(model.uri, model.digest)
-    if not json.loads(artifact.read("model/config.json")).get("architectures"):
+    if not parse_json(artifact.read("model/config.json")).get("architectures"):
         raise ConfigError(f"artifact {artifact.uri} does not name its architecture in model/config.json, by which vLLM chooses its "
                           "own class: train it again")
     if not artifact.store.is_local and not artifact.uri.startswith(_REMOTE):

@@ -122,3 +122,35 @@ def _ray_inits(code: str) -> int:
     taken = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module == "ray"
              and any(alias.name == "init" for alias in node.names)]
     return len(used) + len(taken)
+
+
+PARSERS = {
+    "serving/protocol.py": "a request's body, whose size and depth the endpoint bounds",
+    "serving/openai_protocol.py": "a request's body, whose size and depth the endpoint bounds",
+}
+
+
+def test_only_one_place_reads_json_and_yaml() -> None:
+    """So that each document is bounded in size and depth, and checked, wherever it comes from: see cluster/documents.py."""
+    files = {str(path.relative_to(ROOT)): path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
+    reading = {name for name, path in files.items() if _parses(path.read_text())}
+    assert reading == set(PARSERS)
+
+
+def test_every_way_to_parse_is_found() -> None:
+    for code in ("import json\njson.loads(x)", "import json as j\nj.load(x)", "from json import loads\nloads(x)",
+                 "import yaml\nyaml.safe_load_all(x)", "from yaml import load as l",
+                 "def f():\n    import orjson\n    orjson.loads(x)"):
+        assert _parses(code), code
+    assert not _parses("import json\njson.dumps(x)\nother.loads(x)\nimport yaml\nyaml.safe_dump(x)\nyaml.SafeLoader")
+
+
+def _parses(code: str) -> bool:
+    tree = list(ast.walk(ast.parse(code)))
+    names = {alias.asname or alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names
+             if alias.name in ("json", "yaml", "orjson")}
+    called = [node.attr for node in tree if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+              and node.value.id in names]
+    taken = [alias.name for node in tree if isinstance(node, ast.ImportFrom) and node.module in ("json", "yaml", "orjson")
+             for alias in node.names]
+    return any("load" in name for name in (*called, *taken))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from cluster.auth import secret_file
+from cluster.documents import JsonObject, load_json, parse_json
 from cluster.errors import ConfigError, StorageError
 from cluster.storage import Store
 from jobs.common.checkpoint_manifest import make_durable
@@ -31,6 +32,12 @@ _PARALLEL_READS = 16
 Status = Literal["completed", "stopped", "failed", "running"]
 """`stopped`: by the scheduler, before its last epoch. `running`: or resting, or to be gone on with."""
 STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+@dataclass(frozen=True)
+class _Signed:
+    hmac: str
+    content: JsonObject
 
 
 @dataclass
@@ -156,22 +163,20 @@ class Journal:
         return trial
 
     def _write(self, path: str, content: dict[str, Any]) -> None:
-        content = json.loads(json.dumps(content))  # as it will be read
+        content = parse_json(json.dumps(content))  # as it will be read
         text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
         self._store.write_text(path, text + "\n")
         make_durable(self._store, path)
 
     def _read(self, path: str) -> dict[str, Any]:
-        text = self._store.read_bytes(path)
         try:
-            document = json.loads(text)
-            content, code = document["content"], document["hmac"]
-            if not hmac.compare_digest(code, self._code(path, content)):
+            document = load_json(self._store, path, _Signed)
+            if not hmac.compare_digest(document.hmac.encode(), self._code(path, document.content).encode()):
                 raise ValueError("its HMAC does not match: it was altered, or written with another key")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that "
                                "the search began with, or begin another search with --run.name") from error
-        return content
+        return document.content
 
     def _code(self, path: str, content: Any) -> str:
         signed = json.dumps([path, "" if path == "search.json" else self._identity, content], sort_keys=True)

@@ -7,7 +7,6 @@ would save of its own is not wanted: see journal.py.
 # pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
 # pyright: reportUnknownParameterType=false
 
-import json
 import logging
 import os
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from cluster.documents import parse_json
 from cluster.errors import StoppedError, StorageError, TrainyardError
 from cluster.resources import Request, possible_groups
 from tuning.journal import Trial
@@ -192,7 +192,7 @@ def _scheduler(flight: Flight) -> Any:
 
     class Asks(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            number, event = trial.config["number"], json.loads(result[EVENT])
+            number, event = trial.config["number"], parse_json(result[EVENT])
             goes_on = flight.guarded(lambda: flight.goes_on(number, event), False)
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 

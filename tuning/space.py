@@ -29,6 +29,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 import yaml
 
+from cluster.documents import DocumentError, parse_yaml, read_yaml
 from cluster.errors import ConfigError
 from jobs.common.config import C, Config, flatten, from_dict, to_dict
 
@@ -142,6 +143,13 @@ class Parameter:
         return about | {key: value for key, value in more.items() if value}
 
 
+def _pinned(pin: str, value: str) -> Any:
+    try:
+        return parse_yaml(value, _Loader)
+    except DocumentError as error:
+        raise ConfigError(f"--fix {pin}: the value is not valid YAML ({error})") from error
+
+
 def uniform(name: str, low: float, high: float, *, step: float | None = None, when: Values | None = None,
             mutable: bool = False) -> Parameter:
     return Parameter(name=name, kind="uniform", values=(low, high), step=step, when=when or {}, mutable=mutable)
@@ -176,10 +184,10 @@ class Space:
     def read(path: Path) -> "Space":
         """Raises: ConfigError if the file is not a space."""
         try:
-            found: object = yaml.load(path.read_text(), Loader=_Loader)
+            found = read_yaml(path, _Loader)
         except OSError as error:
             raise ConfigError(f"--space {path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except DocumentError as error:
             raise ConfigError(f"--space {path}: is not valid YAML: {error}") from error
         if not isinstance(found, dict):
             raise ConfigError(f"--space {path}: must hold fields, such as `optim.lr: {{log_uniform: [1e-4, 1e-1]}}`")
@@ -205,7 +213,7 @@ class Space:
                 flag = f"--{name.replace('_', '-')} {value}"
                 raise ConfigError(f"--fix {pin}: the space has no {name}: the nearest it has is {near[0] if near else 'nothing'}; "
                                   f"a field outside the space is set by a flag: {flag}")
-            values[name] = yaml.load(value, Loader=_Loader)
+            values[name] = _pinned(pin, value)
         return Space(*(p for name, p in self.parameters.items() if name not in values)), values
 
     def check(self, base: Config) -> None:

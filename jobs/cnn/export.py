@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.documents import parse_json
 from jobs.cnn.framework import tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
 from jobs.common.images import ImageFacts
@@ -56,7 +57,7 @@ def keras_file(model: Any) -> bytes:
         model.save(path)
         with zipfile.ZipFile(path) as archive:
             contents = {info.filename: archive.read(info) for info in archive.infolist()}
-    about = json.loads(contents["metadata.json"])
+    about = parse_json(contents["metadata.json"])
     contents["metadata.json"] = json.dumps({"keras_version": about["keras_version"], "date_saved": "-"}).encode()
     contents["config.json"] = _renumbered(contents["config.json"].decode()).encode()
     out = io.BytesIO()

@@ -60,10 +60,15 @@ def find_saves(store: Store, on_damage: OnDamage) -> Saves:
     return Saves(newest, tuple(sorted(counted)), tuple(sorted(saves - counted)))
 
 
+@dataclass(frozen=True)
+class _Record:
+    accepted: tuple[str, ...]
+
+
 def _accepted(store: Store, generation: str, manifests: set[SaveName], on_damage: OnDamage) -> set[str]:
     """The manifests on a generation's list. A damaged list is put together again from the generation before it."""
     try:
-        return set(read_json(store, _record(generation))["accepted"])
+        return set(read_json(store, _record(generation), _Record).accepted)
     except (CheckpointError, FileNotFoundError) as error:
         what = error if isinstance(error, CheckpointError) else f"{_record(generation)}: is missing"
         on_damage(f"generation {generation}: {what}: taking the list of the one before it")

@@ -18,12 +18,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
+from cluster.documents import DocumentError, JsonObject, load_json, parse_json
 from cluster.errors import CheckpointError, StorageError
 from cluster.storage import Store, tls_remedy
 
 _REMEDY = "check the storage's address and permissions"
+T = TypeVar("T")
 _NAME = re.compile(r"save-(\d+)-step-(\d+)")
 
 
@@ -114,33 +116,34 @@ def write_manifest(store: Store, checkpoint: Checkpoint) -> None:
 
 def read_manifest(store: Store, name: SaveName) -> Checkpoint:
     """Raises: FileNotFoundError, CheckpointError if it is damaged."""
-    values = read_json(store, name.manifest)
-    files = tuple(FileEntry(**entry) for entry in values.pop("files"))
-    return Checkpoint(files=files, **values)
+    return read_json(store, name.manifest, Checkpoint)
 
 
 def write_json(store: Store, path: str, values: Mapping[str, Any]) -> None:
     """Writes values with their own sha256, whole or not at all, and durably: it survives a power cut."""
-    values = json.loads(json.dumps(values, allow_nan=False))  # as they will be read: keys are strings
+    values = parse_json(json.dumps(values, allow_nan=False))  # as they will be read: keys are strings
     text = json.dumps({"sha256": _digest(values), "content": values}, indent=1, allow_nan=False)
     store.write_text(path, text + "\n")
     make_durable(store, path)
 
 
-def read_json(store: Store, path: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Signed:
+    sha256: str
+    content: JsonObject
+
+
+def read_json(store: Store, path: str, shape: type[T] = JsonObject) -> T:
     """Raises: FileNotFoundError, CheckpointError if it is not what was written, StorageError."""
     try:
-        text = store.read_bytes(path)
+        document = load_json(store, path, _Signed)
+        if document.sha256 != _digest(document.content):
+            raise CheckpointError(f"{path}: sha256 differs")
+        return parse_json(json.dumps(document.content), shape)
     except OSError as error:
         raise explain_reading(error, store, path) from error
-    try:
-        document = json.loads(text)
-        values, digest = document["content"], document["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except DocumentError as error:
         raise CheckpointError(f"{path}: is not readable ({error})") from error
-    if not isinstance(values, dict) or digest != _digest(cast(dict[str, Any], values)):
-        raise CheckpointError(f"{path}: sha256 differs")
-    return cast(dict[str, Any], values)
 
 
 def explain_reading(error: OSError, store: Store, path: str) -> Exception:

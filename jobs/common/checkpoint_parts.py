@@ -4,10 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import Any
 
+from cluster.documents import parse_json
 from cluster.errors import CheckpointError, NonFiniteStateError
 from cluster.storage import Store
 from jobs.common.checkpoint_manifest import FileEntry, SaveName, read_json, write_json
@@ -52,9 +53,17 @@ def plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises: NonFiniteStateError if it holds NaN or infinity.
     """
     try:
-        return json.loads(json.dumps(state, allow_nan=False, default=_python_number))
+        return parse_json(json.dumps(state, allow_nan=False, default=_python_number))
     except ValueError as error:
         raise NonFiniteStateError(f"the state of a checkpoint may not hold NaN or infinity: {state!r:.500}") from error
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What a rank tells of its part: the file, or why there is none."""
+
+    file: FileEntry | None = None
+    refused: str | None = None
 
 
 def _new_parts(store: Store, save: SaveName, missing: set[int]) -> dict[int, FileEntry]:
@@ -64,12 +73,12 @@ def _new_parts(store: Store, save: SaveName, missing: set[int]) -> dict[int, Fil
         if PurePosixPath(save.note(rank)).name not in there:
             continue
         try:
-            content = read_json(store, save.note(rank))
+            note = read_json(store, save.note(rank), _Note)
         except (CheckpointError, FileNotFoundError):
             continue  # a network file system may show it before all of it is there
-        if "refused" in content:
-            raise NonFiniteStateError(f"rank {rank}: {content['refused']}")
-        found[rank] = FileEntry(**cast(dict[str, Any], content["file"]))
+        if note.refused is not None or note.file is None:
+            raise NonFiniteStateError(f"rank {rank}: {note.refused}")
+        found[rank] = note.file
     return found
 
 

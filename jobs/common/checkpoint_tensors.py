@@ -165,6 +165,11 @@ def read_tensors(store: Store, entry: FileEntry) -> dict[str, Array]:
     return {s.name: data[data_start + s.start : data_start + s.stop].view(_DTYPES[s.tag]).reshape(s.shape) for s in specs}
 
 
+def header_bytes(head: bytes) -> int:
+    """How long a file's header is, or as much of it as is read. head: the file's first 8 bytes."""
+    return min(int.from_bytes(head, "little"), MOST_HEADER_BYTES)
+
+
 def read_header(begins: bytes | memoryview, size: int) -> tuple[int, list[TensorSpec]]:
     """Where the tensors of a file begin, and each of them, in the order of their bytes.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, cast
 import tyro
 import yaml
 
+from cluster.documents import DocumentError, read_yaml
 from cluster.errors import ConfigError
 from jobs.common.provenance import without_secrets
 
@@ -281,10 +282,10 @@ def _split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
 def _recipe_flags(path: Path) -> list[str]:
     try:
         # BaseLoader keeps every scalar as it is written: PyYAML would read 1:4 as 64 and 3e-4 as a string.
-        values: object = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+        values = read_yaml(path, yaml.BaseLoader)
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise ConfigError(f"--config {path}: is not valid YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"--config {path}: must hold groups of fields, such as `optim:` with `lr: 0.1` below it")

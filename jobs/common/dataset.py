@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.documents import parse_json
 from cluster.errors import DataError
 from cluster.storage import Store
 from jobs.common.arrow import numpy_column
@@ -92,8 +93,8 @@ class Dataset:
         """The set in a folder. Raises: FileNotFoundError if there is none, DataError if its description is damaged."""
         text = store.read_text(INDEX_FILE)
         try:
-            return _from_json(store, json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return _from_json(store, parse_json(text, _Stored))
+        except ValueError as error:
             raise DataError(f"{store.location(INDEX_FILE)} is damaged ({error}): delete the folder {store.location()}, "
                             "and the data is prepared again") from error
 
@@ -237,14 +238,25 @@ class Reader:
                 else numpy_column(batch.column(column.name)) for column in self.dataset.columns}
 
 
-def _from_json(store: Store, fields: dict[str, Any]) -> Dataset:
-    splits: dict[SplitName, Split] = {}
-    for name in SPLITS:
-        split = fields["splits"][name]
-        splits[name] = Split(split["num_rows"], split["block_rows"], tuple(split["class_counts"]))
-    columns = tuple(Column(c["name"], c["dtype"], tuple(c["shape"])) for c in fields["columns"])
-    return Dataset(store=store, splits=splits, columns=columns, class_names=tuple(fields["class_names"]),
-                   blocks=fields["blocks"], fingerprint=fields["fingerprint"], details=dict(fields["details"]))
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The fields of dataset.json."""
+
+    version: int
+    splits: dict[SplitName, Split]
+    columns: tuple[Column, ...]
+    class_names: tuple[str, ...]
+    blocks: str
+    fingerprint: str
+    details: dict[str, Any]
+
+
+def _from_json(store: Store, stored: _Stored) -> Dataset:
+    """Raises: ValueError."""
+    if set(stored.splits) != set(SPLITS):
+        raise ValueError(f"it has the splits {', '.join(stored.splits)}, not {', '.join(SPLITS)}")
+    return Dataset(store=store, splits=stored.splits, columns=stored.columns, class_names=stored.class_names,
+                   blocks=stored.blocks, fingerprint=stored.fingerprint, details=stored.details)
 
 
 def _gather(target: npt.NDArray[Any], lines: npt.NDArray[Any], column: npt.NDArray[Any], rows: npt.NDArray[Any]) -> None:

@@ -7,17 +7,37 @@ What decides the result, the steps that are left out, is in a file of its own, w
 import bisect
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cluster.documents import DocumentError, load_json
 from cluster.errors import CheckpointError
 from cluster.storage import Store
 from jobs.common.checkpoint_manifest import read_json, write_json
 
 _FILE = "progress.json"
 _EXCLUDED_FILE = "excluded_steps.json"
-_SAVED = ("restarts", "lost_steps", "recovery_s", "events", "history", "rollbacks", "skipped_steps", "highest_step",
-          "wall_s", "median_step_s", "samples_per_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """The fields of progress.json: those of a `Ledger`, and whether its driver has ended it."""
+
+    restarts: int
+    lost_steps: int
+    recovery_s: list[float]
+    events: list[str]
+    history: list[dict[str, Any]]
+    rollbacks: int
+    skipped_steps: int
+    highest_step: int
+    wall_s: float
+    median_step_s: float
+    samples_per_s: float
+    ended: bool
+
+
+_SAVED = tuple(each.name for each in fields(_Saved) if each.name != "ended")
 
 
 @dataclass(kw_only=True)
@@ -58,17 +78,16 @@ class Ledger:
         """
         ledger = Ledger(store=store, excluded_steps=_excluded(store))
         try:
-            saved: dict[str, Any] = json.loads(store.read_text(_FILE))
-            values = {key: saved[key] for key in _SAVED}
+            saved = load_json(store, _FILE, _Saved)
         except FileNotFoundError:
             return ledger
-        except (ValueError, KeyError) as error:
+        except DocumentError as error:
             ledger.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
             return ledger
-        for key, value in values.items():
-            setattr(ledger, key, value)
+        for key in _SAVED:
+            setattr(ledger, key, getattr(saved, key))
         ledger.resumed, ledger._earlier_s = True, ledger.wall_s
-        if not saved["ended"]:
+        if not saved.ended:
             ledger.restarts += 1
             ledger.event("the driver was lost, and the run was submitted again")
         return ledger
@@ -155,9 +174,14 @@ class Ledger:
         self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))
 
 
+@dataclass(frozen=True)
+class _Excluded:
+    steps: tuple[int, ...]
+
+
 def _excluded(store: Store) -> tuple[int, ...]:
     try:
-        return tuple(read_json(store, _EXCLUDED_FILE)["steps"])
+        return read_json(store, _EXCLUDED_FILE, _Excluded).steps
     except FileNotFoundError:
         return ()
     except CheckpointError as error:

@@ -6,9 +6,9 @@ Whatever `trust_remote_code` is, transformers takes from a `config.json` which a
 
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import cast
 
-from cluster.documents import DocumentError, parse_json
+from cluster.documents import JSON_VALUE, DocumentError, parse_json
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 """Their keys are tokens, which may be any text."""
@@ -30,7 +30,7 @@ def refusal(path: str, data: bytes, beside: Collection[str] | None = None) -> st
     """
     name = PurePosixPath(path).name
     try:
-        values = parse_json(data, cast(type[Any], object))
+        values = parse_json(data, JSON_VALUE)
     except DocumentError as error:
         return f"is not JSON, or is damaged ({error})"
     if name.endswith(_INDEX):

@@ -10,8 +10,10 @@ import hashlib
 import json
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cluster import submission
+from cluster.documents import load_json
 from cluster.errors import ConfigError, DataError, TrainyardError, UserError
 from cluster.gcs import within
 from cluster.storage import Store
@@ -29,18 +31,25 @@ _LASTING = (ConfigError, DataError)
 """Not a busy cluster, a server that is down or another run of the name: those may be well the next time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """What an earlier try has left. at: Unix seconds."""
+
+    at: float
+    message: str
+
+
 def refuse_again(run: RunConfig) -> None:
     """Raises: UserError with the message of an earlier try of the same submission, if that was refused."""
     mark = submission.mark()
     if mark is None:
         return
-    at, message = -HOLDS_S, ""
-    with suppress(TrainyardError, OSError, ValueError, TypeError, KeyError):  # what cannot be read is tried
-        found = within(_TIMEOUT_S, lambda: json.loads(_open(run).read_text(_path(run, mark))), TimeoutError())
-        at, message = float(found["at"]), str(found["message"])
-    if -_CLOCKS_DIFFER_S < time.time() - at < HOLDS_S:
-        when = time.strftime("%H:%M:%S", time.gmtime(at))
-        raise UserError(f"{message}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
+    found = _Refused(at=-HOLDS_S, message="")
+    with suppress(TrainyardError, OSError, ValueError):  # what cannot be read is tried
+        found = within(_TIMEOUT_S, lambda: load_json(_open(run), _path(run, mark), _Refused), TimeoutError())
+    if -_CLOCKS_DIFFER_S < time.time() - found.at < HOLDS_S:
+        when = time.strftime("%H:%M:%S", time.gmtime(found.at))
+        raise UserError(f"{found.message}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
                         "tried again: submit it anew when that is mended)")
 
 

@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.documents import DocumentError, JsonObject, load_json
 from cluster.errors import ConfigError, RunConflictError, StorageError
 from cluster.gcs import within
 from cluster.storage import Store, tls_remedy
@@ -158,14 +159,45 @@ def _attempt(storage: Store, top: Store, number: int) -> RunFolder:
     return RunFolder(storage=storage, top=top, store=store, attempt=number, record=read_record(store, RUN_FILE))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RunRecord:
+    """What every run.json says."""
+
+    name: str
+    attempt: int
+    num_shards: int
+    data: JsonObject
+    created: float
+    config: JsonObject
+    registry_run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What every result.json says, and what others of them say too."""
+
+    status: str
+    exit_code: int
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    artifact: str | None = None
+    trials: dict[str, int] = field(default_factory=dict[str, int])
+    best: JsonObject | None = None
+    final: list[JsonObject] = field(default_factory=list[JsonObject])
+
+
+_SHAPES: dict[str, type[Any]] = {RUN_FILE: _RunRecord, RESULT_FILE: _Result}
+
+
 def read_record(store: Store, path: str) -> dict[str, Any]:
     """What a JSON file of a run's folder holds; empty if there is none. Raises: StorageError if it is damaged."""
     try:
-        return json.loads(store.read_text(path))
+        values = load_json(store, path)
+        load_json(store, path, _SHAPES.get(path, JsonObject))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
-        raise StorageError(f"{store.location(path)} is damaged ({error}): mend or delete it") from error
+    except DocumentError as error:
+        raise StorageError(f"{store.location(path)} is damaged ({error}): correct or delete it") from error
+    return values
 
 
 @contextmanager

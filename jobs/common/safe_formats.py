@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from jobs.common import model_config, onnx_format
-from jobs.common.checkpoint_tensors import MOST_HEADER_BYTES, read_header
+from jobs.common.checkpoint_tensors import header_bytes, read_header
 
 SAFE_SUFFIXES = (".safetensors", ".keras", ".json", ".txt", ".md", ".model", ".jinja", ".onnx")
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so")
@@ -25,7 +25,7 @@ def name_refusal(path: str) -> str | None:
 def bytes_checked(path: str, head: bytes) -> int:
     """How many bytes from the start of a file `refusal` has to see. head: its first 8."""
     if _suffix(path) == ".safetensors":
-        return 8 + min(int.from_bytes(head[:8], "little"), MOST_HEADER_BYTES)
+        return 8 + header_bytes(head[:8])
     return sys.maxsize if _suffix(path) in (".keras", ".onnx", ".json") else _HEAD_BYTES
 
 

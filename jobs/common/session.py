@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.documents import parse_json
 from cluster.errors import DivergedError, TrainyardError
 from cluster.storage import Store
 from jobs.common import predictions, weights
@@ -391,7 +392,7 @@ def _taken_apart(checkpoint: Checkpoint | None) -> tuple[Checkpoint | None, list
     if checkpoint is None:
         return None, []
     own = {name: value for name, value in checkpoint.state.items() if name != _REPORTED}
-    return replace(checkpoint, state=own), json.loads(checkpoint.state.get(_REPORTED, "[]"))
+    return replace(checkpoint, state=own), parse_json(checkpoint.state.get(_REPORTED, "[]"), list[dict[str, Any]])
 
 
 class _Trace:

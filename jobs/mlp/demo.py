@@ -20,6 +20,7 @@ import numpy as np
 
 from cluster import local
 from cluster.auth import expanded
+from cluster.documents import parse_json, read_json
 from cluster.errors import ClusterError, TrainyardError
 from cluster.network import free_port, spare_loopback
 from cluster.signals import exit_when_told
@@ -73,7 +74,7 @@ def show(run: Path) -> None:
     """Classifies the first test image, and draws it beside the answer."""
     from jobs.mlp.model import load
 
-    record = json.loads((run / "run.json").read_text())
+    record = read_json(run / "run.json")
     image, label = first_test_image(run.parent, record)
     classifier = load(run / "artifact")
     probabilities = classifier.predict(image[None])[0]
@@ -88,17 +89,17 @@ def show(run: Path) -> None:
 
 def serve(run: Path) -> None:
     """Asks an endpoint for the first test image over HTTP."""
-    record = json.loads((run / "run.json").read_text())
+    record = read_json(run / "run.json")
     image, label = first_test_image(run.parent, record)
     with endpoint(run / "artifact") as url:
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
         print(f"$ curl {url}/v2/models/digits/infer -d '{{\"inputs\": [{{\"name\": \"image\", …}}]}}'", flush=True)
         with urllib.request.urlopen(urllib.request.Request(f"{url}/v2/models/digits/infer", body), timeout=30) as response:
-            answer = json.load(response)
+            answer = parse_json(response.read())
         probabilities: list[float] = answer["outputs"][0]["data"]
         said = int(np.argmax(probabilities))
-        labels: list[str] = json.loads((run / "artifact/manifest.json").read_text())["labels"]
+        labels: list[str] = read_json(run / "artifact/manifest.json")["labels"]
         print(f"   version {answer['model_version']} says {labels[said]} ({probabilities[said]:.3f}), it is {labels[label]}\n"
               f"playground: {url}/", flush=True)
         if os.environ.get("KEEP") == "1":

@@ -8,7 +8,6 @@ DeepSpeed divides by, and the last pass of a step is named as such. All workers 
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportPrivateUsage=false
 
 import functools
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.auth import expanded
+from cluster.documents import DocumentError, read_json
 from cluster.errors import ConfigError
 from jobs.pytorch.group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
@@ -75,12 +75,10 @@ def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str, prefix
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        values: object = json.loads(expanded(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--scale.deepspeed-json {path}: must hold one JSON object, of DeepSpeed's own fields")
-    return cast(dict[str, Any], values)
+        return read_json(expanded(path))
+    except (OSError, DocumentError) as error:
+        raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error}): it must hold one JSON object, of "
+                          "DeepSpeed's own fields") from error
 
 
 # ── the engine ──

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoint
+from jobs.common.checkpoint_tensors import header_bytes, read_header
 from jobs.common.job import Trained
 from jobs.transformer.shards import WEIGHTS, Slice
 
@@ -109,13 +110,13 @@ class Slices:
         places: dict[str, list[tuple[int, str, int, int]]] = {}
         for entry in checkpoint.files:
             with store.reading(entry.path) as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header: dict[str, Any] = json.loads(stream.read(size))
-            for key, value in header.items():
-                piece = Slice.parse(key)
+                head = stream.read(8)
+                data_start, specs = read_header(head + stream.read(header_bytes(head)), entry.size)
+            for spec in specs:
+                piece = Slice.parse(spec.name)
                 if piece.kind == WEIGHTS:
-                    first, last = (8 + size + offset for offset in value["data_offsets"])
-                    places.setdefault(piece.name, []).append((piece.start, entry.path, first, last))
+                    place = (piece.start, entry.path, data_start + spec.start, data_start + spec.stop)
+                    places.setdefault(piece.name, []).append(place)
         return Slices(store, places)
 
     def whole(self, name: str) -> Array:

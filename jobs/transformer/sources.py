@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.documents import parse_json
 from cluster.errors import DataError
 from cluster.storage import Store
 from jobs.common.arrow import arrow_column
@@ -319,17 +320,15 @@ def _csv_rows(text: str, file: TextFile, delimiter: str) -> list[list[str]]:
 
 
 def _json_lines(text: str, file: TextFile) -> Any:
-    import json
-
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
         if line.strip():
             try:
-                rows.append(dict(json.loads(line)))
+                rows.append(parse_json(line))
                 _check_json(rows[-1], file, number)
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise DataError(f"{file.name}, line {number} is no JSON object ({error}): give one object a line") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     label = file.label_column

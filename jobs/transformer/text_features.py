@@ -1,13 +1,13 @@
 """What can be said of a text in any language: the figures by which drift is watched, alike in training and in serving."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.documents import parse_json
 from jobs.transformer.tokenizer import backend_of
 
 MOST_CHARACTERS = 4000
@@ -19,7 +19,7 @@ class TextFeatures:
 
     def __init__(self, tokenizer: str) -> None:
         """tokenizer: a tokenizer.json."""
-        model: dict[str, Any] = json.loads(tokenizer)["model"]
+        model = parse_json(tokenizer, dict[str, Any])["model"]
         self._backend = backend_of(tokenizer, None)
         self._unknown = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.auth import expanded
+from cluster.documents import parse_json
 from cluster.errors import ConfigError, DataError
 from jobs.transformer.base_model import check_base
 from jobs.transformer.config import TransformerConfig
@@ -171,7 +172,7 @@ def files_of(tokenizer: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
         kept = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in (".json", ".txt", ".model", ".jinja")}
-    config: dict[str, Any] = json.loads(kept["tokenizer_config.json"])
+    config = parse_json(kept["tokenizer_config.json"])
     config.pop("name_or_path", None)
     return kept | {"tokenizer_config.json": (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()}
 
