@@ -160,10 +160,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def _run(self, work: Any, before: threading.Thread | None) -> None:
-        _lower_priority()
-        if before is not None:
-            before.join()  # it may still be pruning
         try:
+            _lower_priority()
+            if before is not None:
+                before.join()  # it may still be pruning
             prune = work()
         except BaseException as error:  # noqa: BLE001  crosses to the loop's thread, where `wait` raises it
             self._error = error
@@ -234,7 +234,13 @@ def _finite(metric: float | None) -> float | None:
 
 
 def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere it would be the whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    """Lets this thread yield to the steps. It never raises a priority: Ray's workers run at nice 15, and going back to 10 takes a
+    privilege (CAP_SYS_NICE) that few have."""
+    if sys.platform != "linux":
+        return  # elsewhere it would be the whole process's
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a system that refuses it, as some sandboxes do, costs some speed and no checkpoint
+        if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
