@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from cluster.background import in_loop
 from jobs.common.open_inference import TensorSpec
 from serving import completions, openai_protocol, protocol
 from serving.core import Core, Parse, Request
@@ -76,7 +77,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            beat = asyncio.ensure_future(self._measures.beat(self.table))
+            beat = in_loop(self._measures.beat(self.table), "the beat of the metrics")
             await _lifespan(receive, send)
             beat.cancel()
         elif scope["type"] == "http":

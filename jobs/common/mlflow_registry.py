@@ -9,10 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from cluster.background import in_background
 from cluster.errors import RegistryError, TrainyardError
 from cluster.storage import Store
 from jobs.common.artifact import Artifact, open_artifact
@@ -35,7 +35,7 @@ class MlflowRegistry(Registry):
         check_answers(self._uri)
         self._failed = threading.Event()
         self._metrics: MetricLog | None = None
-        self._connection = _in_background(lambda: connect(self._uri))
+        self._connection = in_background("mlflow-connect", lambda: connect(self._uri))
 
     def another(self) -> "MlflowRegistry":
         made = copy.copy(self)
@@ -205,19 +205,6 @@ class MlflowRegistry(Registry):
     def _present(self, name: str) -> str:
         present = [f"{v.version}{''.join(f' @{alias}' for alias in v.aliases)}" for v in self.versions(name)]
         return f"it has version {', '.join(present)}" if present else f"it has no model {name}"
-
-
-def _in_background(make: Callable[[], Any]) -> "Future[Any]":
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="mlflow-connect", daemon=True).start()
-    return future
 
 
 def _version(item: Any, aliases: Sequence[str]) -> ModelVersion:
