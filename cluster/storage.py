@@ -10,6 +10,8 @@ object that a failure cut short, so what must not be half there is committed by 
 import errno
 import os
 import shutil
+import threading
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -22,8 +24,19 @@ import pyarrow.fs as pafs
 
 from cluster.errors import StorageError, StorageFullError
 
+_moved_at: dict[int, float] = {}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DENIED = {errno.EACCES, errno.EPERM}
+
+
+def moved() -> None:
+    """This thread got on with reading or writing: a piece of a file, or any answer at all."""
+    _moved_at[threading.get_ident()] = time.monotonic()
+
+
+def moved_at(thread: int) -> float:
+    """When a thread of this process last did so, by time.monotonic(): whoever waits for it asks this. 0 if it never did."""
+    return _moved_at.get(thread, 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,9 @@ class Store:
     def reading(self, path: str) -> Generator[Any]:
         """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError."""
         with self._fs.open_input_file(self._absolute(path)) as stream:
+            moved()
             yield stream
+        moved()
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Whole or not at all. Raises: StorageFullError, StorageError."""
@@ -118,6 +133,7 @@ class Store:
                 yield stream
             if self.is_local:
                 os.replace(partial, target)  # noqa: PTH105
+            moved()
         except OSError as error:
             self._forget(partial)
             raise self.explain(error, path) from error
@@ -129,6 +145,7 @@ class Store:
         """The files below a folder, sorted by path; none if the folder is not there. Unfinished writes are left out."""
         selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
         found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
+        moved()
         prefix = len(self._root) + 1
         files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
         return sorted((file for file in files if not file.path.endswith(".partial")), key=lambda file: file.path)
@@ -145,11 +162,13 @@ class Store:
         """A file; nothing if it is not there."""
         if self.exists(path):
             self._fs.delete_file(self._absolute(path))
+            moved()
 
     def delete_folder(self, path: str) -> None:
         """A folder and all below it; nothing if it is not there."""
         if self._fs.get_file_info(self._absolute(path)).type == pafs.FileType.Directory:
             self._fs.delete_dir(self._absolute(path))
+            moved()
 
     def room(self) -> tuple[int, int] | None:
         """Bytes that are free, and all there are; None where nobody knows: of an object store, or before the folder is there."""
@@ -166,6 +185,7 @@ class Store:
         with self.reading(path) as source, other.writing(to) as sink:
             while piece := source.read(8 << 20):
                 sink.write(piece)
+                moved()
 
     def _below(self, path: str) -> str:
         """The URI of what lies below; options of pyarrow's (`s3://BUCKET/…?endpoint_override=HOST`) stay at its end."""
