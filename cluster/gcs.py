@@ -7,14 +7,14 @@ Ray's own client retries for minutes, or ends the process, where a cluster is de
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cluster.auth import unknown_mode
+from cluster.background import in_background
 from cluster.documents import parse_json
 from cluster.errors import ClusterError
 
@@ -88,23 +88,10 @@ def was_removed(row: Any) -> bool:
 
 def within(seconds: float, call: Callable[[], T], late: Exception) -> T:
     """The call's result, or `late` raised after so many seconds; the call itself is then left behind in a thread."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:  # noqa: BLE001  (raised again below)
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="trainyard-deadline")
-    thread.start()
-    thread.join(seconds)
-    if failure:
-        raise failure[0]
-    if not result:
+    calling = in_background("trainyard-deadline", call)
+    if not wait([calling], seconds).done:
         raise late
-    return result[0]
+    return calling.result()
 
 
 def reachable(address: str, timeout_s: float = 2.0) -> str | None:

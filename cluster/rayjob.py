@@ -10,15 +10,17 @@ import math
 import re
 import shlex
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from cluster import submission
+from cluster.background import in_background, logged
 from cluster.documents import MOST_YAML_BYTES, DocumentError, parse_yaml_documents, read_bounded
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, Object
@@ -161,7 +163,7 @@ class Following:
         self._kube, self._name, self._poll_s, self._explain_after_s = kube, name, poll_s, explain_after_s
         self._said: set[str] = set()
         self._state, self._since = "", time.monotonic()
-        self._reading: dict[str, threading.Thread] = {}
+        self._reading: dict[str, Future[None]] = {}
 
     def to_its_end(self) -> int:
         """The exit code. Raises: ClusterError if the API server is lost for a minute, StoppedError if the RayJob is deleted."""
@@ -173,8 +175,7 @@ class Following:
             self._show(state_of({"kind": "RayJob", **found}))
             self._read_log()
             if status.get("jobDeploymentStatus") in _ENDED:
-                for thread in self._reading.values():
-                    thread.join(timeout=10)
+                wait(self._reading.values(), timeout=10)
                 return exit_code(status)
             if "RUNNING" not in self._state and time.monotonic() - self._since > self._explain_after_s:
                 self._explain()
@@ -206,8 +207,8 @@ class Following:
         for pod in self._attempt(lambda: self._kube.all("pods", f"job-name={self._name}")):
             name = pod["metadata"]["name"]
             if name not in self._reading and (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed"):
-                self._reading[name] = threading.Thread(target=self._print_log, args=(name,), daemon=True, name="trainyard-log")
-                self._reading[name].start()
+                self._reading[name] = in_background("trainyard-log", partial(self._print_log, name))
+                self._reading[name].add_done_callback(logged(f"the log of pod {name}"))
 
     def _print_log(self, pod: str) -> None:
         """To its end. A connection that is lost is made again, for a minute; the lines of its last second may come twice."""

@@ -10,12 +10,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.background import in_background, logged
 from cluster.documents import DocumentError, parse_json
 from cluster.errors import ClusterError
 from cluster.gcs import Gcs, Job, Node
@@ -23,6 +25,7 @@ from cluster.gcs import Gcs, Job, Node
 _NAMESPACE, _PREFIX = b"trainyard", "run/"
 _EVERY_S = 2.0
 _TIMEOUT_S = 2.0
+_SILENT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class RunNotice:
     ranks: tuple[RankTime, ...]
     straggler: int | None = None
     """The rank that the others wait for."""
+    stuck: str = ""
+    """Why the run does not get on, as its driver says: a sentence."""
 
     @staticmethod
     def parse(text: bytes) -> "RunNotice":
@@ -67,8 +72,8 @@ class Bulletin:
         self._notice: RunNotice | None = None
         self._told_at = 0.0
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="trainyard-bulletin", daemon=True)
-        self._thread.start()
+        self._keeping = in_background("trainyard-bulletin", self._keep)
+        self._keeping.add_done_callback(logged("what `python -m cluster status` shows of this run"))
 
     def tell(self, make: Callable[[], RunNotice]) -> None:
         """Returns at once; `make` is called when a new notice is wanted, every second."""
@@ -77,17 +82,25 @@ class Bulletin:
 
     def close(self) -> None:
         self._closed.set()
-        self._thread.join(_EVERY_S + 2 * _TIMEOUT_S)
+        wait([self._keeping], _EVERY_S + 2 * _TIMEOUT_S)
 
     def _keep(self) -> None:
         written: RunNotice | None = None
         while not self._closed.wait(_EVERY_S if written else 0.1):
-            if (notice := self._notice) is not None and notice != written:
+            if (notice := self._present()) is not None and notice != written:
                 with suppress(ClusterError):  # it is written again
                     self._gcs.write(self._key, json.dumps(asdict(notice)).encode(), _NAMESPACE)
                     written = notice
         with suppress(ClusterError):
             self._gcs.delete(self._key, _NAMESPACE)
+
+    def _present(self) -> RunNotice | None:
+        """The notice; where the driver itself has given none for a while, it says so."""
+        notice, silent_s = self._notice, time.monotonic() - self._told_at
+        if notice is None or silent_s < _SILENT_S:
+            return notice
+        return replace(notice, stuck=f"its driver has not looked at its workers for {silent_s:.0f} s: it reads a large checkpoint, "
+                                     "or hangs on its storage")
 
 
 def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:
@@ -112,9 +125,10 @@ def run_table(runs: Sequence[RunNotice]) -> Table:
 
 
 def run_problems(runs: Sequence[RunNotice], nodes: Sequence[Node]) -> list[str]:
-    """A worker that keeps the others of its run waiting."""
+    """A run that does not get on, and a worker that keeps the others of its run waiting."""
     names = {node.node_id: node.name for node in nodes}
-    return [_slow(run, rank, names) for run in runs for rank in run.ranks if rank.rank == run.straggler]
+    slow = [_slow(run, rank, names) for run in runs for rank in run.ranks if rank.rank == run.straggler]
+    return [*(f"run {run.name}: {run.stuck}" for run in runs if run.stuck), *slow]
 
 
 def _slow(run: RunNotice, slow: RankTime, names: dict[str, str]) -> str:

@@ -11,6 +11,8 @@ import errno
 import os
 import shutil
 import stat
+import threading
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ from cluster.auth import expanded
 from cluster.errors import StorageError, StorageFullError
 from cluster.walk import walk
 
+_moved_at: dict[int, float] = {}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DENIED = {errno.EACCES, errno.EPERM}
 _TLS_REMEDIES = {
@@ -36,6 +39,16 @@ _TLS_REMEDIES = {
                     "&tls_ca_file_path=FILE); AWS_CA_BUNDLE is not read",
 }
 """By what curl's message says, the first that fits."""
+
+
+def moved() -> None:
+    """This thread got on with reading or writing: a piece of a file, or any answer at all."""
+    _moved_at[threading.get_ident()] = time.monotonic()
+
+
+def moved_at(thread: int) -> float:
+    """When a thread of this process last did so, by time.monotonic(): whoever waits for it asks this. 0 if it never did."""
+    return _moved_at.get(thread, 0.0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,9 @@ class Store:
         """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError, StorageError if it is a pipe, a socket or a device."""
         self._refuse_special(path)
         with self._fs.open_input_file(self._absolute(path)) as stream:
+            moved()
             yield stream
+        moved()
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Whole or not at all. Raises: StorageFullError, StorageError."""
@@ -131,6 +146,7 @@ class Store:
                 yield stream
             if self.is_local:
                 os.replace(partial, target)  # noqa: PTH105
+            moved()
         except OSError as error:
             self._forget(partial)
             raise self.explain(error, path) from error
@@ -152,6 +168,7 @@ class Store:
             selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
             found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
             files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
+        moved()
         return sorted((file for file in files if unfinished or not file.path.endswith(".partial")), key=lambda file: file.path)
 
     def folders(self, path: str = "") -> list[str]:
@@ -166,11 +183,13 @@ class Store:
         """A file; nothing if it is not there."""
         if self.exists(path):
             self._fs.delete_file(self._absolute(path))
+            moved()
 
     def delete_folder(self, path: str) -> None:
         """A folder and all below it; nothing if it is not there."""
         if self._fs.get_file_info(self._absolute(path)).type == pafs.FileType.Directory:
             self._fs.delete_dir(self._absolute(path))
+            moved()
 
     def room(self) -> tuple[int, int] | None:
         """Bytes that are free, and all there are; None where nobody knows: of an object store, or before the folder is there."""
@@ -187,6 +206,7 @@ class Store:
         with self.reading(path) as source, other.writing(to) as sink:
             while piece := source.read(8 << 20):
                 sink.write(piece)
+                moved()
 
     def _below(self, path: str) -> str:
         """The URI of what lies below; options of pyarrow's (`s3://BUCKET/…?endpoint_override=HOST`) stay at its end."""

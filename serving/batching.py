@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cluster.background import in_loop
 from serving.errors import DeadlineError, ModelError, OverloadedError, RefusedError
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -92,7 +93,7 @@ class Batcher:
         if batch:
             self._calls += 1
             self._seen(len(batch), rows)
-            task = asyncio.ensure_future(self._carry_out(batch))
+            task = in_loop(self._carry_out(batch), "a batch of requests")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from cluster.background import in_loop
 from serving.guard import Guard, Tally, Watch
 from serving.limits import Buckets
 from serving.routing import Table
@@ -107,7 +108,7 @@ class Reporter:
         if self._table.guards or self._table.shadows:
             await self._report()
             if self._task is None:
-                self._task = asyncio.ensure_future(self._go_on())
+                self._task = in_loop(self._go_on(), "the watch over versions and shadows")
 
     async def _go_on(self) -> None:
         while self._table.guards or self._table.shadows:

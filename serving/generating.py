@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.background import in_background, logged
 from cluster.errors import ArtifactError
 from serving.errors import ModelError, ParameterError, RefusedError
 from serving.predictor import MOST_CHARACTERS
@@ -170,8 +171,11 @@ class Writer:
         self._generator, self._max_rows = generator, max_rows
         self._waiting: deque[_Stream] = deque()
         self._written: list[_Choice] = []
+        self._streams: set[_Stream] = set()
+        self._broken = False
         self._asked = threading.Condition()
-        threading.Thread(target=self._run, name="writer", daemon=True).start()
+        self._running = in_background("writer", self._run)
+        self._running.add_done_callback(logged("the thread that continues texts"))
 
     @property
     def rows(self) -> int:
@@ -186,7 +190,10 @@ class Writer:
         prompts = await asyncio.to_thread(lambda: [self._prompt(each, asked.max_tokens) for each in asked.prompts])
         stream = _Stream(prompts=prompts, asked=asked, loop=asyncio.get_running_loop())
         with self._asked:
+            if self._broken:
+                raise ModelError("the model failed: see the replica's log")
             self._waiting.append(stream)
+            self._streams.add(stream)
             self._asked.notify()
         try:
             yield [len(prompt) for prompt in prompts]
@@ -204,6 +211,8 @@ class Writer:
                     await asyncio.sleep(_PACE_S * self.rows)
         finally:
             stream.gone = True
+            with self._asked:
+                self._streams.discard(stream)
 
     def _prompt(self, given: str | Sequence[int], max_tokens: int) -> list[int]:
         tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
@@ -215,8 +224,23 @@ class Writer:
             raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
         return tokens
 
+    def check(self) -> None:
+        """Raises what ended the thread, if anything has."""
+        if self._running.done():
+            self._running.result()
+
     # ── the thread ──
     def _run(self) -> None:
+        try:
+            self._write_forever()
+        finally:  # only an error ends it: nobody waits for a text that will not come
+            with self._asked:
+                self._broken = True
+                for stream in self._streams:
+                    stream.error = ModelError("the model failed: see the replica's log")
+                _wake(self._streams)
+
+    def _write_forever(self) -> None:
         while True:
             with self._asked:
                 while not self._waiting and not self._written:
@@ -320,6 +344,10 @@ class GeneratingReplica(Replica):
         generator = make()
         self._writer = Writer(generator, self.settings.max_batch_rows)
         self._about |= {"max_tokens": generator.max_tokens}
+
+    def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces a replica that raises."""
+        self._writer.check()
 
     async def generate(self, asked: Asked) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
         """As `Writer.write`; what it refuses comes as a value, as an exception would not pass between processes as it is."""

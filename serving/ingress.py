@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from cluster.background import in_loop
 from jobs.common.open_inference import TensorSpec
 from serving import completions, openai_protocol, protocol
 from serving.browsers import Browsers
@@ -82,7 +83,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            beat = asyncio.ensure_future(self._measures.beat(self.table, self.core.keys))
+            beat = in_loop(self._measures.beat(self.table, self.core.keys), "the beat of the metrics")
             await _lifespan(receive, send)
             beat.cancel()
         elif scope["type"] == "http":

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.background import in_loop
 from cluster.errors import ArtifactError
 from jobs.common.artifact import Artifact, open_artifact
 from serving.closed import keep_calls_to_this_node
@@ -44,7 +45,7 @@ class Replica:
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)
-        self._watching: asyncio.Future[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._texts = any(spec.datatype == "BYTES" for spec in artifact.manifest.description.inputs)
         here = seconds < _QUICK_S and not self._texts  # what a text takes depends on what is in it
         self._thread = None if here else ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -59,7 +60,7 @@ class Replica:
     async def infer(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         """Answers in the order of the requests."""
         if self._watching is None and self._drift is not None:
-            self._watching = asyncio.ensure_future(_watch(weakref.ref(self)))
+            self._watching = in_loop(_watch(weakref.ref(self)), "the watch over drift")
         if self._texts or all(array.dtype != object for inputs in requests for array in inputs.values()):
             work = partial(answers, self._predictor, requests, self._drift)
         else:

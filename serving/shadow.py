@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.background import in_loop
 from serving.batching import Batcher
 from serving.errors import RefusedError
 
@@ -39,7 +40,7 @@ class Shadow:
         if len(self._tasks) >= _UNDER_WAY:
             self._seen("dropped", rows)
             return
-        task = asyncio.ensure_future(self._compare(inputs, rows, outputs))
+        task = in_loop(self._compare(inputs, rows, outputs), "the comparison of a shadow's answers")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cluster.background import logged
 from cluster.errors import TrainyardError
 from cluster.storage import Store
 from jobs.common.registry import Registry
@@ -124,4 +125,4 @@ class Tracking:
             except KeyError:  # of a child that could not be begun
                 pass
 
-        self._pool.submit(guarded)
+        self._pool.submit(guarded).add_done_callback(logged("the registry's record of the search"))

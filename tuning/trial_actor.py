@@ -19,6 +19,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
+from cluster.background import in_background
 from cluster.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
 from cluster.storage import Store
 from jobs.common.config import from_dict
@@ -60,6 +61,8 @@ class TrialActor(Trainable):
         try:
             event = self._events.get(timeout=_TICK_S)
         except queue.Empty:
+            if self._trial.done():
+                self._trial.result()  # raises what ended it without an event; else there is one now
             event = {}
         self._over = bool(event) and "row" not in event
         return {EVENT: json.dumps(event)}
@@ -77,13 +80,13 @@ class TrialActor(Trainable):
         self._order = config
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop, self._over = threading.Event(), False
-        self._thread = threading.Thread(target=_carry_out, args=(Order(**config), self._events, self._stop), name="trial")
-        self._thread.start()
+        events, stop = self._events, self._stop
+        self._trial = in_background("trial", lambda: _carry_out(Order(**config), events, stop))
 
     def _end(self) -> None:
         """Stops the trial at its next step, after a checkpoint."""
         self._stop.set()
-        self._thread.join()
+        self._trial.exception()  # until it has ended
 
 
 def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cluster.documents import parse_json
 from cluster.errors import CheckpointError, NonFiniteStateError
-from cluster.storage import Store
+from cluster.storage import Store, moved
 from jobs.common.checkpoint_manifest import explain_reading
 
 Array = npt.NDArray[Any]
@@ -138,6 +138,7 @@ def write_pieces(pieces: Iterator[memoryview], write: Callable[[memoryview], obj
     for piece in pieces:
         digest.update(piece)
         write(piece)
+        moved()
         size += len(piece)
     return size, digest.hexdigest()
 
@@ -214,6 +215,7 @@ def _read(store: Store, entry: FileEntry, memory: npt.NDArray[np.uint8]) -> None
                 piece = place[: min(PIECE_BYTES, entry.size - start)]
                 if stream.readinto(piece) != len(piece):
                     raise CheckpointError(f"{entry.path}: ends early")
+                moved()
                 digest.update(piece.data)
     except FileNotFoundError as error:
         raise CheckpointError(f"{entry.path}: is missing") from error

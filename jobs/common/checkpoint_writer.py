@@ -6,7 +6,8 @@
             writer.save(tensors, state, step=step, epoch=epoch)      # copies the tensors (12 GB/s measured), and returns
 
 A thread of low priority then hashes, checks and writes them; one manifest commits them; older checkpoints are pruned. What it
-meets (storage full, a NaN in the weights) is raised by the next `save` or `wait`, in the loop's own thread.
+meets (storage full, a NaN in the weights) is raised by the next `save` or `wait`, in the loop's own thread, and so is storage that
+stands still: slow storage is waited for as long as it moves.
 """
 
 import logging
@@ -14,14 +15,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from cluster.errors import NonFiniteStateError, RunConflictError, StorageFullError, TrainyardError
-from cluster.storage import Store
+from cluster.background import in_background, logged
+from cluster.errors import NonFiniteStateError, RunConflictError, StorageError, StorageFullError, TrainyardError
+from cluster.storage import Store, moved_at
 from jobs.common import checkpoint_file
 from jobs.common.checkpoint import Best, Checkpoints
 from jobs.common.checkpoint_generations import newest_generation
@@ -32,6 +36,7 @@ from jobs.common.checkpoint_tensors import FileImage, Tensors, write_pieces
 __all__ = ["CheckpointWriter", "NonFiniteStateError", "Timings"]
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 0.5
 _NICE = 10  # by the scheduler's weights a tenth of a busy core; at 19 a hundredth, and the next save would wait for this one
 
 
@@ -60,13 +65,18 @@ class CheckpointWriter:
     """
 
     def __init__(self, store: Store, generation: str, rank: int = 0, world_size: int = 1, *, config_fingerprint: str,
-                 environment: Mapping[str, Any], keep_last: int, best_mode: Best = "max", part_timeout_s: float = 600.0) -> None:
+                 environment: Mapping[str, Any], keep_last: int, best_mode: Best = "max", part_timeout_s: float = 600.0,
+                 patience_s: Callable[[], float] = lambda: 600.0) -> None:
+        """patience_s: how long storage may stand still, asked while it does."""
         self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
         self._config_fingerprint, self._environment = config_fingerprint, plain_state(environment)
         self._keep_last, self._part_timeout_s = keep_last, part_timeout_s
         self._best_mode: Best = best_mode
+        self._patience_s = patience_s
+        self._given_up: StorageError | None = None
         self._image, self._sequence = FileImage(), 0
-        self._thread: threading.Thread | None = None
+        self._work: Future[None] | None = None
+        self._thread = 0
         self._idle, self._abandoned = threading.Event(), threading.Event()
         self._idle.set()
         self._error: BaseException | None = None
@@ -88,6 +98,11 @@ class CheckpointWriter:
     def in_flight(self) -> bool:
         """Whether a checkpoint is not committed yet."""
         return not self._idle.is_set()
+
+    @property
+    def moved_at(self) -> float:
+        """When the thread last got on with storage, by time.monotonic()."""
+        return moved_at(self._thread)
 
     def timings(self) -> dict[str, float]:
         """What the last finished checkpoint cost: the fields of `Timings`; empty before the first."""
@@ -128,9 +143,9 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Returns when the last checkpoint is committed (on other ranks than 0: when their part is written).
 
-        Raises: what went wrong with it, once.
+        Raises: what went wrong with it, once; StorageError where storage stands still.
         """
-        self._idle.wait()
+        self._await(self._idle.wait)
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -145,25 +160,41 @@ class CheckpointWriter:
             self._abandoned.set()
         try:
             self.wait()
+            if (work := self._work) is not None:  # it may still be pruning
+                self._await(lambda seconds: bool(wait_for([work], seconds).done))
         except TrainyardError as error:
             if raise_errors:
                 raise
             _log.warning("%s", error)
-        finally:
-            if self._thread is not None:
-                self._thread.join()
 
-    def _start(self, work: Any) -> None:
-        before = self._thread
+    def _await(self, done: Callable[[float], bool]) -> None:
+        """Until `done`, which waits for so many seconds, says so. Storage that has been given up is waited for no more."""
+        began = time.monotonic()
+        while not done(_LOOK_S):
+            still_s = time.monotonic() - max(began, self.moved_at)
+            if self._given_up is None and still_s > self._patience_s():
+                self._given_up = StorageError(
+                    f"storage {self._store.location()} has neither taken nor given anything for {still_s:.0f} s, and a checkpoint "
+                    "waits for it: look whether its server, its disk or the way there hangs")
+            if self._given_up is not None:
+                raise self._given_up
+
+    def _start(self, work: Callable[[], bool | None]) -> None:
+        before = self._work
         self._idle.clear()
-        self._thread = threading.Thread(target=self._run, args=(work, before), name="trainyard-checkpoint", daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Any, before: threading.Thread | None) -> None:
-        _lower_priority()
-        if before is not None:
-            before.join()  # it may still be pruning
         try:
+            self._work = in_background("trainyard-checkpoint", lambda: self._run(work, before))
+        except BaseException:
+            self._idle.set()  # there is no thread that would
+            raise
+        self._work.add_done_callback(logged("the removal of older checkpoints"))
+
+    def _run(self, work: Callable[[], bool | None], before: "Future[None] | None") -> None:
+        try:
+            _lower_priority()
+            if before is not None:
+                before.exception()  # until it has ended: it may still be pruning
+            self._thread = threading.get_ident()
             prune = work()
         except BaseException as error:  # noqa: BLE001  crosses to the loop's thread, where `wait` raises it
             self._error = error
@@ -234,7 +265,13 @@ def _finite(metric: float | None) -> float | None:
 
 
 def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere it would be the whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    """Lets this thread yield to the steps. It never raises a priority: Ray's workers run at nice 15, and going back to 10 takes a
+    privilege (CAP_SYS_NICE) that few have."""
+    if sys.platform != "linux":
+        return  # elsewhere it would be the whole process's
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a system that refuses it, as some sandboxes do, costs some speed and no checkpoint
+        if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 

@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from cluster.background import in_background, logged
+from cluster.errors import StoppedError
 from cluster.network import collective_interface_kept
 from cluster.processes import dump_stack, kill
 from jobs.common.coordinator import Coordinator, Member
@@ -23,10 +25,15 @@ from jobs.common.worker import CoordinatorServer, DirectLink, Link, Place, Task,
 
 T = TypeVar("T")
 _AT_ONCE = 32
+_LAST_S = 10.0
 
 
 class GroupLostError(Exception):
     """The engine has lost its whole group of workers, and does not replace it by itself."""
+
+
+class HungError(StoppedError):
+    """The worker makes no progress, and only the end of its process ends it."""
 
 
 class Engine(Protocol):
@@ -85,8 +92,8 @@ def stacks(members: list[Member]) -> dict[int, str]:
 def kill_all(members: list[Member]) -> None:
     """SIGKILL to worker processes, on their nodes, all at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for member in members:
-            pool.submit(kill, member.pid, member.node_id, member.started)
+        for done in [pool.submit(kill, member.pid, member.node_id, member.started) for member in members]:
+            done.result()
 
 
 class InProcessEngine:
@@ -97,12 +104,12 @@ class InProcessEngine:
     def __init__(self, device: str = "cpu") -> None:
         self.coordinator = Coordinator()
         self.link: Link = DirectLink(self.coordinator)
-        self._device, self._done = device, False
+        self._device, self._done = device, threading.Event()
         self._task: Task | None = None
 
     def start(self, task: Task, num_workers: int) -> None:
         assert num_workers == 1
-        self._task, self._done = task, False
+        self._task, self._done = task, threading.Event()
 
     def possible_workers(self) -> int:
         return 1
@@ -117,7 +124,7 @@ class InProcessEngine:
         pass
 
     def ended(self) -> bool:
-        return self._done
+        return self._done.is_set()
 
     def stacks(self, members: list[Member]) -> dict[int, str]:
         return {}
@@ -130,30 +137,29 @@ class InProcessEngine:
 
     def run(self, supervise: Callable[[], T]) -> T:
         assert self._task is not None
-        results: list[T] = []
-        errors: list[BaseException] = []
         cause: BaseException | None = None
-
-        def watch() -> None:
-            try:
-                results.append(supervise())
-            except BaseException as error:  # noqa: BLE001  (raised again in the worker's thread)
-                errors.append(error)
-                self.coordinator.abort()
-
-        watcher = threading.Thread(target=watch, name="trainyard-supervisor")
-        watcher.start()
+        watching = in_background("trainyard-supervisor", lambda: self._watch(supervise))
         try:
             with collective_interface_kept():
                 work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the supervisor has its report, and decides)
             cause = error
         finally:
-            self._done = True
-            watcher.join()
-        if results:
-            return results[0]
-        raise errors[0] from cause
+            self._done.set()
+            error = watching.exception()
+        if error is not None:
+            raise error from cause
+        return watching.result()
+
+    def _watch(self, supervise: Callable[[], T]) -> T:
+        try:
+            return supervise()
+        except BaseException as error:
+            self.coordinator.abort()
+            if isinstance(error, HungError) and not self._done.wait(_LAST_S):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(error.exit_code)  # the worker is this very process
+            raise
 
 
 class ProcessEngine:
@@ -168,7 +174,7 @@ class ProcessEngine:
         self._address = f"\0trainyard-{uuid.uuid4().hex}"  # an abstract socket: there is no file to leave behind
         CoordinatorServer.register("coordinator", callable=lambda: self._coordinator)
         server = CoordinatorServer(address=self._address, authkey=self._key).get_server()
-        threading.Thread(target=server.serve_forever, name="trainyard-coordinator", daemon=True).start()
+        in_background("trainyard-coordinator", server.serve_forever).add_done_callback(logged("the workers' way to their driver"))
         self.link: Link = DirectLink(self._coordinator)
         self._task: Task | None = None
         self._num_workers = 0

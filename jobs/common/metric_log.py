@@ -5,7 +5,10 @@ A place that does not answer is tried again, and what could not be sent is kept,
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
+
+from cluster.background import in_background, logged
 
 BATCH, MOST_KEPT = 1000, 100_000
 RETRY_S = 30.0
@@ -33,8 +36,8 @@ class MetricLog:
         self._dropped = 0
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="metric-log", daemon=True)
-        self._thread.start()
+        self._sender = in_background("metric-log", self._run)
+        self._sender.add_done_callback(logged("the recording of metrics"))
 
     def add(self, metrics: Sequence[Metric]) -> None:
         """Returns at once."""
@@ -47,7 +50,7 @@ class MetricLog:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        wait([self._sender], timeout_s)
         with self._changed:
             return self._dropped + len(self._pending) + len(self._sending)
 

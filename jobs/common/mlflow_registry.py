@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from cluster.background import in_background
 from cluster.errors import RegistryError, TrainyardError
 from cluster.storage import Store
 from jobs.common.artifact import Artifact, open_artifact
@@ -37,7 +37,7 @@ class MlflowRegistry(Registry):
         self._failed = threading.Event()
         self._metrics: MetricLog | None = None
         self._not_begun: TrainyardError | None = None
-        self._connection = _in_background(self._connect)
+        self._connection = self._connecting()
 
     def another(self) -> "MlflowRegistry":
         made = copy.copy(self)
@@ -129,8 +129,11 @@ class MlflowRegistry(Registry):
     def _client(self) -> Any:
         """Where connecting failed, another connection is tried: the server may have come back."""
         if self._connection.done() and self._connection.exception() is not None:
-            self._connection = _in_background(self._connect)
+            self._connection = self._connecting()
         return self._connection.result()
+
+    def _connecting(self) -> "Future[Any]":
+        return in_background("mlflow-connect", self._connect)
 
     def _connect(self) -> Any:
         check_answers(self._uri)
@@ -221,19 +224,6 @@ class MlflowRegistry(Registry):
     def _present(self, name: str) -> str:
         present = [f"{v.version}{''.join(f' @{alias}' for alias in v.aliases)}" for v in self.versions(name)]
         return f"it has version {', '.join(present)}" if present else f"it has no model {name}"
-
-
-def _in_background(make: Callable[[], Any]) -> "Future[Any]":
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="mlflow-connect", daemon=True).start()
-    return future
 
 
 def _version(item: Any, aliases: Sequence[str]) -> ModelVersion:

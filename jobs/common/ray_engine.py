@@ -11,10 +11,10 @@ Each group is a fresh Ray Train run under a name of its own, so Ray's own snapsh
 
 import hashlib
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.background import in_background
 from cluster.errors import ClusterError, RunConflictError
 from cluster.resources import Request, draining_nodes, possible_workers, queued
 from cluster.storage import Store
@@ -89,17 +90,15 @@ class RayEngine:
         self.link: Link = link
         self._placement = ray.util.get_current_placement_group() if in_own_group else None
         self._actor, self._request = link.actor, request
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._fitting: Future[None] | None = None
         self._num_workers = 0
 
     def start(self, task: Task, num_workers: int) -> None:
-        self._num_workers, self._error = num_workers, None
+        self._num_workers = num_workers
         self.link.call("describe", {"controller": None})  # the one of the group before is gone
         group = f"group-{uuid.uuid4().hex[:8]}"
         self.link.call("expect", group)
-        self._thread = threading.Thread(target=self._fit, args=(task, num_workers, group), name="trainyard-fit", daemon=True)
-        self._thread.start()
+        self._fitting = in_background("trainyard-fit", lambda: self._fit(task, num_workers, group))
 
     def possible_workers(self) -> int:
         group = None if self._placement is None else self._placement.id.hex()
@@ -117,13 +116,13 @@ class RayEngine:
         return "workers" if draining & {member.node_id for member in members} else ""
 
     def maintain(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._fitting is not None and self._fitting.done() and (error := self._fitting.exception()) is not None:
+            self._fitting = None
             why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # before it is where, in as many lines
             raise GroupLostError(f"Ray Train gave the workers up: {why}") from error
 
     def ended(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
+        return self._fitting is None or self._fitting.done()
 
     def stacks(self, members: list[Member]) -> dict[int, str]:
         return stacks(members)
@@ -133,15 +132,12 @@ class RayEngine:
 
     def end(self) -> None:
         """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""
-        if self._thread is None:
-            return
-        self._thread.join(timeout=5)
-        if self._thread.is_alive():
+        if self._fitting is not None and not wait([self._fitting], timeout=5).done:
             controller = self.link.call("description").get("controller")
             if controller is not None:
                 ray.kill(controller)
-            self._thread.join(timeout=30)
-        self._thread, self._error, self._num_workers = None, None, 0
+            wait([self._fitting], timeout=30)
+        self._fitting, self._num_workers = None, 0
 
     def run(self, supervise: Callable[[], T]) -> T:
         return supervise()
@@ -163,10 +159,7 @@ class RayEngine:
                                  failure_config=FailureConfig(max_failures=-1),
                                  callbacks=[Introduce(self._actor, self._placement)]),
         )
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001  (handed to the supervisor)
-            self._error = error
+        trainer.fit()
 
 
 def _train_function(settings: dict[str, Any]) -> None:

@@ -299,7 +299,8 @@ def _notice(job: str, config: Config, watch: Watch, ledger: Ledger) -> RunNotice
     ranks = tuple(each for _, each in sorted(watch.times.items()))
     return RunNotice(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
                      step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
-                     goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None)
+                     goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None,
+                     stuck=watch.stuck)
 
 
 def _fingerprint(config: dict[str, Any]) -> str:

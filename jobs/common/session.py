@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.background import in_background
 from cluster.documents import parse_json
 from cluster.errors import DivergedError, TrainyardError
-from cluster.storage import Store
+from cluster.storage import Store, moved_at
 from jobs.common import predictions, weights
 from jobs.common.cadence import Cadence
 from jobs.common.checkpoint import Checkpoint, Checkpoints
@@ -87,15 +88,15 @@ class Session:
         self._reported: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
         for row in reported if self.rank == 0 else ():
             self._send_report(row)
-        self._orders, self._left, self._closed, self._waits = Orders(), threading.Event(), threading.Event(), 0
+        self._orders, self._left, self._closed = Orders(), threading.Event(), threading.Event()
+        self._waits, self._waits_since, self._loop_thread = 0, 0.0, 0
         self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
         self._config_fingerprint, self._sharded, self._until_epoch = config_fingerprint, False, until_epoch
         self._writer = self._new_writer(num_writers=1)
         self._feeds: list[Feed] = []
         self._readers: dict[SplitName, Reader] = {}
-        self._beating = threading.Thread(target=self._beat_forever, name="trainyard-beat", daemon=True)
-        self._beating.start()
+        self._beating = in_background("trainyard-beat", self._beat_forever)
 
     def _new_writer(self, num_writers: int) -> CheckpointWriter:
         config = self.config
@@ -103,7 +104,8 @@ class Session:
             self.run_store.child("checkpoints"), self.generation, self.rank, num_writers,
             config_fingerprint=self._config_fingerprint,
             environment=environment() | {"world_size": self.world_size, "threads": config.run.cpus_per_worker},
-            keep_last=config.run.keep_checkpoints, best_mode="max",
+            keep_last=config.run.keep_checkpoints, best_mode="max", part_timeout_s=config.run.storage_timeout_s,
+            patience_s=self._patience_s,
         )
 
     def shard_checkpoints(self) -> None:
@@ -218,6 +220,8 @@ class Session:
         raise PeerLostError(f"rank {rank} did not share {key!r}")
 
     def _go_on(self) -> None:
+        if self._beating.done():
+            self._beating.result()  # raises what ended it: nobody would hear of this worker, nor it of a stop
         if self._orders.leave:
             raise PeerLostError("this generation has been given up")
 
@@ -325,7 +329,7 @@ class Session:
                 self._writer.close(wait=True, raise_errors=not failed)
         finally:
             self._closed.set()
-            self._beating.join()
+            self._beating.exception()
         self._mark.close()
         if self._trace:
             self._trace.close()
@@ -333,12 +337,26 @@ class Session:
 
     @contextmanager
     def _storage(self) -> Generator[None]:
-        """While this worker waits for storage, its beats are signs of progress: slow storage is no hang."""
+        """While this worker waits for storage that moves, its beats are signs of progress: slow storage is no hang."""
+        if not self._waits:
+            self._waits_since, self._loop_thread = time.monotonic(), threading.get_ident()
         self._waits += 1
         try:
             yield
         finally:
             self._waits -= 1
+
+    def _patience_s(self) -> float:
+        """How long storage may stand still."""
+        run = self.config.run
+        return min(run.hang_timeout_s, run.storage_timeout_s) if self._orders.stop else run.storage_timeout_s
+
+    def _storage_s(self) -> tuple[float, float]:
+        """For how long this worker has waited for storage, and since when that has stood still; 0 if it does not wait."""
+        if not self._waits:
+            return 0.0, 0.0
+        now, since = time.monotonic(), self._waits_since
+        return now - since, now - max(since, moved_at(self._loop_thread), self._writer.moved_at)
 
     # ── the beat ──
     def _beat_forever(self) -> None:
@@ -348,16 +366,18 @@ class Session:
                 self._give_up_soon()
 
     def _beat(self) -> None:
-        if self._waits:
+        wait_s, still_s = self._storage_s()
+        self._state |= {"storage_wait_s": wait_s, "storage_still_s": still_s}
+        if wait_s > 0 and still_s <= self._patience_s():
             self._state["ticks"] += 1
         reports: list[dict[str, Any]] = []
         while not self._reports.empty():
             reports.append(self._reports.get())
         losses = [self._losses.popleft() for _ in range(len(self._losses))]
-        wait_s = sum(feed.wait_s for feed in self._feeds)
+        data_wait_s = sum(feed.wait_s for feed in self._feeds)
         costs = self._writer.timings()
         self._state |= {
-            "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": wait_s,
+            "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": data_wait_s,
             "busy_s": self.pace.busy_s, "train_s": self.pace.seconds, "marks": dict(self.marks), "checkpoint": costs,
             "committed_step": self._writer.committed_step, "checkpoint_every_steps": self.cadence.every_steps,
         }

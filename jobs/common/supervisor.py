@@ -20,7 +20,7 @@ from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoint, Checkpoints
 from jobs.common.config import RunConfig
 from jobs.common.coordinator import Assignment, Departure, Member, View
-from jobs.common.engine import Engine, GroupLostError
+from jobs.common.engine import Engine, GroupLostError, HungError
 from jobs.common.environment import differences, environment
 from jobs.common.goodput import mean_time_between_failures_s
 from jobs.common.ledger import Ledger
@@ -59,6 +59,8 @@ class Watch:
     alive: int = 0
     departed: dict[int, Departure] = field(default_factory=dict[int, Departure])
     stopping: Literal["", "stop", "resize", "move"] = ""
+    stuck: str = ""
+    """What has kept all from making a step for a while, and what will be done about it: a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,10 @@ class Supervisor:
         for departure in view.departures:
             self._left(departure)
         self._look_for_straggler(view)
+        stuck = self._stuck(view)
+        if stuck and not watch.stuck:
+            self._ears.say(stuck)
+        watch.stuck = stuck
         self._ears.listen(watch)
 
     def _look_for_straggler(self, view: View) -> None:
@@ -196,6 +202,10 @@ class Supervisor:
             self._engine.end()
             if all(departure.outcome == "finished" for departure in watch.departed.values()):
                 return "finished"
+            if failed := [departure for departure in watch.departed.values() if departure.outcome == "error"]:
+                self._failed("; ".join(f"worker {each.slot} failed ({each.kind}: {each.message})" for each in failed))
+                self._restart(watch.num_workers)
+                return None
             if watch.stopping not in ("resize", "move") or self._ears.stop_requested():
                 return "stopped"
             if watch.stopping == "move":
@@ -395,19 +405,44 @@ class Supervisor:
             self._ledger.event(text)
             self._ears.say(text)
 
+    def _progress_limit_s(self) -> float:
+        """How long no worker may show a sign of progress. Before the first step there is a framework to be compiled and set up."""
+        limit = self._hang_limit_s()
+        return limit if "first_step" in self._watch.state.get("marks", {}) else max(limit, _FIRST_STEP_S)
+
+    def _stuck(self, view: View) -> str:
+        """From half of the bound on."""
+        if not self._watch.members or self._gathering_since is not None:
+            return ""
+        waiting = {rank: beat for rank, m in self._watch.members.items() if (beat := view.beats.get(m.slot))}
+        rank = max(waiting, key=lambda rank: waiting[rank].get("storage_wait_s", 0.0), default=0)
+        wait_s, still_s = (waiting.get(rank, {}).get(name, 0.0) for name in ("storage_wait_s", "storage_still_s"))
+        if wait_s > self._hang_limit_s() / 2:
+            return (f"rank {rank} on {self._watch.members[rank].host} has waited {wait_s:.0f} s for storage "
+                    f"{self._store.location()}, which has stood still for {still_s:.0f} s: look at its server and the way there; "
+                    f"after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
+        idle_s, limit_s = time.monotonic() - self._progress[1], self._progress_limit_s()
+        if idle_s > limit_s / 2:
+            what = "and are started again from the last checkpoint" if self._engine.can_replace else "and a stop ends the run"
+            return (f"no worker has got on for {idle_s:.0f} s: after {limit_s:.0f} s they are taken to hang "
+                    f"(--run.hang-timeout-s), {what}")
+        return ""
+
     def _look_for_hang(self, view: View) -> None:
         limit = self._hang_limit_s()
         here = {rank: m for rank, m in self._watch.members.items() if rank not in self._watch.departed}
         silence = {rank: view.silence_s.get(m.slot, 0.0) for rank, m in here.items()}
         hung = {rank: m for rank, m in here.items() if silence[rank] > limit}
-        began = "first_step" in self._watch.state.get("marks", {})
-        if time.monotonic() - self._progress[1] > (limit if began else max(limit, _FIRST_STEP_S)):
+        if time.monotonic() - self._progress[1] > self._progress_limit_s():
             hung = {rank: m for rank, m in here.items() if silence[rank] > _SILENT_S} or here
         self._end_hung(hung, view)
 
     def _end_hung(self, hung: dict[int, Member], view: View) -> None:
         hung = {rank: m for rank, m in hung.items() if m.worker not in self._killed}
-        if not hung or not self._engine.can_replace:
+        if not hung:
+            return
+        if not self._engine.can_replace:
+            self._end_own_process()
             return
         self._killed |= {member.worker for member in hung.values()}
         folder = f"logs/stacks/{self._watch.generation}"
@@ -419,6 +454,13 @@ class Supervisor:
         self._ears.say(f"worker {ranks} hangs and is ended; the stacks of all ranks are in {self._store.location(folder)}")
         self._engine.kill(list(hung.values()))
         self._progress = (None, time.monotonic())
+
+    def _end_own_process(self) -> None:
+        """The worker is in the driver's process: perhaps somebody is looking at it in a debugger, so it is ended only where a stop
+        is asked for."""
+        if self._watch.stopping == "stop":
+            raise HungError(f"stopped without a last checkpoint: the worker has made no progress for {self._hang_limit_s():.0f} s: "
+                            "run the same command again to continue from the one before")
 
     def _pass_on_stop(self) -> None:
         if self._ears.stop_requested() and self._watch.stopping != "stop":

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.auth import expanded
 from cluster.errors import TrainingFailedError
 from jobs.common.artifact import Artifact, Probe
 from jobs.common.artifact_manifest import Description
@@ -127,7 +127,7 @@ def check(config: TransformerConfig) -> None:
         require_package("peft", "transformer")
     if config.scale.strategy != "ddp":
         require_package("deepspeed", "transformer")
-    if Path(config.model.name).expanduser().is_dir() and not config.model.is_preset:
+    if not config.model.is_preset and expanded(config.model.name).is_dir():
         check_base(config.model.name)
         if config.model.pretrained:
             check_weights(config.model.name)

@@ -1,21 +1,28 @@
-"""`make demo`, as a newcomer types it: progress, results, a test image with the answer, and nothing left running."""
+"""`make demo`, as a newcomer without any privilege types it: progress, results, a test image with the answer, and nothing left
+running."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from tests import contained, newcomer
+from tests import contained, newcomer, unprivileged
 
 PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4} samples/s \d+ workers 2 restarts 0 eta \S+$", re.MULTILINE)
 
 
 @pytest.mark.timeout(600)
 def test_make_demo_trains_shows_its_answer_and_leaves_nothing_running(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    done = contained.run(["make", "-o", ".venv/.installed", "demo"], cwd=newcomer.clone(tmp_path / "tree"),
-                         env=newcomer.environment(home), timeout_s=540, scratch=tmp_path / "scratch")
+    with unprivileged.user() as user:
+        tree, env = newcomer.clone(user.folder / "tree"), newcomer.environment(user.folder / "home")
+        command = user.runs("make", "-o", ".venv/.installed", "demo")
+        done = contained.run(command, cwd=tree, env=env, timeout_s=540, scratch=tmp_path)
+        demo(done, user.folder / "home")
+
+
+def demo(done: contained.Done, home: Path) -> None:
     assert done.code == 0, done.output
+    unprivileged.require_none(done.output)
     assert "Traceback" not in done.output
     assert PROGRESS.findall(done.output), done.output
     results(done.output)

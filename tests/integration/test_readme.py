@@ -1,7 +1,8 @@
 """The README keeps its word: its commands are run as a newcomer types them, the others are parsed, its links lead somewhere.
 
-Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder. Not run:
-what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py runs.
+Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder, by a user
+without any privilege. Not run: what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py
+runs.
 """
 
 import re
@@ -21,7 +22,7 @@ from jobs.common.registry_command import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from serving.__main__ import parser as serving_parser
-from tests import contained, newcomer
+from tests import contained, newcomer, unprivileged
 from tuning.options import combined
 
 ROOT = newcomer.ROOT
@@ -62,11 +63,16 @@ def script() -> str:
 # ── run ──
 @pytest.mark.timeout(900)
 def test_every_command_works_as_a_newcomer_types_it(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    (tmp_path / "script.sh").write_text(script())
-    done = contained.run(["bash", "-e", str(tmp_path / "script.sh")], cwd=newcomer.clone(tmp_path / "tree"),
-                         env=newcomer.environment(home), timeout_s=840, scratch=tmp_path / "scratch")
+    with unprivileged.user() as user:
+        tree, env = newcomer.clone(user.folder / "tree"), newcomer.environment(user.folder / "home")
+        (user.folder / "script.sh").write_text(script())
+        command = user.runs("bash", "-e", str(user.folder / "script.sh"))
+        kept_its_word(contained.run(command, cwd=tree, env=env, timeout_s=840, scratch=tmp_path), user.folder / "home")
+
+
+def kept_its_word(done: contained.Done, home: Path) -> None:
     assert done.code == 0, done.output
+    unprivileged.require_none(done.output)
     assert "Traceback" not in done.output
     assert done.left == []
     first_run(done.output, home / "trainyard/first")

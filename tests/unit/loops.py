@@ -1,11 +1,13 @@
 """Training loops without a framework, for tests of what is around a loop. Their workers load them by name."""
 
+import os
 import time
 from typing import Any, Literal
 
 import numpy as np
 
 from cluster import errors
+from jobs.common.checkpoint_manifest import SaveName
 from jobs.common.session import Session
 
 
@@ -39,3 +41,26 @@ def fail(session: Session, config: Any) -> Literal["finished", "stopped"]:
 
 def _save(session: Session, step: int) -> None:
     session.save(lambda: {"step": np.array([step])}, {"step": step}, step=step, epoch=0)
+
+
+def block(session: Session, config: Any) -> Literal["finished", "stopped"]:
+    """Makes a step, and a checkpoint in the place of whose file a pipe lies that nobody reads: the system call does not return."""
+    session.note(total_steps=2, epochs=1, epoch=0)
+    session.pace.start()
+    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    place = session.run_store.child("checkpoints").local_path(SaveName(session.generation, 1, 1).part(0))
+    place.parent.mkdir(parents=True)
+    os.mkfifo(place)
+    _save(session, 1)
+    session.committed()
+    return "finished"
+
+
+def sleep(session: Session, config: Any) -> Literal["finished", "stopped"]:
+    """Makes a step, and then no more."""
+    session.note(total_steps=2, epochs=1, epoch=0)
+    session.pace.start()
+    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    while session.step:
+        time.sleep(3600)
+    return "finished"

@@ -1,5 +1,7 @@
 """Checkpoints on a local folder and on a real S3 server: written, committed, found, loaded, pruned."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -448,6 +450,28 @@ def test_the_loop_goes_on_while_a_checkpoint_is_in_flight_and_waits_with_the_nex
     rank_0.close()
     assert not rank_0.in_flight
     assert steps(local) == [2, 1]
+
+
+def test_a_checkpoint_is_written_where_priorities_may_not_be_raised_and_none_is(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers run at nice 15, mostly without CAP_SYS_NICE. A thread has the priority of the thread that starts it."""
+    found: list[int] = []
+
+    def refused(which: int, who: int, priority: int) -> None:
+        found.append(priority - os.getpriority(which, who))
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def at(nice: int) -> None:
+        set_priority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        save_steps(local, [1, 2])
+
+    set_priority = os.setpriority
+    monkeypatch.setattr(os, "setpriority", refused)
+    for nice, raised in ((15, []), (5, [5, 5])):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(at, nice).result(20)
+        assert (found, set(steps(local))) == (raised, {1, 2})
 
 
 def test_what_was_in_flight_is_committed_when_the_loop_fails(local: Store) -> None:

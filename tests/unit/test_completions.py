@@ -18,7 +18,7 @@ import uvicorn
 from cluster.network import free_port
 from jobs.common.artifact import Probe
 from jobs.transformer.decoding import Decoder
-from serving.errors import BadRequestError, GoneError, ParameterError
+from serving.errors import BadRequestError, GoneError, ModelError, ParameterError
 from serving.generating import Asked, Stops, Writer
 from serving.ingress import Endpoint
 from serving.measures import Measures
@@ -379,3 +379,27 @@ def until(condition: Any, timeout_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_what_ends_the_thread_that_writes_ends_every_text_and_the_replica(decoder: Decoder) -> None:
+    """Else its callers would wait for ever, and Serve would send it more."""
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(decoder, name)
+
+        def leave(self, gone: Any) -> None:
+            raise ValueError("as the test wants it")
+
+    writer = Writer(Broken(), 16)
+    writer.check()
+
+    async def ask() -> None:
+        async with asyncio.timeout(20):
+            async for _ in writer.write(Asked(prompts=["def "], max_tokens=3)):
+                pass
+
+    asyncio.run(ask())  # has all that it asked for before its row is taken out
+    with pytest.raises(ModelError, match="the model failed"):
+        asyncio.run(ask())
+    with pytest.raises(ValueError, match="as the test wants it"):
+        writer.check()

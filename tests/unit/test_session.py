@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.storage import Store
+from cluster import storage
+from cluster.storage import Store, moved
 from jobs.common import pace as paces
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.config import Config, from_dict
@@ -288,3 +289,45 @@ def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
         until(lambda: first._orders.leave)
         heard = coordinator._heard[0]
         until(lambda: coordinator._heard[0] > heard)
+
+
+def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one_that_moves_is_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, (session,) = make(storage_timeout_s=60.0, hang_timeout_s=1.0)
+    monkeypatch.setattr(storage, "_moved_at", dict[int, float]())
+
+    def ticks() -> int:
+        until(lambda: coordinator.look().beats)
+        return coordinator.look().beats[0]["ticks"]
+
+    def beats() -> None:
+        session._beat()
+        session._beat()
+
+    with session._storage():
+        began, session._waits_since = ticks(), time.monotonic() - 100
+        beats()
+        assert ticks() == began, "for 100 s nothing has been written or read"
+        moved()
+        beats()
+        assert ticks() >= began + 2
+        assert coordinator.look().beats[0]["storage_wait_s"] > 99
+        assert coordinator.look().beats[0]["storage_still_s"] < 50
+        coordinator.request_stop()
+        until(lambda: session.stop_wanted)
+        until(lambda: session._storage_s()[1] > 1.0)
+        began = ticks()
+        beats()
+        assert ticks() == began, "who has asked for a stop waits for no more than a hang"
+    beats()
+    assert coordinator.look().beats[0]["storage_wait_s"] == 0
+
+
+def test_what_ends_the_thread_that_beats_is_raised_in_the_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (session,) = make()
+    monkeypatch.setattr(session.cadence, "observe", lambda *_, **__: pytest.fail("as the test wants it"))
+    until(session._beating.done)
+    with pytest.raises(pytest.fail.Exception, match="as the test wants it"):
+        stepped(session, 1)
+    monkeypatch.undo()

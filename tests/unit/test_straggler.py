@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import pytest
 from ray.core.generated import gcs_service_pb2 as pb
 from ray.core.generated import gcs_service_pb2_grpc
 
+from cluster import runs
 from cluster.gcs import Gcs, Job
 from cluster.runs import Bulletin, RankTime, RunNotice, read_runs, run_problems
 from cluster.status import Status
@@ -101,6 +102,19 @@ def test_status_shows_runs_and_names_the_straggler() -> None:
                         problems=problems, runs=(notice(2),)))
     for text in ("training runs", "night[1]", "40 of 100", "0.11 to 0.43", "93%", problems[0]):
         assert text in seen
+
+
+def test_a_run_that_does_not_get_on_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = replace(notice(None), stuck="no worker has got on for 20 s")
+    assert run_problems([stuck], [HEAD]) == ["run night[1]: no worker has got on for 20 s"]
+    bulletin = Bulletin("127.0.0.1:1", "0a")
+    bulletin.tell(lambda: stuck)
+    assert bulletin._present() == stuck
+    monkeypatch.setattr(runs, "_SILENT_S", 0.0)
+    silent = bulletin._present()
+    assert silent is not None
+    assert silent.stuck.startswith("its driver has not looked at its workers for 0 s")
+    bulletin.close()
 
 
 def test_a_notice_is_read_as_it_was_written() -> None:

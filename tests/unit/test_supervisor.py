@@ -1,7 +1,11 @@
 """What the supervisor makes of what its engine and its workers meet: real coordinator, sessions and checkpoints, one worker."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +13,9 @@ from typing import Any, Literal
 
 import pytest
 
-from cluster.errors import ClusterError, StoppedError, TrainingFailedError
+from cluster.errors import ClusterError, StoppedError, StorageError, TrainingFailedError
 from cluster.storage import Store
-from jobs.common import supervisor
+from jobs.common import checkpoint_writer, supervisor
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.coordinator import Coordinator, Departure, Member
@@ -87,25 +91,29 @@ class ThreadEngine:
 
 
 class Case:
-    """A run of `loops.count` under a supervisor."""
+    """A run of one of `loops` under a supervisor."""
 
-    def __init__(self, folder: Path, **run: Any) -> None:
+    def __init__(self, folder: Path, loop: str = "count", engine: Any = None, **run: Any) -> None:
         self.store = Store.open(str(folder / "run"))
         dataset = prepare(ImageDataConfig(), Store.open(str(folder)), use_ray=False)
         config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run}, "train": {"max_steps": STEPS}})
-        task = Task(train="tests.unit.loops:count", config_type="jobs.common.config:Config", config=to_dict(config),
+        task = Task(train=f"tests.unit.loops:{loop}", config_type="jobs.common.config:Config", config=to_dict(config),
                     config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
-        self.engine, self.ledger, self.said = ThreadEngine(), Ledger.open(self.store), list[str]()
+        self.engine, self.ledger, self.said = engine or ThreadEngine(), Ledger.open(self.store), list[str]()
         self.alive: list[int] = []
+        self.stuck: set[str] = set()
         self.stop_requested: Callable[[], bool] = lambda: False
-        ears = Ears(listen=lambda watch: self.alive.append(watch.alive), say=self.said.append,
-                    stop_requested=lambda: self.stop_requested())
+        ears = Ears(listen=self._listen, say=self.said.append, stop_requested=lambda: self.stop_requested())
         self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
                                      ledger=self.ledger, ears=ears)
 
+    def _listen(self, watch: supervisor.Watch) -> None:
+        self.alive.append(watch.alive)
+        self.stuck.add(watch.stuck)
+
     def carry_out(self) -> str:
         self.supervisor.start(1)
-        return self.supervisor.supervise()
+        return self.engine.run(self.supervisor.supervise)
 
     @property
     def account(self) -> tuple[int, int, int]:
@@ -259,3 +267,77 @@ def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Pat
     told = [text for text in case.said if text.startswith("nothing has been heard of worker 0 on 127.0.0.1 for 0 s")]
     assert len(told) == 1
     assert told[0] in case.ledger.events[0]
+
+
+# ── what hangs, and what ends without a word ──
+def test_a_checkpoint_that_storage_never_takes_ends_the_run_resumable_and_is_told_of_before(tmp_path: Path) -> None:
+    """Its thread is in a system call that does not return."""
+    case = Case(tmp_path, "block", hang_timeout_s=2.0, storage_timeout_s=4.0)
+    with pytest.raises(StorageError, match=r"has neither taken nor given anything for \d s, and a checkpoint waits for it"):
+        case.carry_out()
+    told = [text for text in case.said if "has waited" in text]
+    assert len(told) == 1
+    assert told[0] in case.stuck
+    assert told[0].startswith("rank 0 on 127.0.0.1 has waited 1 s for storage")
+    assert told[0].endswith("after 4 s it is taken to hang (--run.storage-timeout-s)")
+    let_go(tmp_path)
+
+
+def test_a_stop_does_not_wait_for_storage_that_stands_still_longer_than_for_a_hang(tmp_path: Path) -> None:
+    case = Case(tmp_path, "block", hang_timeout_s=2.0, storage_timeout_s=600.0)
+    case.stop_requested = lambda: case.ledger.highest_step > 0
+    with pytest.raises(StorageError, match="has neither taken nor given anything for 2 s"):
+        case.carry_out()
+    let_go(tmp_path)
+
+
+def let_go(folder: Path) -> None:
+    """Of the thread that `loops.block` leaves in a system call."""
+    (pipe,) = (folder / "run/checkpoints/data").glob("*/*/*.safetensors")
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the worker is a thread, and ends so
+def test_a_checkpoint_thread_that_dies_at_once_is_a_failure_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die() -> None:
+        raise PermissionError("as the test wants it")
+
+    monkeypatch.setattr(checkpoint_writer, "_lower_priority", die)
+    case = Case(tmp_path, max_failures=1)
+    with pytest.raises(TrainingFailedError, match=r"PermissionError: as the test wants it\), and --run\.max-failures 1 is spent"):
+        case.carry_out()
+    assert case.engine.starts == 2
+    assert case.said.count("worker 0 failed: PermissionError: as the test wants it") == 2
+
+
+HANGS_HERE = """
+import sys, threading
+from pathlib import Path
+from cluster.signals import heed
+from jobs.common import engine
+from tests.unit.test_supervisor import Case
+
+engine._LAST_S = 0.1
+stop = threading.Event()
+case = Case(Path(sys.argv[1]), "sleep", engine.InProcessEngine(), hang_timeout_s=1.0)
+case.stop_requested = stop.is_set
+heed(lambda name: stop.set())
+case.carry_out()
+"""
+
+
+def test_a_worker_that_hangs_in_the_drivers_own_process_is_ended_by_a_signal(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HANGS_HERE, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        while not any((tmp_path / "run/logs/steps").glob("*-0")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(1.5)
+        assert process.poll() is None, "perhaps somebody looks at it in a debugger"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == StoppedError.exit_code
+        assert process.stderr is not None
+        assert "stopped without a last checkpoint: the worker has made no progress for 1 s" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
