@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from cluster.auth import unknown_mode
 from cluster.errors import ClusterError
+from cluster.loop_clock import MOST_S, LoopClock
 
 T = TypeVar("T")
 
@@ -87,8 +88,11 @@ def within(seconds: float, call: Callable[[], T], late: Exception) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=run, daemon=True, name="trainyard-deadline")
+    clock = LoopClock()
+    end = clock.now + seconds
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive() and (left := end - clock.look()) > 0:
+        thread.join(min(left, MOST_S))
     if failure:
         raise failure[0]
     if not result:

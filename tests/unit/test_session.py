@@ -287,4 +287,4 @@ def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
         first._left.set()
         until(lambda: first._orders.leave)
         heard = coordinator._heard[0]
-        until(lambda: coordinator._heard[0] > heard)
+        until(lambda: coordinator.look() and coordinator._heard[0] > heard)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,8 @@ class ThreadEngine:
 
     can_replace = True
 
-    def __init__(self) -> None:
-        self.link = DirectLink(Coordinator())
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.link = DirectLink(coordinator)
         self.starts = 0
         self.sizes: list[int] = []
         self.asked_for: list[int] = []
@@ -87,21 +88,26 @@ class ThreadEngine:
 
 
 class Case:
-    """A run of `loops.count` under a supervisor."""
+    """A run of a loop of `loops` under a supervisor."""
 
-    def __init__(self, folder: Path, **run: Any) -> None:
+    def __init__(self, folder: Path, loop: str = "count", **run: Any) -> None:
         self.store = Store.open(str(folder / "run"))
+        self.away_s = 0.0
         dataset = prepare(ImageDataConfig(), Store.open(str(folder)), use_ray=False)
         config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run}, "train": {"max_steps": STEPS}})
-        task = Task(train="tests.unit.loops:count", config_type="jobs.common.config:Config", config=to_dict(config),
+        task = Task(train=f"tests.unit.loops:{loop}", config_type="jobs.common.config:Config", config=to_dict(config),
                     config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
-        self.engine, self.ledger, self.said = ThreadEngine(), Ledger.open(self.store), list[str]()
+        self.engine, self.ledger, self.said = ThreadEngine(Coordinator(self.now)), Ledger.open(self.store), list[str]()
         self.alive: list[int] = []
         self.stop_requested: Callable[[], bool] = lambda: False
         ears = Ears(listen=lambda watch: self.alive.append(watch.alive), say=self.said.append,
                     stop_requested=lambda: self.stop_requested())
         self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
-                                     ledger=self.ledger, ears=ears)
+                                     ledger=self.ledger, ears=ears, now=self.now)
+
+    def now(self) -> float:
+        """What time it is for the supervisor and its coordinator: `away_s` is how long their process has been paused."""
+        return time.monotonic() + self.away_s
 
     def carry_out(self) -> str:
         self.supervisor.start(1)
@@ -259,3 +265,68 @@ def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Pat
     told = [text for text in case.said if text.startswith("nothing has been heard of worker 0 on 127.0.0.1 for 0 s")]
     assert len(told) == 1
     assert told[0] in case.ledger.events[0]
+
+
+# ── a driver that was away ──
+def pause(case: Case) -> None:
+    case.away_s += 3600
+
+
+@pytest.mark.parametrize("when", ["at_look", "who_leaves"])
+def test_a_driver_that_was_paused_blames_no_worker(tmp_path: Path, when: str) -> None:
+    """It wakes up before it has looked for hangs in this turn of its loop, and after it."""
+    case = Case(tmp_path, max_failures=0)
+    setattr(case.engine, when, case.once_at(40, lambda: pause(case) or "", otherwise=""))
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+    assert not [line for line in case.said if "hang" in line or "nothing has been heard" in line]
+
+
+def test_a_driver_that_was_paused_while_workers_start_goes_on_waiting_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, looks, loaded, load = Case(tmp_path, max_failures=0), list[float](), threading.Event(), Task.load
+
+    def look() -> None:
+        looks.append(case.now())
+        if len(looks) == 2:
+            pause(case)
+        elif len(looks) == 4:
+            loaded.set()
+
+    def late(task: Task) -> Any:
+        loaded.wait(20)
+        return load(task)
+
+    monkeypatch.setattr(Task, "load", late)
+    case.engine.at_look = look
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+
+
+def test_a_driver_that_was_paused_while_it_waits_for_room_still_looks_for_it(tmp_path: Path) -> None:
+    case = Case(tmp_path, wait=30)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    rooms: list[int] = []
+
+    def room() -> int:
+        rooms.append(int(len(rooms) > 4))
+        if len(rooms) == 4:
+            pause(case)
+        return rooms[-1]
+
+    case.engine.room = room
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+
+
+def test_a_worker_that_hangs_is_found_by_the_time_that_the_driver_has_watched(tmp_path: Path) -> None:
+    """Each turn of the driver's loop is as slow as a pause: a bound of 30 s is still reached, after as many turns."""
+    case = Case(tmp_path, loop="hang", max_failures=0)
+    killed: list[Member] = []
+    case.engine.at_look = lambda: setattr(case, "away_s", case.away_s + 120)
+    kill = case.engine.kill
+    case.engine.kill = lambda members: (killed.extend(members), kill(members))[1]  # type: ignore[method-assign]
+    with pytest.raises(TrainingFailedError, match="is spent"):
+        case.carry_out()
+    assert [member.slot for member in killed][:1] == [0]
