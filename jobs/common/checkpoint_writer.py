@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from cluster.errors import NonFiniteStateError, RunConflictError, StorageFullError, TrainyardError
+from cluster.errors import FolderGoneError, NonFiniteStateError, RunConflictError, StorageFullError, TrainyardError
 from cluster.storage import Store
 from jobs.common import checkpoint_file
 from jobs.common.checkpoint import Best, Checkpoints
@@ -216,6 +216,9 @@ class CheckpointWriter:
 
     def _require_newest(self, draft: Checkpoint) -> None:
         newest = newest_generation(self._store)
+        if newest is None:
+            raise FolderGoneError(f"checkpoint at step {draft.step} is not committed: {self._store.location()} is gone: the run's "
+                                  "folder was deleted while it trained")
         if newest != self._generation:
             raise RunConflictError(
                 f"checkpoint at step {draft.step} is not committed: this worker belongs to generation {self._generation} of the "

@@ -7,6 +7,7 @@ What decides the result, the steps that are left out, is in a file of its own, w
 import bisect
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,8 @@ class Ledger:
     samples_per_s: float = 0.0
     resumed: bool = False
     """Whether there was an account to go on with."""
+    require: Callable[[], None] = lambda: None
+    """Called before anything is written; raises if the run's folder is gone."""
     _began: float = field(default_factory=time.monotonic)
     _earlier_s: float = 0.0
     _failed_at: float | None = None
@@ -51,12 +54,12 @@ class Ledger:
     _saved_at: float = 0.0
 
     @staticmethod
-    def open(store: Store) -> "Ledger":
+    def open(store: Store, require: Callable[[], None] = lambda: None) -> "Ledger":
         """The account so far. A driver that ended without a word counts as a restart.
 
         Raises: CheckpointError if the list of the steps to leave out is damaged.
         """
-        ledger = Ledger(store=store, excluded_steps=_excluded(store))
+        ledger = Ledger(store=store, excluded_steps=_excluded(store), require=require)
         try:
             saved: dict[str, Any] = json.loads(store.read_text(_FILE))
             values = {key: saved[key] for key in _SAVED}
@@ -149,7 +152,8 @@ class Ledger:
         }
 
     def save(self, *, ended: bool = False) -> None:
-        """Writes progress.json. Raises: StorageFullError."""
+        """Writes progress.json. Raises: StorageFullError; what `require` raises."""
+        self.require()
         self._saved_at = time.monotonic()
         self.wall_s = self.elapsed_s
         self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import FolderGoneError
 from jobs.common.config import parse
 from jobs.common.engine import Engine
 from jobs.common.run import Run, main
@@ -99,6 +103,40 @@ def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: P
     config = parse(JOB.config_type, flags(tmp_path, "run"), "test")
     assert Late(JOB, config).carry_out() == 0
     assert "run 'run' (attempt 1) is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("workers", "every"), [("1", "3"), ("2", "100000")], ids=["at a checkpoint", "two workers, before one"])
+def test_a_run_whose_folder_is_deleted_says_so_leaves_nothing_and_may_begin_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str, every: str
+) -> None:
+    folder = tmp_path / "run"
+
+    def delete() -> None:
+        while not (folder / "progress.json").exists() or not json.loads((folder / "progress.json").read_text())["highest_step"]:
+            time.sleep(0.01)
+        while folder.exists() and (folder / "run.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a worker may write below it at this moment
+
+    deleting = threading.Thread(target=delete, daemon=True)
+    deleting.start()
+    long = ["--train.epochs", "100000", "--train.max-steps", "10000000", "--run.checkpoint-every-steps", every]
+    assert main(JOB, flags(tmp_path, "run", "--run.workers", workers, *long)) == 1
+    deleting.join(10)
+    said = capsys.readouterr()
+    assert f"{folder}/run.json is gone: the run's folder was deleted" in said.err
+    assert "Traceback" not in said.out + said.err
+    assert not folder.exists()
+    assert main(JOB, flags(tmp_path, "run")) == 0, "what was left does not refuse the next one"
+    assert result(folder)["steps"] == 3
+
+
+def test_what_somebody_may_want_back_stays_where_only_a_part_of_the_folder_was_deleted(tmp_path: Path) -> None:
+    assert main(FAILING, flags(tmp_path, "TrainingFailedError")) == 1
+    folder = RunFolder.find(parse(JOB.config_type, flags(tmp_path, "TrainingFailedError"), "test"))
+    (tmp_path / "TrainingFailedError/run.json").unlink()
+    with pytest.raises(FolderGoneError), folder.kept():
+        raise ValueError("whatever follows from it")
+    assert list((tmp_path / "TrainingFailedError/checkpoints/manifests").rglob("*.json"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
