@@ -90,7 +90,7 @@ class Ledger:
         self._remember(reports)
         evaluated = any(report["kind"] == "evaluation" for report in reports)  # a checkpoint follows: it is not repeated
         if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
-            self.save()
+            self.save(durable=evaluated)
 
     def _remember(self, reports: list[dict[str, Any]]) -> None:
         """In the order of steps; what is reported again, since its step was repeated, takes the place of what was."""
@@ -151,12 +151,16 @@ class Ledger:
             "median_step_s": self.median_step_s, "wall_s": self.wall_s, "events": self.events,
         }
 
-    def save(self, *, ended: bool = False) -> None:
-        """Writes progress.json. Raises: StorageFullError; what `require` raises."""
+    def save(self, *, ended: bool = False, durable: bool = False) -> None:
+        """Writes progress.json. One that a power cut damages costs a part of the history, and no step.
+
+        Raises: StorageFullError; what `require` raises.
+        """
         self.require()
         self._saved_at = time.monotonic()
         self.wall_s = self.elapsed_s
-        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))
+        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}),
+                              durable=durable or ended)
 
 
 def _excluded(store: Store) -> tuple[int, ...]:
