@@ -11,6 +11,7 @@
     │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is in an unsafe format
     │   └── RegistryError              the tracking server cannot be reached or refuses, or does not hold the model
     ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
+    │   ├── FolderGoneError            the run's folder was deleted while it trained
     │   ├── DivergedError              workers that should hold the same weights do not
     │   └── CheckpointError            a checkpoint was not made, or is not what was written: a rank's part missing, a damaged file
     │       └── NonFiniteStateError    it would have held NaN or infinity
@@ -65,6 +66,10 @@ class RegistryError(UserError):
 
 class TrainingFailedError(TrainyardError):
     exit_code = 1
+
+
+class FolderGoneError(TrainingFailedError):
+    pass
 
 
 class DivergedError(TrainingFailedError):

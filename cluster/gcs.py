@@ -17,6 +17,7 @@ from cluster.auth import unknown_mode
 from cluster.background import in_background
 from cluster.documents import parse_json
 from cluster.errors import ClusterError
+from cluster.loop_clock import MOST_S, LoopClock
 
 T = TypeVar("T")
 
@@ -88,8 +89,11 @@ def was_removed(row: Any) -> bool:
 
 def within(seconds: float, call: Callable[[], T], late: Exception) -> T:
     """The call's result, or `late` raised after so many seconds; the call itself is then left behind in a thread."""
-    calling = in_background("trainyard-deadline", call)
-    if not wait([calling], seconds).done:
+    calling, clock = in_background("trainyard-deadline", call), LoopClock()
+    end = clock.now + seconds
+    while not calling.done() and (left := end - clock.look()) > 0:
+        wait([calling], min(left, MOST_S))
+    if not calling.done():
         raise late
     return calling.result()
 

@@ -26,6 +26,7 @@ from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.kube import Kube, Object
 from cluster.kube_status import read_kube_status, state_of
 from cluster.launch import RAY_SETTINGS
+from cluster.loop_clock import LoopClock
 from cluster.submit import FOLLOWING_ENDED, LOST_AFTER_S, as_shell, module_of
 
 _POLL_S = 2.0
@@ -182,12 +183,13 @@ class Following:
             time.sleep(self._poll_s)
 
     def _look(self) -> Object | None:
-        deadline = time.monotonic() + LOST_AFTER_S
+        clock = LoopClock()
+        deadline = clock.now + LOST_AFTER_S
         while True:
             try:
                 return self._kube.find("rayjobs", self._name)
             except ClusterError:
-                if time.monotonic() > deadline:
+                if clock.look() > deadline:
                     raise
                 time.sleep(self._poll_s)
 
@@ -212,7 +214,7 @@ class Following:
 
     def _print_log(self, pod: str) -> None:
         """To its end. A connection that is lost is made again, for a minute; the lines of its last second may come twice."""
-        since_s, lost_at, heard_at = None, None, time.monotonic()
+        since_s, lost_at, heard_at, clock = None, None, time.monotonic(), LoopClock()
         while True:
             try:
                 for line in self._kube.log(pod, since_s=since_s):
@@ -220,7 +222,7 @@ class Following:
                     lost_at, heard_at = None, time.monotonic()
                 return
             except ClusterError as error:
-                now = time.monotonic()
+                now = clock.look()
                 lost_at = now if lost_at is None else lost_at
                 if now - lost_at > LOST_AFTER_S:
                     print(f"the log of pod {pod} is not shown any more ({error})", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from cluster.documents import parse_json
 from cluster.errors import ConfigError, ResourceError
 from cluster.gcs import Gcs, Node
 from cluster.growth import NodeGroup, being_added, node_groups
+from cluster.loop_clock import LoopClock
 from cluster.node_probe import check_nodes, check_storage, remove_traces, unsafe_setting
 from cluster.storage import Store
 
@@ -181,9 +182,10 @@ def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool, say: Cal
 
     refused: whether to raise ResourceError as soon as the autoscaler says that it can never be; what it adds is said too.
     """
-    deadline, told = time.monotonic() + wait_s, ""
+    clock, told = LoopClock(), ""
+    deadline = clock.now + wait_s
     with queued(request) as granted:
-        while not (there := granted()) and time.monotonic() < deadline:
+        while not (there := granted()) and clock.look() < deadline:
             if refused and _infeasible(request, gcs):
                 raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold that: ask for "
                                     "less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) or raise its limits")

@@ -3,6 +3,9 @@
 A `Store` is a folder given by its URI; every path is relative to it, with `/` between its parts. A `Store` can be pickled
 and opened again on another machine. On a file system a write is whole or absent (by rename); an object store may keep an
 object that a failure cut short, so what must not be half there is committed by a manifest that names its size and hash.
+
+A write is durable when it returns: a power cut after it neither loses it nor leaves it empty. Only what is written often, and is
+found damaged and made again, or is only there to be looked at, asks for `durable=False`.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -123,29 +126,30 @@ class Store:
             yield stream
         moved()
 
-    def write_bytes(self, path: str, data: bytes) -> None:
+    def write_bytes(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Whole or not at all. Raises: StorageFullError, StorageError."""
-        with self.writing(path) as stream:
+        with self.writing(path, durable=durable) as stream:
             stream.write(data)
 
-    def write_text(self, path: str, text: str) -> None:
-        self.write_bytes(path, text.encode())
+    def write_text(self, path: str, text: str, *, durable: bool = True) -> None:
+        self.write_bytes(path, text.encode(), durable=durable)
 
     @contextmanager
-    def writing(self, path: str) -> Generator[Any]:
+    def writing(self, path: str, *, durable: bool = True) -> Generator[Any]:
         """An open pyarrow output stream; the file appears under its name when the block ends without an error.
 
+        durable: whether it has reached the disk before it appears, and its name before this returns.
         Raises: StorageFullError if the storage is full or was made read-only, StorageError if it may not be written.
         """
         target = self._absolute(path)
         partial = f"{target}.{uuid.uuid4().hex[:8]}.partial" if self.is_local else target
         try:
             if self.is_local:
-                Path(partial).parent.mkdir(parents=True, exist_ok=True)
+                make_folder(Path(partial).parent)
             with self._fs.open_output_stream(partial) as stream:
                 yield stream
             if self.is_local:
-                os.replace(partial, target)  # noqa: PTH105
+                _replace(Path(partial), Path(target), durable=durable)
             moved()
         except OSError as error:
             self._forget(partial)
@@ -201,6 +205,17 @@ class Store:
             return None
         return usage.free, usage.total
 
+    def make_durable(self, path: str) -> None:
+        """Returns once a file that something else has written, and its name, have reached the disk; object stores see to it
+        themselves. Raises: StorageFullError, StorageError."""
+        if not self.is_local:
+            return
+        try:
+            for place in (self.local_path(path), self.local_path(path).parent):
+                _sync(place)
+        except OSError as error:
+            raise self.explain(error, path) from error
+
     def copy_to(self, other: "Store", path: str, to: str) -> None:
         """Streams one file to another store, in pieces of 8 MiB."""
         with self.reading(path) as source, other.writing(to) as sink:
@@ -246,3 +261,35 @@ class Store:
 def tls_remedy(error: BaseException) -> str | None:
     """What to do about the certificate of an object store's endpoint, where that is what an error is about; else None."""
     return next((remedy for sign, remedy in _TLS_REMEDIES.items() if sign in str(error)), None)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are missing; the names of new ones have reached the disk when it returns."""
+    if path.is_dir():
+        return
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _sync(place.parent)
+
+
+def _replace(partial: Path, target: Path, *, durable: bool) -> None:
+    if durable:
+        _sync(partial)  # first: else the power may be cut when the name is there and the content is not
+    partial.replace(target)
+    if durable:
+        _sync(target.parent)
+
+
+def _sync(place: Path) -> None:
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except PermissionError:
+        return  # a folder above the storage that may be passed through and not read
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)

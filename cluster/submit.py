@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import sys
-import time
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from cluster import local, submission
 from cluster.connect import authenticate_for, control_store, probe
 from cluster.errors import ClusterError, ConfigError, StoppedError
 from cluster.gcs import Gcs
+from cluster.loop_clock import LoopClock
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ async def _to_its_end(client: Any, job: str) -> int:
     """Prints the log to its end. A connection that is lost is made again, for a minute; nothing is printed twice."""
     import aiohttp
 
-    log, lost_at = _Log(), None
+    log, lost_at, clock = _Log(), None, LoopClock()
     while True:
         before = log.printed
         try:
@@ -144,7 +144,7 @@ async def _to_its_end(client: Any, job: str) -> int:
                 return _exit_code(info)
             lost_at = None
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            now = time.monotonic()
+            now = clock.look()
             lost_at = now if lost_at is None or log.printed > before else lost_at
             if now - lost_at > LOST_AFTER_S:
                 raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at its cluster, "

@@ -22,7 +22,6 @@ from cluster.auth import secret_file
 from cluster.documents import JsonObject, load_json, parse_json
 from cluster.errors import ConfigError, StorageError
 from cluster.storage import Store
-from jobs.common.checkpoint_manifest import make_durable
 from tuning.space import Values
 
 KEY_VARIABLE = "TRAINYARD_STATE_KEY"
@@ -166,7 +165,6 @@ class Journal:
         content = parse_json(json.dumps(content))  # as it will be read
         text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
         self._store.write_text(path, text + "\n")
-        make_durable(self._store, path)
 
     def _read(self, path: str) -> dict[str, Any]:
         try:

@@ -1,7 +1,8 @@
 """Where the values of the next trial come from: Optuna's TPE, chance, or a grid.
 
-A trial's values are a function of the seed, its number, and what is known of the trials before it, never of what this process has
-drawn before: each is drawn by a sampler of its own. So a search that was killed goes on as if it had not been.
+A trial's values are a function of the seed, its number, and what the record holds of the trials before it, never of what this
+process has drawn before: each is drawn by a sampler of its own. So a search that was killed goes on as if it had not been, but for
+the time that this took: with several trials at a time others may have ended by then.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false

@@ -96,21 +96,21 @@ class Search:
             return "continue"
         stops = self._stopping.stops(number, row)
         decision: Decision = "completed" if row["epoch"] >= self.epochs else "stopped" if stops else "continue"
-        self.journal.add(number, kind="evaluation", row=row, decision=decision)
+        self._add(number, kind="evaluation", row=row, decision=decision)
         return decision
 
     def failed(self, number: int, message: str, *, fatal: bool = False) -> Literal["retry", "failed"]:
         """Something went wrong with a trial. fatal: it would again."""
         trial = self.journal.add(number, kind="failure", message=message)
         if fatal or 0 <= self._max_failures < len(trial.failures):
-            self.journal.add(number, kind="ended", status="failed")
+            self._add(number, kind="ended", status="failed")
             return "failed"
         return "retry"
 
     def finished(self, number: int) -> None:
         """A trial's run came to an end of its own before its last epoch."""
         if self.trials[number].status == "running":
-            self.journal.add(number, kind="ended", status="completed")
+            self._add(number, kind="ended", status="completed")
 
     def rested(self, number: int) -> None:
         """A trial's run has come as far as it was to, and its checkpoint is written."""
@@ -120,5 +120,9 @@ class Search:
     def landed(self, number: int) -> None:
         """A trial's process has let it go, ended or not."""
         self.running.discard(number)
-        if (trial := self.trials[number]).status != "running":
+
+    def _add(self, number: int, **event: Any) -> None:
+        """Writes what may end a trial. The sampler learns of an end at once: it knows what is in the record, no less, so a search
+        that is opened again draws what this one would have drawn."""
+        if (trial := self.journal.add(number, **event)).status != "running":
             self._sampler.ended(trial)

@@ -21,6 +21,7 @@ from ray.tune import Trainable
 
 from cluster.background import in_background
 from cluster.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
+from cluster.loop_clock import LoopClock
 from cluster.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.trial import run_trial
@@ -110,11 +111,12 @@ def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: 
 
 def _alone(carry_out: Callable[[], str]) -> str:
     """Waits for another process that still holds the trial's run."""
-    deadline = time.monotonic() + _LAST_ONE_S
+    clock = LoopClock()
+    deadline = clock.now + _LAST_ONE_S
     while True:
         try:
             return carry_out()
         except RunConflictError:
-            if time.monotonic() > deadline:
+            if clock.look() > deadline:
                 raise
             time.sleep(0.5)

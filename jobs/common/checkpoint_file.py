@@ -10,8 +10,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
-from cluster.storage import Store
-from jobs.common.checkpoint_manifest import make_durable
+from cluster.storage import Store, make_folder
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
 _BLOCK_BYTES = 4096
@@ -34,7 +33,7 @@ def writing(store: Store, path: str, size: int) -> Generator[Write]:
     try:
         with _LocalFile(store, path, direct=size >= _DIRECT_FROM_BYTES) as file:
             yield file.write
-        make_durable(store, path)
+        store.make_durable(path)
     except BaseException as error:
         with suppress(OSError):
             store.local_path(path).unlink(missing_ok=True)
@@ -46,7 +45,7 @@ def writing(store: Store, path: str, size: int) -> Generator[Write]:
 class _LocalFile:
     def __init__(self, store: Store, path: str, *, direct: bool) -> None:
         target = store.local_path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
         self._direct = direct and bool(_O_DIRECT)
         try:

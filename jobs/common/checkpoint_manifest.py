@@ -13,11 +13,9 @@ Every JSON file carries the sha256 of its own content, so a flipped bit in a ste
 import errno
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.documents import DocumentError, JsonObject, load_json, parse_json
@@ -124,7 +122,6 @@ def write_json(store: Store, path: str, values: Mapping[str, Any]) -> None:
     values = parse_json(json.dumps(values, allow_nan=False))  # as they will be read: keys are strings
     text = json.dumps({"sha256": _digest(values), "content": values}, indent=1, allow_nan=False)
     store.write_text(path, text + "\n")
-    make_durable(store, path)
 
 
 @dataclass(frozen=True)
@@ -153,29 +150,6 @@ def explain_reading(error: OSError, store: Store, path: str) -> Exception:
     if error.errno == errno.EIO:
         return CheckpointError(f"{path}: cannot be read ({error})")
     return StorageError(f"{store.location(path)} cannot be read ({error}): {tls_remedy(error) or _REMEDY}")
-
-
-def make_durable(store: Store, path: str) -> None:
-    """Returns once a local file and the folders that lead to it have reached the disk; object stores do so by themselves."""
-    if not store.is_local:
-        return
-    root, target = store.local_path(), store.local_path(path)
-    try:
-        for place in (target, *(p for p in target.parents if p == root or root in p.parents)):
-            _sync(place)
-    except OSError as error:
-        raise store.explain(error, path) from error
-
-
-def _sync(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

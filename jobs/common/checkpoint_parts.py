@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.documents import parse_json
 from cluster.errors import CheckpointError, NonFiniteStateError
+from cluster.loop_clock import LoopClock
 from cluster.storage import Store
 from jobs.common.checkpoint_manifest import FileEntry, SaveName, read_json, write_json
 
@@ -29,7 +30,8 @@ def collect(store: Store, save: SaveName, world_size: int, timeout_s: float, aba
     Raises: NonFiniteStateError if a rank refused, CheckpointError if one is missing after the timeout, or sooner when abandoned.
     """
     missing, parts, pause_s = set(range(1, world_size)), dict[int, FileEntry](), 0.02
-    began = time.monotonic()
+    clock = LoopClock()
+    began = clock.now
     while True:
         parts |= _new_parts(store, save, missing)
         missing -= parts.keys()
@@ -37,7 +39,7 @@ def collect(store: Store, save: SaveName, world_size: int, timeout_s: float, aba
             return [parts[rank] for rank in sorted(parts)]
         if abandoned.is_set():
             timeout_s = min(timeout_s, _GRACE_S)
-        if time.monotonic() - began > timeout_s:
+        if clock.look() - began > timeout_s:
             who = ", ".join(map(str, sorted(missing)))
             raise CheckpointError(
                 f"checkpoint at step {save.step} is not committed: rank {who} of {world_size} did not write its part within "

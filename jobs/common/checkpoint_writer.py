@@ -24,7 +24,15 @@ from types import TracebackType
 from typing import Any
 
 from cluster.background import in_background, logged
-from cluster.errors import NonFiniteStateError, RunConflictError, StorageError, StorageFullError, TrainyardError
+from cluster.errors import (
+    FolderGoneError,
+    NonFiniteStateError,
+    RunConflictError,
+    StorageError,
+    StorageFullError,
+    TrainyardError,
+)
+from cluster.loop_clock import LoopClock
 from cluster.storage import Store, moved_at
 from jobs.common import checkpoint_file
 from jobs.common.checkpoint import Best, Checkpoints
@@ -169,9 +177,12 @@ class CheckpointWriter:
 
     def _await(self, done: Callable[[float], bool]) -> None:
         """Until `done`, which waits for so many seconds, says so. Storage that has been given up is waited for no more."""
-        began = time.monotonic()
+        clock, moved = LoopClock(), self.moved_at
+        since = clock.now
         while not done(_LOOK_S):
-            still_s = time.monotonic() - max(began, self.moved_at)
+            if clock.look() and moved != self.moved_at:
+                moved, since = self.moved_at, clock.now
+            still_s = clock.now - since
             if self._given_up is None and still_s > self._patience_s():
                 self._given_up = StorageError(
                     f"storage {self._store.location()} has neither taken nor given anything for {still_s:.0f} s, and a checkpoint "
@@ -247,6 +258,9 @@ class CheckpointWriter:
 
     def _require_newest(self, draft: Checkpoint) -> None:
         newest = newest_generation(self._store)
+        if newest is None:
+            raise FolderGoneError(f"checkpoint at step {draft.step} is not committed: {self._store.location()} is gone: the run's "
+                                  "folder was deleted while it trained")
         if newest != self._generation:
             raise RunConflictError(
                 f"checkpoint at step {draft.step} is not committed: this worker belongs to generation {self._generation} of the "

@@ -7,8 +7,11 @@ class serves inside one process, behind a socket for local processes, and as a R
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from cluster.loop_clock import LoopClock
 
 Outcome = Literal["finished", "stopped", "resized", "error"]
 
@@ -80,7 +83,10 @@ class View:
 class Coordinator:
     """See the module. Thread-safe; every call returns at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """now: what time it is, in seconds. A worker's silence counts while the supervisor looks: where nobody looks, for instance
+        because this machine is paused, beats may wait to be taken in."""
+        self._now, self._clock = now, LoopClock(now)
         self._lock = threading.RLock()
         self._joined: dict[int, Member] = {}
         self._assignments: dict[str, Assignment] = {}
@@ -115,7 +121,7 @@ class Coordinator:
     def beat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> Orders:
         """A sign of life, the latest state, and what has been reported since."""
         with self._lock:
-            self._heard[slot] = time.monotonic()
+            self._heard[slot] = self._clock.now
             self._reports += reports  # also of one that is told to leave: its last checkpoint may still be committed
             if self._members.get(slot) != worker:
                 return Orders(leave=True)
@@ -140,7 +146,7 @@ class Coordinator:
     def look(self) -> View:
         """Reports and departures are handed over once."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock.look()
             view = View(
                 joined=dict(self._joined),
                 beats=dict(self._beats),
@@ -164,7 +170,7 @@ class Coordinator:
             self._assignments, self._members = assignments, members
             self._joined = {slot: m for slot, m in self._joined.items() if m.worker not in assignments}
             self._beats, self._stop, self._values = {}, False, {}
-            self._heard = dict.fromkeys(members, time.monotonic())
+            self._heard = dict.fromkeys(members, self._clock.look())
 
     def break_up(self) -> None:
         """Somebody of this generation is gone: its other members leave it, also those that sit in a collective."""
@@ -185,7 +191,7 @@ class Coordinator:
         """Ready for a new group of workers."""
         with self._lock:
             info = self._info
-            self.__init__()
+            self.__init__(self._now)
             self._info = info
 
     def describe(self, info: dict[str, Any]) -> None:

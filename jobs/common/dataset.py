@@ -95,8 +95,8 @@ class Dataset:
         try:
             return _from_json(store, parse_json(text, _Stored))
         except ValueError as error:
-            raise DataError(f"{store.location(INDEX_FILE)} is damaged ({error}): delete the folder {store.location()}, "
-                            "and the data is prepared again") from error
+            raise DataError(f"{store.location(INDEX_FILE)} is damaged ({error}): the data is prepared again by the "
+                            "next run that needs it") from error
 
     def to_json(self) -> str:
         """The text of `dataset.json`."""

@@ -7,6 +7,7 @@ What decides the result, the steps that are left out, is in a file of its own, w
 import bisect
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -63,6 +64,8 @@ class Ledger:
     samples_per_s: float = 0.0
     resumed: bool = False
     """Whether there was an account to go on with."""
+    require: Callable[[], None] = lambda: None
+    """Called before anything is written; raises if the run's folder is gone."""
     _began: float = field(default_factory=time.monotonic)
     _earlier_s: float = 0.0
     _failed_at: float | None = None
@@ -71,12 +74,12 @@ class Ledger:
     _saved_at: float = 0.0
 
     @staticmethod
-    def open(store: Store) -> "Ledger":
+    def open(store: Store, require: Callable[[], None] = lambda: None) -> "Ledger":
         """The account so far. A driver that ended without a word counts as a restart.
 
         Raises: CheckpointError if the list of the steps to leave out is damaged.
         """
-        ledger = Ledger(store=store, excluded_steps=_excluded(store))
+        ledger = Ledger(store=store, excluded_steps=_excluded(store), require=require)
         try:
             saved = load_json(store, _FILE, _Saved)
         except FileNotFoundError:
@@ -106,7 +109,7 @@ class Ledger:
         self._remember(reports)
         evaluated = any(report["kind"] == "evaluation" for report in reports)  # a checkpoint follows: it is not repeated
         if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
-            self.save()
+            self.save(durable=evaluated)
 
     def _remember(self, reports: list[dict[str, Any]]) -> None:
         """In the order of steps; what is reported again, since its step was repeated, takes the place of what was."""
@@ -167,11 +170,16 @@ class Ledger:
             "median_step_s": self.median_step_s, "wall_s": self.wall_s, "events": self.events,
         }
 
-    def save(self, *, ended: bool = False) -> None:
-        """Writes progress.json. Raises: StorageFullError."""
+    def save(self, *, ended: bool = False, durable: bool = False) -> None:
+        """Writes progress.json. One that a power cut damages costs a part of the history, and no step.
+
+        Raises: StorageFullError; what `require` raises.
+        """
+        self.require()
         self._saved_at = time.monotonic()
         self.wall_s = self.elapsed_s
-        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}))
+        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}),
+                              durable=durable or ended)
 
 
 @dataclass(frozen=True)

@@ -210,10 +210,19 @@ class MlflowRegistry(Registry):
     def _upload(self, artifact: Artifact) -> None:
         if artifact.store.is_local:
             self._client.log_artifacts(self.run_id, str(artifact.store.local_path()), _FOLDER)
-            return
-        with tempfile.TemporaryDirectory(prefix="trainyard-") as folder:
-            artifact.copy_to(folder)
-            self._client.log_artifacts(self.run_id, folder, _FOLDER)
+        else:
+            with tempfile.TemporaryDirectory(prefix="trainyard-") as folder:
+                artifact.copy_to(folder)
+                self._client.log_artifacts(self.run_id, folder, _FOLDER)
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        """MLflow copies into a folder of this machine without syncing it; the version that names it follows at once."""
+        uri = self._client.get_run(self.run_id).info.artifact_uri
+        if uri.startswith(("/", "file:")):
+            copied = Store.open(uri)
+            for file in copied.files(_FOLDER):
+                copied.make_durable(file.path)
 
     def _versions_of(self, name: str) -> list[ModelVersion]:
         """Newest first. A search does not tell aliases, the model does."""

@@ -28,7 +28,7 @@ def write(store: Store, generation: str, split: str, rank: int, share: Predictio
     """One worker's share."""
     buffer = io.BytesIO()
     np.savez(buffer, row_ids=share.row_ids, labels=share.labels, probabilities=share.probabilities)
-    store.write_bytes(f"{_FOLDER}/{generation}/{split}-{rank:05d}.npz", buffer.getvalue())
+    store.write_bytes(f"{_FOLDER}/{generation}/{split}-{rank:05d}.npz", buffer.getvalue(), durable=False)
 
 
 def read(store: Store, generation: str, split: str) -> Predictions:

@@ -7,18 +7,20 @@ is found again at once. It is built into a folder of its own; writing `dataset.j
 import contextlib
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.errors import TrainyardError
+from cluster.errors import DataError, TrainyardError
 from cluster.storage import Store
 from jobs.common.blocks import Measure, SplitWriter
 from jobs.common.config import PREPARED_FOLDER
 from jobs.common.dataset import INDEX_FILE, SPLITS, Column, Dataset, SplitName
 
+_log = logging.getLogger(__name__)
 _THREADS = 4
 _STALE_S = 24 * 3600.0
 Say = Callable[[str], None]
@@ -36,8 +38,8 @@ def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Datase
     Raises: what `build` raises; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
     """
     store = Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
-    with contextlib.suppress(FileNotFoundError):
-        return Dataset.load(store)
+    if (found := _earlier(store)) is not None:
+        return found
     blocks = f"blocks-{uuid.uuid4().hex[:12]}"
     try:
         dataset = _commit(build(store, blocks), store)
@@ -68,10 +70,20 @@ def content_fingerprint(about: Mapping[str, Any], writers: Writers) -> str:
     return hashlib.sha256(json.dumps([about, content], sort_keys=True).encode()).hexdigest()
 
 
+def _earlier(store: Store) -> Dataset | None:
+    """The set that is there already. One whose description is damaged, or was made by an older version, is made again."""
+    try:
+        return Dataset.load(store)
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        _log.warning("%s", error)
+        return None
+
+
 def _commit(dataset: Dataset, store: Store) -> Dataset:
     """Of two that prepared the same data at once, the later takes what the earlier made."""
-    with contextlib.suppress(FileNotFoundError):
-        earlier = Dataset.load(store)
+    if (earlier := _earlier(store)) is not None:
         _remove(store, dataset.blocks)
         return earlier
     store.write_text(INDEX_FILE, dataset.to_json())

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.background import in_background
 from cluster.errors import ClusterError, RunConflictError
+from cluster.loop_clock import LoopClock
 from cluster.resources import Request, draining_nodes, possible_workers, queued
 from cluster.storage import Store
 from jobs.common.coordinator import Coordinator, Member
@@ -59,7 +60,8 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
 
     Raises: RunConflictError if another live driver runs it, ClusterError if this node does not start it.
     """
-    deadline = time.monotonic() + wait_s
+    clock = LoopClock()
+    deadline = clock.now + wait_s
     while True:
         try:
             actor = ray.remote(Coordinator).options(
@@ -72,7 +74,7 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
             raise ClusterError(f"this machine's Ray node did not start a process within {CLAIM_TIMEOUT_S:g} s: look at it with "
                                "`python -m cluster status`; it hangs or is overloaded, so restart it or try again") from error
         except (ValueError, ray.exceptions.RayActorError) as error:
-            if time.monotonic() > deadline:
+            if clock.look() > deadline:
                 raise RunConflictError(
                     f"run {name!r} in {storage} is being carried out by another job: wait for its end, stop it, "
                     "or pass another --run.name"

@@ -60,7 +60,7 @@ def remember(run: RunConfig, error: TrainyardError) -> None:
         return
     record = json.dumps({"at": time.time(), "run": run.name, "message": str(error)})
     with suppress(TrainyardError, OSError):  # the error itself is what counts
-        within(_TIMEOUT_S, lambda: _open(run).write_text(_path(run, mark), record), TimeoutError())
+        within(_TIMEOUT_S, lambda: _open(run).write_text(_path(run, mark), record, durable=False), TimeoutError())
 
 
 def _lasts(error: TrainyardError) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from cluster.errors import (
     ClusterError,
     ConfigError,
+    FolderGoneError,
     ResourceError,
     RunConflictError,
     StoppedError,
@@ -193,15 +194,16 @@ class Run:
         from jobs.common.tracking import Tracking
 
         self._training = True
-        ledger = Ledger.open(folder.store)
+        ledger = Ledger.open(folder.store, folder.require)
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
-            end = self._train(folder, dataset, engine, ledger, tracking, use_ray)
-            if end == "stopped":
-                raise StoppedError("stopped after a checkpoint: run the same command again to continue")
-            from jobs.common.finish import finish  # slow to import, and not needed before
+            with folder.kept():
+                end = self._train(folder, dataset, engine, ledger, tracking, use_ray)
+                if end == "stopped":
+                    raise StoppedError("stopped after a checkpoint: run the same command again to continue")
+                from jobs.common.finish import finish  # slow to import, and not needed before
 
-            summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
+                summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
         except Exception as error:
             ending = _resumable(error)
             self._record_end(folder, ledger, ending)
@@ -252,8 +254,9 @@ class Run:
 
     # ── after training ──
     def _record_end(self, folder: RunFolder, ledger: Ledger, error: Exception) -> None:
-        """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over."""
-        if isinstance(error, RunConflictError):
+        """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over, or
+        nothing is left of its folder."""
+        if isinstance(error, RunConflictError | FolderGoneError):
             return
         status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
         code = error.exit_code if isinstance(error, TrainyardError) else 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.documents import DocumentError, JsonObject, load_json
-from cluster.errors import ConfigError, RunConflictError, StorageError
+from cluster.errors import ConfigError, FolderGoneError, RunConflictError, StorageError
 from cluster.gcs import within
 from cluster.storage import Store, tls_remedy
 from jobs.common import config as configs
@@ -24,6 +24,8 @@ from jobs.common.config import Config
 RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 READ_TIMEOUT_S = 10.0
+_WORTH_KEEPING = ("config.yaml", RESULT_FILE, "artifact/", "attempts/", "checkpoints/manifests/")
+"""Of a run's folder, what a driver and workers do not write again by themselves after somebody has deleted it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,41 @@ class RunFolder:
         self.store.write_text(RUN_FILE, json.dumps(record, indent=1))
         return RunFolder(storage=self.storage, top=self.top, store=self.store, attempt=self.attempt, record=record)
 
+    def require(self) -> None:
+        """Raises: FolderGoneError if somebody has deleted this folder since the run began."""
+        try:
+            there = self.store.exists(RUN_FILE)
+        except OSError:
+            return  # the storage does not answer at the moment
+        if not there:
+            raise FolderGoneError(
+                f"{self.store.location(RUN_FILE)} is gone: the run's folder was deleted, or its storage was taken away, while it "
+                "trained, so nothing more is written there: run the same command again to begin from the beginning, or, where you "
+                "put the folder back, to continue"
+            )
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """For the time of training. Whatever goes wrong in the block: if it is because the folder was deleted, then that is raised
+        (FolderGoneError), and what was written there since is taken away, as it would look like a run and is none."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.require()
+            except FolderGoneError as gone:
+                self._clear()
+                raise gone from error
+            raise
+
+    def _clear(self) -> None:
+        with suppress(OSError):
+            if not any(file.path.startswith(_WORTH_KEEPING) for file in self.store.files()):
+                self.store.delete_folder("")
+
     def remember(self, **values: Any) -> None:
-        """Adds to run.json."""
+        """Adds to run.json. Raises: FolderGoneError."""
+        self.require()
         self.record.update(values)
         self.store.write_text(RUN_FILE, json.dumps(self.record, indent=1))
 

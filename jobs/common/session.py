@@ -402,8 +402,11 @@ class Session:
             self._next_point = self.step + max(1, self.step // 50)
 
     def _give_up_soon(self) -> None:
-        """The loop may sit in a collective that never ends (NCCL): then this process ends instead."""
-        if self.world_size > 1 and not self._left.wait(10):
+        """The loop may sit in a collective that never ends (NCCL): then this process ends instead.
+
+        Ten short waits, since a pause of this process ends a wait at once: it would take one of them, not all.
+        """
+        if self.world_size > 1 and not any(self._left.wait(1) for _ in range(10)):
             os._exit(71)
 
 

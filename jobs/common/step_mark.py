@@ -25,7 +25,7 @@ class StepMark:
         if not run_store.is_local:
             return StepMark(None)
         path = f"{_FOLDER}/{generation}-{rank}"
-        run_store.write_bytes(path, _FORMAT % 0)  # what is written later needs no more room
+        run_store.write_bytes(path, _FORMAT % 0, durable=False)  # what is written later needs no more room
         return StepMark(os.open(run_store.local_path(path), os.O_WRONLY))
 
     def write(self, step: int) -> None:

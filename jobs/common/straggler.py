@@ -5,7 +5,6 @@ reading data, without what it waits inside collectives: in a step that time is l
 """
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,14 +49,13 @@ class StragglerWatch:
         self._seen: Straggler | None = None
         self._since, self._said = 0.0, set[int]()
 
-    def hear(self, times: Mapping[int, RankTime], step_s: float, now: float | None = None) -> str | None:
-        """times: by rank, the latest. Returns what is to be said."""
-        at = time.monotonic() if now is None else now
+    def hear(self, times: Mapping[int, RankTime], step_s: float, now: float) -> str | None:
+        """times: by rank, the latest. now: in seconds, by the loop's clock. Returns what is to be said."""
         found = straggler(list(times.values()), step_s)
         if found is None or self._seen is None or found.slow.rank != self._seen.slow.rank:
-            self._since = at
+            self._since = now
         self._seen = found
-        self.present = found if found is not None and at - self._since >= HOLD_S else None
+        self.present = found if found is not None and now - self._since >= HOLD_S else None
         if self.present is None or self.present.slow.rank in self._said:
             return None
         self._said.add(self.present.slow.rank)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from cluster import errors
 from cluster.errors import ClusterError, StoppedError, TrainingFailedError, TrainyardError
+from cluster.loop_clock import LoopClock
 from cluster.runs import RankTime
 from cluster.storage import Store
 from jobs.common.checkpoint import Checkpoint, Checkpoints
@@ -76,7 +77,9 @@ class Supervisor:
     """Carries a group of workers through deaths to the end of training. Not to be used twice."""
 
     def __init__(self, *, run: RunConfig, engine: Engine, task: Task, run_store: Store, num_shards: int, ledger: Ledger,
-                 ears: Ears) -> None:
+                 ears: Ears, now: Callable[[], float] = time.monotonic) -> None:
+        """now: what time it is, in seconds. While this process is paused, no worker is taken for one that hangs."""
+        self._clock = LoopClock(now)
         self._run, self._engine, self._task, self._store = run, engine, task, run_store
         self._num_shards, self._ledger, self._ears = num_shards, ledger, ears
         self._spares = self._started_spares = run.spares if engine.can_replace else 0
@@ -94,7 +97,7 @@ class Supervisor:
         """Starts a group; `supervise` carries it on. spares: how many spare workers; as many as the run asks for, if None."""
         self._started_spares = self._spares if spares is None else spares
         self._renew(Watch(num_workers=num_workers))
-        self._gathering_since = time.monotonic()
+        self._gathering_since = self._clock.look()
         self._room_at = self._gathering_since + _PLACED_S
         self._engine.start(self._task, num_workers + self._started_spares)
 
@@ -113,6 +116,7 @@ class Supervisor:
     def _supervise(self) -> End:
         while True:
             time.sleep(LOOK_S)
+            self._clock.look()
             ended = self._engine.ended()  # asked first, so that the view holds all that those who ended had to say
             view: View = self._engine.link.call("look")
             self._take_in(view)
@@ -147,7 +151,7 @@ class Supervisor:
         watch.alive = sum(silence < _SILENT_S for silence in view.silence_s.values())
         mark = [(beat["step"], beat["ticks"]) for beat in view.beats.values()]
         if mark != self._progress[0]:
-            self._progress = (mark, time.monotonic())
+            self._progress = (mark, self._clock.now)
         self._ledger.observe(watch.state, max((beat["step"] for beat in view.beats.values()), default=0), watch.reports)
         for departure in view.departures:
             self._left(departure)
@@ -159,7 +163,7 @@ class Supervisor:
         self._ears.listen(watch)
 
     def _look_for_straggler(self, view: View) -> None:
-        watch, now = self._watch, time.monotonic()
+        watch, now = self._watch, self._clock.now
         if now < self._pacing_at:
             return
         self._pacing_at = now + _PACING_EVERY_S
@@ -169,7 +173,7 @@ class Supervisor:
         }
         if not watch.times or len(watch.times) < len(watch.members):
             return
-        if what := watch.pacing.hear(watch.times, watch.state["median_step_s"]):
+        if what := watch.pacing.hear(watch.times, watch.state["median_step_s"], now):
             self._ledger.event(what)
             self._ears.say(what)
 
@@ -241,8 +245,8 @@ class Supervisor:
         workers = {rank: {"pid": m.pid, "node": m.node_id, "host": m.host} for rank, m in members.items()}
         self._store.write_text(f"logs/workers/{generation}.json", json.dumps(workers))
         self._renew(Watch(num_workers=len(members), generation=generation, members=members))
-        self._gathering_since, self._progress = None, (None, time.monotonic())
-        self._room_at = time.monotonic() + _ROOM_EVERY_S
+        self._gathering_since, self._progress = None, (None, self._clock.look())
+        self._room_at = self._clock.now + _ROOM_EVERY_S
         where = f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
         self._ears.say(f"training on {len(members)} worker{'s' * (len(members) > 1)}, {where}")
 
@@ -315,7 +319,7 @@ class Supervisor:
 
     # ── gathering: some workers are here, others are starting, or will never come ──
     def _gather(self, view: View) -> None:
-        now = time.monotonic()
+        now = self._clock.now
         if self._gathering_since is None:
             self._gathering_since, self._room_at = now, now + 2 * _ROOM_EVERY_S
             self._engine.link.call("break_up")
@@ -367,8 +371,8 @@ class Supervisor:
         self._engine.end()
         if (self._room() or 0) < least:
             self._await_room(least)
-        began = time.monotonic()
-        while ((room := self._room()) or 0) < expected and time.monotonic() - began < _RELEASE_S:
+        began = self._clock.look()
+        while ((room := self._room()) or 0) < expected and self._clock.look() - began < _RELEASE_S:
             time.sleep(LOOK_S)
         num_workers = max(self._possible(room, 0) or 0, least)
         self._restart(num_workers, self._spares if room is None else max(0, min(self._spares, room - num_workers)))
@@ -377,12 +381,12 @@ class Supervisor:
         """Until so many workers have room. The cluster is asked for it, so that it adds nodes if it can. Raises: StoppedError."""
         wait_s = self._run.wait
         self._ears.say(f"waiting up to {wait_s:g} s for room for {least} worker{'s' * (least > 1)}")
-        deadline = time.monotonic() + wait_s
+        deadline = self._clock.look() + wait_s
         with self._engine.queued(least) as granted:
             while not granted() and ((room := self._room()) or 0) < least:
                 if self._ears.stop_requested():
                     raise StoppedError("stopped while it waited for room: run the same command again to continue")
-                if time.monotonic() > deadline:
+                if self._clock.look() > deadline:
                     has = "does not say for how many it has room" if room is None else f"has room for {room}"
                     raise StoppedError(f"{least} worker{'s are' if least > 1 else ' is'} needed and the cluster {has} "
                                        f"(waited {wait_s:g} s, --run.wait): run the same command again when it has more")
@@ -421,7 +425,7 @@ class Supervisor:
             return (f"rank {rank} on {self._watch.members[rank].host} has waited {wait_s:.0f} s for storage "
                     f"{self._store.location()}, which has stood still for {still_s:.0f} s: look at its server and the way there; "
                     f"after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
-        idle_s, limit_s = time.monotonic() - self._progress[1], self._progress_limit_s()
+        idle_s, limit_s = self._clock.now - self._progress[1], self._progress_limit_s()
         if idle_s > limit_s / 2:
             what = "and are started again from the last checkpoint" if self._engine.can_replace else "and a stop ends the run"
             return (f"no worker has got on for {idle_s:.0f} s: after {limit_s:.0f} s they are taken to hang "
@@ -433,7 +437,7 @@ class Supervisor:
         here = {rank: m for rank, m in self._watch.members.items() if rank not in self._watch.departed}
         silence = {rank: view.silence_s.get(m.slot, 0.0) for rank, m in here.items()}
         hung = {rank: m for rank, m in here.items() if silence[rank] > limit}
-        if time.monotonic() - self._progress[1] > self._progress_limit_s():
+        if self._clock.now - self._progress[1] > self._progress_limit_s():
             hung = {rank: m for rank, m in here.items() if silence[rank] > _SILENT_S} or here
         self._end_hung(hung, view)
 
@@ -453,7 +457,7 @@ class Supervisor:
         self._ledger.event(f"worker {ranks} hung; the stacks of all ranks are in {folder}")
         self._ears.say(f"worker {ranks} hangs and is ended; the stacks of all ranks are in {self._store.location(folder)}")
         self._engine.kill(list(hung.values()))
-        self._progress = (None, time.monotonic())
+        self._progress = (None, self._clock.look())
 
     def _end_own_process(self) -> None:
         """The worker is in the driver's process: perhaps somebody is looking at it in a debugger, so it is ended only where a stop
@@ -469,7 +473,7 @@ class Supervisor:
 
     def _look_for_preemption(self) -> None:
         """Nodes that are about to be taken away are left after a checkpoint, so that no step is lost."""
-        watch, now = self._watch, time.monotonic()
+        watch, now = self._watch, self._clock.now
         if watch.stopping or now < self._leaving_at:
             return
         self._leaving_at = now + _LEAVING_EVERY_S
@@ -488,9 +492,9 @@ class Supervisor:
     def _look_for_room(self) -> None:
         """An elastic run takes more workers when there is room for them, after a checkpoint."""
         run, watch = self._run, self._watch
-        if run.min_workers == run.max_workers or watch.stopping or time.monotonic() < self._room_at:
+        if run.min_workers == run.max_workers or watch.stopping or self._clock.now < self._room_at:
             return
-        self._room_at = time.monotonic() + _ROOM_EVERY_S
+        self._room_at = self._clock.now + _ROOM_EVERY_S
         possible = self._possible(self._room(), self._spares)
         if possible is not None and possible > watch.num_workers:
             self._ears.say(f"there is room for {possible} workers: checkpoint, then on with them")

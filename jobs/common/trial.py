@@ -81,11 +81,12 @@ class _Trial(Run):
 
     def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
         self._training = True
-        ledger = Ledger.open(folder.store)
-        try:
-            self.log(ledger.history)
-            if not self._stop.is_set():
-                self.end = self._train(folder, dataset, engine, ledger, self, use_ray)
-        finally:
-            ledger.save(ended=True)
+        ledger = Ledger.open(folder.store, folder.require)
+        with folder.kept():
+            try:
+                self.log(ledger.history)
+                if not self._stop.is_set():
+                    self.end = self._train(folder, dataset, engine, ledger, self, use_ray)
+            finally:
+                ledger.save(ended=True)
         return 0

@@ -12,10 +12,11 @@ from unittest import mock
 
 import numpy as np
 
+from cluster import storage
 from cluster.resources import Request, await_room
 from cluster.status import read_status
 from cluster.storage import Store
-from jobs.common import checkpoint_file, checkpoint_manifest, checkpoint_writer
+from jobs.common import checkpoint_file, checkpoint_writer
 from jobs.common.checkpoint import Checkpoints
 from jobs.common.checkpoint_manifest import Checkpoint, FileEntry, SaveName, read_manifest, write_manifest
 from jobs.common.checkpoint_parts import announce, collect
@@ -120,7 +121,7 @@ def wrong_ids(order: Order, count: int) -> int:
 
 # ── checkpoints of many parts ──
 def manifest_figures(settings: Settings, workspace: Path, samples: dict[str, Any]) -> list[Figure]:
-    with mock.patch.object(checkpoint_manifest, "make_durable"):
+    with mock.patch.object(storage, "_sync"):
         times = {count: manifest_times(Store.open(str(workspace / f"parts-{count}")), count) for count in settings.parts}
     samples["manifests"] = times
     figures: list[Figure] = []

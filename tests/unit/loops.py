@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster import errors
 from jobs.common.checkpoint_manifest import SaveName
-from jobs.common.session import Session
+from jobs.common.session import PeerLostError, Session
 
 
 def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
@@ -28,6 +28,15 @@ def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
             _save(session, step)
         session.keep_promise(step)
     return "finished"
+
+
+def hang(session: Session, config: Any) -> Literal["finished", "stopped"]:
+    """Makes one step, and then nothing until it is told to leave."""
+    session.pace.start()
+    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    while not session._orders.leave:  # pyright: ignore[reportPrivateUsage]
+        time.sleep(0.01)
+    raise PeerLostError("it was ended")
 
 
 def fail(session: Session, config: Any) -> Literal["finished", "stopped"]:

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from cluster.loop_clock import MOST_S
 from jobs.common.coordinator import Assignment, Coordinator, Departure, Member
 
 
@@ -137,6 +138,21 @@ def test_silence_counts_from_the_last_sign_of_life() -> None:
     second = coordinator.look().silence_s
     assert second[0] < second[1]
     assert second[1] >= first[1]
+
+
+def test_silence_does_not_grow_while_nobody_looks() -> None:
+    """Where driver and coordinator were paused, beats wait to be taken in."""
+    now = [100.0]
+    coordinator = Coordinator(lambda: now[0])
+    coordinator.join(member(0, "a"))
+    begin(coordinator, "g1", {0: "a"})
+    coordinator.reset()
+    coordinator.join(member(0, "b"))
+    begin(coordinator, "g2", {0: "b"})
+    now[0] += 3600
+    assert coordinator.look().silence_s == {0: MOST_S}
+    now[0] += 0.5
+    assert coordinator.look().silence_s == {0: MOST_S + 0.5}
 
 
 def test_a_reset_forgets_the_group_and_keeps_the_description() -> None:

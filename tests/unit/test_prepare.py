@@ -274,12 +274,16 @@ def test_a_damaged_or_missing_block_in_storage_is_named(source: str, tmp_path: P
     assert len(reader.rows(0, 5)["label"]) == 5
 
 
-def test_a_damaged_description_is_named(tmp_path: Path) -> None:
+def test_data_whose_description_is_damaged_is_named_and_prepared_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
-    for text in ("{", "[]", json.dumps({"version": 2})):
+    for text in ("", "[]", json.dumps({"version": 2})):
         dataset.store.write_text("dataset.json", text)
+        caplog.clear()
         with pytest.raises(DataError, match=r"dataset\.json is damaged .*prepared again"):
-            prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
+            Dataset.load(dataset.store)
+        again = prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
+        assert again.fingerprint == Dataset.load(dataset.store).fingerprint == dataset.fingerprint
+        assert caplog.text.count("dataset.json is damaged") == 2, "it is looked for before and after"
 
 
 def test_the_digits_are_scikit_learns_and_always_the_same(tmp_path: Path) -> None:

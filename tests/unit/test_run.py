@@ -3,10 +3,12 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import FolderGoneError
 from jobs.common.config import parse
 from jobs.common.engine import Engine
 from jobs.common.run import Run, main
@@ -57,6 +60,21 @@ def test_every_end_of_training_is_recorded_and_is_no_restart(
     assert (ended["status"], ended["exit_code"]) == (status, code)
     assert main(FAILING, flags(tmp_path, error)) == code
     assert result(tmp_path / error)["restarts"] == 0
+
+
+def test_all_that_a_run_leaves_for_good_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared data, checkpoints, artifact, record and result: a power cut after the last line takes nothing of them."""
+    synced, fsync = set[int](), os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert main(JOB, flags(tmp_path, "run")) == 0
+    kept = [path for path in tmp_path.rglob("*") if not {"logs", "predictions", ".locks"} & {*path.relative_to(tmp_path).parts}]
+    assert [str(path) for path in kept if path.stat().st_ino not in synced] == []
+    assert len([path for path in kept if path.is_file()]) > 15
 
 
 def test_a_run_that_another_driver_took_over_leaves_the_record_to_it(tmp_path: Path) -> None:
@@ -102,6 +120,40 @@ def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: P
     config = parse(JOB.config_type, flags(tmp_path, "run"), "test")
     assert Late(JOB, config).carry_out() == 0
     assert "run 'run' (attempt 1) is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("workers", "every"), [("1", "3"), ("2", "100000")], ids=["at a checkpoint", "two workers, before one"])
+def test_a_run_whose_folder_is_deleted_says_so_leaves_nothing_and_may_begin_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str, every: str
+) -> None:
+    folder = tmp_path / "run"
+
+    def delete() -> None:
+        while not (folder / "progress.json").exists() or not json.loads((folder / "progress.json").read_text())["highest_step"]:
+            time.sleep(0.01)
+        while folder.exists() and (folder / "run.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a worker may write below it at this moment
+
+    deleting = threading.Thread(target=delete, daemon=True)
+    deleting.start()
+    long = ["--train.epochs", "100000", "--train.max-steps", "10000000", "--run.checkpoint-every-steps", every]
+    assert main(JOB, flags(tmp_path, "run", "--run.workers", workers, *long)) == 1
+    deleting.join(10)
+    said = capsys.readouterr()
+    assert f"{folder}/run.json is gone: the run's folder was deleted" in said.err
+    assert "Traceback" not in said.out + said.err
+    assert not folder.exists()
+    assert main(JOB, flags(tmp_path, "run")) == 0, "what was left does not refuse the next one"
+    assert result(folder)["steps"] == 3
+
+
+def test_what_somebody_may_want_back_stays_where_only_a_part_of_the_folder_was_deleted(tmp_path: Path) -> None:
+    assert main(FAILING, flags(tmp_path, "TrainingFailedError")) == 1
+    folder = RunFolder.find(parse(JOB.config_type, flags(tmp_path, "TrainingFailedError"), "test"))
+    (tmp_path / "TrainingFailedError/run.json").unlink()
+    with pytest.raises(FolderGoneError), folder.kept():
+        raise ValueError("whatever follows from it")
+    assert list((tmp_path / "TrainingFailedError/checkpoints/manifests").rglob("*.json"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

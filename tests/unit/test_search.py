@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jobs.common.checkpoint import Checkpoints
 from jobs.common.checkpoint_writer import CheckpointWriter
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
-from tuning.journal import KEY_VARIABLE, Journal, state_key
+from tuning.journal import KEY_VARIABLE, Journal, Trial, state_key
 from tuning.metrics import GAUGES, readings
 from tuning.objective import Goal
 from tuning.options import base_config, combined
@@ -88,6 +89,72 @@ def test_a_search_that_is_killed_again_and_again_decides_what_an_uninterrupted_o
     assert len(whole.trials) == 12
     stopped = [trial for trial in whole.trials.values() if trial.status == "stopped"]
     assert bool(stopped) == ("none" not in flags)
+
+
+# ── several at a time ──
+def carry_out_at_once(search: Search, slots: int, epoch_s: Callable[[int], float], landing_s: float = 0.0,
+                      at_begin: Callable[[Trial], None] = lambda _: None) -> None:
+    """As many trials at a time as there are slots. epoch_s: what an epoch takes a trial. landing_s: from a trial's end until its
+    slot is free. at_begin: is told of each trial that begins."""
+    now, ends, due = 0.0, set[int](), dict[int, float]()
+    while not search.over or due:
+        while len(due) < slots and (found := search.next()) is not None:
+            due[found[0].number] = now + epoch_s(found[0].number)
+            at_begin(found[0])
+        number = min(due, key=lambda each: (due[each], each))
+        now, trial = due[number], search.trials[number]
+        if number in ends:
+            del due[number]
+            search.landed(number)
+        elif search.evaluated(number, row(trial.values, trial.epoch + 1)) == "continue":
+            due[number] += epoch_s(number)
+        else:
+            ends.add(number)
+            due[number] += landing_s
+
+
+def values_of(search: Search) -> list[Values]:
+    return [search.trials[number].values for number in sorted(search.trials)]
+
+
+def one_is_slow(number: int) -> float:
+    return 3.1 if number % 3 == 0 else 1.0
+
+
+def another_is_slow(number: int) -> float:
+    return 3.1 if number % 3 == 1 else 1.0
+
+
+@pytest.mark.parametrize("flags", [[], ["--scheduler", "none"]], ids=["asha", "none"])
+def test_a_search_that_is_killed_with_several_trials_under_way_draws_what_it_would_have(flags: list[str], tmp_path: Path) -> None:
+    """At each moment at which a trial begins: some run, some have ended, and some of these have not landed yet."""
+    search, compared = open_search(tmp_path / "search", "--num-trials", "18", *flags), list[int]()
+
+    def compare(trial: Trial) -> None:
+        shutil.copytree(tmp_path / "search", tmp_path / f"killed-{trial.number}")
+        (tmp_path / f"killed-{trial.number}/journal/{trial.number:04d}.json").unlink()  # it was killed just before
+        killed = open_search(tmp_path / f"killed-{trial.number}", "--num-trials", "18", *flags)
+        while (found := killed.next()) is not None and found[0].number < trial.number:
+            pass
+        assert found is not None and found[0].values == trial.values
+        compared.append(trial.number)
+
+    carry_out_at_once(search, 3, one_is_slow, landing_s=1.5, at_begin=compare)
+    assert compared == list(range(18))
+
+
+def test_with_several_trials_at_a_time_what_tpe_draws_depends_on_which_of_them_have_ended(tmp_path: Path) -> None:
+    """Nobody is killed. README.md promises what is equal here, and no more."""
+    found: dict[str, list[list[Values]]] = {}
+    for kind in ("optuna", "random"):
+        for name, epoch_s in (("one", one_is_slow), ("another", another_is_slow)):
+            search = open_search(tmp_path / kind / name, "--search", kind, "--num-trials", "18", "--scheduler", "none")
+            carry_out_at_once(search, 2, epoch_s)
+            found.setdefault(kind, []).append(values_of(search))
+    (one, another), (chance, again) = found["optuna"], found["random"]
+    assert one[:10] == another[:10], "TPE's first ten are drawn by chance"
+    assert one[10:] != another[10:]
+    assert chance == again
 
 
 def test_asha_lets_the_best_third_of_a_rung_go_on(tmp_path: Path) -> None:

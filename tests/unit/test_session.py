@@ -288,7 +288,7 @@ def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
         first._left.set()
         until(lambda: first._orders.leave)
         heard = coordinator._heard[0]
-        until(lambda: coordinator._heard[0] > heard)
+        until(lambda: coordinator.look() and coordinator._heard[0] > heard)
 
 
 def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one_that_moves_is_none(

@@ -142,6 +142,30 @@ def test_a_failed_block_leaves_no_file_and_keeps_the_old_one(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_file_reaches_the_disk_before_it_has_its_name_and_the_name_before_the_write_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves a name without a content, or nothing: tests/faults/test_power_cut.py cuts it."""
+    calls, fsync, replace = list[str](), os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().name.partition(".json")[0])
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        calls.append(f"rename to {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    store = Store.open(str(tmp_path))
+    store.write_text("run/logs/a.json", "{}", durable=False)
+    assert calls == ["sync run", f"sync {tmp_path.name}", "rename to a.json"], "the names of new folders, and no content"
+    calls.clear()
+    store.write_text("run/b.json", "{}")
+    assert calls == ["sync b", "rename to b.json", "sync run"]
+
+
 def test_an_unfinished_write_is_not_listed(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path))
     with store.writing("x") as stream:

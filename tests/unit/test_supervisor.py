@@ -40,8 +40,8 @@ class ThreadEngine:
 
     can_replace = True
 
-    def __init__(self) -> None:
-        self.link = DirectLink(Coordinator())
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.link = DirectLink(coordinator)
         self.starts = 0
         self.sizes: list[int] = []
         self.asked_for: list[int] = []
@@ -95,17 +95,23 @@ class Case:
 
     def __init__(self, folder: Path, loop: str = "count", engine: Any = None, **run: Any) -> None:
         self.store = Store.open(str(folder / "run"))
+        self.away_s = 0.0
         dataset = prepare(ImageDataConfig(), Store.open(str(folder)), use_ray=False)
         config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run}, "train": {"max_steps": STEPS}})
         task = Task(train=f"tests.unit.loops:{loop}", config_type="jobs.common.config:Config", config=to_dict(config),
                     config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
-        self.engine, self.ledger, self.said = engine or ThreadEngine(), Ledger.open(self.store), list[str]()
+        self.engine = engine or ThreadEngine(Coordinator(self.now))
+        self.ledger, self.said = Ledger.open(self.store), list[str]()
         self.alive: list[int] = []
         self.stuck: set[str] = set()
         self.stop_requested: Callable[[], bool] = lambda: False
         ears = Ears(listen=self._listen, say=self.said.append, stop_requested=lambda: self.stop_requested())
         self.supervisor = Supervisor(run=config.run, engine=self.engine, task=task, run_store=self.store, num_shards=1,
-                                     ledger=self.ledger, ears=ears)
+                                     ledger=self.ledger, ears=ears, now=self.now)
+
+    def now(self) -> float:
+        """What time it is for the supervisor and its coordinator: `away_s` is how long their process has been paused."""
+        return time.monotonic() + self.away_s
 
     def _listen(self, watch: supervisor.Watch) -> None:
         self.alive.append(watch.alive)
@@ -341,3 +347,66 @@ def test_a_worker_that_hangs_in_the_drivers_own_process_is_ended_by_a_signal(tmp
     finally:
         process.kill()
         process.communicate()
+# ── a driver that was away ──
+def pause(case: Case) -> None:
+    case.away_s += 3600
+
+
+@pytest.mark.parametrize("when", ["at_look", "who_leaves"])
+def test_a_driver_that_was_paused_blames_no_worker(tmp_path: Path, when: str) -> None:
+    """It wakes up before it has looked for hangs in this turn of its loop, and after it."""
+    case = Case(tmp_path, max_failures=0)
+    setattr(case.engine, when, case.once_at(40, lambda: pause(case) or "", otherwise=""))
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+    assert not [line for line in case.said if "hang" in line or "nothing has been heard" in line]
+
+
+def test_a_driver_that_was_paused_while_workers_start_goes_on_waiting_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, looks, loaded, load = Case(tmp_path, max_failures=0), list[float](), threading.Event(), Task.load
+
+    def look() -> None:
+        looks.append(case.now())
+        if len(looks) == 2:
+            pause(case)
+        elif len(looks) == 4:
+            loaded.set()
+
+    def late(task: Task) -> Any:
+        loaded.wait(20)
+        return load(task)
+
+    monkeypatch.setattr(Task, "load", late)
+    case.engine.at_look = look
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+
+
+def test_a_driver_that_was_paused_while_it_waits_for_room_still_looks_for_it(tmp_path: Path) -> None:
+    case = Case(tmp_path, wait=30)
+    case.engine.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
+    rooms: list[int] = []
+
+    def room() -> int:
+        rooms.append(int(len(rooms) > 4))
+        if len(rooms) == 4:
+            pause(case)
+        return rooms[-1]
+
+    case.engine.room = room
+    assert case.carry_out() == "finished"
+    assert case.account == (STEPS, 0, 0)
+
+
+def test_a_worker_that_hangs_is_found_by_the_time_that_the_driver_has_watched(tmp_path: Path) -> None:
+    """Each turn of the driver's loop is as slow as a pause: a bound of 30 s is still reached, after as many turns."""
+    case = Case(tmp_path, loop="hang", max_failures=0)
+    killed: list[Member] = []
+    case.engine.at_look = lambda: setattr(case, "away_s", case.away_s + 120)
+    kill = case.engine.kill
+    case.engine.kill = lambda members: (killed.extend(members), kill(members))[1]  # type: ignore[method-assign]
+    with pytest.raises(TrainingFailedError, match="is spent"):
+        case.carry_out()
+    assert [member.slot for member in killed][:1] == [0]
