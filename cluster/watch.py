@@ -132,7 +132,7 @@ def runs_of(now: Scrape) -> list[RunRow]:
 def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[EndpointRow]:
     """Returns a row for each version that is served now: an ingress says of those alone how many requests wait.
 
-    before: the same, so many seconds ago. A sum over processes that is smaller than it was has lost one: it counts as 0.
+    before: the same, so many seconds ago. A sum over processes that is smaller than it was has lost one: it is 0.
     """
     def grown(name: str, *labels: str) -> dict[tuple[str, ...], float]:
         earlier = before.by(name, *labels) if before else {}

@@ -20,7 +20,7 @@ def write_access_log(path: str) -> None:
 
 
 class AccessLog(logging.handlers.WatchedFileHandler):
-    """Where the file cannot be written any more (a full disk, a folder that is gone), requests are answered all the same.
+    """Lets requests be answered also where the file cannot be written any more (a full disk, a folder that is gone).
 
     Once a minute the replica's log says so then, with how many lines are missing.
     """

@@ -13,7 +13,7 @@ from typing import Any
 from ray import serve
 
 from serving.access_log import write_access_log
-from serving.applications import Application
+from serving.applications import Application, Applications
 from serving.calls import METHODS, Calls
 from serving.closed import keep_calls_to_this_node, limit_calls
 from serving.coordinator import Reporter, lease
@@ -41,7 +41,8 @@ class Ingress:
         if made.access_log is not None:
             write_access_log(made.access_log)
         self._ingress = Application(ENDPOINT, INGRESS)
-        self._others: dict[str, Application] = {}
+        self._others = Applications(lambda name: Application(name, MODEL))
+        self._timeout_s = made.timeout_s
         self._own = {replica.settings.application: replica for replica in map(_replica, made.own)}
         self._table = Table(made, self._connected, measures.batch, measures.compared)
         self._reporter = Reporter(self._table, measures.went_back)
@@ -54,6 +55,8 @@ class Ingress:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         self._table.change(**user_config)
+        self._others.keep({_application_of(each) for versions in self._table.settings().values() for each in versions},
+                          self._timeout_s)
         self._replicas()  # from now on it hears of them
         await self._reporter.follow()
 
@@ -63,8 +66,7 @@ class Ingress:
         return _here(own) if own is not None else _elsewhere(settings, self._other(settings))
 
     def _other(self, settings: ModelSettings) -> Application:
-        name = SHARED if settings.shared else settings.application
-        return self._others.setdefault(name, Application(name, MODEL))
+        return self._others.get(_application_of(settings))
 
     def _replicas(self) -> dict[str, Any]:
         """How many run: of the ingress, and of each model."""
@@ -76,6 +78,10 @@ class Ingress:
         if settings.application in self._own:
             return len(self._ingress.replicas())
         return sum(not settings.shared or settings.key in loaded for loaded in self._other(settings).replicas())
+
+
+def _application_of(settings: ModelSettings) -> str:
+    return SHARED if settings.shared else settings.application
 
 
 def _call(method: str) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,35 @@ from ray.exceptions import RayActorError
 from serving.errors import GoneError
 
 _TRIES = 3
+
+
+class Applications:
+    """Those that an ingress asks, each made when it is first asked for."""
+
+    def __init__(self, make: "Callable[[str], Application]") -> None:
+        self._make = make
+        self._known: dict[str, Application] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> "Application":
+        if name not in self._known:
+            self._known[name] = self._make(name)
+        return self._known[name]
+
+    def keep(self, names: Collection[str], last_s: float) -> None:
+        """Lets go of all others after last_s, when what they were asked has been answered. Needs a running event loop.
+
+        Each goes on hearing of its replicas otherwise, also where Serve has ended it long ago.
+        """
+        for gone in [self._known.pop(name) for name in set(self._known) - set(names)]:
+            task = asyncio.create_task(_close(gone, last_s))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+async def _close(gone: "Application", after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await gone.close()
 
 
 class Application:
@@ -38,6 +67,11 @@ class Application:
                 coming.cancel()
                 raise
         raise GoneError(f"{_TRIES} replicas died with this request")
+
+    async def close(self) -> None:
+        """Ends what hears of its replicas."""
+        if "_handle" in self.__dict__:
+            await self._handle.shutdown_async()
 
     async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any]:
         """What one replica answers piece by piece. Raises: GoneError."""

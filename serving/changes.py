@@ -30,14 +30,19 @@ def status(options: argparse.Namespace) -> int:
         from serving import running
         from serving.coordinator import told
 
-        states, watched, shadows = running.states(), told("watched"), told("shadows")
+        states, troubles = running.states(), running.troubles()
+        watched, shadows = told("watched"), told("shadows")
     for name, versions in record.models().items():
         weights = _weights(record, name, watched)
         for each in versions:
             settings = ModelSettings(**each["settings"])
-            state = states.get(SHARED if settings.shared else settings.application, states[ENDPOINT])
+            asked = SHARED if settings.shared else settings.application
+            application = asked if asked in states else ENDPOINT
+            state = states.get(application, "gone")
             print(f"{name:<20} version {settings.version:<6} {100 * weights[settings.version]:5.1f} %   {state:<10} "
                   f"{settings.digest[:12]}  {settings.uri}")
+            if (trouble := troubles.get(application)) is not None:
+                print(f"{'':<20} {trouble}")
         for line in [*_of_guard(record, name, watched), *_of_shadow(record, name, shadows)]:
             print(f"{'':<20} {line}")
     return 0

@@ -1,5 +1,6 @@
 """Which version of a model answers a request: weights, and a batcher and a Serve handle for each version."""
 
+import asyncio
 import logging
 import random
 import time
@@ -17,6 +18,10 @@ from serving.settings import EndpointSettings, ModelSettings
 from serving.shadow import Shadow
 
 _log = logging.getLogger(__name__)
+_DESCRIBED_AT_ONCE = 16
+"""Models whose replicas are asked what they are, for a list of all: there may be a thousand."""
+_NAMED = 20
+"""Models that an error names."""
 Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]]]
 
 
@@ -159,7 +164,7 @@ class Table:
         """The version that is asked for, or one by weight. Raises: UnknownModelError."""
         versions = self._routes.get(name)
         if versions is None:
-            raise UnknownModelError(f"there is no model {name[:60]!r}: there is {', '.join(self._routes) or 'none'}")
+            raise UnknownModelError(f"there is no model {name[:60]!r}: there is {_some(self.names) or 'none'}")
         if version is not None:
             if (found := versions.get(version)) is None:
                 raise UnknownModelError(f"model {name!r} has no version {version[:60]!r}: it has {', '.join(versions)}")
@@ -200,13 +205,17 @@ class Table:
 
     async def all_described(self) -> list[dict[str, Any]]:
         """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""
-        found: list[dict[str, Any]] = []
-        for name in self.names:
-            try:
-                found.append(await self.described(name))
-            except Exception:  # noqa: BLE001  (the other models are there)
-                _log.exception("model %s cannot be described", name)
-        return found
+        turns = asyncio.Semaphore(_DESCRIBED_AT_ONCE)
+
+        async def one(name: str) -> dict[str, Any] | None:
+            async with turns:
+                try:
+                    return await self.described(name)
+                except Exception:  # noqa: BLE001  (the other models are there)
+                    _log.exception("model %s cannot be described", name)
+                    return None
+
+        return [each for each in await asyncio.gather(*map(one, self.names)) if each is not None]
 
     def settings(self) -> dict[str, list[ModelSettings]]:
         return {name: [route.settings for route in versions.values()] for name, versions in self._routes.items()}
@@ -214,6 +223,11 @@ class Table:
     def live(self) -> dict[str, Any]:
         queued = {name: sum(route.queued for route in versions.values()) for name, versions in self._routes.items()}
         return {"queued": queued}
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _plain(values: Any) -> list[Any]:

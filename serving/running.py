@@ -87,6 +87,11 @@ def states() -> dict[str, str]:
     return {name: str(each.status.value).lower() for name, each in _applications().items()}
 
 
+def troubles() -> dict[str, str]:
+    """By application, why it does not run as it should; nothing of those that do."""
+    return {name: _reason(each) for name, each in _applications().items() if each.status in _FAILED}
+
+
 def served_at() -> int | None:
     """The port of the Serve instance of the connected cluster, which has one at most; None where there is none."""
     client = _client()

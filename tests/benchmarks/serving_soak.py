@@ -1,8 +1,9 @@
-"""Ten minutes of steady load on an endpoint: whether any of its processes grows."""
+"""Ten minutes of steady load on an endpoint, then 200 promotions and rollbacks: whether any of its processes grows."""
 
 import re
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from cluster.network import free_port
+from cluster.storage import Store
+from jobs.common.artifact import open_artifact
+from jobs.common.registry import Registry
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.serving_http import body_of, images
-from tests.runs import Job, python, run
+from tests.runs import ROOT, Job, python, run
 
 TITLE = "ten minutes of steady load: growth of an endpoint's processes"
 
@@ -26,13 +31,18 @@ class Settings:
     """What comes before is not looked at."""
     every_s: float = 5.0
     connections: int = 8
+    cycles: int = 200
+    """Promotions, each with its rollback."""
+    warm_cycles: int = 20
 
 
-QUICK = Settings(seconds=30, warm_s=10, every_s=1.0)
+QUICK = Settings(seconds=30, warm_s=10, every_s=1.0, cycles=6, warm_cycles=2)
 NOTES = (
     "wrk asks for one digit a request (784 JSON floats) over eight connections, as fast as it is answered. Resident memory of the "
     "ingress, of Serve's controller and of HAProxy together, every five seconds from the second minute on: its slope by least "
     "squares, and the upper end of the slope's 95% interval (Student's t).",
+    "A cycle is `serving promote` of one of two other versions, by turns, and `serving rollback`, by the commands themselves: "
+    "a version that has had no requests for two changes ends, so each promotion starts replicas. Memory is taken after each.",
 )
 PROCESSES = ("ServeReplica", "ServeController", "haproxy")
 
@@ -78,17 +88,44 @@ def under_load(job: Job, url: str, body: bytes, settings: Settings,
     return int(answered[1]), times, samples
 
 
-def measure(settings: Settings, workspace: Path) -> Outcome:
-    assert shutil.which("wrk"), "needs wrk: see .ci/debian-packages"
+def register(workspace: Path) -> None:
+    """Trains a model, and makes it three versions of `digits`."""
     with run(workspace / "digits", "--run.tracking-uri", "none", "--train.epochs", "1", "--eval.robustness-rows", "0",
              quick=False) as job:
-        artifact = job.finished()["artifact"]
+        artifact = open_artifact(job.finished()["artifact"])
+    registry = Registry.open(None, Store.open(str(workspace)), "digits")
+    registry.start(run_name="soak", params={}, tags={})
+    for _ in range(3):
+        registry.register(artifact)
+    registry.finish("done")
+
+
+def after_changes(job: Job, where: list[str], cycles: int) -> list[float]:
+    """MB after each promotion and its rollback."""
+    found: list[float] = []
+    for cycle in range(cycles):
+        for command in (["promote", "digits", str(2 + cycle % 2)], ["rollback", "digits"]):
+            done = subprocess.run([sys.executable, "-m", "serving", *command, *where], cwd=ROOT, capture_output=True,
+                                  text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        found.append(sum(resident(job).values()))
+    return found
+
+
+def measure(settings: Settings, workspace: Path) -> Outcome:
+    assert shutil.which("wrk"), "needs wrk: see .ci/debian-packages"
+    register(workspace)
     port = free_port()
-    with python("serving", "up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), folder=workspace / "up",
-                env={"TRAINYARD_HOME": str(workspace / "home")}) as started:
-        started.until(lambda: "ready: " in started.text)
-        url = f"http://127.0.0.1:{port}/v2/models/digits/infer"
-        answered, times, samples = under_load(started, url, body_of(images(1)), settings, workspace)
+    where = ["--port", str(port), "--storage", str(workspace)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINYARD_HOME", str(workspace / "home"))
+        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", *where]
+        with python("serving", *command, folder=workspace / "up") as started:
+            started.until(lambda: "ready: " in started.text)
+            url = f"http://127.0.0.1:{port}/v2/models/digits/infer"
+            answered, times, samples = under_load(started, url, body_of(images(1)), settings, workspace)
+            changed = after_changes(started, where, settings.cycles)[settings.warm_cycles:]
+    a_cycle = float(np.polyfit(np.arange(len(changed)), changed, 1)[0])
     whole = [sum(values) for values in zip(*samples.values(), strict=True)]
     rate, bound = slope(times, whole)
     return Outcome(figures=(
@@ -96,4 +133,5 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
         Figure(name="memory at the second minute", value=whole[0], unit="MB"),
         Figure(name="growth", value=rate, unit="MB a minute"),
         Figure(name="upper end of its 95% interval", value=bound, unit="MB a minute", at_most=1.0),
-    ), samples={"seconds": times, **samples}, notes=NOTES)
+        Figure(name="growth by promotions and rollbacks", value=a_cycle, unit="MB a cycle", at_most=0.5),
+    ), samples={"seconds": times, **samples, "changed": changed}, notes=NOTES)

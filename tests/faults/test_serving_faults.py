@@ -124,7 +124,8 @@ def test_what_an_up_began_on_a_cluster_ends_however_the_up_ended(
     with runs.python("serving", *command, "--cpus-per-replica", "0.5", folder=tmp_path) as job:
         job.until(lambda: "ready: " in job.text)
         assert f"ended the endpoint on port {port} that an `up` which was killed had left" in job.text
-        assert read_status(cluster.address).endpoints == (Served(application="endpoint", replicas=1, cpus=0.5, gpus=0.0),)
+        (held,) = read_status(cluster.address).endpoints
+        assert held == Served(application="endpoint", replicas=1, cpus=0.5, gpus=0.0)
         assert main(command) == 2
         assert f"an endpoint of yours runs there already (process {job.process.pid})" in capsys.readouterr().err
         assert main([*command[:-1], str(free_port())]) == 2

@@ -42,7 +42,8 @@ def test_a_log_whose_folder_is_gone_goes_on_when_it_is_back(
     assert (tmp_path / "moved/access.log").read_text() == "one\n"
     assert path.read_text() == "two\n"
     (message,) = said(caplog)
-    assert message.startswith(f"{path} cannot be written ([Errno 2]") and "1 requests are missing in it so far" in message
+    assert message.startswith(f"{path} cannot be written ([Errno 2]")
+    assert "1 requests are missing in it so far" in message
     assert capfd.readouterr().err == "", "no traceback for each request"
 
 

@@ -150,6 +150,28 @@ def test_a_model_that_cannot_be_described_is_left_out_of_the_list() -> None:
     assert len(asyncio.run(ask(endpoint(Replicas()), "/v2/models", method="GET"))[2]["models"]) == 1
 
 
+def test_of_a_thousand_models_many_are_described_at_a_time_and_an_error_names_some() -> None:
+    class Counting(Replicas):
+        now = most = 0
+
+        async def ask(self, method: str, *arguments: Any) -> Any:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0.001)
+            self.now -= 1
+            return ABOUT
+
+    replicas, made = Counting(), EndpointSettings(auth=False)
+    table = Table(made, lambda model: (replicas.ask, lambda: True), lambda settings, requests, rows: None)
+    models = {f"m{n}-1": ModelSettings(name=f"m{n}", version="1", uri="", digest="d") for n in range(1000)}
+    table.change(routes({f"m{n}": {"1": 1.0} for n in range(1000)}, models)["models"])
+    app = Endpoint(made, table, Measures())
+    listed = asyncio.run(ask(app, "/v2/models", method="GET"))[2]["models"]
+    assert ([each["name"] for each in listed], replicas.most) == ([f"m{n}" for n in range(1000)], 16)
+    status, _, answer = asyncio.run(ask(app, "/v2/models/x/infer"))
+    assert status == 404 and answer["error"].endswith("m18, m19 and 980 more")
+
+
 def test_our_own_mistake_is_said_without_its_details() -> None:
     replicas = Replicas()
     replicas.broken = True

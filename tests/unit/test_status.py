@@ -49,8 +49,8 @@ def test_a_node_that_was_removed_in_order_is_no_problem(reason: str, removed: bo
 
 def test_eighty_columns_hold_a_jobs_id_whole() -> None:
     command = "python -m jobs.mlp --run.storage s3://a-bucket/with/a/long/path " * 3
-    jobs = [Job(job_id="01", submission_id=name, entrypoint=command, ip="127.0.0.1", started=time.time() - 4000, running=True)
-            for name in ("raysubmit_2nQnm5iXk7BfGh8k", "of-mine-" * 6)]
+    jobs = [Job(job_id="01", submission_id=name, entrypoint=command, ip="127.0.0.1", started=time.time() - 4000,
+                running=True) for name in ("raysubmit_2nQnm5iXk7BfGh8k", "of-mine-" * 6)]
     lines = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD],
                          jobs=jobs, problems=[]), width=80).splitlines()
     assert any("raysubmit_2nQnm5iXk7BfGh8k" in line and "1 h 6 min" in line for line in lines), lines
