@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cluster.documents import MOST_JSON_BYTES, DocumentError
 from cluster.errors import ArtifactError, CheckpointError
-from cluster.storage import Store
+from cluster.storage import Store, tls_remedy
 from jobs.common import model_card, safe_formats
 from jobs.common.artifact_manifest import Description, FileEntry, Manifest
 from jobs.common.checkpoint_tensors import read_tensors
@@ -150,9 +150,19 @@ def write_artifact(
 def open_artifact(where: Where, expected_digest: str | None = None) -> Artifact:
     """Reads and verifies every file. expected_digest: what the registry says of the manifest.
 
-    Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code.
+    Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code; also for a storage
+    that does not answer.
     """
     folder = as_store(where)
+    try:
+        return _opened(folder, expected_digest)
+    except OSError as error:
+        remedy = tls_remedy(error) or "check the address, that its storage can be reached from here, and your permissions"
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"artifact {folder.location()} cannot be read ({why}): {remedy}") from error
+
+
+def _opened(folder: Store, expected_digest: str | None) -> Artifact:
     found, problems = _found(folder)
     if MANIFEST not in found and not problems:
         raise ArtifactError(f"no artifact at {folder.location()}: it has no {MANIFEST}; check the address")

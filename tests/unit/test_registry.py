@@ -20,6 +20,7 @@ from jobs.common.metric_log import MetricLog
 from jobs.common.open_inference import TensorSpec
 from jobs.common.registry import Registry
 from jobs.common.registry_command import main
+from serving.deploy import find
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
@@ -130,6 +131,21 @@ def test_the_registrys_copy_is_held_to_the_registered_digest(storage, tmp_path):
         (copy / path).write_bytes(other.store.read_bytes(path))
     with pytest.raises(ArtifactError, match="as was registered"):
         registry.fetch(version, tmp_path / "fetched")
+
+
+def test_a_version_whose_tag_names_a_storage_that_does_not_answer_is_one_message(storage, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    registry = Registry.open(None, storage, "unreachable")
+    registry.start("r", {}, {})
+    registry.register(make_artifact(tmp_path))
+    uri = "s3://bucket/runs/r/artifact?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    client_of(storage).set_model_version_tag("unreachable", "1", "artifact", uri)
+    with pytest.raises(ArtifactError) as caught:
+        find("digits=models:/unreachable@candidate", None, storage)
+    assert str(caught.value).startswith(f"artifact {uri} cannot be read (When ")
+    assert "check the address, that its storage can be reached from here" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
