@@ -1,14 +1,16 @@
 """Which attempt a command line means, and what is refused before anything is touched."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ConfigError, RunConflictError, StorageError
+from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common import run_folder
-from jobs.common.run_folder import RunFolder, open_storage
+from jobs.common.run_folder import RunFolder, open_storage, read_record
 from jobs.mlp.config import MlpConfig
 
 
@@ -73,13 +75,33 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 
 def test_storage_that_hangs_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that nobody writes to hangs as a mount does whose server is gone."""
+    """A read that does not end is what a mount does whose server is gone."""
+    back = threading.Event()
     monkeypatch.setattr(run_folder, "READ_TIMEOUT_S", 0.2)
-    (tmp_path / "r").mkdir()
-    os.mkfifo(tmp_path / "r/run.json")
+    monkeypatch.setattr(run_folder, "load_json", lambda *_: back.wait())
     with pytest.raises(StorageError, match=f"storage {tmp_path} does not answer within 0.2 s: .* pass another --run.storage"):
         RunFolder.find(config(tmp_path))
-    os.close(os.open(tmp_path / "r/run.json", os.O_WRONLY | os.O_NONBLOCK))  # lets the reader go
+    back.set()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("path", ["run.json", "result.json"])
+@pytest.mark.parametrize("text", ["5", "[]", "{}", "null", "{", DEEP, '{"status": "done", "exit_code": 0, "metrics": []}',
+                                  '{"status": 5, "exit_code": 0}', '{"name": "r", "config": 5}'])
+def test_a_record_of_wrong_types_is_damaged_in_one_line(path: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / path).write_text(text)
+    with pytest.raises(StorageError, match=rf"{path} is damaged \(.*\): correct or delete it") as caught:
+        read_record(Store.open(str(tmp_path)), path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    os.mkfifo(tmp_path / "r/run.json")
+    with pytest.raises(StorageError, match="is not a file, but a pipe"):
+        RunFolder.find(config(tmp_path))
 
 
 def test_a_relative_storage_is_refused_inside_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
