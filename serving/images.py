@@ -19,8 +19,9 @@ MOST_PIXELS = 25_000_000
 """Of all image files of a request, by what they say of themselves: more are refused before any is unpacked."""
 _MOST_PARTS: Mapping[bytes, tuple[int, tuple[bytes, ...]]] = {
     b"\x89PNG": (8, (b"iCCP", b"iTXt", b"zTXt")), b"\xff\xd8\xff": (32, (b"\xff\xda",))}
-"""By a file's beginning, how many it may have of what Pillow works through whatever the pixels are: a PNG's compressed texts and
-profiles, of which each kilobyte becomes a megabyte, and a JPEG's scans, of which a few bytes go over the whole picture again."""
+"""By a file's beginning, how many it may have of what Pillow works through whatever the pixels are: a PNG's compressed
+texts and profiles, of which each kilobyte becomes a megabyte, and a JPEG's scans, of which a few bytes go over the whole
+picture again."""
 _PIECE = 4096
 """Bytes of a file that are unpacked in one go, in which Python's lock is held."""
 
@@ -36,8 +37,9 @@ def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
             opened.append(_opened(data))
             pixels += opened[-1].width * opened[-1].height
             if pixels > MOST_PIXELS:
-                raise BadRequestError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have more "
-                                      f"(one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send fewer")
+                raise BadRequestError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have "
+                                      f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
+                                      "fewer")
         return np.stack([_row(image, shape, dtype) for image in opened])
 
 
@@ -48,8 +50,9 @@ def _readable() -> Generator[None]:
         yield
     except BadRequestError:
         raise
-    except Exception:  # noqa: BLE001  (its decoders let through whatever they meet: struct.error, NotImplementedError, …)
-        raise BadRequestError("an element of the input is no image file that can be read: send PNG, JPEG or WebP") from None
+    except Exception:  # noqa: BLE001  (decoders let through what they meet: struct.error, NotImplementedError, …)
+        raise BadRequestError("an element of the input is no image file that can be read: send PNG, JPEG or WebP") \
+            from None
 
 
 def _opened(data: bytes) -> Any:

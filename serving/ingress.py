@@ -148,13 +148,14 @@ class Endpoint:
         return _found(asked, outputs, about["outputs"], route)
 
     async def _explain(self, request: Request, route: Route, receive: Receive) -> Answer:
-        parse = await self._parser(request, receive, "explanation", min(MOST_ROWS, route.settings.max_batch_rows), "explanations")
+        most = min(MOST_ROWS, route.settings.max_batch_rows)
+        parse = await self._parser(request, receive, "explanation", most, "explanations")
         asked, outputs, about = await self.core.explain(request, route, parse)
         return _found(asked, outputs, about["explanation"], route)
 
     async def _parser(self, request: Request, receive: Receive, outputs: str, most: int, limit: str) -> Parse:
-        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for. most: rows of a
-        request, and `limit` what they are limited by, for the message.
+        """Of the request's body, once it has come. outputs: which tensors of a model's description are asked for. most:
+        rows of a request. limit: what they are limited by, for the message.
         """
         body = await _body(receive, request, self.settings.max_request_bytes)
         length = request.headers.get(protocol.HEADER_LENGTH.encode())

@@ -19,7 +19,7 @@ MOST_FIELDS = 1 << 16
 """Of a message that is longer than what is read at once: each becomes an object, and an empty one may be two bytes."""
 _PARAMETERS: Mapping[int, Any] = {2: {}}
 _REQUEST: Mapping[int, Any] = {4: _PARAMETERS, 5: {4: _PARAMETERS, 5: {}}, 6: {2: _PARAMETERS}}
-"""By their numbers, the fields of a ModelInferRequest that are messages, and of them those that are, down to the last."""
+"""By their numbers, the fields of a ModelInferRequest that are messages, and of them those that are, and so on."""
 _NUMBER_BYTES = 10
 PACKAGE = "inference"
 DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
@@ -63,7 +63,8 @@ def parsed(name: str, data: bytes) -> Any:
 
 def _check_fields(data: bytes, name: str) -> None:
     """Raises: BadRequestError for more of them than are made into objects, whatever is in them."""
-    waiting: list[tuple[int, int, Mapping[int, Any]]] = [(0, len(data), _REQUEST if name == "ModelInferRequest" else {})]
+    known: Mapping[int, Any] = _REQUEST if name == "ModelInferRequest" else {}
+    waiting = [(0, len(data), known)]
     fields = 0
     try:
         while waiting:
@@ -72,7 +73,8 @@ def _check_fields(data: bytes, name: str) -> None:
                 number, start, at = _field(data, at)
                 fields += 1
                 if fields > MOST_FIELDS:
-                    raise BadRequestError(f"the message has more than {MOST_FIELDS:,} fields: send tensors as raw_input_contents")
+                    raise BadRequestError(f"the message has more than {MOST_FIELDS:,} fields: send tensors as "
+                                          "raw_input_contents")
                 if number in inside:
                     waiting.append((start, at, inside[number]))
     except (IndexError, KeyError):

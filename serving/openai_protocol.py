@@ -101,9 +101,10 @@ def _are_tokens(value: Any) -> bool:
 def _stops(given: Mapping[str, Any]) -> list[str]:
     stop = given.get("stop", [])
     stops = cast(list[Any], stop) if isinstance(stop, list) else [stop]
-    if len(stops) > MOST_STOPS or not all(isinstance(each, str) and 0 < len(each) <= MOST_STOP_CHARACTERS for each in stops):
-        raise ParameterError(f"`stop` must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to {MOST_STOPS}",
-                             "stop")
+    fit = all(isinstance(each, str) and 0 < len(each) <= MOST_STOP_CHARACTERS for each in stops)
+    if len(stops) > MOST_STOPS or not fit:
+        raise ParameterError(f"`stop` must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to "
+                             f"{MOST_STOPS}", "stop")
     return stops
 
 

@@ -27,8 +27,8 @@ HEADER_LENGTH = "inference-header-content-length"
 QUICK_BYTES = 1 << 16
 """What is shorter is read in the event loop: handing it to a thread costs more than it frees."""
 MOST_VALUES, MOST_BRACKETS = 1 << 19, 1 << 16
-"""Of a body's JSON. While it becomes objects Python's lock is held, whichever thread reads it, and nobody is answered: with so many
-that takes some 50 ms, whatever they are."""
+"""Commas and opening brackets of a body's JSON. While it becomes objects Python's lock is held, whichever thread reads it,
+and nobody is answered: with so many that takes some 50 ms, whatever they are."""
 _WORDS: Mapping[type, str] = {bool: "true or false", dict: "objects", float: "numbers", int: "numbers", list: "lists",
                               str: "strings", type(None): "null"}
 """What JSON calls the values that Python makes of it."""
@@ -36,7 +36,7 @@ _WORDS: Mapping[type, str] = {bool: "true or false", dict: "objects", float: "nu
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One that is asked for. binary: as a binary tensor. classes: as many of its likeliest classes in its place, if any."""
+    """One that is asked for. binary: as a binary tensor. classes: how many of its likeliest come in its place; 0: none do."""
 
     binary: bool
     classes: int = 0
@@ -58,7 +58,8 @@ class InferRequest:
 
 def parse_request(body: bytes, header_length: str | None, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
                   max_rows: int, limit: str = "--max-batch-rows") -> InferRequest:
-    """specs: of the inputs that the model takes. outputs: of those that it gives. limit: what sets `max_rows`, for the message.
+    """specs: of the inputs that the model takes. outputs: of those that it gives. limit: what sets `max_rows`, for the
+    message.
 
     Raises: BadRequestError, with the remedy.
     """
@@ -82,8 +83,8 @@ def json_object(body: bytes, example: str) -> dict[str, Any]:
 
 def _check_size(what: str, found: int, most: int) -> None:
     if found > most:
-        raise BadRequestError(f"the JSON has {found:,} {what}: at most {most:,}. Send tensors as binary ones, `data` that is not "
-                              "nested, or fewer rows in one request")
+        raise BadRequestError(f"the JSON has {found:,} {what}: at most {most:,}. Send tensors as binary ones, `data` that is "
+                              "not nested, or fewer rows in one request")
 
 
 def fitted(message: Mapping[str, Any], tail: memoryview, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
@@ -171,8 +172,8 @@ def _outputs(message: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
 def _output(name: str, parameters: Mapping[str, Any], binary: bool) -> Output:
     """binary: unless it says otherwise."""
     if strange := [each for each in parameters if each not in ("binary_data", "classification")]:
-        raise BadRequestError(f"output {name!r} has the parameter {strange[0][:60]!r}, which this endpoint does not know: "
-                              "there are binary_data and classification")
+        raise BadRequestError(f"output {name!r} has the parameter {strange[0][:60]!r}, which this endpoint does not "
+                              "know: there are binary_data and classification")
     classes = parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
         raise BadRequestError(f"`classification` of output {name!r} is {shown(classes)}: it must be a number of classes")
@@ -222,7 +223,8 @@ def _spec(tensor: Mapping[str, Any], specs: Sequence[TensorSpec]) -> TensorSpec:
     """The spec that a tensor is to keep: the model's, or BYTES of one element a row, such as the bytes of an image file."""
     spec, datatype = next((each for each in specs if each.name == tensor["name"]), None), tensor.get("datatype")
     if spec is None:
-        raise BadRequestError(f"the model has no input {tensor['name'][:60]!r}: it takes {', '.join(each.name for each in specs)}")
+        known = ", ".join(each.name for each in specs)
+        raise BadRequestError(f"the model has no input {tensor['name'][:60]!r}: it takes {known}")
     if datatype is None:
         raise BadRequestError(f"datatype of input {spec.name!r} is missing: it is {spec.datatype}")
     if datatype == spec.datatype:
@@ -264,8 +266,8 @@ def _flat(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> list[Any
     while data and type(data[0]) is list and len(found) < len(shape):
         sizes: set[int] = set(map(len, data)) if set(map(type, data)) == {list} else set()
         if len(sizes) != 1:
-            raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape {list(shape)} says, or not at "
-                                  "all")
+            raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape {list(shape)} says, or not "
+                                  "at all")
         found = (*found, sizes.pop())
         data = list(chain.from_iterable(data))
     if len(data) != math.prod(shape) or (len(found) > 1 and found != shape):
@@ -291,7 +293,8 @@ def _whole(flat: list[Any], spec: TensorSpec, wanted: np.dtype[Any]) -> Array:
         values = np.array(list(map(int, flat)), object)
     limits = np.iinfo(wanted)
     if values.size and not (limits.min <= int(values.min()) and int(values.max()) <= limits.max):
-        raise BadRequestError(f"`data` of input {spec.name!r} holds values outside {spec.datatype}: {limits.min} to {limits.max}")
+        raise BadRequestError(f"`data` of input {spec.name!r} holds values outside {spec.datatype}: {limits.min} to "
+                              f"{limits.max}")
     return values.astype(wanted, copy=False)
 
 

@@ -70,7 +70,8 @@ class Replica:
     async def _unpacked(self, requests: Sequence[Tensors]) -> list[NDArray[Any] | RefusedError]:
         """The rows of requests of which some have files: in threads, beside the model, which answers others meanwhile."""
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(self._decoding, decoded, self._predictor, each) for each in requests))
+        coming = [loop.run_in_executor(self._decoding, decoded, self._predictor, each) for each in requests]
+        return await asyncio.gather(*coming)
 
     async def count_drift(self) -> bool:
         """Once. Returns whether there is any to be counted."""
@@ -142,7 +143,7 @@ def answered(predictor: Predictor, requests: Sequence[NDArray[Any] | RefusedErro
 
 
 def _predicted(predictor: Predictor, batches: Sequence[NDArray[Any]], drift: Drift | None) -> list[Tensors | RefusedError]:
-    """The answers to each request's rows. They are computed together; where that fails each alone, so that it fails its own."""
+    """The answers to each request's rows, computed together; where that fails each alone, so that it fails its own."""
     if not batches:
         return []
     try:
@@ -152,7 +153,7 @@ def _predicted(predictor: Predictor, batches: Sequence[NDArray[Any]], drift: Dri
         made = [predictor.encode(predicted[end - len(each) : end]) for each, end in zip(batches, ends, strict=True)]
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001  (as in `decoded`; a panic of Rust's code, such as the tokenizers', is no Exception)
+    except BaseException:  # noqa: BLE001  (as in `decoded`; a panic of Rust's code, as in tokenizers, is no Exception)
         _log.exception("the model failed with %d rows of %d requests", sum(map(len, batches)), len(batches))
         return [ModelError(_FAILED)] if len(batches) == 1 else [_predicted(predictor, [each], drift)[0] for each in batches]
     if drift is not None:

@@ -88,7 +88,12 @@ class LikelihoodPredictor:
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         if inputs["tokens"].dtype == object:
             raise BadRequestError("input 'tokens' is INT32, not BYTES")
-        return inputs["tokens"]
+        tokens, words = inputs["tokens"], int(self._model.model.config.vocab_size)
+        least, most = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+        if least < -1 or most >= words:
+            raise BadRequestError(f"input 'tokens' holds {least} to {most}: the model has the tokens 0 to {words - 1}, "
+                                  "and -1 stands for none")
+        return tokens
 
     def predict(self, rows: Array) -> Array:
         """A few rows at a time: the scores of all tokens of all words are many times what the rows are."""

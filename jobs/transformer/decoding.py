@@ -56,7 +56,8 @@ class Decoder:
     # ── text ──
     def tokens(self, text: str) -> list[int]:
         """A prompt as the model was trained on it: the start of a document, and then the text."""
-        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # unlike `encode`, lets go of Python's lock
+        # `encode` holds Python's lock, and `encode_batch` lets go of it
+        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return [self._start_id, *encoded.ids]
 
     def pieces(self) -> Callable[[int], str]:

@@ -29,7 +29,8 @@ class TextFeatures:
         Each (B,).
         """
         begun = [text[:MOST_CHARACTERS] for text in texts]
-        encoded = self._backend.encode_batch(begun, add_special_tokens=False)  # unlike `encode`, lets go of Python's lock
+        # `encode` holds Python's lock, and `encode_batch` lets go of it
+        encoded = self._backend.encode_batch(begun, add_special_tokens=False)
         tokens = [np.array(each.ids, np.int32) for each in encoded]
         return {
             "characters": np.array([len(text) for text in texts]),

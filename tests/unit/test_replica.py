@@ -22,6 +22,8 @@ from serving.errors import BadRequestError
 from serving.images import MOST_PIXELS
 from serving.replica import Replica, answers
 from serving.settings import ModelSettings
+from serving.transformer import LikelihoodPredictor
+from tests.unit.language_model import language_model
 
 PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 pytestmark = PYDANTIC
@@ -132,3 +134,13 @@ def test_rows_that_the_model_fails_with_fail_their_own_request_alone(place: str,
     found: list[Any] = answers(Model(), [{"x": np.array(values)} for values in ([1, 2], [13], [3])])
     assert [getattr(each, "status", None) for each in found] == [None, 500, None]
     assert [found[0]["y"].tolist(), found[2]["y"].tolist()] == [[1, 2], [3]]
+
+
+def test_tokens_that_the_model_does_not_have_are_the_callers_mistake() -> None:
+    model = LikelihoodPredictor(language_model())
+    good: dict[str, Any] = {"tokens": np.array([[1, 2, 3, -1]], np.int32)}
+    for bad in (-2, 257):
+        first, failed, last = answers(model, [good, {"tokens": np.array([[1, bad, 1, 1]], np.int32)}, good])
+        assert isinstance(failed, BadRequestError)
+        assert "the model has the tokens 0 to 256, and -1 stands for none" in str(failed)
+        assert not isinstance(first, Exception) and not isinstance(last, Exception)
