@@ -38,7 +38,7 @@ def status(options: argparse.Namespace) -> int:
             settings = ModelSettings(**each["settings"])
             asked = SHARED if settings.shared else settings.application
             application = asked if asked in states else ENDPOINT
-            state = states.get(application, "gone")
+            state = states.get(application, "not there")
             print(f"{name:<20} version {settings.version:<6} {100 * weights[settings.version]:5.1f} %   {state:<10} "
                   f"{settings.digest[:12]}  {settings.uri}")
             if (trouble := troubles.get(application)) is not None:

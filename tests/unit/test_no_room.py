@@ -95,6 +95,20 @@ def test_of_replicas_that_need_the_same_the_one_without_room_is_named(monkeypatc
         wait(monkeypatch, {"digits-1": ({"CPU": 1.0}, None), "digits-2": ({"CPU": 1.0}, None)}, FakeGcs(0.0, {1.0: 1}))
 
 
+def test_why_an_application_does_not_run_is_the_exceptions_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Serve says it of a replica that cannot start again, here since the artifact's folder was deleted."""
+    message = ("The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial "
+               "health check failing. See controller logs for details. Error:\nray::ServeReplica:digits-1:Model."
+               "initialize_and_get_metadata() (pid=7, ip=127.0.0.1)\n  File \"a.py\", line 1, in __init__\n"
+               "cluster.errors.ArtifactError: artifact /a is not valid: manifest.json is missing\n")
+    sick = SimpleNamespace(status="UNHEALTHY", message="", deployments={
+        "Other": SimpleNamespace(status="HEALTHY", message=SLOW), "Model": SimpleNamespace(status="UNHEALTHY", message=message)})
+    well = SimpleNamespace(status="RUNNING", message="", deployments={})
+    monkeypatch.setattr(running, "_applications", lambda: {"digits-1": sick, "endpoint": well})
+    assert running.troubles() == {
+        "digits-1": "cluster.errors.ArtifactError: artifact /a is not valid: manifest.json is missing"}
+
+
 def test_who_is_told_to_stop_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
     stop.set()
