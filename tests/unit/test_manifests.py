@@ -410,6 +410,16 @@ def test_every_command_of_the_readme_that_renders_does() -> None:
         assert renderer().main(command[2:]) == 0, command
 
 
+def test_the_walk_through_writes_nothing_into_the_repository_sets_what_it_uses_and_takes_all_away() -> None:
+    text = README.read_text()
+    assert re.findall(r"> (\S+\.yaml)", text) == ["serve-1.yaml", "endpoint-1.yaml", "serve-2.yaml", "endpoint-2.yaml"]
+    assert text.index("\nKEY=") < text.index("$KEY")
+    (deleted,) = re.findall(r"^kubectl delete crd ([\w. ]+?) +#", text, re.MULTILINE)
+    _, schemas = validator()
+    kinds = {kind for group, kind in schemas if group == "ray.io/v1"}
+    assert sorted(deleted.split()) == sorted(f"{kind.lower()}s.ray.io" for kind in kinds)
+
+
 def test_readme_lists_what_there_is() -> None:
     text = README.read_text()
     for name in [*renderer().OVERLAYS, *renderer().COMPONENTS, *renderer().JOBS]:
