@@ -247,11 +247,10 @@ def _refuse_second() -> None:
 
 def _refuse_long_tmpdir() -> None:
     """The dashboard's processes are started by Python's fork server, whose socket is TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX."""
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) + _SOCKET_NAME > _LONGEST_SOCKET:
-        raise ClusterError(f"TMPDIR is {folder}, of {len(os.fsencode(folder))} characters: Ray's dashboard puts a socket there, whose "
-                           f"path may have {_LONGEST_SOCKET}: set TMPDIR to a folder of {_LONGEST_SOCKET - _SOCKET_NAME} or fewer, "
-                           "such as /tmp")
+    folder, most = tempfile.gettempdir(), _LONGEST_SOCKET - _SOCKET_NAME
+    if (length := len(os.fsencode(folder))) > most:
+        raise ClusterError(f"TMPDIR is {folder}, of {length} characters: Ray's dashboard puts a socket there, whose path may have "
+                           f"{_LONGEST_SOCKET}: set TMPDIR to a folder of {most} or fewer, such as /tmp")
 
 
 def _refuse_foreign(host: str) -> None:
