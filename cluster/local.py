@@ -36,6 +36,8 @@ from cluster.network import LARGEST_PORT, free_port, is_free, spare_loopback, wh
 from cluster.node import LOOPBACK, NodeSpec
 from cluster.owned import Process, marked_keepers, processes_of
 
+_LONGEST_SOCKET = 107
+_SOCKET_NAME = len("/pymp-XXXXXXXX/listener-XXXXXXXX")
 CUT_OFF = ("the local cluster is still starting, or its start was cut off: wait, or end what is left of it with "
            "`python -m cluster down`")
 
@@ -91,6 +93,7 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
     Raises: ClusterError if one is up already or it does not start; then nothing is left of it. ConfigError without a home folder.
     """
     require_home()
+    _refuse_long_tmpdir()
     with _lock():
         _refuse_second()
         _refuse_foreign(dashboard_host)
@@ -240,6 +243,14 @@ def _refuse_second() -> None:
                            "`python -m cluster down`")
     _end_cluster(cluster)  # what a restart of the machine, or a kill, has left
     _state_file().unlink()
+
+
+def _refuse_long_tmpdir() -> None:
+    """The dashboard's processes are started by Python's fork server, whose socket is TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX."""
+    folder, most = tempfile.gettempdir(), _LONGEST_SOCKET - _SOCKET_NAME
+    if (length := len(os.fsencode(folder))) > most:
+        raise ClusterError(f"TMPDIR is {folder}, of {length} characters: Ray's dashboard puts a socket there, whose path may have "
+                           f"{_LONGEST_SOCKET}: set TMPDIR to a folder of {most} or fewer, such as /tmp")
 
 
 def _refuse_foreign(host: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -252,3 +253,15 @@ def test_what_cannot_be_ended_is_named(cut_off: local.LocalCluster, monkeypatch:
     finally:
         left.kill()
         left.wait()
+
+
+def test_a_temporary_folder_whose_sockets_would_have_too_long_a_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ClusterError, match=r"TMPDIR is .*x, of \d+ characters: .* set TMPDIR to a folder of 75 or fewer"):
+        local.up()
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="AF_UNIX path too long"):
+        listener.bind(f"{folder}/pymp-12345678/listener-12345678")
