@@ -65,7 +65,7 @@ def test_a_run_whose_power_is_cut_continues_and_a_finished_one_stays_finished(
     assert not empty_files(data / Dataset.load(Store.open(str(data))).blocks)
     damages: list[str] = []
     checkpoint = Checkpoints(Store.open(f"{folder}/checkpoints")).newest_intact(damages.append)
-    assert checkpoint is not None and checkpoint.step >= 8
+    assert checkpoint is not None and checkpoint.step > 0
     with runs.run(folder, *FLAGS) as again:
         result = again.finished()
     assert f"continuing at step {checkpoint.step}" in again.text
