@@ -92,8 +92,9 @@ def stacks(members: list[Member]) -> dict[int, str]:
 def kill_all(members: list[Member]) -> None:
     """SIGKILL to worker processes, on their nodes, all at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in [pool.submit(kill, member.pid, member.node_id, member.started) for member in members]:
-            done.result()
+        for member in members:
+            ended = pool.submit(kill, member.pid, member.node_id, member.started)
+            ended.add_done_callback(logged(f"the ending of worker {member.slot} on {member.host}"))
 
 
 class InProcessEngine:
