@@ -1,4 +1,5 @@
-"""Work beside the caller's, in a thread or in the event loop, none of whose errors is lost: whoever started it raises or logs it.
+"""Work beside the caller's, in a thread or in the event loop, none of whose errors is lost: whoever started it
+raises or logs it.
 
     connecting = in_background("mlflow-connect", connect)
     connecting.result()                                             # raises what it met

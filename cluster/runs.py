@@ -99,8 +99,8 @@ class Bulletin:
         notice, silent_s = self._notice, time.monotonic() - self._told_at
         if notice is None or silent_s < _SILENT_S:
             return notice
-        return replace(notice, stuck=f"its driver has not looked at its workers for {silent_s:.0f} s: it reads a large checkpoint, "
-                                     "or hangs on its storage")
+        return replace(notice, stuck=f"its driver has not looked at its workers for {silent_s:.0f} s: it reads a "
+                                     "large checkpoint, or hangs on its storage")
 
 
 def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:

@@ -50,7 +50,7 @@ def moved() -> None:
 
 
 def moved_at(thread: int) -> float:
-    """When a thread of this process last did so, by time.monotonic(): whoever waits for it asks this. 0 if it never did."""
+    """When a thread of this process last did so, by time.monotonic(); 0 if it never did. Whoever waits for it asks."""
     return _moved_at.get(thread, 0.0)
 
 

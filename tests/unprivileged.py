@@ -47,7 +47,7 @@ except PermissionError:
 
 @dataclass(frozen=True)
 class User:
-    """folder: is theirs."""
+    """folder: is theirs, for temporary files too."""
 
     folder: Path
 
@@ -55,7 +55,8 @@ class User:
         """The command as this user runs it, who owns all that is in the folder by now. Its first line says what it may do."""
         if way() == WAYS["another user"]:
             subprocess.run(["chown", "-hR", f"{_UID}:{_UID}", self.folder], check=True)
-        return [*(way() or ()), "sh", "-c", 'grep ^CapEff: /proc/self/status && exec "$@"', "sh", *command]
+        start = 'grep ^CapEff: /proc/self/status && TMPDIR="$0" exec "$@"'
+        return [*(way() or ()), "sh", "-c", start, str(self.folder), *command]
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def user() -> Iterator[User]:
     """The folder goes when the block ends. It is none of pytest's, which are closed to other users. Skips where there is no way."""
     if way() is None:
         pytest.skip(f"none of {', '.join(WAYS)} runs {sys.executable} without capabilities here")
-    folder = Path(tempfile.mkdtemp(prefix="ty-"))
+    folder = Path(tempfile.mkdtemp(prefix="unprivileged-"))
     try:
         yield User(folder)
     finally:

@@ -176,7 +176,7 @@ class CheckpointWriter:
             _log.warning("%s", error)
 
     def _await(self, done: Callable[[float], bool]) -> None:
-        """Until `done`, which waits for so many seconds, says so. Storage that has been given up is waited for no more."""
+        """Until `done`, which waits for some seconds, says so. Storage that has been given up is waited for no more."""
         clock, moved = LoopClock(), self.moved_at
         since = clock.now
         while not done(_LOOK_S):
@@ -185,8 +185,8 @@ class CheckpointWriter:
             still_s = clock.now - since
             if self._given_up is None and still_s > self._patience_s():
                 self._given_up = StorageError(
-                    f"storage {self._store.location()} has neither taken nor given anything for {still_s:.0f} s, and a checkpoint "
-                    "waits for it: look whether its server, its disk or the way there hangs")
+                    f"storage {self._store.location()} has neither taken nor given anything for {still_s:.0f} s, and a "
+                    "checkpoint waits for it: look whether its server, its disk or the way there hangs")
             if self._given_up is not None:
                 raise self._given_up
 
@@ -279,8 +279,8 @@ def _finite(metric: float | None) -> float | None:
 
 
 def _lower_priority() -> None:
-    """Lets this thread yield to the steps. It never raises a priority: Ray's workers run at nice 15, and going back to 10 takes a
-    privilege (CAP_SYS_NICE) that few have."""
+    """Lets this thread yield to the steps. It never raises a priority: Ray's workers run at nice 15, and going back to
+    10 takes a privilege (CAP_SYS_NICE) that few have."""
     if sys.platform != "linux":
         return  # elsewhere it would be the whole process's
     thread = threading.get_native_id()

@@ -75,8 +75,8 @@ class RunConfig:
     hang_timeout_s: float = 30.0
     """A worker that makes no step for this many seconds, or 10 median steps if longer, is taken to hang."""
     storage_timeout_s: float = 600.0
-    """Storage that a worker waits for, and that takes and gives nothing for this many seconds, is taken to hang. Once a stop is
-    asked for, `hang_timeout_s` is enough."""
+    """Storage that a worker waits for, and that takes and gives nothing for this many seconds, is taken to hang. Once a
+    stop is asked for, `hang_timeout_s` is enough."""
     trace_rows: bool = False
     """Writes the ids of the rows of every step to logs/rows/, to prove what a run consumed (local storage only)."""
     tracking_uri: str | None = None
@@ -103,7 +103,8 @@ class RunConfig:
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
-        require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 seconds")
+        require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s,
+                "must be more than 0 seconds")
 
     @property
     def min_workers(self) -> int:

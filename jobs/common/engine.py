@@ -92,8 +92,9 @@ def stacks(members: list[Member]) -> dict[int, str]:
 def kill_all(members: list[Member]) -> None:
     """SIGKILL to worker processes, on their nodes, all at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in [pool.submit(kill, member.pid, member.node_id, member.started) for member in members]:
-            done.result()
+        for member in members:
+            ended = pool.submit(kill, member.pid, member.node_id, member.started)
+            ended.add_done_callback(logged(f"the ending of worker {member.slot} on {member.host}"))
 
 
 class InProcessEngine:
@@ -174,7 +175,8 @@ class ProcessEngine:
         self._address = f"\0trainyard-{uuid.uuid4().hex}"  # an abstract socket: there is no file to leave behind
         CoordinatorServer.register("coordinator", callable=lambda: self._coordinator)
         server = CoordinatorServer(address=self._address, authkey=self._key).get_server()
-        in_background("trainyard-coordinator", server.serve_forever).add_done_callback(logged("the workers' way to their driver"))
+        serving = in_background("trainyard-coordinator", server.serve_forever)
+        serving.add_done_callback(logged("the workers' way to their driver"))
         self.link: Link = DirectLink(self._coordinator)
         self._task: Task | None = None
         self._num_workers = 0

@@ -352,7 +352,7 @@ class Session:
         return min(run.hang_timeout_s, run.storage_timeout_s) if self._orders.stop else run.storage_timeout_s
 
     def _storage_s(self) -> tuple[float, float]:
-        """For how long this worker has waited for storage, and since when that has stood still; 0 if it does not wait."""
+        """For how long this worker has waited for storage, and for how long that has stood still; 0 if it does not."""
         if not self._waits:
             return 0.0, 0.0
         now, since = time.monotonic(), self._waits_since

@@ -410,7 +410,7 @@ class Supervisor:
             self._ears.say(text)
 
     def _progress_limit_s(self) -> float:
-        """How long no worker may show a sign of progress. Before the first step there is a framework to be compiled and set up."""
+        """How long no worker may show a sign of progress. Before the first step a framework compiles and sets itself up."""
         limit = self._hang_limit_s()
         return limit if "first_step" in self._watch.state.get("marks", {}) else max(limit, _FIRST_STEP_S)
 
@@ -423,8 +423,8 @@ class Supervisor:
         wait_s, still_s = (waiting.get(rank, {}).get(name, 0.0) for name in ("storage_wait_s", "storage_still_s"))
         if wait_s > self._hang_limit_s() / 2:
             return (f"rank {rank} on {self._watch.members[rank].host} has waited {wait_s:.0f} s for storage "
-                    f"{self._store.location()}, which has stood still for {still_s:.0f} s: look at its server and the way there; "
-                    f"after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
+                    f"{self._store.location()}, which has stood still for {still_s:.0f} s: look at its server and the way "
+                    f"there; after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
         idle_s, limit_s = self._clock.now - self._progress[1], self._progress_limit_s()
         if idle_s > limit_s / 2:
             what = "and are started again from the last checkpoint" if self._engine.can_replace else "and a stop ends the run"
@@ -460,11 +460,11 @@ class Supervisor:
         self._progress = (None, self._clock.look())
 
     def _end_own_process(self) -> None:
-        """The worker is in the driver's process: perhaps somebody is looking at it in a debugger, so it is ended only where a stop
-        is asked for."""
+        """The worker is in the driver's process: perhaps somebody is looking at it in a debugger, so it is ended only where
+        a stop is asked for."""
         if self._watch.stopping == "stop":
-            raise HungError(f"stopped without a last checkpoint: the worker has made no progress for {self._hang_limit_s():.0f} s: "
-                            "run the same command again to continue from the one before")
+            raise HungError("stopped without a last checkpoint: the worker has made no progress for "
+                            f"{self._hang_limit_s():.0f} s: run the same command again to continue from the one before")
 
     def _pass_on_stop(self) -> None:
         if self._ears.stop_requested() and self._watch.stopping != "stop":
