@@ -38,8 +38,6 @@ _DEFAULTS = """\
     timeout http-request 10s"""
 _ERRORS = {502: "the connection to the ingress broke: try again", 503: "no ingress runs: try again", 504: "not answered in time"}
 """What HAProxy answers in place of an ingress. What is no request, or half of one, it refuses (400, 408) in its own words."""
-_LATE = "not answered in time: the ingress is too busy, or none runs"
-"""In place of Serve's 408, which stands for an ingress that did not answer in time: an ingress has no 408 of its own."""
 _SOURCES = "backend sources\n    stick-table type ipv6 size 100k expire 1m store conn_cur"
 """Addresses with their connections; of IPv6 the network, which is one caller's."""
 
@@ -114,11 +112,14 @@ def _said(status: int, message: str) -> str:
 
 
 def _in_time() -> list[str]:
-    """The rules by which an answer that did not come in time is 504, in the form of its path."""
-    openais = {"message": _LATE, "type": "server_error", "param": None, "code": "deadline"}
+    """The rules by which Serve's 408 becomes 504, in the form of its path: it stands for an ingress that did not answer in time.
+
+    An ingress has no 408 of its own.
+    """
+    openais = {"message": _ERRORS[504], "type": "server_error", "param": None, "code": "deadline"}
     rule = "    http-response return status 504 content-type application/json string '{}' if {{ status 408 }}{}"
     return [rule.format(json.dumps({"error": openais}), " { capture.req.uri -m beg /v1/ }"),
-            rule.format(json.dumps({"error": _LATE}), "")]
+            rule.format(json.dumps({"error": _ERRORS[504]}), "")]
 
 
 if __name__ == "__main__":

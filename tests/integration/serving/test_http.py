@@ -102,12 +102,11 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
             status, message = endpoint.refused(path, body, headers=headers)
             assert status == 401, path
             assert "mlp" not in message
-    right, key = f"Authorization: Bearer {endpoint.key}\r\n", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    upgrade = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}"
-    chunked, body = "Transfer-Encoding: chunked\r\n", f"2\r\n{{}}\r\n0\r\n{right}\r\n"
-    for text in (f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n{right}\r\n",
-                 f"GET / HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n",
-                 f"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\n{chunked}\r\n{body}"):
+    head, right = " HTTP/1.1\r\nHost: x\r\n", f"Authorization: Bearer {endpoint.key}\r\n"
+    websocket = ("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n")
+    for text in (f"GET /{head}Authorization: Bearer wrong\r\n{right}\r\n", f"GET /{head}{websocket}\r\n",
+                 f"POST /v2/models/mlp/infer{head}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n{right}\r\n"):
         assert spoken(endpoint, text).startswith(b"HTTP/1.1 401 "), text
     basic = base64.b64encode(f"anyone:{endpoint.key}".encode()).decode()
     assert endpoint.ask("/", headers={"Authorization": f"Basic {basic}"})[0] == 200
