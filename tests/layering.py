@@ -126,7 +126,6 @@ def _ray_inits(code: str) -> int:
 
 PARSERS = {
     "serving/protocol.py": "a request's body, whose size and depth the endpoint bounds",
-    "serving/openai_protocol.py": "a request's body, whose size and depth the endpoint bounds",
 }
 
 

@@ -16,19 +16,9 @@ import tritonclient.http as triton
 from cluster.network import free_port
 from jobs.common.artifact import Artifact, open_artifact
 from serving.keys import new_key
-from tests import runs
+from tests import kept, runs
 
-QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--train.epochs", "2"]
-FLAGS = {
-    "mlp": ["--model.hidden", "64"],
-    "cnn": ["--model.width", "4"],
-    "transformer": ["--data.max-train-rows", "600", "--data.vocab-size", "300", "--model.layers", "1", "--model.width", "32",
-                    "--model.heads", "2"],
-    "lm": ["--task", "generate", "--data.uri", "text.txt", "--data.tokenizer", "characters", "--data.max-length", "64",
-           "--model.layers", "1", "--model.width", "32", "--model.heads", "2", "--eval.samples", "0"],
-}
-JOBS = {"lm": "transformer"}
-"""Of models that do not have their job's name."""
+MODELS = ("mlp", "cnn", "transformer", "lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +60,8 @@ class Endpoint:
 
 @contextmanager
 def serving(storage: Path) -> Iterator[Endpoint]:
-    """Serves these models with keys, in the process group of `python -m serving up`."""
-    artifacts: dict[str, Artifact] = {}
-    (storage / "text.txt").write_text("the cat sat on a mat. a dog ran to the cat. " * 400)
-    for name, flags in FLAGS.items():
-        paths = [str(storage / flag) if flag == "text.txt" else flag for flag in flags]
-        with runs.run(storage / name, *QUICK, *paths, quick=False, job=JOBS.get(name, name)) as started:
-            artifacts[name] = open_artifact(started.finished(200)["artifact"])
+    """Serves models of an earlier version with keys, in the process group of `python -m serving up`."""
+    artifacts = {name: open_artifact(kept.artifact(name)) for name in MODELS}
     key, line = new_key("tester")
     (storage / "keys").write_text(line)
     host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"

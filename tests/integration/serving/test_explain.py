@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.serving.shared import FLAGS, Endpoint, one_image
+from tests.integration.serving.shared import MODELS, Endpoint, one_image
 
 
 def body(endpoint: Endpoint, job: str, rows: int) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def explained(endpoint: Endpoint, job: str, asked: dict[str, Any]) -> dict[str, 
     return {each["name"]: np.array(each["data"]).reshape(each["shape"]) for each in json.loads(data)["outputs"]}
 
 
-@pytest.mark.parametrize("job", [name for name in FLAGS if name != "lm"])
+@pytest.mark.parametrize("job", [name for name in MODELS if name != "lm"])
 def test_an_explanation_adds_up(endpoint: Endpoint, job: str) -> None:
     asked = body(endpoint, job, 3)
     found = explained(endpoint, job, asked)

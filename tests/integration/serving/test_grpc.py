@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving import messages
 from serving.calls import SERVICE
-from tests.integration.serving.shared import FLAGS, Endpoint, tensors
+from tests.integration.serving.shared import MODELS, Endpoint, tensors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
@@ -30,7 +30,7 @@ def refused(client: Any, model: str, inputs: Any, **asked: Any) -> tuple[str, st
     return str(error.value.status()).removeprefix("StatusCode."), str(error.value.message())
 
 
-@pytest.mark.parametrize("job", list(FLAGS))
+@pytest.mark.parametrize("job", MODELS)
 def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str) -> None:
     artifact, client, key = endpoint.artifacts[job], triton.InferenceServerClient(endpoint.grpc), key_of(endpoint)
     about = artifact.manifest.description

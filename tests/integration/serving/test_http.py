@@ -29,13 +29,13 @@ from tritonclient.utils import InferenceServerException
 from cluster.network import free_port
 from serving.keys import new_key
 from tests import runs
-from tests.integration.serving.shared import FLAGS, Endpoint, one_image, tensors
+from tests.integration.serving.shared import MODELS, Endpoint, one_image, tensors
 from tests.unit.test_tls import certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 
 
-@pytest.mark.parametrize("job", list(FLAGS))
+@pytest.mark.parametrize("job", MODELS)
 @pytest.mark.parametrize("binary", [True, False])
 def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str, binary: bool) -> None:
     artifact, client = endpoint.artifacts[job], endpoint.client()
@@ -71,7 +71,7 @@ def test_the_server_says_what_it_is(endpoint: Endpoint) -> None:
     assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data", "classification"]
     status, _, body = endpoint.ask("/v2/models")
     assert status == 200
-    assert {model["name"] for model in json.loads(body)["models"]} == set(FLAGS)
+    assert {model["name"] for model in json.loads(body)["models"]} == set(MODELS)
 
 
 def test_an_image_file_of_any_size_and_a_text_are_taken(endpoint: Endpoint) -> None:
