@@ -94,6 +94,7 @@ def test_tensorflow_is_imported_through_the_module_that_loads_triton_first() -> 
     users = [path for path in paths if {"tensorflow", "keras", "tf2onnx"} & {name.split(".")[0] for name in _imports(path)}]
     assert framework in users
     assert [path for path in users if path != framework and "jobs.cnn.framework.tf" not in _imports(path)] == []
+    assert [path for path in paths if 'importorskip("' + 'tensorflow"' in path.read_text()] == []
 
 
 def test_only_connect_joins_ray() -> None:

@@ -50,20 +50,22 @@ def _silent() -> Generator[None]:
             os.close(own)
 
 
-def _load_triton_first() -> None:
+def _agree_with_triton() -> None:
     """Loads triton's library, where triton is installed (PyPI's torch brings it), before TensorFlow's.
 
     A process that loads it after TensorFlow ends with a segmentation fault (triton 3.7.1, TensorFlow 2.21.0), and torch._dynamo
-    does so at the first optimiser step. The other order works.
+    does so at the first optimiser step. Where TensorFlow is there already, triton is hidden: PyTorch does without it.
     """
-    if importlib.util.find_spec("triton"):
+    if "tensorflow" in sys.modules:
+        cast(dict[str, Any], sys.modules).setdefault("triton", None)
+    elif importlib.util.find_spec("triton"):
         with suppress(ImportError):  # what cannot be loaded now cannot be loaded later either
             importlib.import_module("triton._C.libtriton")
 
 
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)
-_load_triton_first()
+_agree_with_triton()
 with _without(_UNUSED), _silent():
     import keras
     import tensorflow as tf

@@ -218,7 +218,7 @@ def mixed_pictures(folder: Path) -> None:
 ], ids=["too small", "too small for valid padding", "channels differ", "no such network"])
 def test_what_a_cnn_cannot_be_trained_on_is_refused(make: Callable[[Path], None], flags: tuple[str, ...], says: tuple[str, ...],
                                                     refused: Callable[..., str], tmp_path: Path) -> None:
-    pytest.importorskip("tensorflow", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
+    pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
     make(tmp_path / "in")
     message = refused("--run.storage", str(tmp_path / "storage"), "--data.uri", str(tmp_path / "in"), *flags, job=CNN)
     for words in says:

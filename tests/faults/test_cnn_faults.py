@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tensorflow", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
+pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
 
 from jobs.cnn.config import CnnConfig
 from jobs.cnn.train import train

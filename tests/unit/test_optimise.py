@@ -60,7 +60,7 @@ def parent(request: pytest.FixtureRequest, storage: Path) -> Iterator[Artifact]:
 
 def optimised(storage: Path, job: str) -> Artifact:
     if job != "mlp":
-        pytest.importorskip({"cnn": "tensorflow", "transformer": "transformers"}[job])
+        pytest.importorskip({"cnn": "jobs.cnn.framework", "transformer": "transformers"}[job])
     folder = storage / job
     if not folder.exists():
         with runs.run(folder, "--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0",
