@@ -4,7 +4,39 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+
+_LOOK_S = 0.05
+
+
+class Told(threading.Event):
+    """A flag that the handler of a signal may set while the program waits for it.
+
+    The handler runs in the middle of whatever the main thread does. Where that is inside `Event.wait`, an `Event.set` of the
+    handler waits for a lock that is never released; this flag has none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False
+
+    def set(self) -> None:
+        self._told = True
+
+    def is_set(self) -> bool:
+        return self._told
+
+    def wait(self, timeout: float | None = None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._told and (end is None or time.monotonic() < end):
+            time.sleep(_LOOK_S if end is None else max(0.0, min(_LOOK_S, end - time.monotonic())))
+        return self._told
+
+
+def say(text: str) -> None:
+    """Prints a line from a signal's handler, where `print` fails if the program was just printing."""
+    os.write(sys.stdout.fileno(), f"{text}\n".encode())
 
 
 def exit_when_told() -> None:

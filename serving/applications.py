@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 
+from cluster.background import in_loop
 from serving.errors import GoneError
 
 _TRIES = 3
@@ -34,7 +35,7 @@ class Applications:
         Each goes on hearing of its replicas otherwise, also where Serve has ended it long ago.
         """
         for gone in [self._known.pop(name) for name in set(self._known) - set(names)]:
-            task = asyncio.create_task(_close(gone, last_s))
+            task = in_loop(_close(gone, last_s), "the closing of an application's handle")
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import socket
 import tempfile
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import psutil
 import yaml
 
 from cluster.errors import ClusterError, ConfigError
-from cluster.signals import heed
+from cluster.signals import Told, heed
 from cluster.storage import Store
 from serving import browsers, haproxy, keys, tls
 from serving.settings import EndpointSettings, ModelSettings, SharedSettings
@@ -86,7 +85,7 @@ def _environment(folder: Path, options: argparse.Namespace) -> Generator[None]:
 
 
 def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
-    stop = threading.Event()
+    stop = Told()
     heed(lambda name: stop.set())
     from cluster.connect import connect, disconnect
 

@@ -6,14 +6,13 @@ Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a resul
 
 import contextlib
 import sys
-import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
 from cluster.network import spare_loopback
-from cluster.signals import heed
+from cluster.signals import Told, heed, say
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
@@ -58,7 +57,7 @@ class Tuning:
         if options.scheduler == "pbt" and not any(parameter.mutable for parameter in self.space.parameters.values()):
             raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such as "
                               "optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
-        self._stop, self._begun = threading.Event(), False
+        self._stop, self._begun = Told(), False
 
     def _check_run(self) -> None:
         run = self.base.run
@@ -146,7 +145,7 @@ class Tuning:
             self._stop.set()
             if not self._begun:
                 raise StoppedError(f"{name} before the search had begun: run the same command again")
-            print(f"{name}: ending the search; its trials go on with the same command", flush=True)
+            say(f"{name}: ending the search; its trials go on with the same command")
 
         heed(asked)
 

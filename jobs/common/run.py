@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from cluster.errors import (
 from cluster.network import spare_loopback
 from cluster.node_probe import versions
 from cluster.runs import Bulletin, RunNotice
-from cluster.signals import heed
+from cluster.signals import Told, heed, say
 from cluster.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import Config
@@ -100,7 +99,7 @@ class Run:
         self.display, self.timeline = Display(), Timeline()
         self.timeline.marks["process"] = _process_start()
         self.timeline.mark("imported")
-        self._stop, self._training = threading.Event(), False
+        self._stop, self._training = Told(), False
         self._first_marks: dict[str, float] = {}
         self._until_epoch: int | None = None
 
@@ -163,7 +162,7 @@ class Run:
             self._stop.set()
             if not self._training:
                 raise StoppedError(f"{name} before training had begun: run the same command again")
-            print(f"{name}: stopping at the next step, after a checkpoint", flush=True)
+            say(f"{name}: stopping at the next step, after a checkpoint")
 
         heed(asked)
 

@@ -365,9 +365,9 @@ def load(where: artifact.Where | Artifact) -> Classifier | LanguageModel:
 @dataclass(frozen=True, kw_only=True)
 class _Preprocessing:
     max_length: int
-    start_id: int | None
+    start_id: int | None = None
     """None of a classifier without one."""
-    end_id: int | None
+    end_id: int | None = None
 
 
 def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:

@@ -329,6 +329,9 @@ def _json_lines(text: str, file: TextFile) -> Any:
                 rows.append(parse_json(line))
                 _check_json(rows[-1], file, number)
             except ValueError as error:
+                if "hex escape" in str(error):
+                    raise DataError(f"{file.name}, line {number} holds half a character (a lone surrogate): write the file "
+                                    "again as UTF-8") from error
                 raise DataError(f"{file.name}, line {number} is no JSON object ({error}): give one object a line") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     label = file.label_column
@@ -344,9 +347,6 @@ def _check_json(row: dict[str, Any], file: TextFile, line: int) -> None:
         if value is not None and not isinstance(value, str) and name != file.label_column:
             raise DataError(f"{file.name}, line {line}: column {name!r} holds {type(value).__name__}, not text ({value!r:.50}): "
                             "name another with --data.text-column, or mend the line")
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise DataError(f"{file.name}, line {line}: column {name!r} holds half a character (a lone surrogate): write the file "
-                            "again as UTF-8")
 
 
 def labels_of(fragments: Sequence[TextFragment], read: Sequence[Texts], label_column: str) -> list[Any]:

@@ -179,7 +179,7 @@ def test_a_start_is_waited_for_while_it_gets_further(tmp_path: Path) -> None:
         for number in range(12):
             time.sleep(0.1)
             (spec.ray_logs / f"{number}.log").touch()
-        ready = {"node_id": "0f", "pids": {}, "dashboard_url": ""}
+        ready = {"node_id": "0f", "session_dir": "", "pids": {}, "dashboard_url": ""}
         spec.ready_file.with_suffix(".new").write_text(json.dumps(ready))
         spec.ready_file.with_suffix(".new").rename(spec.ready_file)
 

@@ -23,10 +23,9 @@ finally:
     print("undone", flush=True)
 """
 ASKING = """
-import threading
-from cluster.signals import heed
-told = threading.Event()
-heed(lambda name: (print(name, flush=True), told.set()))
+from cluster.signals import Told, heed, say
+told = Told()
+heed(lambda name: (say(name), told.set()))
 print("begun", flush=True)
 assert told.wait(20)
 print("undone", flush=True)

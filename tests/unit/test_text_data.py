@@ -239,7 +239,7 @@ def test_mistakes_inside_a_table_are_named(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "bytes.parquet"), r"bytes.parquet, row 1: column 'text' is not UTF-8")
     good = [{"text": text, "label": label} for text, label in ROWS]
     refused(tmp_path, write_json(tmp_path / "n.jsonl", [*good, {"text": 5, "label": "cat"}]), "line 37: .* holds int, not text")
-    refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]), "line 37: .* half a character")
+    refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]), "line 37 holds half a")
     unlabelled = [{"text": "", "label": "cat"}, *good, {"text": "x", "label": None}]
     refused(tmp_path, write_json(tmp_path / "l.jsonl", unlabelled), "l.jsonl, row 37: remove the row")
 
