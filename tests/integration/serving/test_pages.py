@@ -31,6 +31,7 @@ def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
     page.size(1000, 800)
     page.open(f"http://{endpoint.host}{path}", endpoint.headers)
     page.until("document.querySelectorAll('#tabs button').length === 4")
+    page.until("document.querySelector('#replicas').textContent")  # which moves what is below it
     page.click(f"#tab-{model}")
     page.until(f"document.querySelector('[aria-selected=true]').textContent === '{model}'")
 
