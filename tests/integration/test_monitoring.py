@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from cluster.network import free_port
 from jobs.common.artifact import open_artifact
 from jobs.common.metrics import COUNTERS
 from k8s.components.monitoring import local as monitoring
+from serving.keys import new_key
 from tests import runs
 
 pytestmark = [pytest.mark.timeout(600),  # the first test waits for all that is to be seen
@@ -105,9 +106,9 @@ def everything(folder: Path) -> Iterator[Prometheus]:
                        'ALERTS{alertname="TrainyardNodeLost", alertstate="firing"}')
         with search(folder, env) as job:
             seen.until(job, "ray_trainyard_tune_best", "deriv(sum by (search) (ray_trainyard_tune_epochs)[10m:10s])")
-        with endpoint(folder, artifact, env) as (job, host):
+        with endpoint(folder, artifact, env) as (job, ask_it):
             while not seen.value("ray_trainyard_serving_drift_psi"):
-                ask(host, artifact)
+                ask_it()
             seen.until(job, "rate(ray_trainyard_serving_explanation_seconds_bucket[1m])", "trainyard:serving_errors:ratio_rate3d",
                        "rate(ray_trainyard_serving_errors_total[1m])", "ray_serve_replica_processing_queries")
         yield seen
@@ -122,16 +123,19 @@ def search(folder: Path, env: dict[str, str]) -> Iterator[runs.Job]:
 
 
 @contextmanager
-def endpoint(folder: Path, artifact: str, env: dict[str, str]) -> Iterator[tuple[runs.Job, str]]:
+def endpoint(folder: Path, artifact: str, env: dict[str, str]) -> Iterator[tuple[runs.Job, Callable[[], None]]]:
+    """Also gives what asks it."""
     port = free_port()
-    flags = ["up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), "--placement", "replicas",
+    key, line = new_key("tester")
+    (folder / "keys").write_text(line)
+    flags = ["up", "--model", f"digits={artifact}", "--keys", str(folder / "keys"), "--port", str(port), "--placement", "replicas",
              "--cpus-per-replica", "0.5", "--address", env["RAY_ADDRESS"]]
     with runs.python("serving", *flags, folder=folder, env=env) as job:
         job.until(lambda: "ready: " in job.text)
-        yield job, f"http://127.0.0.1:{port}"
+        yield job, lambda: ask(f"http://127.0.0.1:{port}", artifact, {"Authorization": f"Bearer {key}"})
 
 
-def ask(host: str, artifact: str) -> None:
+def ask(host: str, artifact: str, headers: dict[str, str]) -> None:
     """Answers, an error, an explanation, and as many rows as it takes to measure drift."""
     images = open_artifact(artifact).probe().inputs["image"][:4]
     for path, copies, times in (("infer", 4, 20), ("explain", 1, 1)):
@@ -139,9 +143,9 @@ def ask(host: str, artifact: str) -> None:
                   "data": images.ravel().tolist() * copies}
         for _ in range(times):
             body = json.dumps({"inputs": [tensor]}).encode()
-            urllib.request.urlopen(f"{host}/v2/models/digits/{path}", body, timeout=30).close()
+            urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/{path}", body, headers), timeout=30).close()
     with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{host}/v2/models/digits/infer", b"{", timeout=30)
+        urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/infer", b"{", headers), timeout=30)
 
 
 # ── what is not here, and where it is defined ──
