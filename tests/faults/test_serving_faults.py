@@ -211,11 +211,11 @@ def await_answer(client: Client, timeout_s: float) -> None:
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk: see .ci/debian-packages")
-@pytest.mark.parametrize("endpoint", [["--max-queued", "50", "--access-log", "/dev/full"]], indirect=True)
+@pytest.mark.parametrize("endpoint", [["--max-queued", "50"]], indirect=True)
 def test_more_than_it_can_bear_is_refused_at_once_and_forgotten_at_once(
     endpoint: tuple[list[Client], runs.Job], tmp_path: Path
 ) -> None:
-    """400 connections ask as fast as they can, where 50 may wait, and the disk of the access log is full."""
+    """400 connections ask as fast as they can, where 50 may wait."""
     (client, *_), job = endpoint
     (tmp_path / "body").write_bytes(client.body)
     (tmp_path / "post.lua").write_text(f'wrk.method = "POST"\nwrk.body = io.open("{tmp_path}/body", "rb"):read("*a")\n')

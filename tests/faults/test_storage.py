@@ -68,7 +68,7 @@ def make_writable(disk: Path) -> None:
 
 def remount(disk: Path, how: str) -> None:
     """Read-only is refused while any file is open for writing, as some are for moments."""
-    for _ in range(200):
+    for _ in range(2000):
         if (done := mount("-o", f"remount,{how}", str(disk))).returncode == 0:
             return
         time.sleep(0.01)
