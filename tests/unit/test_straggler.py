@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import grpc
@@ -129,12 +130,20 @@ def test_a_runs_notice_comes_and_goes_with_its_driver() -> None:
         gcs, bulletin = Gcs(address), Bulletin(address, "0a")
         bulletin.tell(lambda: notice(2))
         until(lambda: values)
-        bulletin.tell(lambda: pytest.fail("not so soon again"))
         values[b"run/0b"] = values[b"run/0a"]  # as a killed driver leaves it
         assert read_runs(gcs, [running, ended]) == [notice(2)]
         bulletin.close()
         assert set(values) == {b"run/0b"}
         assert read_runs(gcs, [running]) == []
+
+
+def test_a_notice_is_made_every_second_and_no_oftener(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, bulletin = [], Bulletin("127.0.0.1:1", "0a")
+    for now in (100.0, 100.1, 100.4, 101.0, 101.1):
+        monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        bulletin.tell(lambda now=now: (told.append(now), notice(2))[1])
+    bulletin.close()
+    assert told == [100.0, 101.0]
 
 
 def test_a_bulletin_bears_a_control_store_that_is_gone() -> None:
