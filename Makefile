@@ -31,9 +31,9 @@ lock:
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-annotate --no-header \
 	  | grep -vE '^(nvidia-|cuda-)' > lock.txt.new && { head -3 lock.txt; cat lock.txt.new; } > lock.txt.tmp && mv lock.txt.tmp lock.txt; rm -f lock.txt.new
 
-# The messages of gRPC, for serving/messages.py.
+# The messages of gRPC, for serving/protocols/open_inference_grpc.py.
 proto: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -Iserving --descriptor_set_out=serving/open_inference.binpb serving/open_inference.proto
+	$(BIN)/python -m grpc_tools.protoc -Iserving --descriptor_set_out=serving/protocols/open_inference.binpb serving/protocols/open_inference.proto
 
 $(STAMP): pyproject.toml lock.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

@@ -13,7 +13,7 @@
 import argparse
 import sys
 
-from cluster.errors import TrainyardError
+from cluster.core.errors import TrainyardError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"`--` and what follows it is for `submit`, not for `{options.command}`", file=sys.stderr)
         return 2
     from cluster import commands
-    from cluster.network import spare_loopback
+    from cluster.core.network import spare_loopback
 
     spare_loopback()
     try:

@@ -10,12 +10,12 @@ from collections.abc import Generator
 
 from rich.console import Console
 
-from cluster import local
-from cluster.auth import token_file
 from cluster.connect import authenticate_for, control_store, probe
-from cluster.errors import ClusterError, ConfigError
-from cluster.signals import exit_when_told
-from cluster.status import read_status, show
+from cluster.core.auth import token_file
+from cluster.core.errors import ClusterError, ConfigError
+from cluster.core.signals import exit_when_told
+from cluster.local import cluster as local
+from cluster.monitoring.status import read_status, show
 
 _SUBMIT = "python -m cluster submit mlp"
 _OF_PODS = ("workers", "cpus", "memory", "gpus")
@@ -58,8 +58,8 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _kube_status(options: argparse.Namespace) -> int:
-    from cluster.kube import Kube
-    from cluster.kube_status import read_kube_status, show_kube
+    from cluster.kubernetes.client import Kube
+    from cluster.kubernetes.status import read_kube_status, show_kube
 
     found = read_kube_status(Kube.connect(options.namespace, options.context), options.kubernetes or None)
     show_kube(found, Console())
@@ -79,8 +79,8 @@ def submit(options: argparse.Namespace) -> int:
         raise ConfigError("--address and --submission-id are of a Ray cluster: with --kubernetes give --context and --name")
     if options.template and (given := [f"--{name}" for name in _OF_PODS if getattr(options, name) is not None]):
         raise ConfigError(f"{', '.join(given)}: a --template says that itself: change it there")
-    from cluster.kube import Kube
-    from cluster.rayjob import submit_rayjob
+    from cluster.kubernetes.client import Kube
+    from cluster.kubernetes.rayjob import submit_rayjob
 
     return submit_rayjob(Kube.connect(options.namespace, options.context), options.job, options.flags, name=options.name,
                          template=options.template, image=options.image, workers=options.workers or 1, cpus=options.cpus or 2,
@@ -89,8 +89,8 @@ def submit(options: argparse.Namespace) -> int:
 
 def watch(options: argparse.Namespace) -> int:
     """With --once: 1 if there are alerts. Else until Ctrl-C, then 0."""
-    from cluster.watch import Watcher
-    from cluster.watch_page import drawn, keep_showing
+    from cluster.monitoring.watch import Watcher
+    from cluster.monitoring.watch_view import drawn, keep_showing
 
     console = Console()
     with _reached(options.address) as (address, cluster):

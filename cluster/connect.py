@@ -20,11 +20,12 @@ from typing import Any
 
 import ray
 
-from cluster import auth, local
-from cluster.errors import ClusterError
-from cluster.gcs import Gcs, Node, TokenError, reachable, silent_nodes, within
-from cluster.launch import BoundHead
-from cluster.network import spare_loopback
+from cluster.core import auth
+from cluster.core.control_store import Gcs, Node, TokenError, reachable, silent_nodes, within
+from cluster.core.errors import ClusterError
+from cluster.core.network import spare_loopback
+from cluster.local import cluster as local
+from cluster.local.launch import BoundHead
 
 logger = logging.getLogger(__name__)
 

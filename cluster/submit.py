@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import local, submission
 from cluster.connect import authenticate_for, control_store, probe
-from cluster.errors import ClusterError, ConfigError, StoppedError
-from cluster.gcs import Gcs
-from cluster.loop_clock import LoopClock
+from cluster.core import submission
+from cluster.core.control_store import Gcs
+from cluster.core.errors import ClusterError, ConfigError, StoppedError
+from cluster.core.loop_clock import LoopClock
+from cluster.local import cluster as local
 
 logger = logging.getLogger(__name__)
 

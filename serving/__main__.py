@@ -14,13 +14,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cluster.errors import TrainyardError
+from cluster.core.errors import TrainyardError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from cluster.network import spare_loopback
-    from serving import changes, commands
+    from cluster.core.network import spare_loopback
+    from serving.commands import manage as changes
+    from serving.commands import start as commands
 
     spare_loopback()
     try:

@@ -1,9 +1,9 @@
 """Serves artifacts of the MLP job."""
 
-from jobs.common.artifact import Artifact
-from serving.images import ImagePredictor, image_inputs
-from serving.onnx_model import OnnxModel, is_onnx
-from serving.variants import Recipe
+from jobs.common.artifact.artifact import Artifact
+from serving.model.image_predictor import ImagePredictor, image_inputs
+from serving.model.onnx_model import OnnxModel, is_onnx
+from serving.variants.variants import Recipe
 
 
 class MlpPredictor(ImagePredictor):

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.common.artifact import Artifact
-from serving.errors import BadRequestError
-from serving.onnx_model import OnnxModel, is_onnx
-from serving.predictor import MOST_CHARACTERS
-from serving.variants import Recipe
+from jobs.common.artifact.artifact import Artifact
+from serving.core.errors import BadRequestError
+from serving.model.onnx_model import OnnxModel, is_onnx
+from serving.model.predictor import MOST_CHARACTERS
+from serving.variants.variants import Recipe
 
 Array = NDArray[Any]
 _TOKENS_PER_PASS = 4096
@@ -104,7 +104,10 @@ class LikelihoodPredictor:
         return {"negative_log_likelihood": predicted}
 
     def generator(self) -> Any:
-        """What continues texts (`serving.generating.Generator`). Raises: ArtifactError for a model that cannot do so in batches."""
+        """What continues texts: a `Generator` of continuous_batching.py.
+
+        Raises: ArtifactError for a model that cannot do so in batches.
+        """
         from jobs.transformer.decoding import Decoder
 
         made = Decoder(self._model)

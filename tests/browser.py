@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from cluster.network import free_port
+from cluster.core.network import free_port
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium: see .ci/debian-packages")
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoints
-from jobs.common.coordinator import Assignment, Coordinator
-from jobs.common.dataset import Dataset
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
-from jobs.common.session import Session
-from jobs.common.worker import DirectLink
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution.worker import DirectLink
+from jobs.common.training.rendezvous import Assignment, Coordinator
+from jobs.common.training.session import Session
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 Loop = Callable[[Session, Any], Any]
 

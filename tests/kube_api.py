@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from cluster import growth, kube
+from cluster import autoscaler as growth
+from cluster.kubernetes import client as kube
 
 NAMESPACE = "team"
 _PLURAL = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayService": "rayservices", "Workload": "workloads",

@@ -70,8 +70,8 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_help_and_import_pull_in_no_framework() -> None:
-    code = ("import sys, jobs.common.run, jobs.common.compare, tuning.mlp, tuning.cnn, tuning.transformer\n"
-            "import serving.__main__, serving.deploy, serving.mlp, serving.cnn, serving.transformer\n"
+    code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.mlp, tuning.cnn, tuning.transformer\n"
+            "import serving.__main__, serving.commands.deploy_config, serving.mlp, serving.cnn, serving.transformer\n"
             "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune'} & set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -126,12 +126,12 @@ def _ray_inits(code: str) -> int:
 
 
 PARSERS = {
-    "serving/protocol.py": "a request's body, whose size and depth the endpoint bounds",
+    "serving/protocols/open_inference_json.py": "a request's body, whose size and depth the endpoint bounds",
 }
 
 
 def test_only_one_place_reads_json_and_yaml() -> None:
-    """So that each document is bounded in size and depth, and checked, wherever it comes from: see cluster/documents.py."""
+    """So that each document is bounded in size and depth, and checked, wherever it comes from: see cluster/core/documents.py."""
     files = {str(path.relative_to(ROOT)): path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
     reading = {name for name, path in files.items() if _parses(path.read_text())}
     assert reading == set(PARSERS)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from cluster import local
-from cluster.network import free_port
+from cluster.core.network import free_port
+from cluster.local import cluster as local
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--model.hidden", "64", "--train.global-batch-size", "60", "--run.tracking-uri", "none",

@@ -1,4 +1,4 @@
-"""Charts of a search, drawn like those of a run's report (jobs/common/plots.py)."""
+"""Charts of a search, drawn like those of a run's report (jobs/common/report/charts.py)."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.common.plots import FAINT, INK, chart, colour, plain
-from jobs.common.report_page import shown
+from jobs.common.report.charts import FAINT, INK, chart, colour, plain
+from jobs.common.report.html import shown
 from tuning.journal import Trial
 from tuning.objective import Goal
 from tuning.space import Parameter

@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cnn.data import JOB
-from tuning.driver import main
+from tuning.run import main
 from tuning.space import Space, choice, integer, log_uniform, uniform
 
 SPACE = Space(

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from cluster.auth import secret_file
-from cluster.documents import JsonObject, load_json, parse_json
-from cluster.errors import ConfigError, StorageError
-from cluster.storage import Store
+from cluster.core.auth import secret_file
+from cluster.core.documents import JsonObject, load_json, parse_json
+from cluster.core.errors import ConfigError, StorageError
+from cluster.core.storage import Store
 from tuning.space import Values
 
 KEY_VARIABLE = "TRAINYARD_STATE_KEY"

@@ -3,7 +3,7 @@
 import sys
 
 from jobs.mlp.data import JOB
-from tuning.driver import main
+from tuning.run import main
 from tuning.space import Space, choice, log_uniform, uniform
 
 SPACE = Space(

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import ConfigError
-from jobs.common.job import Direction
+from cluster.core.errors import ConfigError
+from jobs.common.training.job import Direction
 from tuning.journal import Trial
 
 COSTS: dict[str, Direction] = {"parameters": "min", "validation_ms_per_row": "min"}

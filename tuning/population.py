@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import CheckpointError
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoint, Checkpoints
+from cluster.core.errors import CheckpointError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.space import Space

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from cluster.documents import parse_json
-from cluster.errors import StoppedError, StorageError, TrainyardError
-from cluster.resources import Request, possible_groups
+from cluster.capacity import Request, possible_groups
+from cluster.core.documents import parse_json
+from cluster.core.errors import StoppedError, StorageError, TrainyardError
 from tuning.journal import Trial
 from tuning.search import Search
 from tuning.trial_actor import EVENT, Order, TrialActor

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import Config, flatten, to_dict
-from jobs.common.progress import duration
 from jobs.common.provenance import library_versions, machine, without_secrets
-from jobs.common.report_page import Section, escape, facts, figure, figures, note, page, shown, table, tiles
+from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, shown, table, tiles
+from jobs.common.runs.console import duration
 from tuning import charts, results
 from tuning.journal import STATUSES, Trial
 from tuning.search import Search

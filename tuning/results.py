@@ -5,9 +5,9 @@ import io
 import json
 from typing import Any
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import Config, to_yaml
-from jobs.common.run_folder import RESULT_FILE
+from jobs.common.runs.run_folder import RESULT_FILE
 from tuning.journal import STATUSES, Trial
 from tuning.options import in_folder
 from tuning.search import Search

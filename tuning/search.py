@@ -11,7 +11,7 @@ same sampler and the same scheduler as if it had never been closed.
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import flatten, to_dict
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal

@@ -29,8 +29,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 import yaml
 
-from cluster.documents import DocumentError, parse_yaml, read_yaml
-from cluster.errors import ConfigError
+from cluster.core.documents import DocumentError, parse_yaml, read_yaml
+from cluster.core.errors import ConfigError
 from jobs.common.config import C, Config, flatten, from_dict, to_dict
 
 Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.background import logged
-from cluster.errors import TrainyardError
-from cluster.storage import Store
-from jobs.common.registry import Registry
-from jobs.common.run_folder import read_record
+from cluster.core.background import logged
+from cluster.core.errors import TrainyardError
+from cluster.core.storage import Store
+from jobs.common.registry.registry import Registry
+from jobs.common.runs.run_folder import read_record
 from tuning.journal import Trial
 from tuning.space import Values
 

@@ -7,7 +7,7 @@ your own.
 import sys
 
 from jobs.transformer.data import JOB
-from tuning.driver import main
+from tuning.run import main
 from tuning.space import Space, choice, log_integer, log_uniform, uniform
 
 SPACE = Space(

@@ -19,13 +19,13 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from cluster.background import in_background
-from cluster.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
-from cluster.loop_clock import LoopClock
-from cluster.storage import Store
+from cluster.core.background import in_background
+from cluster.core.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
+from cluster.core.loop_clock import LoopClock
+from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.trial import run_trial
-from jobs.common.worker import load
+from jobs.common.execution.worker import load
+from jobs.common.runs.trial import run_trial
 
 EVENT = "event"
 _TICK_S = 1.0

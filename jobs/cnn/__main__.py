@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cnn.data import JOB
-from jobs.common.run import main
+from jobs.common.runs.run import main
 
 if __name__ == "__main__":
     sys.exit(main(JOB))

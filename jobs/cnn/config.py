@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import require
-from jobs.common.image_config import ImageConfig, ImageTrainConfig, OptimConfig
+from jobs.common.vision.config import ImageConfig, ImageTrainConfig, OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)

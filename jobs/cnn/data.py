@@ -2,18 +2,18 @@
 
 import importlib.util
 
-from cluster.errors import ConfigError
-from cluster.storage import Store
+from cluster.core.errors import ConfigError
+from cluster.core.storage import Store
 from jobs.cnn.config import CnnConfig
-from jobs.common.artifact import Artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.classification import judge_images
-from jobs.common.dataset import Dataset
-from jobs.common.image_job import describe_images, image_sections, prepare_images
-from jobs.common.images import ImageFacts
-from jobs.common.job import Job, Trained, Verdict, require_package
-from jobs.common.prepared import Say
-from jobs.common.report_page import Section
+from jobs.common.artifact.artifact import Artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.data.dataset import Dataset
+from jobs.common.data.prepared import Say
+from jobs.common.evaluation.classification import judge_images
+from jobs.common.report.html import Section
+from jobs.common.training.job import Job, Trained, Verdict, require_package
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.job import describe_images, image_sections, prepare_images
 
 HOW_TO_LOAD = """from jobs.cnn.model import load
 probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.documents import parse_json
+from cluster.core.documents import parse_json
 from jobs.cnn.framework import tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
-from jobs.common.images import ImageFacts
-from jobs.common.job import Trained
+from jobs.common.training.job import Trained
+from jobs.common.vision.dataset import ImageFacts
 
 ONNX_FILE = "model.onnx"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from jobs.cnn.config import CnnConfig
 from jobs.cnn.framework import tf
-from jobs.common.augmentation import warps
-from jobs.common.feed import Feed
-from jobs.common.images import ImageFacts
-from jobs.common.permutation import micro_batch_seed
+from jobs.common.data.counter_rng import micro_batch_seed
+from jobs.common.data.loader import Feed
+from jobs.common.vision.augmentation import warps
+from jobs.common.vision.dataset import ImageFacts
 
 STEPS_AT_ONCE, AHEAD = 16, 16
 Element = dict[str, npt.NDArray[Any]]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import ConfigError
+from cluster.core.errors import ConfigError
 from jobs.cnn.framework import tf
-from jobs.common.session import PeerLostError, Session
+from jobs.common.training.session import PeerLostError, Session
 
 _WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import ArtifactError, ConfigError
+from cluster.core.errors import ArtifactError, ConfigError
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.framework import keras, tf
-from jobs.common import artifact
-from jobs.common.image_job import normalisation
-from jobs.common.images import ImageFacts
-from jobs.common.worker import load as load_object
+from jobs.common.artifact import artifact
+from jobs.common.execution.worker import load as load_object
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.job import normalisation
 
 KERAS_FILE = "model.keras"
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}

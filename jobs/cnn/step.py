@@ -22,7 +22,7 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
-from jobs.common.image_robustness import Attack, projected_gradient
+from jobs.common.vision.robustness import Attack, projected_gradient
 
 TAKEN, NOT_FINITE, SCALED_DOWN = 0, 1, 2
 """What became of a step: SCALED_DOWN was too much for half precision, and is not held against the run."""

@@ -21,13 +21,13 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group, peers_needed
 from jobs.cnn.model import new_model
 from jobs.cnn.step import NOT_FINITE, Settings, Trainer
-from jobs.common.dataset import Columns, SplitName
-from jobs.common.image_robustness import Attack, predict_changed
-from jobs.common.images import ImageFacts
-from jobs.common.loop import Progress, learning_rate
-from jobs.common.predictions import Predictions
-from jobs.common.session import Session
-from jobs.common.weights import digest_of_arrays
+from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.training.predictions import Predictions
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import Progress, learning_rate
+from jobs.common.training.weight_digest import digest_of_arrays
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.robustness import Attack, predict_changed
 
 CALL_S = 0.25
 """Seconds that a call of TensorFlow should take."""

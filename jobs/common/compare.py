@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import ConfigError, TrainyardError
-from cluster.storage import Store
-from jobs.common import plots, predictions
-from jobs.common.checkpoint import Checkpoints
+from cluster.core.errors import ConfigError, TrainyardError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import RunConfig, flatten
-from jobs.common.evaluation import Evaluation, evaluate
-from jobs.common.ledger import Ledger
-from jobs.common.predictions import Predictions
-from jobs.common.progress import duration
-from jobs.common.report_page import Section, figure, figures, note, page, shown, table
-from jobs.common.run_folder import RESULT_FILE, RUN_FILE, newest_attempt, read_record
+from jobs.common.evaluation.metrics import Evaluation, evaluate
+from jobs.common.execution.run_state import Ledger
+from jobs.common.report import charts as plots
+from jobs.common.report.html import Section, figure, figures, note, page, shown, table
+from jobs.common.runs.console import duration
+from jobs.common.runs.run_folder import RESULT_FILE, RUN_FILE, newest_attempt, read_record
+from jobs.common.training import predictions
+from jobs.common.training.predictions import Predictions
 
 SIGNIFICANT = 0.05
 _METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",

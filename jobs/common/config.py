@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar, cast
 import tyro
 import yaml
 
-from cluster.documents import DocumentError, read_yaml
-from cluster.errors import ConfigError
+from cluster.core.documents import DocumentError, read_yaml
+from cluster.core.errors import ConfigError
 from jobs.common.provenance import without_secrets
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"

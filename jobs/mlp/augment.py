@@ -1,4 +1,4 @@
-"""Carries out with PyTorch the shifts, turns and scalings that `jobs.common.augmentation` draws."""
+"""Carries out with PyTorch the shifts, turns and scalings that `jobs.common.vision.augmentation` draws."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
-from jobs.common.augmentation import AugmentConfig, warps
-from jobs.common.permutation import IntArray
+from jobs.common.data.counter_rng import IntArray
+from jobs.common.vision.augmentation import AugmentConfig, warps
 
 
 def augment(images: Tensor, row_ids: IntArray, config: AugmentConfig, seed: int, epoch: int) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import require
-from jobs.common.image_config import ImageConfig
+from jobs.common.vision.config import ImageConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster import local
-from cluster.auth import expanded
-from cluster.documents import parse_json, read_json
-from cluster.errors import ClusterError, TrainyardError
-from cluster.network import free_port, spare_loopback
-from cluster.signals import exit_when_told
-from cluster.storage import Store
-from jobs.common.dataset import Dataset
+from cluster.core.auth import expanded
+from cluster.core.documents import parse_json, read_json
+from cluster.core.errors import ClusterError, TrainyardError
+from cluster.core.network import free_port, spare_loopback
+from cluster.core.signals import exit_when_told
+from cluster.core.storage import Store
+from cluster.local import cluster as local
+from jobs.common.data.dataset import Dataset
 
 WORKERS = 2
 _SHADES = " .:-=+*#%@"
@@ -128,7 +128,7 @@ def endpoint(artifact: Path) -> Generator[str]:
 
 def first_test_image(storage: Path, record: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:
     """(H, W, C) pixels and class of the run's first test row."""
-    from jobs.common.images import ImageDataConfig
+    from jobs.common.vision.dataset import ImageDataConfig
 
     fingerprint = record["data"]["fingerprint"]
     for path in sorted((storage / "data").iterdir()):

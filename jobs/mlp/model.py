@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cluster.documents import parse_json
-from jobs.common import artifact
+from cluster.core.documents import parse_json
+from jobs.common.artifact import artifact
 
 EXPLAIN_STEPS = 50
 
@@ -76,7 +76,7 @@ class Classifier:
         Returns attributions (B, H, W, C), completeness gaps (B,), and what the attributions sum to but for these (B,): see
         `integrated_gradients`, which needs captum.
         """
-        from jobs.pytorch.explain import integrated_gradients
+        from jobs.pytorch.attribution import integrated_gradients
 
         pixels = torch.from_numpy(np.asarray(images, np.float32))
         classes = torch.from_numpy(self.predict(images).argmax(1) if target is None else np.asarray(target, np.int64))

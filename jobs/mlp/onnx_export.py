@@ -3,7 +3,7 @@
 
 import torch
 
-from jobs.common.artifact import Artifact
+from jobs.common.artifact.artifact import Artifact
 from jobs.mlp.model import load
 from jobs.pytorch.onnx_export import onnx_file
 

@@ -21,21 +21,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
-from jobs.common.dataset import Columns, SplitName
-from jobs.common.image_config import OptimConfig
-from jobs.common.image_job import normalisation
-from jobs.common.image_robustness import Attack, predict_changed, projected_gradient
-from jobs.common.images import ImageFacts
-from jobs.common.loop import Progress, learning_rate
-from jobs.common.permutation import micro_batch_seed
-from jobs.common.predictions import Predictions
-from jobs.common.session import Session
+from jobs.common.data.counter_rng import micro_batch_seed
+from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.training.predictions import Predictions
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import Progress, learning_rate
+from jobs.common.vision.config import OptimConfig
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.job import normalisation
+from jobs.common.vision.robustness import Attack, predict_changed, projected_gradient
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
-from jobs.pytorch.group import Group
+from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, light, set_lr, set_up_torch
-from jobs.pytorch.weights import compare_weights
+from jobs.pytorch.weight_digest import compare_weights
 
 
 def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]:

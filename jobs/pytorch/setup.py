@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.errors import ConfigError
-from jobs.common.session import Session
+from cluster.core.errors import ConfigError
+from jobs.common.training.session import Session
 
 
 def set_up_torch(session: Session, threads: int) -> torch.device:

@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.common.run import main
+from jobs.common.runs.run import main
 from jobs.transformer.data import JOB
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 import json
 import shlex
 
-from cluster.auth import expanded
-from cluster.documents import MOST_JSON_BYTES, DocumentError, read_bounded
-from cluster.errors import ConfigError
-from jobs.common import model_config
+from cluster.core.auth import expanded
+from cluster.core.documents import MOST_JSON_BYTES, DocumentError, read_bounded
+from cluster.core.errors import ConfigError
+from jobs.common.artifact import model_config
 
 
 def check_base(name: str) -> None:

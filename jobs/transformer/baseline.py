@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jobs.common.classification import judge_split
-from jobs.common.evaluation import Evaluation
-from jobs.common.job import Trained
-from jobs.common.predictions import Predictions
-from jobs.common.report_page import Section, note, table
+from jobs.common.evaluation.classification import judge_split
+from jobs.common.evaluation.metrics import Evaluation
+from jobs.common.report.html import Section, note, table
+from jobs.common.training.job import Trained
+from jobs.common.training.predictions import Predictions
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import read_texts
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.auth import expanded
-from cluster.errors import TrainingFailedError
-from jobs.common.artifact import Artifact, Probe
-from jobs.common.artifact_manifest import Description
-from jobs.common.classification import judge, judge_split, probe_rows
+from cluster.core.auth import expanded
+from cluster.core.errors import TrainingFailedError
+from jobs.common.artifact.artifact import Artifact, Probe
+from jobs.common.artifact.drift_reference import Reference
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
-from jobs.common.dataset import SPLITS
-from jobs.common.drift import Reference
-from jobs.common.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
-from jobs.common.open_inference import TensorSpec
+from jobs.common.data.dataset import SPLITS
+from jobs.common.evaluation.classification import judge, judge_split, probe_rows
+from jobs.common.training.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, prepare, sample, tokenizer_files

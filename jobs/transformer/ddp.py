@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jobs.pytorch.group import Group
-from jobs.pytorch.overlap import OverlappedGradients
+from jobs.pytorch.gradient_buckets import OverlappedGradients
+from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, set_lr
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
-from cluster.errors import ArtifactError
+from cluster.core.errors import ArtifactError
 from jobs.transformer.model import LanguageModel
 from jobs.transformer.tokenizer import backend_of
 

@@ -19,10 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cluster.auth import expanded
-from cluster.documents import DocumentError, read_json
-from cluster.errors import ConfigError
-from jobs.pytorch.group import Group, peers_needed
+from cluster.core.auth import expanded
+from cluster.core.documents import DocumentError, read_json
+from cluster.core.errors import ConfigError
+from jobs.pytorch.process_group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Outcome, parameter_groups
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment

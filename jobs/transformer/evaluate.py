@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.common.dataset import Columns, SplitName
-from jobs.common.predictions import Predictions
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
+from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.training.predictions import Predictions
+from jobs.common.training.session import Session
+from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, sample
 from jobs.transformer.robustness import PERTURBATIONS

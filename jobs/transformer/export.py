@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoint
-from jobs.common.checkpoint_tensors import header_bytes, read_header
-from jobs.common.job import Trained
+from cluster.core.storage import Store
+from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
+from jobs.common.checkpoint.store import Checkpoint
+from jobs.common.training.job import Trained
 from jobs.transformer.shards import WEIGHTS, Slice
 
 MOST_BYTES = 5_000_000_000

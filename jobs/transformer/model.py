@@ -25,11 +25,11 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cluster.auth import expanded
-from cluster.documents import parse_json
-from cluster.errors import ConfigError, TrainyardError
-from jobs.common import artifact
-from jobs.common.artifact import Artifact
+from cluster.core.auth import expanded
+from cluster.core.documents import parse_json
+from cluster.core.errors import ConfigError, TrainyardError
+from jobs.common.artifact import artifact
+from jobs.common.artifact.artifact import Artifact
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import ModelConfig, TransformerConfig
 from jobs.transformer.presets import preset
@@ -273,7 +273,7 @@ class Classifier:
 
         Compared with a text of nothing but padding between the special tokens, at the same positions.
         """
-        from jobs.pytorch.explain import integrated_gradients
+        from jobs.pytorch.attribution import integrated_gradients
 
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt",
                                return_offsets_mapping=True, return_special_tokens_mask=True)

@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from jobs.common.artifact import Artifact
+from jobs.common.artifact.artifact import Artifact
 from jobs.pytorch.onnx_export import onnx_file
 from jobs.transformer.model import Classifier, load
 

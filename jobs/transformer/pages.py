@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.common import robustness
-from jobs.common.artifact import Artifact
-from jobs.common.attributions import TextAttribution, text_section
-from jobs.common.evaluation import Evaluation, worst_mistakes
-from jobs.common.job import Trained, Verdict
-from jobs.common.report_page import Section, escape, note, table
+from jobs.common.artifact.artifact import Artifact
+from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
+from jobs.common.report import robustness
+from jobs.common.report.attributions import TextAttribution, text_section
+from jobs.common.report.html import Section, escape, note, table
+from jobs.common.training.job import Trained, Verdict
 from jobs.transformer.prepare import load_tokenizer, sample
 from jobs.transformer.robustness import ABOUT
 

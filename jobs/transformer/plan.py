@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from cluster.errors import TrainyardError
+from cluster.core.errors import TrainyardError
 from jobs.common.config import parse, require
-from jobs.common.progress import fail
+from jobs.common.runs.console import fail
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
 from jobs.transformer.presets import preset
 

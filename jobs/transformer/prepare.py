@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import DataError
-from cluster.storage import Store
-from jobs.common.dataset import SPLITS, Column, Dataset, Split, SplitName
-from jobs.common.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
-from jobs.common.splits import assign, encode_labels, keyed_hash
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
+from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
+from jobs.common.data.splits import assign, encode_labels, keyed_hash
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.sources import TextFragment, Texts, TextSource, find_source, labels_of
 from jobs.transformer.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
@@ -227,7 +227,7 @@ def _encoded(texts: list[str], tokenizer: Any, max_length: int | None, use_ray: 
     encode = functools.partial(_encode, tokenizer.backend_tokenizer.to_str(), max_length)
     batches = _batches(texts)
     if use_ray and len(batches) > 1 and sum(map(len, texts)) > RAY_CHARACTERS:
-        from jobs.common.decode import map_with_ray
+        from jobs.common.data.ray_map import map_with_ray
 
         results: Iterator[Any] = (np.frombuffer(buffer, np.int32) for buffer in map_with_ray(batches, encode))
     else:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jobs.common.permutation import Purpose, raw_bits
+from jobs.common.data.counter_rng import Purpose, raw_bits
 
 Key = tuple[int, int]
 """(seed, row id)."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cluster.errors import CheckpointError
+from cluster.core.errors import CheckpointError
 
 Array = npt.NDArray[Any]
 WEIGHTS = "weights"

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cluster.documents import parse_json
-from cluster.errors import DataError
-from cluster.storage import Store
-from jobs.common.arrow import arrow_column
-from jobs.common.dataset import SPLITS, SplitName
-from jobs.common.sources.files import by_split, list_files, reading
+from cluster.core.documents import parse_json
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.arrow import arrow_column
+from jobs.common.data.dataset import SPLITS, SplitName
+from jobs.common.data.files import by_split, list_files, reading
 from jobs.transformer.config import TextDataConfig
 
 LANGUAGES = (

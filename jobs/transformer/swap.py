@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from cluster.auth import expanded
-from cluster.errors import ConfigError
+from cluster.core.auth import expanded
+from cluster.core.errors import ConfigError
 
 _PREFIX, _LOCK = "trainyard-swap-", "lock"
 

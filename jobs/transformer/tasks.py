@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cluster.errors import ConfigError
-from jobs.common.dataset import Columns, Dataset
+from cluster.core.errors import ConfigError
+from jobs.common.data.dataset import Columns, Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.model import classification_loss, inputs_of, packed_inputs, token_losses
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.documents import parse_json
+from cluster.core.documents import parse_json
 from jobs.transformer.tokenizer import backend_of
 
 MOST_CHARACTERS = 4000

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jobs.common.session import Session
+from jobs.common.training.session import Session
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 

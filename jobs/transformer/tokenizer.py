@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.auth import expanded
-from cluster.documents import parse_json
-from cluster.errors import ConfigError, DataError
+from cluster.core.auth import expanded
+from cluster.core.documents import parse_json
+from cluster.core.errors import ConfigError, DataError
 from jobs.transformer.base_model import check_base
 from jobs.transformer.config import TransformerConfig
 

@@ -18,14 +18,14 @@ from typing import Literal
 
 import torch
 
-from jobs.common.dataset import Columns
-from jobs.common.feed import MicroBatches
-from jobs.common.loop import Progress, learning_rate
-from jobs.common.permutation import micro_batch_seed
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
+from jobs.common.data.counter_rng import micro_batch_seed
+from jobs.common.data.dataset import Columns
+from jobs.common.data.loader import MicroBatches
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import Progress, learning_rate
+from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
-from jobs.pytorch.weights import compare_weights
+from jobs.pytorch.weight_digest import compare_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Ddp
 from jobs.transformer.deepspeed import Zero

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage import Store
-from jobs.common.dataset import Dataset, SplitName
-from jobs.common.evaluation import paired_interval
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
+from cluster.core.storage import Store
+from jobs.common.data.dataset import Dataset, SplitName
+from jobs.common.evaluation.metrics import paired_interval
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 from tests.benchmarks import stopwatch
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, python

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Store
-from jobs.common.dataset import Dataset
-from jobs.common.evaluation import paired_interval
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
+from cluster.core.storage import Store
+from jobs.common.data.dataset import Dataset
+from jobs.common.evaluation.metrics import paired_interval
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 from tests.benchmarks import stopwatch
 from tests.benchmarks.accuracy import rows
 from tests.benchmarks.results import Figure, Outcome

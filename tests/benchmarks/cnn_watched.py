@@ -16,8 +16,8 @@ import jobs.cnn.train as loop
 from jobs.cnn.data import JOB
 from jobs.cnn.feeding import Feeding
 from jobs.cnn.group import Group
-from jobs.common.run import main
-from jobs.common.session import Session
+from jobs.common.runs.run import main
+from jobs.common.training.session import Session
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
 from tests.benchmarks.turns import Turns
 

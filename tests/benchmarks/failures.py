@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from jobs.common.cadence import Cadence
-from jobs.common.goodput import expected_goodput
+from jobs.common.checkpoint.optimal_interval import expected_goodput
+from jobs.common.checkpoint.schedule import Cadence
 
 
 @dataclass(frozen=True, kw_only=True)

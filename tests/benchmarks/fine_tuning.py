@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import prepare

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import Store
-from jobs.common.augmentation import AugmentConfig, warps
-from jobs.common.dataset import SPLITS
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
+from cluster.core.storage import Store
+from jobs.common.data.dataset import SPLITS
+from jobs.common.vision.augmentation import AugmentConfig, warps
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 SIDE = 28
 CLASSES = 10

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.common.artifact import open_artifact
+from jobs.common.artifact.artifact import open_artifact
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, python, run
 

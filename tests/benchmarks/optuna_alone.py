@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from jobs.common.config import from_dict
-from jobs.common.trial import run_trial
+from jobs.common.runs.trial import run_trial
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.data import JOB
 from tests.benchmarks.tuning_overhead import BASE, SPACE

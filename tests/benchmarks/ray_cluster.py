@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster import local
+from cluster.local import cluster as local
 
 
 @contextmanager

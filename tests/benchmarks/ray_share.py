@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.local import LocalCluster
+from cluster.local.cluster import LocalCluster
 from tests.benchmarks import images, ray_cluster, stopwatch, two_workers
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.stopwatch import Watch

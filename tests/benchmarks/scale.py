@@ -12,18 +12,19 @@ from unittest import mock
 
 import numpy as np
 
-from cluster import storage
-from cluster.resources import Request, await_room
-from cluster.status import read_status
-from cluster.storage import Store
-from jobs.common import checkpoint_file, checkpoint_writer
-from jobs.common.checkpoint import Checkpoints
-from jobs.common.checkpoint_manifest import Checkpoint, FileEntry, SaveName, read_manifest, write_manifest
-from jobs.common.checkpoint_parts import announce, collect
-from jobs.common.checkpoint_writer import CheckpointWriter
-from jobs.common.goodput import best_interval_s, expected_goodput, mean_time_between_failures_s
-from jobs.common.order import Order, resolve_window_rows
-from jobs.common.weights import digest_of_arrays
+from cluster.capacity import Request, await_room
+from cluster.core import storage
+from cluster.core.storage import Store
+from cluster.monitoring.status import read_status
+from jobs.common.checkpoint import direct_io as checkpoint_file
+from jobs.common.checkpoint import writer as checkpoint_writer
+from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest, write_manifest
+from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_goodput, mean_time_between_failures_s
+from jobs.common.checkpoint.shards import announce, collect
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.checkpoint.writer import CheckpointWriter
+from jobs.common.data.sampling import Order, resolve_window_rows
+from jobs.common.training.weight_digest import digest_of_arrays
 from tests.benchmarks.failures import Life, simulate
 from tests.benchmarks.faked_cluster import faked_cluster
 from tests.benchmarks.results import Figure, Outcome
@@ -69,7 +70,7 @@ NOTES = (
     "Checkpoint time: the real writer into a local folder; bandwidth is limited by sleeping in it. Time = bytes / (own rate) + "
     "bytes / bandwidth, its own rate taken from the smaller size without a limit.",
     "Goodput: a simulation of a run that fails at random, in which the real `Cadence` says when it saves (`failures.py`), "
-    "against the formula (`jobs/common/goodput.py`), which then gives the best cadence for fleets that nobody has here.",
+    "against the formula (`optimal_interval.py`), which then gives the best cadence for fleets that nobody has here.",
 )
 
 
@@ -157,7 +158,7 @@ def node_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
         with faked_cluster(count, cpus=16.0, busy=4.0) as address:
             status[count] = statistics.median(timed(lambda at=address: read_status(at)) for _ in range(3))
             request = Request(num_workers=3 * count, cpus_per_worker=4)
-            with mock.patch("cluster.resources._gcs", lambda at=address: _gcs(at)):
+            with mock.patch("cluster.capacity._gcs", lambda at=address: _gcs(at)):
                 room[count] = statistics.median(timed(lambda wanted=request: await_room(wanted, 0.0)) for _ in range(3))
     samples["nodes"] = {"status_s": status, "room_s": room}
     last = settings.nodes[-1]
@@ -166,7 +167,7 @@ def node_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
 
 
 def _gcs(address: str) -> Any:
-    from cluster.gcs import Gcs
+    from cluster.core.control_store import Gcs
 
     return Gcs(address)
 
@@ -249,7 +250,7 @@ def goodput_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]
 
 # ── the weights' hash ──
 def weight_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
-    from jobs.pytorch.weights import digest_of
+    from jobs.pytorch.weight_digest import digest_of
 
     arrays = [np.random.default_rng(0).standard_normal(settings.weights_mb * 25_000, dtype=np.float32) for _ in range(10)]
     import torch

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.network import free_port
-from jobs.common.artifact import open_artifact
-from serving.keys import new_key
+from cluster.core.network import free_port
+from jobs.common.artifact.artifact import open_artifact
+from serving.endpoint.api_keys import new_key
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import python, run
 

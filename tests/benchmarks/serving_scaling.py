@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.network import free_port
-from jobs.common.artifact import open_artifact
+from cluster.core.network import free_port
+from jobs.common.artifact.artifact import open_artifact
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.serving_http import Server, body_of, images, loaded
 from tests.runs import python, run

@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.network import free_port
-from cluster.storage import Store
-from jobs.common.artifact import open_artifact
-from jobs.common.registry import Registry
+from cluster.core.network import free_port
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.registry.registry import Registry
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.serving_http import body_of, images
 from tests.runs import ROOT, Job, python, run

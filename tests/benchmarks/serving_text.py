@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.network import free_port
-from jobs.common.artifact import open_artifact
-from serving.keys import new_key
+from cluster.core.network import free_port
+from jobs.common.artifact.artifact import open_artifact
+from serving.endpoint.api_keys import new_key
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import python, run
 

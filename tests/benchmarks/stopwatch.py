@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.common.run import main
+from jobs.common.runs.run import main
 from jobs.mlp.data import JOB
 from tests.runs import Job, python
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.dataset import Dataset
+from jobs.common.data.dataset import Dataset
 from jobs.transformer.config import TransformerConfig
 from tests.runs import ROOT
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.dataset import Dataset
+from jobs.common.data.dataset import Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import prepare
 from tests.benchmarks.results import Figure, Outcome

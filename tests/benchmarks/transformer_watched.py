@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import jobs.transformer.train as loop
-from jobs.common.run import main
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
-from jobs.pytorch.overlap import OverlappedGradients
+from jobs.common.runs.run import main
+from jobs.common.training.session import Session
+from jobs.pytorch.gradient_buckets import OverlappedGradients
+from jobs.pytorch.process_group import Group
 from jobs.transformer.data import JOB
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ray.tune import Trainable
 
+from cluster.capacity import Request
 from cluster.connect import connect, disconnect
-from cluster.resources import Request
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tests.benchmarks.tuning_overhead import SPACE, peak_megabytes

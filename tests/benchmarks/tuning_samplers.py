@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tests.benchmarks.results import Figure, Outcome

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jobs.mlp.train as loop
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
+from jobs.common.training.session import Session
+from jobs.pytorch.process_group import Group
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
 from tests.benchmarks.turns import Turns
 

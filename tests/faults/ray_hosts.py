@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cluster import auth
-from cluster.auth import write_private
-from cluster.errors import ClusterError
-from cluster.gcs import Gcs, Node, reachable
-from cluster.launch import RAY_SETTINGS
-from serving.closed import haproxy_settings
-from serving.deploy import SERVE_SETTINGS
+from cluster.core import auth
+from cluster.core.auth import write_private
+from cluster.core.control_store import Gcs, Node, reachable
+from cluster.core.errors import ClusterError
+from cluster.local.launch import RAY_SETTINGS
+from serving.commands.deploy_config import SERVE_SETTINGS
+from serving.hardening.serve_patches import haproxy_settings
 from tests.faults import hosts
 from tests.faults.hosts import ROOT, Host, Network
 

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.cnn.data import JOB as CNN
-from jobs.common.job import Job
-from jobs.common.run import main
+from jobs.common.runs.run import main
+from jobs.common.training.job import Job
 from jobs.mlp.data import JOB
 from tests import runs
 from tests.s3 import BUCKET, s3_server

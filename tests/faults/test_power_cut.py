@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Store
-from jobs.common.artifact import open_artifact
-from jobs.common.checkpoint import Checkpoints
-from jobs.common.dataset import Dataset
-from jobs.common.registry import Registry
-from jobs.common.run import main
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.data.dataset import Dataset
+from jobs.common.registry.registry import Registry
+from jobs.common.runs.run import main
 from jobs.mlp.data import JOB
 from tests import runs
 from tests.faults.disk import Disk

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster import local
+from cluster.local import cluster as local
 from tests import runs
 from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
@@ -168,7 +168,7 @@ def test_a_gpu_that_no_node_has_is_refused(cluster: local.LocalCluster, tmp_path
 
 
 def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:
-    code = ("import sys, ray, time\nfrom cluster.connect import connect\nfrom jobs.common.ray_engine import claim\n"
+    code = ("import sys, ray, time\nfrom cluster.connect import connect\nfrom jobs.common.execution.ray_executor import claim\n"
             "connect()\nlink = claim(sys.argv[1], 'run')\nprint('claimed', flush=True)\ntime.sleep(60)\n")
     env = {**os.environ, **cluster.environment()}
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=runs.ROOT, env=env, stdout=subprocess.PIPE) as first:

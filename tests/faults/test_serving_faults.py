@@ -19,15 +19,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import auth, local
-from cluster.gcs import Gcs
-from cluster.network import free_port, is_free
-from cluster.status import Served, read_status
-from jobs.common.artifact import open_artifact
-from serving import running, waiting
+from cluster.core import auth
+from cluster.core.control_store import Gcs
+from cluster.core.network import free_port, is_free
+from cluster.local import cluster as local
+from cluster.monitoring.status import Served, read_status
+from jobs.common.artifact.artifact import open_artifact
 from serving.__main__ import main
-from serving.changes import connected
-from serving.versions import Running
+from serving.commands import serve_client as running
+from serving.commands import waiting
+from serving.commands.deployment_record import Running
+from serving.commands.manage import connected
 from tests import runs
 from tests.benchmarks import serving_soak
 

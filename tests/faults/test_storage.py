@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoints
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from tests import runs
 from tests.faults.conftest import EPOCHS
 from tests.faults.test_killed import gone

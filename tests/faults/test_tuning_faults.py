@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster import local
-from cluster.storage import Store
+from cluster.core.storage import Store
+from cluster.local import cluster as local
 from tests import runs
 from tests.s3 import BUCKET, s3_server
 

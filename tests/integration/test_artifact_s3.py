@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cluster.errors import ArtifactError
-from cluster.storage import Store
-from jobs.common.artifact import WEIGHTS, Probe, open_artifact, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec
+from cluster.core.errors import ArtifactError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import WEIGHTS, Probe, open_artifact, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
 from tests.s3 import BUCKET, s3_server
 
 

@@ -21,13 +21,14 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import auth, local
 from cluster.connect import connect, disconnect, probe
-from cluster.errors import ClusterError
-from cluster.gcs import Gcs
-from cluster.local import LocalCluster
-from cluster.owned import MARK
-from cluster.processes import dump_stack, kill
+from cluster.core import auth
+from cluster.core.control_store import Gcs
+from cluster.core.errors import ClusterError
+from cluster.local import cluster as local
+from cluster.local.cluster import LocalCluster
+from cluster.local.processes import MARK
+from cluster.remote_processes import dump_stack, kill
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -331,7 +332,7 @@ def test_without_an_address_a_guarded_local_cluster_starts_and_ends_with_the_pro
     assert info["started"] is True
     assert info["address"] != up.address
     assert (info["num_nodes"], info["resources"]["CPU"]) == (1, 2)
-    keeper = next(p for p in psutil.Process(driver.pid).children() if "cluster.node" in p.cmdline())
+    keeper = next(p for p in psutil.Process(driver.pid).children() if "cluster.local.node" in p.cmdline())
     everything = [keeper, *keeper.children(recursive=True)]
     folder = json.loads(keeper.cmdline()[-1])["folder"]
     ips = {c.laddr.ip for p in everything for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
@@ -349,7 +350,7 @@ def test_a_local_cluster_ends_when_its_process_is_killed(home: Path) -> None:
     driver = local_driver("time.sleep(100)")
     assert driver.stdout is not None
     driver.stdout.readline()
-    keeper = next(p for p in psutil.Process(driver.pid).children() if "cluster.node" in p.cmdline())
+    keeper = next(p for p in psutil.Process(driver.pid).children() if "cluster.local.node" in p.cmdline())
     everything = [keeper, *keeper.children(recursive=True)]
     folder = Path(json.loads(keeper.cmdline()[-1])["folder"])
     driver.kill()
@@ -569,7 +570,7 @@ def test_an_up_that_is_ended_halfway_leaves_nothing_or_what_down_finds(own_home:
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run below nohup\nsys.exit(main(['up']))")
     starting = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     try:
-        wait_for(lambda: [p for p in processes_of(own_home) if "cluster.node" in command_of(p)])
+        wait_for(lambda: [p for p in processes_of(own_home) if "cluster.local.node" in command_of(p)])
         cluster = local.current()
         assert cluster is not None
         starting.send_signal(number)

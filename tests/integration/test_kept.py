@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.storage import Store
-from jobs.common.artifact import open_artifact
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
 from jobs.common.provenance import machine
-from jobs.common.registry import Registry
+from jobs.common.registry.registry import Registry
 from tests import kept, runs
 
 FLAGS = ["--run.checkpoint-every-steps", "8", "--run.keep-checkpoints", "1000", "--run.tracking-uri", "none"]

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from cluster import local
-from cluster.network import free_port
-from jobs.common.artifact import open_artifact
-from jobs.common.metrics import COUNTERS
+from cluster.core.network import free_port
+from cluster.local import cluster as local
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.runs.prometheus import COUNTERS
 from k8s.components.monitoring import local as monitoring
-from serving.keys import new_key
+from serving.endpoint.api_keys import new_key
 from tests import runs
 
 pytestmark = [pytest.mark.timeout(600),  # the first test waits for all that is to be seen

@@ -15,14 +15,14 @@ import pytest
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from cluster import local
+from cluster.capacity import Request, nodes, possible_workers, preflight
 from cluster.connect import connect, disconnect
-from cluster.errors import ClusterError, ResourceError, StorageError, TrainyardError
-from cluster.local import LocalCluster
-from cluster.network import free_port
-from cluster.resources import Request, nodes, possible_workers, preflight
-from cluster.storage import Store
-from jobs.common import ray_engine
+from cluster.core.errors import ClusterError, ResourceError, StorageError, TrainyardError
+from cluster.core.network import free_port
+from cluster.core.storage import Store
+from cluster.local import cluster as local
+from cluster.local.cluster import LocalCluster
+from jobs.common.execution import ray_executor as ray_engine
 from tests.kube_api import in_a_pod
 from tests.kube_objects import autoscaling, group, raycluster
 from tests.s3 import BUCKET, s3_server
@@ -221,8 +221,8 @@ def what_a_ray_cluster_says_counts(store: Store) -> None:
 
 
 def autoscaler_is_up() -> bool:
-    from cluster.gcs import Gcs
-    from cluster.resources import autoscaled
+    from cluster.capacity import autoscaled
+    from cluster.core.control_store import Gcs
 
     return autoscaled(Gcs(ray.get_runtime_context().gcs_address))
 
@@ -250,7 +250,7 @@ def test_messages_name_flags_that_exist() -> None:
     """Every `--run.x` in a remedy is a field of the run's configuration."""
     from jobs.common.config import RunConfig
 
-    text = "".join((Path(__file__).parents[2] / "cluster" / name).read_text() for name in ("resources.py", "node_probe.py"))
+    text = "".join((Path(__file__).parents[2] / "cluster" / name).read_text() for name in ("capacity.py", "preflight.py"))
     named = {flag.replace("-", "_") for flag in re.findall(r"--run\.([a-z-]+)", text)}
     assert named
     assert named <= set(RunConfig.__dataclass_fields__)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.connect import connect, disconnect
-from cluster.errors import DataError
-from cluster.storage import Store
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import RAY_BYTES, prepare
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import RAY_BYTES, prepare
 
 # Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.
 pytestmark = pytest.mark.filterwarnings("ignore:`\\w+` is deprecated:DeprecationWarning")

@@ -18,7 +18,7 @@ from cluster.__main__ import _parser as cluster_parser
 from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
 from jobs.common.compare import _parser as compare_parser
-from jobs.common.registry_command import _parser as registry_parser
+from jobs.common.registry.__main__ import _parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from serving.__main__ import parser as serving_parser

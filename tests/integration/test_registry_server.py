@@ -13,14 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.errors import RegistryError
-from cluster.storage import Store
-from jobs.common.artifact import WEIGHTS, Probe, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec
-from jobs.common.registry import Registry
-from jobs.common.registry_command import main
-from jobs.common.run import main as run_job
+from cluster.core.errors import RegistryError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.registry.__main__ import main
+from jobs.common.registry.registry import Registry
+from jobs.common.runs.run import main as run_job
 from jobs.mlp.data import JOB
 from tests.s3 import BUCKET, s3_server
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.storage import Store
-from jobs.common.artifact import open_artifact
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
 from tests import runs
 from tests.s3 import BUCKET, s3_server
 

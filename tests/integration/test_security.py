@@ -18,11 +18,11 @@ import pytest
 from ray.core.generated import gcs_service_pb2 as pb
 from ray.core.generated import gcs_service_pb2_grpc as services
 
-from cluster import auth
 from cluster.commands import exports
-from cluster.gcs import Gcs
-from cluster.local import LocalCluster
-from cluster.runs import read_runs
+from cluster.core import auth
+from cluster.core.control_store import Gcs
+from cluster.local.cluster import LocalCluster
+from cluster.monitoring.run_status import read_runs
 from tests import runs
 
 WRONG = "0" * 64

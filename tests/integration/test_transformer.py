@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from jobs.common.artifact import open_artifact
+from jobs.common.artifact.artifact import open_artifact
 from jobs.transformer.model import Classifier, LanguageModel, load
 from serving.transformer import TextPredictor
 from tests import runs

@@ -14,17 +14,17 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from cluster import local
-from cluster.errors import ConfigError
+from cluster.core.errors import ConfigError
+from cluster.local import cluster as local
 from jobs.common.config import from_dict, parse
-from jobs.common.registry import Registry
-from jobs.common.trial import run_trial
+from jobs.common.registry.registry import Registry
+from jobs.common.runs.trial import run_trial
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.data import JOB
 from tests import kept, runs
 from tuning import mlp
-from tuning.driver import main
 from tuning.journal import KEY_VARIABLE
+from tuning.run import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 QUICK = ["--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--run.tracking-uri", "none"]
@@ -131,7 +131,7 @@ def test_a_search_leaves_a_leaderboard_a_best_config_a_report_and_a_registered_m
 
 def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(searched: tuple[Path, str]) -> None:
     folder, _ = searched
-    from jobs.common.mlflow_client import connect
+    from jobs.common.registry.mlflow_client import connect
 
     client: Any = connect(f"sqlite:///{folder.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("mine")
@@ -147,7 +147,7 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
         assert float(child.data.params["optim.lr"]) == events[0]["values"]["optim.lr"]
         logged = client.get_metric_history(child.info.run_id, "validation_accuracy")
         assert [(m.step, m.value) for m in logged] == [(row["step"], row["validation_accuracy"]) for row in rows(events)]
-    from cluster.storage import Store
+    from cluster.core.storage import Store
 
     versions = Registry.open(None, Store.open(str(folder.parent)), "mine").versions("mine")
     result = runs.result(folder)
@@ -160,8 +160,8 @@ def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_o
     searched: tuple[Path, str], tmp_path: Path
 ) -> None:
     """Its driver was killed before it had sent anything, and again when it had sent one evaluation."""
-    from cluster.storage import Store
-    from jobs.common.mlflow_client import connect
+    from cluster.core.storage import Store
+    from jobs.common.registry.mlflow_client import connect
     from tuning.journal import Trial
     from tuning.tracking import Tracking
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster import errors
-from jobs.common.checkpoint_manifest import SaveName
-from jobs.common.session import PeerLostError, Session
+from cluster.core import errors
+from jobs.common.checkpoint.manifest import SaveName
+from jobs.common.training.session import PeerLostError, Session
 
 
 def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
@@ -40,7 +40,7 @@ def hang(session: Session, config: Any) -> Literal["finished", "stopped"]:
 
 
 def fail(session: Session, config: Any) -> Literal["finished", "stopped"]:
-    """After a checkpoint, raises the error of cluster/errors.py that the run is named after."""
+    """After a checkpoint, raises the error of cluster/core/errors.py that the run is named after."""
     session.note(total_steps=2, epochs=1, epoch=0)
     session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
     _save(session, 1)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import psutil
 
-from jobs.common.session import Session
+from jobs.common.training.session import Session
 
 ODD, DIVERGES_AFTER, SLOWER_S = 1, 12, 0.1
 """The rank, the step after which its weights change, and how much longer each of its steps takes."""
@@ -85,7 +85,7 @@ def cnn(session: Session, config: Any) -> End:
 def dies_meeting(session: Session, config: Any) -> End:
     """The MLP, whose first rank 0 dies when the others have found its store and wait there for its address."""
     from jobs.mlp import train as loop
-    from jobs.pytorch import group
+    from jobs.pytorch import process_group as group
 
     def dies(*args: Any, store: Any, **options: Any) -> None:
         def connected() -> int:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cluster.errors import ConfigError
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
+from cluster.core.errors import ConfigError
+from jobs.common.training.session import Session
+from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.shards import fill, gathered, items, to_arrays

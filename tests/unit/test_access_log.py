@@ -1,4 +1,4 @@
-"""serving/access_log.py: nobody's request fails for a log that cannot be written."""
+"""serving/endpoint/access_log.py: nobody's request fails for a log that cannot be written."""
 
 import logging
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import access_log
-from serving.core import ACCESS_LOG
+from serving.endpoint import access_log
+from serving.endpoint.pipeline import ACCESS_LOG
 
 
 @pytest.fixture

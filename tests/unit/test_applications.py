@@ -1,4 +1,4 @@
-"""serving/applications.py: an ingress whose versions change for months does not keep those that are gone."""
+"""serving/endpoint/handles.py: an ingress whose versions change for months does not keep those that are gone."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ class FakeApplication:
 
 
 def test_what_no_version_belongs_to_any_more_is_let_go_of_once_it_has_answered() -> None:
-    from serving.applications import Applications
+    from serving.endpoint.handles import Applications
 
     made: list[FakeApplication] = []
 

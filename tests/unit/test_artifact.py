@@ -13,12 +13,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from cluster.errors import ArtifactError, UserError
-from cluster.storage import Store
-from jobs.common import safe_formats
-from jobs.common.artifact import WEIGHTS, Probe, load_weights, open_artifact, verify, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec, parse_probe, to_json
+from cluster.core.errors import ArtifactError, UserError
+from cluster.core.storage import Store
+from jobs.common.artifact import allowed_formats as safe_formats
+from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_artifact, verify, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec, parse_probe, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
 
 INPUT = TensorSpec(name="image", datatype="UINT8", shape=(-1, 2, 2, 1))
@@ -230,7 +230,7 @@ def test_a_field_of_number_0_is_no_onnx(tmp_path):
 
 
 def test_a_session_is_told_that_it_reads_onnx(tmp_path):
-    from serving.onnx_model import OnnxModel
+    from serving.model.onnx_model import OnnxModel
 
     given = {"description": describe(), "probe": a_probe()}
     made = write_artifact(Store.open(str(tmp_path)), "x", **given, files={"model.onnx": an_onnx().SerializeToString()})

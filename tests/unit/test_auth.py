@@ -1,4 +1,4 @@
-"""cluster/auth.py and what uses it: which token a process serves and sends, and who may read it."""
+"""cluster/core/auth.py and what uses it: which token a process serves and sends, and who may read it."""
 
 import os
 import re
@@ -12,13 +12,15 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cluster import auth, commands, connect, local
-from cluster.errors import ClusterError, ConfigError
-from cluster.gcs import Gcs, TokenError
-from cluster.owned import Process
-from cluster.storage import Store
-from jobs.common.cache import BlockCache
-from jobs.common.run import main
+from cluster import commands, connect
+from cluster.core import auth
+from cluster.core.control_store import Gcs, TokenError
+from cluster.core.errors import ClusterError, ConfigError
+from cluster.core.storage import Store
+from cluster.local import cluster as local
+from cluster.local.processes import Process
+from jobs.common.data.cache import BlockCache
+from jobs.common.runs.run import main
 from jobs.mlp import demo
 from jobs.mlp.data import JOB
 
@@ -200,7 +202,7 @@ def test_the_home_folder_of_an_unknown_user_is_refused() -> None:
 
 
 def test_only_one_function_looks_for_the_home_folder() -> None:
-    root = Path(auth.__file__).parents[1]
+    root = Path(auth.__file__).parents[2]
     found = [path.relative_to(root) for part in ("cluster", "jobs", "tuning", "serving") for path in (root / part).rglob("*.py")
              if re.search(r"expanduser|Path\.home\(|getpass|import pwd", path.read_text())]
-    assert found == [Path("cluster/auth.py")]
+    assert found == [Path("cluster/core/auth.py")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.background import in_background, in_loop, logged
+from cluster.core.background import in_background, in_loop, logged
 
 ROOT = Path(__file__).parents[2]
 STARTERS = {"Thread", "Timer", "ensure_future", "create_task", "run_coroutine_threadsafe", "start_new_thread"}
@@ -67,7 +67,7 @@ def called(node: ast.AST) -> str:
 def test_every_thread_and_task_of_ours_is_started_in_the_one_place_that_loses_no_error() -> None:
     """And no future is dropped that may hold one."""
     starting = {path for path, tree in modules() for node in ast.walk(tree) if called(node) in STARTERS}
-    assert starting == {"cluster/background.py"}
+    assert starting == {"cluster/core/background.py"}
     dropped = [f"{path}:{node.lineno}" for path, tree in modules() for node in ast.walk(tree)
                if isinstance(node, ast.Expr) and called(node.value) in ("submit", "in_background", "in_loop", "run_in_executor")]
     assert dropped == []

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.errors import ConfigError, DataError
-from cluster.storage import Store
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
+from cluster.core.errors import ConfigError, DataError
+from cluster.core.storage import Store
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 ROWS = 12
 IMAGES = np.arange(ROWS * 9, dtype=np.uint8).reshape(ROWS, 3, 3)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.errors import ArtifactError, ConfigError
-from cluster.storage import Store
-from jobs.common.artifact import Artifact, Probe, open_artifact, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec
+from cluster.core.errors import ArtifactError, ConfigError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.transformer import data, tokenizer
 from jobs.transformer.model import Classifier, build_model, load
-from serving.predictor import load_predictor, module_of
+from serving.model.predictor import load_predictor, module_of
 from tests.unit.token_rows import config_of
 
 LABELS = ("a", "b")

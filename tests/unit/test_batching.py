@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batching import Batcher, Inputs, Outputs
-from serving.errors import BadRequestError, DeadlineError, ModelError, OverloadedError, RefusedError
+from serving.core.errors import BadRequestError, DeadlineError, ModelError, OverloadedError, RefusedError
+from serving.traffic.batching import Batcher, Inputs, Outputs
 
 
 class Model:

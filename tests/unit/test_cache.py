@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.errors import ConfigError, StorageError, StorageFullError
-from jobs.common.arrow import arrow_column, numpy_column
-from jobs.common.cache import BlockCache
+from cluster.core.errors import ConfigError, StorageError, StorageFullError
+from jobs.common.data.arrow import arrow_column, numpy_column
+from jobs.common.data.cache import BlockCache
 
 ROWS = 10_000
 BLOCK_BYTES = 8 * ROWS

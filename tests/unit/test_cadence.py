@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.cadence import MAX_COST, Cadence, Costs
+from jobs.common.checkpoint.schedule import MAX_COST, Cadence, Costs
 
 
 def most_steps_lost(every_steps: int, write_steps: int, last_step: int, steps: int = 500) -> int:

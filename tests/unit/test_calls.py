@@ -14,8 +14,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.calls import METHODS, Calls, add_to_server
-from serving.keys import new_key
+from serving.endpoint.api_keys import new_key
+from serving.endpoint.grpc import METHODS, Calls, add_to_server
 from tests.unit.test_ingress import Replicas, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic

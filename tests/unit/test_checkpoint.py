@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 from safetensors.numpy import load_file
 
-from cluster.errors import CheckpointError, NonFiniteStateError, RunConflictError
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoint, Checkpoints
-from jobs.common.checkpoint_manifest import read_manifest, write_manifest
-from jobs.common.checkpoint_writer import CheckpointWriter
+from cluster.core.errors import CheckpointError, NonFiniteStateError, RunConflictError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.manifest import read_manifest, write_manifest
+from jobs.common.checkpoint.store import Checkpoint, Checkpoints
+from jobs.common.checkpoint.writer import CheckpointWriter
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -343,7 +343,8 @@ def test_an_old_process_that_was_stopped_and_wakes_up_is_harmless(local: Store) 
     """A real process: SIGSTOP in the middle of its saves, SIGCONT when the next generation has committed."""
     generation = Checkpoints(local).begin_generation()
     code = (
-        "import sys, numpy as np; from cluster.storage import Store; from jobs.common.checkpoint_writer import CheckpointWriter\n"
+        "import sys, numpy as np\nfrom cluster.core.storage import Store\n"
+        "from jobs.common.checkpoint.writer import CheckpointWriter\n"
         "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, keep_last=2)\n"
         "for step in range(1, 100000):\n    w.save({'w': np.full(50000, step)}, {}, step=step, epoch=0)\n"
     )

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import CheckpointError, StorageError, StorageFullError
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoint, Checkpoints
-from jobs.common.checkpoint_writer import CheckpointWriter
+from cluster.core.errors import CheckpointError, StorageError, StorageFullError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoint, Checkpoints
+from jobs.common.checkpoint.writer import CheckpointWriter
 from tests.s3 import s3_server
 
 STEPS = (10, 20, 30)
@@ -196,7 +196,7 @@ def test_a_writer_killed_in_the_middle_of_its_saves_leaves_an_intact_checkpoint(
     store = Store.open(str(tmp_path))
     code = (
         "import os, signal, sys, threading, numpy as np\n"
-        "from cluster.storage import Store\nfrom jobs.common.checkpoint_writer import CheckpointWriter\n"
+        "from cluster.core.storage import Store\nfrom jobs.common.checkpoint.writer import CheckpointWriter\n"
         "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, keep_last=2)\n"
         "for step in range(1, 100000):\n"
         "    w.save({'w': np.full(600000, step, np.int64)}, {'step': step}, step=step, epoch=0)\n"

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
 
-from cluster.errors import ArtifactError, ConfigError
-from cluster.network import free_port
+from cluster.core.errors import ArtifactError, ConfigError
+from cluster.core.network import free_port
 from jobs.cnn import train as loop
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.explain import integrated_gradients
@@ -26,11 +26,11 @@ from jobs.cnn.framework import keras, tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import Classifier, load_keras, new_model, with_probabilities
 from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
-from jobs.common.augmentation import AugmentConfig
 from jobs.common.config import from_dict, parse
-from jobs.common.dataset import Dataset
-from jobs.common.images import ImageFacts
-from jobs.common.session import NonFiniteError, Session
+from jobs.common.data.dataset import Dataset
+from jobs.common.training.session import NonFiniteError, Session
+from jobs.common.vision.augmentation import AugmentConfig
+from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors
 
@@ -366,7 +366,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LOAD = """
 import json, sys
 import numpy as np
-from jobs.common.artifact import open_artifact
+from jobs.common.artifact.artifact import open_artifact
 from jobs.cnn.model import load
 
 opened = open_artifact(sys.argv[1])
@@ -545,7 +545,7 @@ def test_frameworks_may_be_loaded_in_any_order(order: tuple[str, ...]) -> None:
 def test_without_tensorflow_the_extra_to_install_is_named(tmp_path: Path) -> None:
     code = ("import importlib.util, sys\nfind = importlib.util.find_spec\n"
             "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)\n"
-            "from jobs.cnn.data import JOB\nfrom jobs.common.run import main\nsys.exit(main(JOB))")
+            "from jobs.cnn.data import JOB\nfrom jobs.common.runs.run import main\nsys.exit(main(JOB))")
     done = subprocess.run([sys.executable, "-c", code, "--run.engine", "local", "--run.storage", str(tmp_path / "storage")],
                           cwd=runs.ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -12,8 +12,8 @@ from scipy.stats import binom
 
 from jobs.common import compare
 from jobs.common.compare import Finished, Paired, compared, holm, main, mcnemar, render, sentence
-from jobs.common.evaluation import evaluate
-from jobs.common.predictions import Predictions
+from jobs.common.evaluation.metrics import evaluate
+from jobs.common.training.predictions import Predictions
 from tests import runs
 
 ROWS = 400

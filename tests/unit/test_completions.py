@@ -15,16 +15,16 @@ import orjson
 import pytest
 import uvicorn
 
-from cluster.network import free_port
-from jobs.common.artifact import Probe
+from cluster.core.network import free_port
+from jobs.common.artifact.artifact import Probe
 from jobs.transformer.decoding import Decoder
-from serving.errors import BadRequestError, GoneError, ModelError, ParameterError
-from serving.generating import Asked, Stops, Writer
-from serving.ingress import Endpoint
-from serving.measures import Measures
-from serving.openai_protocol import parse
-from serving.routing import Table
-from serving.settings import EndpointSettings, ModelSettings, routes
+from serving.core.errors import BadRequestError, GoneError, ModelError, ParameterError
+from serving.core.settings import EndpointSettings, ModelSettings, routes
+from serving.endpoint.http import Endpoint
+from serving.text.continuous_batching import Asked, Stops, Writer
+from serving.text.openai_protocol import parse
+from serving.traffic.metrics import Measures
+from serving.traffic.routing import Table
 from tests.unit.language_model import POSITIONS, language_model, one_thread
 
 ABOUT = {"inputs": (), "outputs": (), "labels": (), "task": "text-generation", "job": "transformer", "max_tokens": POSITIONS,
@@ -240,7 +240,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
 
 
 def test_keys_and_rates_are_refused_in_the_clients_form(replica: Replica, tmp_path: Any) -> None:
-    from serving.keys import new_key
+    from serving.endpoint.api_keys import new_key
 
     key, line = new_key("one")
     (tmp_path / "keys").write_text(line)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
+from cluster.core.errors import ConfigError
 from jobs.common import config as configs
 from jobs.mlp.config import MlpConfig
 

@@ -3,8 +3,8 @@
 import threading
 from typing import Any
 
-from cluster.loop_clock import MOST_S
-from jobs.common.coordinator import Assignment, Coordinator, Departure, Member
+from cluster.core.loop_clock import MOST_S
+from jobs.common.training.rendezvous import Assignment, Coordinator, Departure, Member
 
 
 def member(slot: int, worker: str, **changes: Any) -> Member:

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.storage import Store
-from jobs.common.artifact import Probe, write_artifact
-from jobs.common.open_inference import TensorSpec
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Probe, write_artifact
+from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import build_model
 from jobs.transformer.tokenizer import files_of, train
-from serving.calls import Calls
-from serving.generating import Asked, Writer
-from serving.ingress import Endpoint
-from serving.measures import Measures
-from serving.messages import MOST_FIELDS, message
-from serving.predictor import MOST_CHARACTERS
-from serving.protocol import MOST_VALUES
-from serving.replica import Replica
-from serving.routing import Table
-from serving.settings import EndpointSettings, ModelSettings, routes
+from serving.core.settings import EndpointSettings, ModelSettings, routes
+from serving.endpoint.grpc import Calls
+from serving.endpoint.http import Endpoint
+from serving.model.predictor import MOST_CHARACTERS
+from serving.model.replica import Replica
+from serving.protocols.open_inference_grpc import MOST_FIELDS, message
+from serving.protocols.open_inference_json import MOST_VALUES
+from serving.text.continuous_batching import Asked, Writer
+from serving.traffic.metrics import Measures
+from serving.traffic.routing import Table
 from serving.transformer import TextPredictor
 from tests.unit.language_model import language_model, one_thread
 from tests.unit.test_completions import ABOUT as OF_TEXT

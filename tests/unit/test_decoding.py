@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import ArtifactError
+from cluster.core.errors import ArtifactError
 from jobs.transformer.decoding import Decoder, Row, chosen
 from jobs.transformer.model import LanguageModel
 from tests.unit.language_model import POSITIONS, language_model, one_thread

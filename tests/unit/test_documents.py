@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.documents import DocumentError, load_json, parse_json, parse_yaml, parse_yaml_documents, read_json, read_yaml
-from cluster.errors import StorageError
-from cluster.storage import Store
+from cluster.core.documents import DocumentError, load_json, parse_json, parse_yaml, parse_yaml_documents, read_json, read_yaml
+from cluster.core.errors import StorageError
+from cluster.core.storage import Store
 
 _BOMB = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
 """10^9 values in 600 characters."""

@@ -10,22 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.storage import Store
-from jobs.common.artifact import Artifact, open_artifact, write_artifact
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, open_artifact, write_artifact
+from jobs.common.artifact.drift_reference import (
+    DRIFTED,
+    STABLE,
+    Histogram,
+    Reference,
+    class_edges,
+    prediction_features,
+    quantile_edges,
+)
 from jobs.common.config import from_dict
-from jobs.common.dataset import Dataset, SplitName
-from jobs.common.drift import DRIFTED, STABLE, Histogram, Reference, class_edges, prediction_features, quantile_edges
-from jobs.common.image_features import image_features
-from jobs.common.image_robustness import CHANGES
-from jobs.common.images import ImageDataConfig
+from jobs.common.data.dataset import Dataset, SplitName
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.features import image_features
+from jobs.common.vision.robustness import CHANGES
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, prepare, sample
 from jobs.transformer.sources import _entities
 from jobs.transformer.text_features import TextFeatures
-from serving.drift import MOST_NOISE, ROWS_A_SECOND, WINDOW_ROWS, Drift, watch
-from serving.predictor import Watched, load_predictor
-from serving.replica import answers
-from serving.settings import ModelSettings
+from serving.core.settings import ModelSettings
+from serving.model.drift_monitor import MOST_NOISE, ROWS_A_SECOND, WINDOW_ROWS, Drift, watch
+from serving.model.predictor import Watched, load_predictor
+from serving.model.replica import answers
 from serving.transformer import LikelihoodPredictor
 from tests import image_loops, runs
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cluster.resources import Request
-from jobs.common.coordinator import Coordinator
-from jobs.common.engine import GroupLostError
-from jobs.common.ray_engine import RayEngine
-from jobs.common.worker import DirectLink, Task
+from cluster.capacity import Request
+from jobs.common.execution.executors import GroupLostError
+from jobs.common.execution.ray_executor import RayEngine
+from jobs.common.execution.worker import DirectLink, Task
+from jobs.common.training.rendezvous import Coordinator
 from tuning import trial_actor
 from tuning.trial_actor import TrialActor
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from jobs.common.evaluation import (
+from jobs.common.evaluation.metrics import (
     bootstrap_interval,
     evaluate,
     expected_calibration_error,
@@ -16,7 +16,7 @@ from jobs.common.evaluation import (
     top_k_accuracy,
     worst_mistakes,
 )
-from jobs.common.roc import roc_curve
+from jobs.common.evaluation.roc import roc_curve
 
 
 def sample(rows, classes, seed=0, sharpness=2.0, dtype=np.float32):

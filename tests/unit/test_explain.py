@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from cluster.storage import Store
-from jobs.common.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
-from jobs.common.dataset import Dataset
-from jobs.common.image_job import explained_rows
-from jobs.common.images import ImageDataConfig
-from jobs.common.predictions import Predictions
-from jobs.common.report_page import Section, page
+from cluster.core.storage import Store
+from jobs.common.data.dataset import Dataset
+from jobs.common.report.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
+from jobs.common.report.html import Section, page
+from jobs.common.training.predictions import Predictions
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.job import explained_rows
 from jobs.mlp.model import Classifier, Mlp, load
-from jobs.pytorch.explain import integrated_gradients, log_odds
+from jobs.pytorch.attribution import integrated_gradients, log_odds
 from tests import runs
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -229,5 +229,5 @@ def test_attributions_of_another_size_are_refused() -> None:
 
 
 def test_nothing_of_it_imports_a_framework_before_it_explains() -> None:
-    code = "import sys, jobs.mlp.data, jobs.common.attributions; assert not {'torch', 'captum', 'PIL'} & set(sys.modules)"
+    code = "import sys, jobs.mlp.data, jobs.common.report.attributions; assert not {'torch', 'captum', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, check=True)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.common.open_inference import TensorSpec
-from serving import explaining
-from serving.errors import BadRequestError, DeadlineError, OverloadedError
-from serving.explaining import Explanations, put_together, specs
+from jobs.common.artifact.tensor_spec import TensorSpec
+from serving.core.errors import BadRequestError, DeadlineError, OverloadedError
+from serving.model import explanations as explaining
+from serving.model.explanations import Explanations, put_together, specs
 from tests.unit.test_ingress import ABOUT, BODY, Replicas, ask, endpoint
 
 EXPLAIN = "/v2/models/m/explain"

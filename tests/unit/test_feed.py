@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.storage import Store
-from jobs.common.dataset import Dataset
-from jobs.common.feed import Feed
-from jobs.common.images import ImageDataConfig
-from jobs.common.order import Order
-from jobs.common.prepare import prepare
+from cluster.core.storage import Store
+from jobs.common.data.dataset import Dataset
+from jobs.common.data.loader import Feed
+from jobs.common.data.sampling import Order
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 
 @pytest.fixture(scope="module")

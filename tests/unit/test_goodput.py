@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.cadence import MAX_COST, MIN_INTERVAL_S, SNAPSHOT_SHARE, Cadence, Costs
-from jobs.common.goodput import best_interval_s, expected_goodput, mean_time_between_failures_s
+from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_goodput, mean_time_between_failures_s
+from jobs.common.checkpoint.schedule import MAX_COST, MIN_INTERVAL_S, SNAPSHOT_SHARE, Cadence, Costs
 from tests.benchmarks.failures import Life, simulate
 
 

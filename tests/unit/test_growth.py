@@ -1,4 +1,4 @@
-"""cluster/growth.py and what preflight makes of it: how far a RayCluster can grow, as its own pods read it."""
+"""cluster/autoscaler.py and what preflight makes of it: how far a RayCluster can grow, as its own pods read it."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from cluster import growth, resources
-from cluster.errors import ResourceError
-from cluster.gcs import Node
-from cluster.growth import NodeGroup, being_added, groups_of, node_groups
-from cluster.resources import Request
+from cluster import autoscaler as growth
+from cluster import capacity as resources
+from cluster.autoscaler import NodeGroup, being_added, groups_of, node_groups
+from cluster.capacity import Request
+from cluster.core.control_store import Node
+from cluster.core.errors import ResourceError
 from tests.kube_api import in_a_pod
 from tests.kube_objects import autoscaling, group, raycluster
 

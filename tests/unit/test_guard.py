@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import coordinator
-from serving.batching import Batcher
-from serving.coordinator import Coordinator, Reporter
-from serving.errors import ModelError
-from serving.guard import Guard, Tally, Watch
-from serving.shadow import Shadow, same_rows
+from serving.core.errors import ModelError
+from serving.traffic import shared_state as coordinator
+from serving.traffic.batching import Batcher
+from serving.traffic.canary import Guard, Tally, Watch
+from serving.traffic.shadow import Shadow, same_rows
+from serving.traffic.shared_state import Coordinator, Reporter
 from tests.unit.test_ingress import Replicas, ask, endpoint
 
 GUARD = Guard(id="a", candidates=["2"], before={"1": 1.0}, max_error_rate=0.05, max_p95_ms=100.0, min_requests=50)

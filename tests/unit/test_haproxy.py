@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cluster.errors import ConfigError
-from cluster.network import free_port
-from serving import closed, haproxy
+from cluster.core.errors import ConfigError
+from cluster.core.network import free_port
+from serving.hardening import haproxy
+from serving.hardening import serve_patches as closed
 from tests.unit.test_tls import certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
@@ -34,7 +35,7 @@ def configuration(folder: Path, host: str, proxy: str = "127.0.0.1", port: int =
     path = folder / "haproxy.cfg"
     made = HAProxyApi(config_file_path=str(path), cfg=HAProxyConfig(
         http_options=HTTPOptions(host=host, port=port), **ports,
-        grpc_options=gRPCOptions(port=24111, grpc_servicer_functions=["serving.calls:add_to_server"]),
+        grpc_options=gRPCOptions(port=24111, grpc_servicer_functions=["serving.endpoint.grpc:add_to_server"]),
         **{f"{name}_path": str(folder / name) for name in ("socket", "metrics_socket")},
         server_state_base=str(folder), server_state_file=str(folder / "state")))
     if ingress is not None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from jobs.common import image_robustness
 from jobs.common.config import from_dict
-from jobs.common.dataset import Dataset
-from jobs.common.image_robustness import ATTACKS, CHANGES, Attack, pixel_range, projected_gradient, sample
+from jobs.common.data.dataset import Dataset
+from jobs.common.vision import robustness as image_robustness
+from jobs.common.vision.robustness import ATTACKS, CHANGES, Attack, pixel_range, projected_gradient, sample
 from jobs.mlp import train as loop
 from jobs.mlp.config import MlpConfig
 from tests import image_loops
@@ -124,9 +124,9 @@ def test_the_sample_is_of_different_rows_and_the_same_for_every_run(digits: Data
 # ── in a run ──
 def accuracies(folder: Path, dataset: Dataset, **groups: dict[str, Any]) -> dict[str, float]:
     """By change, of a run of the MLP."""
-    from cluster.storage import Store
-    from jobs.common import predictions
-    from jobs.common.checkpoint import Checkpoints
+    from cluster.core.storage import Store
+    from jobs.common.checkpoint.store import Checkpoints
+    from jobs.common.training import predictions
 
     config = from_dict(MlpConfig, {name: {**CONFIG.get(name, {}), **groups.get(name, {})} for name in {*CONFIG, *groups}})
     image_loops.train(loop.train, folder, dataset, config)

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.storage import Store
-from jobs.common.arrow import arrow_column, numpy_column
-from jobs.common.cache import BlockCache
-from jobs.common.dataset import SPLITS, Dataset, Reader
-from jobs.common.images import ImageDataConfig, ImageFacts
-from jobs.common.prepare import prepare
-from jobs.common.sources.encoded import FORMATS, decode_image
+from cluster.core.storage import Store
+from jobs.common.data.arrow import arrow_column, numpy_column
+from jobs.common.data.cache import BlockCache
+from jobs.common.data.dataset import SPLITS, Dataset, Reader
+from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
+from jobs.common.vision.prepare import prepare
+from jobs.common.vision.sources.encoded import FORMATS, decode_image
 
 ROWS, HEIGHT, WIDTH = 30, 4, 5
 RNG = np.random.default_rng(0)

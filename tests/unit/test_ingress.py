@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import uvicorn
 
-from jobs.common.artifact import Probe
-from jobs.common.open_inference import TensorSpec
+from jobs.common.artifact.artifact import Probe
+from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.__main__ import main
-from serving.closed import ignore_trailers
-from serving.explaining import specs
-from serving.ingress import Endpoint
-from serving.keys import new_key
-from serving.measures import Measures
-from serving.routing import Table
-from serving.settings import EndpointSettings, ModelSettings, routes
+from serving.core.settings import EndpointSettings, ModelSettings, routes
+from serving.endpoint.api_keys import new_key
+from serving.endpoint.http import Endpoint
+from serving.hardening.serve_patches import ignore_trailers
+from serving.model.explanations import specs
+from serving.traffic.metrics import Measures
+from serving.traffic.routing import Table
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),

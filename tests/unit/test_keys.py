@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
-from serving import keys
+from cluster.core.errors import ConfigError
 from serving.__main__ import main
-from serving.keys import Keys, new_key
+from serving.endpoint import api_keys as keys
+from serving.endpoint.api_keys import Keys, new_key
 
 
 def test_a_key_has_a_name_and_its_file_does_not_hold_it(tmp_path: Path) -> None:

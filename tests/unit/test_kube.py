@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from cluster import __main__ as command_line
-from cluster import rayjob as rayjobs
-from cluster.errors import ClusterError, ConfigError, StoppedError
-from cluster.kube import Kube, NotAllowedError
-from cluster.launch import RAY_SETTINGS
-from cluster.rayjob import Following, exit_code, minimal, read_template, with_command
+from cluster.core.errors import ClusterError, ConfigError, StoppedError
+from cluster.kubernetes import rayjob as rayjobs
+from cluster.kubernetes.client import Kube, NotAllowedError
+from cluster.kubernetes.rayjob import Following, exit_code, minimal, read_template, with_command
+from cluster.local.launch import RAY_SETTINGS
 from tests.kube_api import NAMESPACE, KubeApi, kube_api, kubeconfig
 from tests.kube_objects import event, pod, raycluster, rayjob, ready, submitter, unscheduled
 from tests.manifest_rules import as_the_operator_writes

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import CheckpointError
-from cluster.storage import Store
-from jobs.common.ledger import Ledger
+from cluster.core.errors import CheckpointError
+from cluster.core.storage import Store
+from jobs.common.execution.run_state import Ledger
 
 
 def ledger(tmp_path: Path) -> Ledger:

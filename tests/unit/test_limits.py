@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.errors import RateLimitError
-from serving.limits import Buckets, Limits
+from serving.core.errors import RateLimitError
+from serving.traffic.rate_limit import Buckets, Limits
 
 PER_S = 200.0
 

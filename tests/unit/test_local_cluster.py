@@ -1,4 +1,4 @@
-"""cluster/local.py without a Ray of its own: what a start that was cut off leaves, and starts that are refused."""
+"""cluster/local/cluster.py without a Ray of its own: what a start that was cut off leaves, and starts that are refused."""
 
 import argparse
 import dataclasses
@@ -18,12 +18,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import auth, commands, local, status
+from cluster import commands
 from cluster.__main__ import main
-from cluster.errors import ClusterError
-from cluster.launch import await_ready, end_processes
-from cluster.node import NodeSpec, _parameters, _patient
-from cluster.owned import MARK, Process
+from cluster.core import auth
+from cluster.core.errors import ClusterError
+from cluster.local import cluster as local
+from cluster.local.launch import await_ready, end_processes
+from cluster.local.node import NodeSpec, _parameters, _patient
+from cluster.local.processes import MARK, Process
+from cluster.monitoring import status
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +74,7 @@ time.sleep(100)
 
 
 def test_down_ends_the_nodes_of_a_start_that_was_cut_off(cut_off: local.LocalCluster) -> None:
-    keeper = subprocess.Popen([sys.executable, "-c", KEEPER, "cluster.node"], stdout=subprocess.PIPE, text=True,
+    keeper = subprocess.Popen([sys.executable, "-c", KEEPER, "cluster.local.node"], stdout=subprocess.PIPE, text=True,
                               env={**os.environ, MARK: cut_off.cluster_id})
     assert keeper.stdout is not None
     child = psutil.Process(int(keeper.stdout.readline()))

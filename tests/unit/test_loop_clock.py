@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import gcs
-from cluster.errors import ClusterError
-from cluster.loop_clock import MOST_S, LoopClock
-from cluster.storage import Store
-from jobs.common import checkpoint_parts
-from jobs.common.checkpoint_manifest import FileEntry, SaveName
+from cluster.core import control_store as gcs
+from cluster.core.errors import ClusterError
+from cluster.core.loop_clock import MOST_S, LoopClock
+from cluster.core.storage import Store
+from jobs.common.checkpoint import shards as checkpoint_parts
+from jobs.common.checkpoint.manifest import FileEntry, SaveName
 
 
 class Paused:

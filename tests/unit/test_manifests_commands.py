@@ -14,9 +14,10 @@ import yaml
 
 from jobs.common import config as configs
 from jobs.common.config import Config, RunConfig
-from serving import deploy, keys
 from serving.__main__ import parser as serving_parser
-from serving.settings import INGRESS, EndpointSettings, ModelSettings
+from serving.commands import deploy_config as deploy
+from serving.core.settings import INGRESS, EndpointSettings, ModelSettings
+from serving.endpoint import api_keys as keys
 from tests.manifests import Document, cluster_of, job_of, named, need_kubectl, rendered, renderer
 from tuning.options import combined
 
@@ -147,7 +148,7 @@ def test_the_endpoint_s_config_is_one_that_serve_takes(overlay: str) -> None:
         module, _, name = application.import_path.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
     with pytest.raises(ValueError, match="import_pth"):
-        ServeDeploySchema.model_validate({"applications": [{"name": "a", "import_pth": "serving.app:endpoint"}]})
+        ServeDeploySchema.model_validate({"applications": [{"name": "a", "import_pth": "serving.endpoint.app:endpoint"}]})
 
 
 @pytest.mark.parametrize("overlay", SERVING)

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from cluster.rayjob import minimal
+from cluster.kubernetes.rayjob import minimal
 from tests.manifest_network import Pod, may, pods
 from tests.manifests import ROOT, containers, need_kubectl, pod_templates, rendered, renderer
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jobs.common.open_inference import DTYPES, TensorSpec
-from serving import messages
-from serving.errors import BadRequestError
-from serving.protocol import MOST_VALUES, InferRequest, Output, joined, to_bytes
+from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
+from serving.core.errors import BadRequestError
+from serving.protocols import open_inference_grpc as messages
+from serving.protocols.open_inference_json import MOST_VALUES, InferRequest, Output, joined, to_bytes
 
 TYPED = [datatype for datatype in DTYPES if datatype != "FP16"]
 SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))

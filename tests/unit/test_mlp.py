@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from cluster.errors import ArtifactError
-from cluster.storage import Store
-from jobs.common.augmentation import AugmentConfig
-from jobs.common.checkpoint import Checkpoints
+from cluster.core.errors import ArtifactError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict, parse
-from jobs.common.dataset import Dataset
-from jobs.common.image_config import OptimConfig
-from jobs.common.images import ImageDataConfig
-from jobs.common.session import NonFiniteError, Session
+from jobs.common.data.dataset import Dataset
+from jobs.common.training.session import NonFiniteError, Session
+from jobs.common.vision.augmentation import AugmentConfig
+from jobs.common.vision.config import OptimConfig
+from jobs.common.vision.dataset import ImageDataConfig
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
@@ -294,7 +294,7 @@ def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Datase
 LIGHT = """
 import sys
 import torch
-from jobs.common.image_config import OptimConfig
+from jobs.common.vision.config import OptimConfig
 from jobs.mlp.train import build_optimizer, light
 
 for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
@@ -326,7 +326,7 @@ def test_an_optimiser_does_not_import_what_compiles_and_steps_as_pytorchs_own() 
 LOAD = """
 import json, sys
 import numpy as np
-from jobs.common.artifact import open_artifact
+from jobs.common.artifact.artifact import open_artifact
 from jobs.mlp.model import load
 
 probe = open_artifact(sys.argv[1]).probe()

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.storage import Store
-from jobs.common.drift import DRIFTED
-from jobs.common.ledger import Ledger
-from jobs.common.metrics import COUNTERS, GAUGES, Since
+from cluster.core.storage import Store
+from jobs.common.artifact.drift_reference import DRIFTED
+from jobs.common.execution.run_state import Ledger
+from jobs.common.runs.prometheus import COUNTERS, GAUGES, Since
 from k8s.components.monitoring import local
 
 FOLDER = local.RULES.parent

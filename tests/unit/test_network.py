@@ -1,4 +1,4 @@
-"""cluster/network.py: collectives run over the interface that carries the node's address, whatever the host name says."""
+"""cluster/core/network.py: collectives run over the interface that carries the node's address, whatever the host name says."""
 
 import os
 import shutil
@@ -15,7 +15,14 @@ import psutil
 import pytest
 import requests
 
-from cluster.network import collective_interface_kept, free_port, interface_of, is_free, set_collective_interface, spare_loopback
+from cluster.core.network import (
+    collective_interface_kept,
+    free_port,
+    interface_of,
+    is_free,
+    set_collective_interface,
+    spare_loopback,
+)
 
 
 def card(*addresses: str) -> list[SimpleNamespace]:

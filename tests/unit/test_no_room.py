@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-from cluster.errors import ClusterError, StoppedError
-from cluster.gcs import Node
-from serving import running, waiting
+from cluster.core.control_store import Node
+from cluster.core.errors import ClusterError, StoppedError
+from serving.commands import serve_client as running
+from serving.commands import waiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 SLOW = ("Deployment 'Model' in application 'digits-2' has 1 replicas that have taken more than 30s to be scheduled. "
@@ -100,13 +101,13 @@ def test_why_an_application_does_not_run_is_the_exceptions_own_line(monkeypatch:
     message = ("The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial "
                "health check failing. See controller logs for details. Error:\nray::ServeReplica:digits-1:Model."
                "initialize_and_get_metadata() (pid=7, ip=127.0.0.1)\n  File \"a.py\", line 1, in __init__\n"
-               "cluster.errors.ArtifactError: artifact /a is not valid: manifest.json is missing\n")
+               "cluster.core.errors.ArtifactError: artifact /a is not valid: manifest.json is missing\n")
     sick = SimpleNamespace(status="UNHEALTHY", message="", deployments={
         "Other": SimpleNamespace(status="HEALTHY", message=SLOW), "Model": SimpleNamespace(status="UNHEALTHY", message=message)})
     well = SimpleNamespace(status="RUNNING", message="", deployments={})
     monkeypatch.setattr(running, "_applications", lambda: {"digits-1": sick, "endpoint": well})
     assert running.troubles() == {
-        "digits-1": "cluster.errors.ArtifactError: artifact /a is not valid: manifest.json is missing"}
+        "digits-1": "cluster.core.errors.ArtifactError: artifact /a is not valid: manifest.json is missing"}
 
 
 def test_who_is_told_to_stop_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import ArtifactError
-from cluster.storage import Store
-from jobs.common.artifact import PROBE, WEIGHTS, Artifact, Probe, open_artifact, weights_file, write_artifact
-from jobs.common.registry import Registry
+from cluster.core.errors import ArtifactError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import PROBE, WEIGHTS, Artifact, Probe, open_artifact, weights_file, write_artifact
+from jobs.common.registry.registry import Registry
 from serving.__main__ import main
-from serving.predictor import load_predictor
-from serving.replica import Replica, check_probe
-from serving.settings import ModelSettings
+from serving.core.settings import ModelSettings
+from serving.model.predictor import load_predictor
+from serving.model.replica import Replica, check_probe
 from tests import runs
 
 pytestmark = [
@@ -188,7 +188,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
 def test_a_variant_that_loses_too_much_is_not_written(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """8 bits whose ranges come from black images alone."""
-    from serving import judging
+    from serving.variants import benchmark as judging
 
     artifact = optimised(storage, "mlp")
     plain = judging.Data.training_rows
@@ -285,7 +285,7 @@ def test_variants_of_a_registered_model_become_versions_that_know_their_parent(s
     assert (version.tags["variant"], version.tags["parent"]) == ("onnx-int8", "digits/1")
     assert registry.resolve("models:/digits@champion").version == "1"
 
-    from serving.deploy import find
+    from serving.commands.deploy_config import find
 
     assert find("digits=models:/digits/2", None, Store.open(str(tmp_path))).digest == made.digest
     assert PROBE in made.manifest.paths

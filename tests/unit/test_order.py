@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.common.order import Order, resolve_window_rows, shards_of
-from jobs.common.permutation import Permutation, Purpose, micro_batch_seed, raw_bits, row_uniforms
+from jobs.common.data.counter_rng import Permutation, Purpose, micro_batch_seed, raw_bits, row_uniforms
+from jobs.common.data.sampling import Order, resolve_window_rows, shards_of
 
 
 @st.composite

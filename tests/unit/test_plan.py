@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from jobs.common.session import Session
-from jobs.pytorch.group import Group
+from jobs.common.training.session import Session
+from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TransformerConfig
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import StorageError
-from cluster.storage import Store
-from jobs.common import predictions
-from jobs.common.predictions import Predictions
+from cluster.core.errors import StorageError
+from cluster.core.storage import Store
+from jobs.common.training import predictions
+from jobs.common.training.predictions import Predictions
 
 
 def share(rows: list[int]) -> Predictions:

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import DataError
-from cluster.storage import Store
-from jobs.common.arrow import arrow_column
-from jobs.common.blocks import Moments, SplitWriter
-from jobs.common.cache import BlockCache
-from jobs.common.dataset import SPLITS, Column, Columns, Dataset, Reader
-from jobs.common.images import ImageDataConfig, ImageFacts
-from jobs.common.prepare import prepare
-from jobs.common.sources.digits import DigitsFragment
-from jobs.common.splits import TEST, TRAIN, VALIDATION, assign, keyed_hash
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.arrow import arrow_column
+from jobs.common.data.blocks import Moments, SplitWriter
+from jobs.common.data.cache import BlockCache
+from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Reader
+from jobs.common.data.splits import TEST, TRAIN, VALIDATION, assign, keyed_hash
+from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
+from jobs.common.vision.prepare import prepare
+from jobs.common.vision.sources.digits import DigitsFragment
 from tests.s3 import BUCKET, s3_server
 
 ROWS = 20_000
@@ -196,7 +196,7 @@ def test_leftovers_that_vanish_under_the_sweep_cost_nothing(tmp_path: Path, monk
     def gone(*_: Any) -> float:
         raise FileNotFoundError("another process removed it just now")
 
-    monkeypatch.setattr("jobs.common.prepared._last_written", gone)
+    monkeypatch.setattr("jobs.common.data.prepared._last_written", gone)
     storage, config = Store.open(str(tmp_path)), ImageDataConfig()
     first = prepare(config, storage, use_ray=False)
     assert Dataset.load(first.store) == first
@@ -317,8 +317,8 @@ def test_relative_paths_keep_their_meaning_in_another_folder(tmp_path: Path, mon
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_preparing_takes_no_more_memory_for_more_data(tmp_path: Path) -> None:
     code = (
-        "import sys; from cluster.storage import Store; from jobs.common.prepare import prepare\n"
-        "from jobs.common.images import ImageDataConfig\n"
+        "import sys; from cluster.core.storage import Store; from jobs.common.vision.prepare import prepare\n"
+        "from jobs.common.vision.dataset import ImageDataConfig\n"
         "prepare(ImageDataConfig(uri=sys.argv[1]), Store.open(sys.argv[2]), use_ray=False)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
@@ -334,9 +334,9 @@ def test_preparing_takes_no_more_memory_for_more_data(tmp_path: Path) -> None:
 
 def test_a_cached_set_needs_no_heavy_library(tmp_path: Path) -> None:
     code = (
-        "import sys; from cluster.storage import Store; from jobs.common.prepare import prepare\n"
-        "from jobs.common.images import ImageDataConfig; from jobs.common.dataset import Reader\n"
-        "from jobs.common.cache import BlockCache\n"
+        "import sys; from cluster.core.storage import Store; from jobs.common.vision.prepare import prepare\n"
+        "from jobs.common.vision.dataset import ImageDataConfig; from jobs.common.data.dataset import Reader\n"
+        "from jobs.common.data.cache import BlockCache\n"
         "dataset = prepare(ImageDataConfig(), Store.open(sys.argv[1]), use_ray=True)\n"
         "Reader(dataset, 'train', BlockCache.open(sys.argv[1] + '/cache', 1)).rows(0, 64)\n"
         "print(sorted({'sklearn', 'pandas', 'ray', 'PIL', 'torch', 'scipy'} & set(sys.modules)))"

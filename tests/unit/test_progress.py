@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jobs.common.progress import Display, duration, progress_line
+from jobs.common.runs.console import Display, duration, progress_line
 
 STATE = {"epochs": 20, "epoch": 2, "step": 120, "total_steps": 1000, "loss": 0.12344, "samples_per_s": 50123.4,
          "median_step_s": 0.0135}

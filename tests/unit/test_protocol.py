@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jobs.common.open_inference import DTYPES, TensorSpec
-from serving.classification import likeliest
-from serving.errors import BadRequestError
-from serving.openai_protocol import parse as completion
-from serving.protocol import MOST_BRACKETS, MOST_VALUES, answer, joined, parse_request
+from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
+from serving.core.errors import BadRequestError
+from serving.protocols.classification import likeliest
+from serving.protocols.open_inference_json import MOST_BRACKETS, MOST_VALUES, answer, joined, parse_request
+from serving.text.openai_protocol import parse as completion
 
 NUMERIC = sorted(set(DTYPES) - {"BYTES"})
 IMAGE = (TensorSpec(name="image", datatype="UINT8", shape=(-1, 2, 2, 1)),)

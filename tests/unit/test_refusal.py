@@ -1,4 +1,4 @@
-"""jobs/common/refusal.py: a marked submission that was refused is refused again at once; an unmarked one is always tried."""
+"""rejections.py: a marked submission that was refused is refused again at once; an unmarked one is always tried."""
 
 import json
 import time
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ClusterError, DataError, ResourceError
-from jobs.common import refusal
-from jobs.common.job import Job
-from jobs.common.run import main
+from cluster.core.errors import ClusterError, DataError, ResourceError
+from jobs.common.runs import rejections as refusal
+from jobs.common.runs.run import main
+from jobs.common.training.job import Job
 from jobs.mlp.data import JOB
 from tests.unit.test_run import flags
 

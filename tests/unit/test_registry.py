@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import ArtifactError, ConfigError, RegistryError, StorageFullError
-from cluster.storage import Store
-from jobs.common.artifact import WEIGHTS, Probe, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.metric_log import Metric as Entry
-from jobs.common.metric_log import MetricLog
-from jobs.common.open_inference import TensorSpec
-from jobs.common.registry import Registry
-from jobs.common.registry_command import main
-from serving.deploy import find
+from cluster.core.errors import ArtifactError, ConfigError, RegistryError, StorageFullError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.registry.__main__ import main
+from jobs.common.registry.async_logger import Metric as Entry
+from jobs.common.registry.async_logger import MetricLog
+from jobs.common.registry.registry import Registry
+from serving.commands.deploy_config import find
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
@@ -199,9 +199,9 @@ def test_looking_makes_no_database(tmp_path, capsys):
 FIRST_WRITER = """
 import sys, time
 from pathlib import Path
-from cluster.storage import Store
-from jobs.common.registry import Registry
-from jobs.common.registry_command import main
+from cluster.core.storage import Store
+from jobs.common.registry.registry import Registry
+from jobs.common.registry.__main__ import main
 import mlflow.tracking  # both are ready before either goes
 folder = Path(sys.argv[1])
 (folder / f"ready-{sys.argv[2]}").touch()
@@ -333,7 +333,7 @@ def test_a_place_that_stays_down_costs_no_waiting_and_the_missing_are_counted():
 
 
 def test_the_module_is_imported_without_mlflow():
-    check = "import sys, jobs.common.registry, jobs.common.mlflow_registry; sys.exit('mlflow' in sys.modules)"
+    check = "import sys, jobs.common.registry.registry, jobs.common.registry.mlflow_registry; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], env=os.environ, check=False).returncode == 0
 
 

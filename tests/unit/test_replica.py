@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.storage import Store
-from jobs.common.artifact import WEIGHTS, Probe, weights_file, write_artifact
-from jobs.common.artifact_manifest import Description
-from jobs.common.open_inference import TensorSpec
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.mlp.model import Mlp
 from jobs.mlp.model import load as load_images
-from serving.errors import BadRequestError
-from serving.images import MOST_PIXELS
-from serving.replica import Replica, answers
-from serving.settings import ModelSettings
+from serving.core.errors import BadRequestError
+from serving.core.settings import ModelSettings
+from serving.model.image_predictor import MOST_PIXELS
+from serving.model.replica import Replica, answers
 from serving.transformer import LikelihoodPredictor
 from tests.unit.language_model import language_model
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.storage import Store
-from jobs.common import plots
-from jobs.common.evaluation import evaluate, worst_mistakes
-from jobs.common.report import ReportContent, RunFacts, render, write_report
-from jobs.common.report_images import Mistakes, data_uri
-from jobs.common.report_page import Section, escape, note, shown
+from cluster.core.storage import Store
+from jobs.common.evaluation.metrics import evaluate, worst_mistakes
+from jobs.common.report import charts as plots
+from jobs.common.report.html import Section, escape, note, shown
+from jobs.common.report.images import Mistakes, data_uri
+from jobs.common.report.run_report import ReportContent, RunFacts, render, write_report
 
 EVIL = "<script>alert('x')</script>\"&$_{%"
 

@@ -1,4 +1,4 @@
-"""cluster/resources.py and cluster/node_probe.py, as far as they need no cluster: arithmetic and messages."""
+"""cluster/capacity.py and cluster/preflight.py, as far as they need no cluster: arithmetic and messages."""
 
 import ctypes
 import os
@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import node_probe, resources
-from cluster.errors import ClusterError, ConfigError, StorageError
-from cluster.gcs import Node, within
-from cluster.node_probe import Trace, Visit, check_own_node, check_storage, check_versions, remove_traces, versions
-from cluster.resources import Request, preflight
-from cluster.storage import Store
+from cluster import capacity as resources
+from cluster import preflight as node_probe
+from cluster.capacity import Request, preflight
+from cluster.core.control_store import Node, within
+from cluster.core.errors import ClusterError, ConfigError, StorageError
+from cluster.core.storage import Store
+from cluster.preflight import Trace, Visit, check_own_node, check_storage, check_versions, remove_traces, versions
 
 
 def node(cpus: float, gpus: float = 0) -> Node:

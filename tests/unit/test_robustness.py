@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.report_page import page
-from jobs.common.robustness import section
+from jobs.common.report.html import page
+from jobs.common.report.robustness import section
 from jobs.transformer.robustness import ABOUT, PERTURBATIONS, lost_accents, lost_case, shortened, typos
 
 SENTENCE = "The quick brown fox jumps over the lazy dog while five boxing wizards watch from a distance. "

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import FolderGoneError
+from cluster.core.errors import FolderGoneError
 from jobs.common.config import parse
-from jobs.common.engine import Engine
-from jobs.common.run import Run, main
-from jobs.common.run_folder import RunFolder
+from jobs.common.execution.executors import Engine
+from jobs.common.runs.run import Run, main
+from jobs.common.runs.run_folder import RunFolder
 from jobs.mlp.data import JOB
 from tests.runs import ROOT
 
@@ -158,7 +158,8 @@ def test_what_somebody_may_want_back_stays_where_only_a_part_of_the_folder_was_d
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int) -> None:
-    code = ("import sys, time\nfrom dataclasses import replace\nfrom jobs.common.run import main\nfrom jobs.mlp.data import JOB\n"
+    code = ("import sys, time\nfrom dataclasses import replace\nfrom jobs.common.runs.run import main\n"
+            "from jobs.mlp.data import JOB\n"
             "def prepare(*_, **__):\n    print('preparing', flush=True)\n    time.sleep(60)\n"
             "sys.exit(main(replace(JOB, prepare=prepare), sys.argv[1:]))")
     with subprocess.Popen([sys.executable, "-c", code, *flags(tmp_path, "run")], cwd=ROOT, stdout=subprocess.PIPE,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError, RunConflictError, StorageError
-from cluster.storage import Store
+from cluster.core.errors import ConfigError, RunConflictError, StorageError
+from cluster.core.storage import Store
 from jobs.common import config as configs
-from jobs.common import run_folder
-from jobs.common.run_folder import RunFolder, open_storage, read_record
+from jobs.common.runs import run_folder
+from jobs.common.runs.run_folder import RunFolder, open_storage, read_record
 from jobs.mlp.config import MlpConfig
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import CheckpointError, ConfigError, StorageError
-from cluster.storage import Store
-from jobs.common.checkpoint import Checkpoints
-from jobs.common.checkpoint_writer import CheckpointWriter
+from cluster.core.errors import CheckpointError, ConfigError, StorageError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tuning.journal import KEY_VARIABLE, Journal, Trial, state_key

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tests.unit.test_search import POPULATION, SPACE, carry_out, carry_out_population, open_search
 from tuning import results
+from tuning.console import Display
 from tuning.report import render
 from tuning.search import Search
 from tuning.space import Space, uniform
-from tuning.table import Display
 
 BASE = MlpConfig()
 

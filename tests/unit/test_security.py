@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import CheckpointError, ConfigError, TrainyardError
-from cluster.storage import Store
-from jobs.common import predictions
-from jobs.common.artifact import open_artifact
-from jobs.common.checkpoint import Checkpoints
-from jobs.common.checkpoint_manifest import Checkpoint, FileEntry
-from jobs.common.checkpoint_writer import CheckpointWriter
+from cluster.core.errors import CheckpointError, ConfigError, TrainyardError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.checkpoint.manifest import Checkpoint, FileEntry
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import parse
-from jobs.common.dataset import Dataset
-from jobs.common.ledger import Ledger
-from jobs.common.run_folder import RunFolder
-from jobs.common.step_mark import take_marks
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution.run_state import Ledger
+from jobs.common.runs.run_folder import RunFolder
+from jobs.common.training import predictions
+from jobs.common.training.step_file import take_marks
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
-from serving.deploy import find
+from serving.commands.deploy_config import find
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "k8s/SECURITY.md"
@@ -47,8 +47,8 @@ def test_each_test_that_the_threat_table_names_exists() -> None:
 # ── pickle ──
 UNSAFE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "cloudpickle.load", "cloudpickle.loads",
           "marshal.loads", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load", "pd.read_pickle"}
-ALLOWED = {("jobs/common/worker.py", "pickle.load"),  # from its parent's pipe
-           ("jobs/common/predictions.py", "np.load")}  # allow_pickle=False, tested there
+ALLOWED = {("jobs/common/execution/worker.py", "pickle.load"),  # from its parent's pipe
+           ("jobs/common/training/predictions.py", "np.load")}  # allow_pickle=False, tested there
 
 
 def test_no_code_of_ours_unpickles_what_lies_in_storage() -> None:

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import storage
-from cluster.storage import Store, moved
-from jobs.common import pace as paces
-from jobs.common.checkpoint import Checkpoints
+from cluster.core import storage
+from cluster.core.storage import Store, moved
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
-from jobs.common.coordinator import Assignment, Coordinator
-from jobs.common.dataset import Dataset
-from jobs.common.images import ImageDataConfig
-from jobs.common.pace import Pace
-from jobs.common.prepare import prepare
-from jobs.common.session import BEAT_S, PeerLostError, Session
-from jobs.common.worker import DirectLink
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution.worker import DirectLink
+from jobs.common.training import step_timer as paces
+from jobs.common.training.rendezvous import Assignment, Coordinator
+from jobs.common.training.session import BEAT_S, PeerLostError, Session
+from jobs.common.training.step_timer import Pace
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 
 class Clock:

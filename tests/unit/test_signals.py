@@ -1,4 +1,4 @@
-"""cluster/signals.py, and the demo with it: a program that is told to end undoes first what it has done."""
+"""cluster/core/signals.py, and the demo with it: a program that is told to end undoes first what it has done."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 TOLD = [signal.SIGTERM, signal.SIGHUP]
 PROGRAM = """
 import time
-from cluster.signals import exit_when_told
+from cluster.core.signals import exit_when_told
 exit_when_told()
 try:
     print("begun", flush=True)
@@ -23,7 +23,7 @@ finally:
     print("undone", flush=True)
 """
 ASKING = """
-from cluster.signals import Told, heed, say
+from cluster.core.signals import Told, heed, say
 told = Told()
 heed(lambda name: (say(name), told.set()))
 print("begun", flush=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
+from cluster.core.errors import ConfigError
 from jobs.cnn.config import CnnConfig
 from jobs.common.config import Config, flatten, to_dict
 from jobs.mlp.config import MlpConfig

@@ -1,4 +1,4 @@
-"""cluster/status.py: what is shown is what was said, and only what is wrong is a problem."""
+"""cluster/monitoring/status.py: what is shown is what was said, and only what is wrong is a problem."""
 
 import dataclasses
 import io
@@ -10,8 +10,8 @@ from ray.core.generated.common_pb2 import NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from rich.console import Console
 
-from cluster.gcs import Actor, Job, Node, was_removed
-from cluster.status import Status, _node_problems, served, show
+from cluster.core.control_store import Actor, Job, Node, was_removed
+from cluster.monitoring.status import Status, _node_problems, served, show
 
 HEAD = Node(node_id="0f" * 28, name="head[1]", ip="127.0.0.1", port=1, alive=True, is_head=True, resources={"CPU": 1.0})
 

@@ -1,4 +1,4 @@
-"""cluster/storage.py: the same behaviour on a local folder and on a real S3 server, and clear errors where it breaks."""
+"""cluster/core/storage.py: the same behaviour on a local folder and on a real S3 server, and clear errors where it breaks."""
 
 import ctypes
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import StorageError, StorageFullError
-from cluster.storage import Store, tls_remedy
-from jobs.common.run import main
+from cluster.core.errors import StorageError, StorageFullError
+from cluster.core.storage import Store, tls_remedy
+from jobs.common.runs.run import main
 from jobs.mlp.data import JOB
 from tests.s3 import BUCKET, s3_server
 from tests.unit.test_tls import certificate
@@ -203,7 +203,7 @@ def test_an_endpoint_with_a_certificate_of_its_own_is_named_with_the_option_and_
             assert words in said, said
         with_option = Store.open(f"{uri}?tls_ca_file_path={cert}")
         with_option.child("run").write_text("x", "text")
-        code = f"from cluster.storage import Store; print(Store.open({uri!r}).read_text('run/x'))"
+        code = f"from cluster.core.storage import Store; print(Store.open({uri!r}).read_text('run/x'))"
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "SSL_CERT_FILE": str(cert)}, capture_output=True)
         assert done.stdout == b"text\n", done.stderr
 

@@ -16,22 +16,22 @@ import pytest
 from ray.core.generated import gcs_service_pb2 as pb
 from ray.core.generated import gcs_service_pb2_grpc
 
-from cluster import runs
-from cluster.gcs import Gcs, Job
-from cluster.runs import Bulletin, RankTime, RunNotice, read_runs, run_problems
-from cluster.status import Status
-from cluster.storage import Store
-from jobs.common import straggler as stragglers
-from jobs.common import supervisor
+from cluster.core.control_store import Gcs, Job
+from cluster.core.storage import Store
+from cluster.monitoring import run_status as runs
+from cluster.monitoring.run_status import Bulletin, RankTime, RunNotice, read_runs, run_problems
+from cluster.monitoring.status import Status
 from jobs.common.config import Config, from_dict
-from jobs.common.coordinator import Coordinator, Member
-from jobs.common.dataset import Dataset
-from jobs.common.ledger import Ledger
-from jobs.common.pace import Pace
-from jobs.common.session import Session
-from jobs.common.straggler import HOLD_S, Straggler, StragglerWatch, straggler
-from jobs.common.supervisor import Ears, Supervisor
-from jobs.common.worker import DirectLink, Place, Task, work
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution import controller as supervisor
+from jobs.common.execution import straggler as stragglers
+from jobs.common.execution.controller import Ears, Supervisor
+from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.straggler import HOLD_S, Straggler, StragglerWatch, straggler
+from jobs.common.execution.worker import DirectLink, Place, Task, work
+from jobs.common.training.rendezvous import Coordinator, Member
+from jobs.common.training.session import Session
+from jobs.common.training.step_timer import Pace
 from tests.unit.test_status import HEAD, shown
 
 
@@ -246,7 +246,7 @@ def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: P
     config = from_dict(Config, {"run": {"workers": "3", "mtbf_h": 2.0}, "train": {"global_batch_size": 60}})
     monkeypatch.setattr(Task, "load", lambda _: (train, config))
     monkeypatch.setattr(Dataset, "load", lambda _: None)
-    monkeypatch.setattr("jobs.common.worker.set_collective_interface", lambda _: None)
+    monkeypatch.setattr("jobs.common.execution.worker.set_collective_interface", lambda _: None)
     store = Store.open(str(tmp_path))
     task = Task(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f", dataset_uri=str(tmp_path))
     ledger, heard = Ledger.open(store), list[Straggler | None]()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from cluster.errors import ConfigError
+from cluster.core.errors import ConfigError
 from jobs.pytorch import setup
 from jobs.transformer.config import HardwareConfig
 from jobs.transformer.model import build_model

@@ -1,11 +1,11 @@
-"""cluster/stuck.py: each reason for which nothing gets on is named, with its remedy, and nothing else is."""
+"""cluster/kubernetes/diagnosis.py: each reason for which nothing gets on is named, with its remedy, and nothing else is."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from cluster.stuck import QUEUE_LABEL, Found, explain
+from cluster.kubernetes.diagnosis import QUEUE_LABEL, Found, explain
 from tests.kube_objects import (
     claim,
     condition,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster import submit
-from cluster.errors import ClusterError, ConfigError
+from cluster.core.errors import ClusterError, ConfigError
 
 LOG = "one\ntwo\nthree\n"
 

@@ -13,18 +13,19 @@ from typing import Any, Literal
 
 import pytest
 
-from cluster.errors import ClusterError, StoppedError, StorageError, TrainingFailedError
-from cluster.storage import Store
-from jobs.common import checkpoint_writer, supervisor
-from jobs.common.checkpoint import Checkpoints
+from cluster.core.errors import ClusterError, StoppedError, StorageError, TrainingFailedError
+from cluster.core.storage import Store
+from jobs.common.checkpoint import writer as checkpoint_writer
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict, to_dict
-from jobs.common.coordinator import Coordinator, Departure, Member
-from jobs.common.engine import GroupLostError
-from jobs.common.images import ImageDataConfig
-from jobs.common.ledger import Ledger
-from jobs.common.prepare import prepare
-from jobs.common.supervisor import Ears, Supervisor
-from jobs.common.worker import DirectLink, Place, Task, work
+from jobs.common.execution import controller as supervisor
+from jobs.common.execution.controller import Ears, Supervisor
+from jobs.common.execution.executors import GroupLostError
+from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.worker import DirectLink, Place, Task, work
+from jobs.common.training.rendezvous import Coordinator, Departure, Member
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 
 STEPS = 300
 
@@ -319,7 +320,7 @@ def test_a_checkpoint_thread_that_dies_at_once_is_a_failure_with_its_error(tmp_p
 HANGS_HERE = """
 import sys, threading
 from pathlib import Path
-from cluster.signals import heed
+from cluster.core.signals import heed
 from jobs.common import engine
 from tests.unit.test_supervisor import Case
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import ConfigError, DataError
-from cluster.storage import Store
+from cluster.core.errors import ConfigError, DataError
+from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.dataset import SPLITS, Dataset
+from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, packed, prepare, sample, tokenizer_files, waste
 from jobs.transformer.sources import Programs, entity_split, phrases

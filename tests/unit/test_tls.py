@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cluster.errors import ClusterError, ConfigError
-from serving import tls
+from cluster.core.errors import ClusterError, ConfigError
+from serving.hardening import tls
 
 
 def certificate(folder: Path, name: str = "one", password: bytes | None = None) -> tuple[Path, Path]:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import CheckpointError, ConfigError
+from cluster.core.errors import CheckpointError, ConfigError
 from jobs.common.config import parse
-from jobs.common.length_groups import LengthGroups
-from jobs.common.order import Order
-from jobs.pytorch.overlap import _cut
+from jobs.common.data.length_bucketing import LengthGroups
+from jobs.common.data.sampling import Order
+from jobs.pytorch.gradient_buckets import _cut
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses

@@ -1,4 +1,4 @@
-"""cluster/scrape.py, cluster/watch.py and its page: from the text of a metrics port to what is shown."""
+"""cluster/monitoring/scrape.py, cluster/monitoring/watch.py and its page: from the text of a metrics port to what is shown."""
 
 import io
 import json
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.gcs import Node
-from cluster.scrape import Scrape, parse, quantile, scrape
-from cluster.status import Status
-from cluster.watch import Application, Page, alerts_of, endpoints_of, runs_of
-from cluster.watch_page import drawn
+from cluster.core.control_store import Node
+from cluster.monitoring.scrape import Scrape, parse, quantile, scrape
+from cluster.monitoring.status import Status
+from cluster.monitoring.watch import Application, Page, alerts_of, endpoints_of, runs_of
+from cluster.monitoring.watch_view import drawn
 from k8s.components.monitoring import local
 
 OF_PROCESS = 'Component="core_worker",NodeAddress="127.0.0.1",SessionName="s",Version="2.60.0",WorkerId="%s"'

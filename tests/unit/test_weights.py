@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.errors import DivergedError
-from cluster.runs import RankTime
-from cluster.storage import Store
-from jobs.common import straggler
-from jobs.common import supervisor as supervising
+from cluster.core.errors import DivergedError
+from cluster.core.storage import Store
+from cluster.monitoring.run_status import RankTime
 from jobs.common.config import Config, from_dict, to_dict
-from jobs.common.dataset import Dataset
-from jobs.common.engine import ProcessEngine
-from jobs.common.ledger import Ledger
-from jobs.common.run import _fingerprint
-from jobs.common.supervisor import Ears, Supervisor, Watch
-from jobs.common.weights import PIECE, digest_of_arrays, odd_ranks, placed
-from jobs.common.worker import Task
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution import controller as supervising
+from jobs.common.execution import straggler
+from jobs.common.execution.controller import Ears, Supervisor, Watch
+from jobs.common.execution.executors import ProcessEngine
+from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.worker import Task
+from jobs.common.runs.run import _fingerprint
+from jobs.common.training.weight_digest import PIECE, digest_of_arrays, odd_ranks, placed
 from tests.image_loops import digits
 from tests.unit.odd_loops import DIVERGES_AFTER, ODD, SLOWER_S
 from tests.unit.token_rows import config_of, token_rows
@@ -51,7 +51,7 @@ def test_differences_that_cancel_in_a_sum_change_the_hash() -> None:
 
 def test_pytorch_hashes_as_numpy_does() -> None:
     torch = pytest.importorskip("torch")
-    from jobs.pytorch.weights import digest_of
+    from jobs.pytorch.weight_digest import digest_of
 
     arrays = [np.random.default_rng(n).standard_normal(n).astype(np.float32) for n in (0, 1, 8, 13, 2 * PIECE + 6)]
     assert digest_of(map(torch.from_numpy, arrays)) == digest_of_arrays(arrays)

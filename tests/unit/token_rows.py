@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage import Store
+from cluster.core.storage import Store
 from jobs.common.config import from_dict, to_dict
-from jobs.common.dataset import Column, Dataset
-from jobs.common.engine import InProcessEngine, ProcessEngine
-from jobs.common.ledger import Ledger
-from jobs.common.prepared import content_fingerprint, find_or_build, split_writers
-from jobs.common.run import _fingerprint
-from jobs.common.supervisor import Ears, Supervisor
-from jobs.common.worker import Task
+from jobs.common.data.dataset import Column, Dataset
+from jobs.common.data.prepared import content_fingerprint, find_or_build, split_writers
+from jobs.common.execution.controller import Ears, Supervisor
+from jobs.common.execution.executors import InProcessEngine, ProcessEngine
+from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.worker import Task
+from jobs.common.runs.run import _fingerprint
 from jobs.transformer.config import TransformerConfig
 
 VOCABULARY = 64

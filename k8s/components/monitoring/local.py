@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def default_targets() -> Path:
-    from cluster import local
+    from cluster.local import cluster as local
 
     cluster = local.current()
     return (Path(cluster.folder) / "head" if cluster else Path("/tmp/ray")) / TARGETS

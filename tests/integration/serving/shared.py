@@ -13,9 +13,9 @@ from typing import Any
 
 import tritonclient.http as triton
 
-from cluster.network import free_port
-from jobs.common.artifact import Artifact, open_artifact
-from serving.keys import new_key
+from cluster.core.network import free_port
+from jobs.common.artifact.artifact import Artifact, open_artifact
+from serving.endpoint.api_keys import new_key
 from tests import kept, runs
 
 MODELS = ("mlp", "cnn", "transformer", "lm")

@@ -10,8 +10,8 @@ import tritonclient.grpc as triton
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from serving import messages
-from serving.calls import SERVICE
+from serving.endpoint.grpc import SERVICE
+from serving.protocols import open_inference_grpc as messages
 from tests.integration.serving.shared import MODELS, Endpoint, tensors
 
 pytestmark = [
@@ -125,5 +125,5 @@ def test_a_clusters_config_has_it_and_says_what_tls_needs_there(endpoint: Endpoi
     printed = capsys.readouterr().out
     assert "TRAINYARD_TLS_CERT=/tls/tls.crt and TRAINYARD_TLS_KEY=/tls/tls.key" in printed.splitlines()[0]
     options = ServeDeploySchema.model_validate(yaml.safe_load(printed)).grpc_options
-    assert (options.port, options.grpc_servicer_functions) == (9000, ["serving.calls:add_to_server"])
+    assert (options.port, options.grpc_servicer_functions) == (9000, ["serving.endpoint.grpc:add_to_server"])
     assert not options.enable_reflection, "which would tell anyone"

@@ -26,8 +26,8 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 from tritonclient.utils import InferenceServerException
 
-from cluster.network import free_port
-from serving.keys import new_key
+from cluster.core.network import free_port
+from serving.endpoint.api_keys import new_key
 from tests import runs
 from tests.integration.serving.shared import MODELS, Endpoint, one_image, tensors
 from tests.unit.test_tls import certificate

@@ -13,10 +13,10 @@ import pytest
 import tritonclient.http as triton
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.storage import Store
-from jobs.common.drift import DRIFTED
-from jobs.common.images import ImageDataConfig
-from jobs.common.prepare import prepare
+from cluster.core.storage import Store
+from jobs.common.artifact.drift_reference import DRIFTED
+from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.prepare import prepare
 from tests import runs
 from tests.integration.serving.shared import Endpoint, one_image
 

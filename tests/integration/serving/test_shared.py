@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.network import free_port
-from cluster.storage import Store
-from jobs.common.artifact import Artifact, Probe, write_artifact
-from jobs.common.registry import Registry
+from cluster.core.network import free_port
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, Probe, write_artifact
+from jobs.common.registry.registry import Registry
 from serving.__main__ import main
-from serving.settings import ModelSettings
+from serving.core.settings import ModelSettings
 from tests import runs
 from tests.integration.serving.shared import Endpoint, one_image
 
@@ -128,7 +128,8 @@ def test_versions_change_as_elsewhere(many: Many, capsys: pytest.CaptureFixture[
 
 
 def test_nothing_is_left_of_a_model_that_is_put_out(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving import replica, shared
+    from serving.model import multiplexed_replica as shared
+    from serving.model import replica
 
     monkeypatch.setattr(replica, "keep_calls_to_this_node", lambda: None)
     monkeypatch.setattr(replica, "use_threads", lambda count: None)

@@ -16,15 +16,16 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.errors import ConfigError
-from cluster.network import free_port
-from cluster.storage import Store
-from jobs.common.artifact import Probe, open_artifact, write_artifact
-from jobs.common.registry import Registry
-from serving import changes, versions
+from cluster.core.errors import ConfigError
+from cluster.core.network import free_port
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Probe, open_artifact, write_artifact
+from jobs.common.registry.registry import Registry
 from serving.__main__ import main
-from serving.coordinator import lease
-from serving.settings import EndpointSettings, ModelSettings, SharedSettings
+from serving.commands import deployment_record as versions
+from serving.commands import manage as changes
+from serving.core.settings import EndpointSettings, ModelSettings, SharedSettings
+from serving.traffic.shared_state import lease
 from tests import runs
 
 pytestmark = [
@@ -36,7 +37,7 @@ QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eva
 
 # ── the config alone ──
 def config() -> dict[str, Any]:
-    from serving import deploy
+    from serving.commands import deploy_config as deploy
 
     model = ModelSettings(name="digits", version="1", uri="a", digest="b", registered="digits")
     return deploy.config([model], {"digits": {"1": 1.0}}, EndpointSettings(), {})
@@ -59,7 +60,7 @@ def test_a_version_that_had_requests_stays_for_a_rollback_and_the_one_before_goe
 
 
 def test_models_that_share_replicas_have_one_application_and_so_do_their_versions() -> None:
-    from serving import deploy
+    from serving.commands import deploy_config as deploy
 
     one, two = (ModelSettings(name="digits", version=v, uri="a", digest="b", shared=True) for v in "12")
     made = deploy.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {}, shared=SharedSettings(max_loaded=2))

@@ -1,0 +1,1 @@
+"""A Ray cluster of this machine: its start, its processes and its end."""

@@ -1,0 +1,1 @@
+"""Contract 5: what training hands to serving, and proof of what it is."""

@@ -1,0 +1,128 @@
+"""What an artifact's manifest.json says, field by field."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.core.documents import DocumentError, parse_json
+from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.provenance import code_version, library_versions, without_secrets
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of an artifact: its path in the folder, size in bytes, and sha256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a model was made of by `python -m serving optimise`, and what was measured of both, by turns, on one machine."""
+
+    name: str
+    """`onnx`, `onnx-int8`, `compiled`: what is done with the parent's weights, and how the variant is loaded."""
+    parent_digest: str
+    """Of the manifest of the model that it was made of."""
+    parent_version: str
+    """Of the registry, NAME/VERSION; empty for a model that was given by its path."""
+    largest_difference: float
+    """Between its outputs and the parent's, over all test rows."""
+    machine: Mapping[str, str]
+    """Where it was measured."""
+    figures: Mapping[str, float]
+    """`size_bytes`, `latency_ms_1_row`, `latency_ms_N_rows`, and each metric of the test split as `test_METRIC`."""
+    parent_figures: Mapping[str, float]
+    """The same of the parent."""
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 - `change`, which follows from the rest
+
+    @property
+    def change(self) -> dict[str, float]:
+        """The variant's figures less the parent's."""
+        return {name: value - self.parent_figures[name] for name, value in self.figures.items() if name in self.parent_figures}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "change": self.change}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
+
+    job: str
+    """The package that made it and can load it: `mlp` of `jobs.mlp`."""
+    task: str
+    """What it does: `image-classification`."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    """Class names in the order of the output's last dimension; empty where there are no classes."""
+    preprocessing: Mapping[str, Any]
+    """What lies between the input tensor and the network: mean, std, image shape. The job's own loader applies it."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """By split: {"test": {"accuracy": …}}."""
+    config: Mapping[str, Any]
+    """The resolved config, nested."""
+    data: Mapping[str, Any]
+    """Fingerprint, and rows by split."""
+    about: str
+    """One or two sentences for the model card."""
+    limits: tuple[str, ...] = ()
+    """What it is not for, one sentence each."""
+    how_to_load: str = ""
+    """Python that gives a prediction; `ARTIFACT` stands for the folder."""
+    code: str = field(default_factory=code_version)
+    libraries: Mapping[str, str] = field(default_factory=library_versions)
+    variant: Variant | None = None
+    """Of a model that was made of another one. The manifest of one that was trained has no such field."""
+
+    def __post_init__(self) -> None:
+        for name in ("config", "data", "preprocessing"):
+            object.__setattr__(self, name, without_secrets(getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json: a description, and every file beside it."""
+
+    description: Description
+    files: tuple[FileEntry, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(entry.path for entry in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        files = [dataclasses.asdict(entry) for entry in self.files]
+        fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
+        del fields["variant"]
+        variant = self.description.variant
+        return {**fields, "variant": variant.to_dict()} if variant else fields
+
+    @staticmethod
+    def parse(text: bytes) -> "Manifest":
+        """Raises: DocumentError if it is not a manifest of this schema version."""
+        if (version := parse_json(text, _Version).schema_version) != SCHEMA_VERSION:
+            raise DocumentError(f"schema version {version}, this program reads {SCHEMA_VERSION}")
+        stored = parse_json(text, _Document)
+        description = {each.name: getattr(stored, each.name) for each in dataclasses.fields(Description)}
+        return Manifest(description=Description(**description), files=stored.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    schema_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document(Description):
+    """The fields of manifest.json as they are stored; one that is not known belongs to another version."""
+
+    schema_version: int
+    files: tuple[FileEntry, ...]
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

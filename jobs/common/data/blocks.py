@@ -1,0 +1,147 @@
+"""Writing a prepared split: blocks of a fixed number of rows as Parquet, with the content's hash and statistics.
+
+Blocks are encoded and written by a few threads while the next ones fill; the hash depends on the rows alone, not on how they
+are cut into blocks.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import functools
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.core.storage import Store
+from jobs.common.data.arrow import arrow_column
+from jobs.common.data.dataset import Column, Columns, Split
+
+BLOCK_BYTES = 4_000_000
+Measure = Callable[[Columns], Any]
+_WRITES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Rows x pixels seen so far of each channel, their mean, and the sum of squared distances from it."""
+
+    count: int
+    mean: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+
+    @staticmethod
+    def of(images: npt.NDArray[Any]) -> "Moments":
+        """Of (n, H, W, C), n > 0, in float64; an eighth at a time, which bounds the memory."""
+        step = -(-len(images) // 8)
+        parts = (Moments._of(images[i:i + step]) for i in range(0, len(images), step))
+        return functools.reduce(Moments.merged, parts)
+
+    @staticmethod
+    def _of(images: npt.NDArray[Any]) -> "Moments":
+        pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
+        mean = pixels.mean(axis=0)
+        pixels -= mean
+        return Moments(len(pixels), mean, np.square(pixels, out=pixels).sum(axis=0))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Both together (Chan et al. 1979)."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        squares = self.squares + other.squares + np.square(delta) * (self.count * other.count / count)
+        return Moments(count, self.mean + delta * (other.count / count), squares)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """1 where the channel is constant."""
+        return tuple(math.sqrt(s / self.count) or 1.0 for s in self.squares)
+
+
+class SplitWriter:
+    """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory.
+
+    num_classes: 0 where there is no `label`. measure: is given each block, in a thread; `measured` has what it returned, in order.
+    """
+
+    def __init__(self, store: Store, folder: str, columns: Sequence[Column], num_classes: int, pool: ThreadPoolExecutor,
+                 measure: Measure | None = None) -> None:
+        self.columns = tuple(columns)
+        self.block_rows = max(1, BLOCK_BYTES // sum(c.row_bytes for c in columns if c.shape))
+        self.num_rows = 0
+        self.measured: list[Any] = []
+        self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
+        self._counts = np.zeros(num_classes, np.int64)
+        self._hashes = {column.name: hashlib.sha256() for column in columns}
+        self._writes: deque[Future[Any]] = deque()
+        self._blocks = self._fill = 0
+        self._block = self._empty()
+
+    def append(self, rows: Columns) -> None:
+        """Each column's rows, in the order of row ids."""
+        done, total = 0, len(rows["row_id"])
+        while done < total:
+            n = min(total - done, self.block_rows - self._fill)
+            for name, column in self._block.items():
+                column[self._fill:self._fill + n] = rows[name][done:done + n]
+            self._fill, done = self._fill + n, done + n
+            if self._fill == self.block_rows:
+                self._flush()
+
+    def finish(self) -> Split:
+        """Writes what is left and waits for all of it. Raises: what the storage raises."""
+        if self._fill:
+            self._flush()
+        while self._writes:
+            self._settle()
+        return Split(self.num_rows, self.block_rows, tuple(int(n) for n in self._counts))
+
+    def digest(self) -> str:
+        """Of all rows so far, independent of blocks."""
+        return "".join(h.hexdigest() for h in self._hashes.values())
+
+    def _flush(self) -> None:
+        block = {name: column[:self._fill] for name, column in self._block.items()}
+        for name, column in block.items():
+            self._hashes[name].update(column.data)
+        if len(self._counts):
+            self._counts += np.bincount(block["label"], minlength=len(self._counts))
+        if len(self._writes) >= _WRITES_AT_ONCE:
+            self._settle()
+        self._writes.append(self._pool.submit(self._write, self._blocks, block))
+        self.num_rows += self._fill
+        self._blocks, self._fill, self._block = self._blocks + 1, 0, self._empty()
+
+    def _settle(self) -> None:
+        """In the order of blocks, so that the statistics never depend on which write was faster."""
+        measured = self._writes.popleft().result()
+        if self._measure:
+            self.measured.append(measured)
+
+    def _write(self, index: int, block: Columns) -> Any:
+        table = _table(block, self.columns)
+        with self._store.writing(f"{self._folder}/{index:08d}.parquet") as sink:
+            pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False,
+                           write_page_checksum=True)
+        return self._measure(block) if self._measure else None
+
+    def _empty(self) -> Columns:
+        return {c.name: np.empty((self.block_rows, *c.shape), c.dtype) for c in self.columns}
+
+
+def _table(block: Columns, columns: Sequence[Column]) -> Any:
+    arrays: list[Any] = []
+    for column in columns:
+        values = block[column.name]
+        if column.shape:
+            arrays.append(pa.Array.from_buffers(pa.binary(column.row_bytes), len(values), [None, pa.py_buffer(values)]))
+        else:
+            arrays.append(arrow_column(values))
+    metadata = {column.name: f"{column.dtype} {'x'.join(map(str, column.shape))}" for column in columns if column.shape}
+    return pa.Table.from_arrays(arrays, [column.name for column in columns], metadata=metadata)

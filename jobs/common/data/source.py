@@ -1,0 +1,87 @@
+"""The interface of a data source: listed at once, then read in fragments that any process can decode on its own."""
+# pyright: reportMissingTypeStubs=false
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.core.errors import DataError
+from jobs.common.data.dataset import SplitName
+
+Shape = tuple[int, int, int]
+Where = Callable[[int], str]
+"""What to call a row in a message, by its index."""
+
+BATCH_BYTES = 8 << 20
+"""Decoded bytes that a fragment hands out at a time."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What every image of a data set must be."""
+
+    shape: Shape
+    """Height, width, channels."""
+    dtype: Literal["uint8", "float32"]
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of about `BATCH_BYTES`."""
+        return max(1, BATCH_BYTES // self.row_bytes)
+
+    def __str__(self) -> str:
+        return f"{size(self.shape)} {self.dtype}"
+
+
+class Fragment(Protocol):
+    """Successive rows of a source. It can be pickled; it opens what it reads when it is asked for something."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def describe(self, row: int) -> str:
+        """What to call one of its rows in a message: its file, and its place in it."""
+        ...
+
+    def labels(self) -> Any:
+        """The labels as an Arrow array (rows,). Raises: DataError."""
+        ...
+
+    def spec(self) -> ImageSpec:
+        """What its first image is. Raises: DataError."""
+        ...
+
+    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+        """Its rows in order, (n, H, W, C) at a time, about `spec.batch_rows`. Raises: DataError if one is not as `spec`."""
+        ...
+
+
+class Source(Protocol):
+    """One URI of data."""
+
+    @property
+    def listing(self) -> list[tuple[str, int, float]]:
+        """What its content is known by, cheaply: (location, size, mtime) of each file, sorted."""
+        ...
+
+    def fragments(self) -> dict[SplitName, list[Fragment]]:
+        """Its fragments sorted by path, under `train` unless it is split by itself. Raises: DataError."""
+        ...
+
+
+def different(found: tuple[int, ...], spec: ImageSpec, name: str) -> DataError:
+    """The error for an image that is not as the first."""
+    return DataError(f"{name} is {size(found)}, the first image is {size(spec.shape)} (height x width x channels): all "
+                     "images must have one size; resize them")
+
+
+def size(shape: tuple[int, ...]) -> str:
+    """28x28x1"""
+    return "x".join(str(n) for n in shape)

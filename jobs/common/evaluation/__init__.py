@@ -1,0 +1,1 @@
+"""Metrics of a model on rows that it did not train on."""

@@ -1,0 +1,84 @@
+"""Judging a classifier, whatever it classifies: from the workers' predictions to metrics, probe and summary."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from cluster.core.errors import TrainingFailedError
+from jobs.common.artifact.artifact import Array, Probe
+from jobs.common.artifact.drift_reference import Reference
+from jobs.common.data.counter_rng import IntArray
+from jobs.common.data.dataset import SPLITS
+from jobs.common.evaluation.metrics import Evaluation, evaluate, worst_mistakes
+from jobs.common.report.images import Mistakes
+from jobs.common.training.job import Trained, Verdict
+from jobs.common.training.predictions import Predictions
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.features import image_features
+
+PROBE_ROWS = 4
+REFERENCE_ROWS = 5000
+_PART_BYTES = 32 << 20
+
+
+def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray) -> Verdict:
+    """probe_inputs: some test rows as the artifact's input tensors. probed: their positions in the split.
+
+    Raises: TrainingFailedError if a prediction is not finite.
+    """
+    predicted = {split: trained.predictions(split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
+    require_finite(predicted)
+    judged = {split: judge_split(trained, p) for split, p in predicted.items()}
+    probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
+    return Verdict(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
+                   headlines=headlines(judged["test"]))
+
+
+def judge_images(trained: Trained) -> Verdict:
+    """As `judge`, with the images that were wrong with the greatest confidence, and what drift is measured from."""
+    first = np.arange(probe_rows(trained))
+    verdict = judge(trained, {"image": trained.rows("test", first)["image"]}, first)
+    test = trained.predictions("test")
+    worst = worst_mistakes(test.probabilities, test.labels)
+    said = test.probabilities[worst].argmax(1)
+    mistakes = Mistakes(images=trained.rows("test", worst)["image"], labels=test.labels[worst], predictions=said,
+                        confidences=test.probabilities[worst, said])
+    return replace(verdict, mistakes=mistakes, reference=_image_reference(trained, test))
+
+
+def _image_reference(trained: Trained, test: Predictions) -> Reference | None:
+    """Of at most 5,000 test rows, spread evenly over the split, read some at a time."""
+    rows, mean = trained.dataset.splits["test"].num_rows, ImageFacts.of(trained.dataset).mean
+    positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
+    parts = np.array_split(positions, -(-len(positions) * trained.dataset.row_bytes // _PART_BYTES))
+    found = [image_features(trained.rows("test", part)["image"], mean) for part in parts]
+    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]}, test.probabilities[positions])
+
+
+def probe_rows(trained: Trained) -> int:
+    return min(PROBE_ROWS, trained.dataset.splits["test"].num_rows)
+
+
+def judge_split(trained: Trained, predicted: Predictions) -> Evaluation:
+    how = trained.config.eval
+    return evaluate(predicted.probabilities, predicted.labels, trained.dataset.class_names, top_k=how.top_k,
+                    bootstrap_samples=how.bootstrap_samples)
+
+
+def require_finite(predicted: Mapping[str, Predictions]) -> None:
+    """Raises: TrainingFailedError, naming how many rows of which split."""
+    for split, share in predicted.items():
+        if bad := int((~np.isfinite(share.probabilities)).any(axis=1).sum()):
+            raise TrainingFailedError(
+                f"the model's predictions for {bad} of {len(share.labels)} {split} rows are not finite: look at these rows "
+                "for extreme values, or at the loss for signs of divergence (--optim.lr)"
+            )
+
+
+def headlines(test: Evaluation) -> list[tuple[str, str]]:
+    return [("test accuracy", f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
+            ("macro-F1", f"{test.macro_f1:.4f} (95% interval {test.macro_f1_low:.4f} to {test.macro_f1_high:.4f})"),
+            ("log loss", f"{test.log_loss:.4f}"),
+            (f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}"),
+            ("calibration error", f"{test.expected_calibration_error:.4f}")]

@@ -1,0 +1,199 @@
+"""What a worker process does, under every binding: join, train in one generation after another, leave.
+
+A survivor of a dead peer joins again in the same process, with all its imports done and its data in the cache.
+`python -m jobs.common.execution.worker` is the process of the local binding.
+"""
+
+import importlib
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.managers import BaseManager
+from typing import Any, Literal
+
+from cluster.core.errors import TrainingFailedError, TrainyardError
+from cluster.core.network import set_collective_interface
+from cluster.core.storage import Store
+from cluster.preflight import check_own_node
+from jobs.common.checkpoint.writer import NonFiniteStateError
+from jobs.common.config import Config, from_dict
+from jobs.common.data.dataset import Dataset
+from jobs.common.runs.run_folder import RUN_FILE
+from jobs.common.training.rendezvous import Assignment, Coordinator, Departure, Member, Outcome
+from jobs.common.training.session import Link, NonFiniteError, PeerLostError, Session
+
+Train = Callable[[Session, Any], Literal["finished", "stopped"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all workers of a run are given. `train` and `config_type` are `module:name`, loaded in the worker only."""
+
+    train: str
+    config_type: str
+    config: dict[str, Any]
+    config_fingerprint: str
+    run_uri: str
+    dataset_uri: str
+    until_epoch: int | None = None
+    """Of a trial: the epochs after which it rests, with a checkpoint; its search says how it goes on."""
+    versions: Mapping[str, str] | None = None
+    """The driver's, where workers run on other nodes: each one probes its own node before it begins."""
+
+    def load(self) -> tuple[Train, Config]:
+        return load(self.train), from_dict(load(self.config_type), self.config)
+
+
+def load(name: str) -> Any:
+    """The object that `module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process runs. host: address that the other workers reach. device: `cpu` or `cuda:N`."""
+
+    slot: int
+    host: str
+    node_id: str | None
+    device: str
+    group: str = ""
+
+
+def work(task: Task, link: Link, place: Place) -> None:
+    """Trains until the run is finished or stopped, or this worker is told to go.
+
+    Raises: what is no TrainyardError, after having reported it, so that the process ends and is replaced.
+    """
+    with suppress(TrainyardError):
+        _work(task, link, place)
+
+
+def _work(task: Task, link: Link, place: Place) -> None:
+    began = time.time()
+    set_collective_interface(place.host)
+    with _reporting(link, place.slot, ""):
+        if task.versions is not None:
+            check_own_node(Store.open(task.run_uri), RUN_FILE, task.versions, place.host)
+        train, config = task.load()
+    marks = {"worker_began": began, "imported": time.time()}
+    last_step, bad_steps, why = -1, (), ""
+    while True:
+        worker = uuid.uuid4().hex
+        member = Member(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
+                        host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why)
+        assignment = _join(link, member)
+        if assignment.abort:
+            return
+        with _reporting(link, place.slot, worker):
+            session = _session(task, config, assignment, link, place, worker, marks)
+        last_step, bad_steps, why = session.step, (), ""
+        try:
+            with _reporting(link, place.slot, worker):
+                outcome = _attempt(train, session, config)
+            link.call("leave", Departure(slot=place.slot, worker=worker, outcome=outcome))
+            return
+        except PeerLostError as error:
+            last_step, why = session.step, str(error.__cause__ or error)
+        except NonFiniteError as error:
+            last_step, bad_steps = session.step, error.steps
+
+
+@contextmanager
+def _reporting(link: Link, slot: int, worker: str) -> Generator[None]:
+    """Tells the supervisor of an error before it ends this worker."""
+    try:
+        yield
+    except (PeerLostError, NonFiniteError):
+        raise
+    except Exception as error:
+        link.call("leave", _departure(slot, worker, error))
+        raise
+
+
+def _attempt(train: Train, session: Session, config: Config) -> Outcome:
+    try:
+        outcome = train(session, config)
+    except BaseException:
+        session.close(failed=True)
+        raise
+    session.close()
+    return outcome
+
+
+def _join(link: Link, member: Member) -> Assignment:
+    link.call("join", member)
+    while True:
+        if (assignment := link.call("assignment", member.worker)) is not None:
+            return assignment
+        time.sleep(0.02)
+
+
+def _session(task: Task, config: Config, assignment: Assignment, link: Link, place: Place, worker: str,
+             marks: dict[str, float]) -> Session:
+    session = Session(
+        config=config, run_store=Store.open(task.run_uri), dataset=Dataset.load(Store.open(task.dataset_uri)),
+        assignment=assignment, link=link, slot=place.slot, worker=worker, host=place.host, device=place.device,
+        config_fingerprint=task.config_fingerprint, until_epoch=task.until_epoch,
+    )
+    session.marks |= marks | {"assigned": time.time()}
+    return session
+
+
+def _departure(slot: int, worker: str, error: Exception) -> Departure:
+    if isinstance(error, NonFiniteStateError):
+        error = TrainingFailedError(str(error))
+    return Departure(slot=slot, worker=worker, outcome="error", kind=type(error).__name__, message=str(error),
+                     traceback=traceback.format_exc())
+
+
+class DirectLink:
+    """To a coordinator in this very process."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._coordinator, method)(*args)
+
+
+class CoordinatorServer(BaseManager):
+    """The coordinator behind a Unix socket, for processes of this machine."""
+
+
+class SocketLink:
+    """To a coordinator that a CoordinatorServer offers. Raises: EOFError, OSError when the driver is gone."""
+
+    def __init__(self, address: str, key: bytes) -> None:
+        CoordinatorServer.register("coordinator")
+        self._manager = CoordinatorServer(address=address, authkey=key)
+        self._manager.connect()
+        self._proxy: Any = self._manager.coordinator()  # type: ignore[attr-defined]
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._proxy, method)(*args)
+
+
+def main() -> None:
+    """A local worker. Its task, slot and socket come in as one pickle on standard input, from its own parent."""
+    import pickle
+
+    task, slot, address, key = pickle.load(sys.stdin.buffer)
+    link = SocketLink(address, key)
+    try:
+        work(task, link, Place(slot=slot, host="127.0.0.1", node_id=None, device="cpu"))
+    except (EOFError, ConnectionError):
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that what it pickles is found by the driver.
+    from jobs.common.execution.worker import main as _main
+
+    _main()

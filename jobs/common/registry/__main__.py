@@ -1,0 +1,89 @@
+"""`python -m jobs.common.registry`: see what is registered, promote a version, register a model after the fact."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.core.errors import RegistryError, TrainyardError
+from cluster.core.network import spare_loopback
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.config import RunConfig
+from jobs.common.registry.mlflow_client import tracking_address
+from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ends the process with the exit code of the error tree."""
+    options = _parser().parse_args(arguments)
+    spare_loopback()
+    try:
+        options.run(options)
+    except TrainyardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.common.registry", description=__doc__)
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--tracking-uri", help="MLflow server; by default the SQLite file in the storage")
+    place.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("list", parents=[place], help="versions of a model, or of all")
+    command.add_argument("name", nargs="?")
+    command.set_defaults(run=_list)
+    command = commands.add_parser("promote", parents=[place], help=f"give a version the alias {CHAMPION}")
+    command.add_argument("name")
+    command.add_argument("version")
+    command.set_defaults(run=_promote)
+    command = commands.add_parser("register", parents=[place], help="register an artifact as a new version")
+    command.add_argument("name")
+    command.add_argument("artifact")
+    command.set_defaults(run=_register)
+    return parser
+
+
+def _open(options: argparse.Namespace, name: str) -> Registry:
+    return Registry.open(options.tracking_uri, Store.open(options.storage), name)
+
+
+def _existing(options: argparse.Namespace) -> Registry:
+    """Looking does not make a new, empty database."""
+    address = tracking_address(options.tracking_uri, Store.open(options.storage))
+    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
+        raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri http://SERVER")
+    return _open(options, options.name or "")
+
+
+def _list(options: argparse.Namespace) -> None:
+    versions = _existing(options).versions(options.name)
+    rows = [("MODEL", "VERSION", "ALIASES", "TEST ACCURACY", "DIGEST", "ARTIFACT"), *map(_row, versions)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows if versions else ():
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not versions:
+        print(f"no model {options.name} is registered" if options.name else "no model is registered")
+
+
+def _row(version: ModelVersion) -> tuple[str, ...]:
+    accuracy = version.tags.get("test_accuracy", "-")
+    return (version.name, version.version, ",".join(version.aliases) or "-", accuracy, version.digest[:12], version.uri)
+
+
+def _promote(options: argparse.Namespace) -> None:
+    before = _existing(options).promote(options.name, options.version)
+    print(f"models:/{options.name}@{CHAMPION} is version {options.version}{f' (was {before})' if before else ''}")
+
+
+def _register(options: argparse.Namespace) -> None:
+    artifact = open_artifact(options.artifact)
+    registry = _open(options, options.name)
+    registry.start(f"{options.name} registered later", {}, {})
+    version = registry.register(artifact)
+    registry.finish("done" if version else "failed")
+    if version is None:
+        print(f"error: {registry.problem}", file=sys.stderr)
+        sys.exit(2)
+    print(f"models:/{options.name}/{version}")

@@ -1,0 +1,181 @@
+"""What a model's answers rest on, drawn for the report: pictures and texts with what speaks for an answer, and against it.
+
+    image_section([ImageAttribution(pixels=…, attribution=…, label="7", predicted="1", confidence=0.8, gap=0.001), …])
+
+How the attributions were found does not matter here; they are signed, and add up to the change of the answer's log odds from
+a baseline. Shapes: H × W × C pixels, n tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.common.report.html import Section, escape, note
+from jobs.common.report.images import PIXELATED_SIDE, data_uri
+
+FOR, AGAINST = "--series-4", "--series-0"
+"""The page's colours (red, blue) of what speaks for an answer, and against it: told apart also by who sees no red or green."""
+MAX_TOKENS, MAX_SHARE, LARGE_QUANTILE = 256, 0.5, 0.99
+"""The strongest colour below a word is half of it: letters keep a contrast of 4.5 to 1, in dark mode too (WCAG 2, 1.4.3)."""
+_RED, _BLUE = (214, 30, 40), (20, 90, 230)
+
+TITLE = "What the answers rest on"
+_SEEN = (" In the third picture, in red, the region of the last convolution that speaks for the class (Grad-CAM, Selvaraju et al. "
+         "2017): coarser, but of the network's own features.")
+_WRAPPED = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75;margin:0"
+_PAIR = "display:flex;gap:6px"
+_GRID = "grid-template-columns:repeat(auto-fill,minmax(232px,1fr))"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """A row, and the answer that is explained."""
+
+    label: str
+    """The true class."""
+    predicted: str
+    """The class that the attributions are of."""
+    confidence: float
+    """Probability of the predicted class."""
+    gap: float | None = None
+    """Completeness gap: how far the attributions' sum is from the change of the log odds; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAttribution(Attribution):
+    """Of an image."""
+
+    pixels: NDArray[Any]
+    """(H, W, C), uint8 or float."""
+    attribution: NDArray[np.floating]
+    """(H, W), or (H, W, C), which are added up over the channels."""
+    region: NDArray[np.floating] | None = None
+    """(H, W), 0 or more: where the network looked, coarsely (Grad-CAM); None: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAttribution(Attribution):
+    """Of a text."""
+
+    tokens: Sequence[str]
+    """As they are to be read, one after the other, with the spaces between words in them."""
+    attributions: NDArray[np.floating]
+    """(n,), one a token."""
+
+
+def image_section(rows: Sequence[ImageAttribution], *, baseline: str = "the mean training image", title: str = TITLE) -> Section:
+    """Each image beside itself in gray with the attributions on it. baseline: what the images were compared with, plain text.
+
+    Raises: ValueError if an attribution is not of its image's size.
+    """
+    said = ("In red, pixels that speak for the predicted class; in blue, those that speak against it; each compared with "
+            f"{baseline} (integrated gradients). The stronger the colour, the more a pixel counts, among those of its own image."
+            + (_SEEN if any(row.region is not None for row in rows) else ""))
+    pictures = "".join(_picture(place, row) for place, row in enumerate(rows, 1))
+    wide = any(row.region is not None for row in rows)
+    grid = f'<div class="pictures" style="{_GRID.replace("232", "350") if wide else _GRID}">{pictures}</div>'
+    return Section(title=title, html=note(said) + _legend(1.0) + grid + _gap(rows))
+
+
+def text_section(rows: Sequence[TextAttribution], *, baseline: str = "a text of nothing but padding",
+                 title: str = TITLE) -> Section:
+    """Each text with its tokens coloured, its first 256 where there are more. baseline: as in `image_section`.
+
+    Raises: ValueError if a row has not one attribution for each token.
+    """
+    said = (f"In red, words and parts of words that speak for the predicted class; in blue, those that speak against it; each "
+            f"compared with {baseline} (integrated gradients). The stronger the colour, the more it counts, among those of its own "
+            "text; the number is there when pointed at.")
+    return Section(title=title, html=note(said) + _legend(MAX_SHARE) + "".join(map(_text, rows)) + _gap(rows))
+
+
+def overlay(pixels: NDArray[Any], attribution: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """(H, W, 3): the image in gray, pale where it is dark so that colours show, with red and blue over it; where nothing counts, no
+    colour. pixels: (H, W, C). attribution: (H, W) or (H, W, C). Raises: ValueError if the sizes differ.
+    """
+    strength = _strength(attribution if attribution.ndim == 2 else attribution.sum(axis=2))
+    if strength.shape != pixels.shape[:2]:
+        raise ValueError(f"an attribution of {strength.shape} pixels for an image of {pixels.shape[:2]}")
+    gray = _gray(pixels)[:, :, None].repeat(3, axis=2)
+    colour = np.where(strength[:, :, None] > 0, _RED, _BLUE)
+    share = np.abs(strength)[:, :, None] ** 0.7
+    return ((1 - share) * gray + share * colour).round().astype(np.uint8)
+
+
+def _strength(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
+    """In [-1, 1], by the greatest; of a large image by a quantile, so that one pixel does not outshine all others."""
+    values = np.nan_to_num(attribution.astype(np.float64), posinf=0.0, neginf=0.0)
+    sizes = np.abs(values)
+    most = float(np.quantile(sizes, LARGE_QUANTILE)) if values.size > PIXELATED_SIDE ** 2 else 0.0
+    most = most or float(sizes.max(initial=0.0))
+    return np.clip(values / most, -1, 1) if most else values
+
+
+def _gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """(H, W), from 90 to 255: the channels' mean, stretched. Of 2 or 4 channels the last, which is opacity, is left out."""
+    channels = pixels.shape[2] - (pixels.shape[2] in (2, 4))
+    values = np.nan_to_num(pixels[:, :, :channels].astype(np.float64)).mean(axis=2)
+    spread = values.max() - values.min()
+    return 90 + (values - values.min()) / (spread or 1.0) * 165
+
+
+def _picture(place: int, row: ImageAttribution) -> str:
+    large = " class=large" if max(row.pixels.shape[:2]) > PIXELATED_SIDE else ""
+    name = f"row {place}, {row.label}"
+    shown = [(name, row.pixels), (f"{name}: what speaks for {row.predicted} and against it", overlay(row.pixels, row.attribution))]
+    if row.region is not None:
+        shown.append((f"{name}: the region that speaks for {row.predicted}", overlay(row.pixels, row.region)))
+    images = "".join(f'<img{large} alt="{escape(alt)}" src="{data_uri(image)}">' for alt, image in shown)
+    return f'<figure><div style="{_PAIR}">{images}</div><figcaption>{_answer(row)}</figcaption></figure>'
+
+
+def _text(row: TextAttribution) -> str:
+    if len(row.tokens) != len(row.attributions):
+        raise ValueError(f"{len(row.attributions)} attributions for {len(row.tokens)} tokens: one for each")
+    shares = np.rint(_strength(row.attributions) * MAX_SHARE * 100).astype(int).tolist()
+    tokens = "".join(map(_token, row.tokens[:MAX_TOKENS], row.attributions.tolist(), shares))
+    more = len(row.tokens) - MAX_TOKENS
+    rest = f' <small>… and {more:,} more tokens</small>' if more > 0 else ""
+    return (f'<figure style="margin:0 0 18px"><p dir="auto" style="{_WRAPPED}">{tokens}{rest}</p>'
+            f"<figcaption>{_answer(row)}</figcaption></figure>")
+
+
+def _token(token: str, value: float, share: int) -> str:
+    """share: of the colour, in percent, signed."""
+    colour = f"background:{_tint(share)};" if share else ""
+    return f'<span style="{colour}border-radius:3px" title="{value:+.4f}">{escape(_printable(token))}</span>'
+
+
+def _tint(share: int) -> str:
+    return f"color-mix(in srgb,var({FOR if share > 0 else AGAINST}) {abs(share)}%,transparent)"
+
+
+def _printable(token: str) -> str:
+    """What a page can hold: control characters, surrogates and what turns the direction of the page's text become a mark."""
+    return "".join(char if char.isprintable() or char.isspace() else "\N{REPLACEMENT CHARACTER}" for char in token)
+
+
+def _answer(row: Attribution) -> str:
+    true, said = escape(row.label), escape(row.predicted)
+    answer = f"<b>{true}</b>, recognised" if row.label == row.predicted else f"<b>{true}</b> taken for <b>{said}</b>"
+    return f"{answer}, {row.confidence:.1%} sure"
+
+
+def _gap(rows: Sequence[Attribution]) -> str:
+    gaps = [row.gap for row in rows if row.gap is not None]
+    if not gaps:
+        return ""
+    said = ("Together the attributions of a row are what the log odds of the predicted class gain over the baseline; here they "
+            f"miss that by at most {max(gaps):.2g}.")
+    return f'<div style="margin-top:14px">{note(said)}</div>'
+
+
+def _legend(most: float) -> str:
+    """The colours, up to the share of them that is used."""
+    strongest = round(100 * most)
+    bar = f"background:linear-gradient(to right,{_tint(-strongest)},transparent,{_tint(strongest)})"
+    return (f'<p class="note" style="display:flex;gap:8px;align-items:center">against<span style="width:150px;height:10px;'
+            f'border-radius:3px;{bar}"></span>for</p>')

@@ -1,0 +1,321 @@
+"""The life of a run, from the command line to the exit code; every job's `__main__` calls `main`.
+
+parse → find the run → connect → preflight → prepare data → train → evaluate → artifact → register → summary.
+Exit codes: 0 done · 1 training failed · 2 the user can fix it, nothing was written · 3 stopped, resumable.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.core.errors import (
+    ClusterError,
+    ConfigError,
+    FolderGoneError,
+    ResourceError,
+    RunConflictError,
+    StoppedError,
+    StorageError,
+    TrainyardError,
+    UserError,
+)
+from cluster.core.network import spare_loopback
+from cluster.core.signals import Told, heed, say
+from cluster.core.storage import Store
+from cluster.monitoring.run_status import Bulletin, RunNotice
+from cluster.preflight import versions
+from jobs.common import config as configs
+from jobs.common.config import Config
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution.controller import Ears, End, Supervisor, Watch
+from jobs.common.execution.executors import Engine, InProcessEngine, ProcessEngine
+from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.worker import Task
+from jobs.common.registry.mlflow_client import check_answers, tracking_address
+from jobs.common.runs.console import Display, duration, fail
+from jobs.common.runs.rejections import refuse_again, remember
+from jobs.common.runs.run_folder import RunFolder
+from jobs.common.training.job import Job
+
+_PROCESSES_PER_CORE = 8
+
+
+def main(job: Job, arguments: list[str] | None = None) -> int:
+    """Carries out a command line. Returns the exit code; prints one message for an expected error."""
+    import sys
+
+    config: Config | None = None
+    spare_loopback()
+    try:
+        config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
+        refuse_again(config.run)
+        return Run(job, config).carry_out()
+    except TrainyardError as error:
+        fail(str(error))
+        if config:
+            remember(config.run, error)
+        if config and config.run.resume == "never" and not isinstance(error, UserError):
+            fail("to go on with this attempt leave out --run.resume never: with it, another one begins")
+        return error.exit_code
+
+
+@dataclass
+class Timeline:
+    """When each part of the start was done: unix seconds by name."""
+
+    marks: dict[str, float] = field(default_factory=dict[str, float])
+
+    def mark(self, name: str) -> None:
+        self.marks[name] = time.time()
+
+    def parts(self, worker: dict[str, float]) -> dict[str, float]:
+        """Seconds of each part, from the process's start to the first step."""
+        marks = self.marks | {f"worker_{name}": at for name, at in worker.items()}
+        order = ["process", "imported", "connected", "preflight", "data", "group_asked", "worker_worker_began",
+                 "worker_imported", "worker_assigned", "worker_first_step"]
+        names = {"imported": "imports", "connected": "connect", "preflight": "preflight", "data": "data",
+                 "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
+                 "worker_imported": "worker_imports", "worker_assigned": "generation", "worker_first_step": "first_step"}
+        known = [name for name in order if name in marks]
+        parts = {names[b]: round(marks[b] - marks[a], 3) for a, b in itertools.pairwise(known)}
+        if known and known[-1] == "worker_first_step":
+            parts["total"] = round(marks[known[-1]] - marks[known[0]], 3)
+        return parts
+
+
+class Run:
+    """One command line's way through a run's life."""
+
+    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None) -> None:
+        """data_storage: where prepared data is shared; by default the run's own storage."""
+        self.job, self.config, self._data_storage = job, config, data_storage
+        self.display, self.timeline = Display(), Timeline()
+        self.timeline.marks["process"] = _process_start()
+        self.timeline.mark("imported")
+        self._stop, self._training = Told(), False
+        self._first_marks: dict[str, float] = {}
+        self._until_epoch: int | None = None
+
+    def carry_out(self) -> int:
+        self._heed_signals()
+        folder = RunFolder.find(self.config)
+        if self._is_done(folder):
+            return self._already_done(folder)
+        self.job.check(self.config)
+        if self.config.run.trace_rows and not folder.storage.is_local:
+            raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
+        check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
+        with self._engine(folder) as (engine, use_ray), folder.locked():
+            self._heed_signals()  # again: `ray.init` has taken them
+            folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
+            if self._is_done(folder):
+                return self._already_done(folder)
+            dataset = self._data(folder, use_ray)
+            folder = self._open(folder, dataset)
+            return self._train_and_finish(folder, dataset, engine, use_ray)
+
+    # ── before training ──
+    @contextlib.contextmanager
+    def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+        """The binding: connected, and found able to carry out the run."""
+        run = self.config.run
+        if run.engine == "local":
+            if run.gpus_per_worker and not list(Path("/dev").glob("nvidia[0-9]*")):
+                raise ResourceError("--run.gpus-per-worker 1: this machine has no GPU: pass 0, or join a cluster that has one")
+            if run.gpus_per_worker and run.max_workers > 1:
+                raise ConfigError("--run.engine local drives one GPU in one worker: pass --run.workers 1 or --run.engine ray")
+            if run.min_workers > (most := _PROCESSES_PER_CORE * (os.cpu_count() or 1)):
+                raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which bears "
+                                    f"{most}: pass --run.workers {most}, or --run.engine ray")
+            device = "cuda:0" if run.gpus_per_worker else "cpu"
+            yield (InProcessEngine(device) if run.max_workers == 1 else ProcessEngine(run.cpus_per_worker)), False
+            return
+        from cluster.capacity import Request, preflight
+        from cluster.connect import connect, disconnect
+        from jobs.common.execution.ray_executor import RayEngine, claim
+
+        connect(run.address)
+        self.timeline.mark("connected")
+        try:
+            link = claim(folder.storage.location(), run.name)
+            request = Request(num_workers=run.min_workers + run.spares, cpus_per_worker=run.cpus_per_worker,
+                              gpus_per_worker=run.gpus_per_worker)
+            preflight(request, folder.storage, run.wait, say=self.display.say)
+            self.timeline.mark("preflight")
+            yield RayEngine(link, request), True
+        finally:
+            disconnect()
+
+    def _heed_signals(self) -> None:
+        """SIGTERM and Ctrl-C ask for a checkpoint at the next step boundary; a third Ctrl-C ends at once.
+
+        Before training begins there is nothing to keep: whatever goes on then is given up.
+        """
+        def asked(name: str) -> None:
+            self._stop.set()
+            if not self._training:
+                raise StoppedError(f"{name} before training had begun: run the same command again")
+            say(f"{name}: stopping at the next step, after a checkpoint")
+
+        heed(asked)
+
+    def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
+        storage = self._data_storage or folder.storage
+        dataset = self.job.prepare(self.config, storage, use_ray=use_ray, say=self.display.say)
+        self.timeline.mark("data")
+        rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
+        if rows < batch:
+            raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
+        recorded = folder.record.get("data", {}).get("fingerprint")
+        if recorded and recorded != dataset.fingerprint:
+            raise ConfigError(
+                f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} -> "
+                f"{dataset.fingerprint[:12]}): put the old data back, or begin another run with --run.name"
+            )
+        return dataset
+
+    def _open(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
+        if folder.record:
+            return folder
+        lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
+        self.display.say(f"config:\n{lines}")
+        return folder.create(self.config, self.config.run.max_workers, dataset.describe())
+
+    # ── training ──
+    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
+        from jobs.common.runs.tracking import Tracking
+
+        self._training = True
+        ledger = Ledger.open(folder.store, folder.require)
+        tracking = Tracking.open(self.job.name, self.config, folder)
+        try:
+            with folder.kept():
+                end = self._train(folder, dataset, engine, ledger, tracking, use_ray)
+                if end == "stopped":
+                    raise StoppedError("stopped after a checkpoint: run the same command again to continue")
+                from jobs.common.runs.finalize import finish  # slow to import, and not needed before
+
+                summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
+        except Exception as error:
+            ending = _resumable(error)
+            self._record_end(folder, ledger, ending)
+            tracking.finish("stopped" if isinstance(ending, StoppedError) else "failed")
+            if ending is error:
+                raise
+            raise ending from error
+        if problem := tracking.finish("done"):
+            print(f"registry: {problem}")
+        print(summary, flush=True)
+        return 0
+
+    def _train(self, folder: RunFolder, dataset: Dataset, engine: Engine, ledger: Ledger, tracking: Any, use_ray: bool) -> End:
+        metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
+        bulletin = _bulletin() if use_ray else None
+        config = configs.to_dict(self.config)
+        task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
+                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch,
+                    versions=versions() if use_ray else None)
+
+        def listen(watch: Watch) -> None:
+            if "first_step" not in self._first_marks:
+                self._first_marks = dict(watch.state.get("marks", {}))
+            self.display.show(watch.state, workers=watch.alive, restarts=ledger.restarts)
+            tracking.log(watch.reports)
+            if metrics is not None:
+                metrics.update(watch.state, ledger.totals() | {"trainyard_train_workers": watch.alive})
+                metrics.update_ranks(watch.times)
+            if bulletin is not None:
+                bulletin.tell(lambda: _notice(self.job.name, self.config, watch, ledger))
+
+        num_shards = folder.num_shards or self.config.run.max_workers
+        ears = Ears(listen=listen, say=self.display.say, stop_requested=self._stop.is_set)
+        supervisor = Supervisor(run=self.config.run, engine=engine, task=task, run_store=folder.store,
+                                num_shards=num_shards, ledger=ledger, ears=ears)
+        self.timeline.mark("group_asked")
+        with self.display:
+            run = self.config.run
+            try:
+                supervisor.start(max(run.min_workers, min(run.max_workers, engine.possible_workers() - run.spares)))
+                return engine.run(supervisor.supervise)
+            finally:
+                if bulletin is not None:
+                    bulletin.close()
+
+    def _startup(self) -> dict[str, float]:
+        return self.timeline.parts(self._first_marks)
+
+    # ── after training ──
+    def _record_end(self, folder: RunFolder, ledger: Ledger, error: Exception) -> None:
+        """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over, or
+        nothing is left of its folder."""
+        if isinstance(error, RunConflictError | FolderGoneError):
+            return
+        status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
+        code = error.exit_code if isinstance(error, TrainyardError) else 1
+        with contextlib.suppress(TrainyardError, OSError):  # a full storage is what it may be about
+            ledger.save(ended=True)
+            folder.write_result(ledger.result(status, code, folder.attempt) | {"message": str(error)})
+
+    def _is_done(self, folder: RunFolder) -> bool:
+        return self.config.run.resume == "auto" and folder.result().get("status") == "done"
+
+    def _already_done(self, folder: RunFolder) -> int:
+        result = folder.result()
+        test: dict[str, float] = result.get("metrics", {}).get("test", {})
+        print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
+              + " ".join(f"{name} {value:.4f}" for name, value in test.items() if name in ("accuracy", "macro_f1", "log_loss")))
+        print("begin another with --run.name, or --run.resume never for a new attempt beside it")
+        print(f"artifact: {result['artifact']}", flush=True)
+        return 0
+
+
+def _resumable(error: Exception) -> Exception:
+    """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
+    if isinstance(error, StorageError | ClusterError | ConnectionError):
+        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that is mended")
+    return error
+
+
+def _metrics(job: str, run: str, storage: Store) -> Any:
+    from jobs.common.runs.prometheus import Metrics
+
+    return Metrics(job, run, storage)
+
+
+def _bulletin() -> Bulletin:
+    import ray
+
+    context: Any = ray.get_runtime_context()
+    return Bulletin(context.gcs_address, context.get_job_id())
+
+
+def _notice(job: str, config: Config, watch: Watch, ledger: Ledger) -> RunNotice:
+    state, slow = watch.state, watch.pacing.present
+    ranks = tuple(each for _, each in sorted(watch.times.items()))
+    return RunNotice(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
+                     step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
+                     goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None,
+                     stuck=watch.stuck)
+
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    """Of all that decides the result."""
+    flat = configs.flatten(config)
+    decisive = {key: flat[key] for key in sorted(flat) if configs.is_decisive(key)}
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+__all__ = ["Run", "duration", "main"]

@@ -1,0 +1,270 @@
+"""A run's folder in storage: which attempt a command line means, whether it may go on, and that nobody else is at it.
+
+    <storage>/<run.name>/            attempt 1, and the newest attempt's result.json
+    <storage>/<run.name>/attempts/K/ attempt K, made by --run.resume never
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.core.control_store import within
+from cluster.core.documents import DocumentError, JsonObject, load_json
+from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, StorageError
+from cluster.core.storage import Store, tls_remedy
+from jobs.common import config as configs
+from jobs.common.config import Config
+
+RUN_FILE = "run.json"
+RESULT_FILE = "result.json"
+READ_TIMEOUT_S = 10.0
+_WORTH_KEEPING = ("config.yaml", RESULT_FILE, "artifact/", "attempts/", "checkpoints/manifests/")
+"""Of a run's folder, what a driver and workers do not write again by themselves after somebody has deleted it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """One attempt at a run."""
+
+    storage: Store
+    top: Store
+    store: Store
+    attempt: int
+    record: dict[str, Any]
+    """What run.json holds: empty for a new attempt."""
+
+    @staticmethod
+    def find(config: Config) -> "RunFolder":
+        """The attempt that this config continues or makes. Writes nothing.
+
+        Raises: RunConflictError with the differences if the run was made with another config, ConfigError, StorageError.
+        """
+        storage = open_storage(config.run.storage)
+        top = storage.child(config.run.name)
+        late = StorageError(f"storage {storage.location()} does not answer within {READ_TIMEOUT_S:g} s: check its address, that it "
+                            "is up, and the network, or pass another --run.storage")
+
+        def look() -> "RunFolder":
+            newest = _newest(top)
+            found = _attempt(storage, top, newest)
+            return _attempt(storage, top, newest + 1) if found.record and config.run.resume == "never" else found
+
+        with _readable(storage):
+            found = within(READ_TIMEOUT_S, look, late)
+        if found.record:
+            found._check(config)
+        return found
+
+    @property
+    def num_shards(self) -> int | None:
+        """V, fixed when the run was created; None for a new one."""
+        return self.record.get("num_shards")
+
+    def result(self) -> dict[str, Any]:
+        """What result.json of this attempt holds; empty if it has none."""
+        return read_record(self.store, RESULT_FILE)
+
+    def create(self, config: Config, num_shards: int, dataset: dict[str, Any]) -> "RunFolder":
+        """Writes run.json and config.yaml of a new attempt."""
+        record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
+                  "created": time.time(), "config": configs.to_dict(config)}
+        self.store.write_text("config.yaml", configs.to_yaml(config))
+        self.store.write_text(RUN_FILE, json.dumps(record, indent=1))
+        return RunFolder(storage=self.storage, top=self.top, store=self.store, attempt=self.attempt, record=record)
+
+    def require(self) -> None:
+        """Raises: FolderGoneError if somebody has deleted this folder since the run began."""
+        try:
+            there = self.store.exists(RUN_FILE)
+        except OSError:
+            return  # the storage does not answer at the moment
+        if not there:
+            raise FolderGoneError(
+                f"{self.store.location(RUN_FILE)} is gone: the run's folder was deleted, or its storage was taken away, while it "
+                "trained, so nothing more is written there: run the same command again to begin from the beginning, or, where you "
+                "put the folder back, to continue"
+            )
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """For the time of training. Whatever goes wrong in the block: if it is because the folder was deleted, then that is raised
+        (FolderGoneError), and what was written there since is taken away, as it would look like a run and is none."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.require()
+            except FolderGoneError as gone:
+                self._clear()
+                raise gone from error
+            raise
+
+    def _clear(self) -> None:
+        with suppress(OSError):
+            if not any(file.path.startswith(_WORTH_KEEPING) for file in self.store.files()):
+                self.store.delete_folder("")
+
+    def remember(self, **values: Any) -> None:
+        """Adds to run.json. Raises: FolderGoneError."""
+        self.require()
+        self.record.update(values)
+        self.store.write_text(RUN_FILE, json.dumps(self.record, indent=1))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        text = json.dumps(result, indent=1)
+        self.store.write_text(RESULT_FILE, text)
+        if self.attempt > 1:
+            self.top.write_text(RESULT_FILE, text)
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keeps other processes of this file system away; on an object store Ray's named actor alone does.
+
+        Raises: RunConflictError if another one holds it; StorageError if the folder cannot be written.
+        """
+        if not self.storage.is_local:
+            yield
+            return
+        path = self.storage.local_path(f".locks/{self.top.uri.rstrip('/').rpartition('/')[2]}")
+        made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+        with _taken(path):
+            try:
+                yield
+            finally:
+                _forget(path, made)
+
+    def _check(self, config: Config) -> None:
+        changed = configs.differences(self.record["config"], configs.to_dict(config))
+        if changed:
+            listed = "\n  ".join(changed)
+            raise RunConflictError(
+                f"run {config.run.name!r} was made with another config:\n  {listed}\n"
+                "pass the old values to continue it, another --run.name, or --run.resume never for a new attempt beside it"
+            )
+        most = self.record["num_shards"]
+        if config.run.max_workers > most:
+            raise ConfigError(
+                f"--run.workers {config.run.workers}: run {config.run.name!r} was made for at most {most} workers: "
+                f"ask for up to {most}, or begin another run with --run.name or --run.resume never"
+            )
+
+
+def open_storage(uri: str) -> Store:
+    """The store of --run.storage. Raises: ConfigError for a relative path inside a submitted job."""
+    if "://" not in uri and not uri.startswith(("/", "~")):
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise ConfigError(
+                f"--run.storage {uri}: a submitted job runs in a temporary folder, where a relative path would be lost: "
+                "pass an absolute path or a URI"
+            )
+        uri = str(Path(uri).absolute())
+    return Store.open(uri)
+
+
+@contextmanager
+def _readable(storage: Store) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = tls_remedy(error) or "check its address, that it is up, and your permissions, or pass another --run.storage"
+        raise StorageError(f"storage {storage.location()} cannot be read ({error}): {remedy}") from error
+
+
+def newest_attempt(top: Store) -> Store:
+    """The folder of a run's newest attempt."""
+    return _folder(top, _newest(top))
+
+
+def _newest(top: Store) -> int:
+    return max((int(name) for name in top.folders("attempts") if name.isdigit()), default=1)
+
+
+def _folder(top: Store, number: int) -> Store:
+    return top if number == 1 else top.child(f"attempts/{number}")
+
+
+def _attempt(storage: Store, top: Store, number: int) -> RunFolder:
+    store = _folder(top, number)
+    return RunFolder(storage=storage, top=top, store=store, attempt=number, record=read_record(store, RUN_FILE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunRecord:
+    """What every run.json says."""
+
+    name: str
+    attempt: int
+    num_shards: int
+    data: JsonObject
+    created: float
+    config: JsonObject
+    registry_run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What every result.json says, and what others of them say too."""
+
+    status: str
+    exit_code: int
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    artifact: str | None = None
+    trials: dict[str, int] = field(default_factory=dict[str, int])
+    best: JsonObject | None = None
+    final: list[JsonObject] = field(default_factory=list[JsonObject])
+
+
+_SHAPES: dict[str, type[Any]] = {RUN_FILE: _RunRecord, RESULT_FILE: _Result}
+
+
+def read_record(store: Store, path: str) -> dict[str, Any]:
+    """What a JSON file of a run's folder holds; empty if there is none. Raises: StorageError if it is damaged."""
+    try:
+        values = load_json(store, path)
+        load_json(store, path, _SHAPES.get(path, JsonObject))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except DocumentError as error:
+        raise StorageError(f"{store.location(path)} is damaged ({error}): correct or delete it") from error
+    return values
+
+
+@contextmanager
+def _taken(path: Path) -> Generator[None]:
+    """Holds the lock at a path. The last holder deleted its file: one that is not there any more locks nobody out."""
+    while True:
+        with _open_lock(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunConflictError(
+                    f"run {path.name!r} in {path.parent.parent} is being carried out by another process: wait for its end, stop "
+                    "it, or pass another --run.name"
+                ) from error
+            if os.fstat(file.fileno()).st_nlink:
+                yield
+                return
+
+
+def _open_lock(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except OSError as error:
+        raise StorageError(
+            f"storage {path.parent.parent} cannot be written ({error.strerror}): make it writable, or pass another --run.storage"
+        ) from error
+
+
+def _forget(path: Path, made: Sequence[Path]) -> None:
+    """Deletes the lock's file while it is held, and the folders that were made for it and hold nothing else."""
+    with suppress(OSError):
+        path.unlink()
+        for folder in made:
+            folder.rmdir()

@@ -1,0 +1,103 @@
+"""What the common life cycle needs to know of a job, and what it hands to it when training has ended."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from cluster.core.errors import ConfigError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoint, Checkpoints
+from jobs.common.config import Config
+from jobs.common.data.dataset import Columns, Dataset, SplitName
+from jobs.common.training import predictions
+from jobs.common.training.predictions import Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training has left: the job's functions below make of it what is handed over."""
+
+    config: Any
+    dataset: Dataset
+    store: Store
+    """The run's folder."""
+    generation: str
+    best: Checkpoint
+    """The checkpoint that the model is."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.store.child("checkpoints"))
+
+    def predictions(self, name: str) -> Predictions:
+        """What the workers wrote under a name: a split's, or a job's own."""
+        return predictions.read(self.store, self.generation, name)
+
+    def rows(self, split: SplitName, positions: npt.NDArray[Any]) -> Columns:
+        """Rows of a split."""
+        reader = self.dataset.reader(split, self.config.data)
+        try:
+            return reader.take(positions)
+        finally:
+            reader.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How good the model is."""
+
+    metrics: dict[str, dict[str, float]]
+    """By split."""
+    probe: Any
+    """A few rows with the model's answers, for the artifact (`artifact.Probe`)."""
+    headlines: Sequence[tuple[str, str]]
+    """The first rows of the summary that ends a run: what, and how much."""
+    evaluations: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Of a classifier, by split (`evaluation.Evaluation`): what the report shows in full."""
+    mistakes: Any = None
+    """Of an image classifier, its worst (`report_images.Mistakes`)."""
+    reference: Any = None
+    """Of a classifier, what drift is measured from (`drift.Reference`)."""
+
+
+Direction = Literal["max", "min"]
+CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
+
+
+def classifier_metrics(_: Any) -> dict[str, Direction]:
+    return CLASSIFIER_METRICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job package, without its framework: `train` is loaded in the workers only."""
+
+    name: str
+    config_type: type[Config]
+    config_path: str
+    """`module:name` of the config's class."""
+    train: str
+    """`module:name` of the training loop, called with (Session, config)."""
+    check: Callable[[Any], None]
+    """Raises ConfigError for what the config alone cannot know: a package that is not installed."""
+    prepare: Callable[..., Dataset]
+    """(config, storage, use_ray=, say=) -> the prepared data."""
+    judge: Callable[[Trained], Verdict]
+    """Judges what the workers predicted with the best checkpoint. Raises: TrainingFailedError if that cannot be."""
+    describe: Callable[[Trained, Verdict], Any]
+    """The artifact's `Description`."""
+    files: Callable[[Trained], Mapping[str, Any]]
+    """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
+    sections: Callable[[Trained, Verdict, Any], Sequence[Any]] | None = None
+    """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
+    metrics: Callable[[Any], Mapping[str, Direction]] = classifier_metrics
+    """config -> what its evaluations report, and which way is better: what a search may look for."""
+
+
+def require_package(module: str, extra: str) -> None:
+    """Raises: ConfigError, naming the extra to install."""
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this job needs the package {module}: pip install 'trainyard[{extra}]'")

@@ -1,0 +1,51 @@
+"""What the workers predict for an evaluation split: each writes its share, the driver puts them together by row id."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.core.errors import StorageError
+from cluster.core.storage import Store
+from jobs.common.artifact.allowed_formats import expansion_refusal
+
+_FOLDER = "predictions"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one split, sorted by row id. row_ids, labels: (rows,). probabilities: (rows, classes), float32."""
+
+    row_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+def write(store: Store, generation: str, split: str, rank: int, share: Predictions) -> None:
+    """One worker's share."""
+    buffer = io.BytesIO()
+    np.savez(buffer, row_ids=share.row_ids, labels=share.labels, probabilities=share.probabilities)
+    store.write_bytes(f"{_FOLDER}/{generation}/{split}-{rank:05d}.npz", buffer.getvalue(), durable=False)
+
+
+def read(store: Store, generation: str, split: str) -> Predictions:
+    """All shares of a split. Raises: StorageError, naming a share that is damaged."""
+    paths = [file.path for file in store.files(f"{_FOLDER}/{generation}")]
+    shares = [_share(store, path) for path in paths if path.rpartition("/")[2].startswith(f"{split}-")]
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+    order = np.argsort(joined["row_ids"], kind="stable")
+    return Predictions(**{name: column[order] for name, column in joined.items()})
+
+
+def _share(store: Store, path: str) -> dict[str, npt.NDArray[Any]]:
+    data = store.read_bytes(path)
+    try:
+        if why := expansion_refusal(zipfile.ZipFile(io.BytesIO(data)), len(data)):
+            raise ValueError(f"it {why}")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("row_ids", "labels", "probabilities")}
+    except (ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{store.location(path)} is damaged ({error}): delete it and run the same command again") from error

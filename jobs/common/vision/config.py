@@ -1,0 +1,78 @@
+"""What the configs of image jobs have in common beside the groups of every job."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobs.common.config import Config, EvalConfig, TrainConfig, require
+from jobs.common.vision.augmentation import AugmentConfig
+from jobs.common.vision.dataset import ImageDataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """The algorithm."""
+    lr: float = 2e-3
+    """Highest learning rate."""
+    momentum: float = 0.0
+    """Of SGD."""
+    weight_decay: float = 0.05
+    """Decoupled for AdamW, an L2 term for SGD."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine`: down to 0 at the last step."""
+    warmup_steps: int = 50
+    """Steps in which the rate rises from 0."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "must be more than 0")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be at least 0 and less than 1")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
+        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
+                "must be at least 0 and less than 1")
+        require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrainConfig(TrainConfig):
+    """How long, in what batches, and whether against an adversary."""
+
+    adversarial: float | None = None
+    """Trains on images changed to deceive the model (PGD) by at most this share of the pixels' range, such as 0.1."""
+    adversarial_steps: int = 7
+    """Steps of that attack on each batch: each costs as much as a training step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.adversarial is None or 0 < self.adversarial <= 1, "train.adversarial", self.adversarial,
+                "must be more than 0 and at most 1, a share of the pixels' range")
+        require(self.adversarial_steps >= 1, "train.adversarial_steps", self.adversarial_steps, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEvalConfig(EvalConfig):
+    """How a model is judged."""
+
+    robustness_rows: int = 500
+    """Test rows that are judged again attacked, noisy, blurred, turned and shifted; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.robustness_rows >= 0, "eval.robustness_rows", self.robustness_rows, "must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(Config):
+    """The groups that every image job has; a job adds its model, and how the arithmetic is done."""
+
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: ImageTrainConfig = field(default_factory=ImageTrainConfig)
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)

@@ -1,0 +1,85 @@
+"""Image data for any job: where it may come from, and its options.
+
+    --data.uri digits               the embedded digits
+    --data.uri FILE.parquet         Parquet: a file, a folder of them, or a pattern such as 'DIR/*.parquet'
+    --data.uri DIR                  a folder with IDX files (train-images-idx3-ubyte[.gz] …), or with one sub-folder a class
+Each may also lie on s3:// or gs://. Files or sub-folders named train, validation and test are taken as these splits.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cluster.core.errors import DataError
+from jobs.common.config import DataConfig, require
+from jobs.common.data.dataset import Dataset
+from jobs.common.data.files import FORMATS, Listing, list_files
+from jobs.common.data.source import Source
+from jobs.common.vision.sources.digits import DigitsSource
+from jobs.common.vision.sources.folder import ENDINGS, FolderSource
+from jobs.common.vision.sources.idx import IMAGES, IdxSource
+from jobs.common.vision.sources.parquet import Columns, ParquetSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataConfig(DataConfig):
+    """Where the images come from, and how they are split and read."""
+
+    image_column: str = "image"
+    """Name of the Parquet column with the image: nested lists, a flat list, or encoded bytes (PNG, JPEG, …)."""
+    image_shape: str | None = None
+    """HEIGHTxWIDTHxCHANNELS of an image kept as a flat list, such as 28x28x1; by default it is square and gray."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_shape is None or bool(re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", self.image_shape)),
+                "data.image_shape", self.image_shape, "use HEIGHTxWIDTHxCHANNELS, such as 28x28x1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What all images of a prepared set have in common."""
+
+    shape: tuple[int, int, int]
+    """Height, width, channels."""
+    dtype: Literal["uint8", "float32"]
+    mean: tuple[float, ...]
+    """Of each channel over the training pixels, in pixel units."""
+    std: tuple[float, ...]
+    """As `mean`; 1 for a channel that is constant, so that it can be divided by."""
+
+    @staticmethod
+    def of(dataset: Dataset) -> "ImageFacts":
+        about = dataset.details
+        height, width, channels = about["shape"]
+        return ImageFacts(shape=(height, width, channels), dtype=about["dtype"], mean=tuple(about["mean"]), std=tuple(about["std"]))
+
+
+def image_shape(text: str | None) -> tuple[int, int, int] | None:
+    """`28x28x1` -> (28, 28, 1); one channel where none is named."""
+    if text is None:
+        return None
+    height, width, *channels = (int(part) for part in text.split("x"))
+    return height, width, channels[0] if channels else 1
+
+
+def find_source(uri: str, config: ImageDataConfig) -> Source:
+    """The source at a URI, its format found from the names of its files. Raises: DataError."""
+    if uri == "digits":
+        return DigitsSource()
+    files = list_files(uri)
+    names = [file.path.lower() for file in files.files]
+    parquet = tuple(file for file in files.files if file.path.lower().endswith((".parquet", ".pq")))
+    if parquet:
+        columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape))
+        return ParquetSource(replace(files, files=parquet), columns)
+    if any(IMAGES.fullmatch(name) for name in names):
+        return IdxSource(files, _beside(files))
+    if any(name.endswith(ENDINGS) for name in names):
+        return FolderSource(files)
+    raise DataError(f"data {uri!r}: cannot tell what it is from its {len(names)} files ({names[0]} …): give {FORMATS}")
+
+
+def _beside(files: Listing) -> Listing:
+    """All files of the folder: the labels of a file that was named alone lie beside it."""
+    return replace(files, files=tuple(files.store.files(recursive=False)) if len(files.files) == 1 else files.files)

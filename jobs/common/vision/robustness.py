@@ -1,0 +1,204 @@
+"""Images as the world, or an adversary, gives them: what a classifier's accuracy is measured on beside the untouched ones.
+
+    projected_gradient(images, gradient, Attack(budget=25.5, steps=10, low=0, high=255), sign=np.sign, clip=np.clip)
+    CHANGES["noise"](images, row_ids, seed=0, spread=255.0)
+
+An attack is written once for every framework: it does nothing but add, and what `sign` and `clip` do. Natural changes are
+functions of the image, the seed and the row id alone. Shapes: B rows, H × W × C pixels.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.common.data.counter_rng import IntArray, Permutation, Purpose, row_uniforms
+from jobs.common.data.dataset import Dataset
+from jobs.common.evaluation.classification import judge_split
+from jobs.common.report import robustness
+from jobs.common.report.html import Section
+from jobs.common.training.job import Trained
+from jobs.common.training.predictions import Predictions
+from jobs.common.training.session import Session
+from jobs.common.vision.config import ImageConfig
+from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
+
+Images = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+STRENGTHS = (0.01, 0.03, 0.1)
+"""Of the attacks: most that a pixel is changed, as a share of the pixels' range."""
+EVALUATION_STEPS = 10
+NOISE, BLUR, TURN, SHIFT = 0.1, 1 / 28, 15.0, 0.08
+"""Deviation as a share of the range; deviation and distance as a share of the image's side; degrees."""
+_RANGE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How far and how an image may be changed, in pixel units."""
+
+    budget: float
+    """Most that a pixel may be changed (the L∞ norm)."""
+    steps: int
+    low: float
+    """Least value of a pixel."""
+    high: float
+
+    @property
+    def stride(self) -> float:
+        """Length of a step: all together 2.5 budgets (Madry et al. 2018, section 5); of one step, the whole budget."""
+        return self.budget if self.steps == 1 else 2.5 * self.budget / self.steps
+
+    @staticmethod
+    def of(dataset: Dataset, data: ImageDataConfig, strength: float, steps: int) -> "Attack":
+        """strength: a share of the pixels' range in this data set."""
+        low, high = pixel_range(dataset, data)
+        return Attack(strength * (high - low), steps, low, high)
+
+    @staticmethod
+    def in_training(dataset: Dataset, config: ImageConfig) -> "Attack | None":
+        """What `--train.adversarial` asks for."""
+        train = config.train
+        return Attack.of(dataset, config.data, train.adversarial, train.adversarial_steps) if train.adversarial else None
+
+
+def projected_gradient(images: Any, gradient: Callable[[Any], Any], attack: Attack, *, sign: Callable[[Any], Any],
+                       clip: Callable[[Any, Any, Any], Any], start: Any = None) -> Any:
+    """Images that raise the loss most within the budget: projected gradient descent (Madry et al. 2018, equation 3); with one
+    step, and no start, the fast gradient sign method (Goodfellow et al. 2015).
+
+    images: (B, H, W, C) floats of any framework. gradient: of the loss, at such images. start: (B, H, W, C) in [-1, 1], where
+    in the budget the way begins; None: at the image. sign, clip: the framework's own.
+    """
+    low, high = images - attack.budget, images + attack.budget
+    changed = images if start is None else clip(images + attack.budget * start, attack.low, attack.high)
+    for _ in range(attack.steps):
+        moved = clip(changed + attack.stride * sign(gradient(changed)), low, high)
+        changed = clip(moved, attack.low, attack.high)
+    return changed
+
+
+def pixel_range(dataset: Dataset, data: ImageDataConfig) -> tuple[float, float]:
+    """Least and greatest value of a pixel: of bytes 0 and 255, of floats those of at most 256 training rows, spread evenly."""
+    if ImageFacts.of(dataset).dtype == "uint8":
+        return 0.0, 255.0
+    images = some_rows(dataset, data)
+    return float(images.min()), float(images.max())
+
+
+def some_rows(dataset: Dataset, data: ImageDataConfig) -> Images:
+    """The images of at most 256 training rows, spread evenly over the split."""
+    rows = dataset.splits["train"].num_rows
+    reader = dataset.reader("train", data)
+    try:
+        return reader.take(np.unique(np.linspace(0, rows - 1, min(_RANGE_ROWS, rows)).astype(np.int64)))["image"]
+    finally:
+        reader.close()
+
+
+# ── changes without an adversary: (images, row_ids, seed, spread of the pixels' range) -> images, float32 ──
+def noise(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
+    """Normal noise on each pixel."""
+    from scipy.special import ndtri
+
+    uniforms = row_uniforms(Purpose.NOISE, seed, 0, row_ids, int(np.prod(images.shape[1:])))
+    drawn = ndtri(np.clip(uniforms, 1e-12, 1 - 1e-12)).reshape(images.shape)
+    return (images + NOISE * spread * drawn).astype(np.float32)
+
+
+def blur(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
+    """A Gaussian blur."""
+    from scipy.ndimage import gaussian_filter
+
+    return np.asarray(gaussian_filter(images.astype(np.float32), sigma=BLUR * max(images.shape[1:3]), axes=(1, 2)), np.float32)
+
+
+def turn(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
+    """Turned, every other row the other way; what comes from outside is 0, as in augmentation."""
+    from scipy.ndimage import rotate
+
+    turned = [rotate(images.astype(np.float32), angle, axes=(1, 2), reshape=False, order=1) for angle in (TURN, -TURN)]
+    return np.where((row_ids % 2 == 0)[:, None, None, None], *turned).astype(np.float32, copy=False)
+
+
+def shift(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
+    """Moved, by a whole number of pixels, up, down, left or right; what comes from outside is 0."""
+    moved = np.zeros(images.shape, np.float32)
+    for direction in range(4):
+        rows, axis = row_ids % 4 == direction, 1 + direction // 2
+        by = max(1, round(SHIFT * images.shape[axis]))
+        source, target = [slice(None)] * 4, [slice(None)] * 4
+        source[axis], target[axis] = (slice(by, None), slice(None, -by)) if direction % 2 else (slice(None, -by), slice(by, None))
+        part = np.zeros_like(moved[rows])
+        part[tuple(target)] = images[rows][tuple(source)]
+        moved[rows] = part
+    return moved
+
+
+Change = Callable[[Images, IntArray, int, float], Floats]
+CHANGES: dict[str, Change] = {"noise": noise, "blur": blur, "rotation": turn, "shift": shift}
+ATTACKS = tuple(f"{name} {strength:g}" for strength in STRENGTHS for name in ("FGSM", "PGD"))
+ABOUT = {
+    ATTACKS[0]: "changed in one step to deceive the model, each pixel by at most this share of the range",
+    ATTACKS[1]: f"the same in {EVALUATION_STEPS} steps",
+    "noise": f"normal noise, {NOISE:.0%} of the range", "blur": f"a Gaussian blur of {BLUR:.1%} of the image's side",
+    "rotation": f"turned by {TURN:g}°", "shift": f"moved by {SHIFT:.0%} of the side",
+}
+"""What each does, for a report."""
+
+
+# ── judging ──
+def sample(dataset: Dataset, seed: int, most: int) -> IntArray:
+    """Positions in the test split of the rows that are judged, drawn at random; the same for every run with this seed."""
+    rows = dataset.splits["test"].num_rows
+    drawn = Permutation.of(rows, Purpose.ROBUSTNESS, seed).forward(np.arange(min(rows, most), dtype=np.int64))
+    return np.sort(drawn)
+
+
+def predict_changed(session: Session, config: ImageConfig, predict: Callable[[Images], Floats],
+                    gradient: Callable[[Images, IntArray], Images]) -> None:
+    """This worker's share of the sample, changed in each of the ways and predicted; `section` shows what the driver finds.
+
+    predict: images (B, H, W, C) float32 -> probabilities (B, K). gradient: of the loss at such images, given their labels (B,).
+    """
+    mine = sample(session.dataset, config.run.seed, config.eval.robustness_rows)[session.rank :: session.world_size]
+    if not len(mine):
+        return
+    rows = session.reader("test").take(mine)
+    images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
+    found: dict[str, list[Floats]] = {}
+    limits = pixel_range(session.dataset, config.data)
+    for start in range(0, len(mine), config.eval.batch_size):
+        part = slice(start, start + config.eval.batch_size)
+        for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
+            found.setdefault(name, []).append(predict(changed))
+            session.tick()
+    for name, probabilities in found.items():
+        session.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
+
+
+def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: IntArray, ids: IntArray,
+             gradient: Callable[[Images, IntArray], Images]) -> Iterator[tuple[str, Floats]]:
+    low, high = limits
+    yield "untouched", images
+    start = row_uniforms(Purpose.ATTACK, seed, 0, ids, int(np.prod(images.shape[1:]))).reshape(images.shape) * 2 - 1
+    for name, steps, begin in (("FGSM", 1, None), ("PGD", EVALUATION_STEPS, start.astype(np.float32))):
+        for strength in STRENGTHS:
+            attack = Attack(strength * (high - low), steps, low, high)
+            changed = projected_gradient(images, lambda x: gradient(x, labels), attack, sign=np.sign, clip=np.clip, start=begin)
+            yield f"{name} {strength:g}", changed.astype(np.float32)
+    for name, change in CHANGES.items():
+        yield name, np.clip(change(images, ids, seed, high - low), low, high)
+
+
+def section(trained: Trained) -> list[Section]:
+    """Of the report: nothing where the config asks for no rows."""
+    if not trained.config.eval.robustness_rows:
+        return []
+    results = {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *ATTACKS, *CHANGES)}
+    return [robustness.section(results, about=ABOUT)]

@@ -1,0 +1,1 @@
+"""What pictures can be read from, one file a format; `jobs.common.vision.dataset` finds out which it is."""

@@ -1,0 +1,84 @@
+"""A folder of image files, one sub-folder a class, perhaps below folders named after the splits."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.core.errors import DataError
+from cluster.core.storage import FileInfo, Store
+from jobs.common.data.dataset import SplitName
+from jobs.common.data.files import FORMATS, Listing, by_split, reading
+from jobs.common.data.source import Fragment, ImageSpec
+from jobs.common.vision.sources.encoded import decode_images, encoded_spec
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+FRAGMENT_FILES = 512
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    files: Listing
+
+    @property
+    def listing(self) -> list[tuple[str, int, float]]:
+        return self.files.identity
+
+    def fragments(self) -> dict[SplitName, list[Fragment]]:
+        images = [file for file in self.files.files if file.path.lower().endswith(ENDINGS)]
+        splits = by_split(images, by_name=False)
+        depth = 1 if len(splits) > 1 else 0
+        found: dict[SplitName, list[Fragment]] = {}
+        for split, files in splits.items():
+            self._check_classes(files, depth)
+            found[split] = [FolderFragment(self.files.store, tuple(file.path for file in files[i:i + FRAGMENT_FILES]), depth)
+                            for i in range(0, len(files), FRAGMENT_FILES)]
+        return found
+
+    def _check_classes(self, files: Sequence[FileInfo], depth: int) -> None:
+        """Every image is in a class's folder, and every folder has one."""
+        store = self.files.store
+        loose = next((file.path for file in files if file.path.count("/") <= depth), None)
+        if loose is not None:
+            raise DataError(f"{store.location(loose)} is in no sub-folder, so it has no class: move it into one. Data may "
+                            f"be {FORMATS}")
+        above = files[0].path.rsplit("/")[0] if depth else ""
+        present = {file.path.split("/")[depth] for file in files}
+        empty = [name for name in store.folders(above) if name not in present and not name.startswith((".", "_"))]
+        if empty:
+            where = store.location(f"{above}/{empty[0]}".lstrip("/"))
+            raise DataError(f"folder {where} holds no image: a sub-folder is a class; fill it or remove it")
+
+
+@dataclass(frozen=True)
+class FolderFragment:
+    store: Store
+    paths: tuple[str, ...]
+    depth: int
+    """Which part of a path is the class."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.paths)
+
+    def describe(self, row: int) -> str:
+        return self.store.location(self.paths[row])
+
+    def labels(self) -> Any:
+        return pa.array([path.split("/")[self.depth] for path in self.paths], pa.string())
+
+    def spec(self) -> ImageSpec:
+        return encoded_spec(self._read(self.paths[0]), self.describe(0))
+
+    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+        for row in range(0, len(self.paths), spec.batch_rows):
+            paths = self.paths[row:row + spec.batch_rows]
+            encoded = (self._read(path) for path in paths)
+            yield decode_images(encoded, len(paths), spec, lambda i, row=row: self.describe(row + i))
+
+    def _read(self, path: str) -> bytes:
+        with reading(self.store.location(path)):
+            return self.store.read_bytes(path)

@@ -1,0 +1,121 @@
+"""Parquet as a source: a file, a folder or a pattern; each fragment is some row groups of one file, read as a stream."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import difflib
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.dataset import SplitName
+from jobs.common.data.files import Listing, by_split, reading
+from jobs.common.data.source import Fragment, ImageSpec, Shape
+from jobs.common.vision.sources.encoded import is_encoded
+from jobs.common.vision.sources.pixels import decode_column, first_spec
+
+FRAGMENT_BYTES = 64 << 20
+"""Row groups are joined up to this size."""
+_STREAM_BYTES = 4 << 20
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what."""
+
+    image: str
+    label: str
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    files: Listing
+    columns: Columns
+
+    @property
+    def listing(self) -> list[tuple[str, int, float]]:
+        return self.files.identity
+
+    def fragments(self) -> dict[SplitName, list[Fragment]]:
+        found: dict[SplitName, list[Fragment]] = {}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for split, files in by_split(self.files.files, by_name=True).items():
+                parts = pool.map(self._fragments_of, [file.path for file in files])
+                found[split] = [fragment for part in parts for fragment in part]
+        return found
+
+    def _fragments_of(self, path: str) -> list[Fragment]:
+        with _opened(self.files.store, path) as file:
+            self._check_columns(file.schema_arrow.names, path)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+        fragments: list[Fragment] = []
+        start = first = rows = size = 0
+        for index, (group_rows, group_bytes) in enumerate(sizes):
+            rows, size = rows + group_rows, size + group_bytes
+            if size >= FRAGMENT_BYTES or index == len(sizes) - 1:
+                groups = tuple(range(start, index + 1))
+                fragments.append(ParquetFragment(self.files.store, path, self.columns, groups, first, rows))
+                start, first, rows, size = index + 1, first + rows, 0, 0
+        return fragments
+
+    def _check_columns(self, present: list[str], path: str) -> None:
+        for wanted, option in ((self.columns.image, "image-column"), (self.columns.label, "label-column")):
+            if wanted not in present:
+                near = difflib.get_close_matches(wanted, present, 1)
+                example = near[0] if near else "NAME"
+                raise DataError(f"there is no column {wanted!r} in {self.files.store.location(path)}, which has "
+                                f"{', '.join(present)}: name it, as in --data.{option} {example}")
+
+
+@dataclass(frozen=True)
+class ParquetFragment:
+    store: Store
+    path: str
+    columns: Columns
+    groups: tuple[int, ...]
+    first_row: int
+    num_rows: int
+
+    def describe(self, row: int) -> str:
+        return f"row {self.first_row + row} of {self.store.location(self.path)}"
+
+    def labels(self) -> Any:
+        with _opened(self.store, self.path) as file:
+            return file.read_row_groups(self.groups, [self.columns.label], use_threads=False).column(0).combine_chunks()
+
+    def spec(self) -> ImageSpec:
+        with _opened(self.store, self.path) as file:
+            column = next(self._images(file, 1))
+            return first_spec(column, self.columns.shape, self.describe)
+
+    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+        row = 0
+        with _opened(self.store, self.path) as file:
+            for column in self._images(file, spec.batch_rows):
+                first = row
+                yield decode_column(column, spec, self.columns.shape, lambda i, first=first: self.describe(first + i))
+                row += len(column)
+
+    def _images(self, file: Any, batch_rows: int) -> Iterator[Any]:
+        name = self.columns.image
+        kind = file.schema_arrow.field(name).type
+        wanted = f"{name}.bytes" if is_encoded(kind) and kind.num_fields else name
+        for batch in file.iter_batches(batch_rows, row_groups=list(self.groups), columns=[wanted], use_threads=False):
+            yield batch.column(0)
+
+
+@contextmanager
+def _opened(store: Store, path: str) -> Generator[Any]:
+    """An open ParquetFile that is read as a stream. Raises: DataError that names the file, also for errors inside."""
+    remedy = "it is not whole Parquet; write it again"
+    with reading(store.location(path), remedy), store.reading(path) as stream:
+        yield pq.ParquetFile(stream, buffer_size=_STREAM_BYTES, pre_buffer=False)

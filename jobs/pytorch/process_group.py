@@ -1,0 +1,130 @@
+"""The process group of one generation, and the one all-reduce of a step."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+import socket
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jobs.common.training.session import PeerLostError, Session
+
+_FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
+_LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
+
+
+def _listen(host: str) -> tuple[int, int]:
+    """(port, descriptor) of a socket that listens on this address only; a TCPStore's own would listen on all of the machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family)
+    return listening.getsockname()[1], listening.detach()
+
+
+class Group:
+    """All workers of a generation. With one worker nothing is sent.
+
+    Every collective raises PeerLostError when another worker is gone.
+    """
+
+    def __init__(self, session: Session, device: torch.device, *, even_alone: bool = False) -> None:
+        """even_alone: forms the process group with one worker, too, for a library that wants one."""
+        self._session, self._device, self._even_alone = session, device, even_alone
+        self.world_size = session.world_size
+        self._alone = session.world_size == 1
+        self._flat: Tensor | None = None
+        self._views: list[Tensor] = []
+
+    def __enter__(self) -> "Group":
+        if not self._alone or self._even_alone:
+            self._connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _connect(self) -> None:
+        session = self._session
+        try:
+            if session.rank == 0:
+                port, listening = _listen(session.host)
+                store = dist.TCPStore(session.host, port, session.world_size, is_master=True, wait_for_workers=False,
+                                      master_listen_fd=listening)
+                session.share("rendezvous", lambda: (session.host, store.port))
+            else:
+                host, port = session.share("rendezvous", lambda: None)
+                store = dist.TCPStore(host, port, session.world_size, is_master=False, timeout=timedelta(seconds=60))
+            backend = "nccl" if self._device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size,
+                                    timeout=_FOREVER)
+            self.total(torch.zeros(1))
+        except (RuntimeError, OSError, PeerLostError) as error:
+            if dist.is_initialized():  # `with` does not leave what it has not entered
+                dist.destroy_process_group()
+            # A group that was being made when a worker died has counted, and its number is where the members of the next one
+            # look for each other: they would wait for a new worker for ever, whose number is 0. Destroying a group resets it.
+            dist.distributed_c10d._world.group_count = 0  # pyright: ignore[reportPrivateUsage]
+            raise PeerLostError("the process group did not form") from error
+
+    def reduce(self, model: nn.Module, loss: float, stop: bool) -> tuple[float, bool]:
+        """Makes the gradients the global ones. Returns the global loss, and whether any rank wants to stop."""
+        if self._alone:
+            return loss, stop
+        parameters = list(model.parameters())
+        if self._flat is None:
+            self._lay_out(parameters)
+        assert self._flat is not None
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        tail = torch.tensor([loss, float(stop)], device=self._device)
+        torch.cat([*(g.reshape(-1) for g in gradients), tail], out=self._flat)
+        self._all_reduce(self._flat)
+        with self.waiting():  # on a GPU it is this that waits
+            loss, stopping = self._flat[-2:].tolist()
+        for parameter, view in zip(parameters, self._views, strict=True):
+            parameter.grad = view
+        return loss, stopping > 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all workers."""
+        if self._alone:
+            return values
+        values = values.to(self._device)
+        self._all_reduce(values)
+        with self.waiting():
+            return values.cpu()
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Around what may wait for other workers, whose time is not this one's own. Raises: PeerLostError as `peers_needed`."""
+        began = time.perf_counter()
+        with peers_needed():
+            yield
+        self._session.pace.waited(time.perf_counter() - began)
+
+    def _lay_out(self, parameters: list[nn.Parameter]) -> None:
+        """One buffer: the gradients in the parameters' order, then the loss and the wish to stop."""
+        sizes = [p.numel() for p in parameters]
+        self._flat = torch.empty(sum(sizes) + 2, device=self._device)
+        pieces = self._flat[:-2].split(sizes)
+        self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+
+    def _all_reduce(self, values: Tensor) -> None:
+        with self.waiting():
+            dist.all_reduce(values)  # pyright: ignore[reportUnknownMemberType]
+
+
+@contextmanager
+def peers_needed() -> Generator[None]:
+    """Around collectives. Raises: PeerLostError where one fails because another worker is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in _LOST):
+            raise PeerLostError(str(error)) from error
+        raise

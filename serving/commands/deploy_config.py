@@ -1,0 +1,84 @@
+"""From models that a person names to the configuration that Serve deploys, the same for `up`, `serve deploy` and a RayService."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.core.errors import ConfigError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.registry.registry import Registry
+from serving.commands.deployment_record import application
+from serving.core.settings import ENDPOINT, INGRESS, SHARED, EndpointSettings, ModelSettings, SharedSettings, routes
+
+SERVE_SETTINGS = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.hardening.serve_patches:keep_calls_to_this_node",
+}
+"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py. An ingress that ends goes on
+answering for so many seconds, in which HAProxy, on the same machine, learns of it in less than one; by itself it would for 30.
+"""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._\-]{0,61}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A model by the name that callers use, and what it is."""
+
+    name: str
+    version: str
+    uri: str
+    digest: str
+    registered: str
+    """The registry's name of the model; empty for an artifact's path."""
+    generates: bool
+
+
+def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
+    """spec: `NAME=models:/MODEL@ALIAS`, `NAME=models:/MODEL/VERSION`, or `NAME=PATH` of an artifact.
+
+    An alias becomes a version and a digest here, once. Raises: ConfigError, RegistryError, ArtifactError.
+    """
+    name, equals, where = spec.partition("=")
+    if not equals or not _NAME.fullmatch(name):
+        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, _ and ., "
+                          "beginning with a letter or digit")
+    if where.startswith("models:/"):
+        found = Registry.open(tracking_uri, storage, name).resolve(where)
+        version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name
+    else:
+        version, uri, digest, registered = "1", where, None, ""
+    artifact = open_artifact(uri, digest)
+    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered,
+                  generates=artifact.manifest.description.task == "text-generation")
+
+
+def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
+           http: Mapping[str, Any], grpc_port: int | None = None, shared: SharedSettings | None = None) -> dict[str, Any]:
+    """A Serve config: an application for each version of a model, or one that they share, and the ingress in front of them.
+
+    grpc_port: None for no gRPC.
+    """
+    by_application = {model.application: model for model in models}
+    own = {ModelSettings(**each).application for each in endpoint.own}
+    applications: list[dict[str, Any]] = [application(model) for model in models
+                                          if model.application not in own and not model.shared]
+    if shared is not None:
+        applications.append({"name": SHARED, "import_path": "serving.endpoint.app:shared", "route_prefix": None,
+                             "args": shared.to_dict()})
+    applications.append({
+        "name": ENDPOINT, "import_path": "serving.endpoint.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
+        "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
+    timeout_s = endpoint.timeout_s + 5
+    grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.endpoint.grpc:add_to_server"], "request_timeout_s": timeout_s,
+            "enable_reflection": False}
+    return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": timeout_s, **http},
+            **({} if grpc_port is None else {"grpc_options": grpc}),
+            "logging_config": {"encoding": "JSON", "enable_access_log": False}, "applications": applications}

@@ -1,0 +1,1 @@
+"""What every part of serving stands on: its errors and its settings."""

@@ -1,0 +1,114 @@
+"""What an endpoint and the models behind it are told: plain values, which go through `serve deploy`'s YAML as they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ENDPOINT, SHARED = "endpoint", "shared"
+"""Serve's applications beside those of models: the ingress's, and that of the replicas that models share."""
+INGRESS, MODEL = "Ingress", "Model"
+"""The deployment of the endpoint's application, and of all others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One version of one model, which is a Serve application of its own, unless it shares one."""
+
+    name: str
+    version: str
+    uri: str
+    """Of the artifact."""
+    digest: str
+    """Of its manifest, as it was when the version was deployed."""
+    registered: str = ""
+    """The registry's name of the model; empty for an artifact's path."""
+    generates: bool = False
+    """Whether it writes text: an artifact of the task `text-generation`."""
+    min_replicas: int = 1
+    """0: without requests there is no replica, and the first one waits for it."""
+    max_replicas: int = 1
+    cpus: float = 1.0
+    """Of a replica, and the threads that its framework computes with."""
+    gpus: float = 0.0
+    """Of a replica; a fraction shares a GPU."""
+    max_batch_rows: int = 64
+    """Rows, or texts that are written, that go through the model together; also the most that one request may have."""
+    batch_wait_ms: float = 0.0
+    """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
+    downscale_delay_s: float = 60.0
+    shared: bool = False
+    """Whether replicas that it shares with other models load it when it is asked for."""
+
+    @property
+    def application(self) -> str:
+        """Its name in Serve."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def key(self) -> str:
+        """What shared replicas know it by: what it is, not only what it is called."""
+        return f"{self.application}-{self.digest}"
+
+    @property
+    def max_calls(self) -> int:
+        """Batches under way at a time: one that a replica computes, and one that it has at hand then."""
+        return 2 * self.max_replicas
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSettings:
+    """Replicas that models share."""
+
+    max_loaded: int = 4
+    """Models of a replica at a time; for another one, the one that was asked least recently goes."""
+    min_replicas: int = 1
+    max_replicas: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    downscale_delay_s: float = 60.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """What all models of an endpoint have in common."""
+
+    auth: bool = True
+    keys_file: str | None = None
+    """None: keys come from the environment variable of serving/endpoint/api_keys.py."""
+    max_request_bytes: int = 16 << 20
+    max_queued: int = 1000
+    """Requests that wait for one model, of one ingress; more are answered with 503."""
+    timeout_s: float = 30.0
+    """The most that a request may take, whatever it asks for."""
+    requests_per_s: float | None = None
+    """Of one key; more are answered with 429."""
+    min_replicas: int = 1
+    max_replicas: int = 1
+    """Of the ingress."""
+    downscale_delay_s: float = 60.0
+    access_log: str | None = None
+    """A file on each ingress's node that gets a line of JSON for each request."""
+    host: str = "127.0.0.1"
+    """Where it listens; without keys, a name by which it may be asked."""
+    cors_origins: Sequence[str] = ()
+    """Of web pages elsewhere that may ask it from a browser."""
+    root_path: str = ""
+    """What stands before every path where a proxy gives it out under one, such as `/models`; no slash at its end."""
+    own: Sequence[Mapping[str, Any]] = ()
+    """Models that each replica of the ingress computes itself, as ModelSettings: nothing lies between a request and the model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> dict[str, Any]:
+    """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight. settings: by application."""
+    return {"models": {name: [{"weight": weight, "settings": settings[f"{name}-{version}"].to_dict()}
+                              for version, weight in versions.items()] for name, versions in models.items()},
+            "guards": {}, "shadows": {}}

@@ -1,0 +1,1 @@
+"""The ingress: HTTP, gRPC, pages and keys, in front of the models."""

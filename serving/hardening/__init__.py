@@ -1,0 +1,1 @@
+"""What closes the doors that Ray Serve and HAProxy leave open."""

@@ -1,0 +1,1 @@
+"""One replica of a model: what it loads, answers, explains and watches."""

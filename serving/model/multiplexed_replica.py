@@ -1,0 +1,77 @@
+"""Replicas that many models share: each loads a model when it is asked for it, and the one that was asked least recently goes.
+
+Which replica has which model is Serve's to know (its model multiplexing): a request goes where its model is loaded. A call brings
+the model's settings along, so a new version needs no restart.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+
+from jobs.common.artifact.artifact import open_artifact
+from serving.core.errors import NotLoadedError, RefusedError
+from serving.core.settings import ModelSettings, SharedSettings
+from serving.hardening.serve_patches import keep_calls_to_this_node
+from serving.model.replica import Replica, Tensors, describe
+
+_RETRY_S = 30.0
+"""How long a model that failed to load is not tried again: each try puts out another one."""
+_log = logging.getLogger(__name__)
+
+
+class Shared:
+    """A Serve deployment's class. Its methods are those of a Replica, with the model's settings before."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        keep_calls_to_this_node()
+        self._asked: dict[str, ModelSettings] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+
+        async def load(key: str) -> Replica:
+            return await asyncio.to_thread(_load, self._asked[key])
+
+        self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
+
+    async def about(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a model that need not be loaded for it. Raises: ArtifactError."""
+        made = ModelSettings(**settings)
+        return describe(await asyncio.to_thread(open_artifact, made.uri, made.digest))
+
+    async def infer(self, settings: Mapping[str, Any], requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+        found = await self._replica(ModelSettings(**settings))
+        return [found] * len(requests) if isinstance(found, RefusedError) else await found.infer(requests)
+
+    async def explain(self, settings: Mapping[str, Any], inputs: Tensors) -> Tensors | RefusedError:
+        found = await self._replica(ModelSettings(**settings))
+        return found if isinstance(found, RefusedError) else await found.explain(inputs)
+
+    async def load(self, settings: Mapping[str, Any]) -> str | None:
+        """Before a version gets requests. Returns why it cannot be loaded."""
+        made = ModelSettings(**settings)
+        self._failures.pop(made.key, None)
+        found = await self._replica(made)
+        return self._failures[made.key][1] if isinstance(found, RefusedError) else None
+
+    async def _replica(self, settings: ModelSettings) -> Replica | NotLoadedError:
+        key = settings.key
+        if time.monotonic() >= self._failures.get(key, (0.0, ""))[0]:
+            self._asked[key] = settings
+            try:
+                return await asyncio.shield(self._loaded(key))  # who is called off leaves the loading to others
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is this model's alone)
+                _log.error("%s cannot be loaded: %s", settings.application, error)
+                self._failures[key] = (time.monotonic() + _RETRY_S, str(error))
+        return NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
+
+
+def _load(settings: ModelSettings) -> Replica:
+    """Serve calls for one at a time, after it has let go of another: that one's memory first."""
+    gc.collect()
+    return Replica(settings.to_dict())

@@ -1,0 +1,1 @@
+"""Text generation: its protocol, and the batch that requests join and leave between tokens."""

@@ -1,0 +1,175 @@
+"""Text as OpenAI's clients get it: `POST /v1/completions`, in one piece or as server-sent events, and `GET /v1/models[/NAME]`."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, cast
+
+import orjson
+
+from serving.core.errors import DeadlineError, GoneError, ModelError, OverloadedError, RefusedError, UnknownModelError
+from serving.text.continuous_batching import Piece
+from serving.text.openai_protocol import CompletionRequest, refusal
+from serving.traffic.metrics import Measures
+from serving.traffic.routing import Route, Table
+
+_TRIES = 3
+_log = logging.getLogger(__name__)
+
+
+# ── models ──
+def route_of(table: Table, name: str) -> Route:
+    """Raises: UnknownModelError."""
+    try:
+        route = table.route(name, None)
+        if route.settings.generates:
+            return route
+        error = UnknownModelError(f"model {name!r} writes no text: see /v2/models/{name}")
+    except UnknownModelError as unknown:
+        error = unknown
+    error.param = "model"
+    raise error
+
+
+async def model_list(table: Table) -> bytes:
+    routes = [route for name in table.names if (route := table.route(name, None)).settings.generates]
+    return orjson.dumps({"object": "list", "data": [await _model(route) for route in routes]})
+
+
+async def model(route: Route) -> bytes:
+    return orjson.dumps(await _model(route))
+
+
+async def _model(route: Route) -> dict[str, Any]:
+    about = await route.about()
+    return {"id": route.settings.name, "object": "model", "created": route.since, "owned_by": "trainyard",
+            "max_model_len": about["max_tokens"], "version": route.settings.version, "artifact_digest": route.settings.digest}
+
+
+# ── answers ──
+class Completion:
+    """A request that a replica answers. `cause`: why a stream broke off, if it did."""
+
+    def __init__(self, request: CompletionRequest, route: Route, timeout_s: float, measures: Measures) -> None:
+        self._request, self._route, self._timeout_s, self._measures = request, route, timeout_s, measures
+        self._began = time.perf_counter()
+        self._until = asyncio.get_running_loop().time() + timeout_s
+        self._prompt_tokens = self._tokens = 0
+        self._same = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
+                      "model": route.settings.name, "system_fingerprint": f"{route.settings.version}-{route.settings.digest}"}
+        self._first: list[Piece] = []
+        self._coming: AsyncGenerator[list[Piece]] | None = None
+        self.cause = ""
+
+    async def whole(self) -> bytes:
+        """Raises: RefusedError. A replica that dies is no reason: another one writes the text."""
+        for _ in range(_TRIES - 1):
+            with suppress(GoneError):
+                return await self._whole()
+        return await self._whole()
+
+    async def _whole(self) -> bytes:
+        texts, reasons = [""] * self._request.asked.choices, [""] * self._request.asked.choices
+        self._tokens = 0
+        try:
+            async with aclosing(self._comes()) as coming:
+                async for found in coming:
+                    for number, text, _, reason in found:
+                        texts[number] += text
+                        reasons[number] = reason or ""
+        finally:
+            self._measure()
+        choices = [_choice(number, text, reason) for number, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
+        return orjson.dumps({**self._same, "choices": choices, "usage": self._usage()})
+
+    async def begin(self) -> None:
+        """Until there is something to send: what is refused is refused before. Raises: RefusedError."""
+        for _ in range(_TRIES - 1):
+            with suppress(GoneError):
+                return await self._begin()
+        return await self._begin()
+
+    async def _begin(self) -> None:
+        self._coming = self._comes()
+        self._first = await anext(self._coming)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """After `begin`. A stream that breaks off says so, in place of its end."""
+        assert self._coming is not None
+        try:
+            async with aclosing(self._coming):
+                if chunks := self._chunks(self._first):
+                    yield chunks
+                async for found in self._coming:
+                    if chunks := self._chunks(found):
+                        yield chunks
+            if self._request.include_usage:
+                yield _event({**self._same, "choices": [], "usage": self._usage()})
+            yield b"data: [DONE]\n\n"
+        except RefusedError as error:
+            self.cause = error.cause
+            yield b"data: %b\n\n" % refusal(error)
+        except Exception as error:  # noqa: BLE001  (ours: the caller learns that it is, and nothing else)
+            _log.exception("%s broke off", self._same["id"])
+            self.cause = ModelError.cause
+            yield b"data: %b\n\n" % refusal(ModelError(str(error)))
+        finally:
+            self._measure()
+
+    def _chunks(self, found: Iterable[Piece]) -> bytes:
+        """An event for each choice that has something new."""
+        new: dict[int, tuple[str, str | None]] = {}
+        for number, text, _, reason in found:
+            new[number] = (new.get(number, ("", None))[0] + text, reason)
+        usage = {"usage": None} if self._request.include_usage else {}
+        return b"".join(_event({**self._same, "choices": [_choice(number, text, reason)], **usage})
+                        for number, (text, reason) in new.items() if text or reason)
+
+    async def _comes(self) -> AsyncGenerator[list[Piece]]:
+        """What a replica writes, until the deadline. Raises: RefusedError."""
+        route = self._route
+        self._request.asked.check(route.settings.max_batch_rows)
+        if route.waiting >= route.max_queued:
+            raise OverloadedError(f"{route.waiting} requests wait already: try again later")
+        route.waiting += 1
+        waits = True
+        try:
+            async with aclosing(await route.ask("generate", self._request.asked)) as coming:
+                self._prompt_tokens = sum(await self._next(coming))
+                while found := await self._next(coming):
+                    if waits:
+                        route.waiting, waits = route.waiting - 1, False
+                        self._measures.first_token(route, time.perf_counter() - self._began)
+                    self._tokens += sum(piece[2] for piece in found)
+                    yield found
+        finally:
+            route.waiting -= waits
+
+    async def _next(self, coming: AsyncGenerator[Any]) -> list[Any]:
+        found: list[Any] | RefusedError
+        try:
+            async with asyncio.timeout_at(self._until):
+                found = await anext(coming, cast(list[Any], []))
+        except TimeoutError:
+            raise DeadlineError(f"not finished within {self._timeout_s:.3g} s") from None
+        if isinstance(found, RefusedError):
+            raise found
+        return found
+
+    def _usage(self) -> dict[str, int]:
+        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens,
+                "total_tokens": self._prompt_tokens + self._tokens}
+
+    def _measure(self) -> None:
+        self._measures.tokens(self._route, self._prompt_tokens, self._tokens)
+
+
+def _choice(number: int, text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _event(message: Mapping[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(message)

@@ -1,0 +1,359 @@
+"""A replica that continues texts: one thread computes a token a step for all of them, and tells of each as its tokens come.
+
+What a job gives is `Generator`, by its predictor's `generator()`. A text ends with the model's own end, a stop sequence, or as many
+tokens as it may have; it leaves its batch before the next token if nobody listens any more.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.core.background import in_background, logged
+from cluster.core.errors import ArtifactError
+from serving.core.errors import ModelError, ParameterError, RefusedError
+from serving.model.predictor import MOST_CHARACTERS
+from serving.model.replica import Replica
+
+Piece = tuple[int, str, int, str | None]
+"""Which choice; what its text goes on with; tokens that were computed for it; why it ended, if it has: `stop` or `length`."""
+_PACE_S = 0.001
+"""Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its token does,
+so the more there are, the more tokens a piece has."""
+_log = logging.getLogger(__name__)
+
+
+class Row(Protocol):
+    """A text that is continued: `token` is its last."""
+
+    token: int
+
+
+class Generator(Protocol):
+    """Continues texts together, a token each a step. All but `tokens` and `pieces` are called by one thread."""
+
+    end_id: int
+    vocab_size: int
+    max_tokens: int | None
+    """Of prompt and continuation together."""
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a prompt, with what the model wants before it."""
+        ...
+
+    def pieces(self) -> Callable[[int], str]:
+        """A function of a row's tokens, one after the other, to the text that each adds."""
+        ...
+
+    def row(self, temperature: float, top_p: float, random: np.random.Generator) -> Row:
+        """A text to be. It draws from `random`."""
+        ...
+
+    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> None:
+        """Each of the rows has its first token then."""
+        ...
+
+    def step(self) -> None:
+        """One more token for each row that has joined and not left."""
+        ...
+
+    def leave(self, gone: Sequence[Any]) -> None:
+        """Takes rows out."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request for text asks of a replica. Choice k is the k-th continuation, prompt by prompt."""
+
+    prompts: Sequence[str | Sequence[int]]
+    n: int = 1
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+    @property
+    def choices(self) -> int:
+        return self.n * len(self.prompts)
+
+    def check(self, max_rows: int) -> None:
+        """Before anything is done with it. max_rows: texts that a replica continues together.
+
+        Raises: ParameterError for more texts, or more characters, than are taken.
+        """
+        if self.choices > max_rows:
+            raise ParameterError(f"{self.choices} texts in one request: at most {max_rows} (--max-batch-rows)", "n")
+        characters = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
+        if characters > MOST_CHARACTERS:
+            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request. "
+                                 "Longer ones may come as tokens", "prompt")
+
+
+class Stops:
+    """Lets text through up to the first stop sequence, and keeps back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops, self._kept = stops, ""
+        self.stopped = False
+
+    def through(self, text: str) -> str:
+        whole = self._kept + text
+        places = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
+        if places:
+            self.stopped, self._kept = True, ""
+            return whole[: min(places)]
+        back = max((_begun(whole, stop) for stop in self._stops), default=0)
+        self._kept = whole[len(whole) - back :]
+        return whole[: len(whole) - back]
+
+    def rest(self) -> str:
+        """What was kept back, when no more comes."""
+        kept, self._kept = self._kept, ""
+        return kept
+
+
+def _begun(text: str, stop: str) -> int:
+    """How much of the text's end is the beginning of a stop sequence."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Stream:
+    """A request on its way. The thread appends, its event loop takes."""
+
+    prompts: list[list[int]]
+    asked: Asked
+    loop: asyncio.AbstractEventLoop
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    pieces: deque[Piece] = field(default_factory=deque[Piece])
+    error: RefusedError | None = None
+    gone: bool = False
+
+
+@dataclass(kw_only=True, eq=False)
+class _Choice:
+    """One text on its way."""
+
+    stream: _Stream
+    number: int
+    row: Row
+    left: int
+    end_id: int
+    text: Callable[[int], str]
+    stops: Stops
+
+    def took(self) -> Piece:
+        """The row's newest token."""
+        self.left -= 1
+        if self.row.token == self.end_id:
+            return self.number, self.stops.rest(), 1, "stop"
+        text = self.stops.through(self.text(self.row.token))
+        if self.stops.stopped:
+            return self.number, text, 1, "stop"
+        if self.left == 0:
+            return self.number, text + self.stops.rest(), 1, "length"
+        return self.number, text, 1, None
+
+
+class Writer:
+    """The thread, and the requests that it writes for. A request whose rows fit waits for nothing; others wait in their order."""
+
+    def __init__(self, generator: Generator, max_rows: int) -> None:
+        """max_rows: texts that are continued together."""
+        self._generator, self._max_rows = generator, max_rows
+        self._waiting: deque[_Stream] = deque()
+        self._written: list[_Choice] = []
+        self._streams: set[_Stream] = set()
+        self._broken = False
+        self._asked = threading.Condition()
+        self._running = in_background("writer", self._run)
+        self._running.add_done_callback(logged("the thread that continues texts"))
+
+    @property
+    def rows(self) -> int:
+        """Texts that are being continued."""
+        return len(self._written)
+
+    async def write(self, asked: Asked) -> AsyncGenerator[list[int] | list[Piece]]:
+        """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends them.
+        Raises: ParameterError for a prompt that does not fit the model, ModelError.
+        """
+        asked.check(self._max_rows)
+        prompts = await asyncio.to_thread(lambda: [self._prompt(each, asked.max_tokens) for each in asked.prompts])
+        stream = _Stream(prompts=prompts, asked=asked, loop=asyncio.get_running_loop())
+        with self._asked:
+            if self._broken:
+                raise ModelError("the model failed: see the replica's log")
+            self._waiting.append(stream)
+            self._streams.add(stream)
+            self._asked.notify()
+        try:
+            yield [len(prompt) for prompt in prompts]
+            left = asked.choices
+            while left:
+                await stream.news.wait()
+                stream.news.clear()
+                found = [stream.pieces.popleft() for _ in range(len(stream.pieces))]
+                left -= sum(piece[3] is not None for piece in found)
+                if found:
+                    yield found
+                if left and stream.error is not None:
+                    raise stream.error
+                if left:
+                    await asyncio.sleep(_PACE_S * self.rows)
+        finally:
+            stream.gone = True
+            with self._asked:
+                self._streams.discard(stream)
+
+    def _prompt(self, given: str | Sequence[int], max_tokens: int) -> list[int]:
+        tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
+        most = self._generator.max_tokens
+        if most is not None and len(tokens) + max_tokens > most:
+            raise ParameterError(f"the prompt has {len(tokens)} tokens, and max_tokens is {max_tokens}: together "
+                                 f"{len(tokens) + max_tokens}, and the model takes {most}", "max_tokens")
+        if (wrong := next((t for t in tokens if not 0 <= t < self._generator.vocab_size), None)) is not None:
+            raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
+        return tokens
+
+    def check(self) -> None:
+        """Raises what ended the thread, if anything has."""
+        if self._running.done():
+            self._running.result()
+
+    # ── the thread ──
+    def _run(self) -> None:
+        try:
+            self._write_forever()
+        finally:  # only an error ends it: nobody waits for a text that will not come
+            with self._asked:
+                self._broken = True
+                for stream in self._streams:
+                    stream.error = ModelError("the model failed: see the replica's log")
+                _wake(self._streams)
+
+    def _write_forever(self) -> None:
+        while True:
+            with self._asked:
+                while not self._waiting and not self._written:
+                    self._asked.wait()
+            self._leave([choice for choice in self._written if choice.stream.gone])
+            for stream in self._next():
+                self._begin(stream)
+            if self._written:
+                self._go_on()
+
+    def _next(self) -> list[_Stream]:
+        """Those who waited longest, as far as there is room. Who does not listen any more is left out."""
+        found: list[_Stream] = []
+        room = self._max_rows - self.rows
+        while self._waiting and (self._waiting[0].gone or self._waiting[0].asked.choices <= room):
+            stream = self._waiting.popleft()
+            if not stream.gone:
+                room -= stream.asked.choices
+                found.append(stream)
+        return found
+
+    def _begin(self, stream: _Stream) -> None:
+        joined: list[_Choice] = []
+        try:
+            for place, prompt in enumerate(stream.prompts):
+                choices = [self._choice(stream, place * stream.asked.n + k) for k in range(stream.asked.n)]
+                self._generator.join(prompt, [choice.row for choice in choices])
+                joined += choices
+        except Exception:  # noqa: BLE001  (its caller hears of it, and the others' texts go on)
+            _log.exception("a prompt of %d tokens failed", max(map(len, stream.prompts)))
+            self._break_off(joined, stream)
+            return
+        self._written += joined
+        self._tell(joined)
+
+    def _choice(self, stream: _Stream, number: int) -> _Choice:
+        asked = stream.asked
+        row = self._generator.row(asked.temperature, asked.top_p, _random(asked.seed, number))
+        return _Choice(stream=stream, number=number, row=row, left=asked.max_tokens, end_id=self._generator.end_id,
+                       text=self._generator.pieces(), stops=Stops(asked.stop))
+
+    def _go_on(self) -> None:
+        try:
+            self._generator.step()
+        except Exception:  # noqa: BLE001  (as above; none of the texts can go on)
+            _log.exception("the model failed with %d rows", self.rows)
+            self._break_off(self._written, *{choice.stream for choice in self._written})
+            return
+        self._tell(self._written)
+
+    def _tell(self, choices: Sequence[_Choice]) -> None:
+        """The newest token of each, to who listens; those that have ended leave."""
+        ended: list[_Choice] = []
+        for choice in choices:
+            piece = choice.took()
+            choice.stream.pieces.append(piece)
+            if piece[3] is not None:
+                ended.append(choice)
+        _wake({choice.stream for choice in choices})
+        self._leave(ended)
+
+    def _break_off(self, gone: Sequence[_Choice], *streams: _Stream) -> None:
+        self._leave(gone)
+        for stream in streams:
+            stream.error = ModelError("the model failed: see the replica's log")
+        _wake(streams)
+
+    def _leave(self, gone: Sequence[_Choice]) -> None:
+        if gone:
+            self._generator.leave([choice.row for choice in gone])
+            self._written = [choice for choice in self._written if choice not in gone]
+
+
+def _wake(streams: Collection[_Stream]) -> None:
+    """All in one go: a call for each would cost more than the token."""
+    for loop in {stream.loop for stream in streams}:
+        try:
+            loop.call_soon_threadsafe(_set, [stream.news for stream in streams if stream.loop is loop])
+        except RuntimeError:  # the event loop has ended, with all who listened
+            for stream in streams:
+                stream.gone = True
+
+
+def _set(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+def _random(seed: int | None, choice: int) -> np.random.Generator:
+    return np.random.default_rng() if seed is None else np.random.default_rng([seed % (1 << 64), choice])
+
+
+class GeneratingReplica(Replica):
+    """A Serve deployment's class, for a model that continues texts; of tensors it answers their likelihood, as any replica."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        make: Callable[[], Generator] | None = getattr(self._predictor, "generator", None)
+        if make is None:
+            raise ArtifactError(f"artifact {self.settings.uri} continues no texts")
+        generator = make()
+        self._writer = Writer(generator, self.settings.max_batch_rows)
+        self._about |= {"max_tokens": generator.max_tokens}
+
+    def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces a replica that raises."""
+        self._writer.check()
+
+    async def generate(self, asked: Asked) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+        """As `Writer.write`; what it refuses comes as a value, as an exception would not pass between processes as it is."""
+        try:
+            async with aclosing(self._writer.write(asked)) as coming:
+                async for found in coming:
+                    yield found
+        except RefusedError as error:
+            yield error

@@ -1,0 +1,1 @@
+"""Smaller and faster variants of an artifact, and how they are judged."""

@@ -1,0 +1,53 @@
+"""`--then-train N`: the best config on all its epochs, with N seeds, as runs of the job; the best of them is registered."""
+
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from cluster.core.errors import TrainyardError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.config import Config
+from jobs.common.runs.run import Run
+from jobs.common.runs.run_folder import RESULT_FILE, read_record
+from jobs.common.training.job import Job
+from tuning.options import in_folder
+from tuning.tracking import Tracking
+
+
+def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tracking: Tracking) -> dict[str, Any]:
+    """trial: whose config it is. Runs that are done already are left as they are. Returns what result.json says of them.
+
+    Raises: what a run raises.
+    """
+    runs: list[dict[str, Any]] = []
+    for seed in range(num_seeds):
+        print(f"\nfinal training {seed + 1} of {num_seeds}", flush=True)
+        name = f"t{trial:04d}-seed-{seed}"
+        mine = in_folder(config, storage=store.child("final").location(), name=name)
+        mine = replace(mine, run=replace(mine.run, seed=seed, tracking_uri="none"))
+        tracking.child(f"final-{name}", {"run.seed": seed}, {"final": str(seed)})
+        try:
+            Run(job, mine, data_storage=Store.open(config.run.storage)).carry_out()
+        except TrainyardError:
+            tracking.end(f"final-{name}", "failed")
+            raise
+        result = read_record(store.child(f"final/{name}"), RESULT_FILE)
+        kept = {"artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]}
+        runs.append({"trial": trial, "seed": seed} | kept)
+        numbers = {f"{split}_{key}": value for split, found in result["metrics"].items() for key, value in found.items()}
+        tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
+        tracking.end(f"final-{name}", "completed")
+    metric, sign = ("accuracy", 1) if config.metric == "accuracy" else ("log_loss", -1)
+    best = max(runs, key=lambda run: sign * _of(run, "validation", metric))
+    version = tracking.register(open_artifact(best["artifact"], best["digest"]))
+    tests = [_of(run, "test", metric) for run in runs]
+    spread = f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to {max(tests):.4f}); "
+    return {"final": runs, "artifact": best["artifact"], "model_version": version,
+            "final_summary": f"{spread}seed {best['seed']} is model version {version or 'not registered'}"}
+
+
+def _of(run: dict[str, Any], split: str, metric: str) -> float:
+    """A metric of a final run; what is generated has a loss where classifiers have a log loss."""
+    found = run["metrics"][split]
+    return float(found[metric] if metric in found else found["loss"])
