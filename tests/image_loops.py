@@ -12,8 +12,7 @@ import pytest
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.worker import DirectLink
-from jobs.common.training.rendezvous import Assignment, Coordinator
+from jobs.common.training.rendezvous import Assignment, Rendezvous
 from jobs.common.training.session import Session
 from jobs.common.vision.dataset import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -32,12 +31,12 @@ class StopAfterEachStep(Session):
 def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Session] = Session,
           num_shards: int = 1) -> tuple[str, list[dict[str, Any]]]:
     """One generation, from the newest checkpoint. Returns the outcome, and the evaluations it reported."""
-    store, coordinator = Store.open(str(folder)), Coordinator()
+    store, rendezvous = Store.open(str(folder)), Rendezvous()
     checkpoints = Checkpoints(store.child("checkpoints"))
     assignment = Assignment(generation=checkpoints.begin_generation(), rank=0, world_size=1, num_shards=num_shards,
                             checkpoint=checkpoints.newest_intact(pytest.fail))
-    coordinator.begin({"w": assignment}, {0: "w"})
-    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, link=DirectLink(coordinator), slot=0,
+    rendezvous.begin({"w": assignment}, {0: "w"})
+    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, rendezvous=rendezvous, slot=0,
                    worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
     try:
         outcome = loop(session, config)
@@ -45,7 +44,7 @@ def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Se
         session.close(failed=True)
         raise
     session.close()
-    return outcome, [row for row in coordinator.look().reports if row["kind"] == "evaluation"]
+    return outcome, [row for row in rendezvous.poll().reports if row["kind"] == "evaluation"]
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:

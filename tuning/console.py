@@ -13,7 +13,7 @@ from tuning.search import Search
 _MOST_ROWS = 12
 
 
-class Display(Screen):
+class SearchConsole(Screen):
     """Shows how a search goes on."""
 
     def __init__(self, search: Search, *, plain: bool | None = None) -> None:

@@ -39,7 +39,7 @@ def readings(search: Search) -> list[Reading]:
     return found + [("trainyard_tune_best", name, row[name]) for name in search.goal.metrics if row is not None]
 
 
-class Metrics:
+class SearchMetrics:
     """Of one search. `update` is called often: what is not set again within 20 s is no more exported."""
 
     def __init__(self, search: str, job: str) -> None:

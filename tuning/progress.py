@@ -7,21 +7,21 @@ from cluster.core.errors import ConfigError, StoppedError, TrainingFailedError, 
 from cluster.core.storage import Store
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.console import duration
-from tuning.console import Display
+from tuning.console import SearchConsole
 from tuning.journal import Trial
-from tuning.metrics import Metrics
+from tuning.metrics import SearchMetrics
 from tuning.search import Search
 from tuning.tracking import Tracking
 
 
-class Watch:
+class SearchProgress:
     """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
 
     def __init__(self, search: Search, store: Store, options: Any, asked_to_stop: Callable[[], bool]) -> None:
         """options: the search's and the job's. asked_to_stop: whether a signal came. Raises: ConfigError."""
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
-        self.display = Display(search)
-        self._metrics = Metrics(options.run.name, search.journal.about["job"])
+        self.display = SearchConsole(search)
+        self._metrics = SearchMetrics(options.run.name, search.journal.about["job"])
         registry = Registry.open(options.run.tracking_uri, Store.open(options.run.storage), name=options.run.name)
         self.tracking = Tracking(registry, store, options.run.name, search.journal.about["job"])
         self.lost: str | None = None

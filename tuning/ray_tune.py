@@ -20,7 +20,7 @@ from cluster.core.documents import parse_json
 from cluster.core.errors import StoppedError, StorageError, TrainyardError
 from tuning.journal import Trial
 from tuning.search import Search
-from tuning.trial_actor import EVENT, Order, TrialActor
+from tuning.trial_actor import EVENT, TrialActor, TrialOrder
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ class Watcher(Protocol):
 
 
 @dataclass(kw_only=True)
-class Flight:
+class TrialRunner:
     """The trials that Ray carries out now."""
 
     search: Search
-    order: Callable[[Trial, int], Order]
+    order: Callable[[Trial, int], TrialOrder]
     request: Request
     watcher: Watcher
     max_concurrent: int | None
@@ -136,7 +136,7 @@ class Flight:
         return min(self._room[1], self.max_concurrent or self._room[1])
 
 
-def fly(flight: Flight, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
+def run_trials(flight: TrialRunner, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
     """Carries trials out until the search is over, the watcher ends it, or `flight.lost` says why it cannot go on.
 
     Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
@@ -163,7 +163,7 @@ def fly(flight: Flight, *, max_failures: int, actor: type[Any] = TrialActor) -> 
         raise flight.error
 
 
-def _searcher(flight: Flight) -> Any:
+def _searcher(flight: TrialRunner) -> Any:
     from ray.tune.search import Searcher
 
     class Suggests(Searcher):
@@ -187,7 +187,7 @@ def _searcher(flight: Flight) -> Any:
     return Suggests()
 
 
-def _scheduler(flight: Flight) -> Any:
+def _scheduler(flight: TrialRunner) -> Any:
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Asks(FIFOScheduler):
@@ -202,7 +202,7 @@ def _scheduler(flight: Flight) -> Any:
     return Asks()
 
 
-def _stopper(flight: Flight) -> Any:
+def _stopper(flight: TrialRunner) -> Any:
     from ray.tune.stopper import Stopper
 
     class Ends(Stopper):

@@ -51,11 +51,11 @@ def importances(search: Search, judged: Sequence[Trial], space: Space) -> dict[s
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import create_trial
 
-    from tuning.sampler import Known
+    from tuning.sampler import ReplayTrial
 
     study = optuna.create_study(direction="minimize")
     for trial in judged:
-        known = Known(trial.values)
+        known = ReplayTrial(trial.values)
         space.suggest(known, search.flat_base)
         row = search.goal.best_row(trial)
         assert row is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.core.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
 from cluster.core.network import spare_loopback
-from cluster.core.signals import Told, heed, say
+from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
@@ -25,7 +25,7 @@ from tuning import retrain_best as final
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.options import MAY_CHANGE, OWN, base_config, combined, in_folder
-from tuning.progress import Watch
+from tuning.progress import SearchProgress
 from tuning.search import Search
 from tuning.space import Space, with_values
 
@@ -88,7 +88,7 @@ class Tuning:
             self._begun = True
             if (left := search.left_out) > 0:
                 print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all", flush=True)
-            watch = Watch(search, store, self.options, lambda: self._stop.is_set())
+            watch = SearchProgress(search, store, self.options, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
             for trial in search.trials.values():
                 watch.tracking.catch_up(trial)
@@ -148,30 +148,30 @@ class Tuning:
                 raise StoppedError(f"{name} before the search had begun: run the same command again")
             say(f"{name}: ending the search; its trials go on with the same command")
 
-        heed(asked)
+        on_stop_signal(asked)
 
     # ── the search ──
-    def _search(self, search: Search, store: Store, watch: Watch) -> None:
-        from tuning.ray_tune import Flight, fly
-        from tuning.trial_actor import Order
+    def _search(self, search: Search, store: Store, watch: SearchProgress) -> None:
+        from tuning.ray_tune import TrialRunner, run_trials
+        from tuning.trial_actor import TrialOrder
 
         data_uri = Store.open(self.base.run.storage).location()
 
-        def order(trial: Trial, until_epoch: int) -> Order:
+        def order(trial: Trial, until_epoch: int) -> TrialOrder:
             config = results.config_of(self.base, search, trial)
             config = in_folder(config, storage=store.child("trials").location(), name=trial.folder)
-            return Order(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config), until_epoch=until_epoch,
-                         data_uri=data_uri)
+            return TrialOrder(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config),
+                              until_epoch=until_epoch, data_uri=data_uri)
 
-        flight = Flight(search=search, order=order, request=self._request(), watcher=watch,
-                        max_concurrent=self.options.max_concurrent)
+        flight = TrialRunner(search=search, order=order, request=self._request(), watcher=watch,
+                             max_concurrent=self.options.max_concurrent)
         with watch.display:
             if not search.over and not watch.ends():
-                fly(flight, max_failures=self.base.run.max_failures)
+                run_trials(flight, max_failures=self.base.run.max_failures)
         watch.lost = flight.lost
 
     # ── after ──
-    def _finish(self, search: Search, store: Store, watch: Watch) -> int:
+    def _finish(self, search: Search, store: Store, watch: SearchProgress) -> int:
         from tuning.report import write_report
 
         best = results.write_best(store, self.base, search)

@@ -54,7 +54,7 @@ class Grid:
         pass
 
 
-class Drawn:
+class OptunaSampler:
     """Optuna's samplers, over a study that lives in memory and is built again from the trials."""
 
     most: int | None = None
@@ -76,7 +76,7 @@ class Drawn:
     def begun(self, trial: Trial) -> None:
         from optuna.trial import TrialState, create_trial
 
-        known = Known(trial.values)
+        known = ReplayTrial(trial.values)
         self._space.suggest(known, self._base)
         self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known.params, distributions=known.distributions))
         if trial.status != "running":
@@ -112,7 +112,7 @@ class Drawn:
             return TPESampler(seed=seed, group=self._conditional and len(self._goal.metrics) == 1)
 
 
-class Known:
+class ReplayTrial:
     """Gives known values back, and keeps the distributions that they were drawn from."""
 
     def __init__(self, values: Values) -> None:
@@ -142,4 +142,4 @@ class Known:
 
 def sampler_of(kind: Literal["optuna", "random", "grid"], space: Space, base: Mapping[str, Any], goal: Goal, seed: int) -> Sampler:
     """base: the config that trials have in common, flat. Raises: ConfigError for a grid without an end."""
-    return Grid(space, base) if kind == "grid" else Drawn(kind, space, base, goal, seed)
+    return Grid(space, base) if kind == "grid" else OptunaSampler(kind, space, base, goal, seed)

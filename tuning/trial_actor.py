@@ -34,7 +34,7 @@ _LAST_ONE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class TrialOrder:
     """What a trial's process is told: plain values, as Ray Tune's config of the trial."""
 
     number: int
@@ -82,7 +82,7 @@ class TrialActor(Trainable):
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop, self._over = threading.Event(), False
         events, stop = self._events, self._stop
-        self._trial = in_background("trial", lambda: _carry_out(Order(**config), events, stop))
+        self._trial = in_background("trial", lambda: _carry_out(TrialOrder(**config), events, stop))
 
     def _end(self) -> None:
         """Stops the trial at its next step, after a checkpoint."""
@@ -90,7 +90,7 @@ class TrialActor(Trainable):
         self._trial.exception()  # until it has ended
 
 
-def _carry_out(order: Order, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:
+def _carry_out(order: TrialOrder, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:
     try:
         job = load(order.job)
         config = from_dict(job.config_type, order.config)

@@ -59,7 +59,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class JobInfo:
     """A driver connected to the cluster. entrypoint: its command."""
 
     job_id: str
@@ -143,16 +143,16 @@ class Gcs:
         reply = self._call("NodeResourceInfoGcsService", "GetDrainingNodes", pb.GetDrainingNodesRequest())
         return {row.node_id.hex() for row in reply.draining_nodes}
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[JobInfo]:
         """The drivers that were ever connected, but for Ray's own, oldest first."""
         from ray.core.generated import gcs_service_pb2 as pb
 
         reply = self._call("JobInfoGcsService", "GetAllJobInfo", pb.GetAllJobInfoRequest(
             skip_submission_job_info_field=True, skip_is_running_tasks_field=True))
         jobs = [
-            Job(job_id=row.job_id.hex(), submission_id=row.config.metadata.get("job_submission_id", ""),
-                entrypoint=row.entrypoint, ip=row.driver_address.ip_address, started=row.start_time / 1000,
-                running=not row.is_dead)
+            JobInfo(job_id=row.job_id.hex(), submission_id=row.config.metadata.get("job_submission_id", ""),
+                    entrypoint=row.entrypoint, ip=row.driver_address.ip_address, started=row.start_time / 1000,
+                    running=not row.is_dead)
             for row in reply.job_info_list if not row.config.ray_namespace.startswith("_ray_internal")
         ]
         return sorted(jobs, key=lambda job: job.started)

@@ -55,7 +55,7 @@ def _exit(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def heed(asked: Callable[[str], None]) -> None:
+def on_stop_signal(asked: Callable[[str], None]) -> None:
     """Calls `asked` with the name of the first SIGTERM, Ctrl-C or SIGHUP; a third one ends the process at once.
 
     SIGHUP comes from a terminal that is closed; where it is ignored already (under nohup) it stays so. Does nothing

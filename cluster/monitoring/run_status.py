@@ -1,7 +1,7 @@
 """What the training runs of a cluster say of themselves, for `python -m cluster status`: kept in Ray's control store.
 
-A run's driver writes a notice every two seconds, under its job's id, and removes it when it ends; of a driver that was killed the
-notice stays, and is not shown since its job no longer runs.
+A run's driver writes a status every two seconds, under its job's id, and removes it when it ends; of a driver that was killed the
+status stays, and is not shown since its job no longer runs.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.core.background import in_background, logged
-from cluster.core.control_store import Gcs, Job, Node
+from cluster.core.control_store import Gcs, JobInfo, Node
 from cluster.core.documents import DocumentError, parse_json
 from cluster.core.errors import ClusterError
 
@@ -40,7 +40,7 @@ class RankTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunNotice:
+class RunStatus:
     """How a run goes. Times in seconds; step_s: of a median step, of all workers alike."""
 
     name: str
@@ -59,61 +59,61 @@ class RunNotice:
     """Why the run does not get on, as its driver says: a sentence."""
 
     @staticmethod
-    def parse(text: bytes) -> "RunNotice":
-        """Raises: DocumentError if it is not a notice, or one of another version of this project."""
-        return parse_json(text, RunNotice)
+    def parse(text: bytes) -> "RunStatus":
+        """Raises: DocumentError if it is not a status, or one of another version of this project."""
+        return parse_json(text, RunStatus)
 
 
-class Bulletin:
-    """Where a run's driver puts its notice. A thread of its own does: a control store that hangs keeps nobody waiting."""
+class RunStatusPublisher:
+    """Publishes the status of a driver's run. A thread of its own does: a control store that hangs keeps nobody waiting."""
 
     def __init__(self, address: str, job_id: str) -> None:
         self._gcs, self._key = Gcs(address, timeout_s=_TIMEOUT_S), f"{_PREFIX}{job_id}".encode()
-        self._notice: RunNotice | None = None
-        self._told_at = 0.0
+        self._status: RunStatus | None = None
+        self._published_at = 0.0
         self._closed = threading.Event()
-        self._keeping = in_background("trainyard-bulletin", self._keep)
+        self._keeping = in_background("trainyard-run-status", self._keep)
         self._keeping.add_done_callback(logged("what `python -m cluster status` shows of this run"))
 
-    def tell(self, make: Callable[[], RunNotice]) -> None:
-        """Returns at once; `make` is called when a new notice is wanted, every second."""
-        if (now := time.monotonic()) - self._told_at >= _EVERY_S / 2:
-            self._told_at, self._notice = now, make()
+    def publish(self, make: Callable[[], RunStatus]) -> None:
+        """Returns at once; `make` is called when a new status is wanted, every second."""
+        if (now := time.monotonic()) - self._published_at >= _EVERY_S / 2:
+            self._published_at, self._status = now, make()
 
     def close(self) -> None:
         self._closed.set()
         wait([self._keeping], _EVERY_S + 2 * _TIMEOUT_S)
 
     def _keep(self) -> None:
-        written: RunNotice | None = None
+        written: RunStatus | None = None
         while not self._closed.wait(_EVERY_S if written else 0.1):
-            if (notice := self._present()) is not None and notice != written:
+            if (status := self._present()) is not None and status != written:
                 with suppress(ClusterError):  # it is written again
-                    self._gcs.write(self._key, json.dumps(asdict(notice)).encode(), _NAMESPACE)
-                    written = notice
+                    self._gcs.write(self._key, json.dumps(asdict(status)).encode(), _NAMESPACE)
+                    written = status
         with suppress(ClusterError):
             self._gcs.delete(self._key, _NAMESPACE)
 
-    def _present(self) -> RunNotice | None:
-        """The notice; where the driver itself has given none for a while, it says so."""
-        notice, silent_s = self._notice, time.monotonic() - self._told_at
-        if notice is None or silent_s < _SILENT_S:
-            return notice
-        return replace(notice, stuck=f"its driver has not looked at its workers for {silent_s:.0f} s: it reads a "
-                                     "large checkpoint, or hangs on its storage")
+    def _present(self) -> RunStatus | None:
+        """The status; where the driver itself has given none for a while, it says so."""
+        status, silent_s = self._status, time.monotonic() - self._published_at
+        if status is None or silent_s < _SILENT_S:
+            return status
+        return replace(status, stuck=f"its driver has not looked at its workers for {silent_s:.0f} s: it reads a "
+                       "large checkpoint, or hangs on its storage")
 
 
-def read_runs(gcs: Gcs, jobs: Sequence[Job]) -> list[RunNotice]:
-    """The notices of the runs whose drivers are among these jobs, by name. Raises: ClusterError."""
+def read_runs(gcs: Gcs, jobs: Sequence[JobInfo]) -> list[RunStatus]:
+    """The statuses of the runs whose drivers are among these jobs, by name. Raises: ClusterError."""
     found = [gcs.read(f"{_PREFIX}{job.job_id}".encode(), _NAMESPACE) for job in jobs if job.running]
-    runs: list[RunNotice] = []
+    runs: list[RunStatus] = []
     for text in found:
         with suppress(DocumentError):  # of another version of this project
-            runs += [RunNotice.parse(text)] if text else []
+            runs += [RunStatus.parse(text)] if text else []
     return sorted(runs, key=lambda run: run.name)
 
 
-def run_table(runs: Sequence[RunNotice]) -> Table:
+def run_table(runs: Sequence[RunStatus]) -> Table:
     table = Table("run", "job", "step", "workers", "s a step", "computing, s", "goodput", "restarts", title="training runs",
                   title_justify="left")
     for run in runs:
@@ -124,14 +124,14 @@ def run_table(runs: Sequence[RunNotice]) -> Table:
     return table
 
 
-def run_problems(runs: Sequence[RunNotice], nodes: Sequence[Node]) -> list[str]:
+def run_problems(runs: Sequence[RunStatus], nodes: Sequence[Node]) -> list[str]:
     """A run that does not get on, and a worker that keeps the others of its run waiting."""
     names = {node.node_id: node.name for node in nodes}
     slow = [_slow(run, rank, names) for run in runs for rank in run.ranks if rank.rank == run.straggler]
     return [*(f"run {run.name}: {run.stuck}" for run in runs if run.stuck), *slow]
 
 
-def _slow(run: RunNotice, slow: RankTime, names: dict[str, str]) -> str:
+def _slow(run: RunStatus, slow: RankTime, names: dict[str, str]) -> str:
     others = sorted(rank.busy_s for rank in run.ranks if rank is not slow)
     where = f"{names.get(slow.node_id or '') or (slow.node_id or 'this machine')[:12]} ({slow.host})"
     return (f"run {run.name}: rank {slow.rank} on node {where} computes {slow.busy_s:.3g} s a step, the others "

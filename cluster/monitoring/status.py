@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cluster.core.control_store import Actor, Gcs, Job, Node, reachable, silent_nodes
+from cluster.core.control_store import Actor, Gcs, JobInfo, Node, reachable, silent_nodes
 from cluster.local.cluster import CUT_OFF, LocalCluster, ended_nodes
-from cluster.monitoring.run_status import RunNotice, read_runs, run_problems, run_table
+from cluster.monitoring.run_status import RunStatus, read_runs, run_problems, run_table
 
 _LONGEST_ID = 30
 """Columns of a job's id in a table, as Ray makes them; a longer one goes on in the next line."""
@@ -32,9 +32,9 @@ class Status:
     dashboard_url: str
     versions: dict[str, str]
     nodes: list[Node]
-    jobs: list[Job]
+    jobs: list[JobInfo]
     problems: list[str]
-    runs: tuple[RunNotice, ...] = ()
+    runs: tuple[RunStatus, ...] = ()
     endpoints: tuple["Served", ...] = ()
 
 
@@ -103,7 +103,7 @@ def node_table(nodes: list[Node]) -> Table:
     return table
 
 
-def _job_table(jobs: list[Job]) -> Table:
+def _job_table(jobs: list[JobInfo]) -> Table:
     """The id is whole on a terminal of 80 columns too: it is what `ray job stop` and `ray job logs` want."""
     ids = [job.submission_id or job.job_id for job in jobs]
     table = Table(Column("job", min_width=min(_LONGEST_ID, max(map(len, ids))), overflow="fold"),

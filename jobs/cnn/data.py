@@ -11,7 +11,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
 from jobs.common.evaluation.classification import judge_images
 from jobs.common.report.html import Section
-from jobs.common.training.job import Job, Trained, Verdict, require_package
+from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import describe_images, image_sections, prepare_images
 
@@ -46,7 +46,7 @@ def prepare(config: CnnConfig, storage: Store, *, use_ray: bool, say: Say) -> Da
     return dataset
 
 
-def describe(trained: Trained, verdict: Verdict) -> Description:
+def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
     model, classes = trained.config.model, len(trained.dataset.class_names)
     kind = f"A convolutional network of {model.depth} blocks" if model.build == OWN else f"A network built by {model.build}"
@@ -54,14 +54,14 @@ def describe(trained: Trained, verdict: Verdict) -> Description:
     return describe_images(trained, verdict, job="cnn", about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
 
 
-def files(trained: Trained) -> dict[str, bytes]:
+def files(trained: TrainingResult) -> dict[str, bytes]:
     """The model of the best checkpoint."""
     from jobs.cnn.export import model_files  # imports TensorFlow
 
     return model_files(trained)
 
 
-def sections(trained: Trained, verdict: Verdict, made: Artifact) -> list[Section]:
+def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> list[Section]:
     """Of the report, by the model as it is loaded back from its artifact."""
     from jobs.cnn.model import load
 

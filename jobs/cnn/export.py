@@ -19,19 +19,19 @@ import numpy.typing as npt
 from cluster.core.documents import parse_json
 from jobs.cnn.framework import tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
-from jobs.common.training.job import Trained
+from jobs.common.training.job import TrainingResult
 from jobs.common.vision.dataset import ImageFacts
 
 ONNX_FILE = "model.onnx"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def model_files(trained: Trained) -> dict[str, bytes]:
+def model_files(trained: TrainingResult) -> dict[str, bytes]:
     """The artifact's model, from pixels to probabilities: Keras's as it was trained and judged, ONNX's all in float32."""
     return {KERAS_FILE: keras_file(best_model(trained)), ONNX_FILE: onnx_file(best_model(trained, precision="fp32"))}
 
 
-def best_model(trained: Trained, **hardware: Any) -> Any:
+def best_model(trained: TrainingResult, **hardware: Any) -> Any:
     """The Keras model of the best checkpoint, with a softmax at its end. hardware: settings to change."""
     config = replace(trained.config, hardware=replace(trained.config.hardware, **hardware))
     with tf.device("CPU"):

@@ -25,7 +25,7 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import RunConfig, flatten
 from jobs.common.evaluation.metrics import Evaluation, evaluate
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.run_state import RunState
 from jobs.common.report import charts as plots
 from jobs.common.report.html import Section, figure, figures, note, page, shown, table
 from jobs.common.runs.console import duration
@@ -125,7 +125,7 @@ def finished(run: str, storage: str) -> Finished:
     assert generation is not None, "a run that is done has a generation"
     test, how = predictions.read(store, generation, "test"), record["config"]["eval"]
     judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"], bootstrap_samples=how["bootstrap_samples"])
-    return Finished(name=record["name"], config=record["config"], result=result, history=Ledger.open(store).history, test=test,
+    return Finished(name=record["name"], config=record["config"], result=result, history=RunState.open(store).history, test=test,
                     evaluation=judged)
 
 

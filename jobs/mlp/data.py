@@ -6,7 +6,7 @@ from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.evaluation.classification import judge_images
 from jobs.common.report.html import Section
-from jobs.common.training.job import Job, Trained, Verdict, require_package
+from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
 from jobs.common.vision.job import describe_images, image_sections, prepare_images
 from jobs.mlp.config import MlpConfig
 
@@ -20,21 +20,21 @@ def check(config: MlpConfig) -> None:
         require_package(package, "torch")
 
 
-def describe(trained: Trained, verdict: Verdict) -> Description:
+def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
     about = (f"A multi-layer perceptron with hidden layers of {_widths(trained.config.model.hidden)} units that tells "
              f"{len(trained.dataset.class_names)} classes of images apart.")
     return describe_images(trained, verdict, job="mlp", about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
 
 
-def files(trained: Trained) -> dict[str, bytes]:
+def files(trained: TrainingResult) -> dict[str, bytes]:
     """The weights of the best checkpoint: the model's own tensors of it."""
     tensors = trained.checkpoints.load(trained.best)
     own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     return {artifact.WEIGHTS: artifact.weights_file(own)}
 
 
-def sections(trained: Trained, verdict: Verdict, made: artifact.Artifact) -> list[Section]:
+def sections(trained: TrainingResult, verdict: EvaluationResult, made: artifact.Artifact) -> list[Section]:
     """Of the report, by the model as it is loaded back from its artifact."""
     from jobs.mlp.model import load
 

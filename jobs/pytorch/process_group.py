@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jobs.common.training.session import PeerLostError, Session
 
-_FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
+_FOREVER = timedelta(hours=12)  # hangs are found by the controller, which knows how long a step takes
 _LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
 
 

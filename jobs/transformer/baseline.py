@@ -9,13 +9,13 @@ import numpy as np
 from jobs.common.evaluation.classification import judge_split
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.report.html import Section, note, table
-from jobs.common.training.job import Trained
+from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import read_texts
 
 
-def letters(trained: Trained) -> Evaluation:
+def letters(trained: TrainingResult) -> Evaluation:
     """What `fitted` is worth."""
     return judge_split(trained, fitted(trained.config))
 

@@ -16,7 +16,7 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
-from jobs.common.training.job import CLASSIFIER_METRICS, Direction, Job, Trained, Verdict, require_package
+from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, Job, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, prepare, sample, tokenizer_files
@@ -31,19 +31,19 @@ text = load("ARTIFACT").generate("Once upon a time")
 
 
 # ── judging ──
-def verdict_of(trained: Trained) -> Verdict:
+def verdict_of(trained: TrainingResult) -> EvaluationResult:
     """How good the model is, from the workers' predictions."""
     return _of_classes(trained) if trained.config.task == "classify" else _of_tokens(trained)
 
 
-def _of_classes(trained: Trained) -> Verdict:
+def _of_classes(trained: TrainingResult) -> EvaluationResult:
     shown, count = sample(trained.dataset), probe_rows(trained)
     verdict = judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
     features = TextFeatures(load_tokenizer(trained.dataset).backend_tokenizer.to_str())(shown.texts)
     return replace(verdict, reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
 
 
-def _of_tokens(trained: Trained) -> Verdict:
+def _of_tokens(trained: TrainingResult) -> EvaluationResult:
     metrics = {split: _language_metrics(trained, split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
     if not all(math.isfinite(value) for of_split in metrics.values() for value in of_split.values()):
         raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training loss for "
@@ -51,7 +51,7 @@ def _of_tokens(trained: Trained) -> Verdict:
     first = trained.predictions("test")
     tokens = trained.rows("test", np.arange(probe_rows(trained)))["tokens"]
     test = metrics["test"]
-    return Verdict(
+    return EvaluationResult(
         metrics=metrics,
         probe=Probe(inputs={"tokens": tokens}, outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
         headlines=[("test loss", f"{test['loss']:.4f} nats a token"), ("perplexity", f"{test['perplexity']:.3f}"),
@@ -59,7 +59,7 @@ def _of_tokens(trained: Trained) -> Verdict:
     )
 
 
-def _language_metrics(trained: Trained, split: str) -> dict[str, float]:
+def _language_metrics(trained: TrainingResult, split: str) -> dict[str, float]:
     """loss in nats a target token; perplexity exp(loss); bits a byte of the UTF-8 text, whatever the tokens are."""
     rows = trained.predictions(split)
     total, targets = float(rows.probabilities.astype(np.float64).sum()), int(rows.labels.sum())
@@ -69,7 +69,7 @@ def _language_metrics(trained: Trained, split: str) -> dict[str, float]:
 
 
 # ── the artifact ──
-def describe(trained: Trained, verdict: Verdict) -> Description:
+def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
@@ -92,7 +92,7 @@ def describe(trained: Trained, verdict: Verdict) -> Description:
     )
 
 
-def files(trained: Trained) -> dict[str, bytes | Callable[[], Iterable[bytes | memoryview]]]:
+def files(trained: TrainingResult) -> dict[str, bytes | Callable[[], Iterable[bytes | memoryview]]]:
     """The artifact's model/, as `from_pretrained` reads it: config, tokenizer, and weights in files of at most 5 GB."""
     from jobs.transformer.export import hugging_face_files  # imports torch
 
@@ -101,7 +101,7 @@ def files(trained: Trained) -> dict[str, bytes | Callable[[], Iterable[bytes | m
 
 
 # ── the report ──
-def sections(trained: Trained, verdict: Verdict, made: Artifact) -> Sequence[Any]:
+def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> Sequence[Any]:
     """What the report shows of a text model beside what all have."""
     from jobs.transformer.pages import classifier_sections, generator_sections
 
@@ -110,7 +110,7 @@ def sections(trained: Trained, verdict: Verdict, made: Artifact) -> Sequence[Any
     return generator_sections(trained, verdict, made)
 
 
-def _robustness(trained: Trained) -> dict[str, Any]:
+def _robustness(trained: TrainingResult) -> dict[str, Any]:
     """An evaluation by perturbation of the sample's texts, the untouched ones first."""
     from jobs.transformer.robustness import PERTURBATIONS
 

@@ -14,7 +14,7 @@ from jobs.pytorch.gradient_buckets import OverlappedGradients
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, set_lr
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
+from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
 
 Outcome = Literal["taken", "skipped", "spoilt"]
 """Of a step: taken; not taken, and nothing has changed; or weights or sums are no longer to be used."""
@@ -77,12 +77,12 @@ class Ddp:
         self._gradients.finish()
         return "skipped"
 
-    def weights(self) -> Iterator[Fragment]:
+    def weights(self) -> Iterator[TextFragment]:
         """The weights that the passes use."""
         for name, parameter in self._named:
-            yield Fragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
+            yield TextFragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
 
-    def fragments(self, steps: int) -> Iterator[Fragment]:
+    def fragments(self, steps: int) -> Iterator[TextFragment]:
         """Every parameter whole. steps: how many have been taken, for AdamW's own count of them."""
         for name, parameter in self._named:
             state = self._optimizer.state[parameter]
@@ -90,7 +90,7 @@ class Ddp:
                 state |= {kind: torch.zeros_like(parameter) for kind in KINDS[1:]}
             state["step"] = torch.tensor(float(steps), device=self._device)
             tensors = {WEIGHTS: parameter.detach(), **{kind: state[kind] for kind in KINDS[1:]}}
-            yield Fragment(name, 0, {kind: tensor.reshape(-1) for kind, tensor in tensors.items()})
+            yield TextFragment(name, 0, {kind: tensor.reshape(-1) for kind, tensor in tensors.items()})
 
     def close(self) -> None:
         """Nothing outlives the object."""

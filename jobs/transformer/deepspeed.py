@@ -25,7 +25,7 @@ from cluster.core.errors import ConfigError
 from jobs.pytorch.process_group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.ddp import Outcome, parameter_groups
-from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
+from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
 from jobs.transformer.swap import SwapFolder, require_compiler
 
 
@@ -140,20 +140,20 @@ class Zero:
         """Instead of `step`, where the loss was not finite: what DeepSpeed has summed already cannot be taken back."""
         return "spoilt"
 
-    def weights(self) -> Iterator[Fragment]:
+    def weights(self) -> Iterator[TextFragment]:
         """The weights that the passes use, in their own precision: whole, or with zero3 this worker's slices."""
         for parameter, name in self._names.items():
             if not parameter.requires_grad:
                 continue
             if self._stage < 3:
-                yield Fragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
+                yield TextFragment(name, 0, {WEIGHTS: parameter.data.view(-1)})
             elif (count := min(parameter.ds_tensor.numel(), parameter.ds_numel - self._start(parameter))) > 0:
-                yield Fragment(name, self._start(parameter), {WEIGHTS: parameter.ds_tensor.data.view(-1)[:count]})
+                yield TextFragment(name, self._start(parameter), {WEIGHTS: parameter.ds_tensor.data.view(-1)[:count]})
 
     def _start(self, parameter: Any) -> int:
         return torch.distributed.get_rank() * parameter.ds_tensor.numel()
 
-    def fragments(self, steps: int) -> Iterator[Fragment]:
+    def fragments(self, steps: int) -> Iterator[TextFragment]:
         """The slices that this worker owns. steps: how many have been taken, for AdamW's own count of them."""
         copies: dict[int, dict[str, Tensor]] = {}
         for parameter, name in self._names.items():
@@ -167,7 +167,7 @@ class Zero:
                         copies[group] = self._copied(group, steps)
                         written = functools.partial(self._write_back, group, steps, copies[group])
                     tensors = copies[group]
-                yield Fragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()}, written)
+                yield TextFragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()}, written)
 
     def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
         """(group, offset in its flat tensors, first element of the parameter, count) of the slice that this worker owns."""

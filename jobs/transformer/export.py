@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cluster.core.storage import Store
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 from jobs.common.checkpoint.store import Checkpoint
-from jobs.common.training.job import Trained
+from jobs.common.training.job import TrainingResult
 from jobs.transformer.shards import WEIGHTS, Slice
 
 MOST_BYTES = 5_000_000_000
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 Content = bytes | Callable[[], Iterable[bytes | memoryview]]
 
 
-def hugging_face_files(trained: Trained, most_bytes: int = MOST_BYTES) -> dict[str, Content]:
+def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) -> dict[str, Content]:
     """config.json, and model.safetensors, or several with their index where they are larger than `most_bytes`."""
     from jobs.transformer.model import build_model, skeleton
 

@@ -12,7 +12,7 @@ from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
 from jobs.common.report import robustness
 from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section, escape, note, table
-from jobs.common.training.job import Trained, Verdict
+from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.transformer.prepare import load_tokenizer, sample
 from jobs.transformer.robustness import ABOUT
 
@@ -22,7 +22,8 @@ _BASELINE = "a text of nothing but padding"
 _SHOWN_CHARACTERS = 300
 
 
-def classifier_sections(trained: Trained, judged: Evaluation, made: Artifact, spoilt: Mapping[str, Evaluation]) -> list[Section]:
+def classifier_sections(trained: TrainingResult, judged: Evaluation, made: Artifact,
+                        spoilt: Mapping[str, Evaluation]) -> list[Section]:
     """Where it is asked for a comparison; mistakes, robustness, and as many test rows explained as the config asks for."""
     sections = _mistakes(trained)
     if trained.config.eval.baseline:
@@ -36,7 +37,7 @@ def classifier_sections(trained: Trained, judged: Evaluation, made: Artifact, sp
     return sections
 
 
-def _mistakes(trained: Trained) -> list[Section]:
+def _mistakes(trained: TrainingResult) -> list[Section]:
     test, names = trained.predictions("test"), trained.dataset.class_names
     worst = worst_mistakes(test.probabilities, test.labels)
     if not len(worst):
@@ -49,7 +50,7 @@ def _mistakes(trained: Trained) -> list[Section]:
     return [Section(title="Worst mistakes", html=intro + table(["text", "true class", "predicted class", "sure"], rows))]
 
 
-def decoded(trained: Trained, positions: Any) -> list[str]:
+def decoded(trained: TrainingResult, positions: Any) -> list[str]:
     """Test rows as text again, as far as the tokenizer keeps it."""
     tokenizer = load_tokenizer(trained.dataset)
     rows = trained.rows("test", positions)
@@ -58,7 +59,7 @@ def decoded(trained: Trained, positions: Any) -> list[str]:
     return [text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…" for text in texts]
 
 
-def _explained(trained: Trained, made: Artifact) -> list[Section]:
+def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
     if (size := parameters_of(made)) > MOST_PARAMETERS:
         return [Section(title="Explained predictions", html=note(
             f"The model has {size / 1e6:,.0f} million parameters, too many for the driver: load the artifact on a worker's "
@@ -90,7 +91,7 @@ def parameters_of(made: Artifact) -> int:
 
 
 # ── generating ──
-def generator_sections(trained: Trained, verdict: Verdict, made: Artifact) -> list[Section]:
+def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> list[Section]:
     """The figures, and continuations of the beginnings of test documents."""
     shown = {"loss": ("loss, nats a token", ".4f"), "perplexity": ("perplexity", ",.3f"), "bits_per_byte": ("bits per byte", ".4f"),
              "targets": ("tokens predicted", ",.0f")}
@@ -102,7 +103,7 @@ def generator_sections(trained: Trained, verdict: Verdict, made: Artifact) -> li
     return sections
 
 
-def _samples(trained: Trained, made: Artifact) -> Section:
+def _samples(trained: TrainingResult, made: Artifact) -> Section:
     from jobs.transformer.model import LanguageModel, load
 
     model = load(made.store.location())
@@ -115,7 +116,7 @@ def _samples(trained: Trained, made: Artifact) -> Section:
     return Section(title="Sampled continuations", html=intro + "".join(shown))
 
 
-def prompts(trained: Trained, tokenizer: Any) -> Sequence[str]:
+def prompts(trained: TrainingResult, tokenizer: Any) -> Sequence[str]:
     """The first tokens of rows spread over the test split."""
     total, count = trained.dataset.splits["test"].num_rows, trained.config.eval.samples
     length = max(4, min(24, trained.config.data.max_length // 4))

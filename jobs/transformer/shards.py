@@ -24,7 +24,7 @@ KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Fragment:
+class TextFragment:
     """Elements [start, start + n) of a flattened parameter, and its moments: flat float32 tensors (n,), live ones.
 
     written: called after they have been filled, where they are copies.
@@ -54,20 +54,20 @@ class Slice:
         return f"{self.kind}/{self.name}@{self.start}"
 
 
-def to_arrays(fragments: Iterable[Fragment]) -> dict[str, Array]:
+def to_arrays(fragments: Iterable[TextFragment]) -> dict[str, Array]:
     """What a checkpoint keeps of a worker's fragments; views of live tensors where they are on the CPU."""
     return {str(Slice(kind, fragment.name, fragment.start)): tensor.detach().cpu().numpy()
             for fragment in fragments for kind, tensor in fragment.tensors.items()}
 
 
-def fill(fragments: Iterable[Fragment], parts: Iterable[Mapping[str, Array]]) -> None:
+def fill(fragments: Iterable[TextFragment], parts: Iterable[Mapping[str, Array]]) -> None:
     """Puts a checkpoint into a worker's fragments, one part in memory at a time.
 
     Raises: CheckpointError if a slice is in no part.
     """
     import torch
 
-    wanted: dict[tuple[str, str], list[tuple[Fragment, Tensor]]] = {}
+    wanted: dict[tuple[str, str], list[tuple[TextFragment, Tensor]]] = {}
     held = list(fragments)
     for fragment in held:
         for kind, tensor in fragment.tensors.items():

@@ -19,7 +19,7 @@ from cluster.core.auth import home_folder, write_private
 from cluster.core.documents import DocumentError, read_json
 from cluster.core.errors import ConfigError
 from serving.core.settings import ENDPOINT, INGRESS, ModelSettings
-from serving.traffic.canary import Guard
+from serving.traffic.canary import Canary
 
 START_TIMEOUT_S = 300.0
 Config = dict[str, Any]
@@ -78,10 +78,10 @@ class Running:
         """By name, each version's weight and settings."""
         return _ingress(self.config)["user_config"]["models"]
 
-    def guard(self, name: str) -> Guard | None:
+    def guard(self, name: str) -> Canary | None:
         """Of a model's last change of weights."""
         found = _ingress(self.config)["user_config"]["guards"].get(name)
-        return Guard(**found) if found else None
+        return Canary(**found) if found else None
 
     def shadow(self, name: str) -> dict[str, Any] | None:
         """id, version and share."""
@@ -109,7 +109,7 @@ def parse_weights(words: str) -> Weights:
 
 
 def with_weights(config: Config, name: str, weights: Weights, new: Sequence[ModelSettings] = (),
-                 guard: Guard | None = None) -> Config:
+                 guard: Canary | None = None) -> Config:
     """A config in which a model's versions have these weights. new: versions that it does not have yet.
 
     A version that had requests until now stays, with none, so that they can go back to it, and so does a shadow; one that had none
@@ -169,7 +169,7 @@ def _applications(new: Sequence[ModelSettings]) -> list[dict[str, Any]]:
 
 
 def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Any, before: Weights,
-           guard: Guard | None) -> None:
+           guard: Canary | None) -> None:
     """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed. before: the weights
     that a rollback goes back to.
 

@@ -17,7 +17,7 @@ from cluster.core.storage import Store
 from jobs.common.registry.registry import CHAMPION, Registry
 from serving.commands.deployment_record import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
 from serving.core.settings import ENDPOINT, SHARED, ModelSettings
-from serving.traffic.canary import Guard
+from serving.traffic.canary import Canary
 
 Told = Mapping[str, Mapping[str, Any]]
 """What the replicas of the ingress know together, by model: see serving/traffic/shared_state.py."""
@@ -196,13 +196,13 @@ def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], N
     return 0
 
 
-def _guard(options: argparse.Namespace, before: Weights, weights: Weights) -> Guard | None:
+def _guard(options: argparse.Namespace, before: Weights, weights: Weights) -> Canary | None:
     """Of the versions that get more than before. None if no version does, or no limit is asked for."""
     candidates = [version for version, weight in weights.items() if weight > before.get(version, 0.0)]
     if not candidates or (options.max_error_rate >= 1 and options.max_p95_ms is None):
         return None
-    return Guard(id=new_id(), candidates=candidates, before=before, max_error_rate=options.max_error_rate,
-                 max_p95_ms=options.max_p95_ms, min_requests=options.min_requests)
+    return Canary(id=new_id(), candidates=candidates, before=before, max_error_rate=options.max_error_rate,
+                  max_p95_ms=options.max_p95_ms, min_requests=options.min_requests)
 
 
 def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list[ModelSettings]:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from cluster.core.errors import ClusterError, ConfigError
-from cluster.core.signals import Told, heed
+from cluster.core.signals import Told, on_stop_signal
 from cluster.core.storage import Store
 from serving.commands.deployment_record import START_TIMEOUT_S, Running
 from serving.core.settings import EndpointSettings, ModelSettings, SharedSettings
@@ -88,11 +88,11 @@ def _environment(folder: Path, options: argparse.Namespace) -> Generator[None]:
 
 def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
     stop = Told()
-    heed(lambda name: stop.set())
+    on_stop_signal(lambda name: stop.set())
     from cluster.connect import connect, disconnect
 
     cluster = connect(options.address)
-    heed(lambda name: stop.set())  # again: `ray.init` has taken SIGTERM
+    on_stop_signal(lambda name: stop.set())  # again: `ray.init` has taken SIGTERM
     try:
         _refuse_second(cluster.address)
         with _deployed(Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)):

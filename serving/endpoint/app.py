@@ -18,10 +18,10 @@ from serving.endpoint.grpc import METHODS, Calls
 from serving.endpoint.handles import Application, Applications
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import keep_calls_to_this_node, limit_calls
-from serving.model.multiplexed_replica import Shared
+from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica
 from serving.text.continuous_batching import GeneratingReplica
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from serving.traffic.shared_state import Reporter, lease
 
@@ -35,7 +35,7 @@ class Ingress:
     """The endpoint in a Serve replica."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        made, measures = EndpointSettings(**settings), Measures()
+        made, measures = EndpointSettings(**settings), EndpointMetrics()
         keep_calls_to_this_node()
         limit_calls(made.max_request_bytes)
         if made.access_log is not None:
@@ -155,7 +155,7 @@ def shared(args: dict[str, Any]) -> Any:
     """args: the fields of SharedSettings."""
     settings = SharedSettings(**args)
     scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
-    deployment: Any = serve.deployment(Shared)
+    deployment: Any = serve.deployment(MultiplexedReplica)
     made = deployment.options(
         name=MODEL, max_ongoing_requests=_SHARED_ONGOING, health_check_period_s=5, graceful_shutdown_timeout_s=20,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus}, **scaling)

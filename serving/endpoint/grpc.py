@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.core.errors import RefusedError
-from serving.endpoint.pipeline import Core, Request, joined
+from serving.endpoint.pipeline import Request, RequestPipeline, joined
 from serving.protocols import open_inference_grpc as messages
 
 SERVICE = f"{messages.PACKAGE}.GRPCInferenceService"
@@ -39,7 +39,7 @@ class Reply:
 class Calls:
     """Of one ingress."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: RequestPipeline) -> None:
         self._core = core
 
     async def __call__(self, method: str, data: bytes, context: Any) -> Reply:

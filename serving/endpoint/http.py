@@ -33,11 +33,11 @@ from serving.core.errors import (
 from serving.core.settings import EndpointSettings
 from serving.endpoint.cross_origin import Browsers
 from serving.endpoint.pages import docs_page, openapi, playground_page
-from serving.endpoint.pipeline import Core, Parse, Request, joined
+from serving.endpoint.pipeline import Parse, Request, RequestPipeline, joined
 from serving.model.explanations import MOST_ROWS
 from serving.protocols import open_inference_json as protocol
 from serving.text import completions, openai_protocol
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.rate_limit import Lease
 from serving.traffic.routing import Route, Table
 
@@ -75,10 +75,10 @@ class Answer:
 class Endpoint:
     """The application. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None,
+    def __init__(self, settings: EndpointSettings, table: Table, measures: EndpointMetrics, lease: Lease | None = None,
                  replicas: Callable[[], Mapping[str, Any]] = dict) -> None:
         """lease: see Limits. replicas: how many run, for the playground."""
-        self.core = Core(settings, table, measures, lease)
+        self.core = RequestPipeline(settings, table, measures, lease)
         self.settings, self.table, self._measures, self._replicas = settings, table, measures, replicas
         self._browsers = Browsers(settings)
 

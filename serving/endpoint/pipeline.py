@@ -23,7 +23,7 @@ from serving.endpoint.api_keys import Keys
 from serving.protocols.classification import likeliest
 from serving.protocols.open_inference_json import QUICK_BYTES, InferRequest
 from serving.traffic.batching import Outputs
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.rate_limit import Lease, Limits
 from serving.traffic.routing import Route, Table
 
@@ -89,10 +89,10 @@ def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return found
 
 
-class Core:
+class RequestPipeline:
     """Of one ingress. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: Measures, lease: Lease | None = None) -> None:
+    def __init__(self, settings: EndpointSettings, table: Table, measures: EndpointMetrics, lease: Lease | None = None) -> None:
         """lease: see Limits."""
         self.settings, self.table, self.measures = settings, table, measures
         self.keys = Keys(settings.keys_file) if settings.auth else None

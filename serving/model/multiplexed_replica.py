@@ -26,7 +26,7 @@ _RETRY_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class Shared:
+class MultiplexedReplica:
     """A Serve deployment's class. Its methods are those of a Replica, with the model's settings before."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

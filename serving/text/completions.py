@@ -13,7 +13,7 @@ import orjson
 from serving.core.errors import DeadlineError, GoneError, ModelError, OverloadedError, RefusedError, UnknownModelError
 from serving.text.continuous_batching import Piece
 from serving.text.openai_protocol import CompletionRequest, refusal
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Route, Table
 
 _TRIES = 3
@@ -53,7 +53,7 @@ async def _model(route: Route) -> dict[str, Any]:
 class Completion:
     """A request that a replica answers. `cause`: why a stream broke off, if it did."""
 
-    def __init__(self, request: CompletionRequest, route: Route, timeout_s: float, measures: Measures) -> None:
+    def __init__(self, request: CompletionRequest, route: Route, timeout_s: float, measures: EndpointMetrics) -> None:
         self._request, self._route, self._timeout_s, self._measures = request, route, timeout_s, measures
         self._began = time.perf_counter()
         self._until = asyncio.get_running_loop().time() + timeout_s

@@ -69,7 +69,7 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class GenerationRequest:
     """What a request for text asks of a replica. Choice k is the k-th continuation, prompt by prompt."""
 
     prompts: Sequence[str | Sequence[int]]
@@ -130,7 +130,7 @@ class _Stream:
     """A request on its way. The thread appends, its event loop takes."""
 
     prompts: list[list[int]]
-    asked: Asked
+    asked: GenerationRequest
     loop: asyncio.AbstractEventLoop
     news: asyncio.Event = field(default_factory=asyncio.Event)
     pieces: deque[Piece] = field(default_factory=deque[Piece])
@@ -163,7 +163,7 @@ class _Choice:
         return self.number, text, 1, None
 
 
-class Writer:
+class ContinuousBatcher:
     """The thread, and the requests that it writes for. A request whose rows fit waits for nothing; others wait in their order."""
 
     def __init__(self, generator: Generator, max_rows: int) -> None:
@@ -182,7 +182,7 @@ class Writer:
         """Texts that are being continued."""
         return len(self._written)
 
-    async def write(self, asked: Asked) -> AsyncGenerator[list[int] | list[Piece]]:
+    async def write(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece]]:
         """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends them.
         Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
@@ -342,15 +342,15 @@ class GeneratingReplica(Replica):
         if make is None:
             raise ArtifactError(f"artifact {self.settings.uri} continues no texts")
         generator = make()
-        self._writer = Writer(generator, self.settings.max_batch_rows)
+        self._writer = ContinuousBatcher(generator, self.settings.max_batch_rows)
         self._about |= {"max_tokens": generator.max_tokens}
 
     def check_health(self) -> None:
         """Serve asks every few seconds, and replaces a replica that raises."""
         self._writer.check()
 
-    async def generate(self, asked: Asked) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
-        """As `Writer.write`; what it refuses comes as a value, as an exception would not pass between processes as it is."""
+    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+        """As `ContinuousBatcher.write`. What it refuses comes as a value: as an exception it would not pass between processes."""
         try:
             async with aclosing(self._writer.write(asked)) as coming:
                 async for found in coming:

@@ -11,7 +11,7 @@ import orjson
 
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
 from serving.protocols.open_inference_json import json_object, shown
-from serving.text.continuous_batching import Asked
+from serving.text.continuous_batching import GenerationRequest
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
 MOST_STOP_CHARACTERS = 1000
@@ -28,7 +28,7 @@ class CompletionRequest:
     """A request that is well formed; whether its prompt fits the model, a replica says."""
 
     model: str
-    asked: Asked
+    asked: GenerationRequest
     stream: bool
     include_usage: bool
 
@@ -44,7 +44,7 @@ def parse(body: bytes) -> CompletionRequest:
     if not isinstance(given.get("user", ""), str):
         raise ParameterError("`user` is no string", "user")
     stream = _flag(given, "stream")
-    asked = Asked(
+    asked = GenerationRequest(
         prompts=_prompts(given), n=_whole(given, "n", 1, 1, MOST_CHOICES), max_tokens=_whole(given, "max_tokens", 16, 1, 1 << 31),
         temperature=_number(given, "temperature", 0.0, MOST_TEMPERATURE), top_p=_number(given, "top_p", 0.0, 1.0),
         seed=_whole(given, "seed", 0, -(1 << 63), (1 << 63) - 1) if "seed" in given else None, stop=_stops(given))

@@ -1,7 +1,7 @@
 """Whether a version that has just been given requests keeps to its limits; if not, they go back to where they went before.
 
 Each ingress tallies what its versions answered (`Tally`), and tells it every second to the coordinator of all of them
-(serving/traffic/shared_state.py), which sums it over a window and judges (`Watch`).
+(serving/traffic/shared_state.py), which sums it over a window and judges (`CanaryWindow`).
 """
 
 import math
@@ -17,7 +17,7 @@ WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class Canary:
     """The limits of a change of weights, and the weights that it replaced."""
 
     id: str
@@ -76,10 +76,10 @@ class Tally:
         return None
 
 
-class Watch:
+class CanaryWindow:
     """Of one change: the last minute's tallies of each version, or more if they are few."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Canary) -> None:
         self.guard = guard
         self.reason: str | None = None
         """Why the requests went back."""

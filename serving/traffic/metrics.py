@@ -17,7 +17,7 @@ BEAT_S = 1.0
 """Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each) is no more exported."""
 
 
-class Measures:
+class EndpointMetrics:
     """Of one ingress. Nothing of a request's content is kept."""
 
     def __init__(self) -> None:

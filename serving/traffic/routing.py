@@ -14,7 +14,7 @@ from serving.core.settings import EndpointSettings, ModelSettings
 from serving.model.explanations import Explanations
 from serving.protocols import open_inference_json as protocol
 from serving.traffic.batching import Batcher, Inputs, Outputs
-from serving.traffic.canary import Guard, Tally
+from serving.traffic.canary import Canary, Tally
 from serving.traffic.shadow import Shadow
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Table:
         """
         self._settings, self._connect, self._seen, self._compared = settings, connect, seen, compared
         self._routes: dict[str, dict[str, Route]] = {}
-        self.guards: Mapping[str, Guard] = {}
+        self.guards: Mapping[str, Canary] = {}
         """By model, the change of weights that is watched."""
         self.shadows: Mapping[str, Shadow] = {}
         """By model."""
@@ -114,7 +114,7 @@ class Table:
                 made[name][settings.version] = known
         self._routes = made
         self.shadows = {name: self._shadow(made[name], **shadow) for name, shadow in (shadows or {}).items()}
-        self.guards = {name: Guard(**guard) for name, guard in (guards or {}).items()}
+        self.guards = {name: Canary(**guard) for name, guard in (guards or {}).items()}
         self._reasons = {guard.id: reason for guard in self.guards.values() if (reason := self._reasons.get(guard.id))}
         for name, guard in self.guards.items():
             if guard.id in self._reasons:
@@ -143,7 +143,7 @@ class Table:
         guard = self.guards.get(name)
         return self._reasons.get(guard.id) if guard else None
 
-    def go_back(self, name: str, guard: Guard, reason: str) -> None:
+    def go_back(self, name: str, guard: Canary, reason: str) -> None:
         """Requests go to the versions that had them before the change."""
         self._reasons[guard.id] = reason
         for version, route in self._routes[name].items():

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from cluster.core.background import in_loop
-from serving.traffic.canary import Guard, Tally, Watch
+from serving.traffic.canary import Canary, CanaryWindow, Tally
 from serving.traffic.rate_limit import Buckets
 from serving.traffic.routing import Table
 
@@ -21,11 +21,11 @@ _ANSWER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Coordinator:
+class SharedState:
     """The actor. It may die: each ingress tells it again what it has decided."""
 
     def __init__(self) -> None:
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, CanaryWindow] = {}
         self._shadows: dict[str, tuple[str, str, Counter[str]]] = {}
         self._buckets = Buckets()
 
@@ -33,11 +33,11 @@ class Coordinator:
         """Tokens of a key: see limits.Lease."""
         return self._buckets.take(name, per_s, wanted)
 
-    def report(self, model: str, guard: Guard, tallies: Mapping[str, Tally], reason: str | None) -> str | None:
+    def report(self, model: str, guard: Canary, tallies: Mapping[str, Tally], reason: str | None) -> str | None:
         """Of one ingress, since its last report. Returns why the requests are to go back to where they were, if they are."""
         watch = self._watches.get(model)
         if watch is None or watch.guard.id != guard.id:
-            watch = self._watches[model] = Watch(guard)
+            watch = self._watches[model] = CanaryWindow(guard)
         watch.reason = watch.reason or reason
         return watch.hear(tallies)
 
@@ -63,8 +63,8 @@ def coordinator() -> Any:
     """Of this cluster's endpoint; made by whoever asks first."""
     import ray
 
-    return ray.remote(Coordinator).options(name=_NAME, namespace=_NAMESPACE, get_if_exists=True, lifetime="detached",
-                                      num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
+    return ray.remote(SharedState).options(name=_NAME, namespace=_NAMESPACE, get_if_exists=True, lifetime="detached",
+                                           num_cpus=0, max_restarts=-1, max_task_retries=1).remote()
 
 
 async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
@@ -74,7 +74,7 @@ async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
 
 
 def told(method: str) -> dict[str, dict[str, Any]]:
-    """What `Coordinator.watched` or `Coordinator.shadows` says; empty where there is nothing to say. Needs a connected process."""
+    """What `SharedState.watched` or `SharedState.shadows` says; empty where there is nothing to say. Needs a connected process."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 

@@ -21,7 +21,7 @@ from jobs.common.registry.registry import Registry
 from serving.model.predictor import Predictor, load_predictor
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
-from serving.variants.variants import MEANING, Workshop, recipe_of
+from serving.variants.variants import MEANING, VariantContext, recipe_of
 
 _CALIBRATION_ROWS = 512
 _HOW_TO_LOAD = """from jobs.common.artifact.artifact import open_artifact
@@ -78,7 +78,7 @@ def optimise(options: argparse.Namespace) -> int:
     use_threads(max(1, int(options.cpus_per_replica)))
     data = Data.of(source.artifact, recipe.column, storage, _elsewhere(options), say=print)
     parent = _parent(source.artifact, data)
-    workshop = Workshop(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
+    workshop = VariantContext(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
     with tempfile.TemporaryDirectory(prefix="trainyard-optimise-") as folder:
         made, refused = _candidates(names, parent, workshop, data, Store.open(folder), options.max_loss)
         timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(), options.seconds)
@@ -146,7 +146,7 @@ def _parent(artifact: Artifact, data: Data) -> Candidate:
     return Candidate(name="parent", artifact=artifact, predictor=predictor, judged=judged)
 
 
-def _candidates(names: Sequence[str], parent: Candidate, workshop: Workshop, data: Data, drafts: Store,
+def _candidates(names: Sequence[str], parent: Candidate, workshop: VariantContext, data: Data, drafts: Store,
                 max_loss: float) -> tuple[list[Candidate], dict[str, str]]:
     """Those that could be made, and by name why some are refused."""
     made: list[Candidate] = []
@@ -161,7 +161,7 @@ def _candidates(names: Sequence[str], parent: Candidate, workshop: Workshop, dat
     return made, refused
 
 
-def _candidate(name: str, workshop: Workshop, parent: Artifact, data: Data, drafts: Store) -> Candidate:
+def _candidate(name: str, workshop: VariantContext, parent: Artifact, data: Data, drafts: Store) -> Candidate:
     """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
     about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
     draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=workshop.files(name))

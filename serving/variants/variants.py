@@ -61,7 +61,7 @@ def recipe_of(artifact: Artifact) -> Recipe:
     return recipe
 
 
-class Workshop:
+class VariantContext:
     """Makes variants of one artifact."""
 
     def __init__(self, artifact: Artifact, recipe: Recipe, calibration: Array) -> None:

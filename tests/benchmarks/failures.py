@@ -1,10 +1,10 @@
-"""A run that fails at random, simulated event by event; when it saves, the real `Cadence` says."""
+"""A run that fails at random, simulated event by event; when it saves, the real `CheckpointSchedule` says."""
 
 import random
 from dataclasses import dataclass
 
 from jobs.common.checkpoint.optimal_interval import expected_goodput
-from jobs.common.checkpoint.schedule import Cadence
+from jobs.common.checkpoint.schedule import CheckpointSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ def simulate(life: Life, *, failures: int, seed: int) -> Found:
     return Found(goodput=highest * life.step_s / now, model=model, interval_s=interval_s)
 
 
-def _cadence(life: Life, step: int) -> Cadence:
-    cadence = Cadence(life.every_steps or "auto", step, life.mtbf_s)
+def _cadence(life: Life, step: int) -> CheckpointSchedule:
+    cadence = CheckpointSchedule(life.every_steps or "auto", step, life.mtbf_s)
     cadence.observe(life.step_s, life.blocking_s, life.write_s, 0.0)
     return cadence
 

@@ -23,7 +23,7 @@ from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_go
 from jobs.common.checkpoint.shards import announce, collect
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
-from jobs.common.data.sampling import Order, resolve_window_rows
+from jobs.common.data.sampling import SamplingOrder, resolve_window_rows
 from jobs.common.training.weight_digest import digest_of_arrays
 from tests.benchmarks.failures import Life, simulate
 from tests.benchmarks.faked_cluster import faked_cluster
@@ -98,24 +98,24 @@ def order_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
     ]
 
 
-def order_of(settings: Settings, rows: int, shards: int) -> Order:
+def order_of(settings: Settings, rows: int, shards: int) -> SamplingOrder:
     window = resolve_window_rows(65536, shards, settings.row_bytes, settings.block_rows)
-    return Order(num_rows=rows, num_shards=shards, global_batch_size=64 * shards, block_rows=settings.block_rows,
-                 window_rows=window, seed=0)
+    return SamplingOrder(num_rows=rows, num_shards=shards, global_batch_size=64 * shards, block_rows=settings.block_rows,
+                         window_rows=window, seed=0)
 
 
-def order_times(order: Order, count: int) -> list[float]:
+def order_times(order: SamplingOrder, count: int) -> list[float]:
     return [timed(lambda place=place: order.positions(*place)) for place in places(order, count)]
 
 
-def places(order: Order, count: int) -> list[tuple[int, int, int]]:
+def places(order: SamplingOrder, count: int) -> list[tuple[int, int, int]]:
     """(epoch, step, shard), drawn at random; each another one."""
     rng = np.random.default_rng(0)
     steps = rng.integers(0, order.steps_per_epoch, count).tolist()
     return [(0, step, number % order.num_shards) for number, step in enumerate(sorted(set(steps)))]
 
 
-def wrong_ids(order: Order, count: int) -> int:
+def wrong_ids(order: SamplingOrder, count: int) -> int:
     found = np.concatenate([order.positions(*place) for place in places(order, count)])
     return len(found) - len(np.unique(found)) + int(((found < 0) | (found >= order.num_rows)).sum())
 

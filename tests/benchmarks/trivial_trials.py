@@ -21,9 +21,9 @@ from tests.benchmarks.tuning_overhead import SPACE, peak_megabytes
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.options import base_config, combined
-from tuning.ray_tune import Flight, fly
+from tuning.ray_tune import TrialRunner, run_trials
 from tuning.search import Search
-from tuning.trial_actor import EVENT, Order
+from tuning.trial_actor import EVENT, TrialOrder
 
 
 class Trivial(Trainable):
@@ -67,13 +67,14 @@ def main(folder: Path, num_trials: int) -> None:
     search = Search(journal, store, options, base, SPACE, {}, Goal(metrics={"validation_accuracy": "max"}))
     watcher = Ends()
 
-    def order(trial: Trial, until_epoch: int) -> Order:
-        return Order(number=trial.number, job="", config={"dropout": trial.values["model.dropout"]}, until_epoch=1, data_uri="")
+    def order(trial: Trial, until_epoch: int) -> TrialOrder:
+        return TrialOrder(number=trial.number, job="", config={"dropout": trial.values["model.dropout"]},
+                          until_epoch=1, data_uri="")
 
     connect("local", num_cpus=2)
     try:
-        fly(Flight(search=search, order=order, request=Request(num_workers=1, cpus_per_worker=1), watcher=watcher,
-                   max_concurrent=None), max_failures=0, actor=Trivial)
+        run_trials(TrialRunner(search=search, order=order, request=Request(num_workers=1, cpus_per_worker=1), watcher=watcher,
+                               max_concurrent=None), max_failures=0, actor=Trivial)
     finally:
         disconnect()
     gaps = [b - a for a, b in zip(watcher.at[:-1], watcher.at[1:], strict=True)]

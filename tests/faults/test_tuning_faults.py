@@ -128,9 +128,9 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: lo
     failures = [event["message"] for event in mine if event["kind"] == "failure"]
     assert len(failures) == 1
     assert "its process died" in failures[0]
-    ledger = runs.progress(folder / "trials/t0000")
-    assert ledger["restarts"] == 1, "it went on, and did not begin anew"
-    assert ledger["lost_steps"] < 19 * 50
+    run_state = runs.progress(folder / "trials/t0000")
+    assert run_state["restarts"] == 1, "it went on, and did not begin anew"
+    assert run_state["lost_steps"] < 19 * 50
     assert runs.result(folder)["trials"] == {"completed": 2, "stopped": 0, "failed": 0, "running": 0}
     assert "its process died" in (folder / "report.html").read_text()
 

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.checkpoint.schedule import MAX_COST, Cadence, Costs
+from jobs.common.checkpoint.schedule import MAX_COST, CheckpointSchedule, Costs
 
 
 def most_steps_lost(every_steps: int, write_steps: int, last_step: int, steps: int = 500) -> int:
     """Runs a loop whose writes take `write_steps` steps; the most that dying during any step would have cost."""
-    cadence, committed, in_flight, worst = Cadence(every_steps, last_step), last_step, None, 0
+    cadence, committed, in_flight, worst = CheckpointSchedule(every_steps, last_step), last_step, None, 0
     for step in range(last_step + 1, last_step + steps):
         worst = max(worst, step - committed)  # dying at the end of this step, before anything else
         if in_flight is not None and step - in_flight >= write_steps:
@@ -29,7 +29,7 @@ def test_a_failure_never_costs_more_than_every_steps(every_steps: int, write_ste
 
 
 def test_snapshots_come_every_three_quarters_and_are_committed_a_quarter_later() -> None:
-    cadence, taken = Cadence(100, 0), list[tuple[int, int | None]]()
+    cadence, taken = CheckpointSchedule(100, 0), list[tuple[int, int | None]]()
     for step in range(1, 301):
         if cadence.due(step):
             cadence.begun(step)
@@ -38,7 +38,7 @@ def test_snapshots_come_every_three_quarters_and_are_committed_a_quarter_later()
 
 
 def test_every_step_means_every_step_is_committed_before_the_next() -> None:
-    cadence = Cadence(1, 0)
+    cadence = CheckpointSchedule(1, 0)
     assert cadence.due(1)
     cadence.begun(1)
     assert not cadence.due(1)
@@ -47,12 +47,12 @@ def test_every_step_means_every_step_is_committed_before_the_next() -> None:
 
 
 def test_counting_goes_on_from_the_step_that_a_run_resumes_at() -> None:
-    cadence = Cadence(100)
+    cadence = CheckpointSchedule(100)
     assert next(step for step in range(1001, 1100) if cadence.due(step)) == 1075
 
 
 def test_a_snapshot_out_of_turn_moves_the_next_one() -> None:
-    cadence = Cadence(100, 0)
+    cadence = CheckpointSchedule(100, 0)
     cadence.begun(50)
     assert not cadence.due(75)
     assert cadence.due(125)
@@ -69,7 +69,7 @@ def test_auto_keeps_the_cost_small_and_the_interval_between_ten_seconds_and_ten_
 
 
 def test_auto_spaces_costly_checkpoints_further_apart() -> None:
-    cadence = Cadence("auto", 0)
+    cadence = CheckpointSchedule("auto", 0)
     cadence.observe(0.1)
     assert cadence.every_steps == 100  # 10 s
     cadence.observe(0.1, blocking_s=0.1, write_s=3.0, background_s=0.5)
@@ -79,13 +79,13 @@ def test_auto_spaces_costly_checkpoints_further_apart() -> None:
 
 
 def test_auto_takes_an_early_snapshot_to_learn_what_one_costs() -> None:
-    cadence = Cadence("auto", 0)
+    cadence = CheckpointSchedule("auto", 0)
     assert not cadence.due(14)
     assert cadence.due(15)
 
 
 def test_a_fixed_number_of_steps_does_not_listen_to_costs() -> None:
-    cadence = Cadence(8, 0)
+    cadence = CheckpointSchedule(8, 0)
     cadence.observe(10.0, 10.0, 10.0)
     assert cadence.every_steps == 8
 
@@ -98,7 +98,7 @@ def test_small_intervals_hold_too(every_steps: int) -> None:
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(1, 64), st.integers(5, 50))
 def test_steps_in_one_go_never_cost_more_than_every_steps(every_steps: int, write_steps: int, most: int, epoch_steps: int) -> None:
     """How many come next is settled a call ahead, before it is known whether a checkpoint is taken; one is at each epoch's end."""
-    cadence, step, count, committed, worst = Cadence(every_steps, 0), 0, 1, 0, 0
+    cadence, step, count, committed, worst = CheckpointSchedule(every_steps, 0), 0, 1, 0, 0
     in_flight: int | None = None
     while step < 400:
         count = min(count, epoch_steps - step % epoch_steps)

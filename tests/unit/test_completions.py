@@ -21,9 +21,9 @@ from jobs.transformer.decoding import Decoder
 from serving.core.errors import BadRequestError, GoneError, ModelError, ParameterError
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
-from serving.text.continuous_batching import Asked, Stops, Writer
+from serving.text.continuous_batching import ContinuousBatcher, GenerationRequest, Stops
 from serving.text.openai_protocol import parse
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from tests.unit.language_model import POSITIONS, language_model, one_thread
 
@@ -35,13 +35,13 @@ ABOUT = {"inputs": (), "outputs": (), "labels": (), "task": "text-generation", "
 class Replica:
     """Writes in this process. `deaths`: how often it dies before it writes on."""
 
-    writer: Writer
+    writer: ContinuousBatcher
     deaths: list[int] = field(default_factory=list)
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         return ABOUT if method == "about" else self._generate(*arguments)
 
-    async def _generate(self, asked: Asked) -> AsyncGenerator[Any]:
+    async def _generate(self, asked: GenerationRequest) -> AsyncGenerator[Any]:
         pieces = 0
         async for found in self.writer.write(asked):
             yield found
@@ -52,7 +52,7 @@ class Replica:
 
 
 def endpoint(replica: Replica, **settings: Any) -> Endpoint:
-    made, measures = EndpointSettings(**{"auth": False} | settings), Measures()
+    made, measures = EndpointSettings(**{"auth": False} | settings), EndpointMetrics()
     table = Table(made, lambda model: (replica.ask, lambda: True), measures.batch)
     models = {f"{name}-1": ModelSettings(name=name, version="1", uri="", digest="abc", generates=name == "lm")
               for name in ("lm", "mlp")}
@@ -82,7 +82,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture(scope="module")
 def replica(decoder: Decoder) -> Replica:
-    return Replica(Writer(decoder, 16))
+    return Replica(ContinuousBatcher(decoder, 16))
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_a_caller_who_goes_ends_the_text_at_the_next_token(replica: Replica) -> 
 
 
 def test_requests_wait_for_room_and_are_refused_beyond_the_bound(decoder: Decoder) -> None:
-    narrow = Replica(Writer(Decoder(language_model()), 1))
+    narrow = Replica(ContinuousBatcher(Decoder(language_model()), 1))
     app = endpoint(narrow, max_queued=1)
     with served(app) as client, ThreadPoolExecutor(1) as pool:
         first = client.completions.create(**ASKED | {"max_tokens": 400, "temperature": 0}, stream=True)
@@ -335,7 +335,7 @@ def test_a_replica_that_dies_ends_a_stream_only_after_text_has_come(client: open
 
 def test_a_model_that_fails_is_said_without_details_and_the_next_text_is_written(decoder: Decoder) -> None:
     model = language_model()
-    writer = Writer(Decoder(model), 4)
+    writer = ContinuousBatcher(Decoder(model), 4)
     forward, calls = model.model.forward, [0]
 
     def broken(**given: Any) -> Any:
@@ -390,12 +390,12 @@ def test_what_ends_the_thread_that_writes_ends_every_text_and_the_replica(decode
         def leave(self, gone: Any) -> None:
             raise ValueError("as the test wants it")
 
-    writer = Writer(Broken(), 16)
+    writer = ContinuousBatcher(Broken(), 16)
     writer.check()
 
     async def ask() -> None:
         async with asyncio.timeout(20):
-            async for _ in writer.write(Asked(prompts=["def "], max_tokens=3)):
+            async for _ in writer.write(GenerationRequest(prompts=["def "], max_tokens=3)):
                 pass
 
     asyncio.run(ask())  # has all that it asked for before its row is taken out

@@ -24,8 +24,8 @@ from serving.model.predictor import MOST_CHARACTERS
 from serving.model.replica import Replica
 from serving.protocols.open_inference_grpc import MOST_FIELDS, message
 from serving.protocols.open_inference_json import MOST_VALUES
-from serving.text.continuous_batching import Asked, Writer
-from serving.traffic.metrics import Measures
+from serving.text.continuous_batching import ContinuousBatcher, GenerationRequest
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from serving.transformer import TextPredictor
 from tests.unit.language_model import language_model, one_thread
@@ -63,7 +63,7 @@ def text_model(folder: Path) -> Replica:
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     with one_thread():
         images, texts = image_model(tmp_path_factory.mktemp("images")), text_model(tmp_path_factory.mktemp("texts"))
-        writer = Writer(Decoder(language_model()), ROWS)
+        writer = ContinuousBatcher(Decoder(language_model()), ROWS)
 
         async def write(method: str, *arguments: Any) -> Any:
             return OF_TEXT if method == "about" else _refusing(writer, *arguments)
@@ -71,7 +71,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         def connect(settings: ModelSettings) -> Any:
             return {"images": of(images), "texts": of(texts), "lm": write}[settings.name], lambda: True
 
-        settings, measures = EndpointSettings(auth=False, max_request_bytes=32 << 20), Measures()
+        settings, measures = EndpointSettings(auth=False, max_request_bytes=32 << 20), EndpointMetrics()
         table = Table(settings, connect, measures.batch)
         models = {f"{name}-1": ModelSettings(name=name, version="1", uri="", digest="d", generates=name == "lm",
                                              max_batch_rows=ROWS) for name in NAMES}
@@ -79,7 +79,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         yield Endpoint(settings, table, measures)
 
 
-async def _refusing(writer: Writer, asked: Asked) -> Any:
+async def _refusing(writer: ContinuousBatcher, asked: GenerationRequest) -> Any:
     async for found in writer.write(asked):
         yield found
 

@@ -7,15 +7,15 @@ import pytest
 
 from cluster.capacity import Request
 from jobs.common.execution.executors import GroupLostError
-from jobs.common.execution.ray_executor import RayEngine
-from jobs.common.execution.worker import DirectLink, Task
-from jobs.common.training.rendezvous import Coordinator
+from jobs.common.execution.ray_executor import RayExecutor
+from jobs.common.execution.worker import WorkerSpec
+from jobs.common.training.rendezvous import Rendezvous
 from tuning import trial_actor
 from tuning.trial_actor import TrialActor
 
 
-class Link(DirectLink):
-    """In place of the coordinator's actor."""
+class OwnRendezvous(Rendezvous):
+    """In place of the actor."""
 
     actor = None
 
@@ -23,8 +23,8 @@ class Link(DirectLink):
 def test_what_ends_the_thread_that_carries_ray_train_is_a_lost_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", None)
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    engine: Any = RayEngine(Link(Coordinator()), Request(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))  # type: ignore[arg-type]
-    engine.start(Task(train="", config_type="", config={}, config_fingerprint="", run_uri="/x", dataset_uri=""), 1)
+    engine: Any = RayExecutor(OwnRendezvous(), Request(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))  # type: ignore[arg-type]
+    engine.start(WorkerSpec(train="", config_type="", config={}, config_fingerprint="", run_uri="/x", dataset_uri=""), 1)
     engine._fitting.exception(20)
     assert engine.ended()
     with pytest.raises(GroupLostError, match=r"Ray Train gave the workers up: import of ray\.train halted"):

@@ -8,7 +8,7 @@ import pytest
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.loader import Feed
-from jobs.common.data.sampling import Order
+from jobs.common.data.sampling import SamplingOrder
 from jobs.common.vision.dataset import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
@@ -18,14 +18,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("data"))), use_ray=False)
 
 
-def feed_of(dataset: Dataset, order: Order, shards: tuple[int, ...], cache: Path) -> Feed:
+def feed_of(dataset: Dataset, order: SamplingOrder, shards: tuple[int, ...], cache: Path) -> Feed:
     return Feed(order, dataset.reader("train", ImageDataConfig(cache_dir=str(cache))), shards)
 
 
 @pytest.mark.parametrize("start_step", [0, 5, 17])
 def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tmp_path: Path, start_step: int) -> None:
-    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120,
-                  seed=1)
+    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50,
+                          window_rows=120, seed=1)
     feed = feed_of(dataset, order, (0, 2), tmp_path)
     everything = dataset.reader("train", ImageDataConfig(cache_dir=str(tmp_path))).rows(0, order.num_rows)
     seen = 0
@@ -43,8 +43,8 @@ def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tm
 
 @pytest.mark.parametrize("start_step", [0, 5])
 def test_several_steps_at_once_are_the_same_rows_one_after_the_other(dataset: Dataset, tmp_path: Path, start_step: int) -> None:
-    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120,
-                  seed=1)
+    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50,
+                          window_rows=120, seed=1)
     singly, together = (feed_of(dataset, order, (0, 2), tmp_path) for _ in range(2))
     one = list(singly.epoch(1, start_step))
     seen = 0
@@ -62,7 +62,7 @@ def test_several_steps_at_once_are_the_same_rows_one_after_the_other(dataset: Da
 
 def test_after_an_epochs_last_step_there_is_nothing_left_of_it(dataset: Dataset, tmp_path: Path) -> None:
     """As after a stop just then; here a shard ends with its last micro-batch, so no window holds the next row."""
-    order = Order(num_rows=1140, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120, seed=1)
+    order = SamplingOrder(num_rows=1140, num_shards=3, global_batch_size=60, block_rows=50, window_rows=120, seed=1)
     feed = feed_of(dataset, order, (0, 1, 2), tmp_path)
     assert list(feed.epoch(0, order.steps_per_epoch)) == []
     assert next(iter(feed.epoch(1)))[0] == 0
@@ -70,8 +70,8 @@ def test_after_an_epochs_last_step_there_is_nothing_left_of_it(dataset: Dataset,
 
 
 def test_a_micro_batch_inside_a_window_is_a_view_of_it(dataset: Dataset, tmp_path: Path) -> None:
-    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=5000,
-                  window_rows=5000, seed=1)
+    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=5000,
+                          window_rows=5000, seed=1)
     feed = feed_of(dataset, order, (0,), tmp_path)
     batches = [rows[0]["image"] for _, rows in feed.epoch(0)]
     feed.close()
@@ -82,8 +82,8 @@ def test_a_micro_batch_inside_a_window_is_a_view_of_it(dataset: Dataset, tmp_pat
 def test_closing_in_the_middle_leaves_no_thread(dataset: Dataset, tmp_path: Path) -> None:
     import threading
 
-    order = Order(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=50, window_rows=100,
-                  seed=1)
+    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=50,
+                          window_rows=100, seed=1)
     feed = feed_of(dataset, order, (0,), tmp_path)
     next(iter(feed.epoch(0)))
     feed.close()

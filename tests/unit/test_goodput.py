@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_goodput, mean_time_between_failures_s
-from jobs.common.checkpoint.schedule import MAX_COST, MIN_INTERVAL_S, SNAPSHOT_SHARE, Cadence, Costs
+from jobs.common.checkpoint.schedule import MAX_COST, MIN_INTERVAL_S, SNAPSHOT_SHARE, CheckpointSchedule, Costs
 from tests.benchmarks.failures import Life, simulate
 
 
@@ -43,7 +43,7 @@ def test_many_nodes_fail_more_often() -> None:
 
 @pytest.mark.parametrize(("cost_s", "mtbf_s"), [(0.5, 3600.0), (2.0, 1800.0), (5.0, 600.0)])
 def test_the_cadence_of_runs_reaches_the_goodput_of_the_model(cost_s: float, mtbf_s: float) -> None:
-    """A simulation of 100 failures, in which the real `Cadence` says when to save."""
+    """A simulation of 100 failures, in which the real `CheckpointSchedule` says when to save."""
     life = Life(step_s=1.0, blocking_s=cost_s, write_s=4.0, mtbf_s=mtbf_s, recovery_s=20.0)
     found = simulate(life, failures=100, seed=1)
     assert found.goodput == pytest.approx(found.model, abs=0.01)
@@ -51,7 +51,7 @@ def test_the_cadence_of_runs_reaches_the_goodput_of_the_model(cost_s: float, mtb
 
 # ── what `auto` makes of it ──
 def test_auto_takes_the_best_interval_where_it_knows_how_often_the_run_fails() -> None:
-    cadence = Cadence("auto", 0, mtbf_s=3600.0)
+    cadence = CheckpointSchedule("auto", 0, mtbf_s=3600.0)
     cadence.observe(0.1, blocking_s=1.0, write_s=2.0, background_s=0.0)
     assert cadence.every_steps == round(best_interval_s(1.0, 3600.0) / SNAPSHOT_SHARE / 0.1)
     assert cadence.every_steps < 1.0 / MAX_COST / 0.1 * 3, "not left at what is cheap"

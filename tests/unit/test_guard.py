@@ -10,12 +10,12 @@ import pytest
 from serving.core.errors import ModelError
 from serving.traffic import shared_state as coordinator
 from serving.traffic.batching import Batcher
-from serving.traffic.canary import Guard, Tally, Watch
+from serving.traffic.canary import Canary, CanaryWindow, Tally
 from serving.traffic.shadow import Shadow, same_rows
-from serving.traffic.shared_state import Coordinator, Reporter
+from serving.traffic.shared_state import Reporter, SharedState
 from tests.unit.test_ingress import Replicas, ask, endpoint
 
-GUARD = Guard(id="a", candidates=["2"], before={"1": 1.0}, max_error_rate=0.05, max_p95_ms=100.0, min_requests=50)
+GUARD = Canary(id="a", candidates=["2"], before={"1": 1.0}, max_error_rate=0.05, max_p95_ms=100.0, min_requests=50)
 
 
 def tally(answers: int, errors: int = 0, seconds: float = 0.01) -> Tally:
@@ -52,12 +52,12 @@ def test_quantiles_are_at_most_a_tenth_too_high_and_refusals_say_nothing() -> No
 def test_a_candidate_is_judged_by_what_it_fails_more_than_the_others_and_by_its_p95(
     others: Tally, candidate: Tally, said: str | None
 ) -> None:
-    reason = Watch(GUARD).hear({"1": others, "2": candidate}, now=0.0)
+    reason = CanaryWindow(GUARD).hear({"1": others, "2": candidate}, now=0.0)
     assert reason is None if said is None else said in (reason or "")
 
 
 def test_what_is_long_past_does_not_count_and_a_verdict_stays() -> None:
-    watch = Watch(GUARD)
+    watch = CanaryWindow(GUARD)
     for second in range(600):
         assert watch.hear({"2": tally(10)}, now=float(second)) is None
     assert watch.seen("2").requests <= 620
@@ -69,7 +69,7 @@ def test_what_is_long_past_does_not_count_and_a_verdict_stays() -> None:
 
 
 def test_a_few_requests_are_waited_for_however_long_they_take() -> None:
-    watch = Watch(GUARD)
+    watch = CanaryWindow(GUARD)
     said = [watch.hear({"2": tally(0, 1)}, now=100.0 * k) for k in range(50)]
     assert said[:49] == [None] * 49
     assert said[49] is not None
@@ -88,7 +88,7 @@ class _Actor:
     """As an actor's handle, in this process."""
 
     def __init__(self) -> None:
-        self.coordinator = Coordinator()
+        self.coordinator = SharedState()
 
     def __getattr__(self, name: str) -> _Method:
         return _Method(getattr(self.coordinator, name))

@@ -24,7 +24,7 @@ from serving.endpoint.api_keys import new_key
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import ignore_trailers
 from serving.model.explanations import specs
-from serving.traffic.metrics import Measures
+from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
@@ -51,7 +51,7 @@ class Replicas:
 
 
 def endpoint(replicas: Replicas, weights: dict[str, float] | None = None, **settings: Any) -> Endpoint:
-    made, measures = EndpointSettings(**{"auth": False} | settings), Measures()
+    made, measures = EndpointSettings(**{"auth": False} | settings), EndpointMetrics()
     table = Table(made, lambda model: (replicas.ask, lambda: True), measures.batch)
     shares = weights or {"1": 1.0}
     models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}") for version in shares}
@@ -165,7 +165,7 @@ def test_of_a_thousand_models_many_are_described_at_a_time_and_an_error_names_so
     table = Table(made, lambda model: (replicas.ask, lambda: True), lambda settings, requests, rows: None)
     models = {f"m{n}-1": ModelSettings(name=f"m{n}", version="1", uri="", digest="d") for n in range(1000)}
     table.change(routes({f"m{n}": {"1": 1.0} for n in range(1000)}, models)["models"])
-    app = Endpoint(made, table, Measures())
+    app = Endpoint(made, table, EndpointMetrics())
     listed = asyncio.run(ask(app, "/v2/models", method="GET"))[2]["models"]
     assert ([each["name"] for each in listed], replicas.most) == ([f"m{n}" for n in range(1000)], 16)
     status, _, answer = asyncio.run(ask(app, "/v2/models/x/infer"))

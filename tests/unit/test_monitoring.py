@@ -16,7 +16,7 @@ import yaml
 
 from cluster.core.storage import Store
 from jobs.common.artifact.drift_reference import DRIFTED
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.run_state import RunState
 from jobs.common.runs.prometheus import COUNTERS, GAUGES, Since
 from k8s.components.monitoring import local
 
@@ -225,10 +225,10 @@ def test_time_counts_from_the_last_change_and_no_value_is_no_change(monkeypatch:
 
 
 def test_an_account_has_a_figure_of_each_thing_that_outlives_a_driver(tmp_path: Path) -> None:
-    ledger = Ledger.open(Store.open(str(tmp_path)))
-    ledger.failure("worker 1 was lost")
-    ledger.exclude([3, 4])
-    totals = ledger.totals()
+    run_state = RunState.open(Store.open(str(tmp_path)))
+    run_state.failure("worker 1 was lost")
+    run_state.exclude([3, 4])
+    totals = run_state.totals()
     assert set(totals) <= {*GAUGES, *COUNTERS}
     assert (totals["trainyard_train_restarts_total"], totals["trainyard_train_rollbacks_total"]) == (1, 1)
 

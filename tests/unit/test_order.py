@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.common.data.counter_rng import Permutation, Purpose, micro_batch_seed, raw_bits, row_uniforms
-from jobs.common.data.sampling import Order, resolve_window_rows, shards_of
+from jobs.common.data.sampling import SamplingOrder, resolve_window_rows, shards_of
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> Order:
+def orders(draw: st.DrawFn) -> SamplingOrder:
     shards = draw(st.integers(1, 16))
-    return Order(
+    return SamplingOrder(
         num_rows=draw(st.integers(shards, 3000)),
         num_shards=shards,
         global_batch_size=shards * draw(st.integers(1, 20)),
@@ -26,7 +26,7 @@ def orders(draw: st.DrawFn) -> Order:
 
 @settings(max_examples=60, deadline=None)
 @given(orders(), st.integers(0, 1000))
-def test_every_row_is_seen_once_an_epoch_but_for_the_last_partial_batch(order: Order, epoch: int) -> None:
+def test_every_row_is_seen_once_an_epoch_but_for_the_last_partial_batch(order: SamplingOrder, epoch: int) -> None:
     seen = [order.positions(epoch, t, s) for t in range(order.steps_per_epoch) for s in range(order.num_shards)]
     rows = np.concatenate(seen) if seen else np.empty(0, dtype=np.int64)
     assert len(rows) == order.num_rows // order.global_batch_size * order.global_batch_size
@@ -36,7 +36,7 @@ def test_every_row_is_seen_once_an_epoch_but_for_the_last_partial_batch(order: O
 
 @settings(max_examples=100, deadline=None)
 @given(orders(), st.integers(0, 50))
-def test_a_shards_whole_stream_is_its_own_rows_and_shards_are_equal_within_one_row(order: Order, epoch: int) -> None:
+def test_a_shards_whole_stream_is_its_own_rows_and_shards_are_equal_within_one_row(order: SamplingOrder, epoch: int) -> None:
     sizes = [order.num_rows * (s + 1) // order.num_shards - order.num_rows * s // order.num_shards
              for s in range(order.num_shards)]
     streams = [order.slice(epoch, s, 0, size) for s, size in enumerate(sizes)]
@@ -48,7 +48,7 @@ def test_a_shards_whole_stream_is_its_own_rows_and_shards_are_equal_within_one_r
 
 @settings(max_examples=60, deadline=None)
 @given(orders(), st.integers(0, 20), st.data())
-def test_any_step_is_reached_directly(order: Order, epoch: int, data: st.DataObject) -> None:
+def test_any_step_is_reached_directly(order: SamplingOrder, epoch: int, data: st.DataObject) -> None:
     if not order.steps_per_epoch:
         return
     shard = data.draw(st.integers(0, order.num_shards - 1))
@@ -67,7 +67,7 @@ def test_every_shard_has_one_owner_whatever_the_number_of_workers(workers: int, 
 
 
 def test_the_same_micro_batches_at_every_step_for_1_to_64_workers() -> None:
-    order = Order(num_rows=5000, num_shards=12, global_batch_size=96, block_rows=130, window_rows=300, seed=3)
+    order = SamplingOrder(num_rows=5000, num_shards=12, global_batch_size=96, block_rows=130, window_rows=300, seed=3)
     for step in (0, 17, 51):
         reference = {s: order.positions(1, step, s).tolist() for s in range(12)}
         for workers in range(1, 65):
@@ -76,20 +76,20 @@ def test_the_same_micro_batches_at_every_step_for_1_to_64_workers() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = Order(num_rows=1000, num_shards=2, global_batch_size=20, block_rows=50, window_rows=200, seed=0)
-    other = Order(num_rows=1000, num_shards=2, global_batch_size=20, block_rows=50, window_rows=200, seed=1)
+    order = SamplingOrder(num_rows=1000, num_shards=2, global_batch_size=20, block_rows=50, window_rows=200, seed=0)
+    other = SamplingOrder(num_rows=1000, num_shards=2, global_batch_size=20, block_rows=50, window_rows=200, seed=1)
     assert not np.array_equal(order.positions(0, 0, 0), order.positions(1, 0, 0))
     assert not np.array_equal(order.positions(0, 0, 0), other.positions(0, 0, 0))
 
 
 def test_rows_of_a_window_are_well_mixed() -> None:
-    order = Order(num_rows=40_000, num_shards=1, global_batch_size=100, block_rows=1000, window_rows=8000, seed=0)
+    order = SamplingOrder(num_rows=40_000, num_shards=1, global_batch_size=100, block_rows=1000, window_rows=8000, seed=0)
     blocks_per_batch = [len(np.unique(order.positions(0, t, 0) // 1000)) for t in range(order.steps_per_epoch)]
     assert np.median(blocks_per_batch) == 8
 
 
 def test_memory_is_that_of_a_window_at_ten_billion_rows() -> None:
-    order = Order(num_rows=10**10, num_shards=7, global_batch_size=7 * 512, block_rows=5000, window_rows=50_000, seed=0)
+    order = SamplingOrder(num_rows=10**10, num_shards=7, global_batch_size=7 * 512, block_rows=5000, window_rows=50_000, seed=0)
     order.positions(0, 0, 0)
     tracemalloc.start()
     late = order.positions(3, order.steps_per_epoch - 1, 6)
@@ -101,7 +101,7 @@ def test_memory_is_that_of_a_window_at_ten_billion_rows() -> None:
 
 def test_golden_values() -> None:
     """NumPy may change its shuffles, never these: a run that is resumed next year must see the same rows."""
-    order = Order(num_rows=1000, num_shards=3, global_batch_size=30, block_rows=64, window_rows=128, seed=7)
+    order = SamplingOrder(num_rows=1000, num_shards=3, global_batch_size=30, block_rows=64, window_rows=128, seed=7)
     assert raw_bits(Purpose.ROWS, 7, 1, 2, 3, 2).tolist() == GOLDEN_BITS
     assert order.positions(2, 5, 1).tolist() == GOLDEN_POSITIONS
     assert Permutation.of(10, Purpose.DEAL, 7).forward(np.arange(10)).tolist() == GOLDEN_PERMUTATION

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jobs.common.runs.console import Display, duration, progress_line
+from jobs.common.runs.console import RunConsole, duration, progress_line
 
 STATE = {"epochs": 20, "epoch": 2, "step": 120, "total_steps": 1000, "loss": 0.12344, "samples_per_s": 50123.4,
          "median_step_s": 0.0135}
@@ -22,7 +22,7 @@ def test_a_line_comes_at_least_every_five_seconds_and_at_the_end(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    display = Display(plain=True)
+    display = RunConsole(plain=True)
     shown_at: list[float] = []
     for _ in range(200):
         now[0] += 0.1

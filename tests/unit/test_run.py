@@ -20,7 +20,7 @@ import pytest
 
 from cluster.core.errors import FolderGoneError
 from jobs.common.config import parse
-from jobs.common.execution.executors import Engine
+from jobs.common.execution.executors import Executor
 from jobs.common.runs.run import Run, main
 from jobs.common.runs.run_folder import RunFolder
 from jobs.mlp.data import JOB
@@ -112,7 +112,7 @@ def test_how_to_go_on_with_an_attempt_of_its_own_is_said(tmp_path: Path, capsys:
 def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Late(Run):
         @contextmanager
-        def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+        def _engine(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
             assert main(JOB, flags(tmp_path, "run")) == 0
             with super()._engine(folder) as made:
                 yield made

@@ -13,7 +13,7 @@ from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
 from tests.unit.test_search import POPULATION, SPACE, carry_out, carry_out_population, open_search
 from tuning import results
-from tuning.console import Display
+from tuning.console import SearchConsole
 from tuning.report import render
 from tuning.search import Search
 from tuning.space import Space, uniform
@@ -133,7 +133,7 @@ def test_a_terminal_sees_the_running_trials_and_the_best_of_the_others(tmp_path:
     found = open_search(tmp_path)
     carry_out(found, most_evaluations=20)
     text = io.StringIO()
-    Console(file=text, width=200).print(Display(found, plain=False).drawn())
+    Console(file=text, width=200).print(SearchConsole(found, plain=False).drawn())
     kinds = (" running ", " completed ", " stopped ")
     lines = [line.split() for line in text.getvalue().splitlines() if any(kind in line for kind in kinds)]
     assert lines[0][:3] == ["trials", f"{len(found.trials)}/12", "running"]
@@ -145,7 +145,7 @@ def test_a_terminal_sees_the_running_trials_and_the_best_of_the_others(tmp_path:
 def test_elsewhere_a_line_says_how_far_it_is(search: Search) -> None:
     best = results.best_trial(search)
     assert best is not None
-    line = Display(search, plain=True).line()
+    line = SearchConsole(search, plain=True).line()
     assert line.startswith("trials 20/20 running 0 stopped ")
     assert f"epochs {search.epochs_done} best validation_accuracy " in line
     assert f"(trial {best.number})" in line

@@ -20,7 +20,7 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import parse
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.run_state import RunState
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.training import predictions
 from jobs.common.training.step_file import take_marks
@@ -73,8 +73,8 @@ class Bomb:
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a run's record": ("run.json", lambda folder: RunFolder.find(_config(folder))),
-    "its account": ("progress.json", lambda folder: Ledger.open(Store.open(str(folder)))),
-    "the steps left out": ("excluded_steps.json", lambda folder: Ledger.open(Store.open(str(folder)))),
+    "its account": ("progress.json", lambda folder: RunState.open(Store.open(str(folder)))),
+    "the steps left out": ("excluded_steps.json", lambda folder: RunState.open(Store.open(str(folder)))),
     "a step's mark": ("logs/steps/g-0", lambda folder: take_marks(Store.open(str(folder)))),
     "predictions": ("predictions/g/test-00000.npz", lambda folder: predictions.read(Store.open(str(folder)), "g", "test")),
     "an artifact's manifest": ("artifact/manifest.json", lambda folder: open_artifact(str(folder / "artifact"))),

@@ -14,11 +14,10 @@ from cluster.core.storage import Store, moved
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.worker import DirectLink
 from jobs.common.training import step_timer as paces
-from jobs.common.training.rendezvous import Assignment, Coordinator
+from jobs.common.training.rendezvous import Assignment, Rendezvous
 from jobs.common.training.session import BEAT_S, PeerLostError, Session
-from jobs.common.training.step_timer import Pace
+from jobs.common.training.step_timer import StepTimer
 from jobs.common.vision.dataset import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
@@ -43,14 +42,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def steps(pace: Pace, clock: Clock, seconds: list[float], rows: int = 10) -> None:
+def steps(pace: StepTimer, clock: Clock, seconds: list[float], rows: int = 10) -> None:
     for each in seconds:
         clock.now += each
         pace.step(rows)
 
 
 def test_the_rate_leaves_out_the_first_20_steps(clock: Clock) -> None:
-    pace = Pace()
+    pace = StepTimer()
     pace.start()
     steps(pace, clock, [5.0] * 20)
     assert pace.samples_per_s == 0.0
@@ -60,7 +59,7 @@ def test_the_rate_leaves_out_the_first_20_steps(clock: Clock) -> None:
 
 
 def test_steps_made_in_one_go_share_its_time_alike(clock: Clock) -> None:
-    pace = Pace()
+    pace = StepTimer()
     pace.start()
     for _ in range(3):
         clock.now += 5.0
@@ -70,7 +69,7 @@ def test_steps_made_in_one_go_share_its_time_alike(clock: Clock) -> None:
 
 
 def test_time_between_epochs_counts_for_no_step(clock: Clock) -> None:
-    pace = Pace()
+    pace = StepTimer()
     pace.start()
     steps(pace, clock, [0.1] * 30)
     clock.now += 60
@@ -81,7 +80,7 @@ def test_time_between_epochs_counts_for_no_step(clock: Clock) -> None:
 
 
 def test_a_pace_without_steps_is_zero() -> None:
-    assert (Pace().median_s, Pace().samples_per_s) == (0.0, 0.0)
+    assert (StepTimer().median_s, StepTimer().samples_per_s) == (0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare(ImageDataConfig(), Store.open(str(tmp_path_factory.mktemp("data"))), use_ray=False)
 
 
-Make = Callable[..., tuple[Coordinator, list[Session]]]
+Make = Callable[..., tuple[Rendezvous, list[Session]]]
 
 
 @pytest.fixture
@@ -97,21 +96,21 @@ def make(dataset: Dataset, tmp_path: Path) -> Iterator[Make]:
     """Sessions of all ranks of one generation, with their coordinator."""
     opened: list[Session] = []
 
-    def group(world_size: int = 1, num_shards: int | None = None, **run: Any) -> tuple[Coordinator, list[Session]]:
+    def group(world_size: int = 1, num_shards: int | None = None, **run: Any) -> tuple[Rendezvous, list[Session]]:
         config = from_dict(Config, {"run": {"checkpoint_every_steps": 8, **run}})
-        coordinator, store = Coordinator(), Store.open(str(tmp_path))
+        rendezvous, store = Rendezvous(), Store.open(str(tmp_path))
         generation = Checkpoints(store.child("checkpoints")).begin_generation()
         assignments = {
             f"w{rank}": Assignment(generation=generation, rank=rank, world_size=world_size, num_shards=num_shards or world_size,
                                    checkpoint=None) for rank in range(world_size)
         }
-        coordinator.begin(assignments, {rank: f"w{rank}" for rank in range(world_size)})
+        rendezvous.begin(assignments, {rank: f"w{rank}" for rank in range(world_size)})
         opened.extend(
             Session(config=config, run_store=store, dataset=dataset, assignment=assignments[f"w{rank}"],
-                    link=DirectLink(coordinator), slot=rank, worker=f"w{rank}", host="127.0.0.1", device="cpu",
+                    rendezvous=rendezvous, slot=rank, worker=f"w{rank}", host="127.0.0.1", device="cpu",
                     config_fingerprint="f") for rank in range(world_size)
         )
-        return coordinator, opened
+        return rendezvous, opened
 
     yield group
     for session in opened:
@@ -143,18 +142,18 @@ def test_every_row_is_evaluated_once_and_every_shard_has_one_owner(
 
 
 def test_a_stop_is_a_hint_that_arrives_with_a_beat(make: Make) -> None:
-    coordinator, (session,) = make()
+    rendezvous, (session,) = make()
     assert not session.stop_wanted
     stepped(session, 1)
-    coordinator.request_stop()
+    rendezvous.request_stop()
     until(lambda: session.stop_wanted)
     stepped(session, 2)  # which step to stop at, all ranks agree on
 
 
 @pytest.mark.parametrize("how", ["break_up", "abort"])
 def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how: str) -> None:
-    coordinator, (session,) = make()
-    getattr(coordinator, how)()
+    rendezvous, (session,) = make()
+    getattr(rendezvous, how)()
 
     def left() -> bool:
         try:
@@ -191,45 +190,45 @@ def test_ranks_exchange_a_value_each(make: Make) -> None:
 
 
 def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:
-    coordinator, ranks = make(2)
-    coordinator.break_up()
+    rendezvous, ranks = make(2)
+    rendezvous.break_up()
     with pytest.raises(PeerLostError, match="rank 0 did not share 'port'"):
         ranks[1].share("port", lambda: None)
 
 
 def test_only_rank_0_reports_and_asks_for_checkpoints(make: Make) -> None:
-    coordinator, (first, second) = make(2)
+    rendezvous, (first, second) = make(2)
     for session in (first, second):
         session.report("evaluation", step=6, validation_accuracy=0.5)
     assert [first.checkpoint_due(6), second.checkpoint_due(6)] == [True, False]
     reports: list[dict[str, Any]] = []
-    until(lambda: reports.extend(coordinator.look().reports) or reports)
+    until(lambda: reports.extend(rendezvous.poll().reports) or reports)
     time.sleep(2 * BEAT_S)
-    reports += coordinator.look().reports
+    reports += rendezvous.poll().reports
     assert reports == [{"kind": "evaluation", "step": 6, "validation_accuracy": 0.5}]
 
 
 def test_beats_carry_the_latest_state_and_the_mean_loss_of_what_was_finite(make: Make) -> None:
-    coordinator, (session,) = make()
+    rendezvous, (session,) = make()
     session.note(total_steps=100)
     for step, loss in enumerate((2.0, float("nan"), 4.0), start=1):
         stepped(session, step, loss)
     session.tick()
     session.close()
-    state = coordinator.look().beats[0]
+    state = rendezvous.poll().heartbeats[0]
     assert (state["step"], state["total_steps"], state["ticks"]) == (3, 100, 1)
     assert 2.0 <= state["loss"] <= 4.0
     assert {"first_step"} <= set(state["marks"])
 
 
 def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make: Make) -> None:
-    coordinator, (session,) = make()
+    rendezvous, (session,) = make()
     rows: list[dict[str, Any]] = []
     for step in range(1, 400):
         stepped(session, step, loss=1.0)
         if step % 20 == 1 or step > 300:
             session._beat()
-            rows += [row for row in coordinator.look().reports if row["kind"] == "progress"]
+            rows += [row for row in rendezvous.poll().reports if row["kind"] == "progress"]
     assert rows[0]["step"] == 1 and "samples_per_s" not in rows[0]
     assert rows[-1]["samples_per_s"] > 0
     late = [row["step"] for row in rows if row["step"] > 300]
@@ -261,7 +260,7 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
     make: Make, dataset: Dataset, tmp_path: Path
 ) -> None:
     """A worker that is killed before its next beat has told nobody."""
-    coordinator, (session,) = make()
+    rendezvous, (session,) = make()
     session.report("evaluation", step=3, epoch=1, validation_loss=float("inf"))
     session.save(lambda: {"model.w": np.zeros(2)}, {"mine": 1}, step=3, epoch=1)
     session.committed()
@@ -269,37 +268,37 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
     found = store.newest_intact(print)
     assert found is not None
     assignment = Assignment(generation=store.begin_generation(), rank=0, world_size=1, num_shards=1, checkpoint=found)
-    coordinator = Coordinator()
-    coordinator.begin({"w0": assignment}, {0: "w0"})
+    rendezvous = Rendezvous()
+    rendezvous.begin({"w0": assignment}, {0: "w0"})
     again = Session(config=session.config, run_store=session.run_store, dataset=dataset, assignment=assignment,
-                    link=DirectLink(coordinator), slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
+                    rendezvous=rendezvous, slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
     again.close()
-    assert coordinator.look().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
+    assert rendezvous.poll().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
     assert again.checkpoint is not None
     assert again.checkpoint.state == {"mine": 1}
 
 
 def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
-    coordinator, (first, _) = make(2)
+    rendezvous, (first, _) = make(2)
     with first._storage():
-        until(lambda: coordinator.look().beats.get(0, {}).get("ticks", 0) > 2)
-    coordinator.break_up()
+        until(lambda: rendezvous.poll().heartbeats.get(0, {}).get("ticks", 0) > 2)
+    rendezvous.break_up()
     with first._storage():  # as in `close`: a checkpoint that is in flight when a peer dies is finished, however long it takes
         first._left.set()
         until(lambda: first._orders.leave)
-        heard = coordinator._heard[0]
-        until(lambda: coordinator.look() and coordinator._heard[0] > heard)
+        heard = rendezvous._heard[0]
+        until(lambda: rendezvous.poll() and rendezvous._heard[0] > heard)
 
 
 def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one_that_moves_is_none(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator, (session,) = make(storage_timeout_s=60.0, hang_timeout_s=1.0)
+    rendezvous, (session,) = make(storage_timeout_s=60.0, hang_timeout_s=1.0)
     monkeypatch.setattr(storage, "_moved_at", dict[int, float]())
 
     def ticks() -> int:
-        until(lambda: coordinator.look().beats)
-        return coordinator.look().beats[0]["ticks"]
+        until(lambda: rendezvous.poll().heartbeats)
+        return rendezvous.poll().heartbeats[0]["ticks"]
 
     def beats() -> None:
         session._beat()
@@ -312,16 +311,16 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         moved()
         beats()
         assert ticks() >= began + 2
-        assert coordinator.look().beats[0]["storage_wait_s"] > 99
-        assert coordinator.look().beats[0]["storage_still_s"] < 50
-        coordinator.request_stop()
+        assert rendezvous.poll().heartbeats[0]["storage_wait_s"] > 99
+        assert rendezvous.poll().heartbeats[0]["storage_still_s"] < 50
+        rendezvous.request_stop()
         until(lambda: session.stop_wanted)
         until(lambda: session._storage_s()[1] > 1.0)
         began = ticks()
         beats()
         assert ticks() == began, "who has asked for a stop waits for no more than a hang"
     beats()
-    assert coordinator.look().beats[0]["storage_wait_s"] == 0
+    assert rendezvous.poll().heartbeats[0]["storage_wait_s"] == 0
 
 
 def test_what_ends_the_thread_that_beats_is_raised_in_the_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ finally:
     print("undone", flush=True)
 """
 ASKING = """
-from cluster.core.signals import Told, heed, say
+from cluster.core.signals import Told, on_stop_signal, say
 told = Told()
-heed(lambda name: (say(name), told.set()))
+on_stop_signal(lambda name: (say(name), told.set()))
 print("begun", flush=True)
 assert told.wait(20)
 print("undone", flush=True)

@@ -10,7 +10,7 @@ from ray.core.generated.common_pb2 import NodeDeathInfo
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from rich.console import Console
 
-from cluster.core.control_store import Actor, Job, Node, was_removed
+from cluster.core.control_store import Actor, JobInfo, Node, was_removed
 from cluster.monitoring.status import Status, _node_problems, served, show
 
 HEAD = Node(node_id="0f" * 28, name="head[1]", ip="127.0.0.1", port=1, alive=True, is_head=True, resources={"CPU": 1.0})
@@ -25,7 +25,7 @@ def shown(status: Status, width: int = 200) -> str:
 
 @pytest.mark.parametrize("text", ["python job.py --sizes [1,2] [red]", "python -c 'x[/a]'", "echo [bold]"])
 def test_brackets_are_no_markup(text: str) -> None:
-    job = Job(job_id="01", submission_id="[red]", entrypoint=text, ip="127.0.0.1", started=time.time(), running=True)
+    job = JobInfo(job_id="01", submission_id="[red]", entrypoint=text, ip="127.0.0.1", started=time.time(), running=True)
     seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD], jobs=[job],
                         problems=[f"it was {text}"]))
     assert seen.count(text) == 2
@@ -49,8 +49,8 @@ def test_a_node_that_was_removed_in_order_is_no_problem(reason: str, removed: bo
 
 def test_eighty_columns_hold_a_jobs_id_whole() -> None:
     command = "python -m jobs.mlp --run.storage s3://a-bucket/with/a/long/path " * 3
-    jobs = [Job(job_id="01", submission_id=name, entrypoint=command, ip="127.0.0.1", started=time.time() - 4000,
-                running=True) for name in ("raysubmit_2nQnm5iXk7BfGh8k", "of-mine-" * 6)]
+    jobs = [JobInfo(job_id="01", submission_id=name, entrypoint=command, ip="127.0.0.1", started=time.time() - 4000,
+                    running=True) for name in ("raysubmit_2nQnm5iXk7BfGh8k", "of-mine-" * 6)]
     lines = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD],
                          jobs=jobs, problems=[]), width=80).splitlines()
     assert any("raysubmit_2nQnm5iXk7BfGh8k" in line and "1 h 6 min" in line for line in lines), lines

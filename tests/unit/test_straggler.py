@@ -16,22 +16,22 @@ import pytest
 from ray.core.generated import gcs_service_pb2 as pb
 from ray.core.generated import gcs_service_pb2_grpc
 
-from cluster.core.control_store import Gcs, Job
+from cluster.core.control_store import Gcs, JobInfo
 from cluster.core.storage import Store
 from cluster.monitoring import run_status as runs
-from cluster.monitoring.run_status import Bulletin, RankTime, RunNotice, read_runs, run_problems
+from cluster.monitoring.run_status import RankTime, RunStatus, RunStatusPublisher, read_runs, run_problems
 from cluster.monitoring.status import Status
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution import controller as supervisor
+from jobs.common.execution import controller as controller
 from jobs.common.execution import straggler as stragglers
-from jobs.common.execution.controller import Ears, Supervisor
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.controller import Controller, ControllerCallbacks
+from jobs.common.execution.run_state import RunState
 from jobs.common.execution.straggler import HOLD_S, Straggler, StragglerWatch, straggler
-from jobs.common.execution.worker import DirectLink, Place, Task, work
-from jobs.common.training.rendezvous import Coordinator, Member
+from jobs.common.execution.worker import Place, WorkerSpec, work
+from jobs.common.training.rendezvous import Rendezvous, WorkerInfo
 from jobs.common.training.session import Session
-from jobs.common.training.step_timer import Pace
+from jobs.common.training.step_timer import StepTimer
 from tests.unit.test_status import HEAD, shown
 
 
@@ -71,7 +71,7 @@ def test_what_is_so_for_a_while_is_said_once() -> None:
 
 
 def test_time_spent_waiting_is_not_a_ranks_own() -> None:
-    pace = Pace()
+    pace = StepTimer()
     pace.start()
     pace.step(10)
     assert pace.busy_s == 0.0, "the first step tells nothing"
@@ -87,69 +87,69 @@ def test_time_spent_waiting_is_not_a_ranks_own() -> None:
     assert pace.busy[-1] >= 0.01, "what was waited before does not count"
 
 
-def notice(straggler: int | None) -> RunNotice:
+def run_status(straggler: int | None) -> RunStatus:
     ranks = tuple(RankTime(rank=rank, host="10.0.0.7", node_id=HEAD.node_id if rank else None, busy_s=busy)
                   for rank, busy in enumerate((0.11, 0.12, 0.43)))
-    return RunNotice(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45, goodput=0.931,
+    return RunStatus(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45, goodput=0.931,
                      restarts=2, ranks=ranks, straggler=straggler)
 
 
 def test_status_shows_runs_and_names_the_straggler() -> None:
-    problems = run_problems([notice(2)], [HEAD])
+    problems = run_problems([run_status(2)], [HEAD])
     assert problems == ["run night[1]: rank 2 on node head[1] (10.0.0.7) computes 0.43 s a step, the others 0.12 s, and wait for "
                         "it: look at what else runs on that node, or drain it"]
-    assert run_problems([notice(None)], [HEAD]) == []
+    assert run_problems([run_status(None)], [HEAD]) == []
     seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD], jobs=[],
-                        problems=problems, runs=(notice(2),)))
+                        problems=problems, runs=(run_status(2),)))
     for text in ("training runs", "night[1]", "40 of 100", "0.11 to 0.43", "93%", problems[0]):
         assert text in seen
 
 
 def test_a_run_that_does_not_get_on_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    stuck = replace(notice(None), stuck="no worker has got on for 20 s")
+    stuck = replace(run_status(None), stuck="no worker has got on for 20 s")
     assert run_problems([stuck], [HEAD]) == ["run night[1]: no worker has got on for 20 s"]
-    bulletin = Bulletin("127.0.0.1:1", "0a")
-    bulletin.tell(lambda: stuck)
-    assert bulletin._present() == stuck
+    publisher = RunStatusPublisher("127.0.0.1:1", "0a")
+    publisher.publish(lambda: stuck)
+    assert publisher._present() == stuck
     monkeypatch.setattr(runs, "_SILENT_S", 0.0)
-    silent = bulletin._present()
+    silent = publisher._present()
     assert silent is not None
     assert silent.stuck.startswith("its driver has not looked at its workers for 0 s")
-    bulletin.close()
+    publisher.close()
 
 
-def test_a_notice_is_read_as_it_was_written() -> None:
-    assert RunNotice.parse(json.dumps(asdict(notice(1))).encode()) == notice(1)
+def test_a_run_status_is_read_as_it_was_written() -> None:
+    assert RunStatus.parse(json.dumps(asdict(run_status(1))).encode()) == run_status(1)
 
 
-def test_a_runs_notice_comes_and_goes_with_its_driver() -> None:
+def test_a_runs_status_comes_and_goes_with_its_driver() -> None:
     """Against a control store that keeps values, and nothing else."""
-    running = Job(job_id="0a", submission_id="", entrypoint="", ip="", started=0.0, running=True)
-    ended = Job(job_id="0b", submission_id="", entrypoint="", ip="", started=0.0, running=False)
+    running = JobInfo(job_id="0a", submission_id="", entrypoint="", ip="", started=0.0, running=True)
+    ended = JobInfo(job_id="0b", submission_id="", entrypoint="", ip="", started=0.0, running=False)
     with values_kept() as (address, values):
-        gcs, bulletin = Gcs(address), Bulletin(address, "0a")
-        bulletin.tell(lambda: notice(2))
+        gcs, publisher = Gcs(address), RunStatusPublisher(address, "0a")
+        publisher.publish(lambda: run_status(2))
         until(lambda: values)
         values[b"run/0b"] = values[b"run/0a"]  # as a killed driver leaves it
-        assert read_runs(gcs, [running, ended]) == [notice(2)]
-        bulletin.close()
+        assert read_runs(gcs, [running, ended]) == [run_status(2)]
+        publisher.close()
         assert set(values) == {b"run/0b"}
         assert read_runs(gcs, [running]) == []
 
 
-def test_a_notice_is_made_every_second_and_no_oftener(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, bulletin = [], Bulletin("127.0.0.1:1", "0a")
+def test_a_run_status_is_made_every_second_and_no_oftener(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, publisher = [], RunStatusPublisher("127.0.0.1:1", "0a")
     for now in (100.0, 100.1, 100.4, 101.0, 101.1):
         monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda now=now: now))
-        bulletin.tell(lambda now=now: (told.append(now), notice(2))[1])
-    bulletin.close()
+        publisher.publish(lambda now=now: (told.append(now), run_status(2))[1])
+    publisher.close()
     assert told == [100.0, 101.0]
 
 
-def test_a_bulletin_bears_a_control_store_that_is_gone() -> None:
-    bulletin = Bulletin("127.0.0.1:1", "0a")
-    bulletin.tell(lambda: notice(None))
-    bulletin.close()
+def test_a_publisher_bears_a_control_store_that_is_gone() -> None:
+    publisher = RunStatusPublisher("127.0.0.1:1", "0a")
+    publisher.publish(lambda: run_status(None))
+    publisher.close()
 
 
 @contextmanager
@@ -193,19 +193,19 @@ class Threads:
     can_replace = True
 
     def __init__(self, count: int) -> None:
-        self.link, self._count = DirectLink(Coordinator()), count
+        self.rendezvous, self._count = Rendezvous(), count
         self._threads: list[threading.Thread] = []
 
-    def start(self, task: Task, num_workers: int) -> None:
+    def start(self, task: WorkerSpec, num_workers: int) -> None:
         places = [Place(slot=n, host=f"127.0.0.{n + 1}", node_id=None, device="cpu") for n in range(num_workers)]
-        self._threads = [threading.Thread(target=work, args=(task, self.link, place)) for place in places]
+        self._threads = [threading.Thread(target=work, args=(task, self.rendezvous, place)) for place in places]
         for thread in self._threads:
             thread.start()
 
     def possible_workers(self) -> int:
         return self._count
 
-    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+    def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
         return ""
 
     def maintain(self) -> None:
@@ -214,11 +214,11 @@ class Threads:
     def ended(self) -> bool:
         return not any(thread.is_alive() for thread in self._threads)
 
-    def stacks(self, members: list[Member]) -> dict[int, str]:
+    def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         return {}
 
-    def kill(self, members: list[Member]) -> None:
-        self.link.call("abort")
+    def kill(self, members: list[WorkerInfo]) -> None:
+        self.rendezvous.abort()
 
     def end(self) -> None:
         for thread in self._threads:
@@ -230,7 +230,7 @@ class Threads:
 
 def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stragglers, "HOLD_S", 0.05)
-    monkeypatch.setattr(supervisor, "_PACING_EVERY_S", 0.02)
+    monkeypatch.setattr(controller, "_PACING_EVERY_S", 0.02)
     barrier = threading.Barrier(3)
 
     def train(session: Session, _: Any) -> str:
@@ -244,30 +244,32 @@ def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: P
         return "finished"
 
     config = from_dict(Config, {"run": {"workers": "3", "mtbf_h": 2.0}, "train": {"global_batch_size": 60}})
-    monkeypatch.setattr(Task, "load", lambda _: (train, config))
+    monkeypatch.setattr(WorkerSpec, "load", lambda _: (train, config))
     monkeypatch.setattr(Dataset, "load", lambda _: None)
     monkeypatch.setattr("jobs.common.execution.worker.set_collective_interface", lambda _: None)
     store = Store.open(str(tmp_path))
-    task = Task(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f", dataset_uri=str(tmp_path))
-    ledger, heard = Ledger.open(store), list[Straggler | None]()
-    ears = Ears(listen=lambda watch: heard.append(watch.pacing.present), say=print, stop_requested=lambda: False)
-    run = Supervisor(run=config.run, engine=Threads(3), task=task, run_store=store, num_shards=3, ledger=ledger, ears=ears)
+    task = WorkerSpec(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f", dataset_uri=str(tmp_path))
+    run_state, heard = RunState.open(store), list[Straggler | None]()
+    callbacks = ControllerCallbacks(on_update=lambda now: heard.append(now.pacing.present), log=print,
+                                    stop_requested=lambda: False)
+    run = Controller(run=config.run, executor=Threads(3), spec=task, run_store=store, num_shards=3, run_state=run_state,
+                     callbacks=callbacks)
     run.start(3)
     assert run.supervise() == "finished"
-    [said] = [event for event in ledger.events if "computes" in event]
+    [said] = [event for event in run_state.events if "computes" in event]
     assert "rank 1 on 127.0.0.2 computes 0.03" in said
     assert {found.slow.rank for found in heard if found} == {1}
     assert run._mtbf_s(3) == 2400, "three hosts, each failing every two hours"
 
 
 def test_without_a_figure_what_the_run_has_seen_counts_from_three_failures_on(tmp_path: Path) -> None:
-    ledger = Ledger(store=Store.open(str(tmp_path)))
+    run_state = RunState(store=Store.open(str(tmp_path)))
     config = from_dict(Config, {})
-    run = Supervisor(run=config.run, engine=Threads(1), task=Task(train="", config_type="", config={}, config_fingerprint="",
-                                                                  run_uri="", dataset_uri=""),
-                     run_store=Store.open(str(tmp_path)), num_shards=1, ledger=ledger,
-                     ears=Ears(listen=lambda _: None, say=print, stop_requested=lambda: False))
-    ledger._earlier_s, ledger.restarts = 3600.0, 2
+    spec = WorkerSpec(train="", config_type="", config={}, config_fingerprint="", run_uri="", dataset_uri="")
+    run = Controller(run=config.run, executor=Threads(1), spec=spec,
+                     run_store=Store.open(str(tmp_path)), num_shards=1, run_state=run_state,
+                     callbacks=ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False))
+    run_state._earlier_s, run_state.restarts = 3600.0, 2
     assert run._mtbf_s(1) is None
-    ledger.restarts = 3
+    run_state.restarts = 3
     assert run._mtbf_s(1) == pytest.approx(1200, abs=5)

@@ -10,12 +10,12 @@ import torch
 from cluster.core.errors import CheckpointError, ConfigError
 from jobs.common.config import parse
 from jobs.common.data.length_bucketing import LengthGroups
-from jobs.common.data.sampling import Order
+from jobs.common.data.sampling import SamplingOrder
 from jobs.pytorch.gradient_buckets import _cut
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
-from jobs.transformer.shards import Fragment, Slice, fill, gathered, items, to_arrays
+from jobs.transformer.shards import Slice, TextFragment, fill, gathered, items, to_arrays
 from jobs.transformer.tasks import Mask, task_of
 from tests.unit.token_rows import config_of
 
@@ -24,7 +24,7 @@ DETAILS: dict[str, Any] = {"max_length": 32, "vocab_size": 64, "pad_id": 0, "sta
 
 # ── batches of like lengths ──
 def groups_of(seed: int = 0, shards: int = 3, steps: int = 8) -> LengthGroups:
-    order = Order(num_rows=1000, num_shards=shards, global_batch_size=12, block_rows=64, window_rows=256, seed=seed)
+    order = SamplingOrder(num_rows=1000, num_shards=shards, global_batch_size=12, block_rows=64, window_rows=256, seed=seed)
     return LengthGroups(order, steps)
 
 
@@ -95,16 +95,16 @@ def test_slices_go_from_any_number_of_workers_to_any_other(writers: int, readers
     shapes = {"a.weight": (7, 5), "b.bias": (3,)}
     whole = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
-    def cut(workers: int, fresh: bool) -> list[list[Fragment]]:
-        owned: list[list[Fragment]] = []
+    def cut(workers: int, fresh: bool) -> list[list[TextFragment]]:
+        owned: list[list[TextFragment]] = []
         for rank in range(workers):
-            mine: list[Fragment] = []
+            mine: list[TextFragment] = []
             for name, values in whole.items():
                 size = -(-values.size // workers)
                 start, stop = min(values.size, rank * size), min(values.size, (rank + 1) * size)
                 if stop > start:
                     piece = torch.from_numpy(values.reshape(-1)[start:stop].copy())
-                    mine.append(Fragment(name, start, {"weights": torch.zeros_like(piece) if fresh else piece}))
+                    mine.append(TextFragment(name, start, {"weights": torch.zeros_like(piece) if fresh else piece}))
             owned.append(mine)
         return owned
 
@@ -118,7 +118,7 @@ def test_slices_go_from_any_number_of_workers_to_any_other(writers: int, readers
 
 def test_a_slice_that_is_missing_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"a\.weight"):
-        fill([Fragment("a.weight", 4, {"weights": torch.zeros(6)})], [{"weights/a.weight@0": np.zeros(7, np.float32)}])
+        fill([TextFragment("a.weight", 4, {"weights": torch.zeros(6)})], [{"weights/a.weight@0": np.zeros(7, np.float32)}])
     assert Slice.parse("exp_avg/model.layers.0.q@12") == Slice("exp_avg", "model.layers.0.q", 12)
 
 

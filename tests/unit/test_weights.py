@@ -15,10 +15,10 @@ from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution import controller as supervising
 from jobs.common.execution import straggler
-from jobs.common.execution.controller import Ears, Supervisor, Watch
-from jobs.common.execution.executors import ProcessEngine
-from jobs.common.execution.run_state import Ledger
-from jobs.common.execution.worker import Task
+from jobs.common.execution.controller import Controller, ControllerCallbacks, GenerationState
+from jobs.common.execution.executors import ProcessExecutor
+from jobs.common.execution.run_state import RunState
+from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint
 from jobs.common.training.weight_digest import PIECE, digest_of_arrays, odd_ranks, placed
 from tests.image_loops import digits
@@ -71,17 +71,18 @@ def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int])
 
 # ── in the jobs' loops ──
 def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
-               listen: Callable[[Watch], None]) -> tuple[Supervisor, Ledger]:
+               listen: Callable[[GenerationState], None]) -> tuple[Controller, RunState]:
     """A run of one of tests/unit/odd_loops.py, whose workers have been started."""
     store, values = Store.open(str(folder)), to_dict(config)
     kind = type(config)
-    task = Task(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
-                run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
-    ledger = Ledger.open(store)
-    supervisor = Supervisor(run=config.run, engine=ProcessEngine(1), task=task, run_store=store, num_shards=config.run.max_workers,
-                            ledger=ledger, ears=Ears(listen=listen, say=print, stop_requested=lambda: False))
-    supervisor.start(config.run.max_workers)
-    return supervisor, ledger
+    task = WorkerSpec(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
+                      run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+    run_state = RunState.open(store)
+    controller = Controller(run=config.run, executor=ProcessExecutor(1), spec=task, run_store=store,
+                            num_shards=config.run.max_workers, run_state=run_state,
+                            callbacks=ControllerCallbacks(on_update=listen, log=print, stop_requested=lambda: False))
+    controller.start(config.run.max_workers)
+    return controller, run_state
 
 
 def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
@@ -90,16 +91,16 @@ def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkey
     monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
     times: list[dict[int, RankTime]] = []
 
-    def listen(watch: Watch) -> None:
+    def listen(watch: GenerationState) -> None:
         times.append(watch.times)
 
-    supervisor, ledger = supervised(folder, dataset, config, train, listen)
+    controller, run_state = supervised(folder, dataset, config, train, listen)
     with pytest.raises(DivergedError) as caught:
-        supervisor.supervise()
+        controller.supervise()
     busy = [found for found in times if len(found) == config.run.max_workers][-1]
     assert busy[ODD].busy_s > SLOWER_S
     assert all(busy[rank].busy_s < SLOWER_S for rank in busy if rank != ODD), "they wait; they do not compute longer"
-    return str(caught.value), ledger.events
+    return str(caught.value), run_state.events
 
 
 def check(message: str, events: list[str], workers: int) -> None:
@@ -143,9 +144,9 @@ def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path
     monkeypatch.setattr(supervising, "_FIRST_STEP_S", 30.0)  # after which all workers would be replaced: a second failure
     config = from_dict(MlpConfig, {"run": {"workers": "3", "max_failures": 1}, "model": {"hidden": [32]},
                                    "train": {"global_batch_size": 60, "epochs": 1}})
-    supervisor, ledger = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)
-    assert supervisor.supervise() == "finished"
-    assert ledger.failures == 1
+    controller, run_state = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)
+    assert controller.supervise() == "finished"
+    assert run_state.failures == 1
     said = sorted((tmp_path / "run/logs/errors").glob("000001-*-peer.txt"))
     assert [path.name[-10:] for path in said] == ["1-peer.txt", "2-peer.txt"]
     assert all("onnection" in path.read_text() for path in said), "what PyTorch said is kept"

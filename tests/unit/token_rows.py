@@ -9,10 +9,10 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict, to_dict
 from jobs.common.data.dataset import Column, Dataset
 from jobs.common.data.prepared import content_fingerprint, find_or_build, split_writers
-from jobs.common.execution.controller import Ears, Supervisor
-from jobs.common.execution.executors import InProcessEngine, ProcessEngine
-from jobs.common.execution.run_state import Ledger
-from jobs.common.execution.worker import Task
+from jobs.common.execution.controller import Controller, ControllerCallbacks
+from jobs.common.execution.executors import InProcessExecutor, ProcessExecutor
+from jobs.common.execution.run_state import RunState
+from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint
 from jobs.transformer.config import TransformerConfig
 
@@ -64,14 +64,14 @@ def config_of(**groups: Any) -> TransformerConfig:
 
 
 def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: str, workers: int) -> None:
-    """Carries a training function out on local workers, under the supervisor, without a driver's preparations and its finish."""
+    """Carries a training function out on local workers, under the controller, without a driver's preparations and its finish."""
     run_store = Store.open(str(folder))
     values = to_dict(config)
-    task = Task(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
-                run_uri=run_store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
-    engine = InProcessEngine() if workers == 1 else ProcessEngine(1)
-    ears = Ears(listen=lambda _: None, say=print, stop_requested=lambda: False)
-    supervisor = Supervisor(run=config.run, engine=engine, task=task, run_store=run_store, num_shards=config.run.max_workers,
-                            ledger=Ledger.open(run_store), ears=ears)
-    supervisor.start(workers)
-    assert engine.run(supervisor.supervise) == "finished"
+    task = WorkerSpec(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
+                      run_uri=run_store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+    executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1)
+    callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)
+    controller = Controller(run=config.run, executor=executor, spec=task, run_store=run_store, num_shards=config.run.max_workers,
+                            run_state=RunState.open(run_store), callbacks=callbacks)
+    controller.start(workers)
+    assert executor.run(controller.supervise) == "finished"

@@ -63,7 +63,7 @@ class Costs:
         return max(1, round(self.interval_s / self.step_s)) if self.step_s > 0 else FIRST_STEPS
 
 
-class Cadence:
+class CheckpointSchedule:
     """Counts steps; the loop asks after each one. Rank 0 decides, and the loop makes it common to all ranks.
 
         if cadence.due(step):

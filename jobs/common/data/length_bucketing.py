@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.common.data.counter_rng import IntArray, Purpose, raw_bits
-from jobs.common.data.sampling import Order
+from jobs.common.data.sampling import SamplingOrder
 
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """An order whose windows are groups of `steps` steps, arranged by length. It offers what a feed asks of `Order`."""
+    """An order whose windows are groups of `steps` steps, arranged by length. It offers what a feed asks of `SamplingOrder`."""
 
-    order: Order
+    order: SamplingOrder
     steps: int
 
     @property

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from jobs.common.data.dataset import Columns, Reader
 from jobs.common.data.length_bucketing import LengthGroups
-from jobs.common.data.sampling import Order
+from jobs.common.data.sampling import SamplingOrder
 
 MicroBatches = dict[int, Columns]
 """shard → each column of the data set by name, (m, …); views, valid until the next step is taken."""
@@ -23,7 +23,7 @@ MicroBatches = dict[int, Columns]
 class Feed:
     """Micro-batches of the shards that one worker owns. `wait_s`: seconds spent waiting for data so far."""
 
-    def __init__(self, order: Order | LengthGroups, reader: Reader, shards: tuple[int, ...]) -> None:
+    def __init__(self, order: SamplingOrder | LengthGroups, reader: Reader, shards: tuple[int, ...]) -> None:
         self.order, self.shards, self.wait_s = order, shards, 0.0
         self._reader = reader
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-feed")
@@ -71,7 +71,7 @@ class Feed:
         positions = self.order.window(epoch, shard, window)
         self._reader.prefetch(positions)
         rows = self._reader.take(positions)
-        if isinstance(self.order, Order):
+        if isinstance(self.order, SamplingOrder):
             return rows
         arranged = self.order.arrange(epoch, window, rows["length"])
         return {name: column[arranged] for name, column in rows.items()}

@@ -24,7 +24,7 @@ def shards_of(rank: int, world_size: int, num_shards: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class SamplingOrder:
     """The order of one run's training rows."""
 
     num_rows: int

@@ -12,7 +12,7 @@ from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.metrics import Evaluation, evaluate, worst_mistakes
 from jobs.common.report.images import Mistakes
-from jobs.common.training.job import Trained, Verdict
+from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.features import image_features
@@ -22,7 +22,7 @@ REFERENCE_ROWS = 5000
 _PART_BYTES = 32 << 20
 
 
-def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray) -> Verdict:
+def judge(trained: TrainingResult, probe_inputs: Mapping[str, Array], probed: IntArray) -> EvaluationResult:
     """probe_inputs: some test rows as the artifact's input tensors. probed: their positions in the split.
 
     Raises: TrainingFailedError if a prediction is not finite.
@@ -31,11 +31,11 @@ def judge(trained: Trained, probe_inputs: Mapping[str, Array], probed: IntArray)
     require_finite(predicted)
     judged = {split: judge_split(trained, p) for split, p in predicted.items()}
     probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
-    return Verdict(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
-                   headlines=headlines(judged["test"]))
+    return EvaluationResult(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
+                            headlines=headlines(judged["test"]))
 
 
-def judge_images(trained: Trained) -> Verdict:
+def judge_images(trained: TrainingResult) -> EvaluationResult:
     """As `judge`, with the images that were wrong with the greatest confidence, and what drift is measured from."""
     first = np.arange(probe_rows(trained))
     verdict = judge(trained, {"image": trained.rows("test", first)["image"]}, first)
@@ -47,7 +47,7 @@ def judge_images(trained: Trained) -> Verdict:
     return replace(verdict, mistakes=mistakes, reference=_image_reference(trained, test))
 
 
-def _image_reference(trained: Trained, test: Predictions) -> Reference | None:
+def _image_reference(trained: TrainingResult, test: Predictions) -> Reference | None:
     """Of at most 5,000 test rows, spread evenly over the split, read some at a time."""
     rows, mean = trained.dataset.splits["test"].num_rows, ImageFacts.of(trained.dataset).mean
     positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
@@ -56,11 +56,11 @@ def _image_reference(trained: Trained, test: Predictions) -> Reference | None:
     return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]}, test.probabilities[positions])
 
 
-def probe_rows(trained: Trained) -> int:
+def probe_rows(trained: TrainingResult) -> int:
     return min(PROBE_ROWS, trained.dataset.splits["test"].num_rows)
 
 
-def judge_split(trained: Trained, predicted: Predictions) -> Evaluation:
+def judge_split(trained: TrainingResult, predicted: Predictions) -> Evaluation:
     how = trained.config.eval
     return evaluate(predicted.probabilities, predicted.labels, trained.dataset.class_names, top_k=how.top_k,
                     bootstrap_samples=how.bootstrap_samples)

@@ -1,6 +1,6 @@
-"""The local binding: N worker processes on this machine without Ray; one worker is this very process.
+"""The local executors: N worker processes on this machine without Ray; one worker is this very process.
 
-An engine starts a group of workers, replaces those that die, and ends them. It decides nothing about training.
+An executor starts a group of workers, replaces those that die, and ends them. It decides nothing about training.
 """
 
 import os
@@ -20,8 +20,8 @@ from cluster.core.background import in_background, logged
 from cluster.core.errors import StoppedError
 from cluster.core.network import collective_interface_kept
 from cluster.remote_processes import dump_stack, kill
-from jobs.common.execution.worker import CoordinatorServer, DirectLink, Link, Place, Task, work
-from jobs.common.training.rendezvous import Coordinator, Member
+from jobs.common.execution.worker import Place, RendezvousServer, WorkerSpec, work
+from jobs.common.training.rendezvous import Rendezvous, RendezvousClient, WorkerInfo
 
 T = TypeVar("T")
 _AT_ONCE = 32
@@ -29,21 +29,21 @@ _LAST_S = 10.0
 
 
 class GroupLostError(Exception):
-    """The engine has lost its whole group of workers, and does not replace it by itself."""
+    """The executor has lost its whole group of workers, and does not replace it by itself."""
 
 
 class HungError(StoppedError):
     """The worker makes no progress, and only the end of its process ends it."""
 
 
-class Engine(Protocol):
-    """What the supervisor needs of a binding."""
+class Executor(Protocol):
+    """What the controller needs of whoever starts its workers."""
 
-    link: Link
+    rendezvous: RendezvousClient
     can_replace: bool
-    """Whether a dead worker is started again by the engine while the others live on."""
+    """Whether a dead worker is started again by the executor while the others live on."""
 
-    def start(self, task: Task, num_workers: int) -> None:
+    def start(self, spec: WorkerSpec, num_workers: int) -> None:
         """Begins to start a group."""
         ...
 
@@ -55,23 +55,23 @@ class Engine(Protocol):
         """Asks for room for so many workers, so that nodes are added where they can be. Gives what says whether it is there."""
         ...
 
-    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+    def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
         """Who is on a node that is about to be taken away: some of these workers, or this driver itself."""
         ...
 
     def maintain(self) -> None:
-        """Replaces dead workers where that is the engine's part. Raises: GroupLostError if the whole group is gone."""
+        """Replaces dead workers where that is the executor's part. Raises: GroupLostError if the whole group is gone."""
         ...
 
     def ended(self) -> bool:
         """Whether the whole group has ended."""
         ...
 
-    def stacks(self, members: list[Member]) -> dict[int, str]:
+    def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         """The stack of each member's threads, by slot."""
         ...
 
-    def kill(self, members: list[Member]) -> None: ...
+    def kill(self, members: list[WorkerInfo]) -> None: ...
 
     def end(self) -> None:
         """Ends what is left of the group."""
@@ -82,14 +82,14 @@ class Engine(Protocol):
         ...
 
 
-def stacks(members: list[Member]) -> dict[int, str]:
+def stacks(members: list[WorkerInfo]) -> dict[int, str]:
     """The stacks of worker processes, on their nodes, by slot. All are asked at once: one that does not answer delays nobody."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         asked = {member.slot: pool.submit(dump_stack, member.pid, member.node_id) for member in members}
         return {slot: stack.result() for slot, stack in asked.items()}
 
 
-def kill_all(members: list[Member]) -> None:
+def kill_all(members: list[WorkerInfo]) -> None:
     """SIGKILL to worker processes, on their nodes, all at once."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for member in members:
@@ -97,20 +97,19 @@ def kill_all(members: list[Member]) -> None:
             ended.add_done_callback(logged(f"the ending of worker {member.slot} on {member.host}"))
 
 
-class InProcessEngine:
+class InProcessExecutor:
     """One worker, in the thread that calls `run`: for a debugger, a benchmark on a GPU, or a trial of Ray Tune."""
 
     can_replace = False
 
     def __init__(self, device: str = "cpu") -> None:
-        self.coordinator = Coordinator()
-        self.link: Link = DirectLink(self.coordinator)
+        self.rendezvous: RendezvousClient = Rendezvous()
         self._device, self._done = device, threading.Event()
-        self._task: Task | None = None
+        self._spec: WorkerSpec | None = None
 
-    def start(self, task: Task, num_workers: int) -> None:
+    def start(self, spec: WorkerSpec, num_workers: int) -> None:
         assert num_workers == 1
-        self._task, self._done = task, threading.Event()
+        self._spec, self._done = spec, threading.Event()
 
     def possible_workers(self) -> int:
         return 1
@@ -118,7 +117,7 @@ class InProcessEngine:
     def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
         return nullcontext(lambda: False)
 
-    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+    def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
         return ""
 
     def maintain(self) -> None:
@@ -127,23 +126,23 @@ class InProcessEngine:
     def ended(self) -> bool:
         return self._done.is_set()
 
-    def stacks(self, members: list[Member]) -> dict[int, str]:
+    def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         return {}
 
-    def kill(self, members: list[Member]) -> None:
+    def kill(self, members: list[WorkerInfo]) -> None:
         pass
 
     def end(self) -> None:
         pass
 
     def run(self, supervise: Callable[[], T]) -> T:
-        assert self._task is not None
+        assert self._spec is not None
         cause: BaseException | None = None
-        watching = in_background("trainyard-supervisor", lambda: self._watch(supervise))
+        watching = in_background("trainyard-controller", lambda: self._watch(supervise))
         try:
             with collective_interface_kept():
-                work(self._task, self.link, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (the supervisor has its report, and decides)
+                work(self._spec, self.rendezvous, Place(slot=0, host="127.0.0.1", node_id=None, device=self._device))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the controller has its report, and decides)
             cause = error
         finally:
             self._done.set()
@@ -156,14 +155,14 @@ class InProcessEngine:
         try:
             return supervise()
         except BaseException as error:
-            self.coordinator.abort()
+            self.rendezvous.abort()
             if isinstance(error, HungError) and not self._done.wait(_LAST_S):
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 os._exit(error.exit_code)  # the worker is this very process
             raise
 
 
-class ProcessEngine:
+class ProcessExecutor:
     """N worker processes, each replaced when it dies."""
 
     can_replace = True
@@ -171,19 +170,19 @@ class ProcessEngine:
     def __init__(self, cpus_per_worker: int) -> None:
         self._cpus_per_worker = cpus_per_worker
         self._key = secrets.token_bytes(32)
-        self._coordinator = Coordinator()
+        rendezvous = Rendezvous()
         self._address = f"\0trainyard-{uuid.uuid4().hex}"  # an abstract socket: there is no file to leave behind
-        CoordinatorServer.register("coordinator", callable=lambda: self._coordinator)
-        server = CoordinatorServer(address=self._address, authkey=self._key).get_server()
-        serving = in_background("trainyard-coordinator", server.serve_forever)
+        RendezvousServer.register("rendezvous", callable=lambda: rendezvous)
+        server = RendezvousServer(address=self._address, authkey=self._key).get_server()
+        serving = in_background("trainyard-rendezvous", server.serve_forever)
         serving.add_done_callback(logged("the workers' way to their driver"))
-        self.link: Link = DirectLink(self._coordinator)
-        self._task: Task | None = None
+        self.rendezvous: RendezvousClient = rendezvous
+        self._spec: WorkerSpec | None = None
         self._num_workers = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, task: Task, num_workers: int) -> None:
-        self._task, self._num_workers = task, num_workers
+    def start(self, spec: WorkerSpec, num_workers: int) -> None:
+        self._spec, self._num_workers = spec, num_workers
         self._processes = {slot: self._spawn(slot) for slot in range(num_workers)}
 
     def possible_workers(self) -> int:
@@ -193,7 +192,7 @@ class ProcessEngine:
     def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
         return nullcontext(lambda: False)
 
-    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+    def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
         return ""
 
     def maintain(self) -> None:
@@ -204,10 +203,10 @@ class ProcessEngine:
     def ended(self) -> bool:
         return all(process.poll() is not None for process in self._processes.values())
 
-    def stacks(self, members: list[Member]) -> dict[int, str]:
+    def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         return stacks(members)
 
-    def kill(self, members: list[Member]) -> None:
+    def kill(self, members: list[WorkerInfo]) -> None:
         kill_all(members)
 
     def end(self) -> None:
@@ -228,6 +227,6 @@ class ProcessEngine:
             cwd=Path.cwd(), env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])},
         )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self._task, slot, self._address, self._key)))
+        process.stdin.write(pickle.dumps((self._spec, slot, self._address, self._key)))
         process.stdin.close()
         return process

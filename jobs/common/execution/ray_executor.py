@@ -1,7 +1,7 @@
-"""The Ray Train binding: a worker group on the cluster, in which Ray Train replaces a dead worker and leaves the others be.
+"""The Ray Train executor: a worker group on the cluster, in which Ray Train replaces a dead worker and leaves the others be.
 
 Ray Train calls a worker that can be replaced by itself a replica group (made for torchft): `has_replica_groups` makes each
-worker one, at its old place in the placement group. Survivors meet the new one at the coordinator, a zero-CPU actor of
+worker one, at its old place in the placement group. Survivors meet the new one at the rendezvous, a zero-CPU actor of
 this driver, which is also what keeps a second run of the same name away: its name is the run's.
 Each group is a fresh Ray Train run under a name of its own, so Ray's own snapshots are never read.
 """
@@ -28,25 +28,71 @@ from cluster.core.errors import ClusterError, RunConflictError
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
 from jobs.common.execution.executors import GroupLostError, kill_all, stacks
-from jobs.common.execution.worker import Link, Place, Task, work
-from jobs.common.training.rendezvous import Coordinator, Member
+from jobs.common.execution.worker import Place, WorkerSpec, work
+from jobs.common.training.rendezvous import Assignment, HeartbeatReply, Rendezvous, RendezvousClient, View, WorkerExit, WorkerInfo
 
 T = TypeVar("T")
 NAMESPACE = "trainyard"
 CLAIM_TIMEOUT_S = 60.0
 
 
-class ActorLink:
-    """To the coordinator's actor."""
+class ActorClient:
+    """A `RendezvousClient` of the rendezvous that is an actor."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def call(self, method: str, *args: Any) -> Any:
-        try:
-            return ray.get(getattr(self.actor, method).remote(*args))
-        except ray.exceptions.RayActorError as error:
-            raise ConnectionError("the coordinator of this run is gone, with its driver or its cluster") from error
+    def register(self, worker: WorkerInfo) -> None:
+        _answer(self.actor.register.remote(worker))
+
+    def assignment(self, worker: str) -> Assignment | None:
+        return _answer(self.actor.assignment.remote(worker))
+
+    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply:
+        return _answer(self.actor.heartbeat.remote(slot, worker, state, reports))
+
+    def deregister(self, left: WorkerExit) -> None:
+        _answer(self.actor.deregister.remote(left))
+
+    def put(self, generation: str, key: str, value: Any) -> None:
+        _answer(self.actor.put.remote(generation, key, value))
+
+    def get(self, generation: str, key: str) -> Any:
+        return _answer(self.actor.get.remote(generation, key))
+
+    def poll(self) -> View:
+        return _answer(self.actor.poll.remote())
+
+    def expect(self, group: str) -> None:
+        _answer(self.actor.expect.remote(group))
+
+    def begin(self, assignments: dict[str, Assignment], workers: dict[int, str]) -> None:
+        _answer(self.actor.begin.remote(assignments, workers))
+
+    def break_up(self) -> None:
+        _answer(self.actor.break_up.remote())
+
+    def request_stop(self) -> None:
+        _answer(self.actor.request_stop.remote())
+
+    def abort(self) -> None:
+        _answer(self.actor.abort.remote())
+
+    def reset(self) -> None:
+        _answer(self.actor.reset.remote())
+
+    def describe(self, info: dict[str, Any]) -> None:
+        _answer(self.actor.describe.remote(info))
+
+    def description(self) -> dict[str, Any]:
+        return _answer(self.actor.description.remote())
+
+
+def _answer(asked: Any) -> Any:
+    try:
+        return ray.get(asked)
+    except ray.exceptions.RayActorError as error:
+        raise ConnectionError("the rendezvous of this run is gone, with its driver or its cluster") from error
 
 
 def lock_name(storage: str, name: str) -> str:
@@ -55,8 +101,8 @@ def lock_name(storage: str, name: str) -> str:
     return f"run-{digest[:16]}"
 
 
-def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
-    """The coordinator of a run, which dies with this driver. A dead driver's one is waited for, briefly.
+def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorClient:
+    """The rendezvous of a run, which dies with this driver. A dead driver's one is waited for, briefly.
 
     Raises: RunConflictError if another live driver runs it, ClusterError if this node does not start it.
     """
@@ -64,12 +110,12 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
     deadline = clock.now + wait_s
     while True:
         try:
-            actor = ray.remote(Coordinator).options(
+            actor = ray.remote(Rendezvous).options(
                 name=lock_name(storage, name), namespace=NAMESPACE, num_cpus=0, max_concurrency=16,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
             ).remote()  # on the driver's own node: no other node's death may take it away
             ray.get(actor.describe.remote({"name": name, "storage": storage}), timeout=CLAIM_TIMEOUT_S)
-            return ActorLink(actor)
+            return ActorClient(actor)
         except ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"this machine's Ray node did not start a process within {CLAIM_TIMEOUT_S:g} s: look at it with "
                                "`python -m cluster status`; it hangs or is overloaded, so restart it or try again") from error
@@ -82,25 +128,25 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorLink:
             time.sleep(0.25)
 
 
-class RayEngine:
+class RayExecutor:
     """See the module."""
 
     can_replace = True
 
-    def __init__(self, link: ActorLink, request: Request, *, in_own_group: bool = False) -> None:
+    def __init__(self, rendezvous: ActorClient, request: Request, *, in_own_group: bool = False) -> None:
         """in_own_group: workers take the bundles of the placement group that this process runs in, instead of a new one's."""
-        self.link: Link = link
+        self.rendezvous: RendezvousClient = rendezvous
         self._placement = ray.util.get_current_placement_group() if in_own_group else None
-        self._actor, self._request = link.actor, request
+        self._actor, self._request = rendezvous.actor, request
         self._fitting: Future[None] | None = None
         self._num_workers = 0
 
-    def start(self, task: Task, num_workers: int) -> None:
+    def start(self, spec: WorkerSpec, num_workers: int) -> None:
         self._num_workers = num_workers
-        self.link.call("describe", {"controller": None})  # the one of the group before is gone
+        self.rendezvous.describe({"controller": None})  # the one of the group before is gone
         group = f"group-{uuid.uuid4().hex[:8]}"
-        self.link.call("expect", group)
-        self._fitting = in_background("trainyard-fit", lambda: self._fit(task, num_workers, group))
+        self.rendezvous.expect(group)
+        self._fitting = in_background("trainyard-fit", lambda: self._fit(spec, num_workers, group))
 
     def possible_workers(self) -> int:
         group = None if self._placement is None else self._placement.id.hex()
@@ -111,7 +157,7 @@ class RayEngine:
             return nullcontext(lambda: False)
         return queued(replace(self._request, num_workers=num_workers))
 
-    def leaving(self, members: list[Member]) -> Literal["", "workers", "driver"]:
+    def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
         draining = draining_nodes()
         if ray.get_runtime_context().get_node_id() in draining:
             return "driver"
@@ -126,16 +172,16 @@ class RayEngine:
     def ended(self) -> bool:
         return self._fitting is None or self._fitting.done()
 
-    def stacks(self, members: list[Member]) -> dict[int, str]:
+    def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         return stacks(members)
 
-    def kill(self, members: list[Member]) -> None:
+    def kill(self, members: list[WorkerInfo]) -> None:
         kill_all(members)
 
     def end(self) -> None:
         """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""
         if self._fitting is not None and not wait([self._fitting], timeout=5).done:
-            controller = self.link.call("description").get("controller")
+            controller = self.rendezvous.description().get("controller")
             if controller is not None:
                 ray.kill(controller)
             wait([self._fitting], timeout=30)
@@ -144,7 +190,7 @@ class RayEngine:
     def run(self, supervise: Callable[[], T]) -> T:
         return supervise()
 
-    def _fit(self, task: Task, num_workers: int, group: str) -> None:
+    def _fit(self, spec: WorkerSpec, num_workers: int, group: str) -> None:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s by default: a death is noticed sooner
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
@@ -154,10 +200,10 @@ class RayEngine:
         if self._request.gpus_per_worker:
             resources["GPU"] = float(self._request.gpus_per_worker)
         trainer = Trainer(
-            _train_function, train_loop_config={"task": task, "actor": self._actor, "group": group}, backend_config=ReplaceOne(),
+            _train_function, train_loop_config={"spec": spec, "actor": self._actor, "group": group}, backend_config=ReplaceOne(),
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
-            run_config=RunConfig(name=group, storage_path=Store.open(task.run_uri).location("ray"),
+            run_config=RunConfig(name=group, storage_path=Store.open(spec.run_uri).location("ray"),
                                  failure_config=FailureConfig(max_failures=-1),
                                  callbacks=[Introduce(self._actor, self._placement)]),
         )
@@ -171,6 +217,6 @@ def _train_function(settings: dict[str, Any]) -> None:
     place = Place(slot=context.get_world_rank(), host=ray.util.get_node_ip_address(), node_id=runtime.get_node_id(),
                   device="cuda:0" if gpus else "cpu", group=settings["group"])
     try:
-        work(settings["task"], ActorLink(settings["actor"]), place)
+        work(settings["spec"], ActorClient(settings["actor"]), place)
     except ConnectionError:
         os._exit(70)

@@ -1,4 +1,4 @@
-"""What the Ray Train binding plugs into Ray Train: a backend whose workers are replaced one by one, and a callback."""
+"""What the Ray Train executor plugs into Ray Train: a backend whose workers are replaced one by one, and a callback."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false
 
@@ -42,18 +42,18 @@ class Trainer(DataParallelTrainer):
 
 
 class Introduce(ControllerCallback):
-    """Tells the run's coordinator which actor controls the group, so that the driver can end one that hangs.
+    """Tells the run's rendezvous which actor controls the group, so that the driver can end one that hangs.
 
     placement: the placement group whose bundles the workers are to take. Ray Train always makes one of its own, which beside that
     of a Ray Tune trial would hold everything twice; so in the controller's process, where this is called, it is given this one.
     """
 
-    def __init__(self, coordinator: Any, placement: Any = None) -> None:
-        self._coordinator, self.placement = coordinator, placement
+    def __init__(self, rendezvous: Any, placement: Any = None) -> None:
+        self._rendezvous, self.placement = rendezvous, placement
 
     def after_controller_start(self, train_run_context: Any) -> None:
         controller = ray.get_runtime_context().current_actor
-        ray.get(self._coordinator.describe.remote({"controller": controller}))
+        ray.get(self._rendezvous.describe.remote({"controller": controller}))
         if self.placement is not None:
             setattr(WorkerGroup, "_create_placement_group", self._borrowed)  # noqa: B010
 

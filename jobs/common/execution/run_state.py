@@ -22,7 +22,7 @@ _EXCLUDED_FILE = "excluded_steps.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """The fields of progress.json: those of a `Ledger`, and whether its driver has ended it."""
+    """The fields of progress.json: those of a `RunState`, and whether its driver has ended it."""
 
     restarts: int
     lost_steps: int
@@ -42,7 +42,7 @@ _SAVED = tuple(each.name for each in fields(_Saved) if each.name != "ended")
 
 
 @dataclass(kw_only=True)
-class Ledger:
+class RunState:
     """Counters of a whole run, over all its drivers. Times in seconds."""
 
     store: Store
@@ -74,26 +74,26 @@ class Ledger:
     _saved_at: float = 0.0
 
     @staticmethod
-    def open(store: Store, require: Callable[[], None] = lambda: None) -> "Ledger":
+    def open(store: Store, require: Callable[[], None] = lambda: None) -> "RunState":
         """The account so far. A driver that ended without a word counts as a restart.
 
         Raises: CheckpointError if the list of the steps to leave out is damaged.
         """
-        ledger = Ledger(store=store, excluded_steps=_excluded(store), require=require)
+        run_state = RunState(store=store, excluded_steps=_excluded(store), require=require)
         try:
             saved = load_json(store, _FILE, _Saved)
         except FileNotFoundError:
-            return ledger
+            return run_state
         except DocumentError as error:
-            ledger.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
-            return ledger
+            run_state.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
+            return run_state
         for key in _SAVED:
-            setattr(ledger, key, getattr(saved, key))
-        ledger.resumed, ledger._earlier_s = True, ledger.wall_s
+            setattr(run_state, key, getattr(saved, key))
+        run_state.resumed, run_state._earlier_s = True, run_state.wall_s
         if not saved.ended:
-            ledger.restarts += 1
-            ledger.event("the driver was lost, and the run was submitted again")
-        return ledger
+            run_state.restarts += 1
+            run_state.event("the driver was lost, and the run was submitted again")
+        return run_state
 
     def observe(self, state: dict[str, Any], highest: int, reports: list[dict[str, Any]]) -> None:
         """At each look: rank 0's state, the highest step of any rank, what was reported since."""

@@ -1,7 +1,7 @@
-"""What a worker process does, under every binding: join, train in one generation after another, leave.
+"""What a worker process does, under every executor: register, train in one generation after another, deregister.
 
-A survivor of a dead peer joins again in the same process, with all its imports done and its data in the cache.
-`python -m jobs.common.execution.worker` is the process of the local binding.
+A survivor of a dead peer registers again in the same process, with all its imports done and its data in the cache.
+`python -m jobs.common.execution.worker` is the process of the local executor.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from cluster.core.errors import TrainingFailedError, TrainyardError
 from cluster.core.network import set_collective_interface
@@ -24,14 +24,14 @@ from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.runs.run_folder import RUN_FILE
-from jobs.common.training.rendezvous import Assignment, Coordinator, Departure, Member, Outcome
-from jobs.common.training.session import Link, NonFiniteError, PeerLostError, Session
+from jobs.common.training.rendezvous import Assignment, Outcome, RendezvousClient, WorkerExit, WorkerInfo
+from jobs.common.training.session import NonFiniteError, PeerLostError, Session
 
 Train = Callable[[Session, Any], Literal["finished", "stopped"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class WorkerSpec:
     """What all workers of a run are given. `train` and `config_type` are `module:name`, loaded in the worker only."""
 
     train: str
@@ -66,38 +66,38 @@ class Place:
     group: str = ""
 
 
-def work(task: Task, link: Link, place: Place) -> None:
+def work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
     """Trains until the run is finished or stopped, or this worker is told to go.
 
-    Raises: what is no TrainyardError, after having reported it, so that the process ends and is replaced.
+    Raises: what is not a TrainyardError, after having reported it, so that the process ends and is replaced.
     """
     with suppress(TrainyardError):
-        _work(task, link, place)
+        _work(spec, rendezvous, place)
 
 
-def _work(task: Task, link: Link, place: Place) -> None:
+def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
     began = time.time()
     set_collective_interface(place.host)
-    with _reporting(link, place.slot, ""):
-        if task.versions is not None:
-            check_own_node(Store.open(task.run_uri), RUN_FILE, task.versions, place.host)
-        train, config = task.load()
+    with _reporting(rendezvous, place.slot, ""):
+        if spec.versions is not None:
+            check_own_node(Store.open(spec.run_uri), RUN_FILE, spec.versions, place.host)
+        train, config = spec.load()
     marks = {"worker_began": began, "imported": time.time()}
     last_step, bad_steps, why = -1, (), ""
     while True:
         worker = uuid.uuid4().hex
-        member = Member(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
-                        host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why)
-        assignment = _join(link, member)
+        info = WorkerInfo(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
+                          host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why)
+        assignment = _assignment(rendezvous, info)
         if assignment.abort:
             return
-        with _reporting(link, place.slot, worker):
-            session = _session(task, config, assignment, link, place, worker, marks)
+        with _reporting(rendezvous, place.slot, worker):
+            session = _session(spec, config, assignment, rendezvous, place, worker, marks)
         last_step, bad_steps, why = session.step, (), ""
         try:
-            with _reporting(link, place.slot, worker):
+            with _reporting(rendezvous, place.slot, worker):
                 outcome = _attempt(train, session, config)
-            link.call("leave", Departure(slot=place.slot, worker=worker, outcome=outcome))
+            rendezvous.deregister(WorkerExit(slot=place.slot, worker=worker, outcome=outcome))
             return
         except PeerLostError as error:
             last_step, why = session.step, str(error.__cause__ or error)
@@ -106,14 +106,14 @@ def _work(task: Task, link: Link, place: Place) -> None:
 
 
 @contextmanager
-def _reporting(link: Link, slot: int, worker: str) -> Generator[None]:
-    """Tells the supervisor of an error before it ends this worker."""
+def _reporting(rendezvous: RendezvousClient, slot: int, worker: str) -> Generator[None]:
+    """Tells the controller of an error before it ends this worker."""
     try:
         yield
     except (PeerLostError, NonFiniteError):
         raise
     except Exception as error:
-        link.call("leave", _departure(slot, worker, error))
+        rendezvous.deregister(_exit(slot, worker, error))
         raise
 
 
@@ -127,67 +127,53 @@ def _attempt(train: Train, session: Session, config: Config) -> Outcome:
     return outcome
 
 
-def _join(link: Link, member: Member) -> Assignment:
-    link.call("join", member)
+def _assignment(rendezvous: RendezvousClient, info: WorkerInfo) -> Assignment:
+    """Registers a worker and waits for its place in the next generation."""
+    rendezvous.register(info)
     while True:
-        if (assignment := link.call("assignment", member.worker)) is not None:
+        if (assignment := rendezvous.assignment(info.worker)) is not None:
             return assignment
         time.sleep(0.02)
 
 
-def _session(task: Task, config: Config, assignment: Assignment, link: Link, place: Place, worker: str,
-             marks: dict[str, float]) -> Session:
+def _session(spec: WorkerSpec, config: Config, assignment: Assignment, rendezvous: RendezvousClient, place: Place,
+             worker: str, marks: dict[str, float]) -> Session:
     session = Session(
-        config=config, run_store=Store.open(task.run_uri), dataset=Dataset.load(Store.open(task.dataset_uri)),
-        assignment=assignment, link=link, slot=place.slot, worker=worker, host=place.host, device=place.device,
-        config_fingerprint=task.config_fingerprint, until_epoch=task.until_epoch,
+        config=config, run_store=Store.open(spec.run_uri), dataset=Dataset.load(Store.open(spec.dataset_uri)),
+        assignment=assignment, rendezvous=rendezvous, slot=place.slot, worker=worker, host=place.host, device=place.device,
+        config_fingerprint=spec.config_fingerprint, until_epoch=spec.until_epoch,
     )
     session.marks |= marks | {"assigned": time.time()}
     return session
 
 
-def _departure(slot: int, worker: str, error: Exception) -> Departure:
+def _exit(slot: int, worker: str, error: Exception) -> WorkerExit:
     if isinstance(error, NonFiniteStateError):
         error = TrainingFailedError(str(error))
-    return Departure(slot=slot, worker=worker, outcome="error", kind=type(error).__name__, message=str(error),
-                     traceback=traceback.format_exc())
+    return WorkerExit(slot=slot, worker=worker, outcome="error", kind=type(error).__name__, message=str(error),
+                      traceback=traceback.format_exc())
 
 
-class DirectLink:
-    """To a coordinator in this very process."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._coordinator, method)(*args)
+class RendezvousServer(BaseManager):
+    """Offers a rendezvous on a Unix socket, to processes of this machine."""
 
 
-class CoordinatorServer(BaseManager):
-    """The coordinator behind a Unix socket, for processes of this machine."""
-
-
-class SocketLink:
-    """To a coordinator that a CoordinatorServer offers. Raises: EOFError, OSError when the driver is gone."""
-
-    def __init__(self, address: str, key: bytes) -> None:
-        CoordinatorServer.register("coordinator")
-        self._manager = CoordinatorServer(address=address, authkey=key)
-        self._manager.connect()
-        self._proxy: Any = self._manager.coordinator()  # type: ignore[attr-defined]
-
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._proxy, method)(*args)
+def connect_to(address: str, key: bytes) -> RendezvousClient:
+    """Returns the rendezvous that a RendezvousServer offers. Raises: EOFError, OSError if the driver is gone."""
+    RendezvousServer.register("rendezvous")
+    manager = RendezvousServer(address=address, authkey=key)
+    manager.connect()
+    return cast(RendezvousClient, manager.rendezvous())  # type: ignore[attr-defined]
 
 
 def main() -> None:
-    """A local worker. Its task, slot and socket come in as one pickle on standard input, from its own parent."""
+    """A local worker. Its spec, slot and socket come in as one pickle on standard input, from its own parent."""
     import pickle
 
-    task, slot, address, key = pickle.load(sys.stdin.buffer)
-    link = SocketLink(address, key)
+    spec, slot, address, key = pickle.load(sys.stdin.buffer)
+    rendezvous = connect_to(address, key)
     try:
-        work(task, link, Place(slot=slot, host="127.0.0.1", node_id=None, device="cpu"))
+        work(spec, rendezvous, Place(slot=slot, host="127.0.0.1", node_id=None, device="cpu"))
     except (EOFError, ConnectionError):
         sys.exit(70)
 

@@ -42,7 +42,7 @@ class Screen:
             self._live.stop()
 
 
-class Display(Screen):
+class RunConsole(Screen):
     """Shows how training goes on."""
 
     def __init__(self, *, plain: bool | None = None) -> None:

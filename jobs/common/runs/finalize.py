@@ -8,16 +8,16 @@ from jobs.common.artifact import artifact
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.run_state import RunState
 from jobs.common.provenance import library_versions, machine
 from jobs.common.report.run_report import ReportContent, RunFacts, write_report
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.tracking import Tracking
-from jobs.common.training.job import Job, Trained, Verdict
+from jobs.common.training.job import EvaluationResult, Job, TrainingResult
 
 
-def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, ledger: Ledger, tracking: Tracking,
+def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_state: RunState, tracking: Tracking,
            startup: dict[str, float]) -> str:
     """Hands a trained run over. Returns the summary, whose last line is `artifact: <uri>`."""
     trained = _trained(config, folder, dataset)
@@ -25,10 +25,10 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, ledger
     made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict), probe=verdict.probe,
                                    files=job.files(trained), reference=verdict.reference)
     flat = {f"{split}_{name}": value for split, values in verdict.metrics.items() for name, value in values.items()}
-    version = tracking.register(made, flat, ledger.highest_step)
-    ledger.save(ended=True)
-    _report(job, trained, verdict, folder, ledger, made)
-    result = ledger.result("done", 0, folder.attempt) | {
+    version = tracking.register(made, flat, run_state.highest_step)
+    run_state.save(ended=True)
+    _report(job, trained, verdict, folder, run_state, made)
+    result = run_state.result("done", 0, folder.attempt) | {
         "metrics": verdict.metrics, "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
         "report": folder.store.location("report.html"), "startup_s": startup,
     }
@@ -36,23 +36,24 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, ledger
     return summary(result, verdict.headlines)
 
 
-def _trained(config: Config, folder: RunFolder, dataset: Dataset) -> Trained:
+def _trained(config: Config, folder: RunFolder, dataset: Dataset) -> TrainingResult:
     checkpoints = Checkpoints(folder.store.child("checkpoints"))
     generation, best = checkpoints.current_generation(), checkpoints.best()
     assert generation is not None, "training ended without a generation"
     assert best is not None, "training ended without an evaluated checkpoint"
-    return Trained(config=config, dataset=dataset, store=folder.store, generation=generation, best=best)
+    return TrainingResult(config=config, dataset=dataset, store=folder.store, generation=generation, best=best)
 
 
-def _report(job: Job, trained: Trained, verdict: Verdict, folder: RunFolder, ledger: Ledger, made: artifact.Artifact) -> None:
+def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder: RunFolder, run_state: RunState,
+            made: artifact.Artifact) -> None:
     config, best = trained.config, trained.best
     write_report(folder.store, "report.html", ReportContent(
         title=f"{job.name}: {config.run.name}",
-        run=RunFacts(name=config.run.name, status="done", started=float(folder.record["created"]), duration_s=ledger.wall_s,
-                     restarts=ledger.restarts, lost_steps=ledger.lost_steps, skipped_steps=ledger.skipped_steps,
-                     goodput=ledger.goodput,
-                     samples_per_s=ledger.samples_per_s, recovery_s=tuple(ledger.recovery_s), events=tuple(ledger.events)),
-        evaluations=dict(verdict.evaluations), history=tuple(ledger.history), mistakes=verdict.mistakes,
+        run=RunFacts(name=config.run.name, status="done", started=float(folder.record["created"]), duration_s=run_state.wall_s,
+                     restarts=run_state.restarts, lost_steps=run_state.lost_steps, skipped_steps=run_state.skipped_steps,
+                     goodput=run_state.goodput,
+                     samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s), events=tuple(run_state.events)),
+        evaluations=dict(verdict.evaluations), history=tuple(run_state.history), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
                f"{config.metric}.",
         config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),

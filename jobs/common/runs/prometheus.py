@@ -57,7 +57,7 @@ class Since:
         return time.monotonic() - self.at
 
 
-class Metrics:
+class RunMetrics:
     """The run's metrics, tagged with job and run. `counted` keeps what a counter has been given so far."""
 
     def __init__(self, job: str, run: str, storage: Store) -> None:
@@ -77,7 +77,7 @@ class Metrics:
         self._storage, self._room, self._room_at = storage, dict[str, float](), 0.0
 
     def update(self, state: dict[str, Any], totals: dict[str, float]) -> None:
-        """state: rank 0's beat. totals: the ledger's counters by metric name, and its gauges."""
+        """state: rank 0's beat. totals: the run_state's counters by metric name, and its gauges."""
         checkpoint: dict[str, Any] = state.get("checkpoint") or {}
         values = {
             "trainyard_train_step_seconds": state.get("median_step_s"),

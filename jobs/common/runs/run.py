@@ -27,19 +27,19 @@ from cluster.core.errors import (
     UserError,
 )
 from cluster.core.network import spare_loopback
-from cluster.core.signals import Told, heed, say
+from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
-from cluster.monitoring.run_status import Bulletin, RunNotice
+from cluster.monitoring.run_status import RunStatus, RunStatusPublisher
 from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.controller import Ears, End, Supervisor, Watch
-from jobs.common.execution.executors import Engine, InProcessEngine, ProcessEngine
-from jobs.common.execution.run_state import Ledger
-from jobs.common.execution.worker import Task
+from jobs.common.execution.controller import Controller, ControllerCallbacks, End, GenerationState
+from jobs.common.execution.executors import Executor, InProcessExecutor, ProcessExecutor
+from jobs.common.execution.run_state import RunState
+from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
-from jobs.common.runs.console import Display, duration, fail
+from jobs.common.runs.console import RunConsole, duration, fail
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.training.job import Job
@@ -96,7 +96,7 @@ class Run:
     def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None) -> None:
         """data_storage: where prepared data is shared; by default the run's own storage."""
         self.job, self.config, self._data_storage = job, config, data_storage
-        self.display, self.timeline = Display(), Timeline()
+        self.display, self.timeline = RunConsole(), Timeline()
         self.timeline.marks["process"] = _process_start()
         self.timeline.mark("imported")
         self._stop, self._training = Told(), False
@@ -112,18 +112,18 @@ class Run:
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
-        with self._engine(folder) as (engine, use_ray), folder.locked():
+        with self._executor(folder) as (executor, use_ray), folder.locked():
             self._heed_signals()  # again: `ray.init` has taken them
             folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
             if self._is_done(folder):
                 return self._already_done(folder)
             dataset = self._data(folder, use_ray)
             folder = self._open(folder, dataset)
-            return self._train_and_finish(folder, dataset, engine, use_ray)
+            return self._train_and_finish(folder, dataset, executor, use_ray)
 
     # ── before training ──
     @contextlib.contextmanager
-    def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+    def _executor(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
         """The binding: connected, and found able to carry out the run."""
         run = self.config.run
         if run.engine == "local":
@@ -135,11 +135,11 @@ class Run:
                 raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which bears "
                                     f"{most}: pass --run.workers {most}, or --run.engine ray")
             device = "cuda:0" if run.gpus_per_worker else "cpu"
-            yield (InProcessEngine(device) if run.max_workers == 1 else ProcessEngine(run.cpus_per_worker)), False
+            yield (InProcessExecutor(device) if run.max_workers == 1 else ProcessExecutor(run.cpus_per_worker)), False
             return
         from cluster.capacity import Request, preflight
         from cluster.connect import connect, disconnect
-        from jobs.common.execution.ray_executor import RayEngine, claim
+        from jobs.common.execution.ray_executor import RayExecutor, claim
 
         connect(run.address)
         self.timeline.mark("connected")
@@ -149,7 +149,7 @@ class Run:
                               gpus_per_worker=run.gpus_per_worker)
             preflight(request, folder.storage, run.wait, say=self.display.say)
             self.timeline.mark("preflight")
-            yield RayEngine(link, request), True
+            yield RayExecutor(link, request), True
         finally:
             disconnect()
 
@@ -164,7 +164,7 @@ class Run:
                 raise StoppedError(f"{name} before training had begun: run the same command again")
             say(f"{name}: stopping at the next step, after a checkpoint")
 
-        heed(asked)
+        on_stop_signal(asked)
 
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
         storage = self._data_storage or folder.storage
@@ -189,23 +189,23 @@ class Run:
         return folder.create(self.config, self.config.run.max_workers, dataset.describe())
 
     # ── training ──
-    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
+    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, executor: Executor, use_ray: bool) -> int:
         from jobs.common.runs.tracking import Tracking
 
         self._training = True
-        ledger = Ledger.open(folder.store, folder.require)
+        run_state = RunState.open(folder.store, folder.require)
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
             with folder.kept():
-                end = self._train(folder, dataset, engine, ledger, tracking, use_ray)
+                end = self._train(folder, dataset, executor, run_state, tracking, use_ray)
                 if end == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
 
-                summary = finish(self.job, self.config, folder, dataset, ledger, tracking, self._startup())
+                summary = finish(self.job, self.config, folder, dataset, run_state, tracking, self._startup())
         except Exception as error:
             ending = _resumable(error)
-            self._record_end(folder, ledger, ending)
+            self._record_end(folder, run_state, ending)
             tracking.finish("stopped" if isinstance(ending, StoppedError) else "failed")
             if ending is error:
                 raise
@@ -215,44 +215,45 @@ class Run:
         print(summary, flush=True)
         return 0
 
-    def _train(self, folder: RunFolder, dataset: Dataset, engine: Engine, ledger: Ledger, tracking: Any, use_ray: bool) -> End:
+    def _train(self, folder: RunFolder, dataset: Dataset, executor: Executor, run_state: RunState, tracking: Any,
+               use_ray: bool) -> End:
         metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
-        bulletin = _bulletin() if use_ray else None
+        publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
-        task = Task(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
-                    config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(), until_epoch=self._until_epoch,
-                    versions=versions() if use_ray else None)
+        spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
+                          config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(),
+                          until_epoch=self._until_epoch, versions=versions() if use_ray else None)
 
-        def listen(watch: Watch) -> None:
+        def on_update(current: GenerationState) -> None:
             if "first_step" not in self._first_marks:
-                self._first_marks = dict(watch.state.get("marks", {}))
-            self.display.show(watch.state, workers=watch.alive, restarts=ledger.restarts)
-            tracking.log(watch.reports)
+                self._first_marks = dict(current.state.get("marks", {}))
+            self.display.show(current.state, workers=current.alive, restarts=run_state.restarts)
+            tracking.log(current.reports)
             if metrics is not None:
-                metrics.update(watch.state, ledger.totals() | {"trainyard_train_workers": watch.alive})
-                metrics.update_ranks(watch.times)
-            if bulletin is not None:
-                bulletin.tell(lambda: _notice(self.job.name, self.config, watch, ledger))
+                metrics.update(current.state, run_state.totals() | {"trainyard_train_workers": current.alive})
+                metrics.update_ranks(current.times)
+            if publisher is not None:
+                publisher.publish(lambda: _run_status(self.job.name, self.config, current, run_state))
 
         num_shards = folder.num_shards or self.config.run.max_workers
-        ears = Ears(listen=listen, say=self.display.say, stop_requested=self._stop.is_set)
-        supervisor = Supervisor(run=self.config.run, engine=engine, task=task, run_store=folder.store,
-                                num_shards=num_shards, ledger=ledger, ears=ears)
+        callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
+        controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store, num_shards=num_shards,
+                                run_state=run_state, callbacks=callbacks)
         self.timeline.mark("group_asked")
         with self.display:
             run = self.config.run
             try:
-                supervisor.start(max(run.min_workers, min(run.max_workers, engine.possible_workers() - run.spares)))
-                return engine.run(supervisor.supervise)
+                controller.start(max(run.min_workers, min(run.max_workers, executor.possible_workers() - run.spares)))
+                return executor.run(controller.supervise)
             finally:
-                if bulletin is not None:
-                    bulletin.close()
+                if publisher is not None:
+                    publisher.close()
 
     def _startup(self) -> dict[str, float]:
         return self.timeline.parts(self._first_marks)
 
     # ── after training ──
-    def _record_end(self, folder: RunFolder, ledger: Ledger, error: Exception) -> None:
+    def _record_end(self, folder: RunFolder, run_state: RunState, error: Exception) -> None:
         """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over, or
         nothing is left of its folder."""
         if isinstance(error, RunConflictError | FolderGoneError):
@@ -260,8 +261,8 @@ class Run:
         status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
         code = error.exit_code if isinstance(error, TrainyardError) else 1
         with contextlib.suppress(TrainyardError, OSError):  # a full storage is what it may be about
-            ledger.save(ended=True)
-            folder.write_result(ledger.result(status, code, folder.attempt) | {"message": str(error)})
+            run_state.save(ended=True)
+            folder.write_result(run_state.result(status, code, folder.attempt) | {"message": str(error)})
 
     def _is_done(self, folder: RunFolder) -> bool:
         return self.config.run.resume == "auto" and folder.result().get("status") == "done"
@@ -284,25 +285,25 @@ def _resumable(error: Exception) -> Exception:
 
 
 def _metrics(job: str, run: str, storage: Store) -> Any:
-    from jobs.common.runs.prometheus import Metrics
+    from jobs.common.runs.prometheus import RunMetrics
 
-    return Metrics(job, run, storage)
+    return RunMetrics(job, run, storage)
 
 
-def _bulletin() -> Bulletin:
+def _publisher() -> RunStatusPublisher:
     import ray
 
     context: Any = ray.get_runtime_context()
-    return Bulletin(context.gcs_address, context.get_job_id())
+    return RunStatusPublisher(context.gcs_address, context.get_job_id())
 
 
-def _notice(job: str, config: Config, watch: Watch, ledger: Ledger) -> RunNotice:
-    state, slow = watch.state, watch.pacing.present
-    ranks = tuple(each for _, each in sorted(watch.times.items()))
-    return RunNotice(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
+def _run_status(job: str, config: Config, current: GenerationState, run_state: RunState) -> RunStatus:
+    state, slow = current.state, current.pacing.present
+    ranks = tuple(each for _, each in sorted(current.times.items()))
+    return RunStatus(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
                      step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
-                     goodput=ledger.goodput, restarts=ledger.restarts, ranks=ranks, straggler=slow.slow.rank if slow else None,
-                     stuck=watch.stuck)
+                     goodput=run_state.goodput, restarts=run_state.restarts, ranks=ranks,
+                     straggler=slow.slow.rank if slow else None, stuck=current.stuck)
 
 
 def _fingerprint(config: dict[str, Any]) -> str:

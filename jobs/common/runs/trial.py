@@ -17,8 +17,8 @@ from cluster.core.storage import Store
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution.controller import End
-from jobs.common.execution.executors import Engine
-from jobs.common.execution.run_state import Ledger
+from jobs.common.execution.executors import Executor
+from jobs.common.execution.run_state import RunState
 from jobs.common.runs.run import Run
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.training.job import Job
@@ -67,26 +67,26 @@ class _Trial(Run):
         """The process is not the trial's own: what a signal does is for its owner to say."""
 
     @contextmanager
-    def _engine(self, folder: RunFolder) -> Generator[tuple[Engine, bool]]:
+    def _executor(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
         run = self.config.run
         if run.max_workers == 1:
-            with super()._engine(folder) as found:
+            with super()._executor(folder) as found:
                 yield found
             return
         from cluster.capacity import Request
-        from jobs.common.execution.ray_executor import RayEngine, claim
+        from jobs.common.execution.ray_executor import RayExecutor, claim
 
         request = Request(num_workers=run.min_workers, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=run.gpus_per_worker)
-        yield RayEngine(claim(folder.storage.location(), run.name), request, in_own_group=True), False
+        yield RayExecutor(claim(folder.storage.location(), run.name), request, in_own_group=True), False
 
-    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, engine: Engine, use_ray: bool) -> int:
+    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, executor: Executor, use_ray: bool) -> int:
         self._training = True
-        ledger = Ledger.open(folder.store, folder.require)
+        run_state = RunState.open(folder.store, folder.require)
         with folder.kept():
             try:
-                self.log(ledger.history)
+                self.log(run_state.history)
                 if not self._stop.is_set():
-                    self.end = self._train(folder, dataset, engine, ledger, self, use_ray)
+                    self.end = self._train(folder, dataset, executor, run_state, self, use_ray)
             finally:
-                ledger.save(ended=True)
+                run_state.save(ended=True)
         return 0

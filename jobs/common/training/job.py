@@ -17,7 +17,7 @@ from jobs.common.training.predictions import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingResult:
     """What training has left: the job's functions below make of it what is handed over."""
 
     config: Any
@@ -46,7 +46,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class EvaluationResult:
     """How good the model is."""
 
     metrics: dict[str, dict[str, float]]
@@ -85,13 +85,13 @@ class Job:
     """Raises ConfigError for what the config alone cannot know: a package that is not installed."""
     prepare: Callable[..., Dataset]
     """(config, storage, use_ray=, say=) -> the prepared data."""
-    judge: Callable[[Trained], Verdict]
+    judge: Callable[[TrainingResult], EvaluationResult]
     """Judges what the workers predicted with the best checkpoint. Raises: TrainingFailedError if that cannot be."""
-    describe: Callable[[Trained, Verdict], Any]
+    describe: Callable[[TrainingResult, EvaluationResult], Any]
     """The artifact's `Description`."""
-    files: Callable[[Trained], Mapping[str, Any]]
+    files: Callable[[TrainingResult], Mapping[str, Any]]
     """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
-    sections: Callable[[Trained, Verdict, Any], Sequence[Any]] | None = None
+    sections: Callable[[TrainingResult, EvaluationResult, Any], Sequence[Any]] | None = None
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
     metrics: Callable[[Any], Mapping[str, Direction]] = classifier_metrics
     """config -> what its evaluations report, and which way is better: what a search may look for."""

@@ -1,15 +1,16 @@
-"""Where the driver and the workers of one run meet. It holds state and decides nothing: the supervisor decides.
+"""Where the driver and the workers of one run meet. It holds state and decides nothing: the controller decides.
 
-A worker *joins*, waits for its *assignment* to a generation, *beats* while it trains, and *leaves* with an outcome. When a
-peer dies, the others join again; when all slots have joined, the supervisor begins the next generation. The same plain
-class serves inside one process, behind a socket for local processes, and as a Ray actor.
+A worker *registers*, waits for its *assignment* to a generation, sends *heartbeats* while it trains, and *deregisters* with an
+outcome. When a peer dies, the others register again; when all slots have registered, the controller begins the next generation.
+`Rendezvous` serves inside one process, behind a socket for local processes, and as a Ray actor; whoever calls it holds a
+`RendezvousClient`, whatever lies between.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cluster.core.loop_clock import LoopClock
 
@@ -17,7 +18,7 @@ Outcome = Literal["finished", "stopped", "resized", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class WorkerInfo:
     """One worker process in one slot of the group. `worker` is unique for each life of a process in a generation."""
 
     slot: int
@@ -50,15 +51,15 @@ class Assignment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """The answer to a beat: whether to stop at the next step boundary, or to give this generation up at once."""
+class HeartbeatReply:
+    """The answer to a heartbeat: whether to stop at the next step boundary, or to give this generation up at once."""
 
     stop: bool = False
     leave: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Departure:
+class WorkerExit:
     """How a worker left: an outcome, and for an error its kind (the class's name), message and traceback."""
 
     slot: int
@@ -71,30 +72,56 @@ class Departure:
 
 @dataclass(kw_only=True)
 class View:
-    """All that the supervisor sees at one look."""
+    """All that the controller sees at one poll."""
 
-    joined: dict[int, Member]
-    beats: dict[int, dict[str, Any]]
+    registered: dict[int, WorkerInfo]
+    heartbeats: dict[int, dict[str, Any]]
     silence_s: dict[int, float]
     reports: list[dict[str, Any]]
-    departures: list[Departure]
+    exits: list[WorkerExit]
 
 
-class Coordinator:
+class RendezvousClient(Protocol):
+    """Calls a run's `Rendezvous`, whose methods say what each does.
+
+    Every method raises EOFError, OSError or ConnectionError where the driver that held it is gone.
+    """
+
+    # ── a worker's side ──
+    def register(self, worker: WorkerInfo) -> None: ...
+    def assignment(self, worker: str) -> Assignment | None: ...
+    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply: ...
+    def deregister(self, left: WorkerExit) -> None: ...
+    def put(self, generation: str, key: str, value: Any) -> None: ...
+    def get(self, generation: str, key: str) -> Any: ...
+
+    # ── the controller's side ──
+    def poll(self) -> View: ...
+    def expect(self, group: str) -> None: ...
+    def begin(self, assignments: dict[str, Assignment], workers: dict[int, str]) -> None: ...
+    def break_up(self) -> None: ...
+    def request_stop(self) -> None: ...
+    def abort(self) -> None: ...
+    def reset(self) -> None: ...
+    def describe(self, info: dict[str, Any]) -> None: ...
+    def description(self) -> dict[str, Any]: ...
+
+
+class Rendezvous:
     """See the module. Thread-safe; every call returns at once."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        """now: what time it is, in seconds. A worker's silence counts while the supervisor looks: where nobody looks, for instance
-        because this machine is paused, beats may wait to be taken in."""
+        """now: what time it is, in seconds. A worker's silence counts while the controller polls: where nobody does, for instance
+        because this machine is paused, heartbeats may wait to be taken in."""
         self._now, self._clock = now, LoopClock(now)
         self._lock = threading.RLock()
-        self._joined: dict[int, Member] = {}
+        self._registered: dict[int, WorkerInfo] = {}
         self._assignments: dict[str, Assignment] = {}
-        self._beats: dict[int, dict[str, Any]] = {}
+        self._heartbeats: dict[int, dict[str, Any]] = {}
         self._heard: dict[int, float] = {}
-        self._members: dict[int, str] = {}
+        self._workers: dict[int, str] = {}
         self._reports: list[dict[str, Any]] = []
-        self._departures: list[Departure] = []
+        self._exits: list[WorkerExit] = []
         self._values: dict[tuple[str, str], Any] = {}
         self._generation = ""
         self._stop = False
@@ -104,12 +131,12 @@ class Coordinator:
         self._info: dict[str, Any] = {}
 
     # ── a worker's side ──
-    def join(self, member: Member) -> None:
+    def register(self, worker: WorkerInfo) -> None:
         with self._lock:
-            if member.group == self._group:
-                self._joined[member.slot] = member
+            if worker.group == self._group:
+                self._registered[worker.slot] = worker
             else:
-                self._strangers.add(member.worker)
+                self._strangers.add(worker.worker)
 
     def assignment(self, worker: str) -> Assignment | None:
         """None: not yet."""
@@ -118,19 +145,19 @@ class Coordinator:
                 return Assignment(generation="", rank=0, world_size=0, num_shards=0, checkpoint=None, abort=True)
             return self._assignments.get(worker)
 
-    def beat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> Orders:
+    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply:
         """A sign of life, the latest state, and what has been reported since."""
         with self._lock:
             self._heard[slot] = self._clock.now
             self._reports += reports  # also of one that is told to leave: its last checkpoint may still be committed
-            if self._members.get(slot) != worker:
-                return Orders(leave=True)
-            self._beats[slot] = state
-            return Orders(stop=self._stop, leave=self._abort)
+            if self._workers.get(slot) != worker:
+                return HeartbeatReply(leave=True)
+            self._heartbeats[slot] = state
+            return HeartbeatReply(stop=self._stop, leave=self._abort)
 
-    def leave(self, departure: Departure) -> None:
+    def deregister(self, left: WorkerExit) -> None:
         with self._lock:
-            self._departures.append(departure)
+            self._exits.append(left)
 
     def put(self, generation: str, key: str, value: Any) -> None:
         """Shares a small value with the other workers of a generation."""
@@ -142,19 +169,19 @@ class Coordinator:
         with self._lock:
             return self._values.get((generation, key))
 
-    # ── the supervisor's side ──
-    def look(self) -> View:
-        """Reports and departures are handed over once."""
+    # ── the controller's side ──
+    def poll(self) -> View:
+        """Hands over reports and exits once."""
         with self._lock:
             now = self._clock.look()
             view = View(
-                joined=dict(self._joined),
-                beats=dict(self._beats),
+                registered=dict(self._registered),
+                heartbeats=dict(self._heartbeats),
                 silence_s={slot: now - heard for slot, heard in self._heard.items()},
                 reports=self._reports,
-                departures=self._departures,
+                exits=self._exits,
             )
-            self._reports, self._departures = [], []
+            self._reports, self._exits = [], []
             return view
 
     def expect(self, group: str) -> None:
@@ -163,19 +190,19 @@ class Coordinator:
         with self._lock:
             self._group = group
 
-    def begin(self, assignments: dict[str, Assignment], members: dict[int, str]) -> None:
-        """Starts a generation: these workers, in these slots. Those of an older one are told to leave at their next beat."""
+    def begin(self, assignments: dict[str, Assignment], workers: dict[int, str]) -> None:
+        """Starts a generation: these workers, in these slots. Those of an older one are told to leave at their next heartbeat."""
         with self._lock:
             self._generation = next(iter(assignments.values())).generation
-            self._assignments, self._members = assignments, members
-            self._joined = {slot: m for slot, m in self._joined.items() if m.worker not in assignments}
-            self._beats, self._stop, self._values = {}, False, {}
-            self._heard = dict.fromkeys(members, self._clock.look())
+            self._assignments, self._workers = assignments, workers
+            self._registered = {slot: w for slot, w in self._registered.items() if w.worker not in assignments}
+            self._heartbeats, self._stop, self._values = {}, False, {}
+            self._heard = dict.fromkeys(workers, self._clock.look())
 
     def break_up(self) -> None:
-        """Somebody of this generation is gone: its other members leave it, also those that sit in a collective."""
+        """Somebody of this generation is gone: its other workers leave it, also those that sit in a collective."""
         with self._lock:
-            self._members = {}
+            self._workers = {}
 
     def request_stop(self) -> None:
         """Every worker stops at one and the same step boundary, soon."""
@@ -183,7 +210,7 @@ class Coordinator:
             self._stop = True
 
     def abort(self) -> None:
-        """Every worker, also one that joins later, leaves at once, without a checkpoint."""
+        """Every worker, also one that registers later, leaves at once, without a checkpoint."""
         with self._lock:
             self._abort = True
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,21 +23,21 @@ from cluster.core.background import in_background
 from cluster.core.documents import parse_json
 from cluster.core.errors import DivergedError, TrainyardError
 from cluster.core.storage import Store, moved_at
-from jobs.common.checkpoint.schedule import Cadence
+from jobs.common.checkpoint.schedule import CheckpointSchedule
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.loader import Feed
-from jobs.common.data.sampling import Order, resolve_window_rows, shards_of
+from jobs.common.data.sampling import SamplingOrder, resolve_window_rows, shards_of
 from jobs.common.environment import environment
 from jobs.common.training import predictions
 from jobs.common.training import weight_digest as weights
 from jobs.common.training.predictions import Predictions
-from jobs.common.training.rendezvous import Assignment, Orders
+from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
 from jobs.common.training.step_file import StepMark
-from jobs.common.training.step_timer import Pace
+from jobs.common.training.step_timer import StepTimer
 
 BEAT_S = 0.2
 _REPORTED, _REPORTS_KEPT = "reported", 64
@@ -57,16 +57,10 @@ class NonFiniteError(Exception):
         self.steps = steps
 
 
-class Link(Protocol):
-    """A worker's side of the coordinator, whatever lies between."""
-
-    def call(self, method: str, *args: Any) -> Any: ...
-
-
 class Session:
     """One worker's view of one generation."""
 
-    def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment, link: Link,
+    def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment, rendezvous: RendezvousClient,
                  slot: int, worker: str, host: str, device: str, config_fingerprint: str,
                  until_epoch: int | None = None) -> None:
         self.config, self.run_store, self.dataset = config, run_store, dataset
@@ -76,11 +70,11 @@ class Session:
         self.checkpoint, reported = _taken_apart(assignment.checkpoint)
         self.shards = shards_of(self.rank, self.world_size, self.num_shards)
         self.host, self.device = host, device
-        self.pace, self.marks = Pace(), dict[str, float]()
+        self.pace, self.marks = StepTimer(), dict[str, float]()
         self.step = self.checkpoint.step if self.checkpoint else 0
-        self.cadence = Cadence(config.run.checkpoint_every_steps, self.step, assignment.mtbf_s)
+        self.cadence = CheckpointSchedule(config.run.checkpoint_every_steps, self.step, assignment.mtbf_s)
         self._same_weights_at = self.step
-        self._link, self._slot, self._worker = link, slot, worker
+        self._rendezvous, self._slot, self._worker = rendezvous, slot, worker
         self._state: dict[str, Any] = {"step": self.step, "ticks": 0, "passes": len(self.shards)}
         self._curve: list[float] = []
         self._next_point = 0
@@ -89,7 +83,7 @@ class Session:
         self._reported: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
         for row in reported if self.rank == 0 else ():
             self._send_report(row)
-        self._orders, self._left, self._closed = Orders(), threading.Event(), threading.Event()
+        self._reply, self._left, self._closed = HeartbeatReply(), threading.Event(), threading.Event()
         self._waits, self._waits_since, self._loop_thread = 0, 0.0, 0
         self._mark = StepMark.open(run_store, self.generation, self.rank)
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
@@ -123,8 +117,8 @@ class Session:
         window = resolve_window_rows(
             self.config.data.shuffle_window_rows, self.num_shards, self.dataset.row_bytes, split.block_rows
         )
-        order = Order(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
-                      global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
+        order = SamplingOrder(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
+                              global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
         grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
         feed = Feed(grouped, self.dataset.reader("train", self.config.data), self.shards)
         self._feeds.append(feed)
@@ -198,24 +192,24 @@ class Session:
     @property
     def stop_wanted(self) -> bool:
         """A hint to this rank: act on it only when all ranks have agreed on the step."""
-        return self._orders.stop
+        return self._reply.stop
 
     def share(self, key: str, make: Callable[[], Any]) -> Any:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         if self.rank == 0:
             value = make()
-            self._link.call("put", self.generation, key, value)
+            self._rendezvous.put(self.generation, key, value)
             return value
         return self._wait_for(key, 0)
 
     def exchange(self, key: str, value: Any) -> list[Any]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
-        self._link.call("put", self.generation, f"{key}/{self.rank}", value)
+        self._rendezvous.put(self.generation, f"{key}/{self.rank}", value)
         return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self.world_size)]
 
     def _wait_for(self, key: str, rank: int) -> Any:
-        while not self._orders.leave:  # a rank that is gone, or hangs, is the supervisor's to notice
-            if (value := self._link.call("get", self.generation, key)) is not None:
+        while not self._reply.leave:  # a rank that is gone, or hangs, is the controller's to notice
+            if (value := self._rendezvous.get(self.generation, key)) is not None:
                 return value
             time.sleep(0.02)
         raise PeerLostError(f"rank {rank} did not share {key!r}")
@@ -223,7 +217,7 @@ class Session:
     def _go_on(self) -> None:
         if self._beating.done():
             self._beating.result()  # raises what ended it: nobody would hear of this worker, nor it of a stop
-        if self._orders.leave:
+        if self._reply.leave:
             raise PeerLostError("this generation has been given up")
 
     # ── do all have the same weights? ──
@@ -350,7 +344,7 @@ class Session:
     def _patience_s(self) -> float:
         """How long storage may stand still."""
         run = self.config.run
-        return min(run.hang_timeout_s, run.storage_timeout_s) if self._orders.stop else run.storage_timeout_s
+        return min(run.hang_timeout_s, run.storage_timeout_s) if self._reply.stop else run.storage_timeout_s
 
     def _storage_s(self) -> tuple[float, float]:
         """For how long this worker has waited for storage, and for how long that has stood still; 0 if it does not."""
@@ -363,7 +357,7 @@ class Session:
     def _beat_forever(self) -> None:
         while not self._closed.wait(BEAT_S):
             self._beat()
-            if self._orders.leave and not self._left.is_set():
+            if self._reply.leave and not self._left.is_set():
                 self._give_up_soon()
 
     def _beat(self) -> None:
@@ -388,7 +382,7 @@ class Session:
         cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
         self.cadence.observe(self.pace.median_s, **cost)
         try:
-            self._orders = self._link.call("beat", self._slot, self._worker, dict(self._state), reports)
+            self._reply = self._rendezvous.heartbeat(self._slot, self._worker, dict(self._state), reports)
         except (EOFError, OSError, ConnectionError):
             os._exit(70)  # the driver is gone, and with it anybody to train for
 

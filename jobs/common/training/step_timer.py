@@ -9,7 +9,7 @@ _WARMUP_STEPS = 20
 
 
 @dataclass
-class Pace:
+class StepTimer:
     """How long steps take. Times in seconds; the first steps of a generation are left out of the rate."""
 
     rows: int = 0

@@ -16,7 +16,7 @@ from jobs.common.data.prepared import Say
 from jobs.common.evaluation.metrics import worst_mistakes
 from jobs.common.report.attributions import ImageAttribution, image_section
 from jobs.common.report.html import Section
-from jobs.common.training.job import Trained, Verdict
+from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.common.vision import robustness as image_robustness
 from jobs.common.vision.config import ImageConfig
@@ -53,7 +53,7 @@ def normalisation(images: ImageFacts, kind: str) -> tuple[tuple[float, ...], tup
     return (0.0,) * channels, (255.0 if images.dtype == "uint8" else 1.0,) * channels
 
 
-def describe_images(trained: Trained, verdict: Verdict, *, job: str, about: str, how_to_load: str,
+def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, job: str, about: str, how_to_load: str,
                     preprocessing: Mapping[str, Any]) -> Description:
     """The artifact's manifest. about: what the model is, a sentence. preprocessing: beside the normalisation."""
     dataset, images = trained.dataset, ImageFacts.of(trained.dataset)
@@ -69,7 +69,7 @@ def describe_images(trained: Trained, verdict: Verdict, *, job: str, about: str,
     )
 
 
-def image_sections(trained: Trained, model: Explained) -> list[Section]:
+def image_sections(trained: TrainingResult, model: Explained) -> list[Section]:
     """Of the report: some test rows, and what the model rests its answers for them on; and how it does on changed images."""
     test = trained.predictions("test")
     positions = explained_rows(test)
@@ -93,6 +93,6 @@ def explained_rows(test: Predictions) -> IntArray:
     return np.concatenate([varied[:EXPLAINED_RIGHT], worst_mistakes(test.probabilities, test.labels, EXPLAINED_WRONG)])
 
 
-def mean_image(trained: Trained) -> FloatArray:
+def mean_image(trained: TrainingResult) -> FloatArray:
     """(H, W, C), in pixel units: the mean of at most 256 training rows, spread evenly over the split."""
     return image_robustness.some_rows(trained.dataset, trained.config.data).mean(axis=0, dtype=np.float64)

@@ -21,7 +21,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.evaluation.classification import judge_split
 from jobs.common.report import robustness
 from jobs.common.report.html import Section
-from jobs.common.training.job import Trained
+from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
 from jobs.common.vision.config import ImageConfig
@@ -196,7 +196,7 @@ def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: Int
         yield name, np.clip(change(images, ids, seed, high - low), low, high)
 
 
-def section(trained: Trained) -> list[Section]:
+def section(trained: TrainingResult) -> list[Section]:
     """Of the report: nothing where the config asks for no rows."""
     if not trained.config.eval.robustness_rows:
         return []
