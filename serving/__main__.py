@@ -6,7 +6,7 @@
     python -m serving promote digits 4 | rollback digits                 all of them, and back
     python -m serving shadow digits 4 --share 0.1                        asked too, compared, never answered with
     python -m serving config --model …                                   what `serve deploy` and a RayService take
-    python -m serving optimise models:/digits-mlp@champion               smaller and faster variants of a model, with what they lose
+    python -m serving optimize models:/digits-mlp@champion               smaller and faster variants of a model, with what they lose
     python -m serving key NAME                                           a new API key
 """
 
@@ -56,7 +56,10 @@ def parser() -> argparse.ArgumentParser:
     config.add_argument("--engine", choices=("own", "vllm"), default="own",
                         help="vllm: text on GPUs, by Ray's own application for vLLM, without keys and limits")
     config.add_argument("--accelerator", metavar="KIND", help="of GPU that --engine vllm wants, as Ray names it, such as A100")
-    _optimise(commands.add_parser("optimise", help="make smaller and faster variants of a classifier, and say what they lose"))
+    optimize = commands.add_parser("optimize", aliases=["optimise"],
+                                   help="make smaller and faster variants of a classifier, and say what they lose")
+    optimize.set_defaults(command="optimize")
+    _optimize(optimize)
     key = commands.add_parser("key", help="make an API key: it is printed once, with its line for the --keys file")
     key.add_argument("name", help="whose it is")
     return made
@@ -81,7 +84,7 @@ def _guarded(command: argparse.ArgumentParser) -> None:
     add("--min-requests", type=int, default=50, metavar="N", help="nothing is said of a version with fewer in a minute")
 
 
-def _optimise(command: argparse.ArgumentParser) -> None:
+def _optimize(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("artifact", help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path")
     add("--variants", metavar="NAME,…", help="onnx, onnx-int8, compiled; by default all that the model's job offers")

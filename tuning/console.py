@@ -27,7 +27,7 @@ class SearchConsole(Screen):
             self._shown_at = time.monotonic()
             self.say(self.line())
 
-    def landed(self, trial: Trial) -> None:
+    def on_trial_slot_free(self, trial: Trial) -> None:
         if trial.status != "running":
             goal, row = self._search.goal, self._search.goal.best_row(trial)
             result = f"{goal.first} {row[goal.first]:.4f}" if row else trial.failures[-1] if trial.failures else "no result"

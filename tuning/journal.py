@@ -64,7 +64,7 @@ class Trial:
         return f"t{self.number:04d}" + (f"-{moves}" if moves else "")
 
     @property
-    def rested(self) -> int:
+    def paused(self) -> int:
         """The epoch after which it came to rest last; 0: never."""
         return self.rests[-1] if self.rests else 0
 

@@ -36,16 +36,16 @@ class Population:
         alive = [trial for trial in trials if trial.status == "running"]
         if not alive or len(trials) < self._size:
             return min(self._every, self._epochs)
-        rest = min(member.rested for member in alive)
+        rest = min(member.paused for member in alive)
         if rest:
             self._move_the_worst(rest)
         return min(rest + self._every, self._epochs)
 
     def _move_the_worst(self, epoch: int) -> None:
         """Whoever came to rest there is ranked, whatever became of it since: called again, it finds the same and moves nobody."""
-        rested = [trial for trial in self._journal.trials.values() if epoch in trial.rests]
-        scores = {trial.number: self._goal.score(_row_after(trial, epoch)) for trial in rested}
-        ranked = sorted(rested, key=lambda trial: (-scores[trial.number], trial.number))
+        paused = [trial for trial in self._journal.trials.values() if epoch in trial.rests]
+        scores = {trial.number: self._goal.score(_row_after(trial, epoch)) for trial in paused}
+        ranked = sorted(paused, key=lambda trial: (-scores[trial.number], trial.number))
         count = min(math.ceil(len(ranked) * _QUANTILE), len(ranked) // 2)
         best, worst = ranked[:count], ranked[len(ranked) - count :]
         for member in worst:

@@ -69,15 +69,15 @@ class SearchProgress:
     def started(self, trial: Trial) -> None:
         self.tracking.trial(trial)
 
-    def heard(self, trial: Trial) -> None:
+    def on_event(self, trial: Trial) -> None:
         for row in trial.evaluations[self._sent.get(trial.number, 0) :]:
             self.tracking.log(trial.folder, row)
         self._sent[trial.number] = len(trial.evaluations)
         self._unfit = self._unfit or self._misfit(trial)
 
-    def landed(self, trial: Trial) -> None:
+    def on_trial_slot_free(self, trial: Trial) -> None:
         self.tracking.end(trial.folder, trial.status)
-        self.display.landed(trial)
+        self.display.on_trial_slot_free(trial)
 
     def ends(self) -> bool:
         self.display.tick()

@@ -39,8 +39,8 @@ class Watcher(Protocol):
     """Who hears of what happens, and may end the search."""
 
     def started(self, trial: Trial) -> None: ...
-    def heard(self, trial: Trial) -> None: ...
-    def landed(self, trial: Trial) -> None: ...
+    def on_event(self, trial: Trial) -> None: ...
+    def on_trial_slot_free(self, trial: Trial) -> None: ...
     def ends(self) -> bool:
         """Whether the search is to end now. Called a few times a second."""
         ...
@@ -94,14 +94,14 @@ class TrialRunner:
         elif "lost" in event:
             self.lost, goes_on = event["lost"], False
         elif trial.epoch >= self._until[number]:
-            self.search.rested(number)
+            self.search.paused(number)
             goes_on = False
         elif event["ended"] == "finished":
             self.search.finished(number)
             goes_on = False
         else:
             goes_on = self.search.failed(number, "it was stopped after a checkpoint: its node is to be taken away") == "retry"
-        self.watcher.heard(trial)
+        self.watcher.on_event(trial)
         return goes_on
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
@@ -120,12 +120,12 @@ class TrialRunner:
             _log.warning("trial %d had ended when %s", number, why)
             return
         self.search.failed(number, why)
-        self.watcher.heard(self.search.trials[number])
+        self.watcher.on_event(self.search.trials[number])
 
-    def landed(self, ray_id: str) -> None:
+    def on_trial_slot_free(self, ray_id: str) -> None:
         number = self._numbers.pop(ray_id)
-        self.search.landed(number)
-        self.watcher.landed(self.search.trials[number])
+        self.search.on_trial_slot_free(number)
+        self.watcher.on_trial_slot_free(self.search.trials[number])
 
     def _most(self) -> int:
         """How many trials may run at a time. Measured while as many run as may: a process that has just landed one trial and waits
@@ -136,8 +136,8 @@ class TrialRunner:
         return min(self._room[1], self.max_concurrent or self._room[1])
 
 
-def run_trials(flight: TrialRunner, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
-    """Carries trials out until the search is over, the watcher ends it, or `flight.lost` says why it cannot go on.
+def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
+    """Carries trials out until the search is over, the watcher ends it, or `runner.lost` says why it cannot go on.
 
     Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
     Raises: what the search raises (TrainyardError).
@@ -147,33 +147,33 @@ def run_trials(flight: TrialRunner, *, max_failures: int, actor: type[Any] = Tri
         logging.getLogger(name).setLevel(logging.CRITICAL)
     from ray import tune
 
-    request = flight.request
+    request = runner.request
     bundles = [request.bundle] if request.num_workers == 1 else [{}, *[request.bundle] * request.num_workers]
     trainable = tune.with_resources(actor, tune.PlacementGroupFactory(bundles))
     with tempfile.TemporaryDirectory(prefix="trainyard-tune-") as folder:
         tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(search_alg=_searcher(flight), scheduler=_scheduler(flight), num_samples=-1,
+            tune_config=tune.TuneConfig(search_alg=_searcher(runner), scheduler=_scheduler(runner), num_samples=-1,
                                         reuse_actors=True, trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
-            run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(flight),
+            run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(runner),
                                       failure_config=tune.FailureConfig(max_failures=max_failures),
                                       checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         ).fit()
-    if flight.error is not None:
-        raise flight.error
+    if runner.error is not None:
+        raise runner.error
 
 
-def _searcher(flight: TrialRunner) -> Any:
+def _searcher(runner: TrialRunner) -> Any:
     from ray.tune.search import Searcher
 
     class Suggests(Searcher):
         def suggest(self, trial_id: str) -> Any:
-            if flight.search.over or flight.failed:
+            if runner.search.over or runner.failed:
                 return Searcher.FINISHED
-            return flight.guarded(lambda: flight.next_config(trial_id), None)
+            return runner.guarded(lambda: runner.next_config(trial_id), None)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            flight.guarded(lambda: flight.landed(trial_id), None)
+            runner.guarded(lambda: runner.on_trial_slot_free(trial_id), None)
 
         def get_state(self) -> dict[str, Any]:
             return {}
@@ -187,22 +187,22 @@ def _searcher(flight: TrialRunner) -> Any:
     return Suggests()
 
 
-def _scheduler(flight: TrialRunner) -> Any:
+def _scheduler(runner: TrialRunner) -> Any:
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Asks(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             number, event = trial.config["number"], parse_json(result[EVENT])
-            goes_on = flight.guarded(lambda: flight.goes_on(number, event), False)
+            goes_on = runner.guarded(lambda: runner.goes_on(number, event), False)
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-            flight.guarded(lambda: flight.died(trial.config["number"], "its process died" + _cause(trial)), None)
+            runner.guarded(lambda: runner.died(trial.config["number"], "its process died" + _cause(trial)), None)
 
     return Asks()
 
 
-def _stopper(flight: TrialRunner) -> Any:
+def _stopper(runner: TrialRunner) -> Any:
     from ray.tune.stopper import Stopper
 
     class Ends(Stopper):
@@ -210,7 +210,7 @@ def _stopper(flight: TrialRunner) -> Any:
             return False
 
         def stop_all(self) -> bool:
-            return flight.failed or flight.watcher.ends()
+            return runner.failed or runner.watcher.ends()
 
     return Ends()
 

@@ -77,7 +77,7 @@ class Search:
         until_epoch = self._population.until_epoch() if self._population else self.epochs
         for number in sorted(self.trials):
             trial = self.trials[number]
-            if trial.status == "running" and number not in self.running and trial.rested < until_epoch:
+            if trial.status == "running" and number not in self.running and trial.paused < until_epoch:
                 self.running.add(number)
                 return trial, until_epoch
         if len(self.trials) >= self.num_trials:
@@ -112,12 +112,12 @@ class Search:
         if self.trials[number].status == "running":
             self._add(number, kind="ended", status="completed")
 
-    def rested(self, number: int) -> None:
+    def paused(self, number: int) -> None:
         """A trial's run has come as far as it was to, and its checkpoint is written."""
         if (trial := self.trials[number]).status == "running":
             self.journal.add(number, kind="rested", epoch=trial.epoch)
 
-    def landed(self, number: int) -> None:
+    def on_trial_slot_free(self, number: int) -> None:
         """A trial's process has let it go, ended or not."""
         self.running.discard(number)
 

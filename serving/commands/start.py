@@ -149,8 +149,8 @@ def _say_ready(options: argparse.Namespace, made: dict[str, Any]) -> None:
     print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
 
 
-def optimise(options: argparse.Namespace) -> int:
-    from serving.variants.optimize import optimise as carry_out
+def optimize(options: argparse.Namespace) -> int:
+    from serving.variants.optimize import optimize as carry_out
 
     return carry_out(options)
 

@@ -1,4 +1,4 @@
-"""`python -m serving optimise ARTIFACT`: variants of a trained classifier, artifacts of their own that say what they gain and lose.
+"""`python -m serving optimize ARTIFACT`: variants of a trained classifier, artifacts of their own that say what they gain and lose.
 
     find ─► judge the parent, as its manifest does ─► make variants, judge them ─► time all by turns ─► write those that are as good
 
@@ -67,7 +67,7 @@ class Candidate:
         return {"size_bytes": size, **times, **{f"test_{name}": value for name, value in self.judged.metrics.items()}}
 
 
-def optimise(options: argparse.Namespace) -> int:
+def optimize(options: argparse.Namespace) -> int:
     """Raises: ConfigError, RegistryError, DataError; ArtifactError, of a variant that is refused after the others are written."""
     _check(options)
     storage = Store.open(options.storage)
@@ -78,9 +78,9 @@ def optimise(options: argparse.Namespace) -> int:
     use_threads(max(1, int(options.cpus_per_replica)))
     data = Data.of(source.artifact, recipe.column, storage, _elsewhere(options), say=print)
     parent = _parent(source.artifact, data)
-    workshop = VariantContext(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
+    context = VariantContext(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
     with tempfile.TemporaryDirectory(prefix="trainyard-optimise-") as folder:
-        made, refused = _candidates(names, parent, workshop, data, Store.open(folder), options.max_loss)
+        made, refused = _candidates(names, parent, context, data, Store.open(folder), options.max_loss)
         timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(), options.seconds)
         figures = {each.name: each.figures(timed[each.name]) for each in (parent, *made)}
         written = {each.name: _written(each, parent, figures, source, places[each.name])
@@ -146,7 +146,7 @@ def _parent(artifact: Artifact, data: Data) -> Candidate:
     return Candidate(name="parent", artifact=artifact, predictor=predictor, judged=judged)
 
 
-def _candidates(names: Sequence[str], parent: Candidate, workshop: VariantContext, data: Data, drafts: Store,
+def _candidates(names: Sequence[str], parent: Candidate, context: VariantContext, data: Data, drafts: Store,
                 max_loss: float) -> tuple[list[Candidate], dict[str, str]]:
     """Those that could be made, and by name why some are refused."""
     made: list[Candidate] = []
@@ -154,17 +154,17 @@ def _candidates(names: Sequence[str], parent: Candidate, workshop: VariantContex
     for name in names:
         print(f"making {name}", flush=True)
         try:
-            made.append(_candidate(name, workshop, parent.artifact, data, drafts))
+            made.append(_candidate(name, context, parent.artifact, data, drafts))
             _check_loss(parent, made[-1], max_loss)
         except ArtifactError as error:
             refused[name] = str(error)
     return made, refused
 
 
-def _candidate(name: str, workshop: VariantContext, parent: Artifact, data: Data, drafts: Store) -> Candidate:
+def _candidate(name: str, context: VariantContext, parent: Artifact, data: Data, drafts: Store) -> Candidate:
     """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
     about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
-    draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=workshop.files(name))
+    draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=context.files(name))
     predictor = load_predictor(draft)
     return Candidate(name=name, artifact=draft, predictor=predictor, judged=data.judge(predictor))
 

@@ -1,4 +1,4 @@
-"""What `python -m serving optimise` makes of a normally trained model of each job: size, latency with one thread, accuracy."""
+"""What `python -m serving optimize` makes of a normally trained model of each job: size, latency with one thread, accuracy."""
 
 from dataclasses import dataclass
 from pathlib import Path

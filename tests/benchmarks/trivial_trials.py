@@ -48,10 +48,10 @@ class Ends:
     def started(self, trial: Trial) -> None:
         pass
 
-    def heard(self, trial: Trial) -> None:
+    def on_event(self, trial: Trial) -> None:
         pass
 
-    def landed(self, trial: Trial) -> None:
+    def on_trial_slot_free(self, trial: Trial) -> None:
         self.at.append(time.perf_counter())
 
     def ends(self) -> bool:

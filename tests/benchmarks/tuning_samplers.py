@@ -63,7 +63,7 @@ def regret(folder: Path, kind: str, seed: int, num_trials: int) -> float:
         value = hartmann(np.array([trial.values[name] for name in FIELDS]))
         best = min(best, value)
         search.evaluated(trial.number, {"step": 1, "epoch": 1, "validation_loss": value})
-        search.landed(trial.number)
+        search.on_trial_slot_free(trial.number)
     return best - MINIMUM
 
 

@@ -34,7 +34,7 @@ def hang(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """Makes one step, and then nothing until it is told to leave."""
     session.pace.start()
     session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
-    while not session._orders.leave:  # pyright: ignore[reportPrivateUsage]
+    while not session._reply.leave:  # pyright: ignore[reportPrivateUsage]
         time.sleep(0.01)
     raise PeerLostError("it was ended")
 

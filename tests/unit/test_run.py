@@ -112,9 +112,9 @@ def test_how_to_go_on_with_an_attempt_of_its_own_is_said(tmp_path: Path, capsys:
 def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Late(Run):
         @contextmanager
-        def _engine(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
+        def _executor(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
             assert main(JOB, flags(tmp_path, "run")) == 0
-            with super()._engine(folder) as made:
+            with super()._executor(folder) as made:
                 yield made
 
     config = parse(JOB.config_type, flags(tmp_path, "run"), "test")

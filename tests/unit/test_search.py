@@ -65,7 +65,7 @@ def carry_out(search: Search, most_evaluations: int = 10**6) -> int:
                 return made
             if decision != "continue":
                 break
-        search.landed(trial.number)
+        search.on_trial_slot_free(trial.number)
     return made
 
 
@@ -105,7 +105,7 @@ def carry_out_at_once(search: Search, slots: int, epoch_s: Callable[[int], float
         now, trial = due[number], search.trials[number]
         if number in ends:
             del due[number]
-            search.landed(number)
+            search.on_trial_slot_free(number)
         elif search.evaluated(number, row(trial.values, trial.epoch + 1)) == "continue":
             due[number] += epoch_s(number)
         else:
@@ -189,7 +189,7 @@ def test_a_trial_is_tried_again_until_its_failures_are_spent(tmp_path: Path) -> 
     search = open_search(tmp_path, "--run.max-failures", "2")
     search.next()
     assert [search.failed(0, f"failure {k}") for k in range(3)] == ["retry", "retry", "failed"]
-    search.landed(0)
+    search.on_trial_slot_free(0)
     search.next()
     assert search.failed(1, "a batch larger than the data", fatal=True) == "failed"
     again = open_search(tmp_path, "--run.max-failures", "2")
@@ -248,7 +248,7 @@ def test_a_constraint_on_what_is_no_number_is_not_kept_and_the_search_can_be_ope
         search = open_search(tmp_path, "--scheduler", "none", "--constraint", "validation_loss<=1")
     trial, _ = search.next() or pytest.fail()
     search.evaluated(0, row(trial.values, EPOCHS) | {"validation_loss": math.nan})
-    search.landed(0)
+    search.on_trial_slot_free(0)
     again = open_search(tmp_path, "--scheduler", "none", "--constraint", "validation_loss<=1")
     assert not again.goal.feasible(again.trials[0].evaluations[0])
 
@@ -311,13 +311,13 @@ def carry_out_population(folder: Path, search: Search, most: int = 10**6, *, bef
         if search.over:
             return
         trial, until_epoch = search.next() or pytest.fail()
-        for epoch in range(trial.rested + 1, until_epoch + 1):  # a member that is started again reports from where it rested
+        for epoch in range(trial.paused + 1, until_epoch + 1):  # a member that is started again reports from where it rested
             search.evaluated(trial.number, row(trial.values, epoch))
         if before_the_checkpoint and k == most - 1:
             raise Killed
         run_member(folder, trial.folder, until_epoch)
-        search.rested(trial.number)
-        search.landed(trial.number)
+        search.paused(trial.number)
+        search.on_trial_slot_free(trial.number)
 
 
 POPULATION = ["--scheduler", "pbt", "--search", "random", "--num-trials", "8", "--perturb-every-epochs", "3"]
@@ -376,8 +376,8 @@ def test_nobody_moves_while_a_member_still_writes(tmp_path: Path) -> None:
     assert search.next() is None, "all are evaluated, none has come to rest"
     for number in range(8):
         run_member(tmp_path, search.trials[number].folder, 3)
-        search.rested(number)
-        search.landed(number)
+        search.paused(number)
+        search.on_trial_slot_free(number)
     assert search.next() is not None
     assert sum(len(trial.moves) for trial in search.trials.values()) == 2
 

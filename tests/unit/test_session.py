@@ -285,7 +285,7 @@ def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
     rendezvous.break_up()
     with first._storage():  # as in `close`: a checkpoint that is in flight when a peer dies is finished, however long it takes
         first._left.set()
-        until(lambda: first._orders.leave)
+        until(lambda: first._reply.leave)
         heard = rendezvous._heard[0]
         until(lambda: rendezvous.poll() and rendezvous._heard[0] > heard)
 

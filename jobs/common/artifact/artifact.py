@@ -9,7 +9,7 @@
 
 The digest of manifest.json is kept in the registry: who changes weights *and* manifest is found out too. Nothing in the
 manifest of a model that was trained depends on when or where, so two runs with the same result have the same digest. That of a
-variant of it (`python -m serving optimise`) also says how fast both were where it was made: it is a record of one measurement.
+variant of it (`python -m serving optimize`) also says how fast both were where it was made: it is a record of one measurement.
 """
 
 import hashlib

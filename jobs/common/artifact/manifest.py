@@ -23,7 +23,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a model was made of by `python -m serving optimise`, and what was measured of both, by turns, on one machine."""
+    """What a model was made of by `python -m serving optimize`, and what was measured of both, by turns, on one machine."""
 
     name: str
     """`onnx`, `onnx-int8`, `compiled`: what is done with the parent's weights, and how the variant is loaded."""
