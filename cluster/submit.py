@@ -22,19 +22,15 @@ from cluster.core import submission
 from cluster.core.control_store import Gcs
 from cluster.core.errors import ClusterError, ConfigError, StoppedError
 from cluster.core.loop_clock import LoopClock
+from cluster.core.submission import FOLLOWING_ENDED, LOST_AFTER_S, as_shell
 from cluster.local import cluster as local
 
 logger = logging.getLogger(__name__)
-
-FOLLOWING_ENDED = 130
-"""Ctrl-C while following, as a shell has it: the job goes on."""
 
 _ARCHIVE_ENTRY_BYTES = 200
 """What the archive takes for a file beside its content, which is not compressed."""
 _SHOWN_FILES = 5
 _POLL_S = 0.5
-LOST_AFTER_S = 60.0
-"""A cluster that does not answer for so long is not followed any more."""
 
 
 def module_of(job: str) -> tuple[str, Path]:
@@ -175,11 +171,6 @@ def _exit_code(info: Any) -> int:
         return StoppedError.exit_code
     print(f"the job did not start: {(info.message or 'no reason is known').strip().splitlines()[-1]}", file=sys.stderr)
     return 1
-
-
-def as_shell(code: int) -> int:
-    """A process that a signal has ended has minus its number; a shell says 128 and its number."""
-    return code if code >= 0 else 128 - code
 
 
 def _how_to(job: str) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jobs.common.formatting import shown
 from jobs.common.report.charts import FAINT, INK, chart, colour, plain
-from jobs.common.report.html import shown
 from tuning.journal import Trial
 from tuning.objective import Goal
 from tuning.space import Parameter

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from jobs.common.report.html import shown
+from jobs.common.formatting import shown
 from jobs.common.runs.console import PLAIN_EVERY_S, Screen, duration
 from tuning.journal import Trial
 from tuning.search import Search

@@ -7,8 +7,9 @@ from typing import Any
 
 from cluster.core.storage import Store
 from jobs.common.config import Config, flatten, to_dict
+from jobs.common.formatting import shown
 from jobs.common.provenance import library_versions, machine, without_secrets
-from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, shown, table, tiles
+from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, table, tiles
 from jobs.common.runs.console import duration
 from tuning import charts, results
 from tuning.journal import STATUSES, Trial

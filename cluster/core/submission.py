@@ -7,6 +7,10 @@ from cluster.core.documents import DocumentError, JsonObject, parse_json
 
 KEY = "trainyard_submission"
 """In the metadata of a Ray job, or a RayJob's `spec.metadata`."""
+FOLLOWING_ENDED = 130
+"""Ctrl-C while following, as a shell has it: the job goes on."""
+LOST_AFTER_S = 60.0
+"""A cluster that does not answer for so long is not followed any more."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,8 @@ def mark() -> str | None:
         return None
     found = str((job.metadata or {}).get(KEY) or "")
     return found if found.replace("-", "").isalnum() else None
+
+
+def as_shell(code: int) -> int:
+    """A process that a signal has ended has minus its number; a shell says 128 and its number."""
+    return code if code >= 0 else 128 - code

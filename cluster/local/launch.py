@@ -15,18 +15,13 @@ from cluster.core.auth import KEEP_LOOPBACK, own_environment, token_environment
 from cluster.core.documents import read_json
 from cluster.core.errors import ClusterError
 from cluster.core.network import free_port, is_free
+from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.local.node import NodeSpec, Ready, command
 from cluster.local.processes import MARK, Process, processes_of
 
 START_TIMEOUT_S = 90.0
 """How long a node that starts may get no further: a start as a whole may take longer on a busy machine."""
 END_TIMEOUT_S = 30.0
-RAY_SETTINGS = {
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # `ray job stop` leaves time for a last checkpoint; Ray's own 3 s do not suffice
-    "RAY_health_check_period_ms": "1000",  # a killed node is missed after 5 of these; Ray's own 3 s make it 15 s
-    "RAY_health_check_timeout_ms": "3000",  # one behind a cut link after 5 of these and the pauses; Ray's own 10 s make it a minute
-}
-"""Of the environment of a head and its nodes, wherever they run, for what users set nothing else."""
 _DASHBOARD_PORT = 8265
 _SMALLEST_STORE, _LARGEST_STORE = 80 << 20, 8 << 30
 _ROOT = Path(__file__).parents[2]

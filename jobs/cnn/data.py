@@ -9,11 +9,11 @@ from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
-from jobs.common.evaluation.classification import judge_images
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import describe_images, image_sections, prepare_images
+from jobs.common.vision.judging import judge_images
 
 HOW_TO_LOAD = """from jobs.cnn.model import load
 probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on

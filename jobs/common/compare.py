@@ -25,11 +25,12 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import RunConfig, flatten
 from jobs.common.evaluation.metrics import Evaluation, evaluate
-from jobs.common.execution.run_state import RunState
+from jobs.common.execution.run_state import RUN_FILE, RunState
+from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
-from jobs.common.report.html import Section, figure, figures, note, page, shown, table
+from jobs.common.report.html import Section, figure, figures, note, page, table
 from jobs.common.runs.console import duration
-from jobs.common.runs.run_folder import RESULT_FILE, RUN_FILE, newest_attempt, read_record
+from jobs.common.runs.run_folder import RESULT_FILE, newest_attempt, read_record
 from jobs.common.training import predictions
 from jobs.common.training.predictions import Predictions
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
-from jobs.common.evaluation.classification import judge_images
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
 from jobs.common.vision.job import describe_images, image_sections, prepare_images
+from jobs.common.vision.judging import judge_images
 from jobs.mlp.config import MlpConfig
 
 HOW_TO_LOAD = """from jobs.mlp.model import load

@@ -20,8 +20,8 @@ from cluster.core.errors import ClusterError, ConfigError
 from cluster.core.signals import Told, on_stop_signal
 from cluster.core.storage import Store
 from serving.commands.deployment_record import START_TIMEOUT_S, Running
+from serving.core import api_keys as keys
 from serving.core.settings import EndpointSettings, ModelSettings, SharedSettings
-from serving.endpoint import api_keys as keys
 from serving.endpoint import cross_origin as browsers
 from serving.hardening import haproxy, tls
 

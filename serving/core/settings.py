@@ -8,6 +8,8 @@ ENDPOINT, SHARED = "endpoint", "shared"
 """Serve's applications beside those of models: the ingress's, and that of the replicas that models share."""
 INGRESS, MODEL = "Ingress", "Model"
 """The deployment of the endpoint's application, and of all others."""
+HEARTBEAT_S = 1.0
+"""Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each) is no more exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class EndpointSettings:
 
     auth: bool = True
     keys_file: str | None = None
-    """None: keys come from the environment variable of serving/endpoint/api_keys.py."""
+    """None: keys come from the environment variable of serving/core/api_keys.py."""
     max_request_bytes: int = 16 << 20
     max_queued: int = 1000
     """Requests that wait for one model, of one ingress; more are answered with 503."""

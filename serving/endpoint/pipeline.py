@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
+from serving.core.api_keys import Keys
 from serving.core.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError, UnknownModelError
 from serving.core.settings import EndpointSettings
-from serving.endpoint.api_keys import Keys
 from serving.protocols.classification import likeliest
 from serving.protocols.open_inference_json import QUICK_BYTES, InferRequest
 from serving.traffic.batching import Outputs

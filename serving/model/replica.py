@@ -17,12 +17,11 @@ from cluster.core.background import in_loop
 from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from serving.core.errors import ModelError, RefusedError
-from serving.core.settings import ModelSettings
+from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.hardening.serve_patches import keep_calls_to_this_node
 from serving.model.drift_monitor import Drift, watch
 from serving.model.explanations import put_together, specs
 from serving.model.predictor import Explaining, Predictor, explains, load_predictor
-from serving.traffic.metrics import BEAT_S
 
 Tensors = Mapping[str, NDArray[Any]]
 _QUICK_S = 0.005
@@ -108,7 +107,7 @@ async def _watch(watched: "weakref.ref[Replica]") -> None:
     """Until the replica is let go of, which this does not keep alive."""
     while (replica := watched()) is not None and await replica.count_drift():
         del replica
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(HEARTBEAT_S)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

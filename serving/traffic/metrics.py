@@ -5,16 +5,14 @@ import time
 from collections import deque
 from typing import Any
 
-from serving.core.settings import ModelSettings
-from serving.endpoint.api_keys import Keys
+from serving.core.api_keys import Keys
+from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.traffic.canary import Tally
 from serving.traffic.routing import Route, Table
 
 _LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _WINDOW_S = 60
-BEAT_S = 1.0
-"""Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each) is no more exported."""
 
 
 class EndpointMetrics:
@@ -62,7 +60,7 @@ class EndpointMetrics:
                 self._keys.set(keys.count)
             for route in table.routes:
                 self._queue.set(route.queued, self._tag("", "", route.settings.name, route.settings.version))
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
 
     def rows(self, route: Route, rows: int) -> None:
         self._rows.inc(rows, self._tag("", "", route.settings.name, route.settings.version))

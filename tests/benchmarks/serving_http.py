@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.core.network import free_port
 from jobs.common.artifact.artifact import open_artifact
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import python, run
 

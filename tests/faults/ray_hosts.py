@@ -20,7 +20,7 @@ from cluster.core import auth
 from cluster.core.auth import write_private
 from cluster.core.control_store import Gcs, Node, reachable
 from cluster.core.errors import ClusterError
-from cluster.local.launch import RAY_SETTINGS
+from cluster.core.ray_settings import RAY_SETTINGS
 from serving.commands.deploy_config import SERVE_SETTINGS
 from serving.hardening.serve_patches import haproxy_settings
 from tests.faults import hosts

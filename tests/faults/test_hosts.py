@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common.artifact.artifact import open_artifact
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from tests import runs
 from tests.faults import ray_hosts
 from tests.faults import test_transformer_faults as transformer

@@ -25,7 +25,7 @@ from cluster.local import cluster as local
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.runs.prometheus import COUNTERS
 from k8s.components.monitoring import local as monitoring
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from tests import runs
 
 pytestmark = [pytest.mark.timeout(600),  # the first test waits for all that is to be seen

@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from serving.endpoint.grpc import METHODS, Calls, add_to_server
 from tests.unit.test_ingress import Replicas, endpoint
 

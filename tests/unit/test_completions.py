@@ -240,7 +240,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
 
 
 def test_keys_and_rates_are_refused_in_the_clients_form(replica: Replica, tmp_path: Any) -> None:
-    from serving.endpoint.api_keys import new_key
+    from serving.core.api_keys import new_key
 
     key, line = new_key("one")
     (tmp_path / "keys").write_text(line)

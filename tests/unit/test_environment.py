@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from jobs.common.environment import differences, environment
+from jobs.common.provenance import differences, environment
 
 
 def test_the_environment_names_machine_code_and_libraries() -> None:
@@ -17,7 +17,7 @@ def test_the_environment_names_machine_code_and_libraries() -> None:
 
 def test_asking_imports_no_framework() -> None:
     code = (
-        "import sys; from jobs.common.environment import environment; environment()\n"
+        "import sys; from jobs.common.provenance import environment; environment()\n"
         "print([m for m in ('torch', 'tensorflow', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -19,8 +19,8 @@ import uvicorn
 from jobs.common.artifact.artifact import Probe
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.__main__ import main
+from serving.core.api_keys import new_key
 from serving.core.settings import EndpointSettings, ModelSettings, routes
-from serving.endpoint.api_keys import new_key
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import ignore_trailers
 from serving.model.explanations import specs

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.core.errors import ConfigError
 from serving.__main__ import main
-from serving.endpoint import api_keys as keys
-from serving.endpoint.api_keys import Keys, new_key
+from serving.core import api_keys as keys
+from serving.core.api_keys import Keys, new_key
 
 
 def test_a_key_has_a_name_and_its_file_does_not_hold_it(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import yaml
 
 from cluster import __main__ as command_line
 from cluster.core.errors import ClusterError, ConfigError, StoppedError
+from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.kubernetes import rayjob as rayjobs
 from cluster.kubernetes.client import Kube, NotAllowedError
 from cluster.kubernetes.rayjob import Following, exit_code, minimal, read_template, with_command
-from cluster.local.launch import RAY_SETTINGS
 from tests.kube_api import NAMESPACE, KubeApi, kube_api, kubeconfig
 from tests.kube_objects import event, pod, raycluster, rayjob, ready, submitter, unscheduled
 from tests.manifest_rules import as_the_operator_writes

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.kubernetes.rayjob import minimal
-from cluster.local.launch import RAY_SETTINGS
 from tests import manifest_rules as rules
 from tests.manifests import (
     ROOT,

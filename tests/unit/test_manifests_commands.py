@@ -16,8 +16,8 @@ from jobs.common import config as configs
 from jobs.common.config import Config, RunConfig
 from serving.__main__ import parser as serving_parser
 from serving.commands import deploy_config as deploy
+from serving.core import api_keys as keys
 from serving.core.settings import INGRESS, EndpointSettings, ModelSettings
-from serving.endpoint import api_keys as keys
 from tests.manifests import Document, cluster_of, job_of, named, need_kubectl, rendered, renderer
 from tuning.options import combined
 

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
+from jobs.common.archives import expansion_refusal
 from jobs.common.artifact import model_config, onnx_format
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 
@@ -53,17 +54,6 @@ def head_refusal(path: str, head: bytes) -> str | None:
         return None if right else f"is not {_suffix(path)}"
     looks_pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return "holds a pickle" if looks_pickled or head[:4] == b"PK\x03\x04" or head[:6] == b"\x93NUMPY" else None
-
-
-def expansion_refusal(archive: zipfile.ZipFile, size: int) -> str | None:
-    """Why a zip archive of `size` bytes is not unpacked. Keras and NumPy compress nothing, so what is in one has at most its size.
-
-    What an archive says of a compressed member's size binds nobody: Python unpacks up to 2 GB before it looks.
-    """
-    members = archive.infolist()
-    if packed := next((each.filename for each in members if each.compress_type != zipfile.ZIP_STORED), None):
-        return f"holds {packed} compressed, which may unpack to many times its size"
-    return "holds more than its own size" if sum(each.file_size for each in members) > size else None
 
 
 def _suffix(path: str) -> str:

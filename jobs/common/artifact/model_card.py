@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.artifact.tensor_spec import TensorSpec
-from jobs.common.report.html import shown
+from jobs.common.formatting import shown
 
 _LOAD = '''from jobs.common.artifact.artifact import open_artifact
 

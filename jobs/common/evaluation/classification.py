@@ -1,25 +1,18 @@
 """Judging a classifier, whatever it classifies: from the workers' predictions to metrics, probe and summary."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from cluster.core.errors import TrainingFailedError
 from jobs.common.artifact.artifact import Array, Probe
-from jobs.common.artifact.drift_reference import Reference
 from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import SPLITS
-from jobs.common.evaluation.metrics import Evaluation, evaluate, worst_mistakes
-from jobs.common.report.images import Mistakes
+from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.common.training.predictions import Predictions
-from jobs.common.vision.dataset import ImageFacts
-from jobs.common.vision.features import image_features
 
 PROBE_ROWS = 4
-REFERENCE_ROWS = 5000
-_PART_BYTES = 32 << 20
 
 
 def judge(trained: TrainingResult, probe_inputs: Mapping[str, Array], probed: IntArray) -> EvaluationResult:
@@ -33,27 +26,6 @@ def judge(trained: TrainingResult, probe_inputs: Mapping[str, Array], probed: In
     probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
     return EvaluationResult(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
                             headlines=headlines(judged["test"]))
-
-
-def judge_images(trained: TrainingResult) -> EvaluationResult:
-    """As `judge`, with the images that were wrong with the greatest confidence, and what drift is measured from."""
-    first = np.arange(probe_rows(trained))
-    verdict = judge(trained, {"image": trained.rows("test", first)["image"]}, first)
-    test = trained.predictions("test")
-    worst = worst_mistakes(test.probabilities, test.labels)
-    said = test.probabilities[worst].argmax(1)
-    mistakes = Mistakes(images=trained.rows("test", worst)["image"], labels=test.labels[worst], predictions=said,
-                        confidences=test.probabilities[worst, said])
-    return replace(verdict, mistakes=mistakes, reference=_image_reference(trained, test))
-
-
-def _image_reference(trained: TrainingResult, test: Predictions) -> Reference | None:
-    """Of at most 5,000 test rows, spread evenly over the split, read some at a time."""
-    rows, mean = trained.dataset.splits["test"].num_rows, ImageFacts.of(trained.dataset).mean
-    positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
-    parts = np.array_split(positions, -(-len(positions) * trained.dataset.row_bytes // _PART_BYTES))
-    found = [image_features(trained.rows("test", part)["image"], mean) for part in parts]
-    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]}, test.probabilities[positions])
 
 
 def probe_rows(trained: TrainingResult) -> int:

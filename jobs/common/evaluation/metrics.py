@@ -205,6 +205,16 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     return mean, mean - spread, mean + spread
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Rows that were wrong. images: (n, height, width, channels), uint8 or float; the others (n,)."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.integer]
+    predictions: NDArray[np.integer]
+    confidences: NDArray[np.floating]
+
+
 def worst_mistakes(probabilities: FloatArray, labels: IntArray, limit: int = 24) -> NDArray[np.int64]:
     """The rows that were wrong with the greatest confidence, worst first: at most `limit` positions."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)

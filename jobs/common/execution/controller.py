@@ -21,11 +21,11 @@ from cluster.monitoring.run_status import RankTime
 from jobs.common.checkpoint.optimal_interval import mean_time_between_failures_s
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import RunConfig
-from jobs.common.environment import differences, environment
 from jobs.common.execution.executors import Executor, GroupLostError, HungError
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.straggler import StragglerWatch
 from jobs.common.execution.worker import WorkerSpec
+from jobs.common.provenance import differences, environment
 from jobs.common.training.rendezvous import Assignment, View, WorkerExit, WorkerInfo
 from jobs.common.training.step_file import take_marks
 

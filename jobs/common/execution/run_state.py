@@ -16,6 +16,8 @@ from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.manifest import read_json, write_json
 
+RUN_FILE = "run.json"
+"""The record of a run in its folder: see runs/run_folder.py."""
 _FILE = "progress.json"
 _EXCLUDED_FILE = "excluded_steps.json"
 

@@ -23,7 +23,7 @@ from cluster.preflight import check_own_node
 from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.runs.run_folder import RUN_FILE
+from jobs.common.execution.run_state import RUN_FILE
 from jobs.common.training.rendezvous import Assignment, Outcome, RendezvousClient, WorkerExit, WorkerInfo
 from jobs.common.training.session import NonFiniteError, PeerLostError, Session
 

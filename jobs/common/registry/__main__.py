@@ -87,3 +87,7 @@ def _register(options: argparse.Namespace) -> None:
         print(f"error: {registry.problem}", file=sys.stderr)
         sys.exit(2)
     print(f"models:/{options.name}/{version}")
+
+
+if __name__ == "__main__":
+    main()

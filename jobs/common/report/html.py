@@ -6,7 +6,8 @@ What these functions return is HTML, with every value in it escaped; a job build
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+
+from jobs.common.formatting import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +20,6 @@ class Section:
 
 def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
-
-
-def shown(value: object) -> str:
-    """A value for people: numbers short, nothing as a dash, lists and dicts on one line, cut where they are endless."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return _cut(", ".join(f"{k} {shown(v)}" for k, v in cast(Mapping[object, object], value).items()))
-    if isinstance(value, list | tuple):
-        return _cut(", ".join(shown(item) for item in cast(Sequence[object], value)))
-    return _cut(str(value))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> str:
@@ -92,10 +76,6 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body><main><header><h1>{escape(title)}</h1>{lead}<nav>{links}</nav></header>{parts}</main></body></html>\n"
     )
-
-
-def _cut(text: str, most: int = 300) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

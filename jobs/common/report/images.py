@@ -4,25 +4,15 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.common.evaluation.metrics import Mistakes
 from jobs.common.report.html import escape
 
 MAX_PICTURES, MAX_SIDE, PIXELATED_SIDE = 24, 224, 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistakes:
-    """Rows that were wrong. images: (n, height, width, channels), uint8 or float; the others (n,)."""
-
-    images: NDArray[Any]
-    labels: NDArray[np.integer]
-    predictions: NDArray[np.integer]
-    confidences: NDArray[np.floating]
 
 
 def gallery(mistakes: Mistakes, class_names: Sequence[str]) -> str:

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from cluster.core.storage import Store
 from jobs.common.config import flatten
-from jobs.common.evaluation.metrics import ClassScore, Evaluation
+from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
+from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets
 from jobs.common.report import charts as plots
 from jobs.common.report import images as report_images
-from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, shown, table, tiles
-from jobs.common.report.images import Mistakes
+from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, table, tiles
 
 MAX_MATRIX, MAX_CLASS_ROWS, MAX_PAIRS, MAX_EVENTS = 25, 50, 20, 200
 _SCALARS = {

@@ -20,8 +20,8 @@ from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, 
 from cluster.core.storage import Store, tls_remedy
 from jobs.common import config as configs
 from jobs.common.config import Config
+from jobs.common.execution.run_state import RUN_FILE
 
-RUN_FILE = "run.json"
 RESULT_FILE = "result.json"
 READ_TIMEOUT_S = 10.0
 _WORTH_KEEPING = ("config.yaml", RESULT_FILE, "artifact/", "attempts/", "checkpoints/manifests/")

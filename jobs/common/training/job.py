@@ -58,7 +58,7 @@ class EvaluationResult:
     evaluations: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Of a classifier, by split (`evaluation.Evaluation`): what the report shows in full."""
     mistakes: Any = None
-    """Of an image classifier, its worst (`report_images.Mistakes`)."""
+    """Of an image classifier, its worst (`Mistakes` of evaluation/metrics.py)."""
     reference: Any = None
     """Of a classifier, what drift is measured from (`drift.Reference`)."""
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cluster.core.errors import StorageError
 from cluster.core.storage import Store
-from jobs.common.artifact.allowed_formats import expansion_refusal
+from jobs.common.archives import expansion_refusal
 
 _FOLDER = "predictions"
 

@@ -31,7 +31,7 @@ from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.loader import Feed
 from jobs.common.data.sampling import SamplingOrder, resolve_window_rows, shards_of
-from jobs.common.environment import environment
+from jobs.common.provenance import environment
 from jobs.common.training import predictions
 from jobs.common.training import weight_digest as weights
 from jobs.common.training.predictions import Predictions

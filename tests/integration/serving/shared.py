@@ -15,7 +15,7 @@ import tritonclient.http as triton
 
 from cluster.core.network import free_port
 from jobs.common.artifact.artifact import Artifact, open_artifact
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from tests import kept, runs
 
 MODELS = ("mlp", "cnn", "transformer", "lm")

@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from tritonclient.utils import InferenceServerException
 
 from cluster.core.network import free_port
-from serving.endpoint.api_keys import new_key
+from serving.core.api_keys import new_key
 from tests import runs
 from tests.integration.serving.shared import MODELS, Endpoint, one_image, tensors
 from tests.unit.test_tls import certificate
