@@ -47,7 +47,7 @@ class Group:
     def _connect(self) -> None:
         session = self._session
         try:
-            addresses = session.exchange("address", _address(session.host))
+            addresses = session.all_gather("address", _address(session.host))
             resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
                 tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=session.rank, rpc_layer="grpc")
             gpu = session.device != "cpu"

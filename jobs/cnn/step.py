@@ -65,17 +65,17 @@ class Trainer:
         Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
         and where they are wanted the row ids (count, S, m).
         """
-        def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
+        def one(i: Any, losses: Any, outcomes: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
             batch = next(batches)
-            loss, fate, sums, more = self._group.run(self._step, batch, rates[i], extra)
+            loss, outcome, sums, more = self._group.run(self._step, batch, rates[i], extra)
             if self._config.run.trace_rows:
                 rows = rows.write(i, batch["row_id"])
-            return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums, waited + more
+            return i + 1, losses.write(i, loss), outcomes.write(i, outcome), rows, sums, waited + more
 
         kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
         begin = (0, *kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
-        _, losses, fates, rows, sums, waited = _repeated(count, one, begin)
-        return losses.stack(), fates.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
+        _, losses, outcomes, rows, sums, waited = _repeated(count, one, begin)
+        return losses.stack(), outcomes.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
 
     def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
         scale = self._scale.value
@@ -90,9 +90,9 @@ class Trainer:
         if clip_norm is not None:
             share = tf.minimum(1.0, clip_norm / (size + 1e-6))
             gradients = [gradient * share for gradient in gradients]
-        fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
+        outcome = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
                        lambda: self._skip(loss))
-        return loss, fate, sums, waited
+        return loss, outcome, sums, waited
 
     def _summed(self, tensors: list[Any]) -> tuple[list[Any], Any]:
         """Over all workers, in one all-reduce; and the seconds that it took, which are longest where the others are waited for."""

@@ -24,7 +24,7 @@ from jobs.cnn.step import NOT_FINITE, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
-from jobs.common.training.train_state import Progress, learning_rate
+from jobs.common.training.train_state import TrainState, learning_rate
 from jobs.common.training.weight_digest import digest_of_arrays
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.robustness import Attack, predict_changed
@@ -38,78 +38,78 @@ def train(session: Session, config: CnnConfig) -> Literal["finished", "stopped"]
     # XLA has no deterministic gradient of max pooling for GPUs, and refuses it everywhere; on a CPU all of XLA is deterministic.
     with Group(session, config.run.cpus_per_worker, deterministic=not config.hardware.xla) as group:
         images = ImageFacts.of(session.dataset)
-        feeding = Feeding(session.feed(), config, images)
+        feeding = Feeding(session.data_loader(), config, images)
         trainer = build_trainer(session, config, feeding, group)
-        progress = restore(session, trainer)
-        steps_per_epoch = feeding.feed.order.steps_per_epoch
+        state = restore(session, trainer)
+        steps_per_epoch = feeding.loader.order.steps_per_epoch
         total_steps = min(config.train.epochs * steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+        session.update_status(total_steps=total_steps, epochs=config.train.epochs, epoch=state.epoch,
                      parameters=trainer.model.count_params())
-        patience, calls = config.train.early_stopping_epochs, Calls(session, config)
+        patience, batcher = config.train.early_stopping_epochs, StepBatcher(session, config)
 
-        while ((progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience)
-               and not session.rests(progress.epoch)):
+        while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(patience)
+               and not session.should_pause(state.epoch)):
             session.pace.start()
-            done = progress.step - progress.step_in_epoch
+            done = state.step - state.step_in_epoch
             left_out = frozenset(step - done for step in session.excluded_steps)
-            batches = iter(feeding.steps(progress.epoch, progress.step_in_epoch, left_out))
-            while progress.step_in_epoch < steps_per_epoch and progress.step < total_steps:
-                if progress.step in session.excluded_steps:
-                    progress.skipped_in_a_row = []
-                    progress.advance()
+            batches = iter(feeding.steps(state.epoch, state.step_in_epoch, left_out))
+            while state.step_in_epoch < steps_per_epoch and state.step < total_steps:
+                if state.step in session.excluded_steps:
+                    state.skipped_in_a_row = []
+                    state.advance()
                     continue
                 last = min(done + steps_per_epoch, total_steps)
-                stop = calls.make(trainer, batches, progress, last, total_steps)
-                if session.weights_due(progress.step):
-                    session.compare_weights(progress.step, digest_of_arrays(trainer.weights()), group.total)
+                stop = batcher.make(trainer, batches, state, last, total_steps)
+                if session.weights_due(state.step):
+                    session.compare_weights(state.step, digest_of_arrays(trainer.weights()), group.total)
                 if stop:
-                    save(session, trainer, progress)
-                    session.committed()
+                    save(session, trainer, state)
+                    session.wait_for_commit()
                     return "stopped"
-                if session.checkpoint_due(progress.step):
-                    save(session, trainer, progress)
-                session.keep_promise(progress.step)
-            finish_epoch(session, trainer, progress, group, config, total_steps)
-        if session.rests(progress.epoch):
+                if session.checkpoint_due(state.step):
+                    save(session, trainer, state)
+                session.wait_for_due_checkpoint(state.step)
+            finish_epoch(session, trainer, state, group, config, total_steps)
+        if session.should_pause(state.epoch):
             return "stopped"
         predict_with_best(session, trainer, config)
     return "finished"
 
 
-class Calls:
+class StepBatcher:
     """Makes calls of some steps each, and agrees with the other ranks on how many come next."""
 
     def __init__(self, session: Session, config: CnnConfig) -> None:
         self._session, self._config = session, config
         self._next, self._step_s = 1, 0.0
 
-    def make(self, trainer: Trainer, batches: Any, progress: Progress, last: int, total_steps: int) -> bool:
+    def make(self, trainer: Trainer, batches: Any, state: TrainState, last: int, total_steps: int) -> bool:
         """Some steps, none beyond `last`. Returns whether any rank wants to stop.
 
         Raises: NonFiniteError after `train.max_skipped_steps` steps in a row that were not finite; PeerLostError.
         """
         session, train, began = self._session, self._config.train, time.perf_counter()
-        count = self._count(progress.step, last)
+        count = self._count(state.step, last)
         rates = np.zeros(train.most_steps_per_call, np.float32)  # one size: another would be compiled for anew
-        rates[:count] = [rate(self._config, step, total_steps) for step in range(progress.step, progress.step + count)]
-        wish = self._wish(progress.step + count) if session.rank == 0 else 0
+        rates[:count] = [rate(self._config, step, total_steps) for step in range(state.step, state.step + count)]
+        wish = self._wish(state.step + count) if session.rank == 0 else 0
         extra = np.array([session.stop_wanted, wish], np.float32)
         with peers_needed():
             made = trainer.steps(batches, tf.constant(count), tf.constant(rates), tf.constant(extra))
-            losses, fates, sums, waited, rows = (found.numpy() for found in made)
+            losses, outcomes, sums, waited, rows = (found.numpy() for found in made)
         session.pace.waited(float(waited))
         self._step_s, self._next = (time.perf_counter() - began) / count, int(sums[1])
         if self._config.run.trace_rows:
-            for step, ids in enumerate(rows, progress.step):
-                session.trace(progress.epoch, step, dict(zip(session.shards, ids, strict=True)))
-        for fate in fates:
-            if fate == NOT_FINITE:
-                progress.skip(train.max_skipped_steps)
+            for step, ids in enumerate(rows, state.step):
+                session.trace(state.epoch, step, dict(zip(session.shards, ids, strict=True)))
+        for outcome in outcomes:
+            if outcome == NOT_FINITE:
+                state.skip(train.max_skipped_steps)
             else:
-                progress.skipped_in_a_row = []
-            progress.advance()
-        session.stepped(step=progress.step, epoch=progress.epoch, rows=train.global_batch_size, loss=losses.tolist(),
-                        skipped=progress.skipped_steps)
+                state.skipped_in_a_row = []
+            state.advance()
+        session.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size, loss=losses.tolist(),
+                        skipped=state.skipped_steps)
         return bool(sums[0] > 0)
 
     def _count(self, step: int, last: int) -> int:
@@ -144,26 +144,26 @@ def balanced(class_counts: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def finish_epoch(session: Session, trainer: Trainer, progress: Progress, group: Group, config: CnnConfig,
+def finish_epoch(session: Session, trainer: Trainer, state: TrainState, group: Group, config: CnnConfig,
                  total_steps: int) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = evaluate(session, trainer, group, "validation", config)
     metric = values["accuracy"] if config.eval.metric == "accuracy" else -values["loss"]
-    progress.evaluated(metric)
-    session.report("evaluation", step=progress.step, epoch=progress.epoch + 1,
-                   learning_rate=rate(config, progress.step - 1, total_steps),
+    state.evaluated(metric)
+    session.report("evaluation", step=state.step, epoch=state.epoch + 1,
+                   learning_rate=rate(config, state.step - 1, total_steps),
                    **{f"validation_{name}": value for name, value in values.items()})
-    progress.next_epoch()
-    save(session, trainer, progress, metric=metric)
+    state.next_epoch()
+    save(session, trainer, state, metric=metric)
 
 
 def predict(session: Session, trainer: Trainer, split: SplitName, config: CnnConfig) -> Iterator[tuple[Columns, Any]]:
     """(rows, probabilities (m, K)) of this worker's share of a split, in batches."""
-    share, reader = session.share_of(split), session.reader(split)
+    share, reader = session.local_range(split), session.reader(split)
     for start in range(share.start, share.stop, config.eval.batch_size):
         rows = reader.rows(start, min(share.stop, start + config.eval.batch_size))
         yield rows, trainer.probabilities(rows["image"])
-        session.tick()
+        session.heartbeat()
 
 
 def evaluate(session: Session, trainer: Trainer, group: Group, split: SplitName, config: CnnConfig) -> dict[str, float]:
@@ -188,15 +188,15 @@ def predict_with_best(session: Session, trainer: Trainer, config: CnnConfig) -> 
 
 
 # ── checkpoints: tensors by name, as NumPy arrays ──
-def save(session: Session, trainer: Trainer, progress: Progress, metric: float | None = None) -> None:
-    session.save(trainer.tensors, asdict(progress), step=progress.step, epoch=progress.epoch, metric=metric)
+def save(session: Session, trainer: Trainer, state: TrainState, metric: float | None = None) -> None:
+    session.save(trainer.tensors, asdict(state), step=state.step, epoch=state.epoch, metric=metric)
 
 
-def restore(session: Session, trainer: Trainer) -> Progress:
+def restore(session: Session, trainer: Trainer) -> TrainState:
     """Puts the checkpoint that this generation resumes from, if any, into model and optimiser."""
     loaded = session.load()
     if loaded is None:
-        return Progress()
-    tensors, state = loaded
+        return TrainState()
+    tensors, saved = loaded
     trainer.load(tensors)
-    return Progress(**state)
+    return TrainState(**saved)

@@ -25,7 +25,7 @@ from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
-from jobs.common.training.train_state import Progress, learning_rate
+from jobs.common.training.train_state import TrainState, learning_rate
 from jobs.common.vision.config import OptimConfig
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import normalisation
@@ -34,7 +34,7 @@ from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.setup import compiled, light, set_lr, set_up_torch
+from jobs.pytorch.setup import compiled, set_lr, set_up_torch, undecorated
 from jobs.pytorch.weight_digest import compare_weights
 
 
@@ -44,50 +44,50 @@ def train(session: Session, config: MlpConfig) -> Literal["finished", "stopped"]
     with Group(session, device) as group:
         model = build_model(session, config).to(device)
         optimizer = build_optimizer(model, config.optim)
-        progress = restore(session, model, optimizer)
-        feed = session.feed()
-        total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+        state = restore(session, model, optimizer)
+        loader = session.data_loader()
+        total_steps = min(config.train.epochs * loader.order.steps_per_epoch, config.train.max_steps or 2**62)
+        session.update_status(total_steps=total_steps, epochs=config.train.epochs, epoch=state.epoch,
                      parameters=sum(p.numel() for p in model.parameters()))
         patience = config.train.early_stopping_epochs
         forward = compiled(model) if config.hardware.compile else model
         attack = Attack.in_training(session.dataset, config)
 
-        while ((progress.step < total_steps or progress.step_in_epoch) and not progress.out_of_patience(patience)
-               and not session.rests(progress.epoch)):
+        while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(patience)
+               and not session.should_pause(state.epoch)):
             session.pace.start()
-            for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
-                if progress.step == total_steps:
+            for step_in_epoch, micro_batches in loader.epoch(state.epoch, state.step_in_epoch):
+                if state.step == total_steps:
                     break
-                if progress.step in session.excluded_steps:
-                    progress.skipped_in_a_row = []
-                    progress.advance()
+                if state.step in session.excluded_steps:
+                    state.skipped_in_a_row = []
+                    state.advance()
                     continue
-                session.trace(progress.epoch, progress.step, {s: b["row_id"] for s, b in micro_batches.items()})
-                set_lr(optimizer, rate(config.optim, progress.step, total_steps))
+                session.trace(state.epoch, state.step, {s: b["row_id"] for s, b in micro_batches.items()})
+                set_lr(optimizer, rate(config.optim, state.step, total_steps))
                 optimizer.zero_grad(set_to_none=True)
                 loss = 0.0
                 for shard, batch in micro_batches.items():
                     for part, rows in enumerate(passes(batch, config.train.max_rows_per_pass)):
                         if config.model.dropout or attack:
-                            torch.manual_seed(micro_batch_seed(config.run.seed, progress.epoch, step_in_epoch, shard, part))
-                        loss += backward(forward, rows, config, progress.epoch, device, attack)
+                            torch.manual_seed(micro_batch_seed(config.run.seed, state.epoch, step_in_epoch, shard, part))
+                        loss += backward(forward, rows, config, state.epoch, device, attack)
                 loss, stop = group.reduce(model, loss, session.stop_wanted)
 
-                step_or_skip(model, optimizer, config, progress, loss)
-                progress.advance()
-                session.stepped(step=progress.step, epoch=progress.epoch, loss=loss, rows=config.train.global_batch_size,
-                                skipped=progress.skipped_steps)
-                compare_weights(session, group, progress.step, model.parameters)
+                step_or_skip(model, optimizer, config, state, loss)
+                state.advance()
+                session.on_step_end(step=state.step, epoch=state.epoch, loss=loss, rows=config.train.global_batch_size,
+                                skipped=state.skipped_steps)
+                compare_weights(session, group, state.step, model.parameters)
                 if stop:
-                    save(session, model, optimizer, progress)
-                    session.committed()
+                    save(session, model, optimizer, state)
+                    session.wait_for_commit()
                     return "stopped"
-                if session.checkpoint_due(progress.step):
-                    save(session, model, optimizer, progress)
-                session.keep_promise(progress.step)
-            finish_epoch(session, model, optimizer, progress, group, config, total_steps)
-        if session.rests(progress.epoch):
+                if session.checkpoint_due(state.step):
+                    save(session, model, optimizer, state)
+                session.wait_for_due_checkpoint(state.step)
+            finish_epoch(session, model, optimizer, state, group, config, total_steps)
+        if session.should_pause(state.epoch):
             return "stopped"
         predict_with_best(session, model, config, device)
     return "finished"
@@ -139,7 +139,7 @@ def share_of_a_row(global_batch_size: int, device: torch.device) -> Tensor:
     return torch.tensor(1.0 / global_batch_size, device=device)
 
 
-def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig, progress: Progress, loss: float) -> None:
+def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig, state: TrainState, loss: float) -> None:
     """Takes the step if loss and gradient are finite.
 
     Raises: NonFiniteError after `train.max_skipped_steps` skips in a row. All ranks decide alike: they see the same sums.
@@ -153,9 +153,9 @@ def step_or_skip(model: Mlp, optimizer: torch.optim.Optimizer, config: MlpConfig
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, size)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        progress.skipped_in_a_row = []
+        state.skipped_in_a_row = []
     else:
-        progress.skip(config.train.max_skipped_steps)
+        state.skip(config.train.max_skipped_steps)
 
 
 def sum_of(tensors: list[Tensor]) -> Tensor:
@@ -176,27 +176,27 @@ def build_model(session: Session, config: MlpConfig) -> Mlp:
 
 def build_optimizer(model: Mlp, optim: OptimConfig) -> torch.optim.Optimizer:
     if optim.name == "adamw":
-        return light(torch.optim.AdamW)(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    return light(torch.optim.SGD)(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
+        return undecorated(torch.optim.AdamW)(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return undecorated(torch.optim.SGD)(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
                                   fused=True)
 
 
-def finish_epoch(session: Session, model: Mlp, optimizer: torch.optim.Optimizer, progress: Progress, group: Group,
+def finish_epoch(session: Session, model: Mlp, optimizer: torch.optim.Optimizer, state: TrainState, group: Group,
                  config: MlpConfig, total_steps: int) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = evaluate(session, model, group, "validation", config)
     metric = values["accuracy"] if config.eval.metric == "accuracy" else -values["loss"]
-    progress.evaluated(metric)
-    session.report("evaluation", step=progress.step, epoch=progress.epoch + 1,
-                   learning_rate=rate(config.optim, progress.step - 1, total_steps),
+    state.evaluated(metric)
+    session.report("evaluation", step=state.step, epoch=state.epoch + 1,
+                   learning_rate=rate(config.optim, state.step - 1, total_steps),
                    **{f"validation_{name}": value for name, value in values.items()})
-    progress.next_epoch()
-    save(session, model, optimizer, progress, metric=metric)
+    state.next_epoch()
+    save(session, model, optimizer, state, metric=metric)
 
 
 def predict(session: Session, model: Mlp, split: SplitName, config: MlpConfig) -> Iterator[tuple[Columns, Tensor]]:
     """(rows, logits (m, K)) of this worker's share of a split, in batches."""
-    share = session.share_of(split)
+    share = session.local_range(split)
     device = torch.device(session.device)
     reader = session.reader(split)
     model.eval()
@@ -204,7 +204,7 @@ def predict(session: Session, model: Mlp, split: SplitName, config: MlpConfig) -
         for start in range(share.start, share.stop, config.eval.batch_size):
             rows = reader.rows(start, min(share.stop, start + config.eval.batch_size))
             yield rows, model(torch.from_numpy(rows["image"]).to(device)).float().cpu()
-            session.tick()
+            session.heartbeat()
     model.train()
 
 
@@ -242,9 +242,9 @@ def predict_with_best(session: Session, model: Mlp, config: MlpConfig, device: t
 
 
 # ── checkpoints: tensors by name, as NumPy arrays ──
-def save(session: Session, model: Mlp, optimizer: torch.optim.Optimizer, progress: Progress,
+def save(session: Session, model: Mlp, optimizer: torch.optim.Optimizer, state: TrainState,
          metric: float | None = None) -> None:
-    session.save(lambda: tensors_of(model, optimizer), asdict(progress), step=progress.step, epoch=progress.epoch, metric=metric)
+    session.save(lambda: tensors_of(model, optimizer), asdict(state), step=state.step, epoch=state.epoch, metric=metric)
 
 
 def tensors_of(model: Mlp, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray[Any, Any]]:
@@ -255,12 +255,12 @@ def tensors_of(model: Mlp, optimizer: torch.optim.Optimizer) -> dict[str, np.nda
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def restore(session: Session, model: Mlp, optimizer: torch.optim.Optimizer) -> Progress:
+def restore(session: Session, model: Mlp, optimizer: torch.optim.Optimizer) -> TrainState:
     """Puts the checkpoint that this generation resumes from, if any, into model and optimiser."""
     loaded = session.load()
     if loaded is None:
-        return Progress()
-    tensors, state = loaded
+        return TrainState()
+    tensors, saved = loaded
     load_weights(model, tensors, torch.device(session.device))
     optimizer_state: dict[int, dict[str, Tensor]] = {}
     for name, array in tensors.items():
@@ -268,7 +268,7 @@ def restore(session: Session, model: Mlp, optimizer: torch.optim.Optimizer) -> P
             _, index, key = name.split(".", 2)
             optimizer_state.setdefault(int(index), {})[key] = torch.from_numpy(array)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
-    return Progress(**state)
+    return TrainState(**saved)
 
 
 def load_weights(model: Mlp, tensors: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> None:

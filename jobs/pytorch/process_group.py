@@ -56,9 +56,9 @@ class Group:
                 port, listening = _listen(session.host)
                 store = dist.TCPStore(session.host, port, session.world_size, is_master=True, wait_for_workers=False,
                                       master_listen_fd=listening)
-                session.share("rendezvous", lambda: (session.host, store.port))
+                session.broadcast("rendezvous", lambda: (session.host, store.port))
             else:
-                host, port = session.share("rendezvous", lambda: None)
+                host, port = session.broadcast("rendezvous", lambda: None)
                 store = dist.TCPStore(host, port, session.world_size, is_master=False, timeout=timedelta(seconds=60))
             backend = "nccl" if self._device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size,

@@ -45,7 +45,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def light(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+def undecorated(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The optimiser without its methods' decorators: they hide the methods from torch.compile, and show them to the profiler.
 
     For the first they import torch._dynamo, which takes more than a second, half of what a worker needs to start (only the model

@@ -35,10 +35,10 @@ def evaluate(session: Session, model: Any, task: Task, group: Group, split: Spli
 def predict(session: Session, model: Any, task: Task, split: SplitName,
             config: TransformerConfig) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
-    share, size = session.share_of(split), config.eval.batch_size
-    session.note(phase=f"judging {split} rows")
+    share, size = session.local_range(split), config.eval.batch_size
+    session.update_status(phase=f"judging {split} rows")
     yield from judged(session, model, task, _batches(session, split, share, size), _most(session, split, size))
-    session.note(phase=None)
+    session.update_status(phase=None)
 
 
 def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
@@ -53,7 +53,7 @@ def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
     for rows in batches:
         yield rows, *found(rows)
         made, some = made + 1, rows
-        session.tick()
+        session.heartbeat()
     for _ in range(num_batches - made if model.lockstep else 0):
         found(some if some is not None else _any_rows(session))
     model.model.train()
@@ -88,7 +88,7 @@ def _any_rows(session: Session) -> Columns:
 
 # ── at the end ──
 def predict_with_best(session: Session, model: Any, task: Task, config: TransformerConfig, group: Group) -> None:
-    """Predicts the validation and test rows with the best checkpoint, and spoilt texts; the driver judges them."""
+    """Predicts the validation and test rows with the best checkpoint, and corrupted texts; the driver judges them."""
     fill(list(model.weights()), session.parts(session.best()))
     for split in ("validation", "test"):
         _write(session, split, predict(session, model, task, split, config))
@@ -105,8 +105,9 @@ def _predict_spoilt(session: Session, model: Any, task: Task, config: Transforme
     mine = range(session.rank, most, session.world_size)
     passes = -(-len(range(0, most, session.world_size)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
-        spoilt = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
-        rows = encode_rows(tokenizer, spoilt, config.data.max_length) | {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
+        corrupted = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
+        rows = encode_rows(tokenizer, corrupted, config.data.max_length)
+        rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
         _write(session, f"robustness {name}", judged(session, model, task, sorted_batches(rows, size), passes))
 
 

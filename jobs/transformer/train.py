@@ -22,7 +22,7 @@ from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Columns
 from jobs.common.data.loader import MicroBatches
 from jobs.common.training.session import Session
-from jobs.common.training.train_state import Progress, learning_rate
+from jobs.common.training.train_state import TrainState, learning_rate
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import compare_weights
@@ -44,60 +44,60 @@ def train(session: Session, config: TransformerConfig) -> Literal["finished", "s
     device = set_up_torch(session, config.run.cpus_per_worker)
     with Group(session, device, even_alone=config.scale.strategy != "ddp") as group, strategy(session, config, group) as model:
         task = task_of(session.dataset, config, device)
-        progress = restore(session, model)
-        feed = session.feed(config.data.length_group_steps if config.task == "classify" else 1)
-        total_steps = min(config.train.epochs * feed.order.steps_per_epoch, config.train.max_steps or 2**62)
-        session.note(total_steps=total_steps, epochs=config.train.epochs, epoch=progress.epoch,
+        state = restore(session, model)
+        loader = session.data_loader(config.data.length_group_steps if config.task == "classify" else 1)
+        total_steps = min(config.train.epochs * loader.order.steps_per_epoch, config.train.max_steps or 2**62)
+        session.update_status(total_steps=total_steps, epochs=config.train.epochs, epoch=state.epoch,
                      parameters=sum(sizes_of(model.model)), passes=passes_of(session, lockstep=model.lockstep))
         throughput = Throughput.of(session, config, model.model, device)
 
-        while ((progress.step < total_steps or progress.step_in_epoch) and not out_of_patience(progress, config)
-               and not session.rests(progress.epoch)):
+        while ((state.step < total_steps or state.step_in_epoch) and not out_of_patience(state, config)
+               and not session.should_pause(state.epoch)):
             session.pace.start()
-            for step_in_epoch, micro_batches in feed.epoch(progress.epoch, progress.step_in_epoch):
-                if progress.step == total_steps:
+            for step_in_epoch, micro_batches in loader.epoch(state.epoch, state.step_in_epoch):
+                if state.step == total_steps:
                     break
-                if progress.step in session.excluded_steps:
-                    progress.skipped_in_a_row = []
-                    progress.advance()
+                if state.step in session.excluded_steps:
+                    state.skipped_in_a_row = []
+                    state.advance()
                     continue
-                session.trace(progress.epoch, progress.step, {s: b["row_id"] for s, b in micro_batches.items()})
+                session.trace(state.epoch, state.step, {s: b["row_id"] for s, b in micro_batches.items()})
                 batches = list(passes(session, micro_batches, config, lockstep=model.lockstep))
                 targets, tokens = group.total(task.sizes(batches)).tolist()
                 model.begin()
                 loss = 0.0
                 for number, batch in enumerate(batches):
-                    torch.manual_seed(micro_batch_seed(config.run.seed, progress.epoch, step_in_epoch, batch.shard, batch.part))
+                    torch.manual_seed(micro_batch_seed(config.run.seed, state.epoch, step_in_epoch, batch.shard, batch.part))
                     with model.passing():
                         share = task.loss(model.forward, batch.rows) * (batch.weight / targets)
                     model.backward(share, last=number == len(batches) - 1)
                     loss += float(share.detach())
-                wishes = [loss, float(session.stop_wanted), float(session.checkpoint_due(progress.step + 1))]
+                wishes = [loss, float(session.stop_wanted), float(session.checkpoint_due(state.step + 1))]
                 loss, stop, due = group.total(torch.tensor(wishes, dtype=torch.float64)).tolist()
 
-                outcome = model.step(rate(config, progress.step, total_steps)) if math.isfinite(loss) else model.abandon()
+                outcome = model.step(rate(config, state.step, total_steps)) if math.isfinite(loss) else model.abandon()
                 if outcome == "taken":
-                    progress.skipped_in_a_row = []
+                    state.skipped_in_a_row = []
                 else:
-                    progress.skip(config.train.max_skipped_steps if outcome == "skipped" else 1)
-                progress.advance()
+                    state.skip(config.train.max_skipped_steps if outcome == "skipped" else 1)
+                state.advance()
                 throughput.step(session, tokens)
-                session.stepped(step=progress.step, epoch=progress.epoch, loss=loss, rows=config.train.global_batch_size,
-                                skipped=progress.skipped_steps)
+                session.on_step_end(step=state.step, epoch=state.epoch, loss=loss, rows=config.train.global_batch_size,
+                                skipped=state.skipped_steps)
                 if model.replicated:
-                    compare_weights(session, group, progress.step, lambda: (f.tensors[WEIGHTS] for f in model.weights()))
+                    compare_weights(session, group, state.step, lambda: (f.tensors[WEIGHTS] for f in model.weights()))
                 if stop:
-                    save(session, model, progress)
-                    session.committed()
+                    save(session, model, state)
+                    session.wait_for_commit()
                     return "stopped"
-                if evaluation_due(progress, config, feed.order.steps_per_epoch):
-                    judge(session, model, task, group, config, progress, total_steps)
+                if evaluation_due(state, config, loader.order.steps_per_epoch):
+                    judge(session, model, task, group, config, state, total_steps)
                     session.pace.start()
                 elif due:
-                    save(session, model, progress)
-                session.keep_promise(progress.step)
-            judge(session, model, task, group, config, progress, total_steps, epoch_done=True)
-        if session.rests(progress.epoch):
+                    save(session, model, state)
+                session.wait_for_due_checkpoint(state.step)
+            judge(session, model, task, group, config, state, total_steps, epoch_done=True)
+        if session.should_pause(state.epoch):
             return "stopped"
         predict_with_best(session, model, task, config, group)
     return "finished"
@@ -152,42 +152,42 @@ def strategy(session: Session, config: TransformerConfig, group: Group) -> Gener
         spread.close()
 
 
-def out_of_patience(progress: Progress, config: TransformerConfig) -> bool:
-    return progress.out_of_patience(config.train.early_stopping_epochs)
+def out_of_patience(state: TrainState, config: TransformerConfig) -> bool:
+    return state.out_of_patience(config.train.early_stopping_epochs)
 
 
-def evaluation_due(progress: Progress, config: TransformerConfig, steps_per_epoch: int) -> bool:
+def evaluation_due(state: TrainState, config: TransformerConfig, steps_per_epoch: int) -> bool:
     """In the middle of an epoch: at its end there is one anyway."""
     every = config.train.evaluate_every_steps
-    return every is not None and progress.step % every == 0 and progress.step_in_epoch < steps_per_epoch
+    return every is not None and state.step % every == 0 and state.step_in_epoch < steps_per_epoch
 
 
-def judge(session: Session, model: Strategy, task: Task, group: Group, config: TransformerConfig, progress: Progress,
+def judge(session: Session, model: Strategy, task: Task, group: Group, config: TransformerConfig, state: TrainState,
           total_steps: int, *, epoch_done: bool = False) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = evaluate(session, model, task, group, "validation", config)
     metric = values["accuracy"] if config.metric == "accuracy" else -values["loss"]
-    progress.evaluated(metric)
-    session.report("evaluation", step=progress.step, epoch=progress.epoch + epoch_done,
-                   learning_rate=rate(config, progress.step - 1, total_steps),
+    state.evaluated(metric)
+    session.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
+                   learning_rate=rate(config, state.step - 1, total_steps),
                    **{f"validation_{name}": value for name, value in values.items()})
     if epoch_done:
-        progress.next_epoch()
-    save(session, model, progress, metric=metric)
+        state.next_epoch()
+    save(session, model, state, metric=metric)
 
 
 # ── checkpoints: slices of parameters and of their moments, see shards.py ──
-def save(session: Session, model: Strategy, progress: Progress, metric: float | None = None) -> None:
-    steps = progress.step - progress.skipped_steps - len([s for s in session.excluded_steps if s < progress.step])
-    session.save(lambda: to_arrays(model.fragments(steps)), {"progress": asdict(progress), "optimizer_steps": steps},
-                 step=progress.step, epoch=progress.epoch, metric=metric)
+def save(session: Session, model: Strategy, state: TrainState, metric: float | None = None) -> None:
+    steps = state.step - state.skipped_steps - len([s for s in session.excluded_steps if s < state.step])
+    session.save(lambda: to_arrays(model.fragments(steps)), {"progress": asdict(state), "optimizer_steps": steps},
+                 step=state.step, epoch=state.epoch, metric=metric)
 
 
-def restore(session: Session, model: Strategy) -> Progress:
+def restore(session: Session, model: Strategy) -> TrainState:
     """Puts the checkpoint that this generation resumes from, if any, into the model, whoever wrote it."""
     checkpoint = session.checkpoint
     if checkpoint is None:
-        return Progress()
+        return TrainState()
     fill([*model.weights(), *model.fragments(checkpoint.state["optimizer_steps"])], session.parts(checkpoint))
-    return Progress(**checkpoint.state["progress"])
+    return TrainState(**checkpoint.state["progress"])
 

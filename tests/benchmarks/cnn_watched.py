@@ -29,7 +29,7 @@ def train(session: Session, config: Any) -> Any:
     turns = Turns(Path(watch.turns[0]), *watch.turns[1:]) if watch.turns and session.rank == 0 else None
     if watch.without_sum:
         Group.sum = _unsummed  # type: ignore[method-assign]
-        loop.Calls._count = _agreed(loop.Calls._count)  # type: ignore[method-assign]
+        loop.StepBatcher._count = _agreed(loop.StepBatcher._count)  # type: ignore[method-assign]
     Feeding.steps = _beginning(Feeding.steps, session, record, turns)  # type: ignore[method-assign]
     loop.finish_epoch = _ending(loop.finish_epoch, record)
     try:
@@ -57,8 +57,9 @@ def _beginning(steps: Callable[..., Any], session: Session, record: Record, turn
     def timed(feeding: Feeding, *args: Any) -> Any:
         if turns:
             turns.begin()
-        session.exchange(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
-        record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(), "steps": feeding.feed.order.steps_per_epoch})
+        session.all_gather(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
+        record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(),
+                            "steps": feeding.loader.order.steps_per_epoch})
         return steps(feeding, *args)
 
     return timed

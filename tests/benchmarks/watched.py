@@ -37,7 +37,7 @@ def train(session: Session, config: Any) -> Any:
 
 
 def _watch_steps(session: Session, watch: Watch, record: Record) -> None:
-    stepped = session.stepped
+    stepped = session.on_step_end
     file = None
     if watch.log_steps:
         path = session.run_store.local_path(f"stopwatch/steps-{session.generation}-{session.rank}.txt")
@@ -53,11 +53,11 @@ def _watch_steps(session: Session, watch: Watch, record: Record) -> None:
         if watch.losses:
             record.losses.append(loss)
 
-    session.stepped = watched  # type: ignore[method-assign]
+    session.on_step_end = watched  # type: ignore[method-assign]
 
 
 def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: dict[str, list[float]]) -> None:
-    make_feed = session.feed
+    make_feed = session.data_loader
 
     def watched_feed() -> Any:
         feed = make_feed()
@@ -81,7 +81,7 @@ def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: di
         feed.epoch = epoch  # type: ignore[method-assign]
         return feed
 
-    session.feed = watched_feed  # type: ignore[method-assign]
+    session.data_loader = watched_feed  # type: ignore[method-assign]
 
 
 def _watch_parts() -> dict[str, list[float]]:

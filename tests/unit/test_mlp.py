@@ -158,7 +158,7 @@ def test_a_batch_in_pieces_gives_the_same_step(digits: Dataset, tmp_path: Path) 
         assert np.linalg.norm(mine[name] - theirs[name]) < 1e-6 * np.linalg.norm(theirs[name])
 
 
-def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.Progress]:
+def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.TrainState]:
     """Length of the step that SGD with rate 1 takes from a gradient of this length."""
     config = config_of(optim={"name": "sgd", "lr": 1.0, "weight_decay": 0, "clip_norm": clip_norm})
     model = Mlp((2, 2, 1), 3, [4], 0.0, (0.0,), (1.0,))
@@ -166,7 +166,7 @@ def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.Progr
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, gradient / before.numel() ** 0.5)
-    progress = loop.Progress()
+    progress = loop.TrainState()
     loop.step_or_skip(model, loop.build_optimizer(model, config.optim), config, progress, loss=1.0)
     return (nn.utils.parameters_to_vector(parameters).detach() - before).norm().item(), progress
 
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_along() -> None:
 
 def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps() -> None:
     config = config_of(train={"max_skipped_steps": 2})
-    model, progress = Mlp((2, 2, 1), 3, [], 0.0, (0.0,), (1.0,)), loop.Progress()
+    model, progress = Mlp((2, 2, 1), 3, [], 0.0, (0.0,), (1.0,)), loop.TrainState()
     optimizer = loop.build_optimizer(model, config.optim)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -295,7 +295,7 @@ LIGHT = """
 import sys
 import torch
 from jobs.common.vision.config import OptimConfig
-from jobs.mlp.train import build_optimizer, light
+from jobs.mlp.train import build_optimizer, undecorated
 
 for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
     models = [torch.nn.Linear(3, 2) for _ in range(2)]

@@ -16,7 +16,7 @@ from jobs.common.data.sampling import Order
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """An order whose windows are groups of `steps` steps, arranged by length. It offers what a feed asks of `Order`."""
+    """An order whose windows are groups of `steps` steps, arranged by length. It offers what a data loader asks of `Order`."""
 
     order: Order
     steps: int

@@ -20,13 +20,13 @@ MicroBatches = dict[int, Columns]
 """shard → each column of the data set by name, (m, …); views, valid until the next step is taken."""
 
 
-class Feed:
+class DataLoader:
     """Micro-batches of the shards that one worker owns. `wait_s`: seconds spent waiting for data so far."""
 
     def __init__(self, order: Order | LengthGroups, reader: Reader, shards: tuple[int, ...]) -> None:
         self.order, self.shards, self.wait_s = order, shards, 0.0
         self._reader = reader
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-feed")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-loader")
         self._ahead: dict[int, tuple[tuple[int, int], Future[Columns]]] = {}
 
     def epoch(self, epoch: int, start_step: int = 0, at_once: int = 1) -> Iterator[tuple[int, MicroBatches]]:
@@ -80,9 +80,9 @@ class Feed:
 class _Stream:
     """One shard's rows in one epoch, from a row on."""
 
-    def __init__(self, feed: Feed, epoch: int, shard: int, row: int) -> None:
-        self._feed, self._epoch, self._shard, self._row = feed, epoch, shard, row
-        self._window = feed.order.window_at(epoch, shard, row)
+    def __init__(self, loader: DataLoader, epoch: int, shard: int, row: int) -> None:
+        self._owner, self._epoch, self._shard, self._row = loader, epoch, shard, row
+        self._window = loader.order.window_at(epoch, shard, row)
         self._first = self._last = -1
         self._rows: Columns = {}
 
@@ -99,8 +99,8 @@ class _Stream:
 
     def _open(self) -> None:
         self._window += 1 if self._last >= 0 else 0
-        self._first, self._last = self._feed.order.window_bounds(self._epoch, self._shard, self._window)
-        self._rows = self._feed.window(self._epoch, self._shard, self._window)
+        self._first, self._last = self._owner.order.window_bounds(self._epoch, self._shard, self._window)
+        self._rows = self._owner.window(self._epoch, self._shard, self._window)
 
 
 def _joined(pieces: list[Columns]) -> Columns:

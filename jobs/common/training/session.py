@@ -1,7 +1,7 @@
 """Contract 3: what a training loop sees of where it runs. The same loop runs under Ray Train, Ray Tune, and locally.
 
 A loop gets a `Session` for one generation: its rank, the shards that it owns, the checkpoint to resume from. It calls
-`stepped` after each step and `report` for metrics (both only leave a note; a thread sends it), `save` for a checkpoint,
+`on_step_end` after each step and `report` for metrics (both only leave a note; a thread sends it), `save` for a checkpoint,
 and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
 """
 
@@ -29,7 +29,7 @@ from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.length_bucketing import LengthGroups
-from jobs.common.data.loader import Feed
+from jobs.common.data.loader import DataLoader
 from jobs.common.data.sampling import Order, resolve_window_rows, shards_of
 from jobs.common.environment import environment
 from jobs.common.training import predictions
@@ -95,7 +95,7 @@ class Session:
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
         self._config_fingerprint, self._sharded, self._until_epoch = config_fingerprint, False, until_epoch
         self._writer = self._new_writer(num_writers=1)
-        self._feeds: list[Feed] = []
+        self._loaders: list[DataLoader] = []
         self._readers: dict[SplitName, Reader] = {}
         self._beating = in_background("trainyard-beat", self._beat_forever)
 
@@ -114,7 +114,7 @@ class Session:
         self._sharded, self._writer = self.world_size > 1, self._new_writer(self.world_size)
 
     # ── data ──
-    def feed(self, length_group_steps: int = 1) -> Feed:
+    def data_loader(self, length_group_steps: int = 1) -> DataLoader:
         """The training rows of the shards that this worker owns, in order.
 
         length_group_steps: more than 1 sorts the rows of so many steps by their column `length` (see length_groups.py).
@@ -126,9 +126,9 @@ class Session:
         order = Order(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
                       global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
         grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
-        feed = Feed(grouped, self.dataset.reader("train", self.config.data), self.shards)
-        self._feeds.append(feed)
-        return feed
+        loader = DataLoader(grouped, self.dataset.reader("train", self.config.data), self.shards)
+        self._loaders.append(loader)
+        return loader
 
     def reader(self, split: SplitName) -> Reader:
         """Rows of an evaluation split."""
@@ -136,13 +136,13 @@ class Session:
             self._readers[split] = self.dataset.reader(split, self.config.data)
         return self._readers[split]
 
-    def share_of(self, split: SplitName) -> range:
+    def local_range(self, split: SplitName) -> range:
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
         rows = self.dataset.splits[split].num_rows
         return range(rows * self.rank // self.world_size, rows * (self.rank + 1) // self.world_size)
 
     # ── progress: leaves a note, a thread sends it ──
-    def stepped(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
+    def on_step_end(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
         """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean, or
         of several steps that were made in one go the loss of each.
 
@@ -163,7 +163,7 @@ class Session:
         if self._trace:
             self._trace.write(epoch, step, rows)
 
-    def tick(self) -> None:
+    def heartbeat(self) -> None:
         """A sign of progress in what has no steps, such as an evaluation: else it would be taken for a hang.
 
         Raises: PeerLostError if this worker is to leave the generation.
@@ -171,7 +171,7 @@ class Session:
         self._state["ticks"] += 1
         self._go_on()
 
-    def note(self, **values: Any) -> None:
+    def update_status(self, **values: Any) -> None:
         """Puts values into the state that the next beat carries: counters, sums."""
         self._state |= values
 
@@ -187,10 +187,10 @@ class Session:
 
     def _costs(self) -> dict[str, float]:
         """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""
-        rows = len(self.share_of("validation"))
+        rows = len(self.local_range("validation"))
         return {"parameters": self._state["parameters"], "validation_ms_per_row": 1000 * self.pace.since_last_s / max(1, rows)}
 
-    def rests(self, epoch: int) -> bool:
+    def should_pause(self, epoch: int) -> bool:
         """Whether a trial goes no further for now, with so many epochs done: its search says how it goes on."""
         return self._until_epoch is not None and epoch >= self._until_epoch
 
@@ -200,7 +200,7 @@ class Session:
         """A hint to this rank: act on it only when all ranks have agreed on the step."""
         return self._orders.stop
 
-    def share(self, key: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         if self.rank == 0:
             value = make()
@@ -208,7 +208,7 @@ class Session:
             return value
         return self._wait_for(key, 0)
 
-    def exchange(self, key: str, value: Any) -> list[Any]:
+    def all_gather(self, key: str, value: Any) -> list[Any]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
         self._link.call("put", self.generation, f"{key}/{self.rank}", value)
         return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self.world_size)]
@@ -238,10 +238,10 @@ class Session:
         Raises: DivergedError on all ranks, naming those whose weights are not those of most; PeerLostError.
         """
         began = time.perf_counter()
-        odd = weights.odd_ranks(total(weights.placed(digest, self.rank, self.world_size)).tolist())
+        odd = weights.mismatched_ranks(total(weights.placed(digest, self.rank, self.world_size)).tolist())
         self._state["weights_check_s"] = time.perf_counter() - began
         if odd:
-            hosts = self.exchange("diverged", self.host)
+            hosts = self.all_gather("diverged", self.host)
             raise DivergedError(self._divergence(step, {rank: hosts[rank] for rank in odd}))
         self._same_weights_at = step
 
@@ -291,14 +291,14 @@ class Session:
         """How many steps may be made in one go after `step`, for what a failure may cost; rank 0's answer counts."""
         return self.cadence.room(step)
 
-    def keep_promise(self, step: int) -> None:
+    def wait_for_due_checkpoint(self, step: int) -> None:
         """Waits for the checkpoint in flight where going on could cost more than `checkpoint_every_steps`."""
         if self.rank == 0:
             limit = self.cadence.must_be_committed_by()
             if limit is not None and step >= limit and self._writer.in_flight:
-                self.committed()
+                self.wait_for_commit()
 
-    def committed(self) -> None:
+    def wait_for_commit(self) -> None:
         """Waits until the last checkpoint is committed (a rank with a part of its own: written). Raises: what went wrong."""
         if self.rank == 0 or self._sharded:
             with self._storage():
@@ -306,10 +306,10 @@ class Session:
 
     def best(self) -> Checkpoint:
         """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
-        self.committed()
+        self.wait_for_commit()
         store = Checkpoints(self.run_store.child("checkpoints"))
         with self._storage():
-            return self.share("best", store.best)
+            return self.broadcast("best", store.best)
 
     def best_checkpoint(self) -> dict[str, np.ndarray]:
         """The tensors of `best`, of a checkpoint in one part."""
@@ -325,7 +325,7 @@ class Session:
         self._left.set()
         try:
             with self._storage():
-                for source in (*self._feeds, *self._readers.values()):
+                for source in (*self._loaders, *self._readers.values()):
                     source.close()
                 self._writer.close(wait=True, raise_errors=not failed)
         finally:
@@ -375,7 +375,7 @@ class Session:
         while not self._reports.empty():
             reports.append(self._reports.get())
         losses = [self._losses.popleft() for _ in range(len(self._losses))]
-        data_wait_s = sum(feed.wait_s for feed in self._feeds)
+        data_wait_s = sum(loader.wait_s for loader in self._loaders)
         costs = self._writer.timings()
         self._state |= {
             "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": data_wait_s,

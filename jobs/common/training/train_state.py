@@ -7,7 +7,7 @@ from jobs.common.training.session import NonFiniteError
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where training stands; what a checkpoint keeps beside the tensors."""
 
     step: int = 0

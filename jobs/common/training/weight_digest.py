@@ -42,7 +42,7 @@ def placed(value: int, rank: int, world_size: int) -> npt.NDArray[np.float64]:
     return np.where(np.arange(world_size) == rank, float(value), 0.0)
 
 
-def odd_ranks(digests: Sequence[float]) -> list[int]:
+def mismatched_ranks(digests: Sequence[float]) -> list[int]:
     """The ranks whose number is not that of most; where no number has a majority, all of them."""
     [(value, count), *_] = Counter(digests).most_common(1)
     if count == len(digests):

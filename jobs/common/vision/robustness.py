@@ -177,7 +177,7 @@ def predict_changed(session: Session, config: ImageConfig, predict: Callable[[Im
         part = slice(start, start + config.eval.batch_size)
         for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
             found.setdefault(name, []).append(predict(changed))
-            session.tick()
+            session.heartbeat()
     for name, probabilities in found.items():
         session.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
 
