@@ -23,8 +23,9 @@ from jobs.cnn.model import new_model
 from jobs.cnn.step import NOT_FINITE, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.training.predictions import Predictions
+from jobs.common.training.schedule import learning_rate
 from jobs.common.training.session import Session
-from jobs.common.training.train_state import TrainState, learning_rate
+from jobs.common.training.train_state import TrainState
 from jobs.common.training.weight_digest import digest_of_arrays
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.robustness import Attack, predict_changed

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from jobs.pytorch.gradient_buckets import GradientBuckets
+from jobs.pytorch.optimizer import set_lr
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.setup import compiled, set_lr
+from jobs.pytorch.setup import compiled
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
 

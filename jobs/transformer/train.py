@@ -21,8 +21,9 @@ import torch
 from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Columns
 from jobs.common.data.loader import MicroBatches
+from jobs.common.training.schedule import learning_rate
 from jobs.common.training.session import Session
-from jobs.common.training.train_state import TrainState, learning_rate
+from jobs.common.training.train_state import TrainState
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import compare_weights

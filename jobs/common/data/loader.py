@@ -20,6 +20,14 @@ MicroBatches = dict[int, Columns]
 """shard → each column of the data set by name, (m, …); views, valid until the next step is taken."""
 
 
+def cut(columns: Columns, max_rows: int | None) -> Iterator[Columns]:
+    """A micro-batch, cut where one forward pass may not take all its rows."""
+    rows = len(columns["row_id"])
+    size = max_rows or rows
+    for start in range(0, rows, size):
+        yield {name: column[start : start + size] for name, column in columns.items()}
+
+
 class DataLoader:
     """Micro-batches of the shards that one worker owns. `wait_s`: seconds spent waiting for data so far."""
 
@@ -41,6 +49,14 @@ class DataLoader:
         for step in range(start_step, self.order.steps_per_epoch, at_once):
             rows = min(at_once, self.order.steps_per_epoch - step) * size
             yield step, {shard: stream.take(rows) for shard, stream in streams.items()}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[MicroBatches]:
+        """The micro-batches of one step after the other, from a step within the epoch to its end, without those in `left_out`."""
+        return (micro_batches for step, micro_batches in self.epoch(epoch, start_step) if step not in left_out)
 
     def window(self, epoch: int, shard: int, window: int) -> Columns:
         """The rows of a window, shuffled; begins to load the window after it."""

@@ -158,6 +158,20 @@ class Session:
         self._state["step"], self._state["epoch"], self._state["skipped_steps"] = step, epoch, skipped
         self._go_on()
 
+    @property
+    def median_step_s(self) -> float:
+        """Median time of recent steps, in seconds; 0 before the first."""
+        return self.pace.median_s
+
+    def count_waiting(self, seconds: float) -> None:
+        """Tells that this worker spent these seconds of the present step in collectives, where it waits for slower workers."""
+        self.pace.waited(seconds)
+
+    @property
+    def traces_rows(self) -> bool:
+        """Whether `--run.trace-rows` asks for `trace`."""
+        return self._trace is not None
+
     def trace(self, epoch: int, step: int, rows: Mapping[int, np.ndarray]) -> None:
         """With `--run.trace-rows`: writes the ids of the rows of each shard's micro-batch at this step."""
         if self._trace:
@@ -315,10 +329,10 @@ class Session:
         """The tensors of `best`, of a checkpoint in one part."""
         return next(self.parts(self.best()))
 
-    def write_predictions(self, split: str, share: Predictions) -> None:
-        """This worker's share of an evaluation split (or of rows under another name), for the driver to judge."""
+    def write_predictions(self, name: str, share: Predictions) -> None:
+        """Writes this worker's share of the predictions of a split, or of rows under another name; the driver judges them."""
         with self._storage():
-            predictions.write(self.run_store, self.generation, split, self.rank, share)
+            predictions.write(self.run_store, self.generation, name, self.rank, share)
 
     def close(self, *, failed: bool = False) -> None:
         """Ends the threads and sends what is left to send. After a failure, a checkpoint in flight is still finished."""
