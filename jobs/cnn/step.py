@@ -22,10 +22,12 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
+from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.robustness import Attack, projected_gradient
 
-TAKEN, NOT_FINITE, SCALED_DOWN = 0, 1, 2
-"""What became of a step: SCALED_DOWN was too much for half precision, and is not held against the run."""
+OUTCOMES: tuple[StepOutcome, ...] = ("taken", "skipped", "scaled down")
+"""What may become of a step; inside TensorFlow it is the place in this tuple."""
+TAKEN, NOT_FINITE, SCALED_DOWN = range(3)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Trainer:
         self._slopes: Any = tf.function(self.gradient, [pixels, labels], autograph=False)
 
     def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """batches: an iterator over `Feeding.steps`, of which `count` are made. rates: (n,) float32, n at least count, the learning
-        rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the gradients.
+        """batches: an iterator over `Pipeline.elements`, of which `count` are made. rates: (n,) float32, n at least count, the
+        learning rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the
+        gradients.
 
         Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
         and where they are wanted the row ids (count, S, m).

@@ -21,10 +21,10 @@ from jobs.cnn import train as loop
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.explain import integrated_gradients
 from jobs.cnn.export import keras_file, onnx_file
-from jobs.cnn.feeding import Feeding
 from jobs.cnn.framework import keras, tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import Classifier, load_keras, new_model, with_probabilities
+from jobs.cnn.pipeline import Pipeline
 from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
@@ -72,9 +72,9 @@ def trainer_of(folder: Path, dataset: Dataset, config: CnnConfig, num_shards: in
 
     def build(session: Session, config: CnnConfig) -> str:
         group = Group(session, 1).__enter__()
-        feeding = Feeding(session.data_loader(), config, ImageFacts.of(dataset))
-        batches = list(feeding.steps(0, 0, frozenset()).take(4))
-        found.extend((loop.build_trainer(session, config, feeding, group), batches))
+        pipeline = Pipeline(session.data_loader(), config, ImageFacts.of(dataset))
+        batches = list(pipeline.elements(0, 0, frozenset()).take(4))
+        found.extend((loop.build_trainer(session, config, pipeline, group), batches))
         return "finished"
 
     image_loops.train(build, folder, dataset, config, num_shards=num_shards)

@@ -45,6 +45,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
         left_out = frozenset(step - first for step in session.excluded_steps)
         remaining = iter(batches.steps(state.epoch, state.step_in_epoch, left_out))
         last = min(first + batches.steps_per_epoch, total_steps)
+        batch = None
         while state.step < last:
             if state.step in session.excluded_steps:
                 state.leave_out()
@@ -75,7 +76,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
             elif batcher.checkpoint_due(state.step):
                 save(session, trainable, state)
             session.wait_for_due_checkpoint(state.step)
-        del remaining  # with what a pipeline holds, before the evaluation
+        batch = remaining = None  # lets go of what a pipeline holds
         evaluate(session, trainable, state, metric, total_steps, epoch_done=True)
     if session.should_pause(state.epoch):
         return "stopped"

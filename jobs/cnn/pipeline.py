@@ -8,6 +8,7 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ Element = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Feeding:
+class Pipeline:
     """Makes the pipelines of a run's epochs."""
 
     loader: DataLoader
@@ -43,7 +44,15 @@ class Feeding:
     def rows_per_pass(self) -> int:
         return min(self.config.train.max_rows_per_pass or self.loader.order.micro_batch_size, self.loader.order.micro_batch_size)
 
-    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Any:
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps_per_epoch
+
+    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Any]:
+        """An item a call, always the same one: the iterator over `elements`, from which the call takes what its steps need."""
+        return itertools.repeat(iter(self.elements(epoch, start_step, left_out)))
+
+    def elements(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Any:
         """A `tf.data.Dataset` with an element a step, from one within the epoch to its end, without those in `left_out`.
 
         image (S, m, H, W, C), augmented ones float32; label, row_id (S, m) int64; seed (S · P,) int64.
