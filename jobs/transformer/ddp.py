@@ -5,20 +5,18 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.gradient_buckets import GradientBuckets
 from jobs.pytorch.optimizer import set_lr
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
-
-Outcome = Literal["taken", "skipped", "corrupted"]
-"""Of a step: taken; not taken, and nothing has changed; or weights or sums are no longer to be used."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -61,7 +59,7 @@ class Ddp:
             self._gradients.enable_sync()
         loss.backward()
 
-    def step(self, lr: float) -> Outcome:
+    def step(self, lr: float) -> StepOutcome:
         """Takes the step, if the gradient is finite: the same answer on all workers. Raises: PeerLostError."""
         self._gradients.wait()
         norm, clip_norm = self._gradients.norm(), self._config.optim.clip_norm
@@ -73,7 +71,7 @@ class Ddp:
         self._optimizer.step()
         return "taken"
 
-    def abandon(self) -> Outcome:
+    def abandon(self) -> StepOutcome:
         """Instead of `step`, where the loss was not finite."""
         self._gradients.wait()
         return "skipped"

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from cluster.core.auth import expanded
 from cluster.core.documents import DocumentError, read_json
 from cluster.core.errors import ConfigError
+from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.process_group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.ddp import Outcome, parameter_groups
+from jobs.transformer.ddp import parameter_groups
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
 from jobs.transformer.swap import SwapFolder, require_compiler
 
@@ -122,7 +123,7 @@ class Zero:
         with peers_needed():
             self._engine.backward(loss * self._group.world_size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> Outcome:
+    def step(self, lr: float) -> StepOutcome:
         """Takes the step; `corrupted` if the gradient was not finite, `skipped` if only the loss scale was too large (fp16).
 
         Raises: PeerLostError.
@@ -136,7 +137,7 @@ class Zero:
         norm = self._engine.get_global_grad_norm()
         return "taken" if norm is None or math.isfinite(float(norm)) else "corrupted"
 
-    def abandon(self) -> Outcome:
+    def abandon(self) -> StepOutcome:
         """Instead of `step`, where the loss was not finite: what DeepSpeed has summed already cannot be taken back."""
         return "corrupted"
 

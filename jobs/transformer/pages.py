@@ -22,15 +22,15 @@ _BASELINE = "a text of nothing but padding"
 _SHOWN_CHARACTERS = 300
 
 
-def classifier_sections(trained: Trained, judged: Evaluation, made: Artifact, corrupted: Mapping[str, Evaluation]) -> list[Section]:
+def classifier_sections(trained: Trained, judged: Evaluation, made: Artifact, perturbed: Mapping[str, Evaluation]) -> list[Section]:
     """Where it is asked for a comparison; mistakes, robustness, and as many test rows explained as the config asks for."""
     sections = _mistakes(trained)
     if trained.config.eval.baseline:
         from jobs.transformer import baseline
 
         sections.insert(0, baseline.section(judged, baseline.letters(trained)))
-    if corrupted:
-        sections.append(robustness.section(corrupted, about=ABOUT))
+    if perturbed:
+        sections.append(robustness.section(perturbed, about=ABOUT))
     if trained.config.eval.explained_rows:
         sections += _explained(trained, made)
     return sections

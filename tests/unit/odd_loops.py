@@ -3,6 +3,7 @@ Workers load them by name."""
 
 import os
 import time
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal
 from unittest import mock
@@ -21,40 +22,44 @@ def mlp(session: Session, config: Any) -> End:
     """Before its backward pass the odd rank sleeps."""
     from jobs.mlp import train as loop
 
-    step, backward = loop.MlpTraining.step, loop.backward
-
-    def corrupting(training: Any, batch: Any, state: Any, *rest: Any) -> Any:
-        result = step(training, batch, state, *rest)
-        if _odd(session, state.step + 1):
-            _corrupt(next(training.model.parameters()))
-        return result
+    backward = loop.backward
 
     def slow(*args: Any) -> float:
         _dawdle(session)
         return backward(*args)
 
-    with mock.patch.object(loop.MlpTraining, "step", corrupting), mock.patch.object(loop, "backward", slow):
+    with _corrupting(loop.MlpTraining, lambda training: training.model.parameters()), mock.patch.object(loop, "backward", slow):
         return loop.train(session, config)
 
 
 def transformer(session: Session, config: Any) -> End:
-    """Before its forward passes the odd rank sleeps; its weights change before they are compared."""
+    """Before its forward passes the odd rank sleeps."""
     from jobs.transformer import train as loop
 
-    judged = loop.compare_weights
-    cut = loop.cut
+    passes = loop.passes
 
     def slow(*args: Any, **options: Any) -> Any:
         _dawdle(session)
-        return cut(*args, **options)
+        return passes(*args, **options)
 
-    def corrupting(session: Session, group: Any, step: int, weights: Any) -> None:
-        if _odd(session, step):
-            _corrupt(next(iter(weights())))
-        judged(session, group, step, weights)
+    def weights(training: Any) -> Any:
+        return (fragment.tensors["weights"] for fragment in training.model.weights())
 
-    with mock.patch.object(loop, "cut", slow), mock.patch.object(loop, "compare_weights", corrupting):
+    with _corrupting(loop.TransformerTraining, weights), mock.patch.object(loop, "passes", slow):
         return loop.train(session, config)
+
+
+def _corrupting(kind: Any, weights: Callable[[Any], Iterable[Any]]) -> Any:
+    """While it lasts, a job's step also changes the odd rank's weights, after it has updated them."""
+    step = kind.step
+
+    def corrupting(training: Any, batch: Any, state: Any, *rest: Any) -> Any:
+        result = step(training, batch, state, *rest)
+        if _odd(training.context, state.step + 1):
+            _corrupt(next(iter(weights(training))))
+        return result
+
+    return mock.patch.object(kind, "step", corrupting)
 
 
 def cnn(session: Session, config: Any) -> End:

@@ -15,8 +15,9 @@ from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.shards import fill, gathered, items, to_arrays
+from jobs.transformer.strategy import strategy
 from jobs.transformer.tasks import task_of
-from jobs.transformer.train import passes, strategy
+from jobs.transformer.train import passes
 from tests.pairwise import Combination
 from tests.unit.token_rows import config_of
 

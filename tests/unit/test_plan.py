@@ -19,7 +19,7 @@ from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, Tr
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 from jobs.transformer.model import build_model, classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
-from jobs.transformer.train import strategy
+from jobs.transformer.strategy import strategy
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 
