@@ -87,6 +87,37 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     assert not names & {"tensorflow", "keras"}
 
 
+TRAINED = ["jobs.pytorch", *(f"jobs.{job}" for job in JOBS)]
+GENERIC = {"best", "close", "parts", "report", "room", "save", "trace"}
+"""Names of the session that other things have, too: a job may call them on what is no context."""
+
+
+def test_a_job_cannot_write_a_loop_that_forgets_an_obligation() -> None:
+    """What a loop owes the run is called in fit.py alone: a job's code sees a context that has none of it, and no session."""
+    seen = _methods("context.py", "TrainContext")
+    owed = {name for name in _methods("session.py", "Session") - seen if not name.startswith("_")}
+    assert {"on_step_end", "save", "should_pause", "stop_wanted", "wait_for_commit", "wait_for_due_checkpoint"} <= owed
+    for path in [path for layer in TRAINED for path in _files(layer)]:
+        assert "jobs.common.training.session.Session" not in _imports(path), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in owed - GENERIC, f"{path}:{node.lineno}: calls {node.attr}, which is the loop's"
+                on_context = ast.unparse(node.value).rpartition(".")[2] in ("context", "_context", "session", "_session")
+                assert not on_context or node.attr in seen, f"{path}:{node.lineno}: {node.attr} is nothing that a job sees"
+
+
+def test_only_the_loop_and_what_runs_it_know_a_session() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglob("*.py")
+             if "jobs.common.training.session.Session" in _imports(path)}
+    assert users == {f"jobs/common/{name}.py" for name in ("execution/worker", "training/fit", "training/step_batcher")}
+
+
+def _methods(module: str, name: str) -> set[str]:
+    tree = ast.parse((ROOT / "jobs/common/training" / module).read_text())
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    return {node.name for node in found.body if isinstance(node, ast.FunctionDef)}
+
+
 def test_tensorflow_is_imported_through_the_module_that_loads_triton_first() -> None:
     """A process that loads triton (or torch._dynamo) after TensorFlow ends with a segmentation fault."""
     framework = ROOT / "jobs/cnn/framework.py"

@@ -13,8 +13,7 @@ from jobs.common.training.session import PeerLostError, Session
 
 def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """One worker counts to `train.max_steps`, 2 ms a step; its tensor is the step."""
-    loaded = session.load()
-    step = loaded[1]["step"] if loaded else 0
+    step = session.checkpoint.state["step"] if session.checkpoint else 0
     session.update_status(total_steps=config.train.max_steps, epochs=1, epoch=0)
     while step < config.train.max_steps:
         time.sleep(0.002)

@@ -1,8 +1,8 @@
-"""Contract 3: what a training loop sees of where it runs. The same loop runs under Ray Train, Ray Tune, and locally.
+"""Contract 3: one worker of one generation. The same loop runs under Ray Train, Ray Tune, and locally.
 
-A loop gets a `Session` for one generation: its rank, the shards that it owns, the checkpoint to resume from. It calls
-`on_step_end` after each step and `report` for metrics (both only leave a note; a thread sends it), `save` for a checkpoint,
-and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
+A job's code sees a `Session` as a `TrainContext` (context.py): its rank, the shards that it owns, its rows. The rest is for the
+loop (fit.py), which calls `on_step_end` after each step and `report` for metrics (both only leave a note; a thread sends it),
+`save` for a checkpoint, and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
 """
 
 import json
@@ -280,13 +280,6 @@ class Session:
                 tensors = store.load(checkpoint, entry.rank)
             yield tensors
 
-    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The tensors and the state to resume from, of a checkpoint in one part; None: begin at the beginning."""
-        if self.checkpoint is None:
-            return None
-        with self._storage():
-            return Checkpoints(self.run_store.child("checkpoints")).load(self.checkpoint), self.checkpoint.state
-
     def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
              metric: float | None = None) -> None:
         """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes; the others return at once, unless
@@ -324,10 +317,6 @@ class Session:
         store = Checkpoints(self.run_store.child("checkpoints"))
         with self._storage():
             return self.broadcast("best", store.best)
-
-    def best_checkpoint(self) -> dict[str, np.ndarray]:
-        """The tensors of `best`, of a checkpoint in one part."""
-        return next(self.parts(self.best()))
 
     def write_predictions(self, name: str, share: Predictions) -> None:
         """Writes this worker's share of the predictions of a split, or of rows under another name; the driver judges them."""
