@@ -41,8 +41,12 @@ TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
 
 def _imports(path: Path) -> list[str]:
+    return _names_imported(ast.parse(path.read_text()))
+
+
+def _names_imported(tree: ast.Module) -> list[str]:
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -94,16 +98,29 @@ GENERIC = {"best", "close", "parts", "report", "room", "save", "trace"}
 
 def test_a_job_cannot_write_a_loop_that_forgets_an_obligation() -> None:
     """What a loop owes the run is called in fit.py alone: a job's code sees a context that has none of it, and no session."""
+    for path in [path for layer in TRAINED for path in _files(layer)]:
+        assert _calls_of_a_loop(path.read_text()) == [], path
+
+
+def test_every_way_to_write_a_loop_of_ones_own_is_found() -> None:
+    for code in ("context.save(x)", "self.context.checkpoint_due(3)", "def train(session):\n    session.on_step_end()",
+                 "again = self._context\nagain.stop_wanted", "context.config", "context._session",
+                 "from jobs.common.training.session import Session", "import jobs.common.training.session as s"):
+        assert _calls_of_a_loop(code), code
+    assert not _calls_of_a_loop("context.heartbeat()\nfit(context, job, context.data_loader(), metric='loss')\nmodel.save(path)")
+
+
+def _calls_of_a_loop(code: str) -> list[str]:
+    """What it uses of the session that a job's context does not have."""
     seen = _methods("context.py", "TrainContext")
     owed = {name for name in _methods("session.py", "Session") - seen if not name.startswith("_")}
     assert {"on_step_end", "save", "should_pause", "stop_wanted", "wait_for_commit", "wait_for_due_checkpoint"} <= owed
-    for path in [path for layer in TRAINED for path in _files(layer)]:
-        assert "jobs.common.training.session.Session" not in _imports(path), path
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
-                assert node.attr not in owed - GENERIC, f"{path}:{node.lineno}: calls {node.attr}, which is the loop's"
-                on_context = ast.unparse(node.value).rpartition(".")[2] in ("context", "_context", "session", "_session")
-                assert not on_context or node.attr in seen, f"{path}:{node.lineno}: {node.attr} is nothing that a job sees"
+    tree = ast.parse(code)
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    on_context = [node.attr for node in used
+                  if ast.unparse(node.value).rpartition(".")[2] in ("context", "_context", "session", "_session")]
+    return [*(name for name in _names_imported(tree) if name.startswith("jobs.common.training.session")),
+            *(name for name in on_context if name not in seen), *(n.attr for n in used if n.attr in owed - GENERIC)]
 
 
 def test_only_the_loop_and_what_runs_it_know_a_session() -> None:

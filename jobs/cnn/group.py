@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from cluster.core.errors import ConfigError
 from jobs.cnn.framework import tf
-from jobs.common.training.context import TrainContext
-from jobs.common.training.session import PeerLostError
+from jobs.common.training.context import PeerLostError, TrainContext
 
 _WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)

@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jobs.common.training.context import TrainContext
-from jobs.common.training.session import PeerLostError
+from jobs.common.training.context import PeerLostError, TrainContext
 
 _FOREVER = timedelta(hours=12)  # hangs are found by the supervisor, which knows how long a step takes
 _LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")

@@ -11,6 +11,10 @@ from jobs.common.data.loader import DataLoader
 from jobs.common.training.predictions import Predictions
 
 
+class PeerLostError(Exception):
+    """A collective failed because another worker is gone: this worker joins again."""
+
+
 class TrainContext(Protocol):
     """One worker of one generation, as its job sees it. `Session` is what is behind it."""
 

@@ -34,6 +34,7 @@ from jobs.common.data.sampling import Order, resolve_window_rows, shards_of
 from jobs.common.environment import environment
 from jobs.common.training import predictions
 from jobs.common.training import weight_digest as weights
+from jobs.common.training.context import PeerLostError
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.rendezvous import Assignment, Orders
 from jobs.common.training.step_file import StepMark
@@ -43,10 +44,6 @@ BEAT_S = 0.2
 _REPORTED, _REPORTS_KEPT = "reported", 64
 """In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its next beat has
 not sent them to anybody, and the one that goes on from there does."""
-
-
-class PeerLostError(Exception):
-    """A collective failed because another worker is gone: this worker joins again."""
 
 
 class NonFiniteError(Exception):
@@ -117,7 +114,7 @@ class Session:
     def data_loader(self, length_group_steps: int = 1) -> DataLoader:
         """The training rows of the shards that this worker owns, in order.
 
-        length_group_steps: more than 1 sorts the rows of so many steps by their column `length` (see length_groups.py).
+        length_group_steps: more than 1 sorts the rows of that many steps by their column `length` (see length_bucketing.py).
         """
         split = self.dataset.splits["train"]
         window = resolve_window_rows(

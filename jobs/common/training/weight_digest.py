@@ -1,7 +1,7 @@
 """Whether all workers hold the same weights: each makes a number of its own, and the numbers are compared.
 
 Data-parallel workers that begin alike and add the same sums stay alike, bit for bit. One whose memory, processor or network is at
-fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients spoil everybody's.
+fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients corrupt everybody's.
 """
 
 import hashlib
