@@ -41,8 +41,12 @@ TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
 
 def _imports(path: Path) -> list[str]:
+    return _names_imported(ast.parse(path.read_text()))
+
+
+def _names_imported(tree: ast.Module) -> list[str]:
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -85,6 +89,50 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.pytorch", "jobs.mlp") for path in _files(layer)
              for name in _imports(path)}
     assert not names & {"tensorflow", "keras"}
+
+
+TRAINED = ["jobs.pytorch", *(f"jobs.{job}" for job in JOBS)]
+GENERIC = {"best", "close", "parts", "report", "room", "save", "trace"}
+"""Names of the session that other things have, too: a job may call them on what is no context."""
+
+
+def test_a_job_cannot_write_a_loop_that_forgets_an_obligation() -> None:
+    """What a loop owes the run is called in fit.py alone: a job's code sees a context that has none of it, and no session."""
+    for path in [path for layer in TRAINED for path in _files(layer)]:
+        assert _calls_of_a_loop(path.read_text()) == [], path
+
+
+def test_every_way_to_write_a_loop_of_ones_own_is_found() -> None:
+    for code in ("context.save(x)", "self.context.checkpoint_due(3)", "def train(session):\n    session.on_step_end()",
+                 "again = self._context\nagain.stop_wanted", "context.config", "context._session",
+                 "from jobs.common.training.session import Session", "import jobs.common.training.session as s"):
+        assert _calls_of_a_loop(code), code
+    assert not _calls_of_a_loop("context.heartbeat()\nfit(context, job, context.data_loader(), metric='loss')\nmodel.save(path)")
+
+
+def _calls_of_a_loop(code: str) -> list[str]:
+    """What it uses of the session that a job's context does not have."""
+    seen = _methods("context.py", "TrainContext")
+    owed = {name for name in _methods("session.py", "Session") - seen if not name.startswith("_")}
+    assert {"on_step_end", "save", "should_pause", "stop_wanted", "wait_for_commit", "wait_for_due_checkpoint"} <= owed
+    tree = ast.parse(code)
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    on_context = [node.attr for node in used
+                  if ast.unparse(node.value).rpartition(".")[2] in ("context", "_context", "session", "_session")]
+    return [*(name for name in _names_imported(tree) if name.startswith("jobs.common.training.session")),
+            *(name for name in on_context if name not in seen), *(n.attr for n in used if n.attr in owed - GENERIC)]
+
+
+def test_only_the_loop_and_what_runs_it_know_a_session() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglob("*.py")
+             if "jobs.common.training.session.Session" in _imports(path)}
+    assert users == {f"jobs/common/{name}.py" for name in ("execution/worker", "training/fit", "training/step_batcher")}
+
+
+def _methods(module: str, name: str) -> set[str]:
+    tree = ast.parse((ROOT / "jobs/common/training" / module).read_text())
+    (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    return {node.name for node in found.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_tensorflow_is_imported_through_the_module_that_loads_triton_first() -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cluster.core.errors import ConfigError
 from jobs.cnn.framework import tf
-from jobs.common.training.session import PeerLostError, Session
+from jobs.common.training.context import PeerLostError, TrainContext
 
 _WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
@@ -28,15 +28,15 @@ _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Cancelled
 class Group:
     """All workers of a generation. With one worker nothing is sent, and no cluster is formed."""
 
-    def __init__(self, session: Session, threads: int, *, deterministic: bool = True) -> None:
+    def __init__(self, context: TrainContext, threads: int, *, deterministic: bool = True) -> None:
         """threads: for one operation, as given to this worker: another number of them sums in another order."""
-        self._session, self._threads, self._deterministic = session, threads, deterministic
-        self.world_size = session.world_size
+        self._context, self._threads, self._deterministic = context, threads, deterministic
+        self.world_size = context.world_size
         self.strategy: Any = None
         self._total: Any = None
 
     def __enter__(self) -> "Group":
-        _set_up(self._session.device, self._threads, deterministic=self._deterministic, anew=self.world_size > 1)
+        _set_up(self._context.device, self._threads, deterministic=self._deterministic, anew=self.world_size > 1)
         if self.world_size > 1:
             self._connect()
         return self
@@ -45,12 +45,12 @@ class Group:
         self.strategy = self._total = None
 
     def _connect(self) -> None:
-        session = self._session
+        context = self._context
         try:
-            addresses = session.exchange("address", _address(session.host))
+            addresses = context.all_gather("address", _address(context.host))
             resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-                tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=session.rank, rpc_layer="grpc")
-            gpu = session.device != "cpu"
+                tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=context.rank, rpc_layer="grpc")
+            gpu = context.device != "cpu"
             kind = tf.distribute.experimental.CommunicationImplementation
             options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpu else kind.RING)
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver, communication_options=options)

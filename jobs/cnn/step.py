@@ -22,10 +22,12 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
+from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.robustness import Attack, projected_gradient
 
-TAKEN, NOT_FINITE, SCALED_DOWN = 0, 1, 2
-"""What became of a step: SCALED_DOWN was too much for half precision, and is not held against the run."""
+OUTCOMES: tuple[StepOutcome, ...] = ("taken", "skipped", "scaled down")
+"""What may become of a step; inside TensorFlow it is the place in this tuple."""
+TAKEN, NOT_FINITE, SCALED_DOWN = range(3)
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,24 @@ class Trainer:
         self._slopes: Any = tf.function(self.gradient, [pixels, labels], autograph=False)
 
     def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """batches: an iterator over `Feeding.steps`, of which `count` are made. rates: (n,) float32, n at least count, the learning
-        rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the gradients.
+        """batches: an iterator over `Pipeline.elements`, of which `count` are made. rates: (n,) float32, n at least count, the
+        learning rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the
+        gradients.
 
         Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
         and where they are wanted the row ids (count, S, m).
         """
-        def one(i: Any, losses: Any, fates: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
+        def one(i: Any, losses: Any, outcomes: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
             batch = next(batches)
-            loss, fate, sums, more = self._group.run(self._step, batch, rates[i], extra)
+            loss, outcome, sums, more = self._group.run(self._step, batch, rates[i], extra)
             if self._config.run.trace_rows:
                 rows = rows.write(i, batch["row_id"])
-            return i + 1, losses.write(i, loss), fates.write(i, fate), rows, sums, waited + more
+            return i + 1, losses.write(i, loss), outcomes.write(i, outcome), rows, sums, waited + more
 
         kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
         begin = (0, *kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
-        _, losses, fates, rows, sums, waited = _repeated(count, one, begin)
-        return losses.stack(), fates.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
+        _, losses, outcomes, rows, sums, waited = _repeated(count, one, begin)
+        return losses.stack(), outcomes.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
 
     def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
         scale = self._scale.value
@@ -90,9 +93,9 @@ class Trainer:
         if clip_norm is not None:
             share = tf.minimum(1.0, clip_norm / (size + 1e-6))
             gradients = [gradient * share for gradient in gradients]
-        fate = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
-                       lambda: self._skip(loss))
-        return loss, fate, sums, waited
+        outcome = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(size), lambda: self._take(gradients, state, lr),
+                          lambda: self._skip(loss))
+        return loss, outcome, sums, waited
 
     def _summed(self, tensors: list[Any]) -> tuple[list[Any], Any]:
         """Over all workers, in one all-reduce; and the seconds that it took, which are longest where the others are waited for."""

@@ -21,6 +21,10 @@ from torch import Tensor, nn
 
 from cluster.core.documents import parse_json
 from jobs.common.artifact import artifact
+from jobs.common.data.dataset import Dataset
+from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.job import normalisation
+from jobs.mlp.config import MlpConfig
 
 EXPLAIN_STEPS = 50
 
@@ -51,6 +55,14 @@ class Mlp(nn.Module):
 def _of_pixels(of_channels: Tensor, shape: Sequence[int]) -> Tensor:
     """(C,) to one value if all are alike, which is cheaper, else to (H · W · C,)."""
     return of_channels[0] if len(of_channels.unique()) == 1 else of_channels.expand(tuple(shape)).flatten()
+
+
+def new_model(config: MlpConfig, dataset: Dataset) -> Mlp:
+    """For these images and classes, with random weights by the run's seed."""
+    torch.manual_seed(config.run.seed)
+    images = ImageFacts.of(dataset)
+    mean, std = normalisation(images, config.model.normalise)
+    return Mlp(images.shape, len(dataset.class_names), config.model.hidden, config.model.dropout, mean, std)
 
 
 class Classifier:

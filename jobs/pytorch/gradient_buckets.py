@@ -28,13 +28,13 @@ class _Bucket:
     missing: int = 0
 
 
-class OverlappedGradients:
+class GradientBuckets:
     """The gradients of one model on one worker of a group."""
 
     def __init__(self, group: Group, parameters: Sequence[nn.Parameter], bucket_bytes: float,
                  sent_as: torch.dtype | None = None) -> None:
         """sent_as: the type in which gradients are sent and summed; None: their own."""
-        self._group, self._armed, self._sent, self._sent_as = group, False, 0, sent_as
+        self._group, self._syncing, self._sent, self._sent_as = group, False, 0, sent_as
         self._work: list[tuple[Any, Tensor, Tensor]] = []
         self._buckets: list[_Bucket] = []
         for members in _cut(list(reversed(parameters)), bucket_bytes):
@@ -45,16 +45,16 @@ class OverlappedGradients:
         for bucket in self._buckets:
             bucket.flat.zero_()
 
-    def arm(self) -> None:
+    def enable_sync(self) -> None:
         """Before a step's last backward pass: from here on a buffer that is complete is sent."""
-        self._armed, self._sent, self._work = self._group.world_size > 1, 0, []
+        self._syncing, self._sent, self._work = self._group.world_size > 1, 0, []
         for bucket in self._buckets:
             bucket.missing = bucket.parameters
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """After it: sends what no gradient came for, and waits. Raises: PeerLostError."""
-        if self._armed:
-            self._armed = False
+        if self._syncing:
+            self._syncing = False
             with self._group.waiting():
                 self._send(everything=True)
                 for work, flat, sent in self._work:
@@ -79,7 +79,7 @@ class OverlappedGradients:
         self._buckets.append(bucket)
 
     def _ready(self, bucket: _Bucket, _: Tensor) -> None:
-        if self._armed:
+        if self._syncing:
             bucket.missing -= 1
             with peers_needed():
                 self._send()

@@ -4,7 +4,7 @@
 
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jobs.common.training.session import PeerLostError, Session
+from jobs.common.training.context import PeerLostError, TrainContext
 
 _FOREVER = timedelta(hours=12)  # hangs are found by the controller, which knows how long a step takes
 _LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
@@ -32,11 +32,11 @@ class Group:
     Every collective raises PeerLostError when another worker is gone.
     """
 
-    def __init__(self, session: Session, device: torch.device, *, even_alone: bool = False) -> None:
+    def __init__(self, context: TrainContext, device: torch.device, *, even_alone: bool = False) -> None:
         """even_alone: forms the process group with one worker, too, for a library that wants one."""
-        self._session, self._device, self._even_alone = session, device, even_alone
-        self.world_size = session.world_size
-        self._alone = session.world_size == 1
+        self._context, self._device, self._even_alone = context, device, even_alone
+        self.world_size = context.world_size
+        self._alone = context.world_size == 1
         self._flat: Tensor | None = None
         self._views: list[Tensor] = []
 
@@ -50,18 +50,18 @@ class Group:
             dist.destroy_process_group()
 
     def _connect(self) -> None:
-        session = self._session
+        context = self._context
         try:
-            if session.rank == 0:
-                port, listening = _listen(session.host)
-                store = dist.TCPStore(session.host, port, session.world_size, is_master=True, wait_for_workers=False,
+            if context.rank == 0:
+                port, listening = _listen(context.host)
+                store = dist.TCPStore(context.host, port, context.world_size, is_master=True, wait_for_workers=False,
                                       master_listen_fd=listening)
-                session.share("rendezvous", lambda: (session.host, store.port))
+                context.broadcast("rendezvous", lambda: (context.host, store.port))
             else:
-                host, port = session.share("rendezvous", lambda: None)
-                store = dist.TCPStore(host, port, session.world_size, is_master=False, timeout=timedelta(seconds=60))
+                host, port = context.broadcast("rendezvous", lambda: None)
+                store = dist.TCPStore(host, port, context.world_size, is_master=False, timeout=timedelta(seconds=60))
             backend = "nccl" if self._device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=session.rank, world_size=session.world_size,
+            dist.init_process_group(backend, store=store, rank=context.rank, world_size=context.world_size,
                                     timeout=_FOREVER)
             self.total(torch.zeros(1))
         except (RuntimeError, OSError, PeerLostError) as error:
@@ -72,23 +72,23 @@ class Group:
             dist.distributed_c10d._world.group_count = 0  # pyright: ignore[reportPrivateUsage]
             raise PeerLostError("the process group did not form") from error
 
-    def reduce(self, model: nn.Module, loss: float, stop: bool) -> tuple[float, bool]:
-        """Makes the gradients the global ones. Returns the global loss, and whether any rank wants to stop."""
+    def reduce(self, model: nn.Module, loss: float, wishes: Sequence[float]) -> tuple[float, Sequence[float]]:
+        """Makes the gradients the global ones. Returns the global loss, and the sums of the ranks' wishes, always as many."""
         if self._alone:
-            return loss, stop
+            return loss, wishes
         parameters = list(model.parameters())
         if self._flat is None:
-            self._lay_out(parameters)
+            self._lay_out(parameters, 1 + len(wishes))
         assert self._flat is not None
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        tail = torch.tensor([loss, float(stop)], device=self._device)
+        tail = torch.tensor([loss, *wishes], device=self._device)
         torch.cat([*(g.reshape(-1) for g in gradients), tail], out=self._flat)
         self._all_reduce(self._flat)
         with self.waiting():  # on a GPU it is this that waits
-            loss, stopping = self._flat[-2:].tolist()
+            loss, *agreed = self._flat[-len(tail) :].tolist()
         for parameter, view in zip(parameters, self._views, strict=True):
             parameter.grad = view
-        return loss, stopping > 0
+        return loss, agreed
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all workers."""
@@ -105,13 +105,13 @@ class Group:
         began = time.perf_counter()
         with peers_needed():
             yield
-        self._session.pace.waited(time.perf_counter() - began)
+        self._context.count_waiting(time.perf_counter() - began)
 
-    def _lay_out(self, parameters: list[nn.Parameter]) -> None:
-        """One buffer: the gradients in the parameters' order, then the loss and the wish to stop."""
+    def _lay_out(self, parameters: list[nn.Parameter], size_of_tail: int) -> None:
+        """One buffer: the gradients in the parameters' order, then the loss and the wishes."""
         sizes = [p.numel() for p in parameters]
-        self._flat = torch.empty(sum(sizes) + 2, device=self._device)
-        pieces = self._flat[:-2].split(sizes)
+        self._flat = torch.empty(sum(sizes) + size_of_tail, device=self._device)
+        pieces = self._flat[:-size_of_tail].split(sizes)
         self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
 
     def _all_reduce(self, values: Tensor) -> None:

@@ -1,22 +1,14 @@
-"""The hash of a PyTorch model's weights, compared over the workers of a group."""
+"""The hash of a PyTorch model's weights, which the training loop compares over the workers."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from jobs.common.training.session import Session
 from jobs.common.training.weight_digest import PIECE, digest
-from jobs.pytorch.process_group import Group
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def compare_weights(session: Session, group: Group, step: int, weights: Callable[[], Iterable[Tensor]]) -> None:
-    """Where a comparison is due after this step. Raises: DivergedError, PeerLostError."""
-    if session.weights_due(step):
-        session.compare_weights(step, digest_of(weights()), lambda mine: group.total(torch.from_numpy(mine)).numpy())
 
 
 def digest_of(tensors: Iterable[Tensor]) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.training.schedule import learning_rate
 from jobs.transformer.presets import PRESETS
 
 Task = Literal["classify", "generate"]
@@ -117,6 +118,10 @@ class OptimConfig:
         require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
                 "must be at least 0 and less than 1")
         require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """The rate of a step, counted from 0."""
+        return learning_rate(self.lr, self.schedule, self.warmup_steps, step, total_steps, self.final_lr)
 
 
 @dataclass(frozen=True, kw_only=True)

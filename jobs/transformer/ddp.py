@@ -5,19 +5,18 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jobs.pytorch.gradient_buckets import OverlappedGradients
+from jobs.common.training.train_state import StepOutcome
+from jobs.pytorch.gradient_buckets import GradientBuckets
+from jobs.pytorch.optimizer import set_lr
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.setup import compiled, set_lr
+from jobs.pytorch.setup import compiled
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
-
-Outcome = Literal["taken", "skipped", "spoilt"]
-"""Of a step: taken; not taken, and nothing has changed; or weights or sums are no longer to be used."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -41,8 +40,8 @@ class Ddp:
         optim = config.optim
         self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr,
                                             betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
-        self._gradients = OverlappedGradients(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6,
-                                              torch.bfloat16 if config.scale.gradients == "bf16" else None)
+        self._gradients = GradientBuckets(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6,
+                                          torch.bfloat16 if config.scale.gradients == "bf16" else None)
         self.forward = compiled(self.model) if config.hardware.compile else self.model
 
     def passing(self) -> Any:
@@ -57,12 +56,12 @@ class Ddp:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Adds a pass's share of the global gradient. last: of this step; the sum over the workers begins with it."""
         if last:
-            self._gradients.arm()
+            self._gradients.enable_sync()
         loss.backward()
 
-    def step(self, lr: float) -> Outcome:
+    def step(self, lr: float) -> StepOutcome:
         """Takes the step, if the gradient is finite: the same answer on all workers. Raises: PeerLostError."""
-        self._gradients.finish()
+        self._gradients.wait()
         norm, clip_norm = self._gradients.norm(), self._config.optim.clip_norm
         if not math.isfinite(norm):
             return "skipped"
@@ -72,9 +71,9 @@ class Ddp:
         self._optimizer.step()
         return "taken"
 
-    def abandon(self) -> Outcome:
+    def abandon(self) -> StepOutcome:
         """Instead of `step`, where the loss was not finite."""
-        self._gradients.finish()
+        self._gradients.wait()
         return "skipped"
 
     def weights(self) -> Iterator[TextFragment]:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from cluster.core.auth import expanded
 from cluster.core.documents import DocumentError, read_json
 from cluster.core.errors import ConfigError
+from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.process_group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.ddp import Outcome, parameter_groups
+from jobs.transformer.ddp import parameter_groups
 from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
 from jobs.transformer.swap import SwapFolder, require_compiler
 
@@ -107,7 +108,7 @@ class Zero:
         self._stage = int(config.scale.strategy[-1])
         self.replicated = self._stage < 3
         """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others' it has been
-        sent, so a comparison finds what was spoilt on the way or after; with zero3 nobody else has what it holds."""
+        sent, so a comparison finds what was corrupted on the way or after; with zero3 nobody else has what it holds."""
 
     def passing(self) -> Any:
         """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted; with zero3 it fetches them."""
@@ -122,8 +123,8 @@ class Zero:
         with peers_needed():
             self._engine.backward(loss * self._group.world_size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> Outcome:
-        """Takes the step; `spoilt` if the gradient was not finite, `skipped` if only the loss scale was too large (fp16).
+    def step(self, lr: float) -> StepOutcome:
+        """Takes the step; `corrupted` if the gradient was not finite, `skipped` if only the loss scale was too large (fp16).
 
         Raises: PeerLostError.
         """
@@ -134,11 +135,11 @@ class Zero:
         if getattr(self._zero, "overflow", False):
             return "skipped"
         norm = self._engine.get_global_grad_norm()
-        return "taken" if norm is None or math.isfinite(float(norm)) else "spoilt"
+        return "taken" if norm is None or math.isfinite(float(norm)) else "corrupted"
 
-    def abandon(self) -> Outcome:
+    def abandon(self) -> StepOutcome:
         """Instead of `step`, where the loss was not finite: what DeepSpeed has summed already cannot be taken back."""
-        return "spoilt"
+        return "corrupted"
 
     def weights(self) -> Iterator[TextFragment]:
         """The weights that the passes use, in their own precision: whole, or with zero3 this worker's slices."""

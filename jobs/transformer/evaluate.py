@@ -10,38 +10,37 @@ import torch
 from torch import Tensor
 
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
-from jobs.common.training.session import Session
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.prepare import load_tokenizer, sample
 from jobs.transformer.robustness import PERTURBATIONS
-from jobs.transformer.shards import fill
 from jobs.transformer.tasks import Task
 from jobs.transformer.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
 
 
-def evaluate(session: Session, model: Any, task: Task, group: Group, split: SplitName,
+def evaluate(context: TrainContext, model: Any, task: Task, group: Group, split: SplitName,
              config: TransformerConfig) -> dict[str, float]:
     """The task's metrics over a whole split: sums of all workers are added."""
     sums = torch.zeros(task.num_sums, dtype=torch.float64)
-    for _, _, _, part in predict(session, model, task, split, config):
+    for _, _, _, part in predict(context, model, task, split, config):
         sums += part
     return task.metrics(group.total(sums).tolist())
 
 
-def predict(session: Session, model: Any, task: Task, split: SplitName,
+def predict(context: TrainContext, model: Any, task: Task, split: SplitName,
             config: TransformerConfig) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
-    share, size = session.share_of(split), config.eval.batch_size
-    session.note(phase=f"judging {split} rows")
-    yield from judged(session, model, task, _batches(session, split, share, size), _most(session, split, size))
-    session.note(phase=None)
+    share, size = context.local_range(split), config.eval.batch_size
+    context.update_status(phase=f"judging {split} rows")
+    yield from judged(context, model, task, _batches(context, split, share, size), _most(context, split, size))
+    context.update_status(phase=None)
 
 
-def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
+def judged(context: TrainContext, model: Any, task: Task, batches: Iterator[Columns],
            num_batches: int) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
     """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
     made, some = 0, None
@@ -53,15 +52,15 @@ def judged(session: Session, model: Any, task: Task, batches: Iterator[Columns],
     for rows in batches:
         yield rows, *found(rows)
         made, some = made + 1, rows
-        session.tick()
+        context.heartbeat()
     for _ in range(num_batches - made if model.lockstep else 0):
-        found(some if some is not None else _any_rows(session))
+        found(some if some is not None else _any_rows(context))
     model.model.train()
 
 
-def _batches(session: Session, split: SplitName, share: range, size: int) -> Iterator[Columns]:
+def _batches(context: TrainContext, split: SplitName, share: range, size: int) -> Iterator[Columns]:
     """Sorted by length some batches at a time, so that they hold little padding."""
-    reader = session.reader(split)
+    reader = context.reader(split)
     for start in range(share.start, share.stop, size * _SORTED_BATCHES):
         rows = reader.rows(start, min(share.stop, start + size * _SORTED_BATCHES))
         yield from sorted_batches(rows, size)
@@ -74,43 +73,33 @@ def sorted_batches(rows: Columns, size: int) -> Iterator[Columns]:
         yield {name: column[order[start : start + size]] for name, column in rows.items()}
 
 
-def _most(session: Session, split: SplitName, size: int) -> int:
+def _most(context: TrainContext, split: SplitName, size: int) -> int:
     """Batches of the worker that has most."""
-    rows = session.dataset.splits[split].num_rows
-    shares = [rows * (rank + 1) // session.world_size - rows * rank // session.world_size for rank in range(session.world_size)]
+    rows = context.dataset.splits[split].num_rows
+    shares = [rows * (rank + 1) // context.world_size - rows * rank // context.world_size for rank in range(context.world_size)]
     return max(share // (size * _SORTED_BATCHES) * _SORTED_BATCHES + -(-(share % (size * _SORTED_BATCHES)) // size)
                for share in shares)
 
 
-def _any_rows(session: Session) -> Columns:
-    return session.reader("train").rows(0, 1)
+def _any_rows(context: TrainContext) -> Columns:
+    return context.reader("train").rows(0, 1)
 
 
 # ── at the end ──
-def predict_with_best(session: Session, model: Any, task: Task, config: TransformerConfig, group: Group) -> None:
-    """Predicts the validation and test rows with the best checkpoint, and spoilt texts; the driver judges them."""
-    fill(list(model.weights()), session.parts(session.best()))
-    for split in ("validation", "test"):
-        _write(session, split, predict(session, model, task, split, config))
-    if config.task == "classify" and config.eval.robustness_rows:
-        _predict_spoilt(session, model, task, config)
-
-
-def _predict_spoilt(session: Session, model: Any, task: Task, config: TransformerConfig) -> None:
-    """Each worker its share of the sample's texts, perturbed in each of the ways."""
-    tokenizer, size = load_tokenizer(session.dataset), config.eval.batch_size
-    shown = sample(session.dataset)
+def predict_perturbed(context: TrainContext, model: Any, task: Task, config: TransformerConfig) -> None:
+    """Each worker its share of the sample's texts, perturbed in each of the ways, when classifying; the driver judges them."""
+    if config.task != "classify" or not config.eval.robustness_rows:
+        return
+    tokenizer, size = load_tokenizer(context.dataset), config.eval.batch_size
+    shown = sample(context.dataset)
     texts = shown.texts
     most = min(len(texts), config.eval.robustness_rows)
-    mine = range(session.rank, most, session.world_size)
-    passes = -(-len(range(0, most, session.world_size)) // size)
+    mine = range(context.rank, most, context.world_size)
+    passes = -(-len(range(0, most, context.world_size)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
-        spoilt = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
-        rows = encode_rows(tokenizer, spoilt, config.data.max_length) | {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
-        _write(session, f"robustness {name}", judged(session, model, task, sorted_batches(rows, size), passes))
-
-
-def _write(session: Session, name: str, found: Iterator[tuple[Columns, Any, Any, Tensor]]) -> None:
-    done = [(rows["row_id"], labels, values) for rows, labels, values, _ in found]
-    if done:
-        session.write_predictions(name, Predictions(*(np.concatenate(column) for column in zip(*done, strict=True))))
+        perturbed = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
+        rows = encode_rows(tokenizer, perturbed, config.data.max_length)
+        rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
+        found = judged(context, model, task, sorted_batches(rows, size), passes)
+        if answers := [(rows["row_id"], labels, values) for rows, labels, values, _ in found]:
+            context.write_predictions(f"robustness {name}", Predictions.joined(answers))

@@ -23,15 +23,15 @@ _SHOWN_CHARACTERS = 300
 
 
 def classifier_sections(trained: TrainingResult, judged: Evaluation, made: Artifact,
-                        spoilt: Mapping[str, Evaluation]) -> list[Section]:
+                        perturbed: Mapping[str, Evaluation]) -> list[Section]:
     """Where it is asked for a comparison; mistakes, robustness, and as many test rows explained as the config asks for."""
     sections = _mistakes(trained)
     if trained.config.eval.baseline:
         from jobs.transformer import baseline
 
         sections.insert(0, baseline.section(judged, baseline.letters(trained)))
-    if spoilt:
-        sections.append(robustness.section(spoilt, about=ABOUT))
+    if perturbed:
+        sections.append(robustness.section(perturbed, about=ABOUT))
     if trained.config.eval.explained_rows:
         sections += _explained(trained, made)
     return sections

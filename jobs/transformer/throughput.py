@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jobs.common.training.session import Session
+from jobs.common.training.context import TrainContext
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 
@@ -28,22 +28,22 @@ class Throughput:
     _last: float = field(default_factory=time.perf_counter)
 
     @staticmethod
-    def of(session: Session, config: TransformerConfig, model: Any, device: torch.device) -> "Throughput":
+    def of(context: TrainContext, config: TransformerConfig, model: Any, device: torch.device) -> "Throughput":
         known = config.hardware.peak_tflops
         peak = known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         flops = flops_per_token(model.config, counted_parameters(model), config.data.max_length, causal=config.task == "generate")
-        return Throughput(flops, peak * session.world_size if peak else None)
+        return Throughput(flops, peak * context.world_size if peak else None)
 
-    def step(self, session: Session, tokens: float) -> None:
+    def step(self, context: TrainContext, tokens: float) -> None:
         """tokens: real ones of the global step."""
         now = time.perf_counter()
         taken, self._last = now - self._last, now
         self._count += 1
-        if self._count <= _WARMUP_STEPS or taken > 10 * max(1e-9, session.pace.median_s):  # an evaluation lay between
+        if self._count <= _WARMUP_STEPS or taken > 10 * max(1e-9, context.median_step_s):  # an evaluation lay between
             return
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + taken
         rate = self.tokens / self.seconds
         shown = {"tokens/s": f"{rate:,.0f}"}
         if self.peak_flops:
             shown["MFU"] = f"{mfu(rate, self.flops_per_token, self.peak_flops):.1%}"
-        session.note(shown=shown, tokens_per_s=rate)
+        context.update_status(shown=shown, tokens_per_s=rate)

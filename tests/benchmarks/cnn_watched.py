@@ -14,10 +14,11 @@ from typing import Any
 
 import jobs.cnn.train as loop
 from jobs.cnn.data import JOB
-from jobs.cnn.feeding import Feeding
 from jobs.cnn.group import Group
+from jobs.cnn.pipeline import Pipeline
 from jobs.common.runs.run import main
 from jobs.common.training.session import Session
+from jobs.common.training.step_batcher import StepBatcher
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
 from tests.benchmarks.turns import Turns
 
@@ -29,9 +30,9 @@ def train(session: Session, config: Any) -> Any:
     turns = Turns(Path(watch.turns[0]), *watch.turns[1:]) if watch.turns and session.rank == 0 else None
     if watch.without_sum:
         Group.sum = _unsummed  # type: ignore[method-assign]
-        loop.Calls._count = _agreed(loop.Calls._count)  # type: ignore[method-assign]
-    Feeding.steps = _beginning(Feeding.steps, session, record, turns)  # type: ignore[method-assign]
-    loop.finish_epoch = _ending(loop.finish_epoch, record)
+        StepBatcher.count = _agreed(StepBatcher.count)  # type: ignore[method-assign]
+    Pipeline.steps = _beginning(Pipeline.steps, session, record, turns)  # type: ignore[method-assign]
+    loop.CnnTraining.evaluate = _ending(loop.CnnTraining.evaluate, record)  # type: ignore[method-assign]
     try:
         return loop.train(session, config)
     finally:
@@ -46,20 +47,21 @@ def _unsummed(group: Group, vector: Any) -> Any:
 
 def _agreed(count: Callable[..., int]) -> Callable[..., int]:
     """Where nothing is summed, rank 0's wish does not arrive."""
-    def counted(calls: Any, *args: Any) -> int:
-        calls._next = calls._next or 16
-        return count(calls, *args)
+    def counted(batcher: Any, *args: Any) -> int:
+        batcher._next = batcher._next or 16
+        return count(batcher, *args)
 
     return counted
 
 
 def _beginning(steps: Callable[..., Any], session: Session, record: Record, turns: Turns | None) -> Callable[..., Any]:
-    def timed(feeding: Feeding, *args: Any) -> Any:
+    def timed(pipeline: Pipeline, *args: Any) -> Any:
         if turns:
             turns.begin()
-        session.exchange(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
-        record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(), "steps": feeding.feed.order.steps_per_epoch})
-        return steps(feeding, *args)
+        session.all_gather(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
+        record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(),
+                            "steps": pipeline.steps_per_epoch})
+        return steps(pipeline, *args)
 
     return timed
 

@@ -15,7 +15,7 @@ from typing import Any
 import jobs.transformer.train as loop
 from jobs.common.runs.run import main
 from jobs.common.training.session import Session
-from jobs.pytorch.gradient_buckets import OverlappedGradients
+from jobs.pytorch.gradient_buckets import GradientBuckets
 from jobs.pytorch.process_group import Group
 from jobs.transformer.data import JOB
 
@@ -24,17 +24,17 @@ def train(session: Session, config: Any) -> Any:
     """jobs.transformer.train.train, watched."""
     clocks = {"communication": 0.0, "data": 0.0, "checkpoint": 0.0, "tokens": 0.0}
     stamps: list[dict[str, float]] = []
-    for owner, name in ((Group, "total"), (OverlappedGradients, "finish")):
+    for owner, name in ((Group, "total"), (GradientBuckets, "wait")):
         setattr(owner, name, _clocked(getattr(owner, name), clocks, "communication"))
     session.save = _clocked(session.save, clocks, "checkpoint")  # type: ignore[method-assign]
-    _watch_feed(session, clocks)
-    stepped = session.stepped
+    _watch_loader(session, clocks)
+    on_step_end = session.on_step_end
 
     def watched(**values: Any) -> None:
-        stepped(**values)
+        on_step_end(**values)
         stamps.append({"at": time.perf_counter(), **clocks})
 
-    session.stepped = watched  # type: ignore[method-assign]
+    session.on_step_end = watched  # type: ignore[method-assign]
     try:
         return loop.train(session, config)
     finally:
@@ -53,12 +53,12 @@ def _clocked(function: Callable[..., Any], clocks: dict[str, float], name: str) 
     return timed
 
 
-def _watch_feed(session: Session, clocks: dict[str, float]) -> None:
-    make_feed = session.feed
+def _watch_loader(session: Session, clocks: dict[str, float]) -> None:
+    make_loader = session.data_loader
 
-    def watched_feed(*args: Any) -> Any:
-        feed = make_feed(*args)
-        epoch_of = feed.epoch
+    def watched_loader(*args: Any) -> Any:
+        loader = make_loader(*args)
+        epoch_of = loader.epoch
 
         def epoch(number: int, start_step: int = 0) -> Iterator[Any]:
             steps = epoch_of(number, start_step)
@@ -71,10 +71,10 @@ def _watch_feed(session: Session, clocks: dict[str, float]) -> None:
                 clocks["tokens"] += sum(float(columns["length"].sum()) for columns in taken[1].values())
                 yield taken
 
-        feed.epoch = epoch  # type: ignore[method-assign]
-        return feed
+        loader.epoch = epoch  # type: ignore[method-assign]
+        return loader
 
-    session.feed = watched_feed  # type: ignore[method-assign]
+    session.data_loader = watched_loader  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "textbook network, batch 512": (512, TEXTBOOK),
     "default preset, batch 64": (64, ()),
 }
-PARTS = ("backward", "reduce", "all_reduce", "step_or_skip")
+PARTS = ("backward", "reduce", "all_reduce", "step_if_finite")
 NOTE = (
     "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and step, "
     "local processes, by turns. The parts are medians per step, and add up to the step of two workers less the step of one. "
@@ -51,7 +51,7 @@ def figures_of(name: str, one: list[Record], two: list[Record]) -> list[Figure]:
         "waiting for the slower worker": float(np.median(reduces.mean(axis=0) - reduces.min(axis=0))),
         "gradients into one buffer and back": _median(two, "reduce") - _median(two, "all_reduce"),
         "backward takes longer": _median(two, "backward") - _median(one, "backward"),
-        "check and optimiser take longer": _median(two, "step_or_skip") - _median(one, "step_or_skip"),
+        "check and optimiser take longer": _median(two, "step_if_finite") - _median(one, "step_if_finite"),
     }
     parts["the rest (data, Python)"] = step[1] - step[0] - sum(parts.values())
     seconds = {"a step of one worker": step[0], "a step of two": step[1], **parts}

@@ -37,57 +37,57 @@ def train(session: Session, config: Any) -> Any:
 
 
 def _watch_steps(session: Session, watch: Watch, record: Record) -> None:
-    stepped = session.stepped
+    on_step_end = session.on_step_end
     file = None
     if watch.log_steps:
         path = session.run_store.local_path(f"stopwatch/steps-{session.generation}-{session.rank}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", buffering=1)
 
-    def watched(*, step: int, loss: float, **rest: Any) -> None:
-        stepped(step=step, loss=loss, **rest)
+    def watched(*, step: int, loss: Any, **rest: Any) -> None:
+        on_step_end(step=step, loss=loss, **rest)
         if file:
             file.write(f"{time.time()} {step}\n")
         if watch.stamps:
             record.stamps.append(time.perf_counter())
         if watch.losses:
-            record.losses.append(loss)
+            record.losses.extend(loss)
 
-    session.stepped = watched  # type: ignore[method-assign]
+    session.on_step_end = watched  # type: ignore[method-assign]
 
 
 def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: dict[str, list[float]]) -> None:
-    make_feed = session.feed
+    make_loader = session.data_loader
 
-    def watched_feed() -> Any:
-        feed = make_feed()
-        epoch_of = feed.epoch
+    def watched_loader() -> Any:
+        loader = make_loader()
+        epoch_of = loader.epoch
 
         def epoch(number: int, start_step: int = 0) -> Iterator[Any]:
             if turns:
                 turns.begin()
             for each in parts.values():
                 each.clear()
-            wait, steps, cpu, began = feed.wait_s, 0, (time.thread_time(), time.process_time()), time.perf_counter()
+            wait, steps, cpu, began = loader.wait_s, 0, (time.thread_time(), time.process_time()), time.perf_counter()
             try:
                 for taken in epoch_of(number, start_step):
                     steps += 1
                     yield taken
             finally:  # the loop breaks out of the last epoch
                 leg: dict[str, Any] = {"seconds": time.perf_counter() - began, "cpu": time.thread_time() - cpu[0], "steps": steps,
-                                       "process_cpu": time.process_time() - cpu[1], "wait": feed.wait_s - wait}
+                                       "process_cpu": time.process_time() - cpu[1], "wait": loader.wait_s - wait}
                 record.legs.append(leg | {name: list(each) for name, each in parts.items()})
 
-        feed.epoch = epoch  # type: ignore[method-assign]
-        return feed
+        loader.epoch = epoch  # type: ignore[method-assign]
+        return loader
 
-    session.feed = watched_feed  # type: ignore[method-assign]
+    session.data_loader = watched_loader  # type: ignore[method-assign]
 
 
 def _watch_parts() -> dict[str, list[float]]:
     """Clocks around the loop's functions, in this process: seconds of each call, by the function's name."""
     parts: dict[str, list[float]] = {}
-    for owner, name in ((loop, "backward"), (loop, "step_or_skip"), (Group, "reduce"), (Group, "_all_reduce")):
+    for owner, name in ((loop, "backward"), (loop, "step_if_finite"), (Group, "reduce"), (Group, "_all_reduce")):
         setattr(owner, name, _clocked(getattr(owner, name), parts.setdefault(name.strip("_"), [])))
     return parts
 

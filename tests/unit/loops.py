@@ -13,27 +13,26 @@ from jobs.common.training.session import PeerLostError, Session
 
 def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """One worker counts to `train.max_steps`, 2 ms a step; its tensor is the step."""
-    loaded = session.load()
-    step = loaded[1]["step"] if loaded else 0
-    session.note(total_steps=config.train.max_steps, epochs=1, epoch=0)
+    step = session.checkpoint.state["step"] if session.checkpoint else 0
+    session.update_status(total_steps=config.train.max_steps, epochs=1, epoch=0)
     while step < config.train.max_steps:
         time.sleep(0.002)
         step += 1
-        session.stepped(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
+        session.on_step_end(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
         if session.stop_wanted:
             _save(session, step)
-            session.committed()
+            session.wait_for_commit()
             return "stopped"
         if session.checkpoint_due(step):
             _save(session, step)
-        session.keep_promise(step)
+        session.wait_for_due_checkpoint(step)
     return "finished"
 
 
 def hang(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """Makes one step, and then nothing until it is told to leave."""
     session.pace.start()
-    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    session.on_step_end(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
     while not session._reply.leave:  # pyright: ignore[reportPrivateUsage]
         time.sleep(0.01)
     raise PeerLostError("it was ended")
@@ -41,10 +40,10 @@ def hang(session: Session, config: Any) -> Literal["finished", "stopped"]:
 
 def fail(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """After a checkpoint, raises the error of cluster/core/errors.py that the run is named after."""
-    session.note(total_steps=2, epochs=1, epoch=0)
-    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    session.update_status(total_steps=2, epochs=1, epoch=0)
+    session.on_step_end(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
     _save(session, 1)
-    session.committed()
+    session.wait_for_commit()
     raise getattr(errors, config.run.name)("as the test wants it")
 
 
@@ -54,22 +53,22 @@ def _save(session: Session, step: int) -> None:
 
 def block(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """Makes a step, and a checkpoint in the place of whose file a pipe lies that nobody reads: the system call does not return."""
-    session.note(total_steps=2, epochs=1, epoch=0)
+    session.update_status(total_steps=2, epochs=1, epoch=0)
     session.pace.start()
-    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    session.on_step_end(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
     place = session.run_store.child("checkpoints").local_path(SaveName(session.generation, 1, 1).part(0))
     place.parent.mkdir(parents=True)
     os.mkfifo(place)
     _save(session, 1)
-    session.committed()
+    session.wait_for_commit()
     return "finished"
 
 
 def sleep(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """Makes a step, and then no more."""
-    session.note(total_steps=2, epochs=1, epoch=0)
+    session.update_status(total_steps=2, epochs=1, epoch=0)
     session.pace.start()
-    session.stepped(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
+    session.on_step_end(step=1, epoch=0, rows=1, loss=1.0, skipped=0)
     while session.step:
         time.sleep(3600)
     return "finished"

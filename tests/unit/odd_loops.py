@@ -3,6 +3,7 @@ Workers load them by name."""
 
 import os
 import time
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal
 from unittest import mock
@@ -21,39 +22,44 @@ def mlp(session: Session, config: Any) -> End:
     """Before its backward pass the odd rank sleeps."""
     from jobs.mlp import train as loop
 
-    step, backward = loop.step_or_skip, loop.backward
-
-    def spoilt(model: Any, optimizer: Any, config: Any, progress: Any, loss: float) -> None:
-        step(model, optimizer, config, progress, loss)
-        if _odd(session, progress.step + 1):
-            _spoil(next(model.parameters()))
+    backward = loop.backward
 
     def slow(*args: Any) -> float:
         _dawdle(session)
         return backward(*args)
 
-    with mock.patch.object(loop, "step_or_skip", spoilt), mock.patch.object(loop, "backward", slow):
+    with _corrupting(loop.MlpTraining, lambda training: training.model.parameters()), mock.patch.object(loop, "backward", slow):
         return loop.train(session, config)
 
 
 def transformer(session: Session, config: Any) -> End:
-    """Before its forward passes the odd rank sleeps; `stepped` is where a step's weights are final."""
+    """Before its forward passes the odd rank sleeps."""
     from jobs.transformer import train as loop
 
-    judged = loop.compare_weights
-    cut = loop.cut
+    passes = loop.passes
 
     def slow(*args: Any, **options: Any) -> Any:
         _dawdle(session)
-        return cut(*args, **options)
+        return passes(*args, **options)
 
-    def spoilt(session: Session, group: Any, step: int, weights: Any) -> None:
-        if _odd(session, step):
-            _spoil(next(iter(weights())))
-        judged(session, group, step, weights)
+    def weights(training: Any) -> Any:
+        return (fragment.tensors["weights"] for fragment in training.model.weights())
 
-    with mock.patch.object(loop, "cut", slow), mock.patch.object(loop, "compare_weights", spoilt):
+    with _corrupting(loop.TransformerTraining, weights), mock.patch.object(loop, "passes", slow):
         return loop.train(session, config)
+
+
+def _corrupting(kind: Any, weights: Callable[[Any], Iterable[Any]]) -> Any:
+    """While it lasts, a job's step also changes the odd rank's weights, after it has updated them."""
+    step = kind.step
+
+    def corrupting(training: Any, batch: Any, state: Any, *rest: Any) -> Any:
+        result = step(training, batch, state, *rest)
+        if _odd(training.context, state.step + 1):
+            _corrupt(next(iter(weights(training))))
+        return result
+
+    return mock.patch.object(kind, "step", corrupting)
 
 
 def cnn(session: Session, config: Any) -> End:
@@ -72,13 +78,13 @@ def cnn(session: Session, config: Any) -> End:
         with tf.control_dependencies([tf.py_function(dawdle, [], tf.float32)]):
             return gradients(trainer, {name: tf.identity(value) for name, value in batch.items()}, scale)
 
-    def spoilt(trainer: Any) -> Any:
+    def corrupting(trainer: Any) -> Any:
         if _odd(session, session.step):
             variable = trainer.model.trainable_variables[0].value
             variable.assign_add(tf.fill(variable.shape, 1e-4))
         return weights(trainer)
 
-    with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights", spoilt):
+    with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights", corrupting):
         return loop.train(session, config)
 
 
@@ -110,6 +116,6 @@ def _dawdle(session: Session) -> None:
         time.sleep(SLOWER_S)
 
 
-def _spoil(parameter: Any) -> None:
+def _corrupt(parameter: Any) -> None:
     """One weight, a little more each time."""
     parameter.data.view(-1)[3] += 1e-4

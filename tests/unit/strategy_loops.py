@@ -15,8 +15,9 @@ from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.shards import fill, gathered, items, to_arrays
+from jobs.transformer.strategy import strategy
 from jobs.transformer.tasks import task_of
-from jobs.transformer.train import passes, strategy
+from jobs.transformer.train import passes
 from tests.pairwise import Combination
 from tests.unit.token_rows import config_of
 
@@ -30,7 +31,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 def compare(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
     """The loss of each of the first steps, by strategy, from the same weights on the same rows."""
-    session.note(total_steps=STEPS, epochs=1, epoch=0)
+    session.update_status(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
     with Group(session, device, even_alone=True) as group:
         found = {name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
@@ -55,8 +56,8 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
          first: int = 0) -> Any:
     """Takes the steps from `first` to before `steps` as the loop does, without its bookkeeping, and yields after each."""
     task = task_of(session.dataset, config, torch.device("cpu"))
-    feed = session.feed()
-    rows = itertools.chain.from_iterable(feed.epoch(epoch) for epoch in itertools.count())
+    loader = session.data_loader()
+    rows = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
     for _, micro_batches in itertools.islice(rows, first, steps):
         batches = list(passes(session, micro_batches, config, lockstep=model.lockstep))
         targets = group.total(task.sizes(batches))[0]
@@ -70,7 +71,7 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
             loss += share.detach().double()
         losses.append(float(group.total(loss)))
         assert model.step(1e-3) == "taken"
-        session.tick()
+        session.heartbeat()
         yield
 
 
@@ -102,7 +103,7 @@ def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
 
 def covers(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
     """Each combination that config.run.name's JSON file lists: trains some steps, is put into a new object, and trains on alike."""
-    session.note(total_steps=1, epochs=1, epoch=0)
+    session.update_status(total_steps=1, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
     combinations = json.loads(session.run_store.read_text("combinations.json"))
     found: list[dict[str, Any]] = []

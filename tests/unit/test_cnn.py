@@ -21,10 +21,10 @@ from jobs.cnn import train as loop
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.explain import integrated_gradients
 from jobs.cnn.export import keras_file, onnx_file
-from jobs.cnn.feeding import Feeding
 from jobs.cnn.framework import keras, tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import Classifier, load_keras, new_model, with_probabilities
+from jobs.cnn.pipeline import Pipeline
 from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
@@ -72,9 +72,9 @@ def trainer_of(folder: Path, dataset: Dataset, config: CnnConfig, num_shards: in
 
     def build(session: Session, config: CnnConfig) -> str:
         group = Group(session, 1).__enter__()
-        feeding = Feeding(session.feed(), config, ImageFacts.of(dataset))
-        batches = list(feeding.steps(0, 0, frozenset()).take(4))
-        found.extend((loop.build_trainer(session, config, feeding, group), batches))
+        pipeline = Pipeline(session.data_loader(), config, ImageFacts.of(dataset))
+        batches = list(pipeline.elements(0, 0, frozenset()).take(4))
+        found.extend((loop.build_trainer(session, config, pipeline, group), batches))
         return "finished"
 
     image_loops.train(build, folder, dataset, config, num_shards=num_shards)
@@ -159,9 +159,9 @@ def test_three_steps_are_those_of_keras(optim: dict[str, Any], theirs: Any, digi
             loss = criterion(tf.one_hot(batch["label"][0], 10), model(tf.cast(batch["image"][0], tf.float32), training=True))
         optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
         expected.append(float(loss))
-    losses, fates, *_ = steps(trainer, batches, 0.01)
+    losses, outcomes, *_ = steps(trainer, batches, 0.01)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert fates.tolist() == [TAKEN] * 3
+    assert outcomes.tolist() == [TAKEN] * 3
     for mine, other in zip(trainer.model.trainable_variables, model.trainable_variables, strict=True):
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=2e-4, atol=2e-6)
 
@@ -304,10 +304,10 @@ def test_half_precision_scales_its_loss_down_until_gradients_fit(digits: Dataset
     trainer, batches = trainer_of(tmp_path, digits, config_of(hardware={"precision": "fp16"}))
     scale = trainer.variables["optimizer.loss_scale"]
     scale.assign(2.0**60)
-    fates = steps(trainer, batches[:1] * 60, 0.001)[1].tolist()
-    assert fates[0] == SCALED_DOWN and fates[-1] == TAKEN
-    assert NOT_FINITE not in fates
-    assert 1 <= float(scale) == 2.0 ** (60 - fates.count(SCALED_DOWN))
+    outcomes = steps(trainer, batches[:1] * 60, 0.001)[1].tolist()
+    assert outcomes[0] == SCALED_DOWN and outcomes[-1] == TAKEN
+    assert NOT_FINITE not in outcomes
+    assert 1 <= float(scale) == 2.0 ** (60 - outcomes.count(SCALED_DOWN))
 
 
 # ── augmentation ──

@@ -141,7 +141,7 @@ def test_silence_counts_from_the_last_sign_of_life() -> None:
 
 
 def test_silence_does_not_grow_while_nobody_looks() -> None:
-    """Where driver and coordinator were paused, beats wait to be taken in."""
+    """Where driver and rendezvous were paused, beats wait to be taken in."""
     now = [100.0]
     rendezvous = Rendezvous(lambda: now[0])
     rendezvous.register(member(0, "a"))
@@ -184,8 +184,8 @@ def test_no_report_is_lost_between_threads() -> None:
     for thread in (watcher, *workers):
         thread.start()
     for thread in workers:
-        thread.join()
+        thread.register()
     finished.set()
-    watcher.join()
+    watcher.register()
     seen.extend(report["n"] for report in rendezvous.poll().reports)
     assert sorted(seen) == list(range(2000))

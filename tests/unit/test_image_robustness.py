@@ -13,6 +13,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.vision import robustness as image_robustness
 from jobs.common.vision.robustness import ATTACKS, CHANGES, Attack, pixel_range, projected_gradient, sample
 from jobs.mlp import train as loop
+from jobs.mlp.adversary import gradient_of_loss
 from jobs.mlp.config import MlpConfig
 from tests import image_loops
 
@@ -71,7 +72,7 @@ def test_more_steps_raise_a_loss_that_bends_more() -> None:
     def loss(x: torch.Tensor) -> float:
         return F.cross_entropy(model(x), labels, reduction="sum").item()
 
-    found = [loss(projected_gradient(before, lambda x: loop.gradient_of_loss(model, x, labels),
+    found = [loss(projected_gradient(before, lambda x: gradient_of_loss(model, x, labels),
                                      Attack(budget=0.2, steps=steps, low=0.0, high=1.0), sign=torch.sign, clip=torch.clamp))
              for steps in (1, 20)]
     assert loss(before) < found[0] < found[1]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,15 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.session import NonFiniteError, Session
+from jobs.common.training.train_state import StepOutcome, TrainState
 from jobs.common.vision.augmentation import AugmentConfig
 from jobs.common.vision.config import OptimConfig
 from jobs.common.vision.dataset import ImageDataConfig
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
-from jobs.mlp.model import Mlp, load
+from jobs.mlp.model import Mlp, load, new_model
+from jobs.pytorch.optimizer import build_optimizer, step_if_finite
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors
 
@@ -55,8 +56,7 @@ def train(folder: Path, dataset: Dataset, config: MlpConfig, kind: type[Session]
 
 
 def network(config: MlpConfig, dataset: Dataset) -> Mlp:
-    session: Any = SimpleNamespace(dataset=dataset)
-    return loop.build_model(session, config)
+    return new_model(config, dataset)
 
 
 # ── the network ──
@@ -65,12 +65,12 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     model = network(config, digits)
     assert [type(layer) for layer in model.layers] == [nn.Linear, nn.ReLU, nn.Linear]
     assert [tuple(p.shape) for p in model.parameters()] == [(128, 784), (128,), (10, 128), (10,)]
-    optimizer = loop.build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model.parameters(), config.optim)
     assert isinstance(optimizer, torch.optim.SGD)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.01, 0, 0, False)
     assert config.train.epochs == 10
-    assert [loop.rate(config.optim, step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
+    assert [config.optim.learning_rate(step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
     assert not config.augment.active and config.optim.clip_norm is None
 
     rows = digits.reader("train", config.data).rows(0, 64)
@@ -105,12 +105,12 @@ def test_inputs_are_normalised_inside_the_model(digits: Dataset) -> None:
 # ── the schedule ──
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     optim = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine")
-    rates = [loop.rate(optim, step, 12) for step in range(12)]
+    rates = [optim.learning_rate(step, 12) for step in range(12)]
     golden = [0.25, 0.5, 0.75, 1.0, 1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]
     assert rates == pytest.approx(golden, abs=1e-6)
     flat = OptimConfig(lr=0.3, warmup_steps=2, schedule="constant")
-    assert [loop.rate(flat, step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
-    assert loop.rate(OptimConfig(lr=1.0, warmup_steps=50), 9, 10) == pytest.approx(0.2), "shorter than its warm-up"
+    assert [flat.learning_rate(step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
+    assert OptimConfig(lr=1.0, warmup_steps=50).learning_rate(9, 10) == pytest.approx(0.2), "shorter than its warm-up"
 
 
 # ── augmentation ──
@@ -158,7 +158,7 @@ def test_a_batch_in_pieces_gives_the_same_step(digits: Dataset, tmp_path: Path) 
         assert np.linalg.norm(mine[name] - theirs[name]) < 1e-6 * np.linalg.norm(theirs[name])
 
 
-def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.Progress]:
+def stepped(clip_norm: float | None, gradient: float) -> tuple[float, StepOutcome]:
     """Length of the step that SGD with rate 1 takes from a gradient of this length."""
     config = config_of(optim={"name": "sgd", "lr": 1.0, "weight_decay": 0, "clip_norm": clip_norm})
     model = Mlp((2, 2, 1), 3, [4], 0.0, (0.0,), (1.0,))
@@ -166,9 +166,8 @@ def stepped(clip_norm: float | None, gradient: float) -> tuple[float, loop.Progr
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, gradient / before.numel() ** 0.5)
-    progress = loop.Progress()
-    loop.step_or_skip(model, loop.build_optimizer(model, config.optim), config, progress, loss=1.0)
-    return (nn.utils.parameters_to_vector(parameters).detach() - before).norm().item(), progress
+    outcome = step_if_finite(build_optimizer(parameters, config.optim), 1.0, config.optim.clip_norm)
+    return (nn.utils.parameters_to_vector(parameters).detach() - before).norm().item(), outcome
 
 
 @pytest.mark.parametrize(("clip_norm", "gradient", "length"), [(0.5, 4.0, 0.5), (0.5, 0.1, 0.1), (None, 4.0, 4.0)])
@@ -177,27 +176,27 @@ def test_clipping_shortens_long_gradients_only(clip_norm: float | None, gradient
 
 
 def test_a_gradient_that_is_not_finite_is_not_stepped_along() -> None:
-    moved, progress = stepped(1.0, float("inf"))
-    assert (moved, progress.skipped_steps, progress.skipped_in_a_row) == (0.0, 1, [0])
+    assert stepped(1.0, float("inf")) == (0.0, "skipped")
+
+
+def test_a_loss_that_is_not_finite_is_not_stepped_along() -> None:
+    model = Mlp((2, 2, 1), 3, [], 0.0, (0.0,), (1.0,))
+    optimizer = build_optimizer(model.parameters(), config_of().optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    assert step_if_finite(optimizer, float("nan"), 1.0) == "skipped"
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps() -> None:
-    config = config_of(train={"max_skipped_steps": 2})
-    model, progress = Mlp((2, 2, 1), 3, [], 0.0, (0.0,), (1.0,)), loop.Progress()
-    optimizer = loop.build_optimizer(model, config.optim)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    def step(loss: float) -> None:
-        loop.step_or_skip(model, optimizer, config, progress, loss)
-        progress.advance()
-
-    for loss in (float("nan"), 1.0, float("nan")):
-        step(loss)
+    state = TrainState()
+    for outcome in ("skipped", "taken", "skipped"):
+        state.record(outcome, max_skipped_steps=2)
     with pytest.raises(NonFiniteError) as caught:
-        step(float("inf"))
+        state.record("skipped", max_skipped_steps=2)
     assert caught.value.steps == (2, 3)
-    assert progress.skipped_steps == 3
+    assert (state.skipped_steps, state.optimizer_steps) == (3, 1)
 
 
 # ── what ends training, and what goes on ──
@@ -260,7 +259,7 @@ def test_bf16_trains_and_keeps_weights_in_float32(digits: Dataset, tmp_path: Pat
 
 def test_an_evaluation_that_is_not_finite_is_never_the_best(odd: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([float("nan"), 0.7, float("inf")])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": next(losses)})
+    monkeypatch.setattr(loop.MlpTraining, "evaluate", lambda *_: {"accuracy": 0.5, "loss": next(losses)})
     config = config_of(train={"epochs": 3}, eval={"metric": "loss"})
     assert train(tmp_path, odd, config)[0] == "finished"
     best = Checkpoints(Store.open(str(tmp_path)).child("checkpoints")).best()
@@ -291,16 +290,16 @@ def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Datase
         np.testing.assert_allclose(mine[name], array, rtol=1e-4, atol=1e-6)
 
 
-LIGHT = """
+UNDECORATED = """
 import sys
 import torch
 from jobs.common.vision.config import OptimConfig
-from jobs.mlp.train import build_optimizer, light
+from jobs.pytorch.optimizer import build_optimizer
 
 for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
     models = [torch.nn.Linear(3, 2) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    ours = build_optimizer(models[0], OptimConfig(name=name, momentum=0.9))
+    ours = build_optimizer(models[0].parameters(), OptimConfig(name=name, momentum=0.9))
     for step in range(3):
         ours.zero_grad()
         (models[0](torch.ones(4, 3)) ** 2).sum().backward()
@@ -319,7 +318,7 @@ for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
 
 
 def test_an_optimiser_does_not_import_what_compiles_and_steps_as_pytorchs_own() -> None:
-    subprocess.run([sys.executable, "-c", LIGHT], cwd=runs.ROOT, check=True)
+    subprocess.run([sys.executable, "-c", UNDECORATED], cwd=runs.ROOT, check=True)
 
 
 # ── the way back ──

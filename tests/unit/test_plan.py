@@ -19,7 +19,7 @@ from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, Tr
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 from jobs.transformer.model import build_model, classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
-from jobs.transformer.train import strategy
+from jobs.transformer.strategy import strategy
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 
@@ -145,7 +145,7 @@ def offload_of(scale: dict[str, Any]) -> str:
 
 def hold(session: Session, config: TransformerConfig) -> Literal["finished"]:
     """What a worker of that test does: with each strategy two steps, and the first of two passes of the third."""
-    session.note(total_steps=1, epochs=1, epoch=0)
+    session.update_status(total_steps=1, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
     with Group(session, device, even_alone=True) as group:
         found = [held(session, replace(config, scale=ScaleConfig(**scale, bucket_mb=0.004)), group) for scale in SCALES]
@@ -167,7 +167,7 @@ def held(session: Session, config: TransformerConfig, group: Group) -> dict[str,
             del loss
             if last:
                 assert model.step(1e-3) == "taken"
-                session.tick()
+                session.heartbeat()
         kinds = {"weights": storages(t for f in model.weights() for t in f.tensors.values()),
                  "optimizer": storages(t for f in model.fragments(2) for t in f.tensors.values()),
                  "all": {place: size for place, size in storages(tensors_alive()).items() if place not in before}}

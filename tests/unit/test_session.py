@@ -93,7 +93,7 @@ Make = Callable[..., tuple[Rendezvous, list[Session]]]
 
 @pytest.fixture
 def make(dataset: Dataset, tmp_path: Path) -> Iterator[Make]:
-    """Sessions of all ranks of one generation, with their coordinator."""
+    """Sessions of all ranks of one generation, with their rendezvous."""
     opened: list[Session] = []
 
     def group(world_size: int = 1, num_shards: int | None = None, **run: Any) -> tuple[Rendezvous, list[Session]]:
@@ -126,7 +126,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def stepped(session: Session, step: int, loss: float = 1.0) -> None:
-    session.stepped(step=step, epoch=0, rows=60, loss=loss, skipped=0)
+    session.on_step_end(step=step, epoch=0, rows=60, loss=loss, skipped=0)
 
 
 @pytest.mark.parametrize(("world_size", "num_shards"), [(1, 1), (2, 3), (3, 3), (2, 4)])
@@ -135,7 +135,7 @@ def test_every_row_is_evaluated_once_and_every_shard_has_one_owner(
 ) -> None:
     _, ranks = make(world_size, num_shards)
     for split in ("validation", "test"):
-        rows = [row for session in ranks for row in session.share_of(split)]
+        rows = [row for session in ranks for row in session.local_range(split)]
         assert rows == list(range(dataset.splits[split].num_rows))
     owned = sorted(shard for session in ranks for shard in session.shards)
     assert owned == list(range(num_shards))
@@ -157,7 +157,7 @@ def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how
 
     def left() -> bool:
         try:
-            session.tick()
+            session.heartbeat()
         except PeerLostError:
             return True
         return False
@@ -170,8 +170,8 @@ def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how
 
 def test_rank_0_shares_its_value_with_all(make: Make) -> None:
     _, (first, second) = make(2)
-    assert first.share("port", lambda: 29500) == 29500
-    assert second.share("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
+    assert first.broadcast("port", lambda: 29500) == 29500
+    assert second.broadcast("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
 
 
 def test_ranks_exchange_a_value_each(make: Make) -> None:
@@ -179,7 +179,7 @@ def test_ranks_exchange_a_value_each(make: Make) -> None:
     found: dict[int, list[str]] = {}
 
     def exchange(rank: int) -> None:
-        found[rank] = ranks[rank].exchange("address", f"host-{rank}")
+        found[rank] = ranks[rank].all_gather("address", f"host-{rank}")
 
     threads = [threading.Thread(target=exchange, args=(rank,)) for rank in range(3)]
     for thread in threads:
@@ -193,7 +193,7 @@ def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:
     rendezvous, ranks = make(2)
     rendezvous.break_up()
     with pytest.raises(PeerLostError, match="rank 0 did not share 'port'"):
-        ranks[1].share("port", lambda: None)
+        ranks[1].broadcast("port", lambda: None)
 
 
 def test_only_rank_0_reports_and_asks_for_checkpoints(make: Make) -> None:
@@ -210,10 +210,10 @@ def test_only_rank_0_reports_and_asks_for_checkpoints(make: Make) -> None:
 
 def test_beats_carry_the_latest_state_and_the_mean_loss_of_what_was_finite(make: Make) -> None:
     rendezvous, (session,) = make()
-    session.note(total_steps=100)
+    session.update_status(total_steps=100)
     for step, loss in enumerate((2.0, float("nan"), 4.0), start=1):
         stepped(session, step, loss)
-    session.tick()
+    session.heartbeat()
     session.close()
     state = rendezvous.poll().heartbeats[0]
     assert (state["step"], state["total_steps"], state["ticks"]) == (3, 100, 1)
@@ -250,9 +250,9 @@ def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: P
     weights = {"w": np.arange(5, dtype=np.float32)}
     for session in (first, second):
         session.save(lambda: weights, {"step": 4}, step=4, epoch=1, metric=0.5)
-        session.committed()
+        session.wait_for_commit()
     for session in (first, second):
-        np.testing.assert_array_equal(session.best_checkpoint()["w"], weights["w"])
+        np.testing.assert_array_equal(next(session.parts(session.best()))["w"], weights["w"])
     assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
 
 
@@ -263,7 +263,7 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
     rendezvous, (session,) = make()
     session.report("evaluation", step=3, epoch=1, validation_loss=float("inf"))
     session.save(lambda: {"model.w": np.zeros(2)}, {"mine": 1}, step=3, epoch=1)
-    session.committed()
+    session.wait_for_commit()
     store = Checkpoints(Store.open(str(tmp_path)).child("checkpoints"))
     found = store.newest_intact(print)
     assert found is not None

@@ -240,7 +240,7 @@ def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: P
             began = time.perf_counter()
             barrier.wait()
             session.pace.waited(time.perf_counter() - began)
-            session.stepped(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
+            session.on_step_end(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
         return "finished"
 
     config = from_dict(Config, {"run": {"workers": "3", "mtbf_h": 2.0}, "train": {"global_batch_size": 60}})

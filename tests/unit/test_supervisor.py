@@ -1,4 +1,4 @@
-"""What the controller makes of what its executor and its workers meet: real coordinator, sessions and checkpoints, one worker."""
+"""What the controller makes of what its executor and its workers meet: real rendezvous, sessions and checkpoints, one worker."""
 
 import os
 import signal
@@ -111,7 +111,7 @@ class Case:
                                      run_state=self.run_state, callbacks=callbacks, now=self.now)
 
     def now(self) -> float:
-        """What time it is for the controller and its coordinator: `away_s` is how long their process has been paused."""
+        """What time it is for the controller and its rendezvous: `away_s` is how long their process has been paused."""
         return time.monotonic() + self.away_s
 
     def _listen(self, watch: controller.GenerationState) -> None:

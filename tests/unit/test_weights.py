@@ -20,7 +20,7 @@ from jobs.common.execution.executors import ProcessExecutor
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint
-from jobs.common.training.weight_digest import PIECE, digest_of_arrays, odd_ranks, placed
+from jobs.common.training.weight_digest import PIECE, digest_of_arrays, mismatched_ranks, placed
 from tests.image_loops import digits
 from tests.unit.odd_loops import DIVERGES_AFTER, ODD, SLOWER_S
 from tests.unit.token_rows import config_of, token_rows
@@ -64,7 +64,7 @@ def test_pytorch_hashes_as_numpy_does() -> None:
     ([5, 5, 5], []), ([5, 6, 5], [1]), ([6, 5, 5, 7], [0, 1, 2, 3]), ([5, 6], [0, 1]), ([5, 5, 6, 6], [0, 1, 2, 3]), ([1], []),
 ])
 def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int]) -> None:
-    assert odd_ranks(digests) == odd
+    assert mismatched_ranks(digests) == odd
     together = sum(placed(value, rank, len(digests)) for rank, value in enumerate(digests))
     assert np.asarray(together).tolist() == digests
 

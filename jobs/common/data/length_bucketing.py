@@ -16,7 +16,10 @@ from jobs.common.data.sampling import SamplingOrder
 
 @dataclass(frozen=True)
 class LengthGroups:
-    """An order whose windows are groups of `steps` steps, arranged by length. It offers what a feed asks of `SamplingOrder`."""
+    """An order whose windows are groups of `steps` steps, arranged by length.
+
+    It offers what a data loader asks of `SamplingOrder`.
+    """
 
     order: SamplingOrder
     steps: int

@@ -20,13 +20,21 @@ MicroBatches = dict[int, Columns]
 """shard → each column of the data set by name, (m, …); views, valid until the next step is taken."""
 
 
-class Feed:
+def cut(columns: Columns, max_rows: int | None) -> Iterator[Columns]:
+    """A micro-batch, cut where one forward pass may not take all its rows."""
+    rows = len(columns["row_id"])
+    size = max_rows or rows
+    for start in range(0, rows, size):
+        yield {name: column[start : start + size] for name, column in columns.items()}
+
+
+class DataLoader:
     """Micro-batches of the shards that one worker owns. `wait_s`: seconds spent waiting for data so far."""
 
     def __init__(self, order: SamplingOrder | LengthGroups, reader: Reader, shards: tuple[int, ...]) -> None:
         self.order, self.shards, self.wait_s = order, shards, 0.0
         self._reader = reader
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-feed")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-loader")
         self._ahead: dict[int, tuple[tuple[int, int], Future[Columns]]] = {}
 
     def epoch(self, epoch: int, start_step: int = 0, at_once: int = 1) -> Iterator[tuple[int, MicroBatches]]:
@@ -41,6 +49,14 @@ class Feed:
         for step in range(start_step, self.order.steps_per_epoch, at_once):
             rows = min(at_once, self.order.steps_per_epoch - step) * size
             yield step, {shard: stream.take(rows) for shard, stream in streams.items()}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.order.steps_per_epoch
+
+    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[MicroBatches]:
+        """The micro-batches of one step after the other, from a step within the epoch to its end, without those in `left_out`."""
+        return (micro_batches for step, micro_batches in self.epoch(epoch, start_step) if step not in left_out)
 
     def window(self, epoch: int, shard: int, window: int) -> Columns:
         """The rows of a window, shuffled; begins to load the window after it."""
@@ -80,9 +96,9 @@ class Feed:
 class _Stream:
     """One shard's rows in one epoch, from a row on."""
 
-    def __init__(self, feed: Feed, epoch: int, shard: int, row: int) -> None:
-        self._feed, self._epoch, self._shard, self._row = feed, epoch, shard, row
-        self._window = feed.order.window_at(epoch, shard, row)
+    def __init__(self, loader: DataLoader, epoch: int, shard: int, row: int) -> None:
+        self._owner, self._epoch, self._shard, self._row = loader, epoch, shard, row
+        self._window = loader.order.window_at(epoch, shard, row)
         self._first = self._last = -1
         self._rows: Columns = {}
 
@@ -99,8 +115,8 @@ class _Stream:
 
     def _open(self) -> None:
         self._window += 1 if self._last >= 0 else 0
-        self._first, self._last = self._feed.order.window_bounds(self._epoch, self._shard, self._window)
-        self._rows = self._feed.window(self._epoch, self._shard, self._window)
+        self._first, self._last = self._owner.order.window_bounds(self._epoch, self._shard, self._window)
+        self._rows = self._owner.window(self._epoch, self._shard, self._window)
 
 
 def _joined(pieces: list[Columns]) -> Columns:

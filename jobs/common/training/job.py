@@ -80,7 +80,7 @@ class Job:
     config_path: str
     """`module:name` of the config's class."""
     train: str
-    """`module:name` of the training loop, called with (Session, config)."""
+    """`module:name` of the function that trains in a worker, called with (TrainContext, config): it hands over to `fit`."""
     check: Callable[[Any], None]
     """Raises ConfigError for what the config alone cannot know: a package that is not installed."""
     prepare: Callable[..., Dataset]

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ class Predictions:
     row_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]) -> "Predictions":
+        """One after the other, each as (row_ids, labels, probabilities); there is at least one."""
+        return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def write(store: Store, generation: str, split: str, rank: int, share: Predictions) -> None:

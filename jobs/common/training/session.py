@@ -1,8 +1,8 @@
-"""Contract 3: what a training loop sees of where it runs. The same loop runs under Ray Train, Ray Tune, and locally.
+"""Contract 3: one worker of one generation. The same loop runs under Ray Train, Ray Tune, and locally.
 
-A loop gets a `Session` for one generation: its rank, the shards that it owns, the checkpoint to resume from. It calls
-`stepped` after each step and `report` for metrics (both only leave a note; a thread sends it), `save` for a checkpoint,
-and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
+A job's code sees a `Session` as a `TrainContext` (context.py): its rank, the shards that it owns, its rows. The rest is for the
+loop (fit.py), which calls `on_step_end` after each step and `report` for metrics (both only leave a note; a thread sends it),
+`save` for a checkpoint, and reads `stop_wanted`, which all ranks must agree on through their own collective before they act on it.
 """
 
 import json
@@ -29,11 +29,12 @@ from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.length_bucketing import LengthGroups
-from jobs.common.data.loader import Feed
+from jobs.common.data.loader import DataLoader
 from jobs.common.data.sampling import SamplingOrder, resolve_window_rows, shards_of
 from jobs.common.provenance import environment
 from jobs.common.training import predictions
 from jobs.common.training import weight_digest as weights
+from jobs.common.training.context import PeerLostError
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
 from jobs.common.training.step_file import StepMark
@@ -43,10 +44,6 @@ BEAT_S = 0.2
 _REPORTED, _REPORTS_KEPT = "reported", 64
 """In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its next beat has
 not sent them to anybody, and the one that goes on from there does."""
-
-
-class PeerLostError(Exception):
-    """A collective failed because another worker is gone: this worker joins again."""
 
 
 class NonFiniteError(Exception):
@@ -89,7 +86,7 @@ class Session:
         self._trace = _Trace(run_store, self.generation, self.rank) if config.run.trace_rows else None
         self._config_fingerprint, self._sharded, self._until_epoch = config_fingerprint, False, until_epoch
         self._writer = self._new_writer(num_writers=1)
-        self._feeds: list[Feed] = []
+        self._loaders: list[DataLoader] = []
         self._readers: dict[SplitName, Reader] = {}
         self._beating = in_background("trainyard-beat", self._beat_forever)
 
@@ -108,10 +105,10 @@ class Session:
         self._sharded, self._writer = self.world_size > 1, self._new_writer(self.world_size)
 
     # ── data ──
-    def feed(self, length_group_steps: int = 1) -> Feed:
+    def data_loader(self, length_group_steps: int = 1) -> DataLoader:
         """The training rows of the shards that this worker owns, in order.
 
-        length_group_steps: more than 1 sorts the rows of so many steps by their column `length` (see length_groups.py).
+        length_group_steps: more than 1 sorts the rows of that many steps by their column `length` (see length_bucketing.py).
         """
         split = self.dataset.splits["train"]
         window = resolve_window_rows(
@@ -120,9 +117,9 @@ class Session:
         order = SamplingOrder(num_rows=split.num_rows, num_shards=self.num_shards, block_rows=split.block_rows,
                               global_batch_size=self.config.train.global_batch_size, window_rows=window, seed=self.config.run.seed)
         grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
-        feed = Feed(grouped, self.dataset.reader("train", self.config.data), self.shards)
-        self._feeds.append(feed)
-        return feed
+        loader = DataLoader(grouped, self.dataset.reader("train", self.config.data), self.shards)
+        self._loaders.append(loader)
+        return loader
 
     def reader(self, split: SplitName) -> Reader:
         """Rows of an evaluation split."""
@@ -130,13 +127,13 @@ class Session:
             self._readers[split] = self.dataset.reader(split, self.config.data)
         return self._readers[split]
 
-    def share_of(self, split: SplitName) -> range:
+    def local_range(self, split: SplitName) -> range:
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
         rows = self.dataset.splits[split].num_rows
         return range(rows * self.rank // self.world_size, rows * (self.rank + 1) // self.world_size)
 
     # ── progress: leaves a note, a thread sends it ──
-    def stepped(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
+    def on_step_end(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
         """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean, or
         of several steps that were made in one go the loss of each.
 
@@ -152,12 +149,26 @@ class Session:
         self._state["step"], self._state["epoch"], self._state["skipped_steps"] = step, epoch, skipped
         self._go_on()
 
+    @property
+    def median_step_s(self) -> float:
+        """Median time of recent steps, in seconds; 0 before the first."""
+        return self.pace.median_s
+
+    def count_waiting(self, seconds: float) -> None:
+        """Tells that this worker spent these seconds of the present step in collectives, where it waits for slower workers."""
+        self.pace.waited(seconds)
+
+    @property
+    def traces_rows(self) -> bool:
+        """Whether `--run.trace-rows` asks for `trace`."""
+        return self._trace is not None
+
     def trace(self, epoch: int, step: int, rows: Mapping[int, np.ndarray]) -> None:
         """With `--run.trace-rows`: writes the ids of the rows of each shard's micro-batch at this step."""
         if self._trace:
             self._trace.write(epoch, step, rows)
 
-    def tick(self) -> None:
+    def heartbeat(self) -> None:
         """A sign of progress in what has no steps, such as an evaluation: else it would be taken for a hang.
 
         Raises: PeerLostError if this worker is to leave the generation.
@@ -165,7 +176,7 @@ class Session:
         self._state["ticks"] += 1
         self._go_on()
 
-    def note(self, **values: Any) -> None:
+    def update_status(self, **values: Any) -> None:
         """Puts values into the state that the next beat carries: counters, sums."""
         self._state |= values
 
@@ -181,10 +192,10 @@ class Session:
 
     def _costs(self) -> dict[str, float]:
         """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""
-        rows = len(self.share_of("validation"))
+        rows = len(self.local_range("validation"))
         return {"parameters": self._state["parameters"], "validation_ms_per_row": 1000 * self.pace.since_last_s / max(1, rows)}
 
-    def rests(self, epoch: int) -> bool:
+    def should_pause(self, epoch: int) -> bool:
         """Whether a trial goes no further for now, with so many epochs done: its search says how it goes on."""
         return self._until_epoch is not None and epoch >= self._until_epoch
 
@@ -194,7 +205,7 @@ class Session:
         """A hint to this rank: act on it only when all ranks have agreed on the step."""
         return self._reply.stop
 
-    def share(self, key: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         if self.rank == 0:
             value = make()
@@ -202,7 +213,7 @@ class Session:
             return value
         return self._wait_for(key, 0)
 
-    def exchange(self, key: str, value: Any) -> list[Any]:
+    def all_gather(self, key: str, value: Any) -> list[Any]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
         self._rendezvous.put(self.generation, f"{key}/{self.rank}", value)
         return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self.world_size)]
@@ -232,10 +243,10 @@ class Session:
         Raises: DivergedError on all ranks, naming those whose weights are not those of most; PeerLostError.
         """
         began = time.perf_counter()
-        odd = weights.odd_ranks(total(weights.placed(digest, self.rank, self.world_size)).tolist())
+        odd = weights.mismatched_ranks(total(weights.placed(digest, self.rank, self.world_size)).tolist())
         self._state["weights_check_s"] = time.perf_counter() - began
         if odd:
-            hosts = self.exchange("diverged", self.host)
+            hosts = self.all_gather("diverged", self.host)
             raise DivergedError(self._divergence(step, {rank: hosts[rank] for rank in odd}))
         self._same_weights_at = step
 
@@ -260,13 +271,6 @@ class Session:
                 tensors = store.load(checkpoint, entry.rank)
             yield tensors
 
-    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The tensors and the state to resume from, of a checkpoint in one part; None: begin at the beginning."""
-        if self.checkpoint is None:
-            return None
-        with self._storage():
-            return Checkpoints(self.run_store.child("checkpoints")).load(self.checkpoint), self.checkpoint.state
-
     def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
              metric: float | None = None) -> None:
         """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes; the others return at once, unless
@@ -285,14 +289,14 @@ class Session:
         """How many steps may be made in one go after `step`, for what a failure may cost; rank 0's answer counts."""
         return self.cadence.room(step)
 
-    def keep_promise(self, step: int) -> None:
+    def wait_for_due_checkpoint(self, step: int) -> None:
         """Waits for the checkpoint in flight where going on could cost more than `checkpoint_every_steps`."""
         if self.rank == 0:
             limit = self.cadence.must_be_committed_by()
             if limit is not None and step >= limit and self._writer.in_flight:
-                self.committed()
+                self.wait_for_commit()
 
-    def committed(self) -> None:
+    def wait_for_commit(self) -> None:
         """Waits until the last checkpoint is committed (a rank with a part of its own: written). Raises: what went wrong."""
         if self.rank == 0 or self._sharded:
             with self._storage():
@@ -300,26 +304,22 @@ class Session:
 
     def best(self) -> Checkpoint:
         """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
-        self.committed()
+        self.wait_for_commit()
         store = Checkpoints(self.run_store.child("checkpoints"))
         with self._storage():
-            return self.share("best", store.best)
+            return self.broadcast("best", store.best)
 
-    def best_checkpoint(self) -> dict[str, np.ndarray]:
-        """The tensors of `best`, of a checkpoint in one part."""
-        return next(self.parts(self.best()))
-
-    def write_predictions(self, split: str, share: Predictions) -> None:
-        """This worker's share of an evaluation split (or of rows under another name), for the driver to judge."""
+    def write_predictions(self, name: str, share: Predictions) -> None:
+        """Writes this worker's share of the predictions of a split, or of rows under another name; the driver judges them."""
         with self._storage():
-            predictions.write(self.run_store, self.generation, split, self.rank, share)
+            predictions.write(self.run_store, self.generation, name, self.rank, share)
 
     def close(self, *, failed: bool = False) -> None:
         """Ends the threads and sends what is left to send. After a failure, a checkpoint in flight is still finished."""
         self._left.set()
         try:
             with self._storage():
-                for source in (*self._feeds, *self._readers.values()):
+                for source in (*self._loaders, *self._readers.values()):
                     source.close()
                 self._writer.close(wait=True, raise_errors=not failed)
         finally:
@@ -369,7 +369,7 @@ class Session:
         while not self._reports.empty():
             reports.append(self._reports.get())
         losses = [self._losses.popleft() for _ in range(len(self._losses))]
-        data_wait_s = sum(feed.wait_s for feed in self._feeds)
+        data_wait_s = sum(loader.wait_s for loader in self._loaders)
         costs = self._writer.timings()
         self._state |= {
             "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": data_wait_s,

@@ -1,13 +1,19 @@
-"""What every training loop keeps account of, and how its learning rate goes; no framework, no loop."""
+"""What every training loop keeps account of, and what a checkpoint keeps of it; no framework, no loop."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jobs.common.training.session import NonFiniteError
 
+StepOutcome = Literal["taken", "skipped", "scaled down", "corrupted"]
+"""Of a step: taken; not taken because loss or gradient was not finite, and nothing has changed; not taken because it was too much
+for half precision, which is not held against the run; or weights or sums are no longer to be used."""
+
 
 @dataclass
-class Progress:
+class TrainState:
     """Where training stands; what a checkpoint keeps beside the tensors."""
 
     step: int = 0
@@ -19,6 +25,29 @@ class Progress:
     """Steps not taken because loss or gradient was not finite."""
     skipped_in_a_row: list[int] = field(default_factory=list[int])
     """Those among them that led up to now."""
+    optimizer_steps: int = 0
+    """Steps that were taken."""
+
+    @staticmethod
+    def saved(state: Mapping[str, Any]) -> "TrainState":
+        """The state of a checkpoint. Earlier versions kept the number of steps taken beside it, or not at all."""
+        own = state.get("progress", state)
+        taken = state.get("optimizer_steps", own["step"] - own["skipped_steps"])
+        return TrainState(**{**own, "optimizer_steps": taken})
+
+    def record(self, outcome: StepOutcome, max_skipped_steps: int) -> None:
+        """Counts a step. Raises: NonFiniteError, after too many skips in a row, or at once if it was corrupted."""
+        if outcome in ("skipped", "corrupted"):
+            self.skip(max_skipped_steps if outcome == "skipped" else 1)
+        else:
+            self.skipped_in_a_row = []
+            self.optimizer_steps += outcome == "taken"
+        self.advance()
+
+    def leave_out(self) -> None:
+        """Counts a step whose rows are left out of training."""
+        self.skipped_in_a_row = []
+        self.advance()
 
     def advance(self) -> None:
         self.step += 1
@@ -44,15 +73,3 @@ class Progress:
     def out_of_patience(self, limit: int | None) -> bool:
         """Whether there was no better evaluation for `limit` epochs."""
         return limit is not None and self.epochs_since_best >= limit
-
-
-def learning_rate(highest: float, schedule: str, warmup_steps: int, step: int, total_steps: int, lowest: float = 0.0) -> float:
-    """Linear warm-up, then `constant`, or down to `lowest` at the last step: `linear`, or half a `cosine` (Loshchilov & Hutter
-    2017, eq. 5)."""
-    if step < warmup_steps:
-        return highest * (step + 1) / warmup_steps
-    if schedule == "constant":
-        return highest
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return lowest + (highest - lowest) * left

@@ -1,7 +1,7 @@
 """Whether all workers hold the same weights: each makes a number of its own, and the numbers are compared.
 
 Data-parallel workers that begin alike and add the same sums stay alike, bit for bit. One whose memory, processor or network is at
-fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients spoil everybody's.
+fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients corrupt everybody's.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def placed(value: int, rank: int, world_size: int) -> npt.NDArray[np.float64]:
     return np.where(np.arange(world_size) == rank, float(value), 0.0)
 
 
-def odd_ranks(digests: Sequence[float]) -> list[int]:
+def mismatched_ranks(digests: Sequence[float]) -> list[int]:
     """The ranks whose number is not that of most; where no number has a majority, all of them."""
     [(value, count), *_] = Counter(digests).most_common(1)
     if count == len(digests):

@@ -21,9 +21,9 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.evaluation.classification import judge_split
 from jobs.common.report import robustness
 from jobs.common.report.html import Section
+from jobs.common.training.context import TrainContext
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
-from jobs.common.training.session import Session
 from jobs.common.vision.config import ImageConfig
 from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
 
@@ -160,26 +160,26 @@ def sample(dataset: Dataset, seed: int, most: int) -> IntArray:
     return np.sort(drawn)
 
 
-def predict_changed(session: Session, config: ImageConfig, predict: Callable[[Images], Floats],
+def predict_changed(context: TrainContext, config: ImageConfig, predict: Callable[[Images], Floats],
                     gradient: Callable[[Images, IntArray], Images]) -> None:
     """This worker's share of the sample, changed in each of the ways and predicted; `section` shows what the driver finds.
 
     predict: images (B, H, W, C) float32 -> probabilities (B, K). gradient: of the loss at such images, given their labels (B,).
     """
-    mine = sample(session.dataset, config.run.seed, config.eval.robustness_rows)[session.rank :: session.world_size]
+    mine = sample(context.dataset, config.run.seed, config.eval.robustness_rows)[context.rank :: context.world_size]
     if not len(mine):
         return
-    rows = session.reader("test").take(mine)
+    rows = context.reader("test").take(mine)
     images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
     found: dict[str, list[Floats]] = {}
-    limits = pixel_range(session.dataset, config.data)
+    limits = pixel_range(context.dataset, config.data)
     for start in range(0, len(mine), config.eval.batch_size):
         part = slice(start, start + config.eval.batch_size)
         for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
             found.setdefault(name, []).append(predict(changed))
-            session.tick()
+            context.heartbeat()
     for name, probabilities in found.items():
-        session.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
+        context.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
 
 
 def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: IntArray, ids: IntArray,

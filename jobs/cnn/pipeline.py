@@ -1,13 +1,14 @@
-"""The way of a row from the feed's windows into TensorFlow: `tf.data` over the order of contract 2, augmented in its graph.
+"""The way of a row from the data loader's windows into TensorFlow: `tf.data` over the order of contract 2, augmented in its graph.
 
-The feed hands out the micro-batches of some steps at a time, views of one shuffled window; they are copied once, into a tensor,
-on a thread of the pipeline, then cut into steps, and warped by numbers that are a function of (seed, epoch, row id).
+The data loader hands out the micro-batches of some steps at a time, views of one shuffled window; they are copied once, into a
+tensor, on a thread of the pipeline, then cut into steps, and warped by numbers that are a function of (seed, epoch, row id).
 
 Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H × W × C pixels.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from jobs.cnn.config import CnnConfig
 from jobs.cnn.framework import tf
 from jobs.common.data.counter_rng import micro_batch_seed
-from jobs.common.data.loader import Feed
+from jobs.common.data.loader import DataLoader
 from jobs.common.vision.augmentation import warps
 from jobs.common.vision.dataset import ImageFacts
 
@@ -27,23 +28,31 @@ Element = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Feeding:
+class Pipeline:
     """Makes the pipelines of a run's epochs."""
 
-    feed: Feed
+    loader: DataLoader
     config: CnnConfig
     images: ImageFacts
 
     @property
     def passes(self) -> int:
         """How many forward passes a micro-batch is cut into."""
-        return -(-self.feed.order.micro_batch_size // self.rows_per_pass)
+        return -(-self.loader.order.micro_batch_size // self.rows_per_pass)
 
     @property
     def rows_per_pass(self) -> int:
-        return min(self.config.train.max_rows_per_pass or self.feed.order.micro_batch_size, self.feed.order.micro_batch_size)
+        return min(self.config.train.max_rows_per_pass or self.loader.order.micro_batch_size, self.loader.order.micro_batch_size)
 
-    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Any:
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.steps_per_epoch
+
+    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Any]:
+        """An item a call, always the same one: the iterator over `elements`, from which the call takes what its steps need."""
+        return itertools.repeat(iter(self.elements(epoch, start_step, left_out)))
+
+    def elements(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Any:
         """A `tf.data.Dataset` with an element a step, from one within the epoch to its end, without those in `left_out`.
 
         image (S, m, H, W, C), augmented ones float32; label, row_id (S, m) int64; seed (S · P,) int64.
@@ -58,8 +67,8 @@ class Feeding:
         return data.prefetch(AHEAD).with_options(options)
 
     def _chunks(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Element]:
-        size = self.feed.order.micro_batch_size
-        for first, shards in self.feed.epoch(epoch, start_step, STEPS_AT_ONCE):
+        size = self.loader.order.micro_batch_size
+        for first, shards in self.loader.epoch(epoch, start_step, STEPS_AT_ONCE):
             count = len(next(iter(shards.values()))["label"]) // size
             steps = [step for step in range(first, first + count) if step not in left_out]
             if steps:
@@ -80,7 +89,7 @@ class Feeding:
         return element
 
     def _signature(self) -> dict[str, Any]:
-        size, shards = self.feed.order.micro_batch_size, len(self.feed.shards)
+        size, shards = self.loader.order.micro_batch_size, len(self.loader.shards)
         known = {"image": (self.images.dtype, (shards, size, *self.images.shape)), "label": ("int64", (shards, size)),
                  "row_id": ("int64", (shards, size)), "seed": ("int64", (shards * self.passes,)),
                  "warp": ("float32", (shards, size, 8))}

@@ -1,0 +1,141 @@
+"""The training loop, of every job: resume, epochs, steps, stop, checkpoint, evaluate, and predict with the best. No framework.
+
+    def train(context: TrainContext, config: MyConfig) -> Outcome:
+        return fit(context, MyTraining(context, config), context.data_loader(), metric="accuracy")
+
+What a loop owes the run is met here, and nowhere else: a job hands over its mathematics (`trainable.py`) and cannot reach what
+this module calls on the session.
+"""
+
+from dataclasses import asdict
+from typing import Any, cast
+
+from jobs.common.data.loader import MicroBatches
+from jobs.common.training.context import TrainContext
+from jobs.common.training.predictions import Predictions
+from jobs.common.training.session import Session
+from jobs.common.training.step_batcher import StepBatcher
+from jobs.common.training.train_state import TrainState
+from jobs.common.training.trainable import Batches, Outcome, Trainable
+
+
+def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: str, evaluate_every_steps: int | None = None,
+        most_steps_per_call: int | None = None, agree_on_checkpoints: bool = False) -> Outcome:
+    """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on.
+
+    metric: which validation metric chooses the best checkpoint: `accuracy`, else `loss`. evaluate_every_steps: evaluates in the
+    middle of an epoch, too. most_steps_per_call: of a job that can make many steps in one call. agree_on_checkpoints: rank 0's wish
+    for a checkpoint is among those that a step adds up, for a job whose ranks all write.
+
+    Raises: PeerLostError, NonFiniteError, DivergedError; what a checkpoint or a job's own code raises.
+    """
+    assert isinstance(context, Session), "what a worker hands to a job's train function"
+    session, train = context, context.config.train
+    if trainable.sharded:
+        session.shard_checkpoints()
+    state = resume(session, trainable)
+    total_steps = min(train.epochs * batches.steps_per_epoch, train.max_steps or 2**62)
+    session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch, parameters=trainable.num_parameters)
+    batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
+
+    while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(train.early_stopping_epochs)
+           and not session.should_pause(state.epoch)):
+        session.pace.start()
+        first = state.step - state.step_in_epoch
+        left_out = frozenset(step - first for step in session.excluded_steps)
+        remaining = iter(batches.steps(state.epoch, state.step_in_epoch, left_out))
+        last = min(first + batches.steps_per_epoch, total_steps)
+        batch = None
+        while state.step < last:
+            if state.step in session.excluded_steps:
+                state.leave_out()
+                continue
+            batch = next(remaining)
+            count = batcher.count(min(last, next_evaluation(state.step, evaluate_every_steps, last)))
+            if session.traces_rows:
+                trace(session, state, batch)
+
+            rates = [trainable.learning_rate(step, total_steps) for step in range(state.step, state.step + count)]
+            result = trainable.step(batch, state, rates, batcher.wishes)
+            batcher.made(result.wishes)
+
+            for place, rows in enumerate(result.row_ids):
+                session.trace(state.epoch, state.step + place, rows)
+            for outcome in result.outcomes:
+                state.record(outcome, train.max_skipped_steps)
+            session.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size, loss=result.losses,
+                                skipped=state.skipped_steps)
+            compare_weights(session, trainable, state.step)
+            if batcher.stop_agreed:
+                save(session, trainable, state)
+                session.wait_for_commit()
+                return "stopped"
+            if evaluate_every_steps and state.step % evaluate_every_steps == 0 and state.step_in_epoch < batches.steps_per_epoch:
+                evaluate(session, trainable, state, metric, total_steps)
+                session.pace.start()
+            elif batcher.checkpoint_due(state.step):
+                save(session, trainable, state)
+            session.wait_for_due_checkpoint(state.step)
+        batch = remaining = None  # lets go of what a pipeline holds
+        evaluate(session, trainable, state, metric, total_steps, epoch_done=True)
+    if session.should_pause(state.epoch):
+        return "stopped"
+    predict_with_best(session, trainable)
+    return "finished"
+
+
+# ── parts of the loop ──
+def resume(session: Session, trainable: Trainable) -> TrainState:
+    """Puts the checkpoint that this generation resumes from, if there is one, into the job's model and optimiser."""
+    if session.checkpoint is None:
+        return TrainState()
+    state = TrainState.saved(session.checkpoint.state)
+    trainable.load_state_dict(session.parts(session.checkpoint), state.optimizer_steps)
+    return state
+
+
+def next_evaluation(step: int, every_steps: int | None, last: int) -> int:
+    """The step after which the next evaluation in the middle of an epoch comes; `last` where there is none."""
+    return step - step % every_steps + every_steps if every_steps else last
+
+
+def trace(session: Session, state: TrainState, batch: Any) -> None:
+    """Notes which rows the step is made of, before it is made. What is drawn inside a framework, the step itself tells."""
+    if isinstance(batch, dict):
+        micro_batches = cast(MicroBatches, batch)
+        session.trace(state.epoch, state.step, {shard: columns["row_id"] for shard, columns in micro_batches.items()})
+
+
+def compare_weights(session: Session, trainable: Trainable, step: int) -> None:
+    """Where a comparison is due after this step. Raises: DivergedError, PeerLostError."""
+    if session.weights_due(step) and (digest := trainable.weight_digest()) is not None:
+        session.compare_weights(step, digest, trainable.total)
+
+
+def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: str, total_steps: int, *,
+             epoch_done: bool = False) -> None:
+    """Evaluates on the validation rows, remembers whether it was the best, and saves."""
+    values = trainable.evaluate("validation")
+    more_is_better = values["accuracy"] if metric == "accuracy" else -values["loss"]
+    state.evaluated(more_is_better)
+    session.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
+                   learning_rate=trainable.learning_rate(state.step - 1, total_steps),
+                   **{f"validation_{name}": value for name, value in values.items()})
+    if epoch_done:
+        state.next_epoch()
+    save(session, trainable, state, metric=more_is_better)
+
+
+def save(session: Session, trainable: Trainable, state: TrainState, metric: float | None = None) -> None:
+    """Begins a checkpoint; the step path pays for a copy only."""
+    session.save(lambda: trainable.state_dict(state.optimizer_steps), asdict(state), step=state.step, epoch=state.epoch,
+                 metric=metric)
+
+
+def predict_with_best(session: Session, trainable: Trainable) -> None:
+    """Predicts the validation and test rows with the best checkpoint, and perturbed ones; the driver judges them."""
+    trainable.load_weights(session.parts(session.best()))
+    for split in ("validation", "test"):
+        if answers := list(trainable.predict(split)):
+            session.write_predictions(split, Predictions.joined(answers))
+    trainable.predict_perturbed()

@@ -1,0 +1,32 @@
+"""The model under the strategy that `--scale.strategy` names: how its state is spread over the workers."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+from jobs.common.training.context import TrainContext
+from jobs.pytorch.process_group import Group
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.ddp import Ddp
+from jobs.transformer.deepspeed import Zero
+from jobs.transformer.model import attention_kernels, build_model
+
+Strategy = Ddp | Zero
+
+
+@contextmanager
+def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> Generator[Strategy]:
+    """The model under its strategy, for as long as the block lasts."""
+    if context.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    model = build_model(config, context.dataset.details, context.dataset.class_names)
+    kind = Ddp if config.scale.strategy == "ddp" else Zero
+    spread = kind(config, model, group, torch.device(context.device))
+    try:
+        with attention_kernels(config, context.device):
+            yield spread
+    finally:
+        spread.close()
