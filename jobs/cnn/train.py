@@ -199,4 +199,4 @@ def restore(session: Session, trainer: Trainer) -> Progress:
         return Progress()
     tensors, state = loaded
     trainer.load(tensors)
-    return Progress(**state)
+    return Progress.restored(state)

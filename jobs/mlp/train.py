@@ -268,7 +268,7 @@ def restore(session: Session, model: Mlp, optimizer: torch.optim.Optimizer) -> P
             _, index, key = name.split(".", 2)
             optimizer_state.setdefault(int(index), {})[key] = torch.from_numpy(array)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": optimizer_state})
-    return Progress(**state)
+    return Progress.restored(state)
 
 
 def load_weights(model: Mlp, tensors: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> None:

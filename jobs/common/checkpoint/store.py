@@ -58,6 +58,8 @@ class Checkpoints:
 
         Newest means committed last. Each damaged or unfinished one on the way to it is named through on_damage. If this object
         began the newest generation, they no longer count from then on, so pruning does not take them for good ones.
+
+        Raises: NewerVersionError if a newer Trainyard wrote one on the way: to skip it would lose steps.
         """
         while self._damages:
             on_damage(self._damages.pop(0))  # met when the generation began, and mended by it

@@ -1,8 +1,12 @@
 """What every training loop keeps account of, and how its learning rate goes; no framework, no loop."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from cluster.core.documents import check_fields
+from jobs.common.checkpoint.manifest import BEGIN_ANOTHER_RUN
 from jobs.common.training.session import NonFiniteError
 
 
@@ -19,6 +23,12 @@ class Progress:
     """Steps not taken because loss or gradient was not finite."""
     skipped_in_a_row: list[int] = field(default_factory=list[int])
     """Those among them that led up to now."""
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> "Progress":
+        """Returns what a checkpoint kept. Raises: NewerVersionError if it kept a field that is not known here."""
+        check_fields("the checkpoint to resume from", values, Progress, BEGIN_ANOTHER_RUN)
+        return Progress(**values)
 
     def advance(self) -> None:
         self.step += 1
