@@ -5,7 +5,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, set_lr
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.shards import KINDS, WEIGHTS, Fragment
-
-Outcome = Literal["taken", "skipped", "spoilt"]
-"""Of a step: taken; not taken, and nothing has changed; or weights or sums are no longer to be used."""
+from jobs.transformer.strategies import Outcome
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

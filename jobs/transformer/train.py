@@ -27,22 +27,20 @@ from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import compare_weights
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.ddp import Ddp
-from jobs.transformer.deepspeed import Zero
 from jobs.transformer.evaluate import evaluate, predict_with_best
 from jobs.transformer.flops import sizes_of
 from jobs.transformer.model import attention_kernels, build_model
 from jobs.transformer.shards import WEIGHTS, fill, to_arrays
+from jobs.transformer.strategies import Strategy
 from jobs.transformer.tasks import Batch, Task, task_of
 from jobs.transformer.throughput import Throughput
-
-Strategy = Ddp | Zero
 
 
 def train(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on."""
     device = set_up_torch(session, config.run.cpus_per_worker)
-    with Group(session, device, even_alone=config.scale.strategy != "ddp") as group, strategy(session, config, group) as model:
+    even_alone = config.scale.capabilities.sharded
+    with Group(session, device, even_alone=even_alone) as group, strategy(session, config, group) as model:
         task = task_of(session.dataset, config, device)
         progress = restore(session, model)
         feed = session.feed(config.data.length_group_steps if config.task == "classify" else 1)
@@ -141,8 +139,7 @@ def strategy(session: Session, config: TransformerConfig, group: Group) -> Gener
     if session.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, session.dataset.details, session.dataset.class_names)
-    kind = Ddp if config.scale.strategy == "ddp" else Zero
-    spread = kind(config, model, group, torch.device(session.device))
+    spread = config.scale.capabilities.make(config, model, group, torch.device(session.device))
     if spread.sharded:
         session.shard_checkpoints()
     try:
@@ -189,5 +186,5 @@ def restore(session: Session, model: Strategy) -> Progress:
     if checkpoint is None:
         return Progress()
     fill([*model.weights(), *model.fragments(checkpoint.state["optimizer_steps"])], session.parts(checkpoint))
-    return Progress(**checkpoint.state["progress"])
+    return Progress.restored(checkpoint.state["progress"])
 
