@@ -15,7 +15,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.execution.worker import DirectLink
 from jobs.common.training.rendezvous import Assignment, Coordinator
 from jobs.common.training.session import Session
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 Loop = Callable[[Session, Any], Any]

@@ -9,7 +9,7 @@ from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.loader import Feed
 from jobs.common.data.sampling import Order
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 

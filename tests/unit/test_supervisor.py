@@ -24,7 +24,7 @@ from jobs.common.execution.executors import GroupLostError
 from jobs.common.execution.run_state import Ledger
 from jobs.common.execution.worker import DirectLink, Place, Task, work
 from jobs.common.training.rendezvous import Coordinator, Departure, Member
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 STEPS = 300
@@ -321,7 +321,7 @@ HANGS_HERE = """
 import sys, threading
 from pathlib import Path
 from cluster.core.signals import heed
-from jobs.common import engine
+from jobs.common.execution import executors as engine
 from tests.unit.test_supervisor import Case
 
 engine._LAST_S = 0.1

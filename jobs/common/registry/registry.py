@@ -106,9 +106,3 @@ class Registry:
     def promote(self, name: str, version: str) -> str | None:
         """Makes a version the champion; returns the version that was, if any. Raises: RegistryError."""
         raise RegistryError(f"{name} cannot be promoted: tracking is turned off")
-
-
-if __name__ == "__main__":
-    from jobs.common.registry.__main__ import main
-
-    main()
