@@ -1,7 +1,7 @@
 """The Transformer job's parts, without a run: batches by length, packing, slices, losses, and what its config refuses."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import Order
 from jobs.common.execution.worker import load
 from jobs.pytorch.gradient_buckets import _cut
-from jobs.transformer.config import TransformerConfig
+from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
 from jobs.transformer.shards import Fragment, Slice, fill, gathered, items, to_arrays
@@ -216,7 +216,9 @@ def test_what_cannot_work_is_refused_with_the_reason(flags: list[str], message: 
 
 def test_an_unknown_strategy_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"--scale\.strategy zero9: pass one of ddp, zero1, zero2, zero3"):
-        config_of(scale={"strategy": "zero9"})
+        ScaleConfig(strategy=cast(Any, "zero9"))
+    with pytest.raises(ConfigError, match=r"'ddp', 'zero1', 'zero2', 'zero3'"):
+        parse(TransformerConfig, ["--scale.strategy", "zero9"], "test")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -64,10 +64,6 @@ class Split:
     class_counts: tuple[int, ...] = ()
     """Rows of each class; empty where there are no classes."""
 
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.num_rows // self.block_rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

@@ -62,8 +62,6 @@ class Ledger:
     wall_s: float = 0.0
     median_step_s: float = 0.0
     samples_per_s: float = 0.0
-    resumed: bool = False
-    """Whether there was an account to go on with."""
     require: Callable[[], None] = lambda: None
     """Called before anything is written; raises if the run's folder is gone."""
     _began: float = field(default_factory=time.monotonic)
@@ -89,7 +87,7 @@ class Ledger:
             return ledger
         for key in _SAVED:
             setattr(ledger, key, getattr(saved, key))
-        ledger.resumed, ledger._earlier_s = True, ledger.wall_s
+        ledger._earlier_s = ledger.wall_s
         if not saved.ended:
             ledger.restarts += 1
             ledger.event("the driver was lost, and the run was submitted again")
