@@ -14,7 +14,7 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.rendezvous import Assignment, Rendezvous
 from jobs.common.training.session import Session
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 Loop = Callable[[Session, Any], Any]

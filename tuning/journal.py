@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from cluster.core.auth import secret_file
-from cluster.core.documents import JsonObject, load_json, parse_json
+from cluster.core.documents import JsonObject, check_version, load_json, parse_json
 from cluster.core.errors import ConfigError, StorageError
 from cluster.core.storage import Store
 from tuning.space import Values
 
 KEY_VARIABLE = "TRAINYARD_STATE_KEY"
 _LEAST_KEY = 16
+SCHEMA_VERSION = 1
+"""The format of both kinds of files. One that states no version was written before there were any: 1."""
 _PARALLEL_READS = 16
 
 Status = Literal["completed", "stopped", "failed", "running"]
@@ -113,7 +115,8 @@ class Journal:
     def open(store: Store, key: bytes | None = None) -> "Journal":
         """The record of the search in a folder; `about` is empty for a new one.
 
-        Raises: StorageError if a file is damaged, altered, or made with another key, or one is missing.
+        Raises: StorageError if a file is damaged, altered, or made with another key, or one is missing;
+            NewerVersionError.
         """
         journal = Journal(store, key or state_key())
         try:
@@ -162,7 +165,7 @@ class Journal:
         return trial
 
     def _write(self, path: str, content: dict[str, Any]) -> None:
-        content = parse_json(json.dumps(content))  # as it will be read
+        content = parse_json(json.dumps({"schema_version": SCHEMA_VERSION, **content}))  # as it will be read
         text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
         self._store.write_text(path, text + "\n")
 
@@ -174,6 +177,8 @@ class Journal:
         except ValueError as error:
             raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that "
                                "the search began with, or begin another search with --run.name") from error
+        version = document.content.get("schema_version", 1)
+        check_version(self._store.location(path), version, SCHEMA_VERSION, "begin another search with --run.name")
         return document.content
 
     def _code(self, path: str, content: Any) -> str:

@@ -4,13 +4,16 @@
 and where in the document. The caller adds which file it is and what to do about it.
 """
 
+import dataclasses
 import functools
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
+
+from cluster.core.errors import NewerVersionError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -99,6 +102,25 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         data = file.read(most_bytes + 1)
     _check_size(len(data), most_bytes)
     return data
+
+
+def check_version(where: str, found: object, known: int, otherwise: str) -> None:
+    """Refuses a document of a later format than this program reads. otherwise: what to do without the newer one.
+
+    Raises: NewerVersionError.
+    """
+    if not isinstance(found, int) or found > known:
+        raise _newer(where, f"its format has version {found!r:.20}, this one reads up to {known}", otherwise)
+
+
+def check_fields(where: str, values: Mapping[str, Any], shape: type[Any], otherwise: str) -> None:
+    """Refuses a document with a field that its dataclass does not have. Raises: NewerVersionError."""
+    if unknown := values.keys() - {each.name for each in dataclasses.fields(shape)}:
+        raise _newer(where, f"this one does not know its field {min(unknown)!r:.50}", otherwise)
+
+
+def _newer(where: str, why: str, otherwise: str) -> NewerVersionError:
+    return NewerVersionError(f"{where} was written by a newer Trainyard ({why}): go on with that one, or {otherwise}")
 
 
 @functools.cache

@@ -9,7 +9,8 @@
     │   ├── StorageError               not writable, not visible from a node, not there
     │   ├── RunConflictError           another live run has this name, or the run was made with another config
     │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is in an unsafe format
-    │   └── RegistryError              the tracking server cannot be reached or refuses, or does not hold the model
+    │   ├── RegistryError              the tracking server cannot be reached, refuses, or does not hold the model
+    │   └── NewerVersionError          a checkpoint, a record or prepared data that a newer Trainyard wrote
     ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
     │   ├── FolderGoneError            the run's folder was deleted while it trained
     │   ├── DivergedError              workers that should hold the same weights do not
@@ -61,6 +62,10 @@ class ArtifactError(UserError):
 
 
 class RegistryError(UserError):
+    pass
+
+
+class NewerVersionError(UserError):
     pass
 
 

@@ -120,29 +120,6 @@ def bound_head(num_cpus: int | None) -> tuple[str, BoundHead]:
     return cluster.address, BoundHead(spec, cluster.cluster_id)
 
 
-def add_node(num_cpus: int) -> LocalNode:
-    """One more worker node for the running local cluster (without GPUs). Raises: ClusterError."""
-    with _lock():
-        cluster = _require()
-        number = 1 + max((int(node.name.rpartition("-")[2]) for node in cluster.nodes[1:]), default=0)
-        spec = _worker(cluster, number, num_cpus, len(cluster.nodes) + 1, gpu_share=(0, 0))
-        cluster = dataclasses.replace(cluster, nodes=(*cluster.nodes, *_start([spec], cluster)))
-        _save(cluster)
-        return cluster.nodes[-1]
-
-
-def remove_node(name: str) -> None:
-    """Ends one worker node of the local cluster and all its processes at once, as if its machine were switched off."""
-    with _lock():
-        cluster = _require()
-        gone = [node for node in cluster.nodes[1:] if node.name == name]
-        if not gone:
-            raise ClusterError(f"the local cluster has no worker node {name}: it has "
-                               f"{', '.join(node.name for node in cluster.nodes[1:]) or 'none'}")
-        end_processes([node.process for node in gone], Path(cluster.folder))
-        _save(dataclasses.replace(cluster, nodes=tuple(node for node in cluster.nodes if node not in gone)))
-
-
 def ended_nodes(cluster: LocalCluster) -> list[str]:
     """Returns for each node that has ended by itself: why, where Ray's own words are, what is left, and what to do."""
     left = ", ".join(node.name for node in cluster.nodes if node.process.alive())
@@ -264,15 +241,6 @@ def _refuse_taken(flag: str, host: str, port: int) -> None:
         raise ClusterError(f"{flag} {port} is no port: give one of 1 to {LARGEST_PORT}, or none")
     if port and not is_free(host, port):
         raise ClusterError(f"port {port} of {host} is taken: pass another {flag}, or none")
-
-
-def _require() -> LocalCluster:
-    cluster = current()
-    if cluster is None:
-        raise ClusterError("there is no local cluster: start one with `python -m cluster up`")
-    if not cluster.nodes:
-        raise ClusterError(CUT_OFF)
-    return cluster
 
 
 def _state_file() -> Path:

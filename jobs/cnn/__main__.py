@@ -2,8 +2,12 @@
 
 import sys
 
-from jobs.cnn.data import JOB
-from jobs.common.runs.run import main
+from jobs.cnn.config import CnnConfig
+from jobs.common.config import answer_help
 
 if __name__ == "__main__":
+    answer_help(CnnConfig, "python -m jobs.cnn")
+    from jobs.cnn.data import JOB  # after the help, which so takes half the time
+    from jobs.common.runs.run import main
+
     sys.exit(main(JOB))

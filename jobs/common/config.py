@@ -10,12 +10,12 @@ import dataclasses
 import difflib
 import io
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import tyro
 import yaml
 
 from cluster.core.documents import DocumentError, read_yaml
@@ -222,6 +222,13 @@ def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:
     return _parse_flags(config_type, [*(_recipe_flags(recipe) if recipe else []), *flags], prog)
 
 
+def answer_help(config_type: type[Config], prog: str) -> None:
+    """Ends the process where its command line asks for help, before anything is imported that only a run needs."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        with contextlib.suppress(ConfigError):  # of a recipe: the command itself says so
+            parse(config_type, sys.argv[1:], prog)
+
+
 def from_dict(config_type: type[C], values: Overrides) -> C:
     """The config of a nested dict as `to_dict` gives, through the same parser. Raises: ConfigError."""
     return _parse_flags(config_type, _flags("", values), "config")
@@ -315,6 +322,8 @@ def _flags(prefix: str, values: Overrides) -> list[str]:
 
 
 def _parse_flags(config_type: type[C], flags: Sequence[str], prog: str) -> C:
+    import tyro  # 0.1 s that a command without a config does without
+
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):

@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from jobs.common.data.counter_rng import IntArray
-from jobs.common.vision.augmentation import AugmentConfig, warps
+from jobs.common.vision.augmentation import warps
+from jobs.common.vision.config import AugmentConfig
 
 
 def augment(images: Tensor, row_ids: IntArray, config: AugmentConfig, seed: int, epoch: int) -> Tensor:

@@ -128,7 +128,7 @@ def endpoint(artifact: Path) -> Generator[str]:
 
 def first_test_image(storage: Path, record: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:
     """(H, W, C) pixels and class of the run's first test row."""
-    from jobs.common.vision.dataset import ImageDataConfig
+    from jobs.common.vision.config import ImageDataConfig
 
     fingerprint = record["data"]["fingerprint"]
     for path in sorted((storage / "data").iterdir()):

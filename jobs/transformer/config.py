@@ -6,9 +6,9 @@ from typing import Literal
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
 from jobs.common.training.schedule import learning_rate
 from jobs.transformer.presets import PRESETS
+from jobs.transformer.strategies import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 
 Task = Literal["classify", "generate"]
-Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ class OptimConfig:
 class ScaleConfig:
     """How the model's state is spread over the workers."""
 
-    strategy: Strategy = "ddp"
+    strategy: StrategyName = "ddp"
     """`ddp`: all on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too; `zero3`, weights too."""
-    offload: Literal["none", "cpu", "nvme"] = "none"
+    offload: Offload = "none"
     """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, or on a disk (zero3 only)."""
     offload_parameters: bool = False
     """With zero3 and `--scale.offload cpu`: the weights lie there too."""
@@ -144,21 +144,31 @@ class ScaleConfig:
     """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
 
     def __post_init__(self) -> None:
-        require(self.offload == "none" or self.strategy != "ddp", "scale.offload", self.offload,
-                "needs --scale.strategy zero1, zero2 or zero3")
-        require(self.offload != "nvme" or self.strategy == "zero3", "scale.offload", self.offload,
-                "a disk is used by --scale.strategy zero3 only: pass that, or --scale.offload cpu")
+        require(self.strategy in STRATEGIES, "scale.strategy", self.strategy, f"pass one of {', '.join(STRATEGIES)}")
+        able = self.capabilities
+        require(self.offload == "none" or len(able.offloads) > 1, "scale.offload", self.offload,
+                f"needs --scale.strategy {those_that(lambda each: len(each.offloads) > 1)}")
+        require(self.offload in able.offloads, "scale.offload", self.offload,
+                f"a disk is used by --scale.strategy {those_that(lambda each: 'nvme' in each.offloads)} only: pass that, "
+                "or --scale.offload cpu")
         require(self.offload != "nvme" or bool(self.offload_path), "scale.offload", self.offload,
                 "needs --scale.offload-path, a folder on each worker's own disk")
         require(self.offload_path is None or self.offload == "nvme", "scale.offload_path", self.offload_path,
                 "needs --scale.offload nvme")
-        require(not self.offload_parameters or (self.strategy == "zero3" and self.offload == "cpu"), "scale.offload_parameters",
-                self.offload_parameters, "needs --scale.strategy zero3 and --scale.offload cpu")
-        require(self.deepspeed_json is None or self.strategy != "ddp", "scale.deepspeed_json", self.deepspeed_json,
-                "needs --scale.strategy zero1, zero2 or zero3")
+        require(not self.offload_parameters or (able.offloads_parameters and self.offload == "cpu"),
+                "scale.offload_parameters", self.offload_parameters,
+                f"needs --scale.strategy {those_that(lambda each: each.offloads_parameters)} and --scale.offload cpu")
+        require(self.deepspeed_json is None or able.zero_stage > 0, "scale.deepspeed_json", self.deepspeed_json,
+                f"needs --scale.strategy {those_that(lambda each: each.zero_stage > 0)}")
         require(self.bucket_mb > 0, "scale.bucket_mb", self.bucket_mb, "must be more than 0")
-        require(self.gradients == "fp32" or self.strategy == "ddp", "scale.gradients", self.gradients,
-                "is for --scale.strategy ddp; DeepSpeed's is communication_data_type, by --scale.deepspeed-json")
+        require(self.gradients == "fp32" or able.sends_bf16, "scale.gradients", self.gradients,
+                f"is for --scale.strategy {those_that(lambda each: each.sends_bf16)}; DeepSpeed's is "
+                "communication_data_type, by --scale.deepspeed-json")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the strategy is able to do."""
+        return STRATEGIES[self.strategy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +262,15 @@ class TransformerConfig(Config):
                 "it loses case and spaces, so it cannot give a text back: pass bpe, bytes or characters")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
-        require(self.hardware.precision != "fp16" or self.scale.strategy != "ddp", "hardware.precision", "fp16",
-                "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy zero1, zero2 or zero3, or bf16")
+        able = self.scale.capabilities
+        require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
+                "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "
+                f"{those_that(lambda each: each.scales_loss)}, or bf16")
         require(self.hardware.precision != "fp16" or self.run.gpus_per_worker > 0, "hardware.precision", "fp16",
                 "fp16 needs a GPU: pass bf16 or fp32, or --run.gpus-per-worker 1")
-        require(not self.hardware.compile or self.scale.strategy == "ddp", "hardware.compile", self.hardware.compile,
-                f"torch.compile is tried with --scale.strategy ddp only, not with {self.scale.strategy}")
+        require(not self.hardware.compile or able.compiles, "hardware.compile", self.hardware.compile,
+                f"torch.compile is tried with --scale.strategy {those_that(lambda each: each.compiles)} only, not with "
+                f"{self.scale.strategy}")
         require(self.model.attention != "flash_attention_2" or (
             self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
             "flash attention needs a GPU and bf16 or fp16: pass sdpa")

@@ -125,7 +125,7 @@ def check(config: TransformerConfig) -> None:
         require_package(package, "transformer")
     if config.model.lora_rank:
         require_package("peft", "transformer")
-    if config.scale.strategy != "ddp":
+    if config.scale.capabilities.zero_stage:
         require_package("deepspeed", "transformer")
     if not config.model.is_preset and expanded(config.model.name).is_dir():
         check_base(config.model.name)

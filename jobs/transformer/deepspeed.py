@@ -47,10 +47,10 @@ def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None)
 
 
 def _zero(config: TransformerConfig, swap_folder: Path | None) -> dict[str, Any]:
-    scale, elements = config.scale, int(config.scale.bucket_mb * 1e6 / 4)
-    zero: dict[str, Any] = {"stage": int(scale.strategy[-1]), "reduce_bucket_size": elements, "allgather_bucket_size": elements,
+    scale, elements, stage = config.scale, int(config.scale.bucket_mb * 1e6 / 4), config.scale.capabilities.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": elements, "allgather_bucket_size": elements,
                             "contiguous_gradients": True, "overlap_comm": config.run.gpus_per_worker > 0}
-    if scale.strategy == "zero3":
+    if stage == 3:
         zero |= {"stage3_prefetch_bucket_size": elements, "stage3_param_persistence_threshold": 0}
     place = {"device": scale.offload} | ({"nvme_path": str(swap_folder)} if swap_folder else {})
     if scale.offload != "none":
@@ -105,7 +105,7 @@ class Zero:
         self.forward = self._engine
         self.model: nn.Module = self._engine.module
         self._zero: Any = self._engine.optimizer
-        self._stage = int(config.scale.strategy[-1])
+        self._stage = config.scale.capabilities.zero_stage
         self.replicated = self._stage < 3
         """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others' it has been
         sent, so a comparison finds what was corrupted on the way or after; with zero3 nobody else has what it holds."""

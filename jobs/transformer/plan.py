@@ -20,6 +20,7 @@ from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
 from jobs.transformer.presets import preset
+from jobs.transformer.strategies import STRATEGIES
 
 RESERVED = 2.0e9
 """Bytes of a GPU that CUDA's context, libraries and the allocator's fragments take: an allowance, not a formula."""
@@ -222,7 +223,8 @@ def activation_bytes(shape: Shape, tokens: int, *, element: int, residual: int, 
 def plan(config: PlanConfig, shape: Shape | None = None) -> list[Row]:
     """A row for each strategy and offload, the cheapest first. Raises: ConfigError for a model that is not to be had."""
     shape = shape or shape_of(config)
-    return [_ddp(config, shape), *(_zero(config, shape, int(name[-1]), offload) for name, offload in _STRATEGIES if name != "ddp")]
+    return [_zero(config, shape, stage, offload) if (stage := STRATEGIES[name].zero_stage) else _ddp(config, shape)
+            for name, offload in _STRATEGIES]
 
 
 def _ddp(config: PlanConfig, shape: Shape) -> Row:

@@ -10,11 +10,8 @@ import torch
 from jobs.common.training.context import TrainContext
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.ddp import Ddp
-from jobs.transformer.deepspeed import Zero
 from jobs.transformer.model import attention_kernels, build_model
-
-Strategy = Ddp | Zero
+from jobs.transformer.strategies import Strategy
 
 
 @contextmanager
@@ -23,8 +20,7 @@ def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> 
     if context.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, context.dataset.details, context.dataset.class_names)
-    kind = Ddp if config.scale.strategy == "ddp" else Zero
-    spread = kind(config, model, group, torch.device(context.device))
+    spread = config.scale.capabilities.make(config, model, group, torch.device(context.device))
     try:
         with attention_kernels(config, context.device):
             yield spread

@@ -30,7 +30,8 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
 from jobs.transformer.flops import sizes_of
 from jobs.transformer.shards import WEIGHTS, fill, to_arrays
-from jobs.transformer.strategy import Strategy, strategy
+from jobs.transformer.strategies import Strategy
+from jobs.transformer.strategy import strategy
 from jobs.transformer.tasks import Batch, task_of
 from jobs.transformer.throughput import Throughput
 
@@ -38,7 +39,8 @@ from jobs.transformer.throughput import Throughput
 def train(context: TrainContext, config: TransformerConfig) -> Outcome:
     """One generation: to the end, or to a stop that all ranks agree on."""
     device = set_up_torch(context, config.run.cpus_per_worker)
-    with Group(context, device, even_alone=config.scale.strategy != "ddp") as group, strategy(context, config, group) as model:
+    even_alone = config.scale.capabilities.sharded
+    with Group(context, device, even_alone=even_alone) as group, strategy(context, config, group) as model:
         loader = context.data_loader(config.data.length_group_steps if config.task == "classify" else 1)
         return fit(context, TransformerTraining(context, config, group, model), loader, metric=config.metric,
                    evaluate_every_steps=config.train.evaluate_every_steps, agree_on_checkpoints=True)

@@ -4,6 +4,7 @@ The record of a running endpoint is a file in this user's folder (cluster/core/a
 """
 
 import copy
+import itertools
 import json
 import threading
 import uuid
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 
 from cluster.core.auth import home_folder, write_private
-from cluster.core.documents import DocumentError, read_json
+from cluster.core.documents import DocumentError, check_fields, read_json
 from cluster.core.errors import ConfigError
 from serving.core.settings import ENDPOINT, INGRESS, ModelSettings
 from serving.traffic.canary import Canary
@@ -75,8 +76,12 @@ class Running:
         self.file(self.port).unlink(missing_ok=True)
 
     def models(self) -> dict[str, list[dict[str, Any]]]:
-        """By name, each version's weight and settings."""
-        return _ingress(self.config)["user_config"]["models"]
+        """By name, each version's weight and settings. Raises: NewerVersionError."""
+        found: dict[str, list[dict[str, Any]]] = _ingress(self.config)["user_config"]["models"]
+        for each in itertools.chain(*found.values()):
+            check_fields(str(self.file(self.port)), each["settings"], ModelSettings,
+                         "end that endpoint by hand, and delete the file")
+        return found
 
     def guard(self, name: str) -> Canary | None:
         """Of a model's last change of weights."""

@@ -11,10 +11,10 @@ import numpy as np
 
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset, SplitName
-from jobs.common.evaluation.metrics import paired_interval
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from tests.benchmarks import stopwatch
+from tests.benchmarks.paired import paired_interval
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, python
 

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from jobs.common.checkpoint.optimal_interval import expected_goodput
 from jobs.common.checkpoint.schedule import CheckpointSchedule
+from tests.benchmarks.goodput_model import expected_goodput
 
 
 @dataclass(frozen=True, kw_only=True)

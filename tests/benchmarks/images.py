@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from cluster.core.storage import Store
 from jobs.common.data.dataset import SPLITS
-from jobs.common.vision.augmentation import AugmentConfig, warps
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.augmentation import warps
+from jobs.common.vision.config import AugmentConfig, ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 SIDE = 28

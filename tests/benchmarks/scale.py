@@ -19,7 +19,7 @@ from cluster.monitoring.status import read_status
 from jobs.common.checkpoint import direct_io as checkpoint_file
 from jobs.common.checkpoint import writer as checkpoint_writer
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest, write_manifest
-from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_goodput, mean_time_between_failures_s
+from jobs.common.checkpoint.optimal_interval import best_interval_s, mean_time_between_failures_s
 from jobs.common.checkpoint.shards import announce, collect
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
@@ -27,6 +27,7 @@ from jobs.common.data.sampling import SamplingOrder, resolve_window_rows
 from jobs.common.training.weight_digest import digest_of_arrays
 from tests.benchmarks.failures import Life, simulate
 from tests.benchmarks.faked_cluster import faked_cluster
+from tests.benchmarks.goodput_model import expected_goodput
 from tests.benchmarks.results import Figure, Outcome
 
 TITLE = "what grows with workers, nodes, data and time: models against measurements"
@@ -69,8 +70,9 @@ NOTES = (
     "one server answers for all nodes. The small task that preflight runs on every node is not in it. Predicted like manifests.",
     "Checkpoint time: the real writer into a local folder; bandwidth is limited by sleeping in it. Time = bytes / (own rate) + "
     "bytes / bandwidth, its own rate taken from the smaller size without a limit.",
-    "Goodput: a simulation of a run that fails at random, in which the real `Cadence` says when it saves (`failures.py`), "
-    "against the formula (`optimal_interval.py`), which then gives the best cadence for fleets that nobody has here.",
+    "Goodput: a simulation of a run that fails at random, in which the real `CheckpointSchedule` says when it saves "
+    "(`failures.py`), against the formula (`optimal_interval.py`), which then gives the best cadence for fleets "
+    "that nobody has here.",
 )
 
 

@@ -21,6 +21,7 @@ from cluster.local import cluster as local
 from tests import runs
 from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
+from tests.nodes import add_node, remove_node
 
 RAY = str(Path(sys.executable).with_name("ray"))
 INTERVAL = 8
@@ -91,7 +92,7 @@ def test_a_killed_driver_and_a_lost_node_cost_at_most_an_interval_each(
         again.until(lambda: "continuing at step" in again.text)
         node = node_of(again, 0)
         lost += again.freeze(some_step(110, 160))
-        local.remove_node(node)
+        remove_node(node)
         result = again.finished(CLUSTER_S)
         assert node_of(again, 0) != node
     assert result["restarts"] >= 2
@@ -106,7 +107,7 @@ def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the
     with holding(cluster, cpus=2), ray_run(cluster, tmp_path / "run", "--run.workers", "1:3", "--train.epochs", "100000") as job:
         job.until(lambda: "training on 2 workers" in job.text, 120)
         job.until_step(40)
-        added = local.add_node(2)
+        added = add_node(2)
         job.until(lambda: "training on 3 workers" in job.text, 120)
         job.until(lambda: {f"ray_{name}" for name in EXPORTED} <= exported(cluster), 60)
         preempt(cluster, added)
@@ -115,7 +116,7 @@ def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the
         job.until(lambda: job.step() > continued + 20)
         os.kill(job.process.pid, signal.SIGTERM)
         assert job.wait() == 3, job.text
-    local.remove_node(added.name)
+    remove_node(added.name)
     result = runs.result(job.folder)
     assert (result["lost_steps"], result["restarts"]) == (0, 0)
     assert any("resized from 2 to 3" in event for event in result["events"])
@@ -145,8 +146,8 @@ def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
     preempted = stopped(cluster, folder, "preempted")
     assert "FAILED" in str(job_info(cluster, "preempted")["status"])
     assert job_info(cluster, "preempted")["driver_exit_code"] == 3
-    local.add_node(4)
-    local.remove_node(node.name)
+    add_node(4)
+    remove_node(node.name)
     submit(cluster, folder, "stopped")
     with standing_still(folder, preempted["steps"] + some_step(20, 60)):
         ray_job(cluster, "stop", "--no-wait", "stopped")
@@ -183,11 +184,11 @@ def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.Local
 
 
 def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, cnn_reference: Path, tmp_path: Path) -> None:
-    local.add_node(4)
+    add_node(4)
     with cnn.started(tmp_path / "run", 3, engine="ray", env=cluster.environment()) as job:
         job.until_step(20)
         node = node_of(job, 0)
-        local.remove_node(node)
+        remove_node(node)
         result = job.finished(CLUSTER_S)
         assert node_of(job, 0) != node
     assert result["restarts"] >= 1

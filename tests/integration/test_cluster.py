@@ -29,6 +29,7 @@ from cluster.local import cluster as local
 from cluster.local.cluster import LocalCluster
 from cluster.local.processes import MARK
 from cluster.remote_processes import dump_stack, kill
+from tests.nodes import add_node, remove_node
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -490,12 +491,12 @@ def until(condition: Callable[[], object], timeout_s: float) -> None:
 
 # ── nodes come and go ──
 def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluster, gcs: Gcs) -> None:
-    added = local.add_node(3)
+    added = add_node(3)
     assert added.name == "worker-3"
     assert {n.name: n.resources.get("CPU", 0) for n in gcs.nodes() if n.alive}["worker-3"] == 3
     everything = [psutil.Process(added.process.pid), *psutil.Process(added.process.pid).children(recursive=True)]
     others = [psutil.Process(node.process.pid) for node in up.nodes]
-    local.remove_node("worker-3")
+    remove_node("worker-3")
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everything)
     assert all(process.is_running() for process in others)
     deadline = time.monotonic() + 15
@@ -505,10 +506,10 @@ def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluste
     done = cli("status")
     assert done.returncode == 1
     assert "problem: node worker-3 (127.0.0.1) is dead: start it again, or ignore it if it was removed" in done.stdout
-    again = local.add_node(1)
+    again = add_node(1)
     assert (again.name, again.node_id != added.node_id) == ("worker-3", True)
     assert again.node_id in {node.node_id for node in gcs.nodes() if node.alive}
-    local.remove_node("worker-3")
+    remove_node("worker-3")
 
 
 # ── down; no test below uses this cluster ──

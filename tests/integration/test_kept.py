@@ -1,6 +1,7 @@
 """What users of an earlier version keep is read: runs go on to the same bits, their data, configs and registry are found."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
+from jobs.common.checkpoint.manifest import write_json
 from jobs.common.provenance import machine
 from jobs.common.registry.registry import Registry
 from tests import kept, runs
@@ -38,6 +40,25 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_weights_that_it_would_have_had
         assert {name: each.tobytes() for name, each in after.items()} == {name: each.tobytes() for name, each in before.items()}
     for name in before:  # another processor sums in another order
         np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_whose_checkpoint_is_newer_is_refused_and_goes_on_with_the_newer_program(storage: Path) -> None:
+    folder = storage / "newer"
+    shutil.copytree(kept.FIXTURES / "storage/mlp", folder)
+    (folder / "result.json").unlink()
+    (manifest,) = runs.manifests(folder)
+    store, path = Store.open(str(folder / "checkpoints")), manifest.relative_to(folder / "checkpoints").as_posix()
+    before, content = manifest.read_text(), json.loads(manifest.read_text())["content"]
+    write_json(store, path, content | {"schema_version": 2})
+    flags = ["--config", str(folder / "config.yaml"), *FLAGS]
+    with runs.run(folder, *flags, quick=False) as started:
+        assert started.wait() == 2, started.text
+    assert f"{manifest} was written by a newer Trainyard" in started.text
+    assert "Traceback" not in started.text
+    manifest.write_text(before)  # as the newer one would read it
+    with runs.run(folder, *flags, quick=False) as again:
+        assert again.finished()["lost_steps"] == 0
+    assert "continuing at step 18" in again.text
 
 
 def _names(folder: Path) -> set[str]:

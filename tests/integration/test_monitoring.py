@@ -27,6 +27,7 @@ from jobs.common.runs.prometheus import COUNTERS
 from k8s.components.monitoring import local as monitoring
 from serving.core.api_keys import new_key
 from tests import runs
+from tests.nodes import add_node, remove_node
 
 pytestmark = [pytest.mark.timeout(600),  # the first test waits for all that is to be seen
               pytest.mark.skipif(shutil.which("prometheus") is None,
@@ -94,12 +95,12 @@ def everything(folder: Path) -> Iterator[Prometheus]:
         with runs.run(folder / "model", "--train.epochs", "1") as made:  # while the cluster starts
             cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=4))
             seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
-            lost = local.add_node(0)
+            lost = add_node(0)
             artifact = made.finished()["artifact"]
         env = cluster.environment()
         with runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1", engine="ray", env=env) as job:
             seen.until(job, "ray_trainyard_checkpoint_seconds", "trainyard:storage_free:ratio")
-            local.remove_node(lost.name)
+            remove_node(lost.name)
             job.freeze(20)  # past a checkpoint, so that steps are lost
             job.kill_worker(0)
             seen.until(job, "trainyard:train_restarts:max > 0", "ray_trainyard_train_lost_steps_total",

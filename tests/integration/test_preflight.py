@@ -25,6 +25,7 @@ from cluster.local.cluster import LocalCluster
 from jobs.common.execution import ray_executor as ray_engine
 from tests.kube_api import in_a_pod
 from tests.kube_objects import autoscaling, group, raycluster
+from tests.nodes import remove_node
 from tests.s3 import BUCKET, s3_server
 
 
@@ -165,7 +166,7 @@ def test_room_is_what_is_free_and_what_this_run_holds_on_live_nodes(up: LocalClu
     assert possible_workers(request(1), held=3) == 4
     assert possible_workers(request(1), held=1) == 2
     assert possible_workers(request(1, cpus=2), held=0) == 0
-    local.remove_node("worker-2")
+    remove_node("worker-2")
     wait_until(lambda: possible_workers(request(1), held=3) == 2, timeout_s=20)
     assert [(node.name, node.is_head, node.alive) for node in nodes()] == [
         ("head", True, True), ("worker-1", False, True), ("worker-2", False, False)]

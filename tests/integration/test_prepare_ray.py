@@ -11,7 +11,7 @@ import pytest
 from cluster.connect import connect, disconnect
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import RAY_BYTES, prepare
 
 # Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.

@@ -16,7 +16,7 @@ import pytest
 from cluster.core.errors import ArtifactError, UserError
 from cluster.core.storage import Store
 from jobs.common.artifact import allowed_formats as safe_formats
-from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_artifact, verify, weights_file, write_artifact
+from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_artifact, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec, parse_probe, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
@@ -142,7 +142,7 @@ def test_weights_that_change_after_verification_are_refused(artifact):
 def test_a_format_that_may_hold_a_pickle_is_refused_and_nothing_is_lost(artifact, name):
     with pytest.raises(ArtifactError, match="not in a safe format"):
         write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={name: b"{}"})
-    verify(artifact.uri, artifact.digest)
+    open_artifact(artifact.uri, artifact.digest)
 
 
 @pytest.mark.parametrize("name", ["w.json", "w.txt", "w.safetensors", "w.keras", "w.model"])
@@ -170,7 +170,7 @@ def check_refused_written_and_opened(folder, name, data, why):
     (folder / "elsewhere").write_bytes(data)
     write_artifact(store, "x", **given, files={name: folder / "elsewhere"})
     with pytest.raises(ArtifactError, match=f"{name} {why}"):
-        verify(folder / "x")
+        open_artifact(folder / "x")
 
 
 # ── ONNX ──
@@ -193,7 +193,7 @@ def an_onnx(**tensor):
 def test_a_plain_onnx_file_is_taken(tmp_path):
     store, given = Store.open(str(tmp_path)), {"description": describe(), "probe": a_probe()}
     write_artifact(store, "x", **given, files={"model.onnx": an_onnx().SerializeToString()})
-    assert "model.onnx" in verify(tmp_path / "x").paths
+    assert "model.onnx" in open_artifact(tmp_path / "x").manifest.paths
 
 
 @pytest.mark.parametrize("where", ["initializer", "branch"])
@@ -306,7 +306,7 @@ def model_file(name, **fields):
 def test_json_that_asks_for_code_or_leads_elsewhere_or_is_too_deep_is_refused(artifact, path, data, why):
     forge(artifact.store.local_path(), path, data)
     with pytest.raises(ArtifactError, match=why) as caught:
-        verify(artifact.uri)
+        open_artifact(artifact.uri)
     assert "\n" not in str(caught.value)
 
 
@@ -315,7 +315,7 @@ def test_json_that_asks_for_code_or_leads_elsewhere_or_is_too_deep_is_refused(ar
 def test_a_config_that_asks_for_nothing_is_taken(artifact, name, value):
     forge(artifact.store.local_path(), *model_file("config.json", **{name: value}))
     forge(artifact.store.local_path(), "model/vocab.json", b'{"auto_map": 1}')
-    verify(artifact.uri)
+    open_artifact(artifact.uri)
 
 
 def asking(inputs):
@@ -347,7 +347,7 @@ def test_a_manifest_of_wrong_types_is_damaged_in_one_line(artifact, change):
     path = artifact.store.local_path("manifest.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ArtifactError, match=r"manifest.json is damaged \(") as caught:
-        verify(artifact.uri)
+        open_artifact(artifact.uri)
     assert "\n" not in str(caught.value)
 
 
@@ -355,7 +355,7 @@ def test_a_manifest_of_wrong_types_is_damaged_in_one_line(artifact, change):
 def test_a_manifest_that_is_no_object_is_damaged(artifact, text):
     artifact.store.local_path("manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged"):
-        verify(artifact.uri)
+        open_artifact(artifact.uri)
 
 
 def link_a_member(folder):
@@ -384,7 +384,7 @@ def pipe_as_manifest(folder):
 def test_links_pipes_and_files_that_a_listing_leaves_out_are_refused(artifact, attack, message):
     attack(artifact.store.local_path())
     with pytest.raises(ArtifactError, match=message):
-        verify(artifact.uri)
+        open_artifact(artifact.uri)
 
 
 def test_each_file_is_read_once_so_what_is_looked_at_is_what_was_hashed(artifact, monkeypatch):
@@ -431,7 +431,7 @@ def test_a_file_outside_the_folder_is_refused(tmp_path, name):
 
 def test_a_rewritten_artifact_keeps_nothing_of_the_old_one(artifact):
     write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={WEIGHTS: weights_file(the_weights())})
-    assert "tokenizer/vocab.txt" not in verify(artifact.uri).paths
+    assert "tokenizer/vocab.txt" not in open_artifact(artifact.uri).manifest.paths
 
 
 def test_a_copy_is_verified_and_a_damaged_source_is_found_out(artifact, tmp_path):
@@ -462,7 +462,7 @@ def test_strings_travel_as_bytes_tensors():
 
 def test_no_artifact_there_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match=r"no artifact at .*nowhere: it has no manifest.json"):
-        verify(tmp_path / "nowhere")
+        open_artifact(tmp_path / "nowhere")
 
 
 def test_the_card_tells_figures_with_interval_tensors_limits_and_escapes_names(tmp_path):

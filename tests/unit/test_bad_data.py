@@ -17,7 +17,7 @@ from PIL import Image
 
 from cluster.core.errors import ConfigError, DataError
 from cluster.core.storage import Store
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 ROWS = 12

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from safetensors.numpy import load_file
 
 from cluster.core.errors import CheckpointError, NonFiniteStateError, RunConflictError
@@ -128,20 +126,6 @@ def test_loaded_tensors_can_be_written_to(local: Store) -> None:
         assert array.flags.aligned
 
 
-def test_bfloat16_is_stored_as_such_and_comes_back_as_bits(local: Store) -> None:
-    weights = torch.tensor([1.5, -2.0, 1e-30], dtype=torch.bfloat16)
-    with writer_for(local, Checkpoints(local).begin_generation()) as writer:
-        writer.save({"w": weights.view(torch.uint16).numpy()}, {}, step=1, epoch=0, bfloat16=["w"])
-    checkpoint = Checkpoints(local).committed()[0]
-    assert torch.from_numpy(Checkpoints(local).load(checkpoint)["w"]).view(torch.bfloat16).equal(weights)
-    assert safetensors.torch.load_file(local.local_path(checkpoint.files[0].path))["w"].equal(weights)
-    with writer_for(local, Checkpoints(local).begin_generation()) as writer:
-        weights[1] = float("nan")
-        writer.save({"w": weights.view(torch.uint16).numpy()}, {}, step=2, epoch=0, bfloat16=["w"])
-        with pytest.raises(NonFiniteStateError):
-            writer.wait()
-
-
 def test_a_snapshot_is_not_changed_by_the_steps_after_it(store: Store) -> None:
     weights, state = {"w": np.zeros(2_000_000, np.float32)}, {"rows": [1]}
     with writer_for(store, Checkpoints(store).begin_generation()) as writer:
@@ -159,15 +143,6 @@ def test_shapes_may_change_from_one_save_to_the_next(local: Store) -> None:
         for size in (3, 5, 4):
             writer.save({"w": np.full(size, size)}, {}, step=size, epoch=0)
     assert [len(Checkpoints(local).load(c)["w"]) for c in Checkpoints(local).committed()] == [4, 5, 3]
-
-
-def test_memory_prepared_beforehand_is_used(local: Store) -> None:
-    with writer_for(local, Checkpoints(local).begin_generation()) as writer:
-        writer.prepare(tensors_at(0))
-        writer.save(tensors_at(1), {}, step=1, epoch=0)
-        writer.wait()
-        assert writer.timings()["step"] == 1
-    assert same(Checkpoints(local).load(Checkpoints(local).committed()[0]), tensors_at(1))
 
 
 def test_costs_are_measured(local: Store) -> None:
@@ -247,14 +222,6 @@ def test_the_last_k_and_the_best_are_kept(store: Store) -> None:
     assert {file.path for file in store.files("data")} == kept
 
 
-def test_the_smallest_metric_can_be_the_best(local: Store) -> None:
-    save_steps(local, [10, 20, 30], {10: 0.1, 20: 0.9, 30: 0.5}, best_mode="min", keep_last=1)
-    assert steps(local) == [30, 10]
-    best = Checkpoints(local).best("min")
-    assert best is not None
-    assert best.step == 10
-
-
 def test_what_older_generations_left_unfinished_is_removed(store: Store) -> None:
     first = save_steps(store, [10])
     store.write_bytes(f"data/{first}/save-0002-step-20/rank-0.safetensors", b"half")
@@ -302,7 +269,6 @@ def late_writers(store: Store) -> tuple[CheckpointWriter, CheckpointWriter]:
     old = save_steps(store, [10])
     rank_0, rank_1 = (writer_for(store, old, rank, 2) for rank in range(2))
     rank_0.save(tensors_at(20), {}, step=20, epoch=0)
-    rank_1.prepare(tensors_at(20))
     return rank_0, rank_1
 
 

@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_named_and_the_one_before_resumed(store: Store) -> None
     change(store, path, flip(-100))
     with pytest.raises(CheckpointError, match="sha256 differs"):
         Checkpoints(store).load(newest(store))
-    assert not Checkpoints(store).intact(newest(store))
+    assert Checkpoints(store).damages(newest(store))
     require_resumed(store, 20, f"checkpoint at step 30: {path}: sha256 differs")
 
 
@@ -244,10 +244,10 @@ def test_a_damaged_best_one_is_named_and_the_next_best_taken(store: Store) -> No
         for step, metric in ((40, 0.9), (50, 0.8)):
             writer.save(weights_at(step), {}, step=step, epoch=0, metric=metric)
     damages: list[str] = []
-    forty = Checkpoints(store).best("max")
+    forty = Checkpoints(store).best()
     assert forty is not None
     change(store, forty.files[0].path, flip(-1))
-    best = Checkpoints(store).best("max", damages.append)
+    best = Checkpoints(store).best(damages.append)
     assert best is not None
     assert (forty.step, best.step) == (40, 50)
     assert "checkpoint at step 40" in damages[0]
@@ -343,7 +343,7 @@ def test_storage_that_becomes_read_only_is_said_and_the_last_good_checkpoint_sta
     with pytest.raises(StorageFullError, match="is read-only"):
         writer.wait()
     assert newest(store).step == 10
-    assert Checkpoints(store).intact(newest(store))
+    assert not Checkpoints(store).damages(newest(store))
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     writer.save(weights_at(30), {}, step=30, epoch=0)
     writer.close()

@@ -29,7 +29,7 @@ from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.session import NonFiniteError, Session
-from jobs.common.vision.augmentation import AugmentConfig
+from jobs.common.vision.config import AugmentConfig
 from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors

@@ -184,8 +184,8 @@ def test_no_report_is_lost_between_threads() -> None:
     for thread in (watcher, *workers):
         thread.start()
     for thread in workers:
-        thread.register()
+        thread.join()
     finished.set()
-    watcher.register()
+    watcher.join()
     seen.extend(report["n"] for report in rendezvous.poll().reports)
     assert sorted(seen) == list(range(2000))

@@ -23,7 +23,7 @@ from jobs.common.artifact.drift_reference import (
 )
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset, SplitName
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.features import image_features
 from jobs.common.vision.robustness import CHANGES
 from jobs.transformer.config import TransformerConfig

@@ -12,11 +12,11 @@ from jobs.common.evaluation.metrics import (
     expected_calibration_error,
     log_loss,
     macro_f1_interval,
-    paired_interval,
     top_k_accuracy,
     worst_mistakes,
 )
 from jobs.common.evaluation.roc import roc_curve
+from tests.benchmarks.paired import paired_interval
 
 
 def sample(rows, classes, seed=0, sharpness=2.0, dtype=np.float32):

@@ -17,7 +17,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.report.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
 from jobs.common.report.html import Section, page
 from jobs.common.training.predictions import Predictions
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import explained_rows
 from jobs.mlp.model import Classifier, Mlp, load
 from jobs.pytorch.attribution import integrated_gradients, log_odds

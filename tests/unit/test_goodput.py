@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.checkpoint.optimal_interval import best_interval_s, expected_goodput, mean_time_between_failures_s
+from jobs.common.checkpoint.optimal_interval import best_interval_s, mean_time_between_failures_s
 from jobs.common.checkpoint.schedule import MAX_COST, MIN_INTERVAL_S, SNAPSHOT_SHARE, CheckpointSchedule, Costs
 from tests.benchmarks.failures import Life, simulate
+from tests.benchmarks.goodput_model import expected_goodput
 
 
 @given(st.floats(0.1, 100), st.floats(1e3, 1e7))

@@ -15,7 +15,8 @@ from cluster.core.storage import Store
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import SPLITS, Dataset, Reader
-from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
+from jobs.common.vision.config import ImageDataConfig
+from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.prepare import prepare
 from jobs.common.vision.sources.encoded import FORMATS, decode_image
 

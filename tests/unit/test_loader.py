@@ -9,7 +9,7 @@ from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.loader import DataLoader
 from jobs.common.data.sampling import SamplingOrder
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 

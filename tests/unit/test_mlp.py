@@ -21,9 +21,7 @@ from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.session import NonFiniteError, Session
 from jobs.common.training.train_state import StepOutcome, TrainState
-from jobs.common.vision.augmentation import AugmentConfig
-from jobs.common.vision.config import OptimConfig
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import AugmentConfig, ImageDataConfig, OptimConfig
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig

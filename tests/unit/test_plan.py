@@ -19,6 +19,7 @@ from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, Tr
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 from jobs.transformer.model import build_model, classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
+from jobs.transformer.strategies import STRATEGIES
 from jobs.transformer.strategy import strategy
 from tests.unit.token_rows import config_of, run_group, token_rows
 
@@ -128,7 +129,7 @@ def test_deepspeed_holds_what_is_planned(tmp_path: Path) -> None:
     for rank in range(2):
         for scale, found in zip(SCALES, json.loads((tmp_path / f"held/held-{rank}.json").read_text()), strict=True):
             row = planned[scale["strategy"], offload_of(scale)]
-            stage = int(scale["strategy"][-1])
+            stage = STRATEGIES[scale["strategy"]].zero_stage
             room = 2 * shape.largest_trained if "offload" in scale and stage < 3 else 0  # for the largest gradient, on the GPU
             expected = {"all": row.parameters + row.gradients + row.optimizer + row.host + room,
                         "gathered": 2.0 * shape.parameters if stage == 3 else 0.0}

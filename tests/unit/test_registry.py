@@ -20,6 +20,7 @@ from jobs.common.registry.__main__ import main
 from jobs.common.registry.async_logger import Metric as Entry
 from jobs.common.registry.async_logger import MetricLog
 from jobs.common.registry.registry import Registry
+from jobs.common.registry.sqlite_versions import read_versions
 from serving.commands.deploy_config import find
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
@@ -187,6 +188,28 @@ def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["promote", "chosen", "9", *place])
     assert "it has version 1" in capsys.readouterr().err
+
+
+def test_a_list_that_is_read_without_mlflow_is_the_one_that_mlflow_gives(storage, tmp_path):
+    for name in ("read-b", "read-a"):
+        for scale in (1.0, 2.0, 3.0):
+            registry = Registry.open(None, storage, name)
+            registry.start("r", {}, {})
+            assert registry.register(make_artifact(tmp_path / f"{name}-{scale}", scale)) is not None
+    registry.promote("read-a", "1")
+    client_of(storage).delete_model_version("read-b", "2")
+    client_of(storage).create_registered_model("read-nothing")
+    client_of(storage).register_prompt("read-prompt", "Say {{what}}.")
+    database = storage.local_path("mlflow.db")
+    assert [(v.name, v.version) for v in read_versions(database, "read-b")] == [("read-b", "3"), ("read-b", "1")]
+    for name in (None, "read-a", "read-b", "read-nothing", "read-prompt", "not there"):
+        assert [vars(v) | {"aliases": {*v.aliases}} for v in read_versions(database, name)] == [
+            vars(v) | {"aliases": {*v.aliases}} for v in registry.versions(name)]  # fmt: skip
+
+
+def test_a_database_with_other_tables_is_left_to_mlflow(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    assert read_versions(tmp_path / "mlflow.db", None) is None
 
 
 def test_looking_makes_no_database(tmp_path, capsys):

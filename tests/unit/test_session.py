@@ -18,7 +18,7 @@ from jobs.common.training import step_timer as paces
 from jobs.common.training.rendezvous import Assignment, Rendezvous
 from jobs.common.training.session import BEAT_S, PeerLostError, Session
 from jobs.common.training.step_timer import StepTimer
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 

@@ -24,7 +24,7 @@ from jobs.common.execution.executors import GroupLostError
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import Place, WorkerSpec, work
 from jobs.common.training.rendezvous import Rendezvous, WorkerExit, WorkerInfo
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 
 STEPS = 300

@@ -1,7 +1,7 @@
 """The Transformer job's parts, without a run: batches by length, packing, slices, losses, and what its config refuses."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from cluster.core.errors import CheckpointError, ConfigError
 from jobs.common.config import parse
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
+from jobs.common.execution.worker import load
 from jobs.pytorch.gradient_buckets import _cut
-from jobs.transformer.config import TransformerConfig
+from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
 from jobs.transformer.shards import Slice, TextFragment, fill, gathered, items, to_arrays
+from jobs.transformer.strategies import STRATEGIES
 from jobs.transformer.tasks import Mask, task_of
 from tests.unit.token_rows import config_of
 
@@ -210,6 +212,22 @@ def test_short_rows_in_bf16_do_without_the_fused_kernel_on_a_cpu() -> None:
 def test_what_cannot_work_is_refused_with_the_reason(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(TransformerConfig, flags, "test")
+
+
+def test_an_unknown_strategy_is_refused_with_the_names_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"--scale\.strategy zero9: pass one of ddp, zero1, zero2, zero3"):
+        ScaleConfig(strategy=cast(Any, "zero9"))
+    with pytest.raises(ConfigError, match=r"'ddp', 'zero1', 'zero2', 'zero3'"):
+        parse(TransformerConfig, ["--scale.strategy", "zero9"], "test")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategys_class_is_what_the_table_says(name: str) -> None:
+    able = STRATEGIES[name]
+    made: Any = load(able.implementation)
+    assert made.sharded == able.sharded
+    assert made.lockstep == able.sharded, "slices are gathered pass by pass"
+    assert able.zero_stage == (deepspeed_config(config_of(scale={"strategy": name}))["zero_optimization"]["stage"])
 
 
 def test_a_deepspeed_file_is_merged_and_a_contradiction_named(tmp_path: Any) -> None:

@@ -187,11 +187,6 @@ def as_artifact(where: Where | Artifact) -> Artifact:
     return where if isinstance(where, Artifact) else open_artifact(where)
 
 
-def verify(where: Where, expected_digest: str | None = None) -> Manifest:
-    """What `open_artifact` does, for who wants only the manifest. Raises: ArtifactError."""
-    return open_artifact(where, expected_digest).manifest
-
-
 def load_weights(where: Where, expected_digest: str | None = None) -> dict[str, Array]:
     """Tensors by name, of an artifact that is verified first. Raises: ArtifactError."""
     return open_artifact(where, expected_digest).weights()

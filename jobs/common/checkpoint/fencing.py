@@ -62,6 +62,7 @@ def find_saves(store: Store, on_damage: OnDamage) -> Saves:
 
 @dataclass(frozen=True)
 class _Record:
+    created: float
     accepted: tuple[str, ...]
 
 

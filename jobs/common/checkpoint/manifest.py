@@ -7,7 +7,9 @@ Below <run>/checkpoints lie
     data/000003-ab12cd34/save-0002-step-40/rank-1.json      what rank 1 wrote, read by rank 0 (only where several ranks write)
     manifests/000003-ab12cd34/save-0002-step-40.json        written last, in one write: now the checkpoint exists
 
-Every JSON file carries the sha256 of its own content, so a flipped bit in a step or a seed is found out like one in a weight.
+Every JSON file carries the sha256 of its own content, so a flipped bit in a step or a seed is found out like one in a
+weight. It carries the version of its format, too: a newer one is refused, never skipped, since an older checkpoint would be
+resumed instead.
 """
 
 import errno
@@ -15,13 +17,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TypeVar
 
-from cluster.core.documents import DocumentError, JsonObject, load_json, parse_json
+from cluster.core.documents import DocumentError, JsonObject, check_fields, check_version, load_json, parse_json
 from cluster.core.errors import CheckpointError, StorageError
 from cluster.core.storage import Store, tls_remedy
 
+SCHEMA_VERSION = 1
+"""The format of every JSON file of a checkpoint. One that states no version was written before there were any: 1."""
+BEGIN_ANOTHER_RUN = "begin another run with --run.name or --run.resume never"
+_VERSION = "schema_version"
 _REMEDY = "check the storage's address and permissions"
 T = TypeVar("T")
 _NAME = re.compile(r"save-(\d+)-step-(\d+)")
@@ -113,12 +119,13 @@ def write_manifest(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def read_manifest(store: Store, name: SaveName) -> Checkpoint:
-    """Raises: FileNotFoundError, CheckpointError if it is damaged."""
+    """Raises: FileNotFoundError, CheckpointError if it is damaged, NewerVersionError."""
     return read_json(store, name.manifest, Checkpoint)
 
 
 def write_json(store: Store, path: str, values: Mapping[str, Any]) -> None:
     """Writes values with their own sha256, whole or not at all, and durably: it survives a power cut."""
+    values = {_VERSION: SCHEMA_VERSION, **values}
     values = parse_json(json.dumps(values, allow_nan=False))  # as they will be read: keys are strings
     text = json.dumps({"sha256": _digest(values), "content": values}, indent=1, allow_nan=False)
     store.write_text(path, text + "\n")
@@ -131,12 +138,16 @@ class _Signed:
 
 
 def read_json(store: Store, path: str, shape: type[T] = JsonObject) -> T:
-    """Raises: FileNotFoundError, CheckpointError if it is not what was written, StorageError."""
+    """Raises: FileNotFoundError, CheckpointError if it is not what was written, NewerVersionError, StorageError."""
     try:
         document = load_json(store, path, _Signed)
         if document.sha256 != _digest(document.content):
             raise CheckpointError(f"{path}: sha256 differs")
-        return parse_json(json.dumps(document.content), shape)
+        content = dict(document.content)
+        check_version(store.location(path), content.pop(_VERSION, 1), SCHEMA_VERSION, BEGIN_ANOTHER_RUN)
+        if is_dataclass(shape):
+            check_fields(store.location(path), content, shape, BEGIN_ANOTHER_RUN)
+        return parse_json(json.dumps(content), shape)
     except OSError as error:
         raise explain_reading(error, store, path) from error
     except DocumentError as error:

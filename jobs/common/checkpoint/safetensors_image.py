@@ -3,15 +3,15 @@
 The memory that a snapshot is copied into *is* the file, header and all, so writing needs no second copy and no serialiser:
     bytes 0-7: length of the header | header: JSON, padded with spaces to 64 bytes | the tensors' raw bytes, one after the other
 (https://github.com/huggingface/safetensors#format). Tensors are sorted by item size (largest first), type and name, so each is
-aligned and the file is the same whatever order they came in. NumPy has no bfloat16: its bits are passed as uint16, with the names
-of such tensors, and come back as uint16.
+aligned and the file is the same whatever order they came in. NumPy has no bfloat16: such tensors, of files that others wrote,
+come back as the bits, uint16.
 """
 
 import hashlib
 import json
 import math
 import mmap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ MOST_HEADER_BYTES = 64 << 20
 _TAGS = {"float64": "F64", "int64": "I64", "uint64": "U64", "float32": "F32", "int32": "I32", "uint32": "U32", "float16": "F16",
          "int16": "I16", "uint16": "U16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
 _DTYPES = {tag: np.dtype(name).newbyteorder("<") for name, tag in (*_TAGS.items(), ("uint16", "BF16"))}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = ("F64", "F32", "F16")
 
 
 class FileEntry(Protocol):
@@ -79,12 +79,17 @@ class FileImage:
         self.data = memoryview(b"")
         """The file's bytes."""
 
-    def lay_out(self, tensors: Tensors, bfloat16: Collection[str] = ()) -> bool:
-        """Makes memory for these tensors; False if it is there already. Raises: TypeError."""
-        tags = {name: "BF16" if name in bfloat16 else _tag(name, array) for name, array in tensors.items()}
-        wanted = sorted(((name, tags[name], array.shape) for name, array in tensors.items()), key=_order)
+    def fill(self, tensors: Tensors) -> None:
+        """Copies the tensors in, at the speed of memory. Raises: TypeError."""
+        self._lay_out(tensors)
+        for name, view in self._views.items():
+            np.copyto(view, tensors[name])
+
+    def _lay_out(self, tensors: Tensors) -> None:
+        """Makes memory for these tensors, if it is not there already."""
+        wanted = sorted(((name, _tag(name, array), array.shape) for name, array in tensors.items()), key=_order)
         if wanted == self._wanted and self.data:
-            return False
+            return
         self._views, self.data = {}, memoryview(b"")  # lets the old memory go first
         self._wanted, self._specs = wanted, _specs(wanted)
         header = _header(self._specs)
@@ -92,18 +97,6 @@ class FileImage:
         self._data_start, self.data = len(header), _memory(size)
         self.data[: len(header)] = header
         self._views = {spec.name: self._view(spec) for spec in self._specs}
-        return True
-
-    def fill(self, tensors: Tensors, bfloat16: Collection[str] = ()) -> None:
-        """Copies the tensors in, at the speed of memory."""
-        self.lay_out(tensors, bfloat16)
-        for name, view in self._views.items():
-            np.copyto(view, tensors[name])
-
-    def touch(self) -> None:
-        """Lets the system provide the memory now: a first copy into it is 20 times as slow as a second."""
-        for start in range(self._data_start, len(self.data), PIECE_BYTES):
-            np.frombuffer(self.data, np.uint8)[start : start + PIECE_BYTES].fill(0)
 
     def pieces(self) -> Iterator[memoryview]:
         """The file in order, with every floating-point number looked at. Raises: NonFiniteStateError, naming the tensor."""
@@ -115,13 +108,13 @@ class FileImage:
     def _require_finite(self, start: int, stop: int) -> None:
         for tag, first, last in _regions(self._specs):
             low, high = max(first, start), min(last, stop)
-            if tag in _FLOATS and low < high and not _finite(tag, self._flat(tag, low, high)):
+            if tag in _FLOATS and low < high and not _finite(self._flat(tag, low, high)):
                 raise NonFiniteStateError(f"tensor {self._first_non_finite(tag, low, high)!r} holds NaN or infinity")
 
     def _first_non_finite(self, tag: str, start: int, stop: int) -> str:
         for spec in self._specs:
             low, high = max(spec.start, start), min(spec.stop, stop)
-            if spec.tag == tag and low < high and not _finite(tag, self._flat(tag, low, high)):
+            if spec.tag == tag and low < high and not _finite(self._flat(tag, low, high)):
                 return spec.name
         raise AssertionError("a region is made of its tensors")
 
@@ -265,9 +258,7 @@ def _regions(specs: list[TensorSpec]) -> Iterator[tuple[str, int, int]]:
         yield tag, same[0].start, same[-1].stop
 
 
-def _finite(tag: str, values: Array) -> bool:
+def _finite(values: Array) -> bool:
     """Whether all are finite. A finite sum says so at the speed of memory; only another one needs a closer look."""
-    if tag == "BF16":
-        return not bool(np.any(values & 0x7F80 == 0x7F80))
     with np.errstate(all="ignore"):
         return bool(np.isfinite(np.add.reduce(values))) or bool(np.isfinite(values).all())

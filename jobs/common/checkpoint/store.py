@@ -12,9 +12,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal
-
-import numpy as np
 
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
@@ -23,9 +20,7 @@ from jobs.common.checkpoint.fencing import OnDamage, Saves
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest
 from jobs.common.checkpoint.safetensors_image import Array, Tensors, damage, read_tensors
 
-__all__ = ["Best", "Checkpoint", "Checkpoints", "FileEntry", "Tensors"]
-
-Best = Literal["max", "min"]
+__all__ = ["Checkpoint", "Checkpoints", "FileEntry", "Tensors"]
 
 _log = logging.getLogger(__name__)
 _PARALLEL_READS = 4
@@ -58,6 +53,8 @@ class Checkpoints:
 
         Newest means committed last. Each damaged or unfinished one on the way to it is named through on_damage. If this object
         began the newest generation, they no longer count from then on, so pruning does not take them for good ones.
+
+        Raises: NewerVersionError if a newer Trainyard wrote one on the way: to skip it would lose steps.
         """
         while self._damages:
             on_damage(self._damages.pop(0))  # met when the generation began, and mended by it
@@ -76,9 +73,9 @@ class Checkpoints:
             generations.accept(self._store, self._begun, tuple(save for save in saves.counted if save not in bad))
         return checkpoint
 
-    def best(self, mode: Best = "max", on_damage: OnDamage = _log.warning) -> Checkpoint | None:
-        """The intact one with the best metric, the earliest of equals; None if none was made at an evaluation."""
-        for checkpoint in self._by_metric(mode):
+    def best(self, on_damage: OnDamage = _log.warning) -> Checkpoint | None:
+        """The intact one with the greatest metric, the earliest of equals; None if none was made at an evaluation."""
+        for checkpoint in self._by_metric():
             damages = self.damages(checkpoint)
             if not damages:
                 return checkpoint
@@ -92,10 +89,6 @@ class Checkpoints:
             found = pool.map(partial(damage, self._store), checkpoint.files)
             return [what for what in found if what is not None]
 
-    def intact(self, checkpoint: Checkpoint) -> bool:
-        """Whether every file is what was written."""
-        return not self.damages(checkpoint)
-
     def load(self, checkpoint: Checkpoint, rank: int = 0) -> dict[str, Array]:
         """The tensors that a rank wrote, verified while they are read; they share memory of the file's size.
 
@@ -103,7 +96,7 @@ class Checkpoints:
         """
         return read_tensors(self._store, checkpoint.part(rank))
 
-    def prune(self, keep_last: int, best_mode: Best = "max", *, generation: str | None = None) -> None:
+    def prune(self, keep_last: int, *, generation: str | None = None) -> None:
         """Deletes all but the newest `keep_last` intact ones, the best one, and the one that this object resumed from.
 
         Here intact means that all files are there in full size. What unfinished, fenced-off or damaged saves left goes too.
@@ -112,7 +105,7 @@ class Checkpoints:
         saves = generations.find_saves(self._store, _ignore)
         if generation is None:
             generation = saves.generation
-        unwanted = self._unwanted(saves, keep_last, best_mode)
+        unwanted = self._unwanted(saves, keep_last)
         for save in unwanted:
             if generations.newest_generation(self._store) != generation:
                 return
@@ -123,11 +116,11 @@ class Checkpoints:
             self._store.delete_folder(f"manifests/{empty}")
             self._store.delete_folder(f"data/{empty}")
 
-    def _unwanted(self, saves: Saves, keep_last: int, best_mode: Best) -> list[SaveName]:
+    def _unwanted(self, saves: Saves, keep_last: int) -> list[SaveName]:
         kept = self._newest_whole(saves, keep_last) | {self._resumed}
         if not kept & set(saves.counted):
             return []  # nothing intact: a person may still want what there is
-        best = next(self._by_metric(best_mode), None)
+        best = next(self._by_metric(), None)
         kept.add(best.name if best else None)
         last = max(saves.counted)
         in_flight = {save for save in saves.others if save.generation == saves.generation and save > last}
@@ -143,10 +136,10 @@ class Checkpoints:
                 break
         return whole
 
-    def _by_metric(self, mode: Best) -> Iterator[Checkpoint]:
-        measured = [c for c in reversed(self.committed()) if c.metric is not None]
-        sign = -1 if mode == "max" else 1
-        return iter(sorted(measured, key=lambda c: sign * np.float64(c.metric or 0.0)))
+    def _by_metric(self) -> Iterator[Checkpoint]:
+        """Yields those that have a metric, the greatest first, of equals the earliest."""
+        measured = [(c.metric, c) for c in reversed(self.committed()) if c.metric is not None]
+        yield from (checkpoint for _, checkpoint in sorted(measured, key=lambda pair: -pair[0]))
 
     def _readable(self, on_damage: OnDamage, saves: Saves | None = None) -> Iterator[Checkpoint]:
         saves = saves or generations.find_saves(self._store, on_damage)

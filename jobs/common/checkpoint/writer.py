@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -39,7 +39,7 @@ from jobs.common.checkpoint.fencing import newest_generation
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, write_manifest
 from jobs.common.checkpoint.safetensors_image import FileImage, Tensors, write_pieces
 from jobs.common.checkpoint.shards import announce, collect, plain_state
-from jobs.common.checkpoint.store import Best, Checkpoints
+from jobs.common.checkpoint.store import Checkpoints
 
 __all__ = ["CheckpointWriter", "NonFiniteStateError", "Timings"]
 
@@ -73,13 +73,12 @@ class CheckpointWriter:
     """
 
     def __init__(self, store: Store, generation: str, rank: int = 0, world_size: int = 1, *, config_fingerprint: str,
-                 environment: Mapping[str, Any], keep_last: int, best_mode: Best = "max", part_timeout_s: float = 600.0,
+                 environment: Mapping[str, Any], keep_last: int, part_timeout_s: float = 600.0,
                  patience_s: Callable[[], float] = lambda: 600.0) -> None:
         """patience_s: how long storage may stand still, asked while it does."""
         self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
         self._config_fingerprint, self._environment = config_fingerprint, plain_state(environment)
         self._keep_last, self._part_timeout_s = keep_last, part_timeout_s
-        self._best_mode: Best = best_mode
         self._patience_s = patience_s
         self._given_up: StorageError | None = None
         self._image, self._sequence = FileImage(), 0
@@ -116,19 +115,12 @@ class CheckpointWriter:
         """What the last finished checkpoint cost: the fields of `Timings`; empty before the first."""
         return dict(vars(self._timings)) if self._timings else {}
 
-    def prepare(self, tensors: Tensors, bfloat16: Collection[str] = ()) -> None:
-        """Optional, before the first step: provides the memory that snapshots of such tensors need, in the background."""
-        self.wait()
-        if self._image.lay_out(tensors, bfloat16):
-            self._start(self._image.touch)
-
-    def save(self, tensors: Tensors, state: Mapping[str, Any], *, step: int, epoch: int, metric: float | None = None,
-             bfloat16: Collection[str] = ()) -> None:
+    def save(self, tensors: Tensors, state: Mapping[str, Any], *, step: int, epoch: int,
+             metric: float | None = None) -> None:
         """Takes a snapshot and returns; first waits until the checkpoint before it is committed.
 
-        tensors: name -> array; memory of the same size is held from the first save on. bfloat16: names of those that are the
-        bits of bfloat16 numbers, as uint16. state: JSON values. metric: the validation metric; one that is not finite is kept
-        as none, and is never the best.
+        tensors: name -> array; memory of the same size is held from the first save on. state: JSON values. metric: the
+        validation metric, more is better; one that is not finite is kept as none, and is never the best.
         Raises: what went wrong with the checkpoint before it (StorageFullError, StorageError, CheckpointError);
             NonFiniteStateError if the state holds NaN or infinity.
         """
@@ -136,7 +128,7 @@ class CheckpointWriter:
         self.wait()
         kept_state = plain_state(state)
         copying = time.perf_counter()
-        self._image.fill(tensors, bfloat16)
+        self._image.fill(tensors)
         copied = time.perf_counter()
         self._sequence += 1
         draft = Checkpoint(
@@ -190,7 +182,7 @@ class CheckpointWriter:
             if self._given_up is not None:
                 raise self._given_up
 
-    def _start(self, work: Callable[[], bool | None]) -> None:
+    def _start(self, work: Callable[[], bool]) -> None:
         before = self._work
         self._idle.clear()
         try:
@@ -200,7 +192,7 @@ class CheckpointWriter:
             raise
         self._work.add_done_callback(logged("the removal of older checkpoints"))
 
-    def _run(self, work: Callable[[], bool | None], before: "Future[None] | None") -> None:
+    def _run(self, work: Callable[[], bool], before: "Future[None] | None") -> None:
         try:
             _lower_priority()
             if before is not None:
@@ -269,7 +261,7 @@ class CheckpointWriter:
 
     def _prune(self) -> None:
         try:
-            Checkpoints(self._store).prune(self._keep_last, self._best_mode, generation=self._generation)
+            Checkpoints(self._store).prune(self._keep_last, generation=self._generation)
         except (TrainyardError, OSError) as error:
             _log.warning("older checkpoints were not deleted: %s", error)
 

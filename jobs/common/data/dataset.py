@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.core.documents import parse_json
+from cluster.core.documents import check_version, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.config import DataConfig
@@ -29,6 +29,8 @@ from jobs.common.data.cache import BlockCache
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 INDEX_FILE = "dataset.json"
+VERSION = 2
+"""The format of that file. What an older version made is prepared again."""
 Columns = dict[str, npt.NDArray[Any]]
 
 _OPEN_BLOCKS = 8
@@ -62,10 +64,6 @@ class Split:
     class_counts: tuple[int, ...] = ()
     """Rows of each class; empty where there are no classes."""
 
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.num_rows // self.block_rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -90,9 +88,14 @@ class Dataset:
 
     @staticmethod
     def load(store: Store) -> "Dataset":
-        """The set in a folder. Raises: FileNotFoundError if there is none, DataError if its description is damaged."""
+        """The set in a folder.
+
+        Raises: FileNotFoundError if there is none, DataError if its description is damaged, NewerVersionError.
+        """
         text = store.read_text(INDEX_FILE)
         try:
+            version = parse_json(text, _Version).version
+            check_version(store.location(INDEX_FILE), version, VERSION, "pass another --run.storage to prepare it again")
             return _from_json(store, parse_json(text, _Stored))
         except ValueError as error:
             raise DataError(f"{store.location(INDEX_FILE)} is damaged ({error}): the data is prepared again by the "
@@ -102,7 +105,8 @@ class Dataset:
         """The text of `dataset.json`."""
         fields = {key: value for key, value in vars(self).items() if key not in ("store", "splits", "columns")}
         splits = {name: asdict(split) for name, split in self.splits.items()}
-        return json.dumps({"version": 2, **fields, "columns": [asdict(c) for c in self.columns], "splits": splits})
+        columns = [asdict(column) for column in self.columns]
+        return json.dumps({"version": VERSION, **fields, "columns": columns, "splits": splits})
 
     def describe(self) -> dict[str, Any]:
         """For run.json, the artifact and the report: what the data is, without where it lies."""
@@ -239,10 +243,14 @@ class Reader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stored:
+class _Version:
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored(_Version):
     """The fields of dataset.json."""
 
-    version: int
     splits: dict[SplitName, Split]
     columns: tuple[Column, ...]
     class_names: tuple[str, ...]

@@ -64,8 +64,6 @@ class RunState:
     wall_s: float = 0.0
     median_step_s: float = 0.0
     samples_per_s: float = 0.0
-    resumed: bool = False
-    """Whether there was an account to go on with."""
     require: Callable[[], None] = lambda: None
     """Called before anything is written; raises if the run's folder is gone."""
     _began: float = field(default_factory=time.monotonic)
@@ -91,7 +89,7 @@ class RunState:
             return run_state
         for key in _SAVED:
             setattr(run_state, key, getattr(saved, key))
-        run_state.resumed, run_state._earlier_s = True, run_state.wall_s
+        run_state._earlier_s = run_state.wall_s
         if not saved.ended:
             run_state.restarts += 1
             run_state.event("the driver was lost, and the run was submitted again")

@@ -10,8 +10,9 @@ from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import RunConfig
-from jobs.common.registry.mlflow_client import tracking_address
+from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
+from jobs.common.registry.sqlite_versions import read_versions
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,16 +50,23 @@ def _open(options: argparse.Namespace, name: str) -> Registry:
     return Registry.open(options.tracking_uri, Store.open(options.storage), name)
 
 
-def _existing(options: argparse.Namespace) -> Registry:
-    """Looking does not make a new, empty database."""
+def _existing_file(options: argparse.Namespace) -> Path | None:
+    """Returns the file of an SQLite registry; None for another kind.
+
+    Raises: RegistryError if it is not there: looking does not make a new, empty database.
+    """
     address = tracking_address(options.tracking_uri, Store.open(options.storage))
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).exists():
+    file = sqlite_file(address)
+    if file is not None and not file.exists():
         raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri http://SERVER")
-    return _open(options, options.name or "")
+    return file
 
 
 def _list(options: argparse.Namespace) -> None:
-    versions = _existing(options).versions(options.name)
+    file = _existing_file(options)
+    versions = read_versions(file, options.name) if file else None
+    if versions is None:
+        versions = _open(options, options.name or "").versions(options.name)
     rows = [("MODEL", "VERSION", "ALIASES", "TEST ACCURACY", "DIGEST", "ARTIFACT"), *map(_row, versions)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if versions else ():
@@ -73,7 +81,8 @@ def _row(version: ModelVersion) -> tuple[str, ...]:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    before = _existing(options).promote(options.name, options.version)
+    _existing_file(options)
+    before = _open(options, options.name).promote(options.name, options.version)
     print(f"models:/{options.name}@{CHAMPION} is version {options.version}{f' (was {before})' if before else ''}")
 
 

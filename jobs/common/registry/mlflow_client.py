@@ -82,10 +82,10 @@ def connect(uri: str) -> Any:
 
     Raises: RegistryError, StorageFullError.
     """
-    with translated(uri), _alone(_sqlite_file(uri)):
+    with translated(uri), _alone(sqlite_file(uri)):
         for name, value in _ENVIRONMENT.items():  # what the user set stays
             os.environ.setdefault(name, value)
-        _make_database(_sqlite_file(uri))
+        _make_database(sqlite_file(uri))
         return _connected(uri)
 
 
@@ -101,7 +101,8 @@ def _connected(uri: str) -> Any:
     return client
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """Returns the file of an SQLite registry; None for another kind."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 

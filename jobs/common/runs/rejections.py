@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cluster.core import submission
 from cluster.core.control_store import within
 from cluster.core.documents import load_json
-from cluster.core.errors import ConfigError, DataError, TrainyardError, UserError
+from cluster.core.errors import ConfigError, DataError, NewerVersionError, TrainyardError, UserError
 from cluster.core.storage import Store
 from jobs.common.config import RunConfig
 from jobs.common.runs.run_folder import open_storage
@@ -27,7 +27,7 @@ _CLOCKS_DIFFER_S = 60.0
 """Between hosts. A refusal from further in the future was left before a clock was set back, and could hold for years."""
 _TIMEOUT_S = 3.0
 _FOLDER = ".refused"
-_LASTING = (ConfigError, DataError)
+_LASTING = (ConfigError, DataError, NewerVersionError)
 """Not a busy cluster, a server that is down or another run of the name: those may be well the next time."""
 
 

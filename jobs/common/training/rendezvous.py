@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from cluster.core.loop_clock import LoopClock
 
-Outcome = Literal["finished", "stopped", "resized", "error"]
+Outcome = Literal["finished", "stopped", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)

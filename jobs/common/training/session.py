@@ -96,7 +96,7 @@ class Session:
             self.run_store.child("checkpoints"), self.generation, self.rank, num_writers,
             config_fingerprint=self._config_fingerprint,
             environment=environment() | {"world_size": self.world_size, "threads": config.run.cpus_per_worker},
-            keep_last=config.run.keep_checkpoints, best_mode="max", part_timeout_s=config.run.storage_timeout_s,
+            keep_last=config.run.keep_checkpoints, part_timeout_s=config.run.storage_timeout_s,
             patience_s=self._patience_s,
         )
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.core.documents import check_fields
+from jobs.common.checkpoint.manifest import BEGIN_ANOTHER_RUN
 from jobs.common.training.session import NonFiniteError
 
 StepOutcome = Literal["taken", "skipped", "scaled down", "corrupted"]
@@ -30,8 +32,12 @@ class TrainState:
 
     @staticmethod
     def saved(state: Mapping[str, Any]) -> "TrainState":
-        """The state of a checkpoint. Earlier versions kept the number of steps taken beside it, or not at all."""
+        """Returns what a checkpoint kept. Earlier versions kept the number of steps taken beside it, or not at all.
+
+        Raises: NewerVersionError if it kept a field that is not known here.
+        """
         own = state.get("progress", state)
+        check_fields("the checkpoint to resume from", own, TrainState, BEGIN_ANOTHER_RUN)
         taken = state.get("optimizer_steps", own["step"] - own["skipped_steps"])
         return TrainState(**{**own, "optimizer_steps": taken})
 

@@ -1,12 +1,47 @@
 """What the configs of image jobs have in common beside the groups of every job."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.common.config import Config, EvalConfig, TrainConfig, require
+from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
 from jobs.common.training.schedule import learning_rate
-from jobs.common.vision.augmentation import AugmentConfig
-from jobs.common.vision.dataset import ImageDataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataConfig(DataConfig):
+    """Where the images come from, and how they are split and read."""
+
+    image_column: str = "image"
+    """Name of the Parquet column with the image: nested lists, a flat list, or encoded bytes (PNG, JPEG, …)."""
+    image_shape: str | None = None
+    """HEIGHTxWIDTHxCHANNELS of an image kept as a flat list, such as 28x28x1; by default it is square and gray."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_shape is None or bool(re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", self.image_shape)),
+                "data.image_shape", self.image_shape, "use HEIGHTxWIDTHxCHANNELS, such as 28x28x1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of the training images, drawn anew for each row and epoch."""
+
+    shift: float = 1.5
+    """Most pixels that an image is moved, each way."""
+    rotate: float = 10.0
+    """Most degrees that it is turned, each way."""
+    scale: float = 0.1
+    """Most that it is enlarged or shrunk: 0.1 is from 0.9 to 1.1 times."""
+
+    def __post_init__(self) -> None:
+        require(self.shift >= 0, "augment.shift", self.shift, "must be 0 or more pixels")
+        require(0 <= self.rotate <= 180, "augment.rotate", self.rotate, "must be from 0 to 180 degrees")
+        require(0 <= self.scale < 1, "augment.scale", self.scale, "must be at least 0 and less than 1")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.shift or self.rotate or self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,34 +6,18 @@
 Each may also lie on s3:// or gs://. Files or sub-folders named train, validation and test are taken as these splits.
 """
 
-import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.core.errors import DataError
-from jobs.common.config import DataConfig, require
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.files import FORMATS, Listing, list_files
 from jobs.common.data.source import Source
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.sources.digits import DigitsSource
 from jobs.common.vision.sources.folder import ENDINGS, FolderSource
 from jobs.common.vision.sources.idx import IMAGES, IdxSource
 from jobs.common.vision.sources.parquet import Columns, ParquetSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageDataConfig(DataConfig):
-    """Where the images come from, and how they are split and read."""
-
-    image_column: str = "image"
-    """Name of the Parquet column with the image: nested lists, a flat list, or encoded bytes (PNG, JPEG, …)."""
-    image_shape: str | None = None
-    """HEIGHTxWIDTHxCHANNELS of an image kept as a flat list, such as 28x28x1; by default it is square and gray."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.image_shape is None or bool(re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", self.image_shape)),
-                "data.image_shape", self.image_shape, "use HEIGHTxWIDTHxCHANNELS, such as 28x28x1")
 
 
 @dataclass(frozen=True, kw_only=True)

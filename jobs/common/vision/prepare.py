@@ -24,7 +24,8 @@ from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Split, Sp
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
 from jobs.common.data.source import Fragment, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels
-from jobs.common.vision.dataset import ImageDataConfig, find_source
+from jobs.common.vision.config import ImageDataConfig
+from jobs.common.vision.dataset import find_source
 
 FORMAT_VERSION = 2
 RAY_BYTES = 16 << 20

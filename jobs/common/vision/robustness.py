@@ -24,8 +24,8 @@ from jobs.common.report.html import Section
 from jobs.common.training.context import TrainContext
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
-from jobs.common.vision.config import ImageConfig
-from jobs.common.vision.dataset import ImageDataConfig, ImageFacts
+from jobs.common.vision.config import ImageConfig, ImageDataConfig
+from jobs.common.vision.dataset import ImageFacts
 
 Images = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.core.storage import Store
 from jobs.common.artifact.drift_reference import DRIFTED
-from jobs.common.vision.dataset import ImageDataConfig
+from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from tests import runs
 from tests.integration.serving.shared import Endpoint, one_image
