@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.cnn.data import JOB
+from jobs.cnn.job import JOB
 from jobs.common.runs.run import main
 
 if __name__ == "__main__":

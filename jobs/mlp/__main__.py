@@ -3,7 +3,7 @@
 import sys
 
 from jobs.common.runs.run import main
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 
 if __name__ == "__main__":
     sys.exit(main(JOB))

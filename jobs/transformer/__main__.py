@@ -3,7 +3,7 @@
 import sys
 
 from jobs.common.runs.run import main
-from jobs.transformer.data import JOB
+from jobs.transformer.job import JOB
 
 if __name__ == "__main__":
     sys.exit(main(JOB))

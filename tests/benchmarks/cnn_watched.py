@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jobs.cnn.train as loop
-from jobs.cnn.data import JOB
 from jobs.cnn.feeding import Feeding
 from jobs.cnn.group import Group
+from jobs.cnn.job import JOB
 from jobs.common.runs.run import main
 from jobs.common.training.session import Session
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch

@@ -1,4 +1,4 @@
-"""What serves a job's artifacts: four small methods a job, in `serving/<job>.py`, found by the job's name in the manifest.
+"""What answers by a job's artifacts: four small methods, of the class PREDICTOR in the job's predictor.py.
 
     load(artifact) ─► decode(inputs) ─► predict(rows) ─► encode(predicted)
 
@@ -6,13 +6,11 @@ Rows of several requests go through `predict` together, so what `decode` and `pr
 classes may have a fifth method, `explain`.
 """
 
-import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact
 
 Array = NDArray[Any]
@@ -29,7 +27,7 @@ class Predictor(Protocol):
         ...
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
-        """A request's tensors as rows of what the model takes. Raises: BadRequestError for what no model could take."""
+        """A request's tensors as rows of what the model takes. Raises: InputError for what no model could take."""
         ...
 
     def predict(self, rows: Array) -> Array:
@@ -57,31 +55,3 @@ class Explaining(Protocol):
     def explain(self, row: Array) -> Mapping[str, Array]:
         """row: (1, …). Tensors as serving/model/explanations.py has them, but for `label`. Called by a thread of its own."""
         ...
-
-
-def load_predictor(artifact: Artifact) -> Predictor:
-    """Raises: ArtifactError where the artifact's job cannot be served."""
-    return cast(Predictor, module_of(artifact).PREDICTOR.load(artifact))
-
-
-def explains(artifact: Artifact) -> bool:
-    """Whether its predictor explains: its answers are classes, and there is code for it. Raises: as `load_predictor`."""
-    about = artifact.manifest.description
-    if about.variant is not None and about.variant.name.startswith("onnx"):
-        return False  # nothing leads back through its graph to the inputs
-    return bool(about.labels) and issubclass(module_of(artifact).PREDICTOR, Explaining)
-
-
-def module_of(artifact: Artifact) -> Any:
-    """The serving/<job>.py of an artifact. Raises: ArtifactError where there is none, or what it needs is not installed."""
-    job = artifact.manifest.description.job
-    try:
-        found = importlib.import_module(f"serving.{job}") if job.isidentifier() and not job.startswith("_") else None
-    except ModuleNotFoundError as error:
-        if error.name != f"serving.{job}":
-            raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: install "
-                                "what the job's extra names") from error
-        found = None
-    if not hasattr(found, "PREDICTOR"):
-        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, which has no serving/{job}.py")
-    return found
