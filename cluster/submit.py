@@ -41,7 +41,7 @@ LOST_AFTER_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a job's name means: the module, what comes before the job's flags, and the folder that goes to the cluster with it.
+    """What a job's name means: a module, what comes before the job's flags, and a folder that goes to the cluster too.
 
     folder: None where all of it is installed, here and on the cluster.
     """
@@ -54,8 +54,8 @@ class Command:
 def command_of(job: str, working_dir: str | None = None) -> Command:
     """job: `mlp`, a package of yours such as `my_package.churn`, or a search of one of them: `tuning.mlp`.
 
-    Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository that this runs
-    from. Raises: ConfigError with the names that there are, or for a folder that would hide Trainyard's own packages.
+    Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository that
+    this runs from. Raises: ConfigError with the names that there are, or for a folder that would hide Trainyard's packages.
     """
     name = job.removeprefix("tuning.").removeprefix("jobs.")
     folder = _given(working_dir) if working_dir is not None else _folder_of(name)
@@ -63,8 +63,9 @@ def command_of(job: str, working_dir: str | None = None) -> Command:
         raise ConfigError(f"the job would not find Trainyard: {hidden}")
     own = sorted({path.parent.name for root in (folder, shadows.OURS) if root for path in root.glob("jobs/*/job.py")})
     if name not in own and not _has_job(name, folder):
-        raise ConfigError(f"there is no job {job!r}: give one of {', '.join([*own, *(f'tuning.{each}' for each in own)])}, or a "
-                          "package of yours that has a job.py, such as my_package.churn, in --working-dir or installed")
+        choices = ", ".join([*own, *(f"tuning.{each}" for each in own)])
+        raise ConfigError(f"there is no job {job!r}: give one of {choices}, or a package of yours that has a job.py, such as "
+                          "my_package.churn, in --working-dir or installed")
     if job.startswith("tuning."):
         return Command(module="tuning", arguments=(name,), folder=folder)
     return Command(module=f"jobs.{name}" if name in own else name, arguments=(), folder=folder)

@@ -11,7 +11,8 @@ from jobs.common.training.find_job import house_names
 
 ROOT = Path(__file__).parents[1]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
-FOLDER = ("job.py", "config.py", "data.py", "model.py", "train.py", "search_space.yaml", "predictor.py", "README.md", "__main__.py")
+FOLDER = ("job.py", "config.py", "data.py", "model.py", "train.py", "search_space.yaml", "predictor.py", "README.md",
+          "__main__.py")
 """What each job's folder has."""
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
           "psutil", "PIL"}
@@ -65,7 +66,7 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_help_and_import_pull_in_no_framework() -> None:
-    code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.__main__, serving.__main__\n"
+    code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.run, serving.__main__\n"
             "import serving.commands.deploy_config, jobs.mlp.predictor, jobs.cnn.predictor, jobs.transformer.predictor\n"
             "import jobs.mlp.job, jobs.cnn.job, jobs.transformer.job\n"
             "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune'} & set(sys.modules)\n"

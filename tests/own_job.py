@@ -1,4 +1,4 @@
-"""What somebody has who installed Trainyard, and keeps a job of their own in a folder: `fixtures/own_job` is the example."""
+"""What somebody has who installed Trainyard, and keeps a job of their own in a folder: see `fixtures/own_job`."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ _EXAMPLE = Path(__file__).parent / "fixtures/own_job"
 
 @dataclass(frozen=True)
 class Place:
-    """installed: where Trainyard's wheel is unpacked; the packages that it needs are this environment's. folder: with the job."""
+    """installed: where Trainyard's wheel is unpacked; what it needs is this environment's. folder: holds the job."""
 
     installed: Path
     folder: Path
@@ -28,8 +28,8 @@ def make(target: Path) -> Place:
     """Builds and installs the wheel. Nothing is downloaded."""
     place = Place(installed=target / "installed", folder=target / "mine")
     tree = newcomer.clone(target / "tree")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
-                    "--no-compile", "--target", str(place.installed), str(tree)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                    "--no-build-isolation", "--no-compile", "--target", str(place.installed), str(tree)], check=True)
     shutil.rmtree(tree)
     shutil.copytree(_EXAMPLE, place.folder, ignore=shutil.ignore_patterns("__pycache__"))
     return place

@@ -7,11 +7,6 @@ search_space.yaml, or in the file of --space.
 import sys
 from collections.abc import Sequence
 
-from cluster.core.errors import TrainyardError
-from jobs.common.runs.console import fail
-from jobs.common.training.find_job import find_job
-from tuning.run import main as search
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
@@ -19,6 +14,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if given else 2
+    from cluster.core.errors import TrainyardError  # only now, so that --help takes no time
+    from jobs.common.runs.console import fail
+    from jobs.common.training.find_job import find_job
+    from tuning.run import main as search
+
     try:
         job = find_job(given[0])
     except TrainyardError as error:

@@ -1,6 +1,7 @@
 """Folders of a user's own that Python would take for Trainyard's packages, since they have the same name and come first.
 
-Each of the four packages calls `check` when it is imported: by its path, as this package may itself be the one that is hidden.
+Each of the four packages calls `check` when it is imported: by its path, as this package may itself be the one that is
+hidden.
 """
 
 import os
@@ -27,7 +28,7 @@ def check() -> None:
 
 
 def found_in(folder: Path) -> str | None:
-    """What is to be said of a folder in which a job is to run: the message, or None where all is well or it holds Trainyard itself.
+    """The message for a folder in which a job is to run; None where it hides nothing, or holds Trainyard itself.
 
     A folder without an __init__.py hides nothing there, since Python goes on to a package that has one.
     """
@@ -38,11 +39,12 @@ def found_in(folder: Path) -> str | None:
 
 def _message(specs: Iterable[ModuleSpec | None]) -> str | None:
     places = [_place(spec) for spec in specs if spec is not None]
-    hiding = [place for place in places if os.path.realpath(place) != os.path.realpath(OURS / place.name)]
+    hiding = [place for place in places if os.path.realpath(place) != os.path.realpath(OURS / place.stem)]
     if not hiding:
         return None
-    named, names = ", ".join(map(str, hiding)), ", ".join(place.name for place in hiding)
-    return f"{named}: Python takes it for Trainyard's own {names} (in {OURS}): rename it, or work in a folder that has none"
+    named, names = ", ".join(map(str, hiding)), ", ".join(place.stem for place in hiding)
+    return (f"{named}: Python takes it for Trainyard's own {names} (in {OURS}): rename it, or work in a folder that has "
+            "none")
 
 
 def _place(spec: ModuleSpec) -> Path:

@@ -1,4 +1,4 @@
-"""Answers by artifacts of the Transformer job: texts to classes, packed tokens to their likelihood, and text that goes on."""
+"""Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens, and text that goes on."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -113,8 +113,10 @@ async def _watch(watched: "weakref.ref[Replica]") -> None:
 
 
 def describe(artifact: Artifact, jobs: Sequence[str]) -> dict[str, Any]:
-    """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain. jobs: as in
-    ModelSettings."""
+    """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain.
+
+    jobs: as in ModelSettings.
+    """
     about = artifact.manifest.description
     return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs, "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),

@@ -49,7 +49,7 @@ class Data:
 
     @staticmethod
     def of(artifact: Artifact, column: str, storage: Store, elsewhere: Mapping[str, str], say: Say) -> "Data":
-        """The data as it is in the storage, or else prepared again by the manifest's config and by its job, which is imported.
+        """The data as it is in the storage, or else prepared again by the manifest's config and its job, which is imported.
 
         elsewhere: fields of the config's `data` that are no longer right, such as its `uri`.
         Raises: DataError if it cannot be had, or is not the same.

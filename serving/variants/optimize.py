@@ -116,8 +116,8 @@ def _source(options: argparse.Namespace, storage: Store) -> Source:
     if not where.startswith("models:/"):
         return Source(artifact=open_artifact(where), registered="", version="", jobs=options.job)
     found = Registry.open(options.tracking_uri, storage, "").resolve(where)
-    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name, version=f"{found.name}/{found.version}",
-                  jobs=options.job)
+    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name,
+                  version=f"{found.name}/{found.version}", jobs=options.job)
 
 
 def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> list[str]:

@@ -42,8 +42,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submitted(env: dict[str, str], cwd: Path, job: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "cluster", "submit", job, *arguments], cwd=cwd, env=env, capture_output=True,
-                          text=True, check=False, timeout=250)
+    done = subprocess.run([sys.executable, "-m", "cluster", "submit", job, *arguments], cwd=cwd, env=env,
+                          capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -74,12 +74,13 @@ def test_it_is_tuned_from_its_own_folder(place: own_job.Place, env: dict[str, st
 @pytest.mark.parametrize("placement", ["ingress", "replicas", "shared"])
 def test_it_is_served_where_it_is_named(artifact: Path, place: own_job.Place, storage: Path, placement: str) -> None:
     port, home = free_port(), {"TRAINYARD_HOME": str(storage / "home")}
-    command = ["up", "--model", f"churn={artifact}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5", "--placement",
-               placement]
+    command = ["up", "--model", f"churn={artifact}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5",
+               "--placement", placement]
     with runs.python("serving", *command, folder=storage, env=place.env | home, cwd=place.folder) as job:
         assert job.wait(60) == 2
         assert "pass --job my_package.churn if you trust that package" in job.text
-    with runs.python("serving", *command, "--job", own_job.NAME, folder=storage, env=place.env | home, cwd=place.folder) as job:
+    command += ["--job", own_job.NAME]
+    with runs.python("serving", *command, folder=storage, env=place.env | home, cwd=place.folder) as job:
         job.until(lambda: "ready: " in job.text, 120)
         probe = open_artifact(artifact).probe()
         answer = infer(port, probe.inputs["features"].tolist())
@@ -93,8 +94,9 @@ def test_it_is_served_where_it_is_named(artifact: Path, place: own_job.Place, st
 
 
 def infer(port: int, rows: list[list[float]]) -> dict[str, Any]:
-    tensor = {"name": "features", "datatype": "FP32", "shape": [len(rows), len(rows[0])], "data": [x for row in rows for x in row]}
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/churn/infer", json.dumps({"inputs": [tensor]}).encode(),
-                                   {"Content-Type": "application/json"})
+    tensor = {"name": "features", "datatype": "FP32", "shape": [len(rows), len(rows[0])],
+              "data": [x for row in rows for x in row]}
+    body, json_type = json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/churn/infer", body, json_type)
     with urllib.request.urlopen(asked, timeout=30) as response:
         return json.loads(response.read())

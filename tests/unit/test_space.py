@@ -163,7 +163,7 @@ def test_the_modules_of_before_search_the_same_job(module: str, monkeypatch: pyt
 
 def test_a_job_without_a_space_of_its_own_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuning.run.beside", lambda job, name: None)
-    with pytest.raises(ConfigError, match=r"the job mlp has no search_space\.yaml beside its job\.py: write one, or pass --space"):
+    with pytest.raises(ConfigError, match=r"mlp has no search_space\.yaml beside its job\.py: write one, or pass --space"):
         _space_file(JOB, None)
 
 

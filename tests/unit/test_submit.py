@@ -1,4 +1,4 @@
-"""What is submitted, and how it is followed over connections that break: a client that is told when, in the dashboard's place."""
+"""What is submitted, and how it is followed over connections that break: by a client in the dashboard's place."""
 
 import asyncio
 import os
@@ -118,10 +118,10 @@ def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_it
     assert command("cnn", str(mine)) == ("jobs.cnn", (), mine)
 
 
-@pytest.mark.parametrize("job", ["none", "my_package", "my_package.notes", "my_package.none", "tuning.none", "common", "../churn",
-                                 ""])
+@pytest.mark.parametrize("job", ["none", "my_package", "my_package.notes", "my_package.none", "tuning.none", "common",
+                                 "../churn", ""])
 def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
-    with pytest.raises(ConfigError, match=r"give one of cnn, mlp, transformer, tuning\.cnn, .*package of yours that has a job"):
+    with pytest.raises(ConfigError, match=r"one of cnn, mlp, transformer, tuning\.cnn, .*package of yours that has a job"):
         submit.command_of(job)
 
 
@@ -134,12 +134,12 @@ def test_an_installed_trainyard_needs_no_folder_for_its_own_jobs(mine: Path, mon
     assert submit.command_of("my_package.churn").folder == mine
 
 
-def test_a_folder_that_would_hide_trainyard_on_the_cluster_is_not_sent(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_would_hide_trainyard_there_is_not_sent(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (mine / "serving").mkdir()
     assert submit.command_of("my_package.churn").folder == mine, "a folder that is no package hides nothing"
     (mine / "serving/__init__.py").touch()
     monkeypatch.setattr(submit, "_client", lambda _: pytest.fail("it is submitted"))
-    with pytest.raises(ConfigError, match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainyard's own"):
+    with pytest.raises(ConfigError, match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainy"):
         submit.submit("my_package.churn", [], address="http://127.0.0.1:1", submission_id=None, wait=True)
 
 

@@ -1,4 +1,4 @@
-"""What a job gives so that smaller and faster variants can be made of its trained classifiers: `python -m serving optimise`."""
+"""What a job gives so that `python -m serving optimise` can make smaller and faster variants of its trained classifiers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

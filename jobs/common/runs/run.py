@@ -56,7 +56,8 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
     spare_loopback()
     try:
         check_name(job)
-        config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m {job.package}")
+        given = sys.argv[1:] if arguments is None else arguments
+        config = configs.parse(job.config_type, given, f"python -m {job.package}")
         refuse_again(config.run)
         return Run(job, config).carry_out()
     except TrainyardError as error:

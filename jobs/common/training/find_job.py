@@ -1,6 +1,6 @@
 """From a job's name to its package: `mlp` is jobs.mlp, and `my_package.churn` is that package.
 
-Any package that Python can import, and that has a job.py, is a job. A house name goes before a package of the same name.
+Any package that Python can import, and that has a job.py, is a job. Trainyard's own go before others of the same name.
 """
 
 import importlib
@@ -38,8 +38,7 @@ def find_job(name: str) -> Job:
 
 
 def check_name(job: Job) -> None:
-    """Raises: ConfigError for a package that is called like a job of Trainyard itself, which would be taken for the maker of its
-    artifacts."""
+    """Raises: ConfigError for a package that is called like a job of Trainyard itself, which its artifacts would name."""
     if package_of(job.name) != job.package:
         raise ConfigError(f"the package {job.package} has the name of a job of Trainyard's own: call it otherwise")
 
@@ -51,5 +50,5 @@ def beside(job: Job, name: str) -> Path | None:
 
 
 def _choices() -> str:
-    return (f"give one of {', '.join(house_names())}, or a package of yours that has a job.py, such as my_package.churn, in the "
-            "folder that this is run in, or installed")
+    return (f"give one of {', '.join(house_names())}, or a package of yours that has a job.py, such as my_package.churn, in "
+            "the folder that this is run in, or installed")

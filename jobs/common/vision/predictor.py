@@ -38,8 +38,8 @@ def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
             pixels += opened[-1].width * opened[-1].height
             if pixels > MOST_PIXELS:
                 raise InputError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have "
-                                      f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
-                                      "fewer")
+                                 f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
+                                 "fewer")
         return np.stack([_row(image, shape, dtype) for image in opened])
 
 
