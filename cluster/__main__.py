@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_submit(submit: argparse.ArgumentParser) -> None:
-    submit.add_argument("job", metavar="JOB", help="mlp, transformer, cnn, or a search: tuning.mlp, …")
+    submit.add_argument("job", metavar="JOB", help="mlp, transformer, cnn, a package of yours such as "
+                        "my_package.churn, or a search of one: tuning.mlp, …")
+    submit.add_argument("--working-dir", default=None, metavar="FOLDER",
+                        help="goes to the cluster with the job; by default the current folder, if it holds the job or "
+                             "Trainyard")
     submit.add_argument("--no-wait", action="store_true",
                         help="end once it is submitted; by default its log is followed to its end")
     submit.add_argument("--address", default=None, metavar="URL",

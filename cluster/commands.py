@@ -74,7 +74,10 @@ def submit(options: argparse.Namespace) -> int:
         from cluster.submit import submit as carry_out
 
         return carry_out(options.job, options.flags, address=options.address, submission_id=options.submission_id,
-                         wait=not options.no_wait)
+                         wait=not options.no_wait, working_dir=options.working_dir)
+    if options.working_dir is not None:
+        raise ConfigError("--working-dir is of a Ray cluster: with --kubernetes the code is what --image has, so put your "
+                          "folder into an image that is built on it, with PYTHONPATH naming it")
     if options.address or options.submission_id:
         raise ConfigError("--address and --submission-id are of a Ray cluster: with --kubernetes give --context and --name")
     if options.template and (given := [f"--{name}" for name in _OF_PODS if getattr(options, name) is not None]):

@@ -14,11 +14,13 @@ import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cluster.connect import authenticate_for, control_store, probe
-from cluster.core import submission
+from cluster.core import shadows, submission
 from cluster.core.control_store import Gcs
 from cluster.core.errors import ClusterError, ConfigError, StoppedError
 from cluster.core.loop_clock import LoopClock
@@ -33,22 +35,60 @@ _SHOWN_FILES = 5
 _POLL_S = 0.5
 
 
-def module_of(job: str) -> tuple[str, Path]:
-    """The module that a job's name means (`mlp`, `tuning.mlp`), and the repository that holds it: the current folder, if it is one.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a job's name means: a module, what comes before the job's flags, and a folder that goes to the cluster too.
 
-    Raises: ConfigError with the names that there are.
+    folder: None where all of it is installed, here and on the cluster.
     """
-    roots = [root for root in (Path.cwd(), Path(__file__).parents[1]) if (root / "jobs" / "common").is_dir()]
-    if not roots:
-        raise ConfigError("there is no repository here to submit from: run this in the folder that holds jobs/")
-    root = roots[0]
-    trained = sorted(path.parent.name for path in root.glob("jobs/*/__main__.py"))
-    named = {job: f"jobs.{job}" for job in trained} | {
-        f"tuning.{job}": f"tuning.{job}" for job in trained if (root / "tuning" / f"{job}.py").exists()}
-    module = named.get(job.removeprefix("jobs."))
-    if module is None:
-        raise ConfigError(f"there is no job {job!r}: give one of {', '.join(named)}")
-    return module, root
+
+    module: str
+    arguments: tuple[str, ...]
+    folder: Path | None
+
+
+def command_of(job: str, working_dir: str | None = None) -> Command:
+    """job: `mlp`, a package of yours such as `my_package.churn`, or a search of one of them: `tuning.mlp`.
+
+    Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository that
+    this runs from. Raises: ConfigError with the names that there are, or for a folder that would hide Trainyard's packages.
+    """
+    name = job.removeprefix("tuning.").removeprefix("jobs.")
+    folder = _given(working_dir) if working_dir is not None else _folder_of(name)
+    if folder is not None and (hidden := shadows.found_in(folder)):
+        raise ConfigError(f"the job would not find Trainyard: {hidden}")
+    own = sorted({path.parent.name for root in (folder, shadows.OURS) if root for path in root.glob("jobs/*/job.py")})
+    if name not in own and not _has_job(name, folder):
+        choices = ", ".join([*own, *(f"tuning.{each}" for each in own)])
+        raise ConfigError(f"there is no job {job!r}: give one of {choices}, or a package of yours that has a job.py, such as "
+                          "my_package.churn, in --working-dir or installed")
+    if job.startswith("tuning."):
+        return Command(module="tuning", arguments=(name,), folder=folder)
+    return Command(module=f"jobs.{name}" if name in own else name, arguments=(), folder=folder)
+
+
+def _given(working_dir: str) -> Path:
+    folder = Path(working_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--working-dir {working_dir}: there is no such folder")
+    return folder
+
+
+def _folder_of(name: str) -> Path | None:
+    here = Path.cwd()
+    if (here / "jobs/common").is_dir() or here.joinpath(*name.split("."), "job.py").is_file():
+        return here
+    return shadows.OURS if (shadows.OURS / "pyproject.toml").is_file() else None
+
+
+def _has_job(name: str, folder: Path | None) -> bool:
+    """Whether a package is in a folder, or installed, with a job.py. Imports nothing."""
+    top, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        return False
+    specs = (PathFinder.find_spec(top, [str(folder)]) if folder else None, find_spec(top))
+    return any(Path(place, *rest, "job.py").is_file()
+               for spec in specs if spec is not None for place in spec.submodule_search_locations or [])
 
 
 def entrypoint(module: str, flags: Sequence[str]) -> str:
@@ -56,22 +96,26 @@ def entrypoint(module: str, flags: Sequence[str]) -> str:
     return shlex.join(["python", "-m", module, *flags])
 
 
-def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id: str | None, wait: bool) -> int:
-    """Submits the repository with a command, follows its log, and returns the job's exit code: 0, 1, 2 or 3.
+def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id: str | None, wait: bool,
+           working_dir: str | None = None) -> int:
+    """Submits a folder with a command, follows its log, and returns the job's exit code: 0, 1, 2 or 3.
 
     Raises: ConfigError, ClusterError if it cannot be submitted or the cluster is lost meanwhile.
     """
-    module, root = module_of(job)
-    check_upload(root)
+    command = command_of(job, working_dir)
+    line = entrypoint(command.module, [*command.arguments, *flags])
+    if command.folder is not None:
+        check_upload(command.folder)
+    runtime_env = {} if command.folder is None else {"working_dir": str(command.folder)}
     with _authenticated(address) as url:
         client = _client(url)
         try:
-            named = client.submit_job(entrypoint=entrypoint(module, flags), submission_id=submission_id,
-                                      runtime_env={"working_dir": str(root)}, metadata={submission.KEY: uuid.uuid4().hex})
+            named = client.submit_job(entrypoint=line, submission_id=submission_id, runtime_env=runtime_env,
+                                      metadata={submission.KEY: uuid.uuid4().hex})
         except (RuntimeError, OSError, ValueError) as error:
             raise ClusterError(f"the job was not submitted to {url} ({_short(error)}): look at the cluster with `python -m cluster "
                                "status`, or pass another --submission-id") from error
-        print(f"submitted {named} to {url}: {entrypoint(module, flags)}", flush=True)
+        print(f"submitted {named} to {url}: {line}", flush=True)
         if not wait:
             print(_how_to(named))
             return 0

@@ -1,1 +1,6 @@
 """The training jobs, one package a job: `python -m jobs.<name>`."""
+
+from pathlib import Path
+from runpy import run_path
+
+run_path(str(Path(__file__).parents[1] / "cluster/core/shadows.py"))["check"]()  # by its path: cluster may be hidden

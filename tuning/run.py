@@ -1,11 +1,10 @@
-"""The life of a search, from the command line to the exit code: `python -m tuning.mlp --num-trials 30 --time-budget 10m`.
+"""The life of a search, from the command line to the exit code: `python -m tuning mlp --num-trials 30 --time-budget 10m`.
 
 parse → check the space against the job → connect → preflight → data → trials → leaderboard, best.yaml, report → final trainings
 Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a result · 2 the user can fix it · 3 stopped, resumable.
 """
 
 import contextlib
-import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jobs.common.config import to_dict
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
 from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, read_record
+from jobs.common.training.find_job import beside
 from jobs.common.training.job import Job
 from tuning import results
 from tuning import retrain_best as final
@@ -27,30 +27,36 @@ from tuning.objective import Goal
 from tuning.options import MAY_CHANGE, OWN, base_config, combined, in_folder
 from tuning.progress import SearchProgress
 from tuning.search import Search
-from tuning.space import Space, with_values
+from tuning.space import SPACE_FILE, Space, with_values
 
 
-def main(job: Job, space: Space, arguments: Sequence[str] | None = None) -> int:
-    """Carries out a command line. space: the job's own. Returns the exit code; prints one message for an expected error."""
+def main(job: Job, arguments: Sequence[str]) -> int:
+    """Carries out a command line. Returns the exit code; prints one message for an expected error."""
     spare_loopback()
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        return Tuning(job, space, configs.parse(combined(job.config_type), given, f"python -m tuning.{job.name}")).carry_out()
+        return Tuning(job, configs.parse(combined(job.config_type), arguments, f"python -m tuning {job.name}")).carry_out()
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
 
 
+def _space_file(job: Job, given: str | None) -> Path:
+    """The file of --space, or the job's own. Raises: ConfigError if there is neither."""
+    found = Path(given) if given else beside(job, SPACE_FILE)
+    if found is None:
+        raise ConfigError(f"the job {job.name} has no {SPACE_FILE} beside its job.py: write one, or pass --space FILE")
+    return found
+
+
 class Tuning:
     """One command line's way through a search's life."""
 
-    def __init__(self, job: Job, space: Space, options: Any) -> None:
+    def __init__(self, job: Job, options: Any) -> None:
         """Raises: ConfigError for a space, an objective or an option that does not fit the job."""
         self.job, self.options = job, options
         self.base = base_config(options, job.config_type)
         job.check(self.base)
-        whole = Space.read(Path(options.space)) if options.space else space
-        self.space, self.pinned = whole.fixed(options.fix)
+        self.space, self.pinned = Space.read(_space_file(job, options.space)).fixed(options.fix)
         self.space.check(with_values(self.base, self.pinned))
         objective = options.objective or (f"validation_{self.base.metric}",)
         self.goal = Goal.of(job.metrics(self.base), objective, options.constraint)
@@ -160,8 +166,8 @@ class Tuning:
         def order(trial: Trial, until_epoch: int) -> TrialOrder:
             config = results.config_of(self.base, search, trial)
             config = in_folder(config, storage=store.child("trials").location(), name=trial.folder)
-            return TrialOrder(number=trial.number, job=f"jobs.{self.job.name}.data:JOB", config=to_dict(config),
-                              until_epoch=until_epoch, data_uri=data_uri)
+            return TrialOrder(number=trial.number, job=self.job.name, config=to_dict(config), until_epoch=until_epoch,
+                         data_uri=data_uri)
 
         flight = TrialRunner(search=search, order=order, request=self._request(), watcher=watch,
                              max_concurrent=self.options.max_concurrent)

@@ -1,12 +1,6 @@
 """What a search may change: fields of a job's config, each with a distribution, some only under a condition.
 
-    SPACE = Space(
-        log_uniform("optim.lr", 1e-4, 1e-1),
-        choice("optim.name", "adamw", "sgd"),
-        uniform("optim.momentum", 0.0, 0.95, when={"optim.name": "sgd"}),
-    )
-
-or the same as a file for `--space`:
+A job has them in its search_space.yaml, and a file for `--space` says the same:
 
     optim.lr: {log_uniform: [1e-4, 1e-1]}
     optim.name: {choice: [adamw, sgd]}
@@ -34,6 +28,8 @@ from cluster.core.errors import ConfigError
 from jobs.common.config import C, Config, flatten, from_dict, to_dict
 
 Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
+SPACE_FILE = "search_space.yaml"
+"""In the folder of a job: the space that is searched where no other is given."""
 Values = dict[str, Any]
 """Dotted field → value, plain enough for JSON."""
 
@@ -55,7 +51,7 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One field, and where its values come from: `kind` is a function of this module."""
+    """One field, and where its values come from."""
 
     name: str
     kind: Kind
@@ -150,28 +146,6 @@ def _pinned(pin: str, value: str) -> Any:
         raise ConfigError(f"--fix {pin}: the value is not valid YAML ({error})") from error
 
 
-def uniform(name: str, low: float, high: float, *, step: float | None = None, when: Values | None = None,
-            mutable: bool = False) -> Parameter:
-    return Parameter(name=name, kind="uniform", values=(low, high), step=step, when=when or {}, mutable=mutable)
-
-
-def log_uniform(name: str, low: float, high: float, *, when: Values | None = None, mutable: bool = False) -> Parameter:
-    return Parameter(name=name, kind="log_uniform", values=(low, high), when=when or {}, mutable=mutable)
-
-
-def integer(name: str, low: int, high: int, *, step: int | None = None, when: Values | None = None,
-            mutable: bool = False) -> Parameter:
-    return Parameter(name=name, kind="integer", values=(low, high), step=step, when=when or {}, mutable=mutable)
-
-
-def log_integer(name: str, low: int, high: int, *, when: Values | None = None, mutable: bool = False) -> Parameter:
-    return Parameter(name=name, kind="log_integer", values=(low, high), when=when or {}, mutable=mutable)
-
-
-def choice(name: str, *values: Any, when: Values | None = None, mutable: bool = False) -> Parameter:
-    return Parameter(name=name, kind="choice", values=values, when=when or {}, mutable=mutable)
-
-
 class Space:
     """Parameters in the order in which they are drawn."""
 
@@ -186,11 +160,11 @@ class Space:
         try:
             found = read_yaml(path, _Loader)
         except OSError as error:
-            raise ConfigError(f"--space {path}: cannot be read ({error.strerror})") from error
+            raise ConfigError(f"space {path}: cannot be read ({error.strerror})") from error
         except DocumentError as error:
-            raise ConfigError(f"--space {path}: is not valid YAML: {error}") from error
+            raise ConfigError(f"space {path}: is not valid YAML: {error}") from error
         if not isinstance(found, dict):
-            raise ConfigError(f"--space {path}: must hold fields, such as `optim.lr: {{log_uniform: [1e-4, 1e-1]}}`")
+            raise ConfigError(f"space {path}: must hold fields, such as `optim.lr: {{log_uniform: [1e-4, 1e-1]}}`")
         return Space.from_dict(cast(dict[str, Any], found))
 
     @staticmethod
@@ -354,4 +328,4 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"
 
 
-__all__ = ["Parameter", "Space", "Values", "choice", "integer", "label", "log_integer", "log_uniform", "uniform", "with_values"]
+__all__ = ["SPACE_FILE", "Parameter", "Space", "Values", "label", "with_values"]

@@ -24,8 +24,8 @@ from cluster.core.errors import ConfigError, DataError, RunConflictError, Stoppe
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.execution.worker import load
 from jobs.common.runs.trial import run_trial
+from jobs.common.training.find_job import find_job
 
 EVENT = "event"
 _TICK_S = 1.0
@@ -39,7 +39,7 @@ class TrialOrder:
 
     number: int
     job: str
-    """`module:name` of the Job."""
+    """The job's name: see jobs/common/training/find_job.py."""
     config: dict[str, Any]
     until_epoch: int
     data_uri: str
@@ -92,7 +92,7 @@ class TrialActor(Trainable):
 
 def _carry_out(order: TrialOrder, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:
     try:
-        job = load(order.job)
+        job = find_job(order.job)
         config = from_dict(job.config_type, order.config)
         storage = Store.open(order.data_uri)
         end = _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,

@@ -4,6 +4,7 @@
     ├── UserError                 2    the user can fix it; nothing was written
     │   ├── ConfigError                a flag, a field of a file, or a combination of them
     │   ├── DataError                  missing, empty, malformed or inconsistent input data
+    │   │   └── InputError             rows that a model is asked about, which are not what it takes
     │   ├── ResourceError              more workers, CPUs or GPUs than there can ever be
     │   ├── ClusterError               no cluster at the address, a half-dead one, a wrong token, mixed versions
     │   ├── StorageError               not writable, not visible from a node, not there
@@ -38,6 +39,10 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
+    pass
+
+
+class InputError(DataError):
     pass
 
 

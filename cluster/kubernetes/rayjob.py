@@ -28,7 +28,7 @@ from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.core.submission import FOLLOWING_ENDED, LOST_AFTER_S, as_shell
 from cluster.kubernetes.client import Kube, Object
 from cluster.kubernetes.status import read_kube_status, state_of
-from cluster.submit import module_of
+from cluster.submit import command_of
 
 _POLL_S = 2.0
 _EXPLAIN_AFTER_S = 20.0
@@ -43,8 +43,9 @@ _RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop
 def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | None, template: str | None, image: str | None,
                   workers: int, cpus: int, memory: str, gpus: int, wait: bool) -> int:
     """Returns the job's exit code: 0, 1, 2 or 3. Raises: ConfigError, ClusterError."""
-    module, _ = module_of(job)
-    name = name or f"{job.replace('.', '-')}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    command = command_of(job)
+    module, flags = command.module, [*command.arguments, *flags]
+    name = name or f"{_for_a_name(job)}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     made = (read_template(template, image) if template else
             minimal(image or _needs_image(), workers=workers, cpus=cpus, memory=memory, gpus=gpus))
     made = with_command(made, name, module, flags)
@@ -58,6 +59,11 @@ def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | Non
     except KeyboardInterrupt:
         print(f"\nnot followed any more; the job goes on\n{_how_to(kube, name)}", file=sys.stderr)
         return FOLLOWING_ENDED
+
+
+def _for_a_name(job: str) -> str:
+    """What a RayJob may be called for a job, with room for a time and more."""
+    return re.sub("[^a-z0-9]+", "-", job.lower())[: _LONGEST_NAME - len("-0101-000000-abcd")].strip("-")
 
 
 # ── the manifest ──

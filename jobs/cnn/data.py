@@ -1,4 +1,4 @@
-"""What goes into the CNN and what comes out, and the job as the common life cycle sees it. Imports no TensorFlow."""
+"""What goes into the CNN and what comes out. Imports no TensorFlow."""
 
 import importlib.util
 
@@ -10,10 +10,9 @@ from jobs.common.artifact.manifest import Description
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
 from jobs.common.report.html import Section
-from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
+from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import describe_images, image_sections, prepare_images
-from jobs.common.vision.judging import judge_images
 
 HOW_TO_LOAD = """from jobs.cnn.model import load
 probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on
@@ -51,7 +50,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     model, classes = trained.config.model, len(trained.dataset.class_names)
     kind = f"A convolutional network of {model.depth} blocks" if model.build == OWN else f"A network built by {model.build}"
     about = f"{kind} that tells {classes} classes of images apart."
-    return describe_images(trained, verdict, job="cnn", about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
+    return describe_images(trained, verdict, about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
 
 
 def files(trained: TrainingResult) -> dict[str, bytes]:
@@ -66,9 +65,3 @@ def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact)
     from jobs.cnn.model import load
 
     return image_sections(trained, load(made.store))
-
-
-JOB = Job(
-    name="cnn", config_type=CnnConfig, config_path="jobs.cnn.config:CnnConfig", train="jobs.cnn.train:train",
-    check=check, prepare=prepare, judge=judge_images, describe=describe, files=files, sections=sections,
-)

@@ -8,6 +8,6 @@ from jobs.mlp.config import MlpConfig
 if __name__ == "__main__":
     answer_help(MlpConfig, "python -m jobs.mlp")
     from jobs.common.runs.run import main
-    from jobs.mlp.data import JOB  # after the help, which so takes half the time
+    from jobs.mlp.job import JOB  # after the help, which so takes half the time
 
     sys.exit(main(JOB))

@@ -1,13 +1,12 @@
-"""What goes into the MLP and what comes out, and the job as the common life cycle sees it. Imports no torch."""
+"""What goes into the MLP and what comes out. Imports no torch."""
 
 from collections.abc import Sequence
 
 from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.report.html import Section
-from jobs.common.training.job import EvaluationResult, Job, TrainingResult, require_package
-from jobs.common.vision.job import describe_images, image_sections, prepare_images
-from jobs.common.vision.judging import judge_images
+from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
+from jobs.common.vision.job import describe_images, image_sections
 from jobs.mlp.config import MlpConfig
 
 HOW_TO_LOAD = """from jobs.mlp.model import load
@@ -24,7 +23,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
     about = (f"A multi-layer perceptron with hidden layers of {_widths(trained.config.model.hidden)} units that tells "
              f"{len(trained.dataset.class_names)} classes of images apart.")
-    return describe_images(trained, verdict, job="mlp", about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
+    return describe_images(trained, verdict, about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
 
 
 def files(trained: TrainingResult) -> dict[str, bytes]:
@@ -43,9 +42,3 @@ def sections(trained: TrainingResult, verdict: EvaluationResult, made: artifact.
 
 def _widths(hidden: Sequence[int]) -> str:
     return " and ".join(map(str, hidden)) or "no"
-
-
-JOB = Job(
-    name="mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
-    check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files, sections=sections,
-)

@@ -8,6 +8,6 @@ from jobs.transformer.config import TransformerConfig
 if __name__ == "__main__":
     answer_help(TransformerConfig, "python -m jobs.transformer")
     from jobs.common.runs.run import main
-    from jobs.transformer.data import JOB  # after the help, which so takes half the time
+    from jobs.transformer.job import JOB  # after the help, which so takes half the time
 
     sys.exit(main(JOB))

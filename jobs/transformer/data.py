@@ -1,4 +1,4 @@
-"""What goes into the Transformer and what comes out, and the job as the common life cycle sees it. Imports no torch."""
+"""What goes into the Transformer and what comes out. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +16,10 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
-from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, Job, TrainingResult, require_package
+from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import load_tokenizer, prepare, sample, tokenizer_files
+from jobs.transformer.prepare import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text_features import TextFeatures
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
@@ -75,7 +75,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     classify = config.task == "classify"
     about = dataset.details
     return Description(
-        job="transformer", task="text-classification" if classify else "text-generation",
+        job=trained.job, task="text-classification" if classify else "text-generation",
         inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)) if classify
                 else TensorSpec(name="tokens", datatype="INT32", shape=(-1, about["max_length"] + 1)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))) if classify
@@ -138,10 +138,3 @@ def metrics(config: TransformerConfig) -> dict[str, Direction]:
     if config.task == "generate":
         return {"validation_loss": "min"}
     return {**CLASSIFIER_METRICS, "validation_macro_f1": "max"}
-
-
-JOB = Job(
-    name="transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
-    train="jobs.transformer.train:train", check=check, prepare=prepare, judge=verdict_of, describe=describe, files=files,
-    sections=sections, metrics=metrics,
-)

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
+from jobs.common.predictor.find import check_allowed
 from jobs.common.registry.registry import Registry
 from serving.commands.deployment_record import application
 from serving.core.settings import ENDPOINT, INGRESS, SHARED, EndpointSettings, ModelSettings, SharedSettings, routes
@@ -41,10 +42,11 @@ class Served:
     generates: bool
 
 
-def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
+def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> Served:
     """spec: `NAME=models:/MODEL@ALIAS`, `NAME=models:/MODEL/VERSION`, or `NAME=PATH` of an artifact.
 
-    An alias becomes a version and a digest here, once. Raises: ConfigError, RegistryError, ArtifactError.
+    An alias becomes a version and a digest here, once. jobs: packages outside Trainyard whose artifacts may be served.
+    Raises: ConfigError, RegistryError, ArtifactError.
     """
     name, equals, where = spec.partition("=")
     if not equals or not _NAME.fullmatch(name):
@@ -56,6 +58,7 @@ def find(spec: str, tracking_uri: str | None, storage: Store) -> Served:
     else:
         version, uri, digest, registered = "1", where, None, ""
     artifact = open_artifact(uri, digest)
+    check_allowed(artifact, jobs)
     return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered,
                   generates=artifact.manifest.description.task == "text-generation")
 

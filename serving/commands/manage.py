@@ -215,7 +215,7 @@ def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list
         if not like.registered:
             raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
         spec = f"{options.model}=models:/{like.registered}/{version}"
-        served = deploy.find(spec, options.tracking_uri, Store.open(options.storage))
+        served = deploy.find(spec, options.tracking_uri, Store.open(options.storage), like.jobs)
         found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest))
     return found
 

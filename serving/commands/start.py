@@ -173,7 +173,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
-    served = [deploy.find(spec, options.tracking_uri, storage) for spec in options.model]
+    served = [deploy.find(spec, options.tracking_uri, storage, options.job) for spec in options.model]
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
     if options.placement == "shared" and (texts := [each.name for each in served if each.generates]):
@@ -184,7 +184,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         generates=each.generates, min_replicas=options.min_replicas,
         max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
         gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
-        downscale_delay_s=options.downscale_delay_s, shared=options.placement == "shared")
+        downscale_delay_s=options.downscale_delay_s, jobs=options.job, shared=options.placement == "shared")
         for each in served]
     if options.engine == "vllm":
         from serving.text import vllm

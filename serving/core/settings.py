@@ -38,6 +38,9 @@ class ModelSettings:
     batch_wait_ms: float = 0.0
     """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
     downscale_delay_s: float = 60.0
+    jobs: Sequence[str] = ()
+    """Packages of jobs outside Trainyard that an artifact may name, and that a replica imports then: see
+    jobs/common/predictor/find.py."""
     shared: bool = False
     """Whether replicas that it shares with other models load it when it is asked for."""
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.drift_reference import Reference, prediction_features
+from jobs.common.predictor.predictor import Predictor, Watched
 from serving.core.settings import ModelSettings
-from serving.model.predictor import Predictor, Watched
 
 Array = NDArray[Any]
 ROWS_A_SECOND = 64

@@ -42,7 +42,7 @@ class MultiplexedReplica:
     async def about(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Of a model that need not be loaded for it. Raises: ArtifactError."""
         made = ModelSettings(**settings)
-        return describe(await asyncio.to_thread(open_artifact, made.uri, made.digest))
+        return describe(await asyncio.to_thread(open_artifact, made.uri, made.digest), made.jobs)
 
     async def infer(self, settings: Mapping[str, Any], requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         found = await self._replica(ModelSettings(**settings))

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.core.background import in_loop
-from cluster.core.errors import ArtifactError
+from cluster.core.errors import ArtifactError, InputError
 from jobs.common.artifact.artifact import Artifact, open_artifact
-from serving.core.errors import ModelError, RefusedError
+from jobs.common.predictor.find import explains, load_predictor
+from jobs.common.predictor.predictor import Explaining, Predictor
+from serving.core.errors import BadRequestError, ModelError, RefusedError
 from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.hardening.serve_patches import keep_calls_to_this_node
 from serving.model.drift_monitor import Drift, watch
 from serving.model.explanations import put_together, specs
-from serving.model.predictor import Explaining, Predictor, explains, load_predictor
 
 Tensors = Mapping[str, NDArray[Any]]
 _QUICK_S = 0.005
@@ -40,7 +41,7 @@ class Replica:
         keep_calls_to_this_node()
         use_threads(max(1, int(self.settings.cpus)))
         artifact = open_artifact(self.settings.uri, self.settings.digest)
-        self._predictor = load_predictor(artifact)
+        self._predictor = load_predictor(artifact, self.settings.jobs)
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)
@@ -50,7 +51,7 @@ class Replica:
         self._thread = None if here else ThreadPoolExecutor(1, thread_name_prefix="model")
         self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explanation")
         self._decoding = ThreadPoolExecutor(max(1, int(self.settings.cpus)), thread_name_prefix="decoding")
-        self._about = describe(artifact)
+        self._about = describe(artifact, self.settings.jobs)
 
     def about(self) -> dict[str, Any]:
         """What the ingress needs to know of the model."""
@@ -95,8 +96,8 @@ class Replica:
             return rows
         try:
             found = [await loop.run_in_executor(self._explaining, explain, rows[place : place + 1]) for place in range(len(rows))]
-        except RefusedError as error:
-            return error
+        except InputError as error:
+            return BadRequestError(str(error))
         except Exception:  # noqa: BLE001  (as in `decoded`)
             _log.exception("the model failed to explain")
             return ModelError("the model failed to explain: see the replica's log")
@@ -110,12 +111,15 @@ async def _watch(watched: "weakref.ref[Replica]") -> None:
         await asyncio.sleep(HEARTBEAT_S)
 
 
-def describe(artifact: Artifact) -> dict[str, Any]:
-    """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain."""
+def describe(artifact: Artifact, jobs: Sequence[str]) -> dict[str, Any]:
+    """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain.
+
+    jobs: as in ModelSettings.
+    """
     about = artifact.manifest.description
     return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs, "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
-            "explanation": specs(about.inputs) if explains(artifact) else ()}
+            "explanation": specs(about.inputs) if explains(artifact, jobs) else ()}
 
 
 def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:
@@ -127,8 +131,8 @@ def decoded(predictor: Predictor, inputs: Tensors) -> NDArray[Any] | RefusedErro
     """A request's rows, or what is wrong with it."""
     try:
         return predictor.decode(inputs)
-    except RefusedError as error:
-        return error
+    except InputError as error:
+        return BadRequestError(str(error))
     except Exception:  # noqa: BLE001  (its request gets an answer, the others theirs, and the replica goes on)
         _log.exception("a request could not be decoded")
         return ModelError(_FAILED)

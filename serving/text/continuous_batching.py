@@ -17,8 +17,8 @@ import numpy as np
 
 from cluster.core.background import in_background, logged
 from cluster.core.errors import ArtifactError
+from jobs.common.predictor.predictor import MOST_CHARACTERS
 from serving.core.errors import ModelError, ParameterError, RefusedError
-from serving.model.predictor import MOST_CHARACTERS
 from serving.model.replica import Replica
 
 Piece = tuple[int, str, int, str | None]

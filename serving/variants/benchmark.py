@@ -17,9 +17,9 @@ from jobs.common.config import PREPARED_FOLDER, Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
 from jobs.common.evaluation.metrics import evaluate
-from jobs.common.execution.worker import load as load_object
+from jobs.common.predictor.predictor import Predictor
+from jobs.common.training.find_job import find_job
 from jobs.common.training.job import Job
-from serving.model.predictor import Predictor
 from serving.model.replica import answers
 
 Array = NDArray[Any]
@@ -49,13 +49,13 @@ class Data:
 
     @staticmethod
     def of(artifact: Artifact, column: str, storage: Store, elsewhere: Mapping[str, str], say: Say) -> "Data":
-        """As it lies in the storage, or else prepared anew by the manifest's config.
+        """The data as it is in the storage, or else prepared again by the manifest's config and its job, which is imported.
 
         elsewhere: fields of the config's `data` that are no longer right, such as its `uri`.
         Raises: DataError if it cannot be had, or is not the same.
         """
         about = artifact.manifest.description
-        job: Job = load_object(f"jobs.{about.job}.data:JOB")
+        job = find_job(about.job)
         config = from_dict(job.config_type, about.config)
         config = replace(config, data=replace(config.data, **elsewhere))
         wanted = str(about.data["fingerprint"])

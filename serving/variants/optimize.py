@@ -16,16 +16,17 @@ from cluster.core.errors import ArtifactError, ConfigError, RegistryError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import CARD, MANIFEST, PROBE, Artifact, Probe, open_artifact, write_artifact
 from jobs.common.artifact.manifest import Description, Variant
+from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, library_versions, machine
 from jobs.common.registry.registry import Registry
-from serving.model.predictor import Predictor, load_predictor
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
 
 _CALIBRATION_ROWS = 512
 _HOW_TO_LOAD = """from jobs.common.artifact.artifact import open_artifact
-from serving.model.predictor import load_predictor
+from jobs.common.predictor.find import load_predictor
 artifact = open_artifact("ARTIFACT")
 predictor = load_predictor(artifact)
 outputs = predictor.encode(predictor.predict(predictor.decode(artifact.probe().inputs)))  # or inputs of your own, by name"""
@@ -40,6 +41,12 @@ class Source:
     """The registry's name of the model; empty for an artifact's path."""
     version: str
     """NAME/VERSION there."""
+    jobs: Sequence[str]
+    """Packages outside Trainyard whose code may be imported, as for `load_predictor`."""
+
+    def predictor(self, artifact: Artifact) -> Predictor:
+        """Of this model, or of a variant of it. Raises: ArtifactError."""
+        return load_predictor(artifact, self.jobs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +79,15 @@ def optimize(options: argparse.Namespace) -> int:
     _check(options)
     storage = Store.open(options.storage)
     source = _source(options, storage)
-    recipe = recipe_of(source.artifact)
+    recipe = recipe_of(source.artifact, source.jobs)
     names = _names(options.variants, source.artifact, recipe.variants)
     places = _places(source.artifact, options.output, names)
     use_threads(max(1, int(options.cpus_per_replica)))
     data = Data.of(source.artifact, recipe.column, storage, _elsewhere(options), say=print)
-    parent = _parent(source.artifact, data)
+    parent = _parent(source, data)
     context = VariantContext(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
     with tempfile.TemporaryDirectory(prefix="trainyard-optimise-") as folder:
-        made, refused = _candidates(names, parent, context, data, Store.open(folder), options.max_loss)
+        made, refused = _candidates(names, source, parent, context, data, Store.open(folder), options.max_loss)
         timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(), options.seconds)
         figures = {each.name: each.figures(timed[each.name]) for each in (parent, *made)}
         written = {each.name: _written(each, parent, figures, source, places[each.name])
@@ -107,9 +114,10 @@ def _check(options: argparse.Namespace) -> None:
 def _source(options: argparse.Namespace, storage: Store) -> Source:
     where = options.artifact
     if not where.startswith("models:/"):
-        return Source(artifact=open_artifact(where), registered="", version="")
+        return Source(artifact=open_artifact(where), registered="", version="", jobs=options.job)
     found = Registry.open(options.tracking_uri, storage, "").resolve(where)
-    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name, version=f"{found.name}/{found.version}")
+    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name,
+                  version=f"{found.name}/{found.version}", jobs=options.job)
 
 
 def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> list[str]:
@@ -138,15 +146,15 @@ def _elsewhere(options: argparse.Namespace) -> dict[str, str]:
 
 
 # ── making and judging ──
-def _parent(artifact: Artifact, data: Data) -> Candidate:
+def _parent(source: Source, data: Data) -> Candidate:
     """Raises: ArtifactError if it does not do what its manifest says."""
-    predictor = load_predictor(artifact)
+    predictor = source.predictor(source.artifact)
     judged = data.judge(predictor)
-    check_reproduced(artifact, judged)
-    return Candidate(name="parent", artifact=artifact, predictor=predictor, judged=judged)
+    check_reproduced(source.artifact, judged)
+    return Candidate(name="parent", artifact=source.artifact, predictor=predictor, judged=judged)
 
 
-def _candidates(names: Sequence[str], parent: Candidate, context: VariantContext, data: Data, drafts: Store,
+def _candidates(names: Sequence[str], source: Source, parent: Candidate, context: VariantContext, data: Data, drafts: Store,
                 max_loss: float) -> tuple[list[Candidate], dict[str, str]]:
     """Those that could be made, and by name why some are refused."""
     made: list[Candidate] = []
@@ -154,18 +162,19 @@ def _candidates(names: Sequence[str], parent: Candidate, context: VariantContext
     for name in names:
         print(f"making {name}", flush=True)
         try:
-            made.append(_candidate(name, context, parent.artifact, data, drafts))
+            made.append(_candidate(name, context, source, data, drafts))
             _check_loss(parent, made[-1], max_loss)
         except ArtifactError as error:
             refused[name] = str(error)
     return made, refused
 
 
-def _candidate(name: str, context: VariantContext, parent: Artifact, data: Data, drafts: Store) -> Candidate:
+def _candidate(name: str, context: VariantContext, source: Source, data: Data, drafts: Store) -> Candidate:
     """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
+    parent = source.artifact
     about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
     draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=context.files(name))
-    predictor = load_predictor(draft)
+    predictor = source.predictor(draft)
     return Candidate(name=name, artifact=draft, predictor=predictor, judged=data.judge(predictor))
 
 
@@ -192,7 +201,7 @@ def _written(made: Candidate, parent: Candidate, figures: Mapping[str, Mapping[s
                              probe=Probe(inputs=inputs, outputs=outputs),
                              files={path: made.artifact.store.local_path(path) for path in made.paths})
     opened = open_artifact(written.store, written.digest)
-    check_probe(load_predictor(opened), opened)
+    check_probe(source.predictor(opened), opened)
     return opened
 
 

@@ -5,8 +5,7 @@
     compiled     the same files; the predictor compiles the model when it loads it. No compiled code is in an artifact
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from cluster.core.errors import ArtifactError, TrainyardError
 from jobs.common.artifact.artifact import CARD, PROBE, Artifact, Content
-from serving.model.onnx_model import MODEL, Inputs, OnnxModel
-from serving.model.predictor import module_of
+from jobs.common.predictor.find import module_of
+from jobs.common.predictor.onnx_model import MODEL, OnnxModel
+from jobs.common.predictor.recipe import COMPILED, INT8, ONNX, Recipe
 from serving.variants.int8 import quantised
 
-ONNX, INT8, COMPILED = "onnx", "onnx-int8", "compiled"
 MEANING = {ONNX: "for ONNX Runtime", INT8: "for ONNX Runtime, in 8 bits", COMPILED: "compiled when it is loaded"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".keras", ".onnx")
 _MOST_ONNX_BYTES = 1_900_000_000
@@ -28,25 +27,11 @@ _CALIBRATION_BATCH = 32
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a job gives, as RECIPE in its serving/<job>.py, so that its models can be optimised."""
+def recipe_of(artifact: Artifact, jobs: Sequence[str] = ()) -> Recipe:
+    """The recipe of an artifact's job. jobs: as in `load_predictor`.
 
-    column: str
-    """Of the prepared data: what the predictor's `predict` takes, as its `decode` gives it."""
-    to_onnx: Callable[[Artifact], bytes]
-    inputs: Inputs
-    """Of that graph."""
-    compiles: bool = False
-    """Whether its predictor's `load` heeds the variant `compiled`."""
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return (ONNX, INT8, *([COMPILED] if self.compiles else []))
-
-
-def recipe_of(artifact: Artifact) -> Recipe:
-    """Raises: ArtifactError for a model of which no variants can be made."""
+    Raises: ArtifactError for a model of which no variants can be made.
+    """
     about = artifact.manifest.description
     if about.variant is not None:
         raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: optimise that "
@@ -54,9 +39,9 @@ def recipe_of(artifact: Artifact) -> Recipe:
     if not about.labels or "accuracy" not in about.metrics.get("test", {}):
         raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss of accuracy "
                             "can be told; serve this one as it is")
-    recipe = getattr(module_of(artifact), "RECIPE", None)
+    recipe = getattr(module_of(artifact, jobs), "RECIPE", None)
     if recipe is None:
-        raise ArtifactError(f"artifact {artifact.uri} is of the job {about.job}, whose serving/{about.job}.py has no RECIPE to "
+        raise ArtifactError(f"artifact {artifact.uri} is of the job {about.job}, whose predictor.py has no RECIPE to "
                             "optimise by")
     return recipe
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jobs.cnn.train as loop
-from jobs.cnn.data import JOB
 from jobs.cnn.group import Group
+from jobs.cnn.job import JOB
 from jobs.cnn.pipeline import Pipeline
 from jobs.common.runs.run import main
 from jobs.common.training.session import Session

@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.common.config import from_dict
 from jobs.common.runs.trial import run_trial
 from jobs.mlp.config import MlpConfig
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.benchmarks.tuning_overhead import BASE, SPACE
 from tuning.space import with_values
 

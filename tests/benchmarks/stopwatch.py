@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.runs.run import main
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.runs import Job, python
 
 WATCH_FILE = "watch.json"

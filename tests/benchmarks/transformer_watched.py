@@ -17,7 +17,7 @@ from jobs.common.runs.run import main
 from jobs.common.training.session import Session
 from jobs.pytorch.gradient_buckets import GradientBuckets
 from jobs.pytorch.process_group import Group
-from jobs.transformer.data import JOB
+from jobs.transformer.job import JOB
 
 
 def train(session: Session, config: Any) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 from jobs.common.config import flatten
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, python
-from tuning.space import Space, log_uniform, uniform
+from tuning.space import Space
 
 TITLE = "a search's overhead: seconds a trial, wall time against Optuna alone, the driver at 1,000 trials"
-SPACE = Space(log_uniform("optim.lr", 1e-4, 1e-2), uniform("model.dropout", 0.0, 0.5), log_uniform("optim.weight_decay", 1e-4, 0.3))
+SPACE = Space.from_dict({"optim.lr": {"log_uniform": [1e-4, 1e-2]}, "model.dropout": {"uniform": [0.0, 0.5]},
+                         "optim.weight_decay": {"log_uniform": [1e-4, 0.3]}})
 BASE: dict[str, Any] = {"model": {"hidden": [1024, 1024]}, "eval": {"robustness_rows": 0}}
 """Wide enough that a trial takes seconds; what is searched does not change how many."""
 
@@ -56,7 +57,7 @@ def search(folder: Path, *flags: str) -> float:
     command = ["--space", str(folder.parent / "space.yaml"), "--scheduler", "none", "--run.tracking-uri", "none",
                "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
     began = time.perf_counter()
-    with python("tuning.mlp", *command, folder=folder) as started:
+    with python("tuning", "mlp", *command, folder=folder) as started:
         assert started.wait(900) == 0, started.text
     return time.perf_counter() - began
 

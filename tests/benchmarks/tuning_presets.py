@@ -44,7 +44,7 @@ def compared(job: str, folder: Path, settings: Settings) -> tuple[list[float], l
     shared = [*FEWER.get(job, []), *(["--train.epochs", str(settings.epochs)] if settings.epochs else [])]
     flags = ["--num-trials", str(settings.trials), "--run.storage", str(folder), "--run.name", "search",
              "--run.tracking-uri", "none"]
-    with python(f"tuning.{job}", *flags, *shared, folder=folder / "search") as started:
+    with python("tuning", job, *flags, *shared, folder=folder / "search") as started:
         assert started.wait(7200) == 0, started.text
     print(job, result(folder / "search"), flush=True)
     best, default = [], []

@@ -16,7 +16,7 @@ from tuning.journal import Journal
 from tuning.objective import Goal
 from tuning.options import base_config, combined
 from tuning.search import Search
-from tuning.space import Space, uniform
+from tuning.space import Space
 
 TITLE = "regret after 30 trials: Optuna's TPE and random search, on a function whose minimum is known"
 
@@ -29,7 +29,7 @@ class Settings:
 
 QUICK = Settings(trials=6, seeds=2)
 FIELDS = ("optim.lr", "optim.momentum", "optim.weight_decay", "optim.label_smoothing", "model.dropout", "augment.scale")
-SPACE = Space(uniform(FIELDS[0], 0.001, 0.999), *(uniform(name, 0.0, 0.99) for name in FIELDS[1:]))
+SPACE = Space.from_dict({name: {"uniform": [0.0, 0.99] if name in FIELDS[1:] else [0.001, 0.999]} for name in FIELDS})
 MINIMUM = -3.32237
 """Of Hartmann's function in six dimensions, at (0.202, 0.150, 0.477, 0.275, 0.312, 0.657) (Dixon and Szego 1978)."""
 _ALPHA = np.array([1.0, 1.2, 3.0, 3.2])

@@ -36,7 +36,7 @@ def search(folder: Path, settings: Settings, scheduler: str, seed: int) -> dict[
              "--run.name", folder.name, "--run.tracking-uri", "none", "--data.max-train-rows", str(settings.rows),
              "--data.tokenizer", "characters", "--data.max-length", "48", "--model.attention-window", "2", "--model.layers", "2",
              "--model.width", "64", "--eval.batch-size", "256"]
-    with python("tuning.transformer", *flags, folder=folder) as started:
+    with python("tuning", "transformer", *flags, folder=folder) as started:
         assert started.wait(3600) == 0, started.text
     found = result(folder)
     return {"best": found["best"]["evaluation"][METRIC], "epochs": found["epochs"], "seconds": found["wall_s"]}

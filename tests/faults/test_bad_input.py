@@ -23,10 +23,10 @@ import pytest
 from PIL import Image
 
 from cluster.core.storage import Store
-from jobs.cnn.data import JOB as CNN
+from jobs.cnn.job import JOB as CNN
 from jobs.common.runs.run import main
 from jobs.common.training.job import Job
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests import runs
 from tests.s3 import BUCKET, s3_server
 

@@ -13,7 +13,7 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.data.dataset import Dataset
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.run import main
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests import runs
 from tests.faults.disk import Disk
 from tuning.journal import Journal

@@ -31,7 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
 def started(cluster: local.LocalCluster, folder: Path, *flags: str, space: str = SPACE) -> Iterator[runs.Job]:
     (folder.parent / "space.yaml").write_text(space)
     command = [*FLAGS, "--space", str(folder.parent / "space.yaml"), "--run.storage", str(folder.parent), "--run.name", folder.name]
-    with runs.python("tuning.mlp", *command, *flags, folder=folder, env=cluster.environment()) as job:
+    with runs.python("tuning", "mlp", *command, *flags, folder=folder, env=cluster.environment()) as job:
         yield job
 
 
@@ -99,12 +99,12 @@ def test_a_search_on_s3_outlives_its_whole_cluster(tmp_path: Path) -> None:
     command = [*FLAGS, "--space", str(tmp_path / "space.yaml"), "--run.storage", f"s3://{BUCKET}", "--run.name", "search",
                "--num-trials", "4", "--scheduler", "none", "--train.epochs", "6"]
     with s3_server():
-        with runs.python("tuning.mlp", *command, folder=tmp_path) as job:
+        with runs.python("tuning", "mlp", *command, folder=tmp_path) as job:
             job.until(lambda: so_far() >= 8)
             os.kill(job.process.pid, signal.SIGKILL)
             job.process.wait()
         before = kept()
-        with runs.python("tuning.mlp", *command, folder=tmp_path) as job:
+        with runs.python("tuning", "mlp", *command, folder=tmp_path) as job:
             assert job.wait() == 0, job.text
         after = kept()
         assert after[: len(before)] == before

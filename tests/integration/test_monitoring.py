@@ -119,7 +119,7 @@ def everything(folder: Path) -> Iterator[Prometheus]:
 def search(folder: Path, env: dict[str, str]) -> Iterator[runs.Job]:
     flags = ["--run.storage", str(folder), "--run.name", "search", "--run.tracking-uri", "none", "--num-trials", "50",
              "--train.epochs", "3", "--max-concurrent", "1"]
-    with runs.python("tuning.mlp", *flags, folder=folder, env=env) as job:
+    with runs.python("tuning", "mlp", *flags, folder=folder, env=env) as job:
         yield job
 
 

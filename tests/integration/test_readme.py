@@ -26,8 +26,9 @@ from tests import contained, newcomer, unprivileged
 from tuning.options import combined
 
 ROOT = newcomer.ROOT
-READMES = [ROOT / "README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md", ROOT / "jobs/transformer/README.md",
-           ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md", ROOT / "cluster/README.md"]
+READMES = [ROOT / "README.md", ROOT / "jobs/README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md",
+           ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md",
+           ROOT / "cluster/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
 """Of blocks in README.md; those of the others are parsed only."""
@@ -149,7 +150,7 @@ def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.Monke
 
 def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "tuning.mlp")) is not None]
+    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "tuning", "mlp")) is not None]
     assert len(shown) >= 3
     for flags in shown:
         configs.parse(combined(MlpConfig), flags, "README")

@@ -21,7 +21,7 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.registry.__main__ import main
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.run import main as run_job
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.s3 import BUCKET, s3_server
 
 

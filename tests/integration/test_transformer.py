@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from jobs.common.artifact.artifact import open_artifact
 from jobs.transformer.model import Classifier, LanguageModel, load
-from serving.transformer import TextPredictor
+from jobs.transformer.predictor import TextPredictor
 from tests import runs
 
 SMALL = ["--model.layers", "2", "--model.heads", "2", "--model.width", "32", "--run.tracking-uri", "none",

@@ -20,9 +20,8 @@ from jobs.common.config import from_dict, parse
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.trial import run_trial
 from jobs.mlp.config import MlpConfig
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests import kept, runs
-from tuning import mlp
 from tuning.journal import KEY_VARIABLE
 from tuning.run import main
 
@@ -41,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
 def search(cluster: local.LocalCluster, folder: Path, *flags: str, job: str = "mlp", code: int = 0, quick: bool = True) -> str:
     """Runs a search to its end. Returns what it printed."""
     command = [*(QUICK if quick else []), "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
-    with runs.python(f"tuning.{job}", *command, folder=folder, env=cluster.environment()) as started:
+    with runs.python("tuning", job, *command, folder=folder, env=cluster.environment()) as started:
         assert started.wait(200) == code, started.text
         return started.text
 
@@ -228,13 +227,13 @@ def test_a_changed_space_or_config_is_refused_with_the_difference(
 ) -> None:
     folder, _ = searched
     where = ["--run.storage", str(folder.parent), "--run.name", folder.name, *QUICK, "--train.epochs", "3", *SMALL]
-    assert main(JOB, mlp.SPACE, [*where, "--fix", "model.hidden=[128]"]) == 2
+    assert main(JOB, [*where, "--fix", "model.hidden=[128]"]) == 2
     assert "pinned.model.hidden: [64] -> [128]" in capsys.readouterr().err
-    assert main(JOB, mlp.SPACE, [*where, "--fix", "model.hidden=[64]", "--train.early-stopping-epochs", "2"]) == 2
+    assert main(JOB, [*where, "--fix", "model.hidden=[64]", "--train.early-stopping-epochs", "2"]) == 2
     assert "train.early_stopping_epochs: None -> 2" in capsys.readouterr().err
-    assert main(JOB, mlp.SPACE, [*where, "--fix", "model.hidden=[64]", "--reduction-factor", "2"]) == 2
+    assert main(JOB, [*where, "--fix", "model.hidden=[64]", "--reduction-factor", "2"]) == 2
     assert "options.reduction_factor: 3 -> 2" in capsys.readouterr().err
-    assert main(JOB, mlp.SPACE, [*where, "--fix", "model.hidden=[64]", "optim.lr=0.001"]) == 2
+    assert main(JOB, [*where, "--fix", "model.hidden=[64]", "optim.lr=0.001"]) == 2
     assert "space.optim.lr.log_uniform: " in capsys.readouterr().err
 
 
@@ -306,7 +305,7 @@ def test_a_time_budget_ends_a_submitted_search_with_exit_code_0(cluster: local.L
     """Started by `ray job submit`, from a folder of no importance, on the cluster's own Python."""
     folder = tmp_path / "submitted"
     flags = ["--num-trials", "500", "--time-budget", "15s", "--train.epochs", "1", "--scheduler", "none", *SMALL, *space(tmp_path)]
-    program = ["python", "-m", "tuning.mlp", *QUICK, "--run.storage", str(tmp_path), "--run.name", folder.name, *flags]
+    program = ["python", "-m", "tuning", "mlp", *QUICK, "--run.storage", str(tmp_path), "--run.name", folder.name, *flags]
     submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(_empty(tmp_path)), "--", *program]
     done = subprocess.run(submit, env={**os.environ, **cluster.environment()}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -342,7 +341,7 @@ def test_what_can_never_be_is_refused_before_anything_is_written(
         (["--num-trial", "3"], "--num-trials"),
         (["--scheduler", "pbt", "--search", "random", *space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}")], "no field of the"),
     ):
-        assert main(JOB, mlp.SPACE, ["--run.storage", str(tmp_path / "storage"), *QUICK, *flags]) == 2, flags
+        assert main(JOB, ["--run.storage", str(tmp_path / "storage"), *QUICK, *flags]) == 2, flags
         assert message in capsys.readouterr().err, flags
     assert not (tmp_path / "storage").exists()
 
@@ -360,7 +359,7 @@ def test_a_jobs_run_and_a_search_do_not_share_a_name(tmp_path: Path, capsys: pyt
     run_trial(JOB, from_dict(MlpConfig, {"run": {"storage": str(tmp_path), "name": "search"}, "model": {"hidden": [8]},
                                          "train": {"epochs": 1}}), print)
     flags = ["--run.storage", str(tmp_path), "--model.hidden", "8", "--train.epochs", "1", *QUICK[4:]]
-    assert main(JOB, mlp.SPACE, flags) == 2
+    assert main(JOB, flags) == 2
     assert "is a job's run: pass another --run.name" in capsys.readouterr().err
 
 

@@ -230,7 +230,7 @@ def test_a_field_of_number_0_is_no_onnx(tmp_path):
 
 
 def test_a_session_is_told_that_it_reads_onnx(tmp_path):
-    from serving.model.onnx_model import OnnxModel
+    from jobs.common.predictor.onnx_model import OnnxModel
 
     given = {"description": describe(), "probe": a_probe()}
     made = write_artifact(Store.open(str(tmp_path)), "x", **given, files={"model.onnx": an_onnx().SerializeToString()})

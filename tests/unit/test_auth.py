@@ -22,7 +22,7 @@ from cluster.local.processes import Process
 from jobs.common.data.cache import BlockCache
 from jobs.common.runs.run import main
 from jobs.mlp import demo
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 
 
 @pytest.fixture(autouse=True)

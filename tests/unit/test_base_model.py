@@ -4,6 +4,7 @@ import builtins
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.predictor.find import load_predictor, module_of
 from jobs.transformer import data, tokenizer
 from jobs.transformer.model import Classifier, build_model, load
-from serving.model.predictor import load_predictor, module_of
 from tests.unit.token_rows import config_of
 
 LABELS = ("a", "b")
@@ -156,11 +157,13 @@ def test_a_manifest_without_what_the_loader_needs_is_refused(artifact: Path, cha
         load(artifact)
 
 
-@pytest.mark.parametrize("job", ["keys", "__main__", "", "../x", "mlp.x", "a b"])
-def test_a_job_that_serves_nothing_is_refused(artifact: Path, job: str) -> None:
+@pytest.mark.parametrize("job", ["keys", "__main__", "", "../x", "mlp.x", "a b", "jobs.mlp", "common", "json", ".mlp"])
+def test_a_job_that_nobody_has_named_is_refused_and_nothing_is_imported(artifact: Path, job: str) -> None:
     forge(artifact, "manifest.json", with_fields(job=job))
-    with pytest.raises(ArtifactError, match="which has no serving/"):
-        module_of(open_artifact(artifact))
+    before = set(sys.modules)
+    with pytest.raises(ArtifactError, match=r"none of Trainyard's own \(cnn, mlp, transformer\).* if you trust that package"):
+        module_of(open_artifact(artifact), ["mine", "mine.more"])
+    assert set(sys.modules) == before
 
 
 # ── a base model ──

@@ -545,7 +545,7 @@ def test_frameworks_may_be_loaded_in_any_order(order: tuple[str, ...]) -> None:
 def test_without_tensorflow_the_extra_to_install_is_named(tmp_path: Path) -> None:
     code = ("import importlib.util, sys\nfind = importlib.util.find_spec\n"
             "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)\n"
-            "from jobs.cnn.data import JOB\nfrom jobs.common.runs.run import main\nsys.exit(main(JOB))")
+            "from jobs.cnn.job import JOB\nfrom jobs.common.runs.run import main\nsys.exit(main(JOB))")
     done = subprocess.run([sys.executable, "-c", code, "--run.engine", "local", "--run.storage", str(tmp_path / "storage")],
                           cwd=runs.ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -14,20 +14,20 @@ import pytest
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Probe, write_artifact
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import build_model
+from jobs.transformer.predictor import TextPredictor
 from jobs.transformer.tokenizer import files_of, train
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.grpc import Calls
 from serving.endpoint.http import Endpoint
-from serving.model.predictor import MOST_CHARACTERS
 from serving.model.replica import Replica
 from serving.protocols.open_inference_grpc import MOST_FIELDS, message
 from serving.protocols.open_inference_json import MOST_VALUES
 from serving.text.continuous_batching import ContinuousBatcher, GenerationRequest
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
-from serving.transformer import TextPredictor
 from tests.unit.language_model import language_model, one_thread
 from tests.unit.test_completions import ABOUT as OF_TEXT
 from tests.unit.test_ingress import ask

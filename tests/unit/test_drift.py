@@ -23,18 +23,19 @@ from jobs.common.artifact.drift_reference import (
 )
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset, SplitName
+from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.predictor import Watched
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.features import image_features
 from jobs.common.vision.robustness import CHANGES
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.predictor import LikelihoodPredictor
 from jobs.transformer.prepare import load_tokenizer, prepare, sample
 from jobs.transformer.sources import _entities
 from jobs.transformer.text_features import TextFeatures
 from serving.core.settings import ModelSettings
 from serving.model.drift_monitor import MOST_NOISE, ROWS_A_SECOND, WINDOW_ROWS, Drift, watch
-from serving.model.predictor import Watched, load_predictor
 from serving.model.replica import answers
-from serving.transformer import LikelihoodPredictor
 from tests import image_loops, runs
 
 RNG = np.random.default_rng(0)
@@ -305,7 +306,7 @@ def test_an_older_artifact_and_a_language_model_serve_without(artifact: Artifact
 
 # ── what is said of metrics ──
 def test_the_table_of_metrics_names_what_the_code_makes() -> None:
-    made = {(name, kind.lower()) for path in (runs.ROOT / "serving").glob("*.py")
+    made = {(name, kind.lower()) for path in (runs.ROOT / "serving").rglob("*.py")
             for kind, name in re.findall(r'(Counter|Gauge|Histogram)\(\s*"(\w+)"', path.read_text())}
     text = (runs.ROOT / "serving/README.md").read_text()
     table = set(re.findall(r"^\| `ray_(\w+)` \| (\w+) \|", text, re.MULTILINE))

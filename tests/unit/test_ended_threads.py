@@ -37,7 +37,7 @@ def test_what_ends_a_trials_thread_without_an_event_ends_its_process(monkeypatch
     def end(name: str) -> None:
         raise SystemExit("as the test wants it")
 
-    monkeypatch.setattr(trial_actor, "load", end)
+    monkeypatch.setattr(trial_actor, "find_job", end)
     trial = TrialActor.__new__(TrialActor)
     trial._begin({"number": 1, "job": "m:job", "config": {}, "until_epoch": 1, "data_uri": "/x"})
     with pytest.raises(SystemExit, match="as the test wants it"):

@@ -71,9 +71,10 @@ def words(command: str, documents: tuple[Document, ...]) -> list[str]:
 def config_of(command: list[str]) -> Config:
     """Raises: ConfigError as the job would."""
     assert command[:2] == ["python", "-m"], command
-    package, job = command[2].split(".")
-    kind: Any = importlib.import_module(f"jobs.{job}.data").JOB.config_type
-    return configs.parse(combined(kind) if package == "tuning" else kind, command[3:], command[2])
+    searched = command[2] == "tuning"
+    job = command[3] if searched else command[2].removeprefix("jobs.")
+    kind: Any = importlib.import_module(f"jobs.{job}.job").JOB.config_type
+    return configs.parse(combined(kind) if searched else kind, command[4 if searched else 3:], command[2])
 
 
 @pytest.mark.parametrize("overlay", TRAINING)

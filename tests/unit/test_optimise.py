@@ -14,10 +14,10 @@ import pytest
 from cluster.core.errors import ArtifactError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import PROBE, WEIGHTS, Artifact, Probe, open_artifact, weights_file, write_artifact
+from jobs.common.predictor.find import load_predictor
 from jobs.common.registry.registry import Registry
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
-from serving.model.predictor import load_predictor
 from serving.model.replica import Replica, check_probe
 from tests import runs
 

@@ -12,7 +12,7 @@ from cluster.core.errors import ClusterError, DataError, ResourceError
 from jobs.common.runs import rejections as refusal
 from jobs.common.runs.run import main
 from jobs.common.training.job import Job
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.unit.test_run import flags
 
 MESSAGE = "column label has 3 rows without a value: fill or drop them"

@@ -16,13 +16,13 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.vision.predictor import MOST_PIXELS
 from jobs.mlp.model import Mlp
 from jobs.mlp.model import load as load_images
+from jobs.transformer.predictor import LikelihoodPredictor
 from serving.core.errors import BadRequestError
 from serving.core.settings import ModelSettings
-from serving.model.image_predictor import MOST_PIXELS
 from serving.model.replica import Replica, answers
-from serving.transformer import LikelihoodPredictor
 from tests.unit.language_model import language_model
 
 PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic

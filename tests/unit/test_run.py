@@ -23,7 +23,7 @@ from jobs.common.config import parse
 from jobs.common.execution.executors import Executor
 from jobs.common.runs.run import Run, main
 from jobs.common.runs.run_folder import RunFolder
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.runs import ROOT
 
 QUICK = ["--run.engine", "local", "--run.tracking-uri", "none", "--train.epochs", "1", "--train.max-steps", "3", "--model.hidden",
@@ -159,7 +159,7 @@ def test_what_somebody_may_want_back_stays_where_only_a_part_of_the_folder_was_d
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     code = ("import sys, time\nfrom dataclasses import replace\nfrom jobs.common.runs.run import main\n"
-            "from jobs.mlp.data import JOB\n"
+            "from jobs.mlp.job import JOB\n"
             "def prepare(*_, **__):\n    print('preparing', flush=True)\n    time.sleep(60)\n"
             "sys.exit(main(replace(JOB, prepare=prepare), sys.argv[1:]))")
     with subprocess.Popen([sys.executable, "-c", code, *flags(tmp_path, "run")], cwd=ROOT, stdout=subprocess.PIPE,

@@ -21,15 +21,15 @@ from tuning.metrics import GAUGES, readings
 from tuning.objective import Goal
 from tuning.options import base_config, combined
 from tuning.search import Search
-from tuning.space import Space, Values, choice, log_uniform, uniform
+from tuning.space import Space, Values
 
 KEY = b"of this test alone"
 EPOCHS = 9
-SPACE = Space(
-    log_uniform("optim.lr", 1e-4, 1e-1, mutable=True),
-    choice("optim.name", "adamw", "sgd"),
-    uniform("optim.momentum", 0.0, 0.9, when={"optim.name": "sgd"}, mutable=True),
-)
+SPACE = Space.from_dict({
+    "optim.lr": {"log_uniform": [1e-4, 1e-1], "mutable": True},
+    "optim.name": {"choice": ["adamw", "sgd"]},
+    "optim.momentum": {"uniform": [0.0, 0.9], "when": {"optim.name": "sgd"}, "mutable": True},
+})
 REPORTED: Any = {"validation_accuracy": "max", "validation_loss": "min"}
 TUNED = ["--num-trials", "12", "--train.epochs", str(EPOCHS)]
 
@@ -202,7 +202,7 @@ def test_a_grid_is_as_large_as_it_is(tmp_path: Path) -> None:
     options = parse(combined(MlpConfig), [*TUNED, "--search", "grid", "--scheduler", "none"], "test")
     journal = Journal.open(Store.open(str(tmp_path)), KEY)
     journal.begin({})
-    space = Space(choice("optim.lr", 0.1, 0.01), choice("optim.name", "adamw", "sgd"))
+    space = Space.from_dict({"optim.lr": {"choice": [0.1, 0.01]}, "optim.name": {"choice": ["adamw", "sgd"]}})
     search = Search(journal, Store.open(str(tmp_path)), options, base_config(options, MlpConfig), space, {},
                     Goal.of(REPORTED, ("validation_accuracy",), ()))
     carry_out(search)

@@ -16,7 +16,7 @@ from tuning import results
 from tuning.console import SearchConsole
 from tuning.report import render
 from tuning.search import Search
-from tuning.space import Space, uniform
+from tuning.space import Space
 
 BASE = MlpConfig()
 
@@ -95,7 +95,8 @@ def test_a_search_without_any_result_has_a_report(tmp_path: Path) -> None:
 def test_a_field_that_no_trial_has_is_left_out(tmp_path: Path) -> None:
     found = open_search(tmp_path)
     carry_out(found)
-    space = Space(*SPACE.parameters.values(), uniform("optim.label_smoothing", 0.0, 0.1, when={"optim.schedule": "constant"}))
+    unused = {"optim.label_smoothing": {"uniform": [0.0, 0.1], "when": {"optim.schedule": "constant"}}}
+    space = Space.from_dict({**SPACE.to_dict(), **unused})
     page = render(found, BASE, space, "done", "all trials have ended")
     assert "validation_accuracy by optim.momentum" in page
     assert "validation_accuracy by optim.label_smoothing" not in page

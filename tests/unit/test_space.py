@@ -1,5 +1,6 @@
 """What a search may change: read from a file, checked against the job, drawn, laid out as a grid, and moved in."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.core.errors import ConfigError
-from jobs.cnn.config import CnnConfig
-from jobs.common.config import Config, flatten, to_dict
+from jobs.common.config import flatten, to_dict
+from jobs.common.training.find_job import beside, find_job, house_names
 from jobs.mlp.config import MlpConfig
-from jobs.transformer.config import TransformerConfig
-from tuning import cnn, mlp, transformer
-from tuning.space import Draws, Space, choice, integer, label, log_integer, log_uniform, uniform, with_values
+from jobs.mlp.job import JOB
+from tuning.__main__ import main
+from tuning.run import _space_file
+from tuning.space import SPACE_FILE, Draws, Space, label, with_values
 
 BASE = flatten(to_dict(MlpConfig()))
-SPACE = Space(
-    log_uniform("optim.lr", 1e-4, 1e-1, mutable=True),
-    choice("optim.name", "adamw", "sgd"),
-    uniform("optim.momentum", 0.0, 0.9, step=0.3, when={"optim.name": "sgd"}, mutable=True),
-    choice("model.hidden", [64], [256, 256]),
-    integer("optim.warmup_steps", 10, 50, step=20, mutable=True),
-    log_integer("train.global_batch_size", 16, 128),
-)
+SPACE = Space.from_dict({
+    "optim.lr": {"log_uniform": [1e-4, 1e-1], "mutable": True},
+    "optim.name": {"choice": ["adamw", "sgd"]},
+    "optim.momentum": {"uniform": [0.0, 0.9], "step": 0.3, "when": {"optim.name": "sgd"}, "mutable": True},
+    "model.hidden": {"choice": [[64], [256, 256]]},
+    "optim.warmup_steps": {"integer": [10, 50], "step": 20, "mutable": True},
+    "train.global_batch_size": {"log_integer": [16, 128]},
+})
 FILE = """
 optim.lr: {log_uniform: [1e-4, 0.1], mutable: true}
 optim.name: {choice: [adamw, sgd]}
@@ -42,15 +44,16 @@ def test_a_file_is_the_same_space_as_one_in_python(tmp_path: Path) -> None:
     SPACE.check(MlpConfig())
 
 
-@pytest.mark.parametrize(("space", "config"), [
-    (mlp.SPACE, MlpConfig), (cnn.SPACE, CnnConfig), (transformer.SPACE, TransformerConfig)], ids=["mlp", "cnn", "transformer"])
-def test_every_job_accepts_its_own_space(space: Space, config: type[Config]) -> None:
-    space.check(config())
+@pytest.mark.parametrize("job", house_names())
+def test_every_job_accepts_its_own_space(job: str) -> None:
+    found = find_job(job)
+    space = Space.read(beside(found, SPACE_FILE) or Path())
+    space.check(found.config_type())
     assert any(parameter.mutable for parameter in space.parameters.values()), "else there is nothing for a population to change"
 
 
 def test_what_is_perturbed_stays_below_the_greatest_where_no_step_ends_on_it() -> None:
-    odd = Space(integer("optim.warmup_steps", 16, 60, step=16, mutable=True))
+    odd = Space.from_dict({"optim.warmup_steps": {"integer": [16, 60], "step": 16, "mutable": True}})
     moved = [odd.perturb({"optim.warmup_steps": 48}, np.random.default_rng(k), BASE, resample=0) for k in range(20)]
     assert {values["optim.warmup_steps"] for values in moved} == {32, 48}
 
@@ -135,7 +138,33 @@ def test_a_wrong_pin_is_refused(pin: str, message: str) -> None:
 
 def test_a_field_named_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="named twice"):
-        Space(uniform("optim.lr", 0.1, 0.2), uniform("optim.lr", 0.1, 0.3))
+        Space(SPACE.parameters["optim.lr"], SPACE.parameters["optim.lr"])
+
+
+def test_a_search_is_of_a_job_of_trainyard_or_of_a_package_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_job("mlp") is find_job("jobs.mlp") is JOB
+    for name in ("common", "json", "no_such", "no_such.job", "../mlp", ".mlp", "jobs.common", ""):
+        assert main([name]) == 2
+        said = capsys.readouterr().err
+        assert name in said and "give one of cnn, mlp, transformer, or a package of yours" in said
+    assert main([]) == 2
+    assert "python -m tuning JOB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["tuning.mlp", "tuning.cnn", "tuning.transformer"])
+def test_the_modules_of_before_search_the_same_job(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("tuning.__main__.main", lambda arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr("sys.argv", ["", "--num-trials", "3"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert (ended.value.code, asked) == (0, [[module.removeprefix("tuning."), "--num-trials", "3"]])
+
+
+def test_a_job_without_a_space_of_its_own_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.run.beside", lambda job, name: None)
+    with pytest.raises(ConfigError, match=r"mlp has no search_space\.yaml beside its job\.py: write one, or pass --space"):
+        _space_file(JOB, None)
 
 
 def test_positions_follow_the_scale() -> None:

@@ -14,7 +14,7 @@ import pytest
 from cluster.core.errors import StorageError, StorageFullError
 from cluster.core.storage import Store, tls_remedy
 from jobs.common.runs.run import main
-from jobs.mlp.data import JOB
+from jobs.mlp.job import JOB
 from tests.s3 import BUCKET, s3_server
 from tests.unit.test_tls import certificate
 

@@ -1,4 +1,4 @@
-"""A submitted job is followed over connections that break: a client that is told when, in the dashboard's place."""
+"""What is submitted, and how it is followed over connections that break: by a client in the dashboard's place."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ import pytest
 
 from cluster import submit
 from cluster.core.errors import ClusterError, ConfigError
+from tests.runs import ROOT
 
 LOG = "one\ntwo\nthree\n"
 
@@ -71,7 +72,7 @@ def test_more_than_ray_takes_is_refused_before_it_is_packed_and_the_largest_file
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "repository"
-    sizes = {"jobs/common/x.py": 1, "jobs/mlp/__main__.py": 1, "ignored/huge": 500, ".venv/lib/huge": 500, "build/huge": 500,
+    sizes = {"jobs/common/x.py": 1, "jobs/mlp/job.py": 1, "ignored/huge": 500, ".venv/lib/huge": 500, "build/huge": 500,
              "data/a.parquet": 90, "data/b.parquet": 12}  # MB
     for name, size in sizes.items():
         path = root / name
@@ -89,3 +90,59 @@ def test_more_than_ray_takes_is_refused_before_it_is_packed_and_the_largest_file
     assert str(caught.value).startswith(f"{root} has 105 MB to upload, Ray takes up to 105; the largest files are data/a.parquet "
                                         "(90.0 MB), data/b.parquet (13.0 MB), jobs/")
     assert f"name what the job does not need in {root}/.rayignore" in str(caught.value)
+
+
+# ── which job, and which folder goes along ──
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a job of somebody's own, which is the current one."""
+    for name in ("my_package/__init__.py", "my_package/churn/job.py", "my_package/notes.py", "churn/job.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise RuntimeError('it is imported')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_its_folder(mine: Path) -> None:
+    def command(job: str, working_dir: str | None = None) -> tuple[str, tuple[str, ...], Path | None]:
+        found = submit.command_of(job, working_dir)
+        return found.module, found.arguments, found.folder
+
+    assert command("mlp") == command("jobs.mlp") == ("jobs.mlp", (), ROOT)
+    assert command("tuning.mlp") == ("tuning", ("mlp",), ROOT)
+    assert command("my_package.churn") == ("my_package.churn", (), mine)
+    assert command("churn") == ("churn", (), mine)
+    assert command("tuning.my_package.churn") == ("tuning", ("my_package.churn",), mine)
+    os.chdir("/")
+    assert command("my_package.churn", str(mine)) == ("my_package.churn", (), mine)
+    assert command("cnn", str(mine)) == ("jobs.cnn", (), mine)
+
+
+@pytest.mark.parametrize("job", ["none", "my_package", "my_package.notes", "my_package.none", "tuning.none", "common",
+                                 "../churn", ""])
+def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
+    with pytest.raises(ConfigError, match=r"one of cnn, mlp, transformer, tuning\.cnn, .*package of yours that has a job"):
+        submit.command_of(job)
+
+
+def test_an_installed_trainyard_needs_no_folder_for_its_own_jobs(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = mine / "site-packages"
+    (installed / "jobs/mlp").mkdir(parents=True)
+    (installed / "jobs/mlp/job.py").touch()
+    monkeypatch.setattr(submit.shadows, "OURS", installed)
+    assert submit.command_of("mlp").folder is None
+    assert submit.command_of("my_package.churn").folder == mine
+
+
+def test_a_folder_that_would_hide_trainyard_there_is_not_sent(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mine / "serving").mkdir()
+    assert submit.command_of("my_package.churn").folder == mine, "a folder that is no package hides nothing"
+    (mine / "serving/__init__.py").touch()
+    monkeypatch.setattr(submit, "_client", lambda _: pytest.fail("it is submitted"))
+    with pytest.raises(ConfigError, match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainy"):
+        submit.submit("my_package.churn", [], address="http://127.0.0.1:1", submission_id=None, wait=True)
+
+
+def test_a_working_dir_that_there_is_not_is_refused(mine: Path) -> None:
+    with pytest.raises(ConfigError, match="--working-dir elsewhere: there is no such folder"):
+        submit.command_of("mlp", "elsewhere")

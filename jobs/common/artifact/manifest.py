@@ -55,7 +55,7 @@ class Description:
     """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
 
     job: str
-    """The package that made it and can load it: `mlp` of `jobs.mlp`."""
+    """The job that made it and can load it: `mlp` of `jobs.mlp`, or a package outside Trainyard: `my_package.churn`."""
     task: str
     """What it does: `image-classification`."""
     inputs: tuple[TensorSpec, ...]

@@ -20,7 +20,7 @@ from jobs.common.training.job import EvaluationResult, Job, TrainingResult
 def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_state: RunState, tracking: Tracking,
            startup: dict[str, float]) -> str:
     """Hands a trained run over. Returns the summary, whose last line is `artifact: <uri>`."""
-    trained = _trained(config, folder, dataset)
+    trained = _trained(job, config, folder, dataset)
     verdict = job.judge(trained)
     made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict), probe=verdict.probe,
                                    files=job.files(trained), reference=verdict.reference)
@@ -36,12 +36,12 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     return summary(result, verdict.headlines)
 
 
-def _trained(config: Config, folder: RunFolder, dataset: Dataset) -> TrainingResult:
+def _trained(job: Job, config: Config, folder: RunFolder, dataset: Dataset) -> TrainingResult:
     checkpoints = Checkpoints(folder.store.child("checkpoints"))
     generation, best = checkpoints.current_generation(), checkpoints.best()
     assert generation is not None, "training ended without a generation"
     assert best is not None, "training ended without an evaluated checkpoint"
-    return TrainingResult(config=config, dataset=dataset, store=folder.store, generation=generation, best=best)
+    return TrainingResult(job=job.name, config=config, dataset=dataset, store=folder.store, generation=generation, best=best)
 
 
 def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder: RunFolder, run_state: RunState,

@@ -42,6 +42,7 @@ from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import RunConsole, duration, fail
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
+from jobs.common.training.find_job import check_name
 from jobs.common.training.job import Job
 
 _PROCESSES_PER_CORE = 8
@@ -54,7 +55,9 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
     config: Config | None = None
     spare_loopback()
     try:
-        config = configs.parse(job.config_type, sys.argv[1:] if arguments is None else arguments, f"python -m jobs.{job.name}")
+        check_name(job)
+        given = sys.argv[1:] if arguments is None else arguments
+        config = configs.parse(job.config_type, given, f"python -m {job.package}")
         refuse_again(config.run)
         return Run(job, config).carry_out()
     except TrainyardError as error:

@@ -20,6 +20,8 @@ from jobs.common.training.predictions import Predictions
 class TrainingResult:
     """What training has left: the job's functions below make of it what is handed over."""
 
+    job: str
+    """The name of the job, which the artifact's description states."""
     config: Any
     dataset: Dataset
     store: Store
@@ -63,6 +65,8 @@ class EvaluationResult:
     """Of a classifier, what drift is measured from (`drift.Reference`)."""
 
 
+HOUSE = "jobs"
+"""The package that holds the jobs of Trainyard itself."""
 Direction = Literal["max", "min"]
 CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
 
@@ -75,7 +79,8 @@ def classifier_metrics(_: Any) -> dict[str, Direction]:
 class Job:
     """A job package, without its framework: `train` is loaded in the workers only."""
 
-    name: str
+    package: str
+    """The package that holds it, as Python imports it: `jobs.mlp`, or `my_package.churn` outside this repository."""
     config_type: type[Config]
     config_path: str
     """`module:name` of the config's class."""
@@ -95,6 +100,11 @@ class Job:
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
     metrics: Callable[[Any], Mapping[str, Direction]] = classifier_metrics
     """config -> what its evaluations report, and which way is better: what a search may look for."""
+
+    @property
+    def name(self) -> str:
+        """What people, artifacts and metrics call it: `mlp` for `jobs.mlp`, and another package as it is."""
+        return self.package.removeprefix(f"{HOUSE}.")
 
 
 def require_package(module: str, extra: str) -> None:

@@ -53,13 +53,13 @@ def normalisation(images: ImageFacts, kind: str) -> tuple[tuple[float, ...], tup
     return (0.0,) * channels, (255.0 if images.dtype == "uint8" else 1.0,) * channels
 
 
-def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, job: str, about: str, how_to_load: str,
+def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about: str, how_to_load: str,
                     preprocessing: Mapping[str, Any]) -> Description:
     """The artifact's manifest. about: what the model is, a sentence. preprocessing: beside the normalisation."""
     dataset, images = trained.dataset, ImageFacts.of(trained.dataset)
     mean, std = normalisation(images, trained.config.model.normalise)
     return Description(
-        job=job, task="image-classification",
+        job=trained.job, task="image-classification",
         inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[images.dtype], shape=(-1, *images.shape)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
         labels=dataset.class_names,

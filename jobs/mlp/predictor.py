@@ -1,9 +1,9 @@
-"""Serves artifacts of the MLP job."""
+"""Answers by artifacts of the MLP job."""
 
 from jobs.common.artifact.artifact import Artifact
-from serving.model.image_predictor import ImagePredictor, image_inputs
-from serving.model.onnx_model import OnnxModel, is_onnx
-from serving.variants.variants import Recipe
+from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
+from jobs.common.predictor.recipe import Recipe
+from jobs.common.vision.predictor import ImagePredictor, image_inputs
 
 
 class MlpPredictor(ImagePredictor):

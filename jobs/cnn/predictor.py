@@ -1,9 +1,9 @@
-"""Serves artifacts of the CNN job."""
+"""Answers by artifacts of the CNN job."""
 
 from jobs.common.artifact.artifact import Artifact
-from serving.model.image_predictor import ImagePredictor, image_inputs
-from serving.model.onnx_model import MODEL, OnnxModel, is_onnx
-from serving.variants.variants import COMPILED, Recipe
+from jobs.common.predictor.onnx_model import MODEL, OnnxModel, is_onnx
+from jobs.common.predictor.recipe import COMPILED, Recipe
+from jobs.common.vision.predictor import ImagePredictor, image_inputs
 
 
 class CnnPredictor(ImagePredictor):

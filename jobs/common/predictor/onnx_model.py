@@ -1,4 +1,4 @@
-"""A model in ONNX Runtime, on the CPU, with as many threads as the replica was given."""
+"""A model in ONNX Runtime, on the CPU, with as many threads as OMP_NUM_THREADS says."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -55,6 +55,6 @@ class OnnxModel:
 
 
 def _threads() -> int:
-    """Those that the replica sets for all frameworks; 0, which is one a core, where nobody has."""
+    """Those that a replica sets for all frameworks; 0, which is one a core, where nobody has."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() else 0

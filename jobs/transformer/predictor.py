@@ -1,4 +1,4 @@
-"""Serves artifacts of the Transformer job: texts to classes, packed tokens to their likelihood, and text that goes on."""
+"""Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens, and text that goes on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.core.errors import InputError
 from jobs.common.artifact.artifact import Artifact
-from serving.core.errors import BadRequestError
-from serving.model.onnx_model import OnnxModel, is_onnx
-from serving.model.predictor import MOST_CHARACTERS
-from serving.variants.variants import Recipe
+from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
+from jobs.common.predictor.predictor import MOST_CHARACTERS
+from jobs.common.predictor.recipe import Recipe
 
 Array = NDArray[Any]
 _TOKENS_PER_PASS = 4096
@@ -46,7 +46,7 @@ class TextPredictor:
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         made = texts(inputs["text"])
         if (characters := sum(map(len, made))) > MOST_CHARACTERS:
-            raise BadRequestError(f"the texts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request")
+            raise InputError(f"the texts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request")
         return made
 
     def predict(self, rows: Array) -> Array:
@@ -87,11 +87,11 @@ class LikelihoodPredictor:
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         if inputs["tokens"].dtype == object:
-            raise BadRequestError("input 'tokens' is INT32, not BYTES")
+            raise InputError("input 'tokens' is INT32, not BYTES")
         tokens, words = inputs["tokens"], int(self._model.model.config.vocab_size)
         least, most = int(tokens.min(initial=0)), int(tokens.max(initial=0))
         if least < -1 or most >= words:
-            raise BadRequestError(f"input 'tokens' holds {least} to {most}: the model has the tokens 0 to {words - 1}, "
+            raise InputError(f"input 'tokens' holds {least} to {most}: the model has the tokens 0 to {words - 1}, "
                                   "and -1 stands for none")
         return tokens
 
@@ -104,7 +104,7 @@ class LikelihoodPredictor:
         return {"negative_log_likelihood": predicted}
 
     def generator(self) -> Any:
-        """What continues texts: a `Generator` of continuous_batching.py.
+        """What continues texts: a `Generator` of serving/text/continuous_batching.py.
 
         Raises: ArtifactError for a model that cannot do so in batches.
         """
@@ -116,12 +116,12 @@ class LikelihoodPredictor:
 
 
 def texts(values: Array) -> Array:
-    """(B,) of str. Raises: BadRequestError for bytes that are no UTF-8."""
+    """(B,) of str. Raises: InputError for bytes that are no UTF-8."""
     made = np.empty(len(values), object)
     try:
         made[:] = [value if isinstance(value, str) else bytes(value).decode() for value in values]
     except UnicodeDecodeError:
-        raise BadRequestError("an element of the input is no UTF-8") from None
+        raise InputError("an element of the input is no UTF-8") from None
     return made
 
 

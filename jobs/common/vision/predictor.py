@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.core.errors import InputError
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.vision.features import image_features
-from serving.core.errors import BadRequestError
 
 Array = NDArray[Any]
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -27,7 +27,7 @@ _PIECE = 4096
 
 
 def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
-    """images: (B, H, W, C), or (B,) of the bytes of image files. shape: (H, W, C) of the model. Raises: BadRequestError."""
+    """images: (B, H, W, C), or (B,) of the bytes of image files. shape: (H, W, C) of the model. Raises: InputError."""
     if images.dtype != object:
         return images
     with _readable():
@@ -37,21 +37,21 @@ def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
             opened.append(_opened(data))
             pixels += opened[-1].width * opened[-1].height
             if pixels > MOST_PIXELS:
-                raise BadRequestError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have "
-                                      f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
-                                      "fewer")
+                raise InputError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have "
+                                 f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
+                                 "fewer")
         return np.stack([_row(image, shape, dtype) for image in opened])
 
 
 @contextmanager
 def _readable() -> Generator[None]:
-    """Whatever a file makes Pillow raise is said of that file. Raises: BadRequestError."""
+    """Whatever a file makes Pillow raise is said of that file. Raises: InputError."""
     try:
         yield
-    except BadRequestError:
+    except InputError:
         raise
     except Exception:  # noqa: BLE001  (decoders let through what they meet: struct.error, NotImplementedError, …)
-        raise BadRequestError("an element of the input is no image file that can be read: send PNG, JPEG or WebP") \
+        raise InputError("an element of the input is no image file that can be read: send PNG, JPEG or WebP") \
             from None
 
 
@@ -61,7 +61,7 @@ def _opened(data: bytes) -> Any:
 
     for beginning, (most, parts) in _MOST_PARTS.items():
         if data.startswith(beginning) and sum(map(data.count, parts)) > most:
-            raise BadRequestError("an image file has too many compressed texts or scans: save it again without them")
+            raise InputError("an image file has too many compressed texts or scans: save it again without them")
     image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     image.decodermaxblock = _PIECE
     return image

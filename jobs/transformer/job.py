@@ -1,0 +1,12 @@
+"""The Transformer job as the common life cycle sees it. Imports no torch."""
+
+from jobs.common.training.job import Job
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.data import check, describe, files, metrics, sections, verdict_of
+from jobs.transformer.prepare import prepare
+
+JOB = Job(
+    package="jobs.transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
+    train="jobs.transformer.train:train", check=check, prepare=prepare, judge=verdict_of, describe=describe,
+    files=files, sections=sections, metrics=metrics,
+)
