@@ -69,6 +69,49 @@ def test_imports_run_one_way(layer: str) -> None:
                 assert top in ALLOWED[layer], f"{path}: imports {name}, which {layer} may not"
 
 
+FOLDERS = {
+    "cluster": ("core", "local", "kubernetes", "monitoring", ""),
+    "jobs.common": ("archives", "formatting", "provenance", "checkpoint", "config", "data", "training", "artifact", "predictor",
+                    "execution", "evaluation", "registry", "report", "vision", "runs", "compare"),
+    "serving": ("core", "hardening", "protocols", "model", "traffic", "text", "endpoint", "variants", "commands", ""),
+}
+"""From the ground up: a folder, or a module that lies beside them, imports what comes before it. "": the modules of the top."""
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+           for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
+
+
+def _modules_imported(path: Path) -> set[str]:
+    """Modules of this project, also those that are imported inside a function."""
+    names = _imports(path)
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
+
+
+@pytest.mark.parametrize("package", sorted(FOLDERS))
+def test_imports_run_downwards_between_folders(package: str) -> None:
+    order = FOLDERS[package]
+
+    def rank(module: str) -> int:
+        first = module.removeprefix(f"{package}.").split(".")[0]
+        return order.index(first) if first in order else order.index("")
+
+    inside = {module: path for module, path in MODULES.items() if module.startswith(f"{package}.")}
+    assert [(module, other) for module, path in inside.items() for other in sorted(_modules_imported(path))
+            if other.startswith(f"{package}.") and rank(other) > rank(module)] == []
+
+
+def test_no_modules_import_each_other() -> None:
+    waiting = {module: _modules_imported(path) - {module} for module, path in MODULES.items()}
+    while free := {module for module, others in waiting.items() if not others & waiting.keys()}:
+        waiting = {module: others for module, others in waiting.items() if module not in free}
+    assert waiting == {}
+
+
+def test_a_folder_has_one_purpose_and_at_most_20_modules() -> None:
+    for package in [path for path in MODULES.values() if path.name == "__init__.py"]:
+        assert ast.get_docstring(ast.parse(package.read_text())), f"{package} does not say what it is for"
+        assert len([path for path in package.parent.glob("*.py") if path != package]) <= 20, package.parent
+
+
 def test_help_and_import_pull_in_no_framework() -> None:
     code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.run, serving.__main__\n"
             "import serving.commands.deploy_config, jobs.mlp.predictor, jobs.cnn.predictor, jobs.transformer.predictor\n"

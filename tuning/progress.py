@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.core.errors import ConfigError, StoppedError, TrainingFailedError, TrainyardError
 from cluster.core.storage import Store
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.runs.console import duration
 from tuning.console import SearchConsole
 from tuning.journal import Trial
@@ -22,7 +22,7 @@ class SearchProgress:
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
         self.display = SearchConsole(search)
         self._metrics = SearchMetrics(options.run.name, search.journal.about["job"])
-        registry = Registry.open(options.run.tracking_uri, Store.open(options.run.storage), name=options.run.name)
+        registry = open_registry(options.run.tracking_uri, Store.open(options.run.storage), name=options.run.name)
         self.tracking = Tracking(registry, store, options.run.name, search.journal.about["job"])
         self.lost: str | None = None
         self._sent: dict[int, int] = {number: len(trial.evaluations) for number, trial in search.trials.items()}

@@ -23,12 +23,12 @@ from cluster.core import submission
 from cluster.core.background import in_background, logged
 from cluster.core.documents import MOST_YAML_BYTES, DocumentError, parse_yaml_documents, read_bounded
 from cluster.core.errors import ClusterError, ConfigError, StoppedError
+from cluster.core.job_command import command_of
 from cluster.core.loop_clock import LoopClock
 from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.core.submission import FOLLOWING_ENDED, LOST_AFTER_S, as_shell
 from cluster.kubernetes.client import Kube, Object
 from cluster.kubernetes.status import read_kube_status, state_of
-from cluster.submit import command_of
 
 _POLL_S = 2.0
 _EXPLAIN_AFTER_S = 20.0

@@ -5,7 +5,6 @@ entry here with what it is able to do; no other code asks for a strategy's name.
 """
 # pyright: reportPrivateImportUsage=false
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -13,11 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from jobs.common.training.train_state import StepOutcome
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a config is parsed without it
-    import torch
     from torch import Tensor, nn
 
-    from jobs.pytorch.process_group import Group
-    from jobs.transformer.config import TransformerConfig
     from jobs.transformer.shards import TextFragment
 
 StrategyName = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -87,11 +83,6 @@ class Capabilities:
     """Whether torch.compile is tried with it."""
     sends_bf16: bool = False
     """Whether gradients can be sent in bf16, by `--scale.gradients`."""
-
-    def make(self, config: "TransformerConfig", model: "nn.Module", group: "Group", device: "torch.device") -> Strategy:
-        """Puts a model under the strategy."""
-        module, _, name = self.implementation.partition(":")
-        return getattr(importlib.import_module(module), name)(config, model, group, device)
 
 
 _ZERO = "jobs.transformer.deepspeed:Zero"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from jobs.common.execution.worker import load
 from jobs.common.training.context import TrainContext
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
@@ -20,7 +21,8 @@ def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> 
     if context.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, context.dataset.details, context.dataset.class_names)
-    spread = config.scale.capabilities.make(config, model, group, torch.device(context.device))
+    make = load(config.scale.capabilities.implementation)
+    spread: Strategy = make(config, model, group, torch.device(context.device))
     try:
         with attention_kernels(config, context.device):
             yield spread

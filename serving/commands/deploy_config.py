@@ -9,7 +9,7 @@ from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.predictor.find import check_allowed
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from serving.commands.deployment_record import application
 from serving.core.settings import ENDPOINT, INGRESS, SHARED, EndpointSettings, ModelSettings, SharedSettings, routes
 
@@ -53,7 +53,7 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
         raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, _ and ., "
                           "beginning with a letter or digit")
     if where.startswith("models:/"):
-        found = Registry.open(tracking_uri, storage, name).resolve(where)
+        found = open_registry(tracking_uri, storage, name).resolve(where)
         version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name
     else:
         version, uri, digest, registered = "1", where, None, ""

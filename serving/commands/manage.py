@@ -14,6 +14,7 @@ import psutil
 from cluster.core.control_store import reachable
 from cluster.core.errors import ClusterError, ConfigError
 from cluster.core.storage import Store
+from jobs.common.registry.connection import open_registry
 from jobs.common.registry.registry import CHAMPION, Registry
 from serving.commands.deployment_record import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
 from serving.core.settings import ENDPOINT, SHARED, ModelSettings
@@ -163,7 +164,7 @@ def _only(weights: Weights) -> str | None:
 
 
 def _registry(options: argparse.Namespace, name: str) -> Registry:
-    return Registry.open(options.tracking_uri, Store.open(options.storage), name)
+    return open_registry(options.tracking_uri, Store.open(options.storage), name)
 
 
 def shadow(options: argparse.Namespace) -> int:

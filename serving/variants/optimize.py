@@ -19,7 +19,7 @@ from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, library_versions, machine
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
@@ -115,7 +115,7 @@ def _source(options: argparse.Namespace, storage: Store) -> Source:
     where = options.artifact
     if not where.startswith("models:/"):
         return Source(artifact=open_artifact(where), registered="", version="", jobs=options.job)
-    found = Registry.open(options.tracking_uri, storage, "").resolve(where)
+    found = open_registry(options.tracking_uri, storage, "").resolve(where)
     return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name,
                   version=f"{found.name}/{found.version}", jobs=options.job)
 
@@ -221,7 +221,7 @@ def _registered(artifact: Artifact, source: Source, options: argparse.Namespace,
     """The version that it becomes. Raises: RegistryError."""
     variant = artifact.manifest.description.variant
     assert variant is not None
-    registry = Registry.open(options.tracking_uri, storage, source.registered)
+    registry = open_registry(options.tracking_uri, storage, source.registered)
     registry.start(f"{variant.name} of {source.version}", {}, {"variant": variant.name, "parent": source.version})
     registry.log(variant.figures, 0)
     version = registry.register(artifact)

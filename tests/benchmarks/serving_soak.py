@@ -16,7 +16,7 @@ import pytest
 from cluster.core.network import free_port
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.serving_http import body_of, images
 from tests.runs import ROOT, Job, python, run
@@ -93,7 +93,7 @@ def register(workspace: Path) -> None:
     with run(workspace / "digits", "--run.tracking-uri", "none", "--train.epochs", "1", "--eval.robustness-rows", "0",
              quick=False) as job:
         artifact = open_artifact(job.finished()["artifact"])
-    registry = Registry.open(None, Store.open(str(workspace)), "digits")
+    registry = open_registry(None, Store.open(str(workspace)), "digits")
     registry.start(run_name="soak", params={}, tags={})
     for _ in range(3):
         registry.register(artifact)

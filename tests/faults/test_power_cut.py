@@ -11,7 +11,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.data.dataset import Dataset
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.runs.run import main
 from jobs.mlp.job import JOB
 from tests import runs
@@ -73,7 +73,7 @@ def test_a_run_whose_power_is_cut_continues_and_a_finished_one_stays_finished(
     assert runs.result(folder) == result
     digest = open_artifact(folder / "artifact").digest
     shutil.copy(disk.path / "mlflow.db", tmp_path)  # this process would keep it open
-    registry = Registry.open(f"sqlite:///{tmp_path}/mlflow.db", Store.open(str(disk.path)), name="run")
+    registry = open_registry(f"sqlite:///{tmp_path}/mlflow.db", Store.open(str(disk.path)), name="run")
     [version] = registry.versions("run")
     assert registry.fetch(version, tmp_path / "fetched").digest == digest == version.digest
     storage = ["--run.engine", "local", "--run.storage", str(disk.path), "--run.name", "run"]

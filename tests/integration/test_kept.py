@@ -13,7 +13,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.checkpoint.manifest import write_json
 from jobs.common.provenance import machine
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from tests import kept, runs
 
 FLAGS = ["--run.checkpoint-every-steps", "8", "--run.keep-checkpoints", "1000", "--run.tracking-uri", "none"]
@@ -73,7 +73,7 @@ def _weights(artifact: Path) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
 def test_a_registry_gives_its_candidate(storage: Path, tmp_path: Path) -> None:
-    registry = Registry.open(None, Store.open(str(storage)), "mlp")
+    registry = open_registry(None, Store.open(str(storage)), "mlp")
     version = registry.resolve("models:/mlp@candidate")
     fetched = registry.fetch(version, tmp_path / "artifact")
     assert (fetched.digest, fetched.manifest.description.job) == (version.digest, "mlp")

@@ -19,7 +19,7 @@ from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_ar
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.registry.__main__ import main
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.runs.run import main as run_job
 from jobs.mlp.job import JOB
 from tests.s3 import BUCKET, s3_server
@@ -117,7 +117,7 @@ def client_of(url):
 
 
 def test_a_run_its_metrics_and_its_model_are_on_the_server(server, storage, tmp_path, capsys):
-    registry = Registry.open(server, storage, "server-run")
+    registry = open_registry(server, storage, "server-run")
     run_id = registry.start("r", {"optim.lr": 0.1}, {"job": "mlp"})
     registry.log({"validation_accuracy": 0.9}, step=5)
     artifact = make_artifact(storage)
@@ -139,11 +139,11 @@ def test_a_run_its_metrics_and_its_model_are_on_the_server(server, storage, tmp_
 
 
 def test_a_later_attempt_goes_on_with_the_same_run(server, storage):
-    first = Registry.open(server, storage, "server-resume")
+    first = open_registry(server, storage, "server-resume")
     run_id = first.start("r", {"run.workers": 3}, {})
     first.log({"loss": 1.0}, 1)
     first.finish("stopped")
-    second = Registry.open(server, storage, "server-resume")
+    second = open_registry(server, storage, "server-resume")
     assert second.start("r", {"run.workers": 1}, {}, run_id=run_id) == run_id
     second.log({"loss": 0.5}, 2)
     second.finish("done")
@@ -153,7 +153,7 @@ def test_a_later_attempt_goes_on_with_the_same_run(server, storage):
 
 
 def test_a_version_that_is_not_there_is_said_with_those_that_are(server, storage):
-    registry = Registry.open(server, storage, "server-lookup")
+    registry = open_registry(server, storage, "server-lookup")
     registry.start("r", {}, {})
     registry.register(make_artifact(storage))
     registry.finish("done")
@@ -167,7 +167,7 @@ def test_a_version_that_is_not_there_is_said_with_those_that_are(server, storage
 def test_a_model_on_an_object_store_is_registered(server, tmp_path):
     with s3_server():
         store = Store.open(f"s3://{BUCKET}/runs/r")
-        registry = Registry.open(server, Store.open(f"s3://{BUCKET}/runs"), "server-s3")
+        registry = open_registry(server, Store.open(f"s3://{BUCKET}/runs"), "server-s3")
         registry.start("r", {}, {})
         artifact = make_artifact(store)
         assert registry.register(artifact) == "1"
@@ -177,7 +177,7 @@ def test_a_model_on_an_object_store_is_registered(server, tmp_path):
 
 def go_on_without(server, storage, caplog):
     """What the driver does, on a registry that has gone away; returns what it is told at the end."""
-    registry, artifact = Registry.open(server.url, storage, "away"), make_artifact(storage)
+    registry, artifact = open_registry(server.url, storage, "away"), make_artifact(storage)
     registry.start("r", {}, {})
     yield
     began = time.monotonic()
@@ -225,10 +225,10 @@ def test_a_server_that_dies_neither_stops_nor_delays_training_and_the_remedy_wor
              "--eval.bootstrap-samples", "100", "--run.storage", storage.location(), "--run.name", "back"]  # fmt: skip
     assert run_job(replace(JOB, prepare=prepare, judge=judge), flags) == 0
     assert "registry: " not in capsys.readouterr().out
-    version = Registry.open(running.url, storage, "back").resolve("models:/back@candidate")
+    version = open_registry(running.url, storage, "back").resolve("models:/back@candidate")
     client = client_of(running.url)
     assert client.get_run(version.run_id).info.status == "FINISHED"
     assert client.get_metric_history(version.run_id, "validation_accuracy")
     remedy = problem.partition("python -m jobs.common.registry ")[2].partition(";")[0]
     main(remedy.split())
-    assert Registry.open(running.url, storage, "away").resolve("models:/away@candidate").digest == digest
+    assert open_registry(running.url, storage, "away").resolve("models:/away@candidate").digest == digest

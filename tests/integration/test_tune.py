@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from cluster.core.errors import ConfigError
 from cluster.local import cluster as local
 from jobs.common.config import from_dict, parse
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.runs.trial import run_trial
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
@@ -148,7 +148,7 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
         assert [(m.step, m.value) for m in logged] == [(row["step"], row["validation_accuracy"]) for row in rows(events)]
     from cluster.core.storage import Store
 
-    versions = Registry.open(None, Store.open(str(folder.parent)), "mine").versions("mine")
+    versions = open_registry(None, Store.open(str(folder.parent)), "mine").versions("mine")
     result = runs.result(folder)
     assert [version.version for version in versions] == [result["model_version"]]
     chosen = max(result["final"], key=lambda each: each["metrics"]["validation"]["accuracy"])
@@ -172,7 +172,7 @@ def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_o
     trial.evaluations[1:], status, trial.status = [], trial.status, "running"
     for _ in range(3):  # the third time there is nothing left to tell
         store = Store.open(str(tmp_path / "again"))
-        tracking = Tracking(Registry.open(None, Store.open(str(tmp_path)), "again"), store, "again", "mlp")
+        tracking = Tracking(open_registry(None, Store.open(str(tmp_path)), "again"), store, "again", "mlp")
         tracking.start({})
         tracking.catch_up(trial)
         tracking.finish({}, "done")

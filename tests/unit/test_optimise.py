@@ -15,7 +15,7 @@ from cluster.core.errors import ArtifactError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import PROBE, WEIGHTS, Artifact, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.predictor.find import load_predictor
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
 from serving.model.replica import Replica, check_probe
@@ -269,7 +269,7 @@ def test_other_data_than_the_model_was_tested_on_is_refused_and_moved_data_found
 def test_variants_of_a_registered_model_become_versions_that_know_their_parent(storage: Path, tmp_path: Path,
                                                                                capsys: pytest.CaptureFixture[str]) -> None:
     artifact = optimised(storage, "mlp").copy_to(tmp_path / "mlp")
-    registry = Registry.open(None, Store.open(str(tmp_path)), "digits")
+    registry = open_registry(None, Store.open(str(tmp_path)), "digits")
     registry.start(run_name="test", params={}, tags={})
     assert registry.register(artifact) == "1"
     registry.finish("done")

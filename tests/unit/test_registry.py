@@ -19,7 +19,7 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.registry.__main__ import main
 from jobs.common.registry.async_logger import Metric as Entry
 from jobs.common.registry.async_logger import MetricLog
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.registry.sqlite_versions import read_versions
 from serving.commands.deploy_config import find
 
@@ -44,7 +44,7 @@ def make_artifact(folder, scale=1.0):
 def storage(tmp_path_factory):
     """One database for the tests that do not care: making it takes 2 s."""
     folder = tmp_path_factory.mktemp("storage")
-    Registry.open(None, Store.open(str(folder)), "warm").start("warm", {}, {})
+    open_registry(None, Store.open(str(folder)), "warm").start("warm", {}, {})
     return Store.open(str(folder))
 
 
@@ -55,7 +55,7 @@ def client_of(storage):
 
 
 def test_a_run_is_recorded_with_params_tags_metrics_and_status(storage):
-    registry = Registry.open(None, storage, "recorded")
+    registry = open_registry(None, storage, "recorded")
     run_id = registry.start("first", {"optim.lr": 0.1, "data.uri": "s3://k:hush@b"}, {"job": "mlp"})
     registry.log({"train_loss": 1.5, "validation_accuracy": 0.5, "auc_macro": None, "odd{name}": 1.0}, step=10)
     registry.log({"train_loss": 0.5, "skipped": float("nan")}, step=20)
@@ -70,12 +70,12 @@ def test_a_run_is_recorded_with_params_tags_metrics_and_status(storage):
 
 
 def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(storage):
-    first = Registry.open(None, storage, "resumed")
+    first = open_registry(None, storage, "resumed")
     run_id = first.start("r", {"run.workers": "3"}, {})
     first.log({"loss": 1.0}, step=1)
     first.finish("stopped")
     assert client_of(storage).get_run(run_id).info.status == "KILLED"
-    second = Registry.open(None, storage, "resumed")
+    second = open_registry(None, storage, "resumed")
     assert second.start("r", {"run.workers": "1", "run.new": "x"}, {}, run_id=run_id) == run_id
     assert client_of(storage).get_run(run_id).info.status == "RUNNING"
     second.log({"loss": 0.5}, step=2)
@@ -86,14 +86,14 @@ def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(
 
 
 def test_a_run_that_the_registry_does_not_have_becomes_a_new_one(storage):
-    registry = Registry.open(None, storage, "unknown")
+    registry = open_registry(None, storage, "unknown")
     run_id = registry.start("r", {}, {}, run_id="0123456789abcdef0123456789abcdef")
     assert run_id and run_id != "0123456789abcdef0123456789abcdef"
     registry.finish("done")
 
 
 def test_an_artifact_becomes_the_candidate_and_is_promoted_and_fetched(storage, tmp_path, capsys):
-    registry = Registry.open(None, storage, "models")
+    registry = open_registry(None, storage, "models")
     registry.start("r", {}, {})
     first = make_artifact(tmp_path / "first")
     assert registry.register(first) == "1"
@@ -122,7 +122,7 @@ def test_an_artifact_becomes_the_candidate_and_is_promoted_and_fetched(storage, 
 
 
 def test_the_registrys_copy_is_held_to_the_registered_digest(storage, tmp_path):
-    registry = Registry.open(None, storage, "tampered")
+    registry = open_registry(None, storage, "tampered")
     registry.start("r", {}, {})
     registry.register(make_artifact(tmp_path))
     version = registry.resolve("models:/tampered@candidate")
@@ -137,7 +137,7 @@ def test_the_registrys_copy_is_held_to_the_registered_digest(storage, tmp_path):
 def test_a_version_whose_tag_names_a_storage_that_does_not_answer_is_one_message(storage, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    registry = Registry.open(None, storage, "unreachable")
+    registry = open_registry(None, storage, "unreachable")
     registry.start("r", {}, {})
     registry.register(make_artifact(tmp_path))
     uri = "s3://bucket/runs/r/artifact?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
@@ -160,7 +160,7 @@ def test_a_version_whose_tag_names_a_storage_that_does_not_answer_is_one_message
     ],
 )
 def test_a_version_that_is_not_there_is_said_with_those_that_are(storage, tmp_path, reference, message):
-    registry = Registry.open(None, storage, "lookups")
+    registry = open_registry(None, storage, "lookups")
     registry.start("r", {}, {})
     if not registry.versions("lookups"):
         registry.register(make_artifact(tmp_path))
@@ -175,7 +175,7 @@ def test_the_command_registers_after_the_fact_in_a_fresh_database_without_a_word
 
 
 def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
-    registry = Registry.open(None, storage, "chosen")
+    registry = open_registry(None, storage, "chosen")
     registry.start("r", {}, {})
     registry.register(make_artifact(tmp_path))
     place = ["--storage", storage.location()]
@@ -193,7 +193,7 @@ def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
 def test_a_list_that_is_read_without_mlflow_is_the_one_that_mlflow_gives(storage, tmp_path):
     for name in ("read-b", "read-a"):
         for scale in (1.0, 2.0, 3.0):
-            registry = Registry.open(None, storage, name)
+            registry = open_registry(None, storage, name)
             registry.start("r", {}, {})
             assert registry.register(make_artifact(tmp_path / f"{name}-{scale}", scale)) is not None
     registry.promote("read-a", "1")
@@ -223,14 +223,14 @@ FIRST_WRITER = """
 import sys, time
 from pathlib import Path
 from cluster.core.storage import Store
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from jobs.common.registry.__main__ import main
 import mlflow.tracking  # both are ready before either goes
 folder = Path(sys.argv[1])
 (folder / f"ready-{sys.argv[2]}").touch()
 while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.001)
-registry = Registry.open(None, Store.open(str(folder / "storage")), "shared")
+registry = open_registry(None, Store.open(str(folder / "storage")), "shared")
 registry.start(sys.argv[2], {"who": sys.argv[2]}, {})
 registry.log({"loss": 1.0}, 1)
 registry.finish("done")
@@ -258,7 +258,7 @@ def test_two_first_writers_of_a_fresh_database_both_record(tmp_path):
 
 
 def test_no_registry_records_nothing(tmp_path):
-    registry = Registry.open("none", Store.open(str(tmp_path)), "x")
+    registry = open_registry("none", Store.open(str(tmp_path)), "x")
     assert registry.start("r", {}, {}) is None
     registry.log({"loss": 1.0}, 1)
     assert registry.register(make_artifact(tmp_path)) is None
@@ -270,7 +270,7 @@ def test_no_registry_records_nothing(tmp_path):
 
 def test_an_object_store_asks_for_a_tracking_server():
     with pytest.raises(ConfigError, match=r"--run\.tracking-uri"):
-        Registry.open(None, Store.open("s3://bucket/runs?region=us-east-1"), "x")
+        open_registry(None, Store.open("s3://bucket/runs?region=us-east-1"), "x")
 
 
 def test_a_dead_and_a_half_dead_server_are_found_out_in_seconds_and_named_without_the_password(tmp_path):
@@ -280,14 +280,14 @@ def test_a_dead_and_a_half_dead_server_are_found_out_in_seconds_and_named_withou
         for state in ("dead", "half-dead"):
             began = time.monotonic()
             with pytest.raises(RegistryError, match=r"http://\*\*\*@127.0.0.1:\d+ cannot be used .* tracking URI"):
-                Registry.open(f"http://me:hush@127.0.0.1:{port}", Store.open(str(tmp_path)), "x").start("r", {}, {})
+                open_registry(f"http://me:hush@127.0.0.1:{port}", Store.open(str(tmp_path)), "x").start("r", {}, {})
             assert time.monotonic() - began < 8, state
             listener.listen()  # from now on it accepts, and says nothing
 
 
 def test_a_storage_that_cannot_hold_the_database_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    registry = Registry.open(f"sqlite:///{tmp_path}/file/mlflow.db", Store.open(str(tmp_path)), "x")
+    registry = open_registry(f"sqlite:///{tmp_path}/file/mlflow.db", Store.open(str(tmp_path)), "x")
     with pytest.raises(RegistryError, match=r"registry sqlite:///.* cannot be used"):
         registry.start("r", {}, {})
 
@@ -299,7 +299,7 @@ def test_a_database_of_another_mlflow_names_the_upgrade(tmp_path):
         database.execute("create table alembic_version (version_num varchar(32) not null)")
         database.execute("insert into alembic_version values ('ffffffffffff')")
     database.close()
-    registry = Registry.open(None, Store.open(str(tmp_path)), "x")
+    registry = open_registry(None, Store.open(str(tmp_path)), "x")
     with pytest.raises(RegistryError, match="cannot be used"):
         registry.start("r", {}, {})
 
@@ -370,11 +370,11 @@ def test_a_database_that_was_not_finished_is_made_anew_and_a_disk_that_is_full_s
         pytest.skip("this machine mounts no tmpfs")
     try:
         with pytest.raises(StorageFullError, match=r"mlflow\.db is full: make room"):
-            Registry.open(None, Store.open(str(disk)), "full").start("first", {}, {})
+            open_registry(None, Store.open(str(disk)), "full").start("first", {}, {})
         assert not (disk / "mlflow.db").exists()
         assert list(disk.glob("mlflow.db.new-*"))
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        assert Registry.open(None, Store.open(str(disk)), "full").start("second", {}, {})
+        assert open_registry(None, Store.open(str(disk)), "full").start("second", {}, {})
         assert not list(disk.glob("mlflow.db.new-*"))
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

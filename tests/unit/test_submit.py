@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from cluster import submit
+from cluster.core import shadows
 from cluster.core.errors import ClusterError, ConfigError
+from cluster.core.job_command import command_of
 from tests.runs import ROOT
 
 LOG = "one\ntwo\nthree\n"
@@ -105,7 +107,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_its_folder(mine: Path) -> None:
     def command(job: str, working_dir: str | None = None) -> tuple[str, tuple[str, ...], Path | None]:
-        found = submit.command_of(job, working_dir)
+        found = command_of(job, working_dir)
         return found.module, found.arguments, found.folder
 
     assert command("mlp") == command("jobs.mlp") == ("jobs.mlp", (), ROOT)
@@ -122,21 +124,21 @@ def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_it
                                  "../churn", ""])
 def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
     with pytest.raises(ConfigError, match=r"one of cnn, mlp, transformer, tuning\.cnn, .*package of yours that has a job"):
-        submit.command_of(job)
+        command_of(job)
 
 
 def test_an_installed_trainyard_needs_no_folder_for_its_own_jobs(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = mine / "site-packages"
     (installed / "jobs/mlp").mkdir(parents=True)
     (installed / "jobs/mlp/job.py").touch()
-    monkeypatch.setattr(submit.shadows, "OURS", installed)
-    assert submit.command_of("mlp").folder is None
-    assert submit.command_of("my_package.churn").folder == mine
+    monkeypatch.setattr(shadows, "OURS", installed)
+    assert command_of("mlp").folder is None
+    assert command_of("my_package.churn").folder == mine
 
 
 def test_a_folder_that_would_hide_trainyard_there_is_not_sent(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (mine / "serving").mkdir()
-    assert submit.command_of("my_package.churn").folder == mine, "a folder that is no package hides nothing"
+    assert command_of("my_package.churn").folder == mine, "a folder that is no package hides nothing"
     (mine / "serving/__init__.py").touch()
     monkeypatch.setattr(submit, "_client", lambda _: pytest.fail("it is submitted"))
     with pytest.raises(ConfigError, match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainy"):
@@ -145,4 +147,4 @@ def test_a_folder_that_would_hide_trainyard_there_is_not_sent(mine: Path, monkey
 
 def test_a_working_dir_that_there_is_not_is_refused(mine: Path) -> None:
     with pytest.raises(ConfigError, match="--working-dir elsewhere: there is no such folder"):
-        submit.command_of("mlp", "elsewhere")
+        command_of("mlp", "elsewhere")

@@ -10,6 +10,7 @@ from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import RunConfig
+from jobs.common.registry.connection import open_registry
 from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
 from jobs.common.registry.sqlite_versions import read_versions
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(options: argparse.Namespace, name: str) -> Registry:
-    return Registry.open(options.tracking_uri, Store.open(options.storage), name)
+    return open_registry(options.tracking_uri, Store.open(options.storage), name)
 
 
 def _existing_file(options: argparse.Namespace) -> Path | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.core.errors import RegistryError
-from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -47,20 +46,6 @@ class Registry:
     run_id: str | None = None
     problem: str | None = None
     """Why something could not be recorded, with how to make up for it; None while all is well."""
-
-    @staticmethod
-    def open(tracking_uri: str | None, storage: Store, name: str) -> "Registry":
-        """The registry at a tracking URI; None means SQLite in the storage folder, `none` no registry.
-
-        name: of the experiment and of the registered model. A thread connects, which imports MLflow (2 s, and 2 s more for a
-        new SQLite file), so call it when no other heavy import runs. A server that does not answer is found out by the first
-        call that needs it, within 5 s; the next call tries again. Raises: ConfigError.
-        """
-        if tracking_uri == "none":
-            return Registry()
-        from jobs.common.registry.mlflow_registry import MlflowRegistry
-
-        return MlflowRegistry(tracking_uri, storage, name)
 
     def another(self) -> "Registry":
         """For one more run beside this one, over the same connection."""

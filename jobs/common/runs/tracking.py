@@ -9,6 +9,7 @@ from cluster.core.errors import TrainyardError
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.registry.async_logger import RETRY_S
+from jobs.common.registry.connection import open_registry
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.run_folder import RunFolder
 
@@ -32,7 +33,7 @@ class Tracking:
 
         Raises: ConfigError where a server is needed.
         """
-        registry = Registry.open(config.run.tracking_uri, folder.storage, name=config.run.name)
+        registry = open_registry(config.run.tracking_uri, folder.storage, name=config.run.name)
 
         def begin() -> None:
             run_id = registry.start(

@@ -17,7 +17,7 @@ import pytest
 from cluster.core.network import free_port
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, write_artifact
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
 from tests import runs
@@ -63,7 +63,7 @@ def many(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("many")
     right = endpoint.artifacts["mlp"]
     again, wrong = written(right, folder, "again"), written(right, folder, "wrong", shift=1)
-    registry = Registry.open(None, Store.open(str(folder)), "a")
+    registry = open_registry(None, Store.open(str(folder)), "a")
     registry.start(run_name="test", params={}, tags={})
     assert [registry.register(artifact) for artifact in (right, again, wrong)] == ["1", "2", "3"]
     registry.finish("done")

@@ -20,7 +20,7 @@ from cluster.core.errors import ConfigError
 from cluster.core.network import free_port
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Probe, open_artifact, write_artifact
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.commands import deployment_record as versions
 from serving.commands import manage as changes
@@ -116,7 +116,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {path: artifacts[0].read(path) for path in artifacts[0].manifest.paths if path == "model.safetensors"}
     artifacts.append(write_artifact(Store.open(str(folder)), "wrong", description=artifacts[0].manifest.description, probe=wrong,
                                     files=files))
-    registry = Registry.open(None, Store.open(str(folder)), "digits")
+    registry = open_registry(None, Store.open(str(folder)), "digits")
     registry.start(run_name="test", params={}, tags={})
     assert [registry.register(artifact) for artifact in artifacts] == ["1", "2", "3"]
     registry.finish("done")
@@ -163,7 +163,7 @@ def test_versions_change_under_load_without_a_failed_request(
     before = ingress(job)
     background = threading.Thread(target=caller.run)
     background.start()
-    registry = Registry.open(None, Store.open(str(storage)), "digits")
+    registry = open_registry(None, Store.open(str(storage)), "digits")
     try:
         assert main(["status", *where]) == 0
         assert re.search(r"digits +version 1 +100\.0 % +running", capsys.readouterr().out)
