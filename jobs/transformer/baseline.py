@@ -12,7 +12,7 @@ from jobs.common.report.html import Section, note, table
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import read_texts
+from jobs.transformer.text.prepare import read_texts
 
 
 def letters(trained: TrainingResult) -> Evaluation:

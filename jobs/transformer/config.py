@@ -6,7 +6,7 @@ from typing import Literal
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
 from jobs.common.training.schedule import learning_rate
 from jobs.transformer.presets import PRESETS
-from jobs.transformer.strategies import STRATEGIES, Capabilities, Offload, StrategyName, those_that
+from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 
 Task = Literal["classify", "generate"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.core.errors import ArtifactError
 from jobs.transformer.model import LanguageModel
-from jobs.transformer.tokenizer import backend_of
+from jobs.transformer.text.tokenizer import backend_of
 
 _CLOSE = 1e-3
 """How far, of the largest score, rounding may move scores."""

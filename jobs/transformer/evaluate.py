@@ -14,10 +14,10 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import load_tokenizer, sample
-from jobs.transformer.robustness import PERTURBATIONS
 from jobs.transformer.tasks import Task
-from jobs.transformer.tokenizer import encode_rows
+from jobs.transformer.text.prepare import load_tokenizer, sample
+from jobs.transformer.text.robustness import PERTURBATIONS
+from jobs.transformer.text.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
 

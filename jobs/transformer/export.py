@@ -14,7 +14,7 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 from jobs.common.checkpoint.store import Checkpoint
 from jobs.common.training.job import TrainingResult
-from jobs.transformer.shards import WEIGHTS, Slice
+from jobs.transformer.strategies.shards import WEIGHTS, Slice
 
 MOST_BYTES = 5_000_000_000
 Array = npt.NDArray[Any]

@@ -3,7 +3,7 @@
 from jobs.common.training.job import Job
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.data import check, describe, files, metrics, sections, verdict_of
-from jobs.transformer.prepare import prepare
+from jobs.transformer.text.prepare import prepare
 
 JOB = Job(
     package="jobs.transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",

@@ -13,8 +13,8 @@ from jobs.common.report import robustness
 from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section, escape, note, table
 from jobs.common.training.job import EvaluationResult, TrainingResult
-from jobs.transformer.prepare import load_tokenizer, sample
-from jobs.transformer.robustness import ABOUT
+from jobs.transformer.text.prepare import load_tokenizer, sample
+from jobs.transformer.text.robustness import ABOUT
 
 MOST_PARAMETERS = 300_000_000
 """A larger model is not run by the driver: its artifact can be asked to explain and to write, where there is a machine for it."""

@@ -20,7 +20,7 @@ from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
 from jobs.transformer.presets import preset
-from jobs.transformer.strategies import STRATEGIES
+from jobs.transformer.strategies.table import STRATEGIES
 
 RESERVED = 2.0e9
 """Bytes of a GPU that CUDA's context, libraries and the allocator's fragments take: an allowance, not a formula."""

@@ -21,8 +21,8 @@ class TextPredictor:
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
         """model: gives probabilities (B, K) for rows of tokens by `predict`."""
-        from jobs.transformer.text_features import TextFeatures
-        from jobs.transformer.tokenizer import backend_of
+        from jobs.transformer.text.features import TextFeatures
+        from jobs.transformer.text.tokenizer import backend_of
 
         tokenizer = artifact.read("model/tokenizer.json").decode()
         self._model, self._most = model, int(artifact.manifest.description.preprocessing["max_length"])
@@ -51,7 +51,7 @@ class TextPredictor:
 
     def predict(self, rows: Array) -> Array:
         """rows: texts (B,), or tokens as the job prepares them: (B, T) int32, -1 where there is none."""
-        from jobs.transformer.tokenizer import framed
+        from jobs.transformer.text.tokenizer import framed
 
         if rows.dtype == object:
             rows = framed(self._tokenizer.encode_batch(rows.tolist()), self._most)["tokens"]

@@ -2,7 +2,7 @@
 
 The same for both tasks and all strategies. A step is the passes over the micro-batches of the shards that this worker owns; the
 loss is a sum over rows (to classify) or target tokens (to generate), divided by their *global* number, never a mean of means.
-How weights, gradients and moments are spread over the workers, and summed, is the strategy's: ddp.py or deepspeed.py.
+How weights, gradients and moments are spread over the workers, and summed, is the strategy's: strategies/ddp.py or zero.py.
 
 Shapes: m rows of a micro-batch, T tokens, V words of the vocabulary, K classes.
 """
@@ -29,9 +29,9 @@ from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
 from jobs.transformer.flops import sizes_of
-from jobs.transformer.shards import WEIGHTS, fill, to_arrays
-from jobs.transformer.strategies import Strategy
-from jobs.transformer.strategy import strategy
+from jobs.transformer.strategies.shards import WEIGHTS, fill, to_arrays
+from jobs.transformer.strategies.spread import strategy
+from jobs.transformer.strategies.table import Strategy
 from jobs.transformer.tasks import Batch, task_of
 from jobs.transformer.throughput import Throughput
 
@@ -98,7 +98,7 @@ class TransformerTraining:
         """Texts as people really type them, when classifying."""
         predict_perturbed(self.context, self.model, self.task, self.config)
 
-    # ── checkpoints: slices of parameters and of their moments, see shards.py ──
+    # ── checkpoints: slices of parameters and of their moments, see strategies/shards.py ──
     def weight_digest(self) -> int | None:
         return digest_of(f.tensors[WEIGHTS] for f in self.model.weights()) if self.model.replicated else None
 

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import prepare
+from jobs.transformer.text.prepare import prepare
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.trainer import SKIPPED, Recipe, trained
 from tests.benchmarks.transformer_throughput import rows_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.common.config import parse
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import read_texts
+from jobs.transformer.text.prepare import read_texts
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, run
 

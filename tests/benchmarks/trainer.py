@@ -49,7 +49,7 @@ def train(recipe: Recipe) -> dict[str, float]:
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     from jobs.transformer.model import build_model
-    from jobs.transformer.prepare import load_tokenizer
+    from jobs.transformer.text.prepare import load_tokenizer
 
     torch.set_num_threads(2)
     dataset = Dataset.load(Store.open(recipe.data))

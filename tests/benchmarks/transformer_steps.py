@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.common.config import from_dict
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import _encode, read_texts
-from jobs.transformer.tokenizer import choose
+from jobs.transformer.text.prepare import _encode, read_texts
+from jobs.transformer.text.tokenizer import choose
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.transformer_throughput import rows_of
 from tests.runs import python

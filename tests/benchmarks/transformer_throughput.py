@@ -11,7 +11,7 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.prepare import prepare
+from jobs.transformer.text.prepare import prepare
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.trainer import Recipe, trained
 from tests.runs import ROOT, python

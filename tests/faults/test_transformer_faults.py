@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jobs.transformer.shards import Slice
+from jobs.transformer.strategies.shards import Slice
 from tests import runs
 
 STRATEGIES = ("ddp", "zero3")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from jobs.transformer.model import LanguageModel, build_model
-from jobs.transformer.tokenizer import train
+from jobs.transformer.text.tokenizer import train
 from tests.unit.token_rows import config_of
 
 POSITIONS = 2048

@@ -14,8 +14,8 @@ from jobs.common.training.session import Session
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import ScaleConfig, TransformerConfig
-from jobs.transformer.shards import fill, gathered, items, to_arrays
-from jobs.transformer.strategy import strategy
+from jobs.transformer.strategies.shards import fill, gathered, items, to_arrays
+from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import passes
 from tests.pairwise import Combination

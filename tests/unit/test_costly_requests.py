@@ -18,7 +18,7 @@ from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import build_model
 from jobs.transformer.predictor import TextPredictor
-from jobs.transformer.tokenizer import files_of, train
+from jobs.transformer.text.tokenizer import files_of, train
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.grpc import Calls
 from serving.endpoint.http import Endpoint

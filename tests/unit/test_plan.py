@@ -19,8 +19,8 @@ from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, Tr
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 from jobs.transformer.model import build_model, classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
-from jobs.transformer.strategies import STRATEGIES
-from jobs.transformer.strategy import strategy
+from jobs.transformer.strategies.spread import strategy
+from jobs.transformer.strategies.table import STRATEGIES
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 

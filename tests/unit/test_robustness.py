@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.common.report.html import page
 from jobs.common.report.robustness import section
-from jobs.transformer.robustness import ABOUT, PERTURBATIONS, lost_accents, lost_case, shortened, typos
+from jobs.transformer.text.robustness import ABOUT, PERTURBATIONS, lost_accents, lost_case, shortened, typos
 
 SENTENCE = "The quick brown fox jumps over the lazy dog while five boxing wizards watch from a distance. "
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. "

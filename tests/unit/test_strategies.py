@@ -15,7 +15,7 @@ from jobs.pytorch import setup
 from jobs.transformer.config import HardwareConfig
 from jobs.transformer.model import build_model
 from jobs.transformer.plan import PlanConfig, plan, shape_of_model
-from jobs.transformer.swap import SwapFolder, require_compiler
+from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
 from tests.unit.strategy_loops import OPTIONS, STEPS, STRATEGIES, allowed, fields_of
 from tests.unit.token_rows import config_of, run_group, token_rows

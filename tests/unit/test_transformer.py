@@ -14,10 +14,10 @@ from jobs.common.data.sampling import SamplingOrder
 from jobs.common.execution.worker import load
 from jobs.pytorch.gradient_buckets import _cut
 from jobs.transformer.config import ScaleConfig, TransformerConfig
-from jobs.transformer.deepspeed import deepspeed_config
 from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
-from jobs.transformer.shards import Slice, TextFragment, fill, gathered, items, to_arrays
-from jobs.transformer.strategies import STRATEGIES
+from jobs.transformer.strategies.shards import Slice, TextFragment, fill, gathered, items, to_arrays
+from jobs.transformer.strategies.table import STRATEGIES
+from jobs.transformer.strategies.zero import deepspeed_config
 from jobs.transformer.tasks import Mask, task_of
 from tests.unit.token_rows import config_of
 

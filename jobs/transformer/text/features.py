@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.core.documents import parse_json
-from jobs.transformer.tokenizer import backend_of
+from jobs.transformer.text.tokenizer import backend_of
 
 MOST_CHARACTERS = 4000
 """Of a text whose tokens are looked at: what a longer one begins with stands for it."""

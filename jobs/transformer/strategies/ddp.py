@@ -16,7 +16,7 @@ from jobs.pytorch.optimizer import set_lr
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
+from jobs.transformer.strategies.shards import KINDS, WEIGHTS, TextFragment
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from jobs.common.training.train_state import StepOutcome
 if TYPE_CHECKING:  # torch takes seconds to import, and a config is parsed without it
     from torch import Tensor, nn
 
-    from jobs.transformer.shards import TextFragment
+    from jobs.transformer.strategies.shards import TextFragment
 
 StrategyName = Literal["ddp", "zero1", "zero2", "zero3"]
 Offload = Literal["none", "cpu", "nvme"]
@@ -85,9 +85,9 @@ class Capabilities:
     """Whether gradients can be sent in bf16, by `--scale.gradients`."""
 
 
-_ZERO = "jobs.transformer.deepspeed:Zero"
+_ZERO = "jobs.transformer.strategies.zero:Zero"
 STRATEGIES: Mapping[str, Capabilities] = {
-    "ddp": Capabilities(implementation="jobs.transformer.ddp:Ddp", compiles=True, sends_bf16=True),
+    "ddp": Capabilities(implementation="jobs.transformer.strategies.ddp:Ddp", compiles=True, sends_bf16=True),
     "zero1": Capabilities(implementation=_ZERO, sharded=True, zero_stage=1, offloads=("none", "cpu"), scales_loss=True),
     "zero2": Capabilities(implementation=_ZERO, sharded=True, zero_stage=2, offloads=("none", "cpu"), scales_loss=True),
     "zero3": Capabilities(implementation=_ZERO, sharded=True, zero_stage=3, offloads=("none", "cpu", "nvme"),

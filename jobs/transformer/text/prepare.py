@@ -25,8 +25,8 @@ from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
 from jobs.common.data.splits import assign, encode_labels, keyed_hash
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.sources import TextFragment, Texts, TextSource, find_source, labels_of
-from jobs.transformer.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
+from jobs.transformer.text.sources import TextFragment, Texts, TextSource, find_source, labels_of
+from jobs.transformer.text.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
 
 FORMAT_VERSION = 4
 SAMPLE_ROWS = 2000

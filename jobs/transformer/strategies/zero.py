@@ -25,9 +25,9 @@ from cluster.core.errors import ConfigError
 from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.process_group import Group, peers_needed
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.ddp import parameter_groups
-from jobs.transformer.shards import KINDS, WEIGHTS, TextFragment
-from jobs.transformer.swap import SwapFolder, require_compiler
+from jobs.transformer.strategies.ddp import parameter_groups
+from jobs.transformer.strategies.shards import KINDS, WEIGHTS, TextFragment
+from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 
 
 # ── the config ──

@@ -12,7 +12,7 @@ from jobs.common.training.context import TrainContext
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.model import attention_kernels, build_model
-from jobs.transformer.strategies import Strategy
+from jobs.transformer.strategies.table import Strategy
 
 
 @contextmanager
