@@ -168,20 +168,20 @@ def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how
     assert session.step == 5, "the step was done, and may have to be repeated"
 
 
-def test_rank_0_shares_its_value_with_all(make: Make) -> None:
+def test_rank_0_broadcasts_its_value_to_all(make: Make) -> None:
     _, (first, second) = make(2)
     assert first.broadcast("port", lambda: 29500) == 29500
     assert second.broadcast("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
 
 
-def test_ranks_exchange_a_value_each(make: Make) -> None:
+def test_ranks_gather_a_value_of_each(make: Make) -> None:
     _, ranks = make(3)
     found: dict[int, list[str]] = {}
 
-    def exchange(rank: int) -> None:
+    def gather(rank: int) -> None:
         found[rank] = ranks[rank].all_gather("address", f"host-{rank}")
 
-    threads = [threading.Thread(target=exchange, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=gather, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
