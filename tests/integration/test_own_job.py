@@ -27,13 +27,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> own_job.Place:
 
 @pytest.fixture(scope="module")
 def env(place: own_job.Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables that reach a cluster whose nodes have the installed Trainyard."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in place.env.items():
-            patch.setenv(name, value)
-        patch.chdir(place.installed)
-        with runs.cluster(tmp_path_factory.mktemp("home"), nodes=0, cpus_per_node=2) as cluster:
-            yield {**os.environ, **cluster.environment()}
+    """The variables by which commands find a cluster that the installed Trainyard has started."""
+    home = tmp_path_factory.mktemp("home")
+    made = {**os.environ, **place.env, "TRAINYARD_HOME": str(home)}
+    command = [sys.executable, "-m", "cluster"]
+    try:
+        subprocess.run([*command, "up", "--cpus-per-node", "2", "--dashboard-port", str(free_port())], cwd=home, env=made,
+                       check=True)
+        yield made
+    finally:
+        subprocess.run([*command, "down"], cwd=home, env=made, check=True)
 
 
 @pytest.fixture(scope="module")
