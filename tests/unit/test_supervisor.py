@@ -321,7 +321,7 @@ HANGS_HERE = """
 import sys, threading
 from pathlib import Path
 from cluster.core.signals import heed
-from jobs.common import engine
+from jobs.common.execution import executors as engine
 from tests.unit.test_supervisor import Case
 
 engine._LAST_S = 0.1
