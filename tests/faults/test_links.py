@@ -66,7 +66,7 @@ def asked(host: Host, other: Host, size: int = 1) -> tuple[float, float]:
 
 def least(host: Host, other: Host, size: int = 1) -> float:
     """Seconds of a question of so many bytes and its answer, of several times the shortest: a busy machine only adds to them."""
-    return min(asked(host, other, size)[1] for _ in range(5))
+    return min(asked(host, other, size)[1] for _ in range(3))
 
 
 def test_hosts_have_a_name_processes_and_shared_memory_of_their_own(net: Network) -> None:

@@ -279,7 +279,7 @@ def test_a_deadline_ends_a_text_and_a_stream_says_so(replica: Replica) -> None:
         with pytest.raises(openai.InternalServerError, match="not finished within") as refused:
             client.completions.create(**ASKED | long)
         assert refused.value.status_code == 504
-    assert any(pieces(timeout_s) > 5 for timeout_s in (0.3, 0.6, 0.9)), "a busy machine needs longer for the first ones"
+    assert any(pieces(timeout_s) > 5 for timeout_s in (0.3, 1.0, 4.0, 16.0)), "a busy machine needs longer"
     until(lambda: replica.writer.rows == 0)
 
 
