@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+# How many processes share the integration tests, each in a network of its own (Linux, root): `make test APART=2`.
+APART ?= 1
+SHARED = --dist loadfile --no-loadscope-reorder --tx "$(APART)*popen//python=$(CURDIR)/tests/own_network $(CURDIR)/$(BIN)/python"
 
 .PHONY: demo test check bench soak lock proto clean
 
@@ -12,8 +15,8 @@ demo: $(STAMP)
 	@$(BIN)/python -m jobs.mlp.demo
 
 test: check
-	$(PYTEST) -n 2 --dist loadfile --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
-	$(PYTEST) --durations=20 $(ARGS) tests/integration tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
+	$(PYTEST) $(if $(filter-out 1,$(APART)),$(SHARED)) --durations=20 $(ARGS) tests/integration tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 
 check: $(STAMP)
 	$(BIN)/ruff check .

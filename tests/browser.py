@@ -33,7 +33,7 @@ class Page:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=60))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return message["result"]
@@ -55,7 +55,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def until(self, expression: str, timeout_s: float = 20) -> Any:
+    def until(self, expression: str, timeout_s: float = 60) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := self.js(expression)):
             assert time.monotonic() < deadline, f"{expression} is not so after {timeout_s} s: {self.js('document.body.innerText')}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-_SIZE = 256 << 20
+_SIZE = 96 << 20
 _OPTIONS = "loop,noauto_da_alloc,commit=600,data=writeback"
 
 

@@ -28,13 +28,14 @@ from tests.faults.test_serving_faults import Client
 
 pytestmark = [
     ray_hosts.needs_hosts(),
+    pytest.mark.in_order,
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
 ]
 INTERVAL = 8
 STEP_MBIT_PER_S = 30
 """So that a step takes some 70 ms, and the run lasts long enough for all that is done to it."""
-NOTICED_S = 30
+NOTICED_S = 90
 RECOVERED_S = 240
 
 
@@ -85,8 +86,8 @@ def test_cut_links_a_drained_host_and_a_head_that_dies_change_nothing_of_the_res
         groups = trained_by(job)
         cluster.net.cut(cut)
         began = time.monotonic()
-        job.until(lambda: f"{rank} on {cut.ip}" in job.text, 15)
-        job.until(lambda: cut.ip not in {node.ip for node in cluster.nodes()}, NOTICED_S - (time.monotonic() - began))
+        job.until(lambda: f"{rank} on {cut.ip}" in job.text, NOTICED_S)
+        job.until(lambda: cut.ip not in {node.ip for node in cluster.nodes()}, NOTICED_S)
         noticed_s = time.monotonic() - began
         job.until(lambda: trained_by(job) >= groups + 1, RECOVERED_S)
         print(f"noticed after {noticed_s:.1f} s, trained on after {time.monotonic() - began:.1f} s")
@@ -110,7 +111,7 @@ def test_cut_links_a_drained_host_and_a_head_that_dies_change_nothing_of_the_res
         assert runs.progress(folder)["lost_steps"] == lost, "who leaves a drained host has lost no step"
         job.until_past_a_checkpoint(job.step() + INTERVAL)
         cluster.net.kill(cluster.head)
-        job.process.wait(10)
+        job.process.wait(60)
     cluster.replace(cluster.head)
     cluster.replace(leaving)  # `ray start --block` goes on where its raylet has ended after a drain
     print(f"all hosts are back {cluster.await_nodes():.1f} s after a head without Redis")

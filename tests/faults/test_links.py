@@ -64,6 +64,11 @@ def asked(host: Host, other: Host, size: int = 1) -> tuple[float, float]:
     return float(short), float(long)
 
 
+def least(host: Host, other: Host, size: int = 1) -> float:
+    """Seconds of a question of so many bytes and its answer, of several times the shortest: a busy machine only adds to them."""
+    return min(asked(host, other, size)[1] for _ in range(3))
+
+
 def test_hosts_have_a_name_processes_and_shared_memory_of_their_own(net: Network) -> None:
     here, other = net.hosts[0], net.hosts[2]
     assert here.run("hostname").strip() == "host-0"
@@ -75,16 +80,16 @@ def test_hosts_have_a_name_processes_and_shared_memory_of_their_own(net: Network
 
 def test_a_link_is_delayed_limited_and_straightened(net: Network) -> None:
     here, other, _ = net.hosts
-    assert asked(here, other)[0] < 0.01
+    assert least(here, other) < 0.01
     net.delay(here, 0.05)
-    assert 0.05 <= asked(here, other)[0] < 0.09, "one way"
+    assert 0.05 <= least(here, other) < 0.09, "one way"
     net.delay(other, 0.05)
-    assert 0.1 <= asked(here, other)[0] < 0.15
+    assert 0.1 <= least(here, other) < 0.15
     net.straighten(other)
     net.straighten(here)
-    assert asked(here, other)[0] < 0.01
+    assert least(here, other) < 0.01
     net.limit(here, 40)
-    assert 0.35 < asked(here, other, 2_000_000)[1] < 0.6, "16 Mbit at 40 a second"
+    assert 0.35 < least(here, other, 2_000_000) < 0.6, "16 Mbit at 40 a second"
 
 
 def test_a_host_behind_a_cut_link_or_switched_off_does_not_answer_until_it_is_back(net: Network) -> None:
@@ -115,7 +120,7 @@ def test_nothing_is_left_of_hosts_whose_maker_is_killed() -> None:
         below = psutil.Process(maker.pid).children(recursive=True)
         assert psutil.pid_exists(first) and len(below) > 6
         os.kill(maker.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(below, timeout=5)
+    _, alive = psutil.wait_procs(below, timeout=60)
     assert alive == []
     assert f"ty{maker.pid}" not in psutil.net_if_addrs()
     with hosts.network(1):

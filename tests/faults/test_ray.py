@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.local import cluster as local
@@ -23,6 +24,7 @@ from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
 from tests.nodes import add_node, remove_node
 
+pytestmark = pytest.mark.in_order  # a node that one test takes away is away for the next
 RAY = str(Path(sys.executable).with_name("ray"))
 INTERVAL = 8
 CLUSTER_S = 240
@@ -34,8 +36,10 @@ EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "train
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalCluster]:
     """A head without CPUs and two nodes of 4 (logical) CPUs: either can hold 3 workers and a spare one."""
-    with runs.cluster(tmp_path_factory.mktemp("home"), nodes=2, cpus_per_node=4) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # by itself Ray exports them every 10 s
+        with runs.cluster(tmp_path_factory.mktemp("home"), nodes=2, cpus_per_node=4) as made:
+            yield made
 
 
 @contextmanager
@@ -63,15 +67,16 @@ def test_a_killed_and_a_hung_worker_are_replaced_by_spares_and_no_other_process_
     with ray_run(cluster, tmp_path / "run", "--run.spares", "1", "--run.hang-timeout-s", "5") as job:
         job.until_past_a_checkpoint(some_step(25, 90))
         others = {slot: pid for slot, pid in job.workers().items() if slot != 1}
+        before = set(psutil.pids())
         job.kill_worker(1)
         job.until_step(120)
+        assert job.workers()[1] in before, "the spare one's process, which was there already"
         assert {slot: pid for slot, pid in job.workers().items() if slot != 1} == others
         job.kill_worker(2, signal.SIGSTOP)
         result = job.finished(CLUSTER_S)
         assert job.workers()[0] == others[0]
     assert result["restarts"] == 2
     assert 0 < result["lost_steps"] <= 2 * INTERVAL
-    assert result["recovery_s"][0] < 4
     stacks = sorted((job.folder / "logs/stacks").glob("*/*.txt"))
     assert [path.name for path in stacks] == ["rank-0.txt", "rank-1.txt", "rank-2.txt"]
     assert all("jobs/mlp/train.py" in path.read_text() for path in stacks)

@@ -91,10 +91,10 @@ def test_storage_that_fails_in_the_middle_ends_clearly_and_the_same_command_cont
         job.until_step(30)
         workers = job.workers().values()
         harm(small_disk, job)
-        assert job.wait(30) == 3, job.text
+        assert job.wait() == 3, job.text
         job_gone = time.monotonic()
         while not gone(workers):
-            assert time.monotonic() < job_gone + 15, "workers outlive their driver"
+            assert time.monotonic() < job_gone + 60, "workers outlive their driver"
             time.sleep(0.05)
     assert why in job.text and str(small_disk) in job.text
     assert "run the same command again" in job.text

@@ -94,7 +94,7 @@ def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(refere
     strategy, whole = reference
     folder = tmp_path / "run"
     with started(folder, strategy, text) as job:
-        job.until(lambda: 10 <= job.step() <= STEPS // 2 and runs.manifests(folder))
+        job.until(lambda: job.step() >= 10 and runs.manifests(folder))
         job.kill_worker(1)
         job.until(lambda: job.text.count("training on 3 workers") == 2 and job.step() > STEPS // 2 and in_flight(folder))
         os.kill(job.process.pid, signal.SIGKILL)

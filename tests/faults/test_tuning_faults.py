@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -166,9 +165,7 @@ def test_an_interrupted_search_writes_its_report_and_goes_on(cluster: local.Loca
     with started(cluster, folder, *flags) as job:
         job.until(lambda: len([n for n, e in events(folder) if e["kind"] == "evaluation"]) >= 6)
         job.process.send_signal(signal.SIGINT)
-        began = time.monotonic()
         assert job.wait(60) == 3, job.text
-        assert time.monotonic() - began < 30
         assert "run the same command again to continue" in job.text
         assert "Traceback" not in job.text
     before = len(events(folder))

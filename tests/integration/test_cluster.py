@@ -49,6 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         folder = tmp_path_factory.mktemp("trainyard")
         patch.setenv("TRAINYARD_HOME", str(folder))
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # by itself Ray exports metrics every 10 s
         yield folder
 
 
@@ -89,7 +90,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 @contextmanager
-def refused(message: str, within_s: float = 5) -> Iterator[None]:
+def refused(message: str, within_s: float = 15) -> Iterator[None]:
     began = time.monotonic()
     with pytest.raises(ClusterError, match=message) as caught:
         yield
@@ -292,7 +293,7 @@ def test_a_cluster_whose_control_store_hangs_is_found_out(up: LocalCluster) -> N
     with stopped(of_node(up, "head").pids["gcs_server"]):
         with refused(r"does not answer \(its port is open"):
             connect(up.address)
-        assert cli("status", timeout=20).returncode == 2
+        assert cli("status", timeout=60).returncode == 2
 
 
 def test_a_cluster_whose_node_here_hangs_is_found_out(up: LocalCluster) -> None:
@@ -356,7 +357,7 @@ def test_a_local_cluster_ends_when_its_process_is_killed(home: Path) -> None:
     folder = Path(json.loads(keeper.cmdline()[-1])["folder"])
     driver.kill()
     driver.communicate()
-    psutil.wait_procs(everything, timeout=15)
+    psutil.wait_procs(everything, timeout=60)
     assert not any(process.is_running() for process in everything)
     assert not folder.exists()
 
@@ -375,7 +376,7 @@ def test_a_stopped_worker_shows_its_stack_and_can_be_killed(joined: LocalCluster
     worker = Worker.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
     pid, then = ray.get(worker.where.remote())
     worker.hang_in_this_function.remote()
-    time.sleep(0.5)
+    until(lambda: "hang_in_this_function" in dump_stack(pid, node), 60)
     os.kill(pid, signal.SIGSTOP)
     stack = dump_stack(pid, node)
     assert "hang_in_this_function" in stack
@@ -383,7 +384,7 @@ def test_a_stopped_worker_shows_its_stack_and_can_be_killed(joined: LocalCluster
     assert not kill(pid, node, then - 1000), "a process that began later is another one"
     assert psutil.pid_exists(pid)
     assert kill(pid, node, then)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
     assert not kill(pid, node, then)
     assert f"py-spy cannot read process {pid}" in dump_stack(pid, node)
 
@@ -445,13 +446,13 @@ def test_watch_shows_a_run_and_ctrl_c_ends_the_following_only(up: LocalCluster, 
     try:
         until(lambda: (folder / "progress.json").exists() and json.loads((folder / "progress.json").read_text())["highest_step"],
               90)
-        until(lambda: re.search(r"long .*mlp .*1 ", cli("watch", "--once").stdout), 40)  # Ray exports metrics every 10 s
+        until(lambda: re.search(r"long .*mlp .*1 ", cli("watch", "--once").stdout), 60)
         page = cli("watch", "--once")
         assert page.returncode == 0, page.stdout + page.stderr
         for words in (up.address, "no alerts", "runs", "samples/s", "goodput", "worker-2", "no endpoint"):
             assert words in page.stdout, page.stdout
         submit.send_signal(signal.SIGINT)
-        out, _ = submit.communicate(timeout=20)
+        out, _ = submit.communicate(timeout=60)
         assert submit.returncode == 130
         assert ("not followed any more; the job goes on\n  follow it:  ray job logs --follow long\n  stop it:    ray job stop long"
                 in out)
@@ -490,6 +491,7 @@ def until(condition: Callable[[], object], timeout_s: float) -> None:
 
 
 # ── nodes come and go ──
+@pytest.mark.in_order
 def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluster, gcs: Gcs) -> None:
     added = add_node(3)
     assert added.name == "worker-3"
@@ -499,10 +501,7 @@ def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluste
     remove_node("worker-3")
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everything)
     assert all(process.is_running() for process in others)
-    deadline = time.monotonic() + 15
-    while any(node.name == "worker-3" and node.alive for node in gcs.nodes()):
-        assert time.monotonic() < deadline, "a killed node is still taken for alive"
-        time.sleep(0.2)
+    until(lambda: not any(node.name == "worker-3" and node.alive for node in gcs.nodes()), 60)
     done = cli("status")
     assert done.returncode == 1
     assert "problem: node worker-3 (127.0.0.1) is dead: start it again, or ignore it if it was removed" in done.stdout
@@ -513,6 +512,7 @@ def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluste
 
 
 # ── down; no test below uses this cluster ──
+@pytest.mark.in_order
 def test_down_ends_what_up_started_and_nothing_else(up: LocalCluster, running_job: dict[str, object], home: Path) -> None:
     log = next(Path(up.folder).rglob("gcs_server.out"))
     with log.open() as file:
@@ -562,7 +562,7 @@ def test_a_start_that_fails_halfway_leaves_nothing(own_home: Path) -> None:
     assert said.startswith("node worker-1 did not start")
     assert local.current() is None
     assert processes_of(own_home) == []
-    assert not [folder for folder in set(Path("/tmp").glob("trainyard-*")) - before if not in_use(folder)]
+    until(lambda: not [folder for folder in set(Path("/tmp").glob("trainyard-*")) - before if not in_use(folder)], 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -575,7 +575,7 @@ def test_an_up_that_is_ended_halfway_leaves_nothing_or_what_down_finds(own_home:
         cluster = local.current()
         assert cluster is not None
         starting.send_signal(number)
-        ended = starting.wait(timeout=30)
+        ended = starting.wait(timeout=60)
         if number == signal.SIGKILL:
             assert processes_of(own_home)
             assert local.down() > 0
@@ -600,7 +600,7 @@ def test_what_a_crash_has_left_does_not_keep_up_from_starting(own_home: Path) ->
         for process in left:
             if process.pid in (first.nodes[0].process.pid, *first.nodes[0].pids.values()):
                 process.kill()
-        psutil.wait_procs(left[:1], timeout=5)
+        psutil.wait_procs(left[:1], timeout=60)
         done = cli("status")
         assert (done.returncode, done.stdout) == (2, "")
         folder = f"{first.folder}/head"
@@ -615,7 +615,7 @@ def test_what_a_crash_has_left_does_not_keep_up_from_starting(own_home: Path) ->
         local.down()
 
 
-def wait_for(look: Callable[[], list[psutil.Process]], timeout_s: float = 30) -> list[psutil.Process]:
+def wait_for(look: Callable[[], list[psutil.Process]], timeout_s: float = 60) -> list[psutil.Process]:
     deadline = time.monotonic() + timeout_s
     while not (found := look()):
         assert time.monotonic() < deadline

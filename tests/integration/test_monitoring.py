@@ -26,7 +26,7 @@ from jobs.common.artifact.artifact import open_artifact
 from jobs.common.runs.prometheus import COUNTERS
 from k8s.components.monitoring import local as monitoring
 from serving.core.api_keys import new_key
-from tests import runs
+from tests import kept, runs
 from tests.nodes import add_node, remove_node
 
 pytestmark = [pytest.mark.timeout(600),  # the first test waits for all that is to be seen
@@ -92,11 +92,10 @@ def everything(folder: Path) -> Iterator[Prometheus]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        with runs.run(folder / "model", "--train.epochs", "1") as made:  # while the cluster starts
-            cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=4))
-            seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
-            lost = add_node(0)
-            artifact = made.finished()["artifact"]
+        cluster = stack.enter_context(runs.cluster(folder / "home", nodes=0, cpus_per_node=4))
+        seen = stack.enter_context(prometheus(folder / "prometheus", cluster))
+        lost = add_node(0)
+        artifact = str(kept.artifact("mlp"))
         env = cluster.environment()
         with runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1", engine="ray", env=env) as job:
             seen.until(job, "ray_trainyard_checkpoint_seconds", "trainyard:storage_free:ratio")

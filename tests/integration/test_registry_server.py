@@ -183,11 +183,11 @@ def go_on_without(server, storage, caplog):
     began = time.monotonic()
     for step in range(1000):
         registry.log({"loss": 1.0}, step)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "one that waited for the server would take its timeout, again and again"
     with caplog.at_level(logging.WARNING):
         assert registry.register(artifact) is None
         registry.finish("done")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("jobs.")]
     assert len(ours) == 1 and "Training goes on without it" in ours[0]
     assert "1000 metrics were not recorded" in registry.problem

@@ -36,6 +36,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", *auth.AUTH_VARIABLES):
             patch.delenv(name, raising=False)
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # by itself Ray exports them every 10 s
         with runs.cluster(tmp_path_factory.mktemp("home"), nodes=0, cpus_per_node=2) as cluster:
             yield cluster
 

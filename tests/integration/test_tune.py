@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -198,7 +199,7 @@ def test_processes_are_used_again(searched: tuple[Path, str]) -> None:
 def test_a_finished_search_says_so_and_goes_on_with_more_trials(
     cluster: local.LocalCluster, searched: tuple[Path, str], tmp_path: Path
 ) -> None:
-    folder, _ = searched
+    folder = shutil.copytree(searched[0].parent, tmp_path / "storage") / searched[0].name
     before = trials(folder)
     flags = ["--train.epochs", "3", *SMALL, "--fix", "model.hidden=[64]"]
     text = search(cluster, folder, "--num-trials", "6", "--then-train", "2", *flags)
@@ -313,7 +314,7 @@ def test_a_time_budget_ends_a_submitted_search_with_exit_code_0(cluster: local.L
     result = runs.result(folder)
     assert result["status"] == "done"
     assert 1 <= sum(result["trials"].values()) < 500
-    assert 15 <= result["wall_s"] < 45
+    assert 15 <= result["wall_s"] < 90
     assert (folder / "report.html").exists()
     assert (folder / "best.yaml").exists()
 
@@ -363,12 +364,17 @@ def test_a_jobs_run_and_a_search_do_not_share_a_name(tmp_path: Path, capsys: pyt
     assert "is a job's run: pass another --run.name" in capsys.readouterr().err
 
 
-def test_the_best_trials_folder_becomes_an_artifact_by_the_jobs_own_command(searched: tuple[Path, str]) -> None:
+def test_the_best_trials_folder_becomes_an_artifact_by_the_jobs_own_command(
+    searched: tuple[Path, str], tmp_path: Path
+) -> None:
     """A trial is a run that rests: its config.yaml is a --config, and what it trained is not trained again."""
-    folder, _ = searched
+    folder = shutil.copytree(searched[0].parent, tmp_path / "storage") / searched[0].name
     number = next(n for n, events in trials(folder).items() if rows(events)[-1]["epoch"] == 3)
     trained = folder / f"trials/t{number:04d}"
-    with runs.python("jobs.mlp", "--config", str(trained / "config.yaml"), "--run.engine", "local", folder=trained) as job:
+    place = yaml.safe_load((trained / "config.yaml").read_text())["run"]["storage"]
+    storage = place.replace(str(searched[0].parent), str(folder.parent))
+    with runs.python("jobs.mlp", "--config", str(trained / "config.yaml"), "--run.engine", "local", "--run.storage", storage,
+                     folder=trained) as job:
         result = job.finished()
     kept = load_file(trained / "artifact/model.safetensors")
     best = max(rows(trials(folder)[number]), key=lambda row: (row["validation_accuracy"], -row["step"]))

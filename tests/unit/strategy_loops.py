@@ -19,9 +19,10 @@ from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import passes
 from tests.pairwise import Combination
+from tests.unit.held_tensors import SCALES, held
 from tests.unit.token_rows import config_of
 
-STEPS = 50
+STEPS = 24
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"}, "zero1": {"strategy": "zero1"}, "zero2": {"strategy": "zero2"}, "zero3": {"strategy": "zero3"},
     "ddp+bf16": {"strategy": "ddp", "gradients": "bf16"},
@@ -29,15 +30,30 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
-    """The loss of each of the first steps, by strategy, from the same weights on the same rows."""
+LARGER = {"model": {"layers": 6, "heads": 4, "width": 128}, "hardware": {"precision": "bf16"}}
+"""A model of which every strategy holds enough to be measured."""
+
+
+def everything(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
+    """What test_strategies.py asks of three workers, who load PyTorch and DeepSpeed once: a JSON file a worker for each question.
+
+    `held`: what a strategy holds of a larger model. `curves`: the loss of each of the first steps, by strategy, from the same
+    weights on the same rows. `covers`: as `covers`.
+    """
     session.update_status(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
+    larger = combined(config, LARGER)
     with Group(session, device, even_alone=True) as group:
-        found = {name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
-                 for name, scale in STRATEGIES.items()}
-    session.run_store.write_text(f"curves-{session.rank}.json", json.dumps(found))
+        _write(session, "held", [
+            held(session, replace(larger, scale=ScaleConfig(**scale, bucket_mb=0.004)), group) for scale in SCALES])
+        _write(session, "curves", {
+            name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS) for name, scale in STRATEGIES.items()})
+        _cover_all(session, config, group)
     return "finished"
+
+
+def _write(session: Session, name: str, found: Any) -> None:
+    session.run_store.write_text(f"{name}-{session.rank}.json", json.dumps(found))
 
 
 def curve(session: Session, config: TransformerConfig, group: Group, steps: int) -> dict[str, Any]:
@@ -105,13 +121,14 @@ def covers(session: Session, config: TransformerConfig) -> Literal["finished", "
     """Each combination that config.run.name's JSON file lists: trains some steps, is put into a new object, and trains on alike."""
     session.update_status(total_steps=1, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
-    combinations = json.loads(session.run_store.read_text("combinations.json"))
-    found: list[dict[str, Any]] = []
     with Group(session, device, even_alone=True) as group:
-        for combination in combinations:
-            found.append(cover(session, combined(config, combination), group))
-    session.run_store.write_text(f"covers-{session.rank}.json", json.dumps(found))
+        _cover_all(session, config, group)
     return "finished"
+
+
+def _cover_all(session: Session, config: TransformerConfig, group: Group) -> None:
+    combinations = json.loads(session.run_store.read_text("combinations.json"))
+    _write(session, "covers", [cover(session, combined(config, combination), group) for combination in combinations])
 
 
 def combined(config: TransformerConfig, combination: dict[str, dict[str, Any]]) -> TransformerConfig:

@@ -16,6 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from serving.core.api_keys import new_key
 from serving.endpoint.grpc import METHODS, Calls, add_to_server
+from serving.traffic import rate_limit
+from tests.clock import Clock
 from tests.unit.test_ingress import Replicas, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
@@ -96,7 +98,8 @@ def test_a_call_goes_to_the_model_and_its_answer_says_which() -> None:
         assert (metadata.platform, list(metadata.versions), list(metadata.inputs[0].shape)) == ("trainyard_test", ["1"], [-1, 2])
 
 
-def test_each_cause_has_a_code_and_the_message_that_http_has(tmp_path: Path) -> None:
+def test_each_cause_has_a_code_and_the_message_that_http_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "time", Clock())
     replicas = Replicas()
     with serving(replicas) as client:
         assert refused(client, model_version="9") == ("NOT_FOUND", "model 'm' has no version '9': it has 1")
@@ -121,33 +124,42 @@ def test_each_cause_has_a_code_and_the_message_that_http_has(tmp_path: Path) -> 
 
 def test_the_smallest_of_all_deadlines_holds() -> None:
     replicas = Replicas()
-    replicas.wait_s = 5.0
+    replicas.wait_s = 60.0
     for server_s, asked in ((0.05, {}), (9.0, {"timeout": 50_000}), (9.0, {"headers": {"x-request-timeout-seconds": "0.05"}})):
         with serving(replicas, timeout_s=server_s) as client:
             client.is_server_live()
             began = time.perf_counter()
             assert refused(client, **asked)[0] == "DEADLINE_EXCEEDED", asked
-            assert 0.03 < time.perf_counter() - began < 2, asked
+            assert 0.03 < time.perf_counter() - began < 30, asked
+
+
+class Held(Replicas):
+    """Answers when it is let. seen: the requests that have come so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let, self.seen = threading.Event(), 0
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        if method == "infer":
+            self.seen += len(arguments[0])
+            while not self.let.is_set():
+                await asyncio.sleep(0.005)
+        return await super().ask(method, *arguments)
 
 
 def test_who_no_longer_waits_for_an_answer_leaves_before_being_batched() -> None:
-    class Counting(Replicas):
-        seen = 0
-
-        async def ask(self, method: str, *arguments: Any) -> Any:
-            self.seen += len(arguments[0]) if method == "infer" else 0
-            return await super().ask(method, *arguments)
-
-    replicas = Counting()
-    replicas.wait_s = 0.6
+    replicas = Held()
     with serving(replicas) as client:
         busy = [threading.Thread(target=ask, args=[client]) for _ in range(2)]  # as many calls as may be under way
         for thread in busy:
             thread.start()
-        deadline = time.monotonic() + 5
-        while replicas.seen < 2 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 30
+        while replicas.seen < 2:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         assert refused(client, client_timeout=0.1)[0] == "DEADLINE_EXCEEDED"
+        replicas.let.set()
         for thread in busy:
             thread.join()
         ask(client)
@@ -155,13 +167,17 @@ def test_who_no_longer_waits_for_an_answer_leaves_before_being_batched() -> None
 
 
 def test_more_than_may_wait_is_unavailable() -> None:
-    replicas = Replicas()
-    replicas.wait_s = 1.0
+    replicas = Held()
     with serving(replicas, max_queued=1) as client:
         codes: list[str] = []
         threads = [threading.Thread(target=lambda: codes.append(_code(client))) for _ in range(6)]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + 30
+        while len(codes) < 3:  # two are answered when they are let, and one waits
+            assert time.monotonic() < deadline, codes
+            time.sleep(0.01)
+        replicas.let.set()
         for thread in threads:
             thread.join()
         assert set(codes) == {"OK", "UNAVAILABLE"}

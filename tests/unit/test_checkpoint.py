@@ -407,10 +407,8 @@ def test_the_loop_goes_on_while_a_checkpoint_is_in_flight_and_waits_with_the_nex
     assert rank_0.committed_step is None
     late = threading.Timer(0.3, lambda: rank_1.save(tensors_at(1), {}, step=1, epoch=0))
     late.start()
-    began = time.monotonic()
     rank_0.save(tensors_at(2), {}, step=2, epoch=0)
-    assert time.monotonic() - began > 0.2
-    assert rank_0.committed_step == 1
+    assert rank_0.committed_step == 1, "which the other rank's part has made it"
     late.join()
     rank_1.save(tensors_at(2), {}, step=2, epoch=0)
     rank_1.close()

@@ -181,9 +181,9 @@ def test_half_precision_probabilities_are_judged():
 
 def test_a_thousand_classes_take_seconds():
     probabilities, labels = sample(5000, 1000, sharpness=4.0)
-    began = time.perf_counter()
+    began = time.process_time()
     found = judge(probabilities, labels, top_k=5)
-    assert time.perf_counter() - began < 20  # about 1 s on an idle machine
+    assert time.process_time() - began < 20  # about 1 s
     assert found.confusion.shape == (1000, 1000) and 0.5 < found.auc_macro <= 1
 
 

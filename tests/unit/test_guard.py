@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,12 @@ def test_a_row_says_the_same_if_its_class_or_its_values_are_the_same(answered: A
     assert same_rows(texts, np.array(["a", "c"], object)).tolist() == [True, False]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 def test_a_shadow_counts_what_differs_fails_and_cannot_be_followed() -> None:
     async def tried() -> Counter[str]:
         async def call(requests: Any) -> Any:
@@ -159,15 +166,15 @@ def test_a_shadow_counts_what_differs_fails_and_cannot_be_followed() -> None:
             told[outcome] += rows
 
         made = Shadow(batcher, id="s", version="2", share=1.0, timeout_s=5.0, seen=seen)
-        for values in ([1.0, 2.0], [9.0, 3.0], [-1.0]):
+        for values, rows in (([1.0, 2.0], 2), ([9.0, 3.0], 4), ([-1.0], 5)):
             x = np.array(values)
             made.follow({"x": x}, len(x), {"y": x})
-            await asyncio.sleep(0.02)
+            await until(lambda rows=rows: told.total() == rows)
         assert made.outcomes == told == {"same": 3, "other": 1, "failed": 1}
         for _ in range(70):
             made.follow({"x": np.ones(1)}, 1, {"y": np.ones(1)})
         assert told["dropped"] == 6
-        await asyncio.sleep(0.1)
+        await until(lambda: told.total() == 5 + 70)
         none = Shadow(batcher, id="s", version="2", share=0.0, timeout_s=5.0, seen=seen)
         none.follow({"x": np.ones(1)}, 1, {"y": np.ones(1)})
         return told
@@ -181,7 +188,7 @@ def test_the_caller_gets_the_answer_of_the_version_that_was_asked() -> None:
         shadow = app.table._shadow(app.table._routes["m"], id="s", version="2", share=1.0)
         for _ in range(5):
             assert (await ask(app))[2]["model_version"] == "1"
-        await asyncio.sleep(0.05)
+        await until(lambda: shadow.outcomes.total() >= 5)
         assert shadow.outcomes == {"same": 5}
         assert app.table._routes["m"]["2"].tally.requests == 0, "nobody asked it"
 

@@ -197,7 +197,7 @@ def test_half_sent_headers_hold_up_nobody_and_are_given_up(running: Running) -> 
     with sending(running, b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Half: ", 90, "127.0.0.1") as half:
         began = time.monotonic()
         assert running.ask()[0] == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9, "and `ask` gives up after 10 s"
         assert half[0].recv(1000).startswith(b"HTTP/1.1 408 "), "they have not come within a second"
 
 

@@ -24,8 +24,10 @@ from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import ignore_trailers
 from serving.model.explanations import specs
+from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
+from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
@@ -86,7 +88,7 @@ def test_a_request_goes_to_the_model_and_its_answer_says_which() -> None:
 def test_the_smallest_of_all_deadlines_holds() -> None:
     async def took(**asked: Any) -> tuple[int, float]:
         replicas = Replicas()
-        replicas.wait_s = 5.0
+        replicas.wait_s = 60.0
         app = endpoint(replicas, timeout_s=asked.pop("server", 10.0))
         began = time.perf_counter()
         status, _, _ = await ask(app, **asked)
@@ -97,25 +99,25 @@ def test_the_smallest_of_all_deadlines_holds() -> None:
                   {"server": 9.0, "headers": {"X-Request-Timeout-Seconds": "8"}, "body": json.dumps(micro).encode()}):
         status, seconds = asyncio.run(took(**asked))
         assert status == 504, asked
-        assert 0.03 < seconds < 2, asked
+        assert 0.03 < seconds < 30, asked
 
 
 def test_a_model_without_a_replica_does_not_hold_a_request_beyond_its_deadline() -> None:
     replicas = Replicas()
-    replicas.start_s = 5.0
+    replicas.start_s = 60.0
     began = time.perf_counter()
     assert asyncio.run(ask(endpoint(replicas), headers={"X-Request-Timeout-Seconds": "0.05"}))[0] == 504
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 30
 
 
 @pytest.mark.parametrize("path", ["/v2/models/m", "/v2/models", "/openapi.json"])
 def test_what_only_describes_a_model_has_a_deadline_too(path: str) -> None:
     replicas = Replicas()
-    replicas.start_s = 20.0
+    replicas.start_s = 60.0
     began = time.perf_counter()
     assert asyncio.run(ask(endpoint(replicas), path, method="GET", headers={"X-Request-Timeout-Seconds": "0.05"}))[::2] == (
         504, {"error": "not answered within 0.0475 s"})
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 30
 
 
 def test_a_body_that_does_not_end_is_given_up() -> None:
@@ -127,7 +129,7 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
         return {"type": "http.disconnect"}
 
     async def never() -> dict[str, Any]:
-        await asyncio.sleep(20)
+        await asyncio.sleep(60)
         raise AssertionError("it was waited for")
 
     app = endpoint(Replicas(), timeout_s=0.2, max_request_bytes=10**6)
@@ -178,7 +180,9 @@ def test_our_own_mistake_is_said_without_its_details() -> None:
     assert asyncio.run(ask(endpoint(replicas)))[::2] == (500, {"error": "internal error"})
 
 
-def test_a_key_that_asks_too_often_has_to_wait_and_the_others_do_not(tmp_path: Path) -> None:
+def test_a_key_that_asks_too_often_has_to_wait_and_the_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(rate_limit, "time", clock)
     (one, line), (other, more) = new_key("one"), new_key("other")
     (tmp_path / "keys").write_text(f"{line}\n{more}")
 
@@ -188,7 +192,7 @@ def test_a_key_that_asks_too_often_has_to_wait_and_the_others_do_not(tmp_path: P
         assert Counter(status for status, _, _ in seen) == {200: 5, 429: 5}
         assert int(seen[-1][1]["retry-after"]) >= 1
         assert (await ask(app, headers={"Authorization": f"bearer {other}"}))[0] == 200
-        await asyncio.sleep(0.25)
+        clock.now += 0.25
         assert (await ask(app, headers={"Authorization": f"Bearer {one}"}))[0] == 200
         assert (await ask(app, "/v2/health/live", method="GET"))[0] == 200
 

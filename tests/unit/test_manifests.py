@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes_validate import utils
 
 from cluster.core.ray_settings import RAY_SETTINGS
 from cluster.kubernetes.rayjob import minimal
@@ -66,6 +67,8 @@ def validator() -> tuple[ModuleType, dict[Any, Any]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.celpy is not None, "the rules of the schemas (CEL) are not looked at without cel-python"
+    module.CEL.compile = cache(module.CEL.compile)
+    utils.schema_contents = cache(utils.schema_contents)  # each of the documents would read megabytes again
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to be closed when they are forgotten
         return module, module.load_crds(str(SHARED / "schemas"))

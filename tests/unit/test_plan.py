@@ -1,27 +1,21 @@
-"""The memory plan: published sizes, and formulas against the bytes of tensors that are really held."""
+"""The memory plan: published sizes, and formulas against the bytes of tensors that are really held.
 
-import gc
-import json
-import warnings
-from collections.abc import Iterable
+What DeepSpeed holds is in test_strategies.py.
+"""
+
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 
-from jobs.common.training.session import Session
-from jobs.pytorch.process_group import Group
-from jobs.pytorch.setup import set_up_torch
-from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TransformerConfig
+from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
 from jobs.transformer.model import build_model, classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
-from jobs.transformer.strategies.spread import strategy
-from jobs.transformer.strategies.table import STRATEGIES
-from tests.unit.token_rows import config_of, run_group, token_rows
+from tests.unit.held_tensors import storages
+from tests.unit.token_rows import config_of
 
 
 # ── parameters ──
@@ -95,11 +89,6 @@ def kept_by_autograd(model: Any, task: str, *, autocast: bool) -> int:
     return sum(size for place, size in storages(kept).items() if place not in own)
 
 
-def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address, each storage once."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.untyped_storage().nbytes()}
-
-
 # ── strategies ──
 def test_ddp_holds_weights_gradients_and_two_moments() -> None:
     config, built = small("tiny", "generate")
@@ -111,78 +100,6 @@ def test_ddp_holds_weights_gradients_and_two_moments() -> None:
     assert row.gradients == sum(p.grad.nbytes for p in built.parameters())
     moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
     assert row.optimizer == pytest.approx(moments, rel=1e-3), "and a count of steps for each parameter"
-
-
-SCALES: list[dict[str, Any]] = [
-    {"strategy": "zero1"}, {"strategy": "zero2"}, {"strategy": "zero3"}, {"strategy": "zero1", "offload": "cpu"},
-    {"strategy": "zero2", "offload": "cpu"}, {"strategy": "zero3", "offload": "cpu"},
-    {"strategy": "zero3", "offload": "cpu", "offload_parameters": True},
-]
-
-
-def test_deepspeed_holds_what_is_planned(tmp_path: Path) -> None:
-    config = config_of(run={"workers": "2"}, model={"layers": 6, "heads": 4, "width": 128}, hardware={"precision": "bf16"})
-    dataset = token_rows(tmp_path)
-    run_group(tmp_path / "held", dataset, config, "tests.unit.test_plan:hold", 2)
-    shape = shape_of_model(build_model(config, dataset.details, ()))
-    planned = {(row.strategy, row.offload): row for row in plan(PlanConfig(gpus=2, model=config.model), shape)}
-    for rank in range(2):
-        for scale, found in zip(SCALES, json.loads((tmp_path / f"held/held-{rank}.json").read_text()), strict=True):
-            row = planned[scale["strategy"], offload_of(scale)]
-            stage = STRATEGIES[scale["strategy"]].zero_stage
-            room = 2 * shape.largest_trained if "offload" in scale and stage < 3 else 0  # for the largest gradient, on the GPU
-            expected = {"all": row.parameters + row.gradients + row.optimizer + row.host + room,
-                        "gathered": 2.0 * shape.parameters if stage == 3 else 0.0}
-            if "offload" not in scale:
-                expected |= {"weights": row.parameters, "optimizer": row.optimizer, "gradients": row.gradients}
-            for kind, size in expected.items():
-                print(f"rank {rank} {scale} {kind}: held {found[kind]}, planned {size:.0f}")
-                assert found[kind] == pytest.approx(size, rel=0.1), (scale, kind)
-
-
-def offload_of(scale: dict[str, Any]) -> str:
-    return "cpu, weights too" if scale.get("offload_parameters") else scale.get("offload", "none")
-
-
-def hold(session: Session, config: TransformerConfig) -> Literal["finished"]:
-    """What a worker of that test does: with each strategy two steps, and the first of two passes of the third."""
-    session.update_status(total_steps=1, epochs=1, epoch=0)
-    device = set_up_torch(session, 1)
-    with Group(session, device, even_alone=True) as group:
-        found = [held(session, replace(config, scale=ScaleConfig(**scale, bucket_mb=0.004)), group) for scale in SCALES]
-    session.run_store.write_text(f"held-{session.rank}.json", json.dumps(found))
-    return "finished"
-
-
-def held(session: Session, config: TransformerConfig, group: Group) -> dict[str, int]:
-    """Bytes of this worker's tensors between two passes of a step, by kind; `gathered`: of whole weights, before backward."""
-    before = storages(tensors_alive())
-    gathered = 0
-    with strategy(session, config, group) as model:
-        for last in (True, True, False):
-            with model.passing():
-                loss = token_losses(model.forward(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits,
-                                    torch.ones(1, 8, dtype=torch.int64)).mean()
-            gathered = sum(storages(p.data for p in model.model.parameters()).values()) if config.scale.strategy == "zero3" else 0
-            model.backward(loss, last=last)
-            del loss
-            if last:
-                assert model.step(1e-3) == "taken"
-                session.heartbeat()
-        kinds = {"weights": storages(t for f in model.weights() for t in f.tensors.values()),
-                 "optimizer": storages(t for f in model.fragments(2) for t in f.tensors.values()),
-                 "all": {place: size for place, size in storages(tensors_alive()).items() if place not in before}}
-    sizes = {kind: sum(of.values()) for kind, of in kinds.items()} | {"gathered": gathered}
-    return sizes | {"gradients": sizes["all"] - sizes["weights"] - sizes["optimizer"]}
-
-
-def tensors_alive() -> list[torch.Tensor]:
-    """All that Python knows of in this process, and their gradients."""
-    gc.collect()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some objects are proxies that warn when they are looked at
-        found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-        return [t for t in (*found, *(t.grad for t in found if t.is_leaf and t.grad is not None)) if t.device.type == "cpu"]
 
 
 def test_zero2_is_what_deepspeed_estimates() -> None:

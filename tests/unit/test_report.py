@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from cluster.core.storage import Store
-from jobs.common.evaluation.metrics import Mistakes, data_uri, evaluate, worst_mistakes
+from jobs.common.evaluation.metrics import Mistakes, evaluate, worst_mistakes
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
 from jobs.common.report.html import Section, escape, note
+from jobs.common.report.images import data_uri
 from jobs.common.report.run_report import ReportContent, RunFacts, render, write_report
 
 EVIL = "<script>alert('x')</script>\"&$_{%"

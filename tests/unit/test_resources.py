@@ -179,7 +179,7 @@ def test_removing_what_a_check_wrote_has_an_end(kind: type[Store], tmp_path: Pat
         patch.setattr(Path, "rmdir", lambda self: threading.Event().wait())
         with remove_traces(kind(store.uri, store._fs, store._root)):
             raise ClusterError("as it was")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # what hangs does so for ever
 
 
 # ── a worker, on the node where it starts ──

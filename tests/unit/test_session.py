@@ -305,7 +305,9 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         session._beat()
 
     with session._storage():
-        began, session._waits_since = ticks(), time.monotonic() - 100
+        session._waits_since = time.monotonic() - 100
+        beats()
+        began = ticks()
         beats()
         assert ticks() == began, "for 100 s nothing has been written or read"
         moved()

@@ -67,7 +67,12 @@ def test_the_library_s_own_source_is_packed_without_waste(tmp_path: Path) -> Non
     assert waste(dict(dataset.details), dataset.splits) < 0.02
     assert dataset.details["tokens"]["train"] > 4e6
     assert any("positions are padding" in line for line in said)
-    again = prepared(tmp_path / "again", config)
+
+
+def test_what_is_prepared_twice_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("".join(f"{text} {word}\n" for text, word in ROWS * 20))
+    config = config_of("generate", uri=str(tmp_path / "input.txt"))
+    dataset, again = (prepared(tmp_path / name, config) for name in ("one", "again"))
     assert again.fingerprint == dataset.fingerprint
     assert tokenizer_files(again) == tokenizer_files(dataset)
 

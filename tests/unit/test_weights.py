@@ -99,7 +99,7 @@ def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkey
         controller.supervise()
     busy = [found for found in times if len(found) == config.run.max_workers][-1]
     assert busy[ODD].busy_s > SLOWER_S
-    assert all(busy[rank].busy_s < SLOWER_S for rank in busy if rank != ODD), "they wait; they do not compute longer"
+    assert all(busy[rank].busy_s < busy[ODD].busy_s for rank in busy if rank != ODD), "they wait; they do not compute longer"
     return str(caught.value), run_state.events
 
 

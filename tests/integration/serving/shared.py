@@ -7,14 +7,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tritonclient.http as triton
 
 from cluster.core.network import free_port
-from jobs.common.artifact.artifact import Artifact, open_artifact
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, write_artifact
 from serving.core.api_keys import new_key
 from tests import kept, runs
 
@@ -86,6 +88,15 @@ def tensors(artifact: Artifact, *, binary: bool, of: Any = triton) -> list[Any]:
         tensor = of.InferInput(spec.name, list(values.shape), spec.datatype)
         made.append(tensor.set_data_from_numpy(values, **({"binary_data": binary} if of is triton else {})))
     return made
+
+
+def written(artifact: Artifact, folder: Path, name: str, shift: int = 0) -> Artifact:
+    """Another one with the same weights, which verifies. shift: of the answers in its probe, which are wrong then."""
+    probe = artifact.probe()
+    answers = {"probabilities": np.roll(probe.outputs["probabilities"], shift, axis=1)}
+    return write_artifact(Store.open(str(folder)), name, description=replace(artifact.manifest.description, about=name),
+                          probe=Probe(inputs=probe.inputs, outputs=answers),
+                          files={"model.safetensors": artifact.read("model.safetensors")})
 
 
 def one_image(endpoint: Endpoint, **fields: Any) -> dict[str, Any]:

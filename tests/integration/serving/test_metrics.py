@@ -146,6 +146,7 @@ def drift(scrape: Scrape, model: str) -> dict[str, float]:
     return {feature: value for (feature, name, version), value in figures.items() if (name, version) == (model, "1")}
 
 
+@pytest.mark.in_order  # the others have made errors and drift
 def test_the_documented_metrics_are_those_that_are_scraped(endpoint: Endpoint) -> None:
     scrape = settled(endpoint)
     table = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]*)\|", (runs.ROOT / "serving/README.md").read_text(), re.MULTILINE)

@@ -6,8 +6,7 @@ import urllib.error
 import urllib.request
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ import pytest
 
 from cluster.core.network import free_port
 from cluster.core.storage import Store
-from jobs.common.artifact.artifact import Artifact, Probe, write_artifact
 from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
 from tests import runs
-from tests.integration.serving.shared import Endpoint, one_image
+from tests.integration.serving.shared import Endpoint, one_image, written
 
 pytestmark = [
+    pytest.mark.in_order,  # the first test wants an endpoint that has loaded nothing yet
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
 ]
@@ -52,7 +51,7 @@ class Many:
 
     def until_loaded(self, *models: str) -> None:
         """The ingress hears of it within a second."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.loaded() != set(models):
             assert time.monotonic() < deadline, self.loaded()
             time.sleep(0.02)
@@ -77,15 +76,6 @@ def many(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             job.until(lambda: "ready: " in job.text, 120)
             yield Many(url=f"http://127.0.0.1:{port}", where=["--port", str(port), "--storage", str(folder)], job=job,
                        body=json.dumps(one_image(endpoint)).encode())
-
-
-def written(artifact: Artifact, folder: Path, name: str, shift: int = 0) -> Artifact:
-    """Another one with the same weights, which verifies. shift: of the answers in its probe, which are wrong then."""
-    probe = artifact.probe()
-    answers = {"probabilities": np.roll(probe.outputs["probabilities"], shift, axis=1)}
-    return write_artifact(Store.open(str(folder)), name, description=replace(artifact.manifest.description, about=name),
-                          probe=Probe(inputs=probe.inputs, outputs=answers),
-                          files={"model.safetensors": artifact.read("model.safetensors")})
 
 
 def test_the_least_recently_used_model_is_put_out(many: Many, endpoint: Endpoint) -> None:

@@ -12,27 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 from cluster.core.errors import ConfigError
 from cluster.core.network import free_port
 from cluster.core.storage import Store
-from jobs.common.artifact.artifact import Probe, open_artifact, write_artifact
+from jobs.common.artifact.artifact import open_artifact
 from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.commands import deployment_record as versions
 from serving.commands import manage as changes
 from serving.core.settings import EndpointSettings, ModelSettings, SharedSettings
 from serving.traffic.shared_state import lease
-from tests import runs
+from tests import kept, runs
+from tests.integration.serving.shared import written
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
 ]
-QUICK = ["--run.tracking-uri", "none", "--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--model.hidden", "64"]
 
 
 # ── the config alone ──
@@ -107,15 +106,8 @@ class Caller:
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with three versions of `digits`, of which the third verifies and answers its probe rows wrongly."""
     folder = tmp_path_factory.mktemp("storage")
-    artifacts = []
-    for name, epochs in (("one", "1"), ("two", "2")):
-        with runs.run(folder / name, *QUICK, "--train.epochs", epochs, quick=False) as job:
-            artifacts.append(open_artifact(job.finished()["artifact"]))
-    probe = artifacts[0].probe()
-    wrong = Probe(inputs=probe.inputs, outputs={"probabilities": np.roll(probe.outputs["probabilities"], 1, axis=1)})
-    files = {path: artifacts[0].read(path) for path in artifacts[0].manifest.paths if path == "model.safetensors"}
-    artifacts.append(write_artifact(Store.open(str(folder)), "wrong", description=artifacts[0].manifest.description, probe=wrong,
-                                    files=files))
+    one = open_artifact(kept.artifact("mlp"))
+    artifacts = [one, written(one, folder, "two"), written(one, folder, "wrong", shift=1)]
     registry = open_registry(None, Store.open(str(folder)), "digits")
     registry.start(run_name="test", params={}, tags={})
     assert [registry.register(artifact) for artifact in artifacts] == ["1", "2", "3"]
@@ -131,7 +123,7 @@ def endpoint(storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[C
                "--cpus-per-replica", "0.5"]
     with runs.python("serving", *command, folder=storage) as job:
         job.until(lambda: "ready: " in job.text, 120)
-        pixels = open_artifact(storage / "one/artifact").probe().inputs["image"][:1]
+        pixels = open_artifact(kept.artifact("mlp")).probe().inputs["image"][:1]
         tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         caller = Caller(f"http://127.0.0.1:{port}/v2/models/digits/infer", json.dumps({"inputs": [tensor]}).encode())
         yield caller, job, ["--port", str(port), "--storage", str(storage)]
@@ -208,9 +200,10 @@ def test_versions_change_under_load_without_a_failed_request(
         assert main(["rollback", "digits", *where]) == 0
         assert caller.seen() == {"1": 40}
         with changes.connected(versions.Running.load(int(where[1]))):
+            began = time.monotonic()
             granted = [asyncio.run(lease("tester", 10.0, 7))[0] for _ in range(3)]
-        assert granted[:2] == [7, 3], "the replicas of the ingress share a second's worth"
-        assert granted[2] <= 1
+            most = 10 * (1 + time.monotonic() - began)
+        assert granted[0] == 7 and 10 <= sum(granted) <= most, "the replicas of the ingress share a second's worth"
         time.sleep(1)
     finally:
         caller._stop.set()
@@ -219,6 +212,6 @@ def test_versions_change_under_load_without_a_failed_request(
     assert set(caller.answers) == {"1", "2"}
     assert ingress(job) == before, "it was never restarted"
     assert main(["down", *where]) == 0
-    assert job.wait(5) == 0
+    assert job.wait(60) == 0
     assert main(["status", "--port", "1"]) == 2
     assert "no endpoint of this user runs on port 1" in capsys.readouterr().err
