@@ -45,7 +45,6 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_weights_that_it_would_have_had
 def test_a_run_whose_checkpoint_is_newer_is_refused_and_goes_on_with_the_newer_program(storage: Path) -> None:
     folder = storage / "newer"
     shutil.copytree(kept.FIXTURES / "storage/mlp", folder)
-    (folder / "result.json").unlink()
     (manifest,) = runs.manifests(folder)
     store, path = Store.open(str(folder / "checkpoints")), manifest.relative_to(folder / "checkpoints").as_posix()
     before, content = manifest.read_text(), json.loads(manifest.read_text())["content"]
