@@ -20,6 +20,7 @@ from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_art
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec, parse_probe, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
+from tests import kept
 
 INPUT = TensorSpec(name="image", datatype="UINT8", shape=(-1, 2, 2, 1))
 OUTPUT = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2))
@@ -508,3 +509,15 @@ def test_the_code_version_is_the_commit_or_a_hash_of_the_source(tmp_path):
 def test_library_versions_are_those_installed():
     versions = library_versions()
     assert versions["numpy"] == np.__version__ and "python" in versions
+
+
+def test_the_paths_that_earlier_model_cards_name_still_load() -> None:
+    names = {}
+    exec("from jobs.common.artifact import open_artifact\nfrom serving.predictor import load_predictor", names)
+    artifact = names["open_artifact"](str(kept.artifact("mlp")))
+    predictor = names["load_predictor"](artifact)
+    probe = artifact.probe()
+    answers = predictor.encode(predictor.predict(predictor.decode(probe.inputs)))
+    np.testing.assert_allclose(answers["probabilities"], probe.outputs["probabilities"], rtol=1e-5)
+    with pytest.raises(ImportError, match="no_such"):
+        exec("from jobs.common.artifact import no_such", {})
