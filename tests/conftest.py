@@ -13,7 +13,7 @@ TOGETHER = {"tests/integration/serving": "serving", "tests/faults/test_ray.py": 
             "tests/faults/test_cnn_faults.py": "cnn"}
 """What one process runs where several share the tests: it has an endpoint, or a reference run, in common."""
 LONGEST = ("tests/faults/test_hosts.py", "serving", "tests/integration/test_tune.py", "cnn", "tests/unit/test_strategies.py",
-           "tests/unit/test_weights.py", "tests/unit/test_cnn.py", "tests/unit/test_mlp.py")
+           "tests/unit/test_weight_digest.py", "tests/unit/test_cnn.py", "tests/unit/test_mlp.py")
 """They begin first, so that none is left to one process at the end."""
 
 

@@ -30,7 +30,7 @@ from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from tests.unit.language_model import language_model, one_thread
 from tests.unit.test_completions import ABOUT as OF_TEXT
-from tests.unit.test_ingress import ask
+from tests.unit.test_http import ask
 from tests.unit.test_replica import PYDANTIC, ROWS, description, image_model, picture, replica, with_profiles
 from tests.unit.token_rows import config_of
 

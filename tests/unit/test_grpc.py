@@ -18,7 +18,7 @@ from serving.core.api_keys import new_key
 from serving.endpoint.grpc import METHODS, Calls, add_to_server
 from serving.traffic import rate_limit
 from tests.clock import Clock
-from tests.unit.test_ingress import Replicas, endpoint
+from tests.unit.test_http import Replicas, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 

@@ -322,7 +322,7 @@ import sys, threading
 from pathlib import Path
 from cluster.core.signals import on_stop_signal
 from jobs.common.execution import executors as executor
-from tests.unit.test_supervisor import Case
+from tests.unit.test_controller import Case
 
 executor._LAST_S = 0.1
 stop = threading.Event()

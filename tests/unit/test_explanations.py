@@ -11,7 +11,7 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError, DeadlineError, OverloadedError
 from serving.model import explanations as explaining
 from serving.model.explanations import Explanations, put_together, specs
-from tests.unit.test_ingress import ABOUT, BODY, Replicas, ask, endpoint
+from tests.unit.test_http import ABOUT, BODY, Replicas, ask, endpoint
 
 EXPLAIN = "/v2/models/m/explain"
 

@@ -14,7 +14,7 @@ from serving.traffic.batching import Batcher
 from serving.traffic.canary import Canary, CanaryWindow, Tally
 from serving.traffic.shadow import Shadow, same_rows
 from serving.traffic.shared_state import Reporter, SharedState
-from tests.unit.test_ingress import Replicas, ask, endpoint
+from tests.unit.test_http import Replicas, ask, endpoint
 
 GUARD = Canary(id="a", candidates=["2"], before={"1": 1.0}, max_error_rate=0.05, max_p95_ms=100.0, min_requests=50)
 
