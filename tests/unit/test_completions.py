@@ -70,10 +70,12 @@ def served(app: Endpoint) -> Iterator[openai.OpenAI]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
+    try:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+            yield client
+    finally:  # a thread that a failed test left would keep pytest from ending
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
