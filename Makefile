@@ -1,9 +1,13 @@
-# Two commands matter: `make demo` and `make test`. Both make .venv from the lock first.
+# Two commands matter: `make demo` and `make test`. Both make .venv from the lock first, the demo with what it needs and no more.
 # A version manager's python3.11 may be a name only, so python3 is tried after it.
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-for-demo
 STAMP := $(VENV)/.installed
+# More options of pip, such as PIP_OPTIONS='--index-url URL' for an index that has CPU builds of torch, which are much smaller.
+PIP_OPTIONS ?=
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS)
 PYTEST := $(BIN)/python -m pytest
 # How many processes share the integration tests, each in a network of its own (Linux, root): `make test APART=2`.
 APART ?= 1
@@ -11,7 +15,7 @@ SHARED = --dist loadfile --no-loadscope-reorder --tx "$(APART)*popen//python=$(C
 
 .PHONY: demo test check bench soak lock proto clean
 
-demo: $(STAMP)
+demo: $(DEMO)
 	@$(BIN)/python -m jobs.mlp.demo
 
 test: check
@@ -38,10 +42,14 @@ lock:
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iserving --descriptor_set_out=serving/protocols/open_inference.binpb serving/protocols/open_inference.proto
 
-$(STAMP): pyproject.toml lock.txt
+$(DEMO): pyproject.toml lock.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check 'pip>=26.2.2'  # what makes a venv brings an older one
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch,transformer,tensorflow,serve,dev]' -c lock.txt
+	$(PIP) 'pip>=26.2.2'  # what makes a venv brings an older one
+	$(PIP) -e '.[torch,serve]' -c lock.txt
+	@touch $@
+
+$(STAMP): $(DEMO)
+	$(PIP) -e '.[torch,transformer,tensorflow,serve,dev]' -c lock.txt
 	@touch $@
 
 clean:

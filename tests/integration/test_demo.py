@@ -15,7 +15,7 @@ PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4} samples/s \d
 def test_make_demo_trains_shows_its_answer_and_leaves_nothing_running(tmp_path: Path) -> None:
     with unprivileged.user() as user:
         tree, env = newcomer.clone(user.folder / "tree"), newcomer.environment(user.folder / "home")
-        command = user.runs("make", "-o", ".venv/.installed", "demo")
+        command = user.runs("make", "-o", ".venv/.installed-for-demo", "demo")
         done = contained.run(command, cwd=tree, env=env, timeout_s=540, scratch=tmp_path)
         demo(done, user.folder / "home")
 
