@@ -167,7 +167,8 @@ def test_every_other_command_is_one_that_there_is() -> None:
     targets = {words[1] for _, words in shown_commands() if words[0] == "make"}
     assert {"demo", "test"} <= targets
     for target in targets:
-        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT, check=True,
+                       capture_output=True)
 
 
 def test_what_is_not_run_is_what_cannot_be() -> None:
