@@ -271,14 +271,14 @@ def test_a_deadline_ends_a_text_and_a_stream_says_so(replica: Replica) -> None:
         """How many have come when a stream's time is over; 0 where it had not begun by then."""
         count = 0
         with (served(endpoint(replica, timeout_s=timeout_s)) as client,
-              pytest.raises(openai.APIError, match="not (finished|answered) within") as broken):
+              pytest.raises(openai.APIError, match=r"not (finished|answered) within") as broken):
             for _ in client.completions.create(**ASKED | long, stream=True):
                 count += 1
         assert not count or broken.value.code == "deadline"
         return count
 
     with served(endpoint(replica, timeout_s=0.3)) as client:
-        with pytest.raises(openai.InternalServerError, match="not (finished|answered) within") as refused:
+        with pytest.raises(openai.InternalServerError, match=r"not (finished|answered) within") as refused:
             client.completions.create(**ASKED | long)
         assert refused.value.status_code == 504
     assert any(pieces(timeout_s) > 5 for timeout_s in (0.3, 1.0, 4.0, 16.0)), "a busy machine needs longer"
