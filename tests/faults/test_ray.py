@@ -3,6 +3,7 @@
 One cluster serves all tests. Every result must equal the local binding's uninterrupted one bit for bit.
 """
 
+import http.client
 import json
 import os
 import signal
@@ -259,7 +260,7 @@ def exported(cluster: local.LocalCluster) -> set[str]:
             try:
                 with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
                     names |= {line.split("{")[0] for line in answer.read().decode().splitlines() if not line.startswith("#")}
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 continue  # a node that has been removed
     return names
 
