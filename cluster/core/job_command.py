@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.core import shadows
+from cluster.core.auth import expanded
 from cluster.core.errors import ConfigError
 
 
@@ -42,7 +43,7 @@ def command_of(job: str, working_dir: str | None = None) -> Command:
 
 
 def _given(working_dir: str) -> Path:
-    folder = Path(working_dir).expanduser().resolve()
+    folder = expanded(working_dir).resolve()
     if not folder.is_dir():
         raise ConfigError(f"--working-dir {working_dir}: there is no such folder")
     return folder

@@ -187,16 +187,18 @@ def running_job(up: LocalCluster, job_folder: Path) -> Iterator[dict[str, object
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=job_folder, env={**os.environ, **exports})
     assert submit.stdout is not None
     heard = ""
-    for line in submit.stdout:
-        heard += line
-        if line.startswith("said "):
-            yield json.loads(line[5:])
-            break
-    else:
-        pytest.fail(f"the job did not come to speak:\n{heard}")
-    submit.kill()
-    submit.wait()
-    submit.stdout.close()
+    try:
+        for line in submit.stdout:
+            heard += line
+            if line.startswith("said "):
+                yield json.loads(line[5:])
+                break
+        else:
+            pytest.fail(f"the job did not come to speak:\n{heard}")
+    finally:
+        submit.kill()
+        submit.wait()
+        submit.stdout.close()
 
 
 def test_a_submitted_job_runs_by_this_python_and_joins_its_cluster(up: LocalCluster, running_job: dict[str, object]) -> None:

@@ -165,7 +165,8 @@ def test_a_compiled_model_trains_as_the_other_does(tmp_path: Path) -> None:
     assert compiled["same"] and compiled["finite"]
 
 
-def test_without_a_compiler_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(ConfigError, match=r"--hardware.compile: .* has no compiler: install g\+\+"):
+def test_without_a_compiler_that_is_refused() -> None:
+    from torch._inductor import config  # whose own patch is undone; one of pytest would take the entry away
+
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ConfigError, match=r"--hardware.compile: .* has no compiler: install g\+\+"):
         setup.compiled(torch.nn.Linear(1, 1))

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from jobs.common.training.train_state import StepOutcome
-
 if TYPE_CHECKING:  # torch takes seconds to import, and a config is parsed without it
     from torch import Tensor, nn
 
+    from jobs.common.training.train_state import StepOutcome
     from jobs.transformer.strategies.shards import TextFragment
 
 StrategyName = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -43,11 +42,11 @@ class Strategy(Protocol):
     def backward(self, loss: "Tensor", *, last: bool) -> None:
         """Adds a pass's share of the global gradient. last: of this step. Raises: PeerLostError."""
 
-    def step(self, lr: float) -> StepOutcome:
+    def step(self, lr: float) -> "StepOutcome":
         """Takes the step, with the same outcome on all workers. Raises: PeerLostError."""
         ...
 
-    def abandon(self) -> StepOutcome:
+    def abandon(self) -> "StepOutcome":
         """Is called instead of `step` where the loss was not finite."""
         ...
 
