@@ -168,5 +168,6 @@ def test_a_compiled_model_trains_as_the_other_does(tmp_path: Path) -> None:
 def test_without_a_compiler_that_is_refused() -> None:
     from torch._inductor import config  # whose own patch is undone; one of pytest would take the entry away
 
-    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ConfigError, match=r"--hardware.compile: .* has no compiler: install g\+\+"):
+    refused = r"--hardware.compile: .* has no compiler: install g\+\+"
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ConfigError, match=refused):
         setup.compiled(torch.nn.Linear(1, 1))
