@@ -2,6 +2,7 @@
 
 import datetime
 import random
+import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "in_order: builds on what the file's other tests did; runs after those without, in order")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs this in the background says so to all that it starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
