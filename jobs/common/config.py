@@ -222,11 +222,12 @@ def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:
     return _parse_flags(config_type, [*(_recipe_flags(recipe) if recipe else []), *flags], prog)
 
 
-def answer_help(config_type: type[Config], prog: str) -> None:
+def answer_help(config_type: type[Config], prog: str, arguments: Sequence[str] | None = None) -> None:
     """Ends the process where its command line asks for help, before anything is imported that only a run needs."""
-    if {"-h", "--help"} & {*sys.argv[1:]}:
+    given = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & {*given}:
         with contextlib.suppress(ConfigError):  # of a recipe: the command itself says so
-            parse(config_type, sys.argv[1:], prog)
+            parse(config_type, given, prog)
 
 
 def from_dict(config_type: type[C], values: Overrides) -> C:

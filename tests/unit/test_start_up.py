@@ -25,10 +25,9 @@ print(json.dumps({"code": code, "modules": sorted({name.partition(".")[0] for na
 HELP = {
     "light": ["cluster", "cluster up", "cluster submit", "cluster status", "cluster watch", "cluster env", "cluster down",
               "serving", "serving up", "serving status", "serving split", "serving config", "serving optimise", "serving key",
-              "jobs.mlp", "jobs.cnn", "jobs.transformer"],
+              "jobs.mlp", "jobs.cnn", "jobs.transformer", "tuning mlp", "tuning.mlp", "tuning cnn", "tuning transformer"],
     "with NumPy": ["jobs.common.registry", "jobs.common.registry list", "jobs.common.registry promote",
-                   "jobs.common.registry register", "jobs.common.compare", "jobs.transformer.plan", "tuning.mlp", "tuning.cnn",
-                   "tuning.transformer"],
+                   "jobs.common.registry register", "jobs.common.compare", "jobs.transformer.plan"],
 }
 
 
