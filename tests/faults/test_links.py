@@ -64,6 +64,18 @@ def asked(host: Host, other: Host, size: int = 1) -> tuple[float, float]:
     return float(short), float(long)
 
 
+def until_answered(host: Host, other: Host) -> None:
+    """Asks until there is an answer: a host that found nobody at an address keeps that in mind for a second or so."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            asked(host, other)
+            return
+        except AssertionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def least(host: Host, other: Host, size: int = 1) -> float:
     """Seconds of a question of so many bytes and its answer, of several times the shortest: a busy machine only adds to them."""
     return min(asked(host, other, size)[1] for _ in range(3))
@@ -95,19 +107,19 @@ def test_a_link_is_delayed_limited_and_straightened(net: Network) -> None:
 def test_a_host_behind_a_cut_link_or_switched_off_does_not_answer_until_it_is_back(net: Network) -> None:
     here, other, _ = net.hosts
     net.cut(other)
-    with pytest.raises(AssertionError, match="TimeoutError"):
+    with pytest.raises(AssertionError, match=r"TimeoutError|No route to host"):
         asked(here, other)
     net.mend(other)
-    asked(here, other)
+    until_answered(here, other)
     before = other.pid
     net.kill(other)
     assert not psutil.pid_exists(before)
     net.boot(other)
-    with pytest.raises(AssertionError, match="ConnectionRefusedError"):
+    with pytest.raises(AssertionError, match=r"ConnectionRefusedError|No route to host"):
         asked(here, other)
     other.start(sys.executable, "-c", ECHO)
     wait_for(other)
-    asked(here, other)
+    until_answered(here, other)
 
 
 def test_nothing_is_left_of_hosts_whose_maker_is_killed() -> None:

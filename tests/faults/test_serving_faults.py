@@ -67,7 +67,10 @@ class Client:
                 except (OSError, ValueError, http.client.HTTPException) as error:  # the last: an answer that breaks off
                     if attempt == 0:
                         self.first_failures.append(repr(error))
-                    again = not isinstance(error, urllib.error.HTTPError) or error.code in (500, 502, 503)
+                    again = True
+                    if isinstance(error, urllib.error.HTTPError):
+                        error.close()
+                        again = error.code in (500, 502, 503)
                     if not again or attempt == ATTEMPTS - 1 or time.monotonic() - began > WITHIN_S:
                         self.failures.append(repr(error))
                         break
@@ -203,6 +206,7 @@ def await_answer(client: Client, timeout_s: float) -> None:
             client.once()
             return
         except urllib.error.HTTPError as error:
+            error.close()
             assert error.code == 503
             assert time.monotonic() < deadline, "it recovers within seconds"
             time.sleep(0.1)

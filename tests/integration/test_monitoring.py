@@ -144,8 +144,9 @@ def ask(host: str, artifact: str, headers: dict[str, str]) -> None:
         for _ in range(times):
             body = json.dumps({"inputs": [tensor]}).encode()
             urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/{path}", body, headers), timeout=30).close()
-    with pytest.raises(urllib.error.HTTPError):
+    with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/infer", b"{", headers), timeout=30)
+    refused.value.close()
 
 
 # ── what is not here, and where it is defined ──

@@ -91,7 +91,8 @@ def test_it_is_served_where_it_is_named(artifact: Path, place: own_job.Place, st
         assert probabilities == pytest.approx(probe.outputs["probabilities"].ravel().tolist(), rel=1e-5)
         with pytest.raises(urllib.error.HTTPError) as refused:
             infer(port, [[1.0, 2.0]])
-        assert refused.value.code == 400
+        with refused.value as answered:
+            assert answered.code == 400
         job.process.send_signal(signal.SIGINT)
         assert job.wait(60) == 0, job.text
 

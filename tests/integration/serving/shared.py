@@ -49,7 +49,8 @@ class Endpoint:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
         except urllib.error.HTTPError as error:
-            return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+            with error:
+                return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
 
     def refused(self, path: str, body: Any = None, **asked: Any) -> tuple[int, str]:
         """Status and message of an error, which has the protocol's form."""

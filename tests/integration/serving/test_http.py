@@ -364,6 +364,7 @@ def check_browsers(url: str, context: ssl.SSLContext) -> None:
             with urllib.request.urlopen(request, timeout=10, context=context) as answer:
                 return answer.status, answer.headers
         except urllib.error.HTTPError as error:
+            error.close()
             return error.code, error.headers
 
     assert ask("/v2")[0] == ask("/")[0] == 200

@@ -43,7 +43,8 @@ class Many:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            with error:
+                return error.code, json.load(error)
 
     def loaded(self) -> set[str]:
         with urllib.request.urlopen(f"{self.url}/live", timeout=10) as response:
