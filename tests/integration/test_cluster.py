@@ -184,7 +184,8 @@ def running_job(up: LocalCluster, job_folder: Path) -> Iterator[dict[str, object
     exports = dict(re.findall(r"^export (\w+)=(\S+)$", cli("env").stdout, re.MULTILINE))
     submit = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", str(job_folder), "--", "python", "job.py", "300"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=job_folder, env={**os.environ, **exports})
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=job_folder,
+        env={**os.environ, **exports, "PYTHONUNBUFFERED": "1"})  # else it keeps the line to itself
     assert submit.stdout is not None
     heard = ""
     try:
