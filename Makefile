@@ -7,6 +7,7 @@ DEMO := $(VENV)/.installed-for-demo
 STAMP := $(VENV)/.installed
 # More options of pip, such as PIP_OPTIONS='--index-url URL' for an index that has CPU builds of torch, which are much smaller.
 PIP_OPTIONS ?=
+comma := ,
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS)
 PYTEST := $(BIN)/python -m pytest
 # How many processes share the integration tests, each in a network of its own (Linux, root): `make test APART=2`.
@@ -40,17 +41,23 @@ lock:
 
 # The messages of gRPC, for serving/protocols/open_inference_grpc.py.
 proto: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -Iserving --descriptor_set_out=serving/protocols/open_inference.binpb serving/protocols/open_inference.proto
+	$(BIN)/python -m grpc_tools.protoc -Iserving/protocols --descriptor_set_out=serving/protocols/open_inference.binpb \
+	  serving/protocols/open_inference.proto
 
-$(DEMO): pyproject.toml lock.txt
+# Of the two, whichever is asked for first makes the environment, in one go.
+define install
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(PIP) 'pip>=26.2.2'  # what makes a venv brings an older one
-	$(PIP) -e '.[torch,serve]' -c lock.txt
+	$(PIP) -e '.[$(1)]' -c lock.txt
+endef
+
+$(DEMO): pyproject.toml lock.txt
+	$(call install,torch$(comma)serve)
 	@touch $@
 
-$(STAMP): $(DEMO)
-	$(PIP) -e '.[torch,transformer,tensorflow,serve,dev]' -c lock.txt
-	@touch $@
+$(STAMP): pyproject.toml lock.txt
+	$(call install,torch$(comma)transformer$(comma)tensorflow$(comma)serve$(comma)dev)
+	@touch $(DEMO) $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,7 +18,7 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint import writer as checkpoint_writer
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict, to_dict
-from jobs.common.execution import controller as controller
+from jobs.common.execution import controller
 from jobs.common.execution.controller import Controller, ControllerCallbacks
 from jobs.common.execution.executors import GroupLostError
 from jobs.common.execution.run_state import RunState

@@ -15,6 +15,7 @@ from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols import open_inference_grpc as messages
 from serving.protocols.open_inference_json import MOST_VALUES, InferRequest, Output, joined, to_bytes
+from tests.newcomer import ROOT
 
 TYPED = [datatype for datatype in DTYPES if datatype != "FP16"]
 SPEC = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
@@ -186,11 +187,13 @@ def test_an_output_of_fp16_makes_an_answer_raw() -> None:
     assert list(answer.raw_output_contents) == [np.ones(1, np.float16).tobytes()]
 
 
-def test_the_messages_are_those_of_the_proto(tmp_path: Path) -> None:
+def test_the_messages_are_those_that_make_proto_makes_of_the_proto(tmp_path: Path) -> None:
     made = tmp_path / "made.binpb"
-    folder = messages.DESCRIPTION.parent
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}", f"--descriptor_set_out={made}",
-                    "open_inference.proto"], cwd=folder, check=True)
+    said = subprocess.run(["make", "-n", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", "proto"], cwd=ROOT,
+                          capture_output=True, text=True, check=True)
+    own = str(messages.DESCRIPTION.relative_to(ROOT))
+    assert f"={own} " in said.stdout
+    subprocess.run(said.stdout.replace(f"={own} ", f"={made} "), shell=True, cwd=ROOT, check=True)
     assert made.read_bytes() == messages.DESCRIPTION.read_bytes(), "run `make proto`"
 
 

@@ -24,7 +24,7 @@ from cluster.monitoring.run_status import RankTime, RunStatus, RunStatusPublishe
 from cluster.monitoring.status import Status
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution import controller as controller
+from jobs.common.execution import controller
 from jobs.common.execution import straggler as stragglers
 from jobs.common.execution.controller import Controller, ControllerCallbacks
 from jobs.common.execution.run_state import RunState
