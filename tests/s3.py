@@ -8,11 +8,13 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 BUCKET = "trainyard"
 
@@ -29,10 +31,11 @@ def s3_server(bucket: str = BUCKET, certificate: tuple[Path, Path] | None = None
     context = ssl.create_default_context(cafile=certificate[0]) if certificate else None
     secured = ["-c", str(certificate[0]), "-k", str(certificate[1])] if certificate else []
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), *secured]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = tempfile.TemporaryFile()  # noqa: SIM115  (a server that ends early is to say why)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
     before = dict(os.environ)
     try:
-        _wait(endpoint, server, context)
+        _wait(endpoint, server, context, said)
         os.environ.update(_credentials(endpoint))
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10, context=context).close()
         yield endpoint
@@ -43,6 +46,7 @@ def s3_server(bucket: str = BUCKET, certificate: tuple[Path, Path] | None = None
                 os.environ[name] = before[name]
         server.kill()
         server.wait()
+        said.close()
 
 
 def _credentials(endpoint: str) -> dict[str, str]:
@@ -56,16 +60,19 @@ def _credentials(endpoint: str) -> dict[str, str]:
     }
 
 
-def _wait(endpoint: str, server: subprocess.Popen[bytes], context: ssl.SSLContext | None, timeout_s: float = 60) -> None:
+def _wait(endpoint: str, server: subprocess.Popen[bytes], context: ssl.SSLContext | None, said: IO[bytes],
+          timeout_s: float = 300) -> None:
+    """Waits until it listens, and then for its answer: importing moto takes a second, and a minute on a busy machine."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and server.poll() is None:
+    while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2, context=context).close()
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=max(1.0, deadline - time.monotonic()), context=context).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise RuntimeError(f"moto's server did not answer at {endpoint} (exit code {server.poll()})")
+    said.seek(0)
+    raise RuntimeError(f"moto's server did not answer at {endpoint} (exit code {server.poll()}): {said.read().decode()[-2000:]}")
 
 
 def _free_port() -> int:

@@ -131,8 +131,8 @@ def test_a_run_whose_folder_is_deleted_says_so_leaves_nothing_and_may_begin_agai
     def delete() -> None:
         while not (folder / "progress.json").exists() or not json.loads((folder / "progress.json").read_text())["highest_step"]:
             time.sleep(0.01)
-        while folder.exists() and (folder / "run.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # a worker may write below it at this moment
+        while folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # which leaves a part where a worker writes or prunes at this moment
 
     deleting = threading.Thread(target=delete, daemon=True)
     deleting.start()
@@ -142,6 +142,7 @@ def test_a_run_whose_folder_is_deleted_says_so_leaves_nothing_and_may_begin_agai
     said = capsys.readouterr()
     assert f"{folder}/run.json is gone: the run's folder was deleted" in said.err
     assert "Traceback" not in said.out + said.err
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [], "left"
     assert not folder.exists()
     assert main(JOB, flags(tmp_path, "run")) == 0, "what was left does not refuse the next one"
     assert result(folder)["steps"] == 3
@@ -154,6 +155,25 @@ def test_what_somebody_may_want_back_stays_where_only_a_part_of_the_folder_was_d
     with pytest.raises(FolderGoneError), folder.kept():
         raise ValueError("whatever follows from it")
     assert list((tmp_path / "TrainingFailedError/checkpoints/manifests").rglob("*.json"))
+
+
+def test_whoever_is_still_deleting_the_folder_is_waited_for(tmp_path: Path) -> None:
+    assert main(FAILING, flags(tmp_path, "TrainingFailedError")) == 1
+    folder = RunFolder.find(parse(JOB.config_type, flags(tmp_path, "TrainingFailedError"), "test"))
+
+    def go_on() -> None:
+        for path in (tmp_path / "TrainingFailedError/checkpoints/manifests", tmp_path / "TrainingFailedError/artifact"):
+            shutil.rmtree(path, ignore_errors=True)
+        for name in ("config.yaml", "result.json"):
+            (tmp_path / "TrainingFailedError" / name).unlink()
+
+    (tmp_path / "TrainingFailedError/run.json").unlink()
+    deleting = threading.Timer(0.2, go_on)
+    deleting.start()
+    with pytest.raises(FolderGoneError), folder.kept():
+        raise ValueError("whatever follows from it")
+    deleting.join()
+    assert not (tmp_path / "TrainingFailedError").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

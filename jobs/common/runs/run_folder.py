@@ -24,6 +24,7 @@ from jobs.common.execution.run_state import RUN_FILE
 
 RESULT_FILE = "result.json"
 READ_TIMEOUT_S = 10.0
+_DELETION_S = 1.0  # how long somebody's deletion of a run's folder is waited for
 _WORTH_KEEPING = ("config.yaml", RESULT_FILE, "artifact/", "attempts/", "checkpoints/manifests/")
 """Of a run's folder, what a driver and workers do not write again by themselves after somebody has deleted it."""
 
@@ -106,9 +107,15 @@ class RunFolder:
             raise
 
     def _clear(self) -> None:
-        with suppress(OSError):
-            if not any(file.path.startswith(_WORTH_KEEPING) for file in self.store.files()):
-                self.store.delete_folder("")
+        """Takes away what is left. Whoever deletes the folder may be at it still, so a moment is given to them: what is worth
+        keeping now may be gone then, and a file that vanishes meanwhile ends a deletion."""
+        end = time.monotonic() + _DELETION_S
+        while time.monotonic() < end:
+            with suppress(OSError):
+                if not any(file.path.startswith(_WORTH_KEEPING) for file in self.store.files()):
+                    self.store.delete_folder("")
+                    return
+            time.sleep(0.05)
 
     def remember(self, **values: Any) -> None:
         """Adds to run.json. Raises: FolderGoneError."""
