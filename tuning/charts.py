@@ -11,7 +11,7 @@ from jobs.common.formatting import shown
 from jobs.common.report.charts import FAINT, INK, chart, colour, plain
 from tuning.journal import Trial
 from tuning.objective import Goal
-from tuning.space import Parameter
+from tuning.parameter import Parameter
 
 _STATES = {"completed": 0, "stopped": 7, "failed": 4, "running": 2}
 _MAP = "viridis"

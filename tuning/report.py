@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.core.storage import Store
-from jobs.common.config import Config, flatten, to_dict
+from jobs.common.command_line import flatten
+from jobs.common.config import Config, to_dict
 from jobs.common.formatting import shown
 from jobs.common.provenance import library_versions, machine, without_secrets
 from jobs.common.report.html import Section, escape, facts, figure, figures, note, page, table, tiles
 from jobs.common.runs.console import duration
 from tuning import charts, results
 from tuning.journal import STATUSES, Trial
+from tuning.parameter import Parameter
 from tuning.search import Search
-from tuning.space import Parameter, Space
+from tuning.space import Space
 
 _FEW, _MOST_ROWS, _MOST_SLICES = 8, 50, 16
 """With fewer trials nothing is said about importance."""

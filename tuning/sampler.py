@@ -16,7 +16,8 @@ import numpy as np
 
 from tuning.journal import Trial
 from tuning.objective import Goal
-from tuning.space import Space, Values, label
+from tuning.parameter import label
+from tuning.space import Space, Values
 
 _FAR = 1e30
 """How far beyond a bound a metric counts that is not a number."""

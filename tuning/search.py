@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from cluster.core.storage import Store
-from jobs.common.config import flatten, to_dict
+from jobs.common.command_line import flatten
+from jobs.common.config import to_dict
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.options import SearchOptions

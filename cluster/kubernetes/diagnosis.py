@@ -9,9 +9,8 @@ import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-Object = dict[str, Any]
+from cluster.kubernetes.pods import Object, conditions, first_line, newest, of_pod, text_of
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_WAIT_S = 60.0
@@ -19,16 +18,6 @@ _LONGEST_WAIT_S = 60.0
 _UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): "
               "those of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the "
               "operator's namespace")
-_BAD_IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
-_BAD_CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-_UNSUITED = {
-    "Insufficient": "add nodes, or ask for less in the manifest's resources",
-    "untolerated taint": "add a toleration for the taint, or nodes without it",
-    "node affinity/selector": "mend the nodeSelector or affinity, or label a node so",
-    "topology spread": "add nodes in other zones, or loosen topologySpreadConstraints",
-    "pod anti-affinity": "add nodes, or loosen the anti-affinity",
-    "were unschedulable": "uncordon a node (kubectl uncordon)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +58,11 @@ def _refused(found: Found) -> Generator[str]:
         return  # it has been corrected since
     for event in found.events:
         if event.get("reason", "").startswith("Invalid"):
-            yield f"{found.name} is invalid: {_text(event)}: correct it and apply it again"
+            yield f"{found.name} is invalid: {text_of(event)}: correct it and apply it again"
 
 
 def _of_the_job(found: Found, status: Object) -> Generator[str]:
-    state, said = status.get("jobDeploymentStatus"), _first_line(status.get("message", ""))
+    state, said = status.get("jobDeploymentStatus"), first_line(status.get("message", ""))
     if state == "ValidationFailed" and not any(e.get("reason", "").startswith("Invalid") for e in found.events):
         yield f"{found.name} is invalid: {said}: correct it and apply it again"
     if state == "Failed":
@@ -99,15 +88,15 @@ def _of_the_service(found: Found, status: Object) -> Generator[str]:
         for name, application in ((status.get(part) or {}).get("applicationStatuses") or {}).items():
             if application.get("status") in ("DEPLOY_FAILED", "UNHEALTHY", "NOT_STARTED"):
                 yield (f"application {name} of {found.name} is {application['status']} "
-                       f"({_first_line(application.get('message', ''))}): "
+                       f"({first_line(application.get('message', ''))}): "
                        "correct serveConfigV2, or read the log of its replicas in the dashboard")
 
 
 def _not_made(found: Found) -> Generator[str]:
     """Pods that the operator could not even create."""
     failed = [e for e in found.events if re.match(r"FailedTo?Create", e.get("reason", "")) and not _over(e, found.clusters)]
-    for event in _newest(failed):
-        said = _text(event)
+    for event in newest(failed):
+        said = text_of(event)
         if "exceeded quota" in said:
             yield (f"quota: {_cut(said, 'exceeded quota')}: free some of it (kubectl describe quota), ask for less, or have it "
                    "raised")
@@ -120,9 +109,9 @@ def _not_made(found: Found) -> Generator[str]:
     made_for = {e.get("involvedObject", {}).get("name") for e in failed}
     for cluster in found.clusters:
         name = cluster["metadata"]["name"]
-        for condition in _conditions(cluster):
+        for condition in conditions(cluster):
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True") and name not in made_for:
-                yield f"RayCluster {name}: {condition['reason']}: {_first_line(condition['message'])}: mend that"
+                yield f"RayCluster {name}: {condition['reason']}: {first_line(condition['message'])}: mend that"
 
 
 def _over(event: Object, clusters: Sequence[Object]) -> bool:
@@ -150,7 +139,7 @@ def _queued(found: Found) -> Generator[str]:
 
 
 def _of_workload(name: str, queue: str, workload: Object) -> Generator[str]:
-    state = {condition["type"]: condition for condition in _conditions(workload)}
+    state = {condition["type"]: condition for condition in conditions(workload)}
     reserved, evicted = state.get("QuotaReserved"), state.get("Evicted")
     if evicted and evicted["status"] == "True":
         why = "preempted by Kueue" if evicted["reason"] == "Preempted" else f"evicted by Kueue ({evicted['reason']})"
@@ -169,86 +158,13 @@ def _of_workload(name: str, queue: str, workload: Object) -> Generator[str]:
 
 # ── pods ──
 def _of_pods(found: Found) -> Generator[str]:
-    problems = [(problem, pod) for pod in found.pods for problem in _of_pod(pod, found.events)]
+    problems = [(problem, pod) for pod in found.pods for problem in of_pod(pod, found.events)]
     waits = [(problem, pod) for pod in found.pods for problem in _of_init_containers(pod, found)]
     if any(_is_head(pod) for _, pod in problems):
         waits = []  # for the head, whose problem is said
     for text, pods in _grouped([*problems, *waits]):
         who = pods[0] if len(pods) == 1 else f"{pods[0]} and {len(pods) - 1} more"
         yield f"{'pod' if len(pods) == 1 else 'pods'} {who}: {text}"
-
-
-def _of_pod(pod: Object, events: Sequence[Object]) -> Generator[str]:
-    status: Object = pod.get("status") or {}
-    mine = [e for e in events if e.get("involvedObject", {}).get("name") == pod["metadata"]["name"]]
-    if status.get("phase") == "Failed" or any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in _conditions(pod)):
-        yield from _taken_away(pod, mine)
-        return
-    scheduled = next((c for c in _conditions(pod) if c["type"] == "PodScheduled"), None)
-    if scheduled and scheduled["status"] == "False":
-        yield _unscheduled(scheduled, mine)
-    yield from _mounting(mine, status)
-    for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
-        yield from _of_container(container)
-
-
-def _taken_away(pod: Object, events: Sequence[Object]) -> Generator[str]:
-    status: Object = pod["status"]
-    target = next((c for c in _conditions(pod) if c["type"] == "DisruptionTarget"), None)
-    preempted = [e for e in events if e.get("reason") == "Preempted"]
-    if preempted or (target and target["reason"] == "PreemptionByScheduler"):
-        said = _text(preempted[-1]) if preempted else (target or {}).get("message", "")
-        yield (f"preempted for another one of higher priority ({said}): it is made again when there is room; raise its "
-               "priorityClassName")
-    elif target:
-        yield f"taken away with its node ({target['reason']}: {target['message']}): it is made again elsewhere"
-    elif status.get("reason") == "Evicted":
-        yield f"evicted ({_first_line(status.get('message', ''))}): ask for as much as it uses in requests and limits"
-    else:
-        states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
-        ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
-        yield (f"failed ({status.get('reason') or ended.get('reason') or 'no reason'}, exit code "
-               f"{ended.get('exitCode', 'unknown')}): "
-               f"read its log (kubectl logs {pod['metadata']['name']})")
-
-
-def _unscheduled(condition: Object, events: Sequence[Object]) -> str:
-    said = condition.get("message", "")
-    if "persistentvolumeclaim" in said.lower():
-        return f"waits for storage: {said}: create the claim, or look at why it is not bound (kubectl describe pvc)"
-    reasons = {event.get("reason") for event in events}
-    if condition.get("reason") == "SchedulingGated":
-        return "is held back by a scheduling gate: ask who set it (Kueue and other schedulers do)"
-    if "TriggeredScaleUp" in reasons:
-        return f"waits for a node, which the cluster autoscaler is adding: {said}: wait some minutes"
-    remedies = [remedy for sign, remedy in _UNSUITED.items() if sign in said]
-    full = "NotTriggerScaleUp" in reasons
-    grown = " (the cluster autoscaler cannot add one: its node groups do not fit or are full)" if full else ""
-    return f"no node fits: {said}{grown}: {'; or '.join(remedies) or 'add nodes that fit'}"
-
-
-def _mounting(events: Sequence[Object], status: Object) -> Generator[str]:
-    if status.get("phase") != "Pending":
-        return
-    for event in _newest(e for e in events if e.get("reason") in ("FailedMount", "FailedAttachVolume")):
-        yield f"a volume cannot be mounted: {_text(event)}: create the Secret, ConfigMap or claim that it names, or free the disk"
-
-
-def _of_container(container: Object) -> Generator[str]:
-    waiting: Object = (container.get("state") or {}).get("waiting") or {}
-    last: Object = (container.get("lastState") or {}).get("terminated") or {}
-    reason, said = waiting.get("reason", ""), _first_line(waiting.get("message", ""))
-    if reason in _BAD_IMAGE:
-        yield (f"the image {container['image']} cannot be pulled ({said or reason}): mend its name or tag, push it, or give "
-               "imagePullSecrets")
-    elif reason in _BAD_CONFIG:
-        yield f"container {container['name']} cannot be made ({said or reason}): create the Secret or ConfigMap that it names"
-    elif last.get("reason") == "OOMKilled":
-        yield (f"container {container['name']} was killed for want of memory {container.get('restartCount', 1)} time(s): raise its "
-               "memory limit, or use less")
-    elif reason == "CrashLoopBackOff":
-        yield (f"container {container['name']} ends again and again (exit code {last.get('exitCode', 'unknown')}, "
-               f"{container.get('restartCount', 0)} restarts): read its log (kubectl logs --previous)")
 
 
 def _of_init_containers(pod: Object, found: Found) -> Generator[str]:
@@ -297,7 +213,7 @@ def _unbound(found: Found) -> Generator[str]:
         if name not in used or (claim.get("status") or {}).get("phase") == "Bound":
             continue
         mine = [e for e in found.events if e.get("involvedObject", {}).get("name") == name]
-        said = next((_text(e) for e in reversed(mine) if e.get("reason") == "ProvisioningFailed"), "")
+        said = next((text_of(e) for e in reversed(mine) if e.get("reason") == "ProvisioningFailed"), "")
         kind = (claim.get("spec") or {}).get("storageClassName") or "the default class"
         if not said and any(e.get("reason") == "WaitForFirstConsumer" for e in mine):
             continue  # it is bound when its pod is scheduled, and the pod says why it is not
@@ -306,26 +222,6 @@ def _unbound(found: Found) -> Generator[str]:
 
 
 # ── small things ──
-def _conditions(thing: Object) -> list[Object]:
-    return [{"reason": "", "message": "", **condition} for condition in (thing.get("status") or {}).get("conditions", [])]
-
-
-def _newest(events: Iterable[Object]) -> list[Object]:
-    """The last one of each reason and object."""
-    return list({(e.get("reason"), e.get("involvedObject", {}).get("name")): e for e in sorted(events, key=_when)}.values())
-
-
-def _when(event: Object) -> str:
-    return event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp") or ""
-
-
-def _text(event: Object) -> str:
-    return _first_line(event.get("message", ""))
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else ""
 
 
 def _cut(text: str, begin: str) -> str:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from cluster.core.errors import ConfigError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
-from jobs.common.config import RunConfig, flatten
+from jobs.common.command_line import flatten
+from jobs.common.config import RunConfig
 from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.execution.run_state import RUN_FILE, RunState
 from jobs.common.formatting import shown

@@ -7,19 +7,16 @@ the value and the remedy. A resolved config, saved beside a run, is a valid `--c
 
 import contextlib
 import dataclasses
-import difflib
-import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
-from cluster.core.documents import DocumentError, read_yaml
 from cluster.core.errors import ConfigError
+from jobs.common.command_line import flags_of, flatten, parse_flags, recipe_flags, split_recipe
 from jobs.common.provenance import without_secrets
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
@@ -218,8 +215,8 @@ def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:
 
     Raises: ConfigError, with the nearest known flag where one is unknown; SystemExit(0) after --help.
     """
-    recipe, flags = _split_recipe(list(arguments))
-    return _parse_flags(config_type, [*(_recipe_flags(recipe) if recipe else []), *flags], prog)
+    recipe, flags = split_recipe(list(arguments))
+    return parse_flags(config_type, [*(recipe_flags(recipe) if recipe else []), *flags], prog)
 
 
 def answer_help(config_type: type[Config], prog: str, arguments: Sequence[str] | None = None) -> None:
@@ -232,7 +229,7 @@ def answer_help(config_type: type[Config], prog: str, arguments: Sequence[str] |
 
 def from_dict(config_type: type[C], values: Overrides) -> C:
     """The config of a nested dict as `to_dict` gives, through the same parser. Raises: ConfigError."""
-    return _parse_flags(config_type, _flags("", values), "config")
+    return parse_flags(config_type, flags_of("", values), "config")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -254,17 +251,6 @@ def _refuse_secrets(values: Overrides) -> None:
                               "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment")
 
 
-def flatten(values: Overrides, prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(cast(Overrides, value), f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def differences(old: Overrides, new: Overrides) -> list[str]:
     """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
     before, after = flatten(old), flatten(new)
@@ -281,70 +267,3 @@ def _plain_value(value: Any) -> Any:
     return list(cast(Sequence[Any], value)) if isinstance(value, tuple | list) else value
 
 
-def _split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    for i, argument in enumerate(arguments):
-        if argument == "--config":
-            if i + 1 == len(arguments):
-                raise ConfigError("--config needs a file: --config FILE.yaml")
-            return Path(arguments[i + 1]), arguments[:i] + arguments[i + 2 :]
-        if argument.startswith("--config="):
-            return Path(argument.removeprefix("--config=")), arguments[:i] + arguments[i + 1 :]
-    return None, arguments
-
-
-def _recipe_flags(path: Path) -> list[str]:
-    try:
-        # BaseLoader keeps every scalar as it is written: PyYAML would read 1:4 as 64 and 3e-4 as a string.
-        values = read_yaml(path, yaml.BaseLoader)
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except DocumentError as error:
-        raise ConfigError(f"--config {path}: is not valid YAML: {error}") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"--config {path}: must hold groups of fields, such as `optim:` with `lr: 0.1` below it")
-    return _flags("", cast(Overrides, values))
-
-
-def _flags(prefix: str, values: Overrides) -> list[str]:
-    flags: list[str] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", "-")
-        if isinstance(value, Mapping):
-            flags += _flags(f"{name}.", cast(Overrides, value))
-        elif isinstance(value, bool) or value in ("true", "false"):
-            on = value is True or value == "true"
-            head, _, tail = name.rpartition(".")
-            flags.append(f"--{name}" if on else f"--{head}.no-{tail}")
-        elif isinstance(value, list | tuple):
-            flags += [f"--{name}", *(str(item) for item in cast(Sequence[object], value))]
-        else:
-            flags += [f"--{name}", "None" if value is None or value in ("null", "~", "") else str(value)]
-    return flags
-
-
-def _parse_flags(config_type: type[C], flags: Sequence[str], prog: str) -> C:
-    import tyro  # 0.1 s that a command without a config does without
-
-    heard = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(heard):
-            return tyro.cli(config_type, args=list(flags), prog=prog)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_plain(heard.getvalue()) + _nearest(config_type, heard.getvalue())) from None
-
-
-def _nearest(config_type: type[Config], message: str) -> str:
-    """The known flag nearest to an unknown one, where tyro found none near enough."""
-    unknown = re.search(r"Unrecognized options: (--\S+?),?\s", message)
-    if unknown is None or "Perhaps you meant" in message:
-        return ""
-    known = ["--" + name.replace("_", "-") for name in flatten(to_dict(config_type()))]
-    return f"\nthe nearest known flag is {difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]}"
-
-
-def _plain(box: str) -> str:
-    """tyro draws its message inside a box of lines: the text alone."""
-    lines = (re.sub(r"^[╭│╰]|[╮│╯]$", "", line.strip()).strip(" ─") for line in box.splitlines())
-    return "\n".join(line for line in lines if line) or "the command line was refused"

@@ -19,8 +19,8 @@ from jobs.common.evaluation.classification import judge, judge_split, probe_rows
 from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
-from jobs.transformer.text.prepare import load_tokenizer, sample, tokenizer_files
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])

@@ -15,7 +15,7 @@ from jobs.common.training.predictions import Predictions
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.tasks import Task
-from jobs.transformer.text.prepare import load_tokenizer, sample
+from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.tokenizer import encode_rows
 

@@ -23,7 +23,7 @@ Content = bytes | Callable[[], Iterable[bytes | memoryview]]
 
 def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) -> dict[str, Content]:
     """config.json, and model.safetensors, or several with their index where they are larger than `most_bytes`."""
-    from jobs.transformer.model import build_model, skeleton
+    from jobs.transformer.build import build_model, skeleton
 
     lora = trained.config.model.lora_rank is not None
     model = (build_model if lora else skeleton)(trained.config, trained.dataset.details, trained.dataset.class_names)

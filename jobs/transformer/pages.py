@@ -13,7 +13,7 @@ from jobs.common.report import robustness
 from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section, escape, note, table
 from jobs.common.training.job import EvaluationResult, TrainingResult
-from jobs.transformer.text.prepare import load_tokenizer, sample
+from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import ABOUT
 
 MOST_PARAMETERS = 300_000_000

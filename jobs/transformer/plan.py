@@ -9,7 +9,6 @@ al. 2022 do in section 4, for the layers that there are here. tests/unit/test_pl
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from cluster.core.errors import TrainyardError
 from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
+from jobs.transformer.memory import Shape, activation_bytes, shape_of_model
 from jobs.transformer.presets import preset
 from jobs.transformer.strategies.table import STRATEGIES
 
@@ -62,36 +62,6 @@ class PlanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What the formulas need of a model. Numbers of parameters are of elements; a tied matrix counts once."""
-
-    parameters: int
-    trained: int
-    cast: int
-    """Of linear layers: what autocast copies."""
-    largest: int
-    """Of the largest module, which zero3 gathers whole."""
-    largest_trained: int
-    """Of the largest single parameter that is trained: its gradient is whole before it is spread."""
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_width: int
-    gated: bool
-    fused: bool
-    """Whether one matrix gives query, key and value: their rotated copies are kept beside it."""
-    rms_norm: bool
-    """Whether its norms are RMSNorm, which Hugging Face computes in float32 and in two kept steps; else LayerNorm."""
-    projections: int
-    """Linear layers of a layer that read a norm's output."""
-    outputs: int
-    """Logits a position (the vocabulary), or 0 where there is one row of logits a text."""
-    masked: int
-    """Elements of a layer and token under a dropout, of whose mask a byte each is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """Bytes on one GPU, and in its host's memory for each GPU."""
 
@@ -119,7 +89,7 @@ def shape_of(config: PlanConfig) -> Shape:
 
     Raises: ConfigError if there is no such model, or it takes no rows of that length.
     """
-    from jobs.transformer.model import skeleton
+    from jobs.transformer.build import skeleton
 
     wanted = config.model
     published = preset(wanted.name, config.task).vocab_size if wanted.is_preset else 0
@@ -130,93 +100,6 @@ def shape_of(config: PlanConfig) -> Shape:
     require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,
             f"{wanted.name} takes {most} tokens: pass {most} or less")
     return shape_of_model(model, wanted.lora_rank)
-
-
-def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
-    """Of a Hugging Face model, wherever its tensors are. lora_rank: of updates that it is still to get."""
-    from torch import nn
-
-    about = model.config
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    in_layers = [m for name, m in linear.items() if re.search(r"\.\d+\.", name)]
-    mlp = getattr(about, "intermediate_size", None) or about.hidden_dim
-    fused = any(m.out_features == 2 * mlp for m in in_layers)  # gate and up in one matrix, as query, key and value then are
-    causal = "CausalLM" in type(model).__name__
-    heads, layers = about.num_attention_heads, about.num_hidden_layers
-    return Shape(
-        **_counts(model, linear, lora_rank), layers=layers, width=about.hidden_size, heads=heads,
-        kv_heads=getattr(about, "num_key_value_heads", None) or heads, mlp_width=mlp, fused=fused,
-        gated=fused or any(name.endswith("gate_proj") for name in linear),
-        rms_norm=any("RMSNorm" in type(m).__name__ for m in model.modules()),
-        projections=sum(m.in_features == about.hidden_size for m in in_layers) // layers - 1,  # attention's output is one as well
-        outputs=about.vocab_size if causal else 0, masked=0 if causal else _masked(about, mlp),
-    )
-
-
-def _counts(model: Any, linear: dict[str, Any], lora_rank: int | None) -> dict[str, int]:
-    """Numbers of parameters. Updates of low rank are those that model.py adds: to all linear layers but heads, which are copied."""
-    total = sum(p.numel() for p in model.parameters())
-    heads = ("classifier", "pre_classifier", "score")
-    whole = [p.numel() for p in model.parameters() if p.requires_grad]
-    updates: list[int] = []
-    copied = 0
-    if lora_rank:
-        adapted = [m for name, m in linear.items() if not name.startswith((*heads, "lm_head"))]
-        copied = sum(p.numel() for name, m in model.named_children() if name in heads for p in m.parameters())
-        updates = [size * lora_rank for m in adapted for size in (m.in_features, m.out_features)]
-        whole = [*updates, copied]
-    cast_ = {p: p.numel() for m in linear.values() for p in m.parameters()}
-    return {
-        "parameters": total + sum(updates) + copied, "trained": sum(whole), "cast": sum(cast_.values()) + sum(updates),
-        "largest": max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
-        "largest_trained": max(whole),
-    }
-
-
-def _masked(about: Any, mlp: int) -> int:
-    """DistilBERT has a dropout after the MLP, ModernBERT inside it, BERT and its kin after the MLP and after attention."""
-    if getattr(about, "mlp_dropout", 0.0):
-        return mlp
-    return about.hidden_size * (bool(getattr(about, "dropout", 0.0)) + 2 * bool(getattr(about, "hidden_dropout_prob", 0.0)))
-
-
-# ── activations ──
-def layer_bytes(shape: Shape, *, element: int, residual: int) -> float:
-    """What one layer keeps of one token for the backward pass.
-
-    Korthikanti et al. 2022, section 4.1, count 34 bytes a unit of width, for GPT with 2-byte elements and dropout, and a matrix of
-    scores; here attention keeps none (Dao et al. 2022), key and value have their own number of heads, and the MLP may be gated.
-    element: bytes of what is multiplied. residual: bytes between layers, which is 4 under autocast, where each linear layer keeps
-    its own copy of its input.
-    """
-    w = shape.width
-    inputs = (2 if residual == element else shape.projections) * element * w
-    attention = element * (2 * w + 2 * w * shape.kv_heads / shape.heads + 2 * w * shape.fused)  # query, output; key, value; before
-    mlp = element * (4 if shape.gated else 2) * shape.mlp_width  # gate, its SiLU, up, their product; or before and after GELU
-    return 2 * _norm_bytes(shape, residual) + inputs + attention + mlp + shape.masked
-
-
-def _norm_bytes(shape: Shape, residual: int) -> float:
-    """LayerNorm keeps its input; RMSNorm that in float32, and the normalised before it is scaled."""
-    return shape.width * (4 + residual if shape.rms_norm else residual)
-
-
-def kept_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkpointing: bool) -> float:
-    """What a forward pass keeps up to the last layer; with checkpointing each layer's input only."""
-    outside = _norm_bytes(shape, residual) + element * shape.width
-    of_layer = residual * shape.width if checkpointing else layer_bytes(shape, element=element, residual=residual)
-    return tokens * (of_layer * shape.layers + outside)
-
-
-def activation_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkpointing: bool) -> float:
-    """The most at a time: as the loss is computed or, with checkpointing, as a layer is computed again.
-
-    Logits are there in `element` bytes, in float32, and as logarithms of probabilities (Korthikanti et al. 2022, section 4.3).
-    """
-    loss = tokens * shape.outputs * (8.0 + (element if element < 4 else 0.0))
-    again = tokens * layer_bytes(shape, element=element, residual=residual) if checkpointing else 0.0
-    kept = kept_bytes(shape, tokens, element=element, residual=residual, checkpointing=checkpointing)
-    return kept + max(loss, again)
 
 
 # ── strategies ──

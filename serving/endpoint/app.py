@@ -20,7 +20,7 @@ from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import keep_calls_to_this_node, limit_calls
 from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica
-from serving.text.continuous_batching import GeneratingReplica
+from serving.text.generating_replica import GeneratingReplica
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from serving.traffic.shared_state import Reporter, lease

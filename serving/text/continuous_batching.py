@@ -8,18 +8,14 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
 from cluster.core.background import in_background, logged
-from cluster.core.errors import ArtifactError
-from jobs.common.predictor.predictor import MOST_CHARACTERS
 from serving.core.errors import ModelError, ParameterError, RefusedError
-from serving.model.replica import Replica
+from serving.text.generation import GenerationRequest, Generator, Row
 
 Piece = tuple[int, str, int, str | None]
 """Which choice; what its text goes on with; tokens that were computed for it; why it ended, if it has: `stop` or `length`."""
@@ -27,74 +23,6 @@ _PACE_S = 0.001
 """Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its token does,
 so the more there are, the more tokens a piece has."""
 _log = logging.getLogger(__name__)
-
-
-class Row(Protocol):
-    """A text that is continued: `token` is its last."""
-
-    token: int
-
-
-class Generator(Protocol):
-    """Continues texts together, a token each a step. All but `tokens` and `pieces` are called by one thread."""
-
-    end_id: int
-    vocab_size: int
-    max_tokens: int | None
-    """Of prompt and continuation together."""
-
-    def tokens(self, text: str) -> list[int]:
-        """Of a prompt, with what the model wants before it."""
-        ...
-
-    def pieces(self) -> Callable[[int], str]:
-        """A function of a row's tokens, one after the other, to the text that each adds."""
-        ...
-
-    def row(self, temperature: float, top_p: float, random: np.random.Generator) -> Row:
-        """A text to be. It draws from `random`."""
-        ...
-
-    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> None:
-        """Each of the rows has its first token then."""
-        ...
-
-    def step(self) -> None:
-        """One more token for each row that has joined and not left."""
-        ...
-
-    def leave(self, gone: Sequence[Any]) -> None:
-        """Takes rows out."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
-    """What a request for text asks of a replica. Choice k is the k-th continuation, prompt by prompt."""
-
-    prompts: Sequence[str | Sequence[int]]
-    n: int = 1
-    max_tokens: int = 16
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: Sequence[str] = ()
-
-    @property
-    def choices(self) -> int:
-        return self.n * len(self.prompts)
-
-    def check(self, max_rows: int) -> None:
-        """Before anything is done with it. max_rows: texts that a replica continues together.
-
-        Raises: ParameterError for more texts, or more characters, than are taken.
-        """
-        if self.choices > max_rows:
-            raise ParameterError(f"{self.choices} texts in one request: at most {max_rows} (--max-batch-rows)", "n")
-        characters = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
-        if characters > MOST_CHARACTERS:
-            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request. "
-                                 "Longer ones may come as tokens", "prompt")
 
 
 class Stops:
@@ -333,27 +261,3 @@ def _random(seed: int | None, choice: int) -> np.random.Generator:
     return np.random.default_rng() if seed is None else np.random.default_rng([seed % (1 << 64), choice])
 
 
-class GeneratingReplica(Replica):
-    """A Serve deployment's class, for a model that continues texts; of tensors it answers their likelihood, as any replica."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        super().__init__(settings)
-        make: Callable[[], Generator] | None = getattr(self._predictor, "generator", None)
-        if make is None:
-            raise ArtifactError(f"artifact {self.settings.uri} continues no texts")
-        generator = make()
-        self._writer = ContinuousBatcher(generator, self.settings.max_batch_rows)
-        self._about |= {"max_tokens": generator.max_tokens}
-
-    def check_health(self) -> None:
-        """Serve asks every few seconds, and replaces a replica that raises."""
-        self._writer.check()
-
-    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
-        """As `ContinuousBatcher.write`. What it refuses comes as a value: as an exception it would not pass between processes."""
-        try:
-            async with aclosing(self._writer.write(asked)) as coming:
-                async for found in coming:
-                    yield found
-        except RefusedError as error:
-            yield error

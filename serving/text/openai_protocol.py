@@ -11,7 +11,7 @@ import orjson
 
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
 from serving.protocols.open_inference_json import json_object, shown
-from serving.text.continuous_batching import GenerationRequest
+from serving.text.generation import GenerationRequest
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
 MOST_STOP_CHARACTERS = 1000

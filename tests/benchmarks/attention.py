@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.transformer.model import _PLAIN_ATTENTION_TOKENS
+from jobs.transformer.build import _PLAIN_ATTENTION_TOKENS
 from tests.benchmarks.results import Figure, Outcome
 
 TITLE = "attention on a CPU: the plain kernel against the fused one, forward and backward"

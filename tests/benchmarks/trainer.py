@@ -48,8 +48,8 @@ def train(recipe: Recipe) -> dict[str, float]:
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-    from jobs.transformer.model import build_model
-    from jobs.transformer.text.prepare import load_tokenizer
+    from jobs.transformer.build import build_model
+    from jobs.transformer.text.dataset_files import load_tokenizer
 
     torch.set_num_threads(2)
     dataset = Dataset.load(Store.open(recipe.data))

@@ -92,7 +92,7 @@ def profile(dataset: Dataset, precision: str) -> dict[str, tuple[float, str]]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    from jobs.transformer.model import attention_kernels, build_model
+    from jobs.transformer.build import attention_kernels, build_model
 
     torch.set_num_threads(2)
     config = from_dict(TransformerConfig, {"data": {"uri": "x", "max_length": 128}, "model": {"name": "distilbert"},

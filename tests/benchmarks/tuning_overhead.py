@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.common.config import flatten
+from jobs.common.command_line import flatten
 from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT, python
 from tuning.space import Space

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from jobs.transformer.model import LanguageModel, build_model
+from jobs.transformer.build import build_model
+from jobs.transformer.model import LanguageModel
 from jobs.transformer.text.tokenizer import train
 from tests.unit.token_rows import config_of
 

@@ -21,7 +21,8 @@ from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.predictor.find import load_predictor, module_of
 from jobs.transformer import data
-from jobs.transformer.model import Classifier, build_model, load
+from jobs.transformer.build import build_model
+from jobs.transformer.model import Classifier, load
 from jobs.transformer.text import tokenizer
 from tests.unit.token_rows import config_of
 

@@ -21,7 +21,8 @@ from jobs.transformer.decoding import Decoder
 from serving.core.errors import BadRequestError, GoneError, ModelError, ParameterError
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
-from serving.text.continuous_batching import ContinuousBatcher, GenerationRequest, Stops
+from serving.text.continuous_batching import ContinuousBatcher, Stops
+from serving.text.generation import GenerationRequest
 from serving.text.openai_protocol import parse
 from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics

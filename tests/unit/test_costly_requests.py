@@ -15,8 +15,8 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Probe, write_artifact
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.predictor.predictor import MOST_CHARACTERS
+from jobs.transformer.build import build_model
 from jobs.transformer.decoding import Decoder
-from jobs.transformer.model import build_model
 from jobs.transformer.predictor import TextPredictor
 from jobs.transformer.text.tokenizer import files_of, train
 from serving.core.settings import EndpointSettings, ModelSettings, routes
@@ -25,7 +25,8 @@ from serving.endpoint.http import Endpoint
 from serving.model.replica import Replica
 from serving.protocols.open_inference_grpc import MOST_FIELDS, message
 from serving.protocols.open_inference_json import MOST_VALUES
-from serving.text.continuous_batching import ContinuousBatcher, GenerationRequest
+from serving.text.continuous_batching import ContinuousBatcher
+from serving.text.generation import GenerationRequest
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from tests.unit.language_model import language_model, one_thread

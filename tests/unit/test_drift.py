@@ -30,9 +30,10 @@ from jobs.common.vision.features import image_features
 from jobs.common.vision.robustness import CHANGES
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.predictor import LikelihoodPredictor
+from jobs.transformer.text.dataset_files import load_tokenizer, sample
+from jobs.transformer.text.embedded import _entities
 from jobs.transformer.text.features import TextFeatures
-from jobs.transformer.text.prepare import load_tokenizer, prepare, sample
-from jobs.transformer.text.sources import _entities
+from jobs.transformer.text.prepare import prepare
 from serving.core.settings import ModelSettings
 from serving.model.drift_monitor import MOST_NOISE, ROWS_A_SECOND, WINDOW_ROWS, Drift, watch
 from serving.model.replica import answers

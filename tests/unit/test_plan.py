@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
 from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
-from jobs.transformer.model import build_model, classification_loss, token_losses
-from jobs.transformer.plan import PlanConfig, Shape, kept_bytes, main, plan, shape_of, shape_of_model
+from jobs.transformer.memory import Shape, kept_bytes, shape_of_model
+from jobs.transformer.model import classification_loss, token_losses
+from jobs.transformer.plan import PlanConfig, main, plan, shape_of
 from tests.unit.held_tensors import storages
 from tests.unit.token_rows import config_of
 

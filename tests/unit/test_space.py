@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.core.errors import ConfigError
-from jobs.common.config import flatten, to_dict
+from jobs.common.command_line import flatten
+from jobs.common.config import to_dict
 from jobs.common.training.find_job import beside, find_job, house_names
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
 from tuning.__main__ import main
+from tuning.parameter import label
 from tuning.run import _space_file
-from tuning.space import SPACE_FILE, Draws, Space, label, with_values
+from tuning.space import SPACE_FILE, Draws, Space, with_values
 
 BASE = flatten(to_dict(MlpConfig()))
 SPACE = Space.from_dict({

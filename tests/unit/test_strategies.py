@@ -15,9 +15,10 @@ from torch.utils.cpp_extension import get_default_build_root
 from cluster.core.errors import ConfigError
 from jobs.common.data.dataset import Dataset
 from jobs.pytorch import setup
+from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, TransformerConfig
-from jobs.transformer.model import build_model
-from jobs.transformer.plan import PlanConfig, plan, shape_of_model
+from jobs.transformer.memory import shape_of_model
+from jobs.transformer.plan import PlanConfig, plan
 from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
 from tests.unit.held_tensors import SCALES

@@ -15,8 +15,9 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.text.prepare import load_tokenizer, packed, prepare, sample, tokenizer_files, waste
-from jobs.transformer.text.sources import Programs, entity_split, phrases
+from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
+from jobs.transformer.text.embedded import Programs, entity_split, phrases
+from jobs.transformer.text.prepare import packed, prepare, waste
 from jobs.transformer.text.tokenizer import choose
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"

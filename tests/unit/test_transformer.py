@@ -13,8 +13,9 @@ from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
 from jobs.common.execution.worker import load
 from jobs.pytorch.gradient_buckets import _cut
+from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import ScaleConfig, TransformerConfig
-from jobs.transformer.model import IGNORED, attention_kernels, build_model, packed_inputs, token_losses
+from jobs.transformer.model import IGNORED, packed_inputs, token_losses
 from jobs.transformer.strategies.shards import Slice, TextFragment, fill, gathered, items, to_arrays
 from jobs.transformer.strategies.table import STRATEGIES
 from jobs.transformer.strategies.zero import deepspeed_config

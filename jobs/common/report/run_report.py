@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from cluster.core.storage import Store
-from jobs.common.config import flatten
+from jobs.common.command_line import flatten
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
 from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets

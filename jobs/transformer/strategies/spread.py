@@ -10,8 +10,8 @@ import torch
 from jobs.common.execution.worker import load
 from jobs.common.training.context import TrainContext
 from jobs.pytorch.process_group import Group
+from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.model import attention_kernels, build_model
 from jobs.transformer.strategies.table import Strategy
 
 

@@ -11,7 +11,6 @@ target once and no position is wasted but in a split's last row. The tokenizer's
 
 import functools
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +24,9 @@ from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
 from jobs.common.data.splits import assign, encode_labels, keyed_hash
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.text.sources import TextFragment, Texts, TextSource, find_source, labels_of
-from jobs.transformer.text.tokenizer import backend_of, choose, files_of, framed, from_files, identity_of, kind_of
+from jobs.transformer.text.fragments import TextFragment, Texts, TextSource
+from jobs.transformer.text.sources import find_source, labels_of
+from jobs.transformer.text.tokenizer import backend_of, choose, files_of, framed, identity_of, kind_of
 
 FORMAT_VERSION = 4
 SAMPLE_ROWS = 2000
@@ -289,37 +289,3 @@ def _write_sample(found: Read, config: TransformerConfig, store: Store, blocks: 
     table = pa.table({"position": positions, "row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]})
     with store.writing(f"{blocks}/sample.parquet") as sink:
         pq.write_table(table, sink)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Test rows, at most 2,000, in an order that has nothing to do with the source's: the first of them stand for all.
-
-    positions: in the test split. All of one length.
-    """
-
-    positions: npt.NDArray[np.int64]
-    row_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    texts: list[str]
-
-
-def sample(dataset: Dataset) -> Sample:
-    """Of a set to classify, what `prepare` has kept as text."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(io.BytesIO(dataset.store.read_bytes(f"{dataset.blocks}/sample.parquet")))
-    positions, row_ids, labels = (table.column(name).to_numpy().astype(np.int64) for name in ("position", "row_id", "label"))
-    return Sample(positions, row_ids, labels, table.column("text").to_pylist())
-
-
-def tokenizer_files(dataset: Dataset) -> dict[str, bytes]:
-    """By name: tokenizer.json and what goes with it."""
-    folder = f"{dataset.blocks}/tokenizer"
-    return {f.path.rpartition("/")[2]: dataset.store.read_bytes(f.path) for f in dataset.store.files(folder)}
-
-
-def load_tokenizer(dataset: Dataset) -> Any:
-    """The tokenizer that a set was made with (a PreTrainedTokenizerFast)."""
-    return from_files(tokenizer_files(dataset))
-

@@ -5,12 +5,9 @@ A source is a list of fragments in the order of their rows; each can be pickled,
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import hashlib
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,55 +18,19 @@ from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import by_split, list_files, reading
 from jobs.transformer.config import TextDataConfig
+from jobs.transformer.text.embedded import languages, stdlib
+from jobs.transformer.text.fragments import TextFragment, Texts, TextSource
 
-LANGUAGES = (
-    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id", "vi", "sw", "eu",
-    "ca", "hr", "sl", "lt", "lv", "et", "is", "ga", "cy", "sq", "az", "uz",
-)
 FORMATS = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".md", ".text", ".py")
 _TABLES = FORMATS[:6]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Rows of one fragment. labels: of the same length, or None. empty: rows that were left out as they hold no text."""
-
-    texts: list[str]
-    labels: Any = None
-    empty: int = 0
-
-
-class TextFragment(Protocol):
-    """Successive rows of a source."""
-
-    @property
-    def split(self) -> SplitName: ...
-
-    def describe(self, row: int) -> str:
-        """What to call a row in a message."""
-        ...
-
-    def read(self) -> Texts:
-        """Raises: DataError."""
-        ...
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """The fragments in the order of their rows, and what their content is known by, cheaply."""
-
-    fragments: tuple[TextFragment, ...]
-    listing: list[tuple[str, int, float]]
-    splits_given: tuple[SplitName, ...]
-    """Splits that the source has by itself; the others are split off from its training rows."""
 
 
 def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
     """The source of a config. Raises: DataError if there is none that it can be."""
     if config.uri == "languages":
-        return TextSource(tuple(Phrases(split) for split in SPLITS), [("languages", *_babel())], SPLITS)
+        return languages()
     if config.uri == "stdlib":
-        return _stdlib()
+        return stdlib()
     fragments = _files(config.uri, config, labelled, None)
     given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
     for split, uri in given.items():
@@ -78,102 +39,6 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
     fragments.sort(key=lambda fragment: SPLITS.index(fragment.split))
     listing = [(f"{f.split}{' part' if f.share else ''} {f.name}", f.size, f.mtime) for f in fragments]
     return TextSource(tuple(fragments), listing, tuple(dict.fromkeys(f.split for f in fragments)))
-
-
-# ── the embedded sets ──
-def _babel() -> tuple[int, float]:
-    import babel
-
-    return len(LANGUAGES), float(".".join(babel.__version__.split(".")[:2]))
-
-
-@dataclass(frozen=True)
-class Phrases:
-    """One split of the phrases of 33 languages: names of places, languages, scripts, currencies, months, days and units (CLDR)."""
-
-    split: SplitName
-
-    def describe(self, row: int) -> str:
-        return f"row {row} of the embedded phrases"
-
-    def read(self) -> Texts:
-        import pyarrow as pa
-
-        rows = [(text, language) for text, language, entity in phrases() if entity_split(entity) == self.split]
-        return Texts([text for text, _ in rows], pa.array([language for _, language in rows], pa.string()))
-
-
-def entity_split(entity: str) -> SplitName:
-    """By a hash of the entity, so that nothing about one is seen in two splits."""
-    place = int(hashlib.md5(entity.encode(), usedforsecurity=False).hexdigest(), 16) % 10
-    return "test" if place >= 8 else "validation" if place == 7 else "train"
-
-
-def phrases() -> list[tuple[str, str, str]]:
-    """(phrase, language, entity) sorted by language and entity; a phrase that occurs in two languages is left out."""
-    found: dict[str, set[str]] = {}
-    rows: list[tuple[str, str, str]] = []
-    for language in LANGUAGES:
-        for entity, text in sorted(_entities(language)):
-            found.setdefault(text, set()).add(language)
-            rows.append((text, language, entity))
-    kept = {(text, language): (text, language, entity) for text, language, entity in reversed(rows) if len(found[text]) == 1}
-    return [kept[key] for key in reversed(kept)]
-
-
-def _entities(language: str) -> Iterator[tuple[str, str]]:
-    from babel import Locale
-
-    locale: Any = Locale.parse(language)
-    named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts, "currency": locale.currencies}
-    for kind, names in named.items():
-        yield from ((f"{kind}/{key}", str(text)) for key, text in names.items() if text)
-    for zone, about in locale.time_zones.items():
-        if "city" in about:
-            yield f"city/{zone}", str(about["city"])
-    for kind, names in (("month", locale.months), ("day", locale.days)):
-        yield from ((f"{kind}/{key}", str(text)) for key, text in names["format"]["wide"].items())
-    for unit, styles in locale._data["unit_patterns"].items():
-        patterns: Any = styles.get("long", {})
-        for pattern in patterns.values() if hasattr(patterns, "values") else ():
-            text = str(pattern).replace("{0}", "").strip()
-            if text and "{" not in text:
-                yield f"unit/{unit}", text
-
-
-def _stdlib() -> TextSource:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
-    paths = sorted(p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts[:-1]))
-    named: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
-    for path in paths:
-        relative = path.relative_to(root).as_posix()
-        place = int(hashlib.md5(relative.encode(), usedforsecurity=False).hexdigest(), 16) % 100
-        named["train" if place < 64 else "validation" if place < 80 else "test"].append(relative)
-    fragments = tuple(Programs(split, str(root), tuple(names)) for split, names in named.items())
-    listing = [(str(p.relative_to(root)), p.stat().st_size, 0.0) for p in paths]
-    return TextSource(fragments, listing, SPLITS)
-
-
-@dataclass(frozen=True)
-class Programs:
-    """One split of the Python standard library's own source, a file a document; a file that is not UTF-8 is left out."""
-
-    split: SplitName
-    root: str
-    paths: tuple[str, ...]
-
-    def describe(self, row: int) -> str:
-        return f"{self.root}/{self.paths[row]}"
-
-    def read(self) -> Texts:
-        texts: list[str] = []
-        for path in self.paths:
-            try:
-                texts.append((Path(self.root) / path).read_bytes().decode())
-            except UnicodeDecodeError:
-                continue
-        return Texts([text for text in texts if text.strip()])
 
 
 # ── files ──

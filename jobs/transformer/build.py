@@ -1,0 +1,170 @@
+"""Builds the model from a preset, a folder or a hub name, with random weights or pretrained ones."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cluster.core.auth import expanded
+from cluster.core.errors import ConfigError
+from jobs.transformer.base_model import check_base, check_weights
+from jobs.transformer.config import ModelConfig, TransformerConfig
+from jobs.transformer.presets import preset
+
+_PLAIN_ATTENTION_TOKENS = 128
+_log = logging.getLogger(__name__)
+
+
+def build_model(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    """The model with its first weights: a function of `run.seed`, or the pretrained ones. details: `Dataset.details`.
+
+    Raises: ConfigError if there is no such model, its weights are a pickle, or it does not fit the data.
+    """
+    torch.manual_seed(config.run.seed)
+    architecture = _architecture(config, details, class_names)
+    _check_fit(config, details, architecture)
+    kind = auto_class(config.task)
+    if config.model.is_preset or not config.model.pretrained:
+        model = kind.from_config(architecture)
+    else:
+        model = _pretrained(kind, config.model, architecture)
+    if config.model.activation_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return _with_lora(model, config.model) if config.model.lora_rank else model
+
+
+def skeleton(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    """The model's shapes and config, without weights (on torch's meta device) and without updates of low rank."""
+    with torch.device("meta"):
+        return auto_class(config.task).from_config(_architecture(config, details, class_names))
+
+
+def auto_class(task: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
+
+
+def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+    from transformers import AutoConfig
+
+    wanted, task = config.model, config.task
+    labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
+    options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
+    if wanted.is_preset:
+        size = replace(preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width),
+                       window=wanted.attention_window).options(task)
+        ids: dict[str, Any] = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
+        ids["pad_token_id"] = details["pad_id"]
+        known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
+    else:
+        check_base(wanted.name)
+        auto: Any = AutoConfig
+        known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, trust_remote_code=False, **options))
+    for name in _DROPOUTS:
+        if wanted.dropout is not None and hasattr(known, name):
+            setattr(known, name, wanted.dropout)
+    return known
+
+
+_DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
+             "classifier_dropout", "embedding_dropout", "mlp_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+def _attention(config: TransformerConfig) -> str:
+    if config.model.attention != "auto":
+        return config.model.attention
+    usable = config.run.gpus_per_worker and config.hardware.precision != "fp32" and importlib.util.find_spec("flash_attn")
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def attention_kernels(config: TransformerConfig, device: str) -> AbstractContextManager[Any]:
+    """For as long as a model is trained: which of SDPA's kernels may be used.
+
+    On a CPU the backward pass of the fused one takes about 20 µs a row and head in bfloat16, however short the rows are, ten
+    times what the plain one takes for 16 tokens; for 128 it is about as fast (torch 2.13, tests/benchmarks/attention.py).
+    """
+    slow = device == "cpu" and config.hardware.precision == "bf16" and config.data.max_length <= _PLAIN_ATTENTION_TOKENS
+    return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+
+
+def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architecture: Any) -> None:
+    most = getattr(architecture, "max_position_embeddings", None)
+    if most is not None and details["max_length"] > most:
+        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass {most} or "
+                          "less")
+    if details["vocab_size"] > architecture.vocab_size:
+        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.name} only "
+                          f"{architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or another model")
+
+
+def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
+    check_weights(wanted.name)
+    folder = expanded(wanted.name)
+    where = str(folder) if folder.is_dir() else wanted.name
+    with without_progress_bar():
+        model, found = _looking_for(wanted.name, lambda: kind.from_pretrained(
+            where, config=architecture, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
+            output_loading_info=True))
+    _check_missing(wanted.name, model, sorted(found["missing_keys"]))
+    return model
+
+
+def _check_missing(name: str, model: Any, missing: Sequence[str]) -> None:
+    """A head for the task is new in each fine-tuning, as is a pooler, which not every pretraining has; anything else is damage."""
+    body = [each for each in missing if each.startswith(f"{model.base_model_prefix}.") and ".pooler." not in each]
+    if body:
+        raise ConfigError(f"--model.name {name}: its weights lack {len(body)} of the model's tensors ({', '.join(body[:3])}): they "
+                          "would be random: copy all of its files again, or train from nothing with --model.no-pretrained")
+    if missing:
+        _log.warning("%s has no %s: they begin with random values, and are learnt", name, ", ".join(missing))
+
+
+@contextmanager
+def without_progress_bar() -> Generator[None]:
+    """Reading weights takes a moment; the bar that transformers draws for it would stand between a run's own lines."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
+def _looking_for(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model.name {name}: is no preset, and not to be had as a folder or from the hub: {first_lines(error)}. Looked for "
+            "config.json, model.safetensors and tokenizer.json: where there is no network, copy a folder with these files here "
+            "and pass its path") from error
+
+
+def first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(". ")
+
+
+def _with_lora(model: Any, wanted: ModelConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    kept = ["classifier", "pre_classifier", "score"]
+    heads = [name for name in kept if any(module == name for module, _ in model.named_children())]
+    layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules()
+                     if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
+        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha), target_modules=layers,
+                                                modules_to_save=heads or None))

@@ -1,0 +1,37 @@
+"""A Serve deployment's class for a model that continues texts."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from cluster.core.errors import ArtifactError
+from serving.core.errors import RefusedError
+from serving.model.replica import Replica
+from serving.text.continuous_batching import ContinuousBatcher, Piece
+from serving.text.generation import GenerationRequest, Generator
+
+
+class GeneratingReplica(Replica):
+    """A Serve deployment's class, for a model that continues texts; of tensors it answers their likelihood, as any replica."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        make: Callable[[], Generator] | None = getattr(self._predictor, "generator", None)
+        if make is None:
+            raise ArtifactError(f"artifact {self.settings.uri} continues no texts")
+        generator = make()
+        self._writer = ContinuousBatcher(generator, self.settings.max_batch_rows)
+        self._about |= {"max_tokens": generator.max_tokens}
+
+    def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces a replica that raises."""
+        self._writer.check()
+
+    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+        """As `ContinuousBatcher.write`. What it refuses comes as a value: as an exception it would not pass between processes."""
+        try:
+            async with aclosing(self._writer.write(asked)) as coming:
+                async for found in coming:
+                    yield found
+        except RefusedError as error:
+            yield error
