@@ -17,10 +17,9 @@ from jobs.common.config import to_dict
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.options import SearchOptions
-from tuning.population import Population
 from tuning.sampler import sampler_of
+from tuning.schedulers import Population, Stopping
 from tuning.space import Space, Values
-from tuning.stopping import Stopping
 
 Decision = Literal["continue", "stopped", "completed"]
 

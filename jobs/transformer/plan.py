@@ -18,7 +18,7 @@ from cluster.core.errors import TrainyardError
 from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
 from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
-from jobs.transformer.memory import Shape, activation_bytes, shape_of_model
+from jobs.transformer.costs import Shape, activation_bytes, shape_of_model
 from jobs.transformer.presets import preset
 from jobs.transformer.strategies.table import STRATEGIES
 

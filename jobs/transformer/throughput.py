@@ -10,7 +10,7 @@ import torch
 
 from jobs.common.training.context import TrainContext
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
+from jobs.transformer.costs import counted_parameters, flops_per_token, mfu, peak_flops
 
 _WARMUP_STEPS = 5
 

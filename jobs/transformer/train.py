@@ -27,8 +27,8 @@ from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.costs import sizes_of
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
-from jobs.transformer.flops import sizes_of
 from jobs.transformer.strategies.shards import WEIGHTS, fill, to_arrays
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.strategies.table import Strategy

@@ -197,7 +197,7 @@ def test_a_folder_that_would_run_code_is_refused_at_once_and_nobody_is_asked(
 def test_code_is_not_trusted_even_where_nothing_looks_first(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`trust_remote_code` is False in each call, so transformers neither asks nor runs it."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
-    for module in ("jobs.transformer.model.check_base", "jobs.transformer.text.tokenizer.check_base"):
+    for module in ("jobs.transformer.build.check_base", "jobs.transformer.text.tokenizer.check_base"):
         monkeypatch.setattr(module, lambda _: None)
     (base / "evil.py").write_text(EVIL.format(str(base / "owned")))
     for file, fields in (("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}),

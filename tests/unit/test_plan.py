@@ -12,8 +12,7 @@ import torch
 
 from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
-from jobs.transformer.flops import counted_parameters, flops_per_token, mfu, peak_flops
-from jobs.transformer.memory import Shape, kept_bytes, shape_of_model
+from jobs.transformer.costs import Shape, counted_parameters, flops_per_token, kept_bytes, mfu, peak_flops, shape_of_model
 from jobs.transformer.model import classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, main, plan, shape_of
 from tests.unit.held_tensors import storages

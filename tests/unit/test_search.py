@@ -427,7 +427,7 @@ def test_a_move_is_made_whole_when_the_driver_dies_in_the_middle(tmp_path: Path,
 
 
 def test_a_source_without_its_checkpoint_is_an_error(tmp_path: Path) -> None:
-    from tuning.population import copy_checkpoint
+    from tuning.schedulers import copy_checkpoint
 
     run_member(tmp_path, "t0000", 2)
     store = Store.open(str(tmp_path / "trials"))

@@ -17,7 +17,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.pytorch import setup
 from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, TransformerConfig
-from jobs.transformer.memory import shape_of_model
+from jobs.transformer.costs import shape_of_model
 from jobs.transformer.plan import PlanConfig, plan
 from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
