@@ -26,7 +26,8 @@ from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution import controller
 from jobs.common.execution import straggler as stragglers
-from jobs.common.execution.controller import Controller, ControllerCallbacks
+from jobs.common.execution.controller import Controller
+from jobs.common.execution.generation_state import ControllerCallbacks
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.straggler import HOLD_S, Straggler, StragglerWatch, straggler
 from jobs.common.execution.worker import Place, WorkerSpec, work

@@ -15,8 +15,9 @@ from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution import controller as supervising
 from jobs.common.execution import straggler
-from jobs.common.execution.controller import Controller, ControllerCallbacks, GenerationState
+from jobs.common.execution.controller import Controller
 from jobs.common.execution.executors import ProcessExecutor
+from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint

@@ -34,8 +34,9 @@ from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.controller import Controller, ControllerCallbacks, End, GenerationState
+from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor, InProcessExecutor, ProcessExecutor
+from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
