@@ -16,7 +16,7 @@ from jobs.common.execution.phase import Phase
 from jobs.common.execution.preemption_policy import PreemptionPolicy
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.scaling_policy import ScalingPolicy
-from jobs.common.training.rendezvous import View, WorkerExit, WorkerInfo
+from jobs.common.training.rendezvous import Heartbeat, View, WorkerExit, WorkerInfo
 
 
 def member(slot: int, life: str = "a", **more: Any) -> WorkerInfo:
@@ -106,11 +106,11 @@ def test_the_time_between_failures_is_known_or_seen(tmp_path: Path) -> None:
 # ── hangs ──
 def view(silence_s: dict[int, float], *, step: int = 0, storage: tuple[float, float] = (0.0, 0.0),
          registered: dict[int, WorkerInfo] | None = None) -> View:
-    beats = {slot: {"step": step, "ticks": 0, "storage_wait_s": storage[0], "storage_still_s": storage[1]} for slot in silence_s}
-    return View(registered=registered or {}, heartbeats=beats, silence_s=silence_s, reports=[], exits=[])
+    beat = Heartbeat(step=step, storage_wait_s=storage[0], storage_still_s=storage[1])
+    return View(registered=registered or {}, heartbeats=dict.fromkeys(silence_s, beat), silence_s=silence_s, reports=[], exits=[])
 
 
-TRAINS = {"marks": {"first_step": 1.0}, "median_step_s": 0.1}
+TRAINS = Heartbeat(marks={"first_step": 1.0}, median_step_s=0.1)
 
 
 def hangs(**run: Any) -> HangPolicy:
@@ -120,7 +120,7 @@ def hangs(**run: Any) -> HangPolicy:
 
 
 def test_a_worker_that_is_silent_hangs_once() -> None:
-    policy, current, seen = hangs(), group(2, state=TRAINS), view({0: 0.0, 1: 21.0}, step=1)
+    policy, current, seen = hangs(), group(2, heartbeat=TRAINS), view({0: 0.0, 1: 21.0}, step=1)
     policy.observe(seen, 105.0)
     assert list(policy.hung(current, seen, 106.0)) == [1]
     policy.ended({1: current.workers[1]}, 106.0)
@@ -128,7 +128,7 @@ def test_a_worker_that_is_silent_hangs_once() -> None:
 
 
 def test_without_progress_the_silent_ones_hang_or_all() -> None:
-    policy, current, all_beat = hangs(), group(2, state=TRAINS), view({0: 0.0, 1: 0.0}, step=1)
+    policy, current, all_beat = hangs(), group(2, heartbeat=TRAINS), view({0: 0.0, 1: 0.0}, step=1)
     policy.observe(all_beat, 100.0)
     policy.observe(all_beat, 121.0)
     assert policy.hung(current, all_beat, 119.0) == {}
@@ -141,13 +141,13 @@ def test_without_progress_the_silent_ones_hang_or_all() -> None:
 def test_a_long_step_and_the_first_one_have_more_time() -> None:
     policy, seen = hangs(), view({0: 0.0})
     policy.observe(seen, 100.0)
-    assert policy.limit_s(group(1, state={"median_step_s": 9.0})) == 90.0
+    assert policy.limit_s(group(1, heartbeat=Heartbeat(median_step_s=9.0))) == 90.0
     assert policy.hung(group(1), seen, 399.0) == {}
     assert list(policy.hung(group(1), seen, 401.0)) == [0]
 
 
 def test_a_worker_that_does_not_come_back_hangs_and_those_that_did_do_not() -> None:
-    policy, current = hangs(), group(3, state=TRAINS)
+    policy, current = hangs(), group(3, heartbeat=TRAINS)
     seen = view({0: 30.0, 1: 30.0, 2: 1.0}, registered={0: member(0, "b")})
     assert list(policy.hung_before_return(current, seen)) == [1]
 
@@ -161,7 +161,7 @@ def test_silence_is_told_once_for_each() -> None:
 
 
 def test_what_keeps_a_run_from_getting_on_is_said_from_half_of_the_bound_on() -> None:
-    policy, current = hangs(storage_timeout_s=600.0), group(2, state=TRAINS)
+    policy, current = hangs(storage_timeout_s=600.0), group(2, heartbeat=TRAINS)
     policy.observe(view({0: 0.0, 1: 0.0}), 100.0)
     assert policy.stuck(current, view({0: 0.0, 1: 0.0}), 109.0) == ""
     assert policy.stuck(current, view({0: 0.0, 1: 0.0}), 111.0).startswith("no worker has got on for 11 s: after 20 s")

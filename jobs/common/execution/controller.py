@@ -112,13 +112,13 @@ class Controller:
     def _take_in(self, view: View) -> None:
         current = self._current
         if 0 in current.workers:
-            current.state = view.heartbeats.get(current.workers[0].slot, current.state)
+            current.heartbeat = view.heartbeats.get(current.workers[0].slot, current.heartbeat)
         # A resumed worker reports some rows once more.
         current.reports = [row for row in view.reports if row not in self._run_state.history]
         current.alive = sum(silence < SILENT_S for silence in view.silence_s.values())
         self._hangs.observe(view, self._clock.now)
-        highest = max((beat["step"] for beat in view.heartbeats.values()), default=0)
-        self._run_state.observe(current.state, highest, current.reports)
+        highest = max((beat.step for beat in view.heartbeats.values()), default=0)
+        self._run_state.observe(current.heartbeat, highest, current.reports)
         for left in view.exits:
             self._left(left)
         self._look_for_straggler(view)
@@ -143,9 +143,9 @@ class Controller:
             return
         self._pacing_at = now + _PACING_EVERY_S
         current.times = rank_times(current.workers, view.heartbeats)
-        if not current.times or len(current.times) < len(current.workers):
+        if current.heartbeat is None or len(current.times) < len(current.workers):
             return
-        if text := current.pacing.hear(current.times, current.state["median_step_s"], now):
+        if text := current.pacing.hear(current.times, current.heartbeat.median_step_s, now):
             self._tell(text, text)
 
     def _tell(self, says: str, event: str) -> None:

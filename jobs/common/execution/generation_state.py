@@ -6,19 +6,19 @@ from typing import Any
 
 from cluster.monitoring.run_status import RankTime
 from jobs.common.execution.straggler import StragglerWatch
-from jobs.common.training.rendezvous import WorkerExit, WorkerInfo
+from jobs.common.training.rendezvous import Heartbeat, WorkerExit, WorkerInfo
 
 
 @dataclass(kw_only=True)
 class GenerationState:
-    """`workers` by rank, empty until the first generation begins; `state` is rank 0's."""
+    """`workers` by rank, empty until the first generation begins; `heartbeat` is rank 0's latest, if there was one."""
 
     num_workers: int = 0
     spares: int = 0
     """How many standby workers were started beside them."""
     generation: str = ""
     workers: dict[int, WorkerInfo] = field(default_factory=dict[int, WorkerInfo])
-    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    heartbeat: Heartbeat | None = None
     times: dict[int, RankTime] = field(default_factory=dict[int, RankTime])
     """What each rank's steps take it, without waiting for others."""
     pacing: StragglerWatch = field(default_factory=StragglerWatch)

@@ -22,7 +22,7 @@ class HangPolicy:
 
     def observe(self, view: View, now: float) -> None:
         """Takes in how far each worker is; at each look."""
-        progress = [(beat["step"], beat["ticks"]) for beat in view.heartbeats.values()]
+        progress = [(beat.step, beat.ticks) for beat in view.heartbeats.values()]
         if progress != self._progress:
             self._progress, self._progress_at = progress, now
 
@@ -32,7 +32,8 @@ class HangPolicy:
 
     def limit_s(self, current: GenerationState) -> float:
         """How long a worker may be silent."""
-        return max(self._run.hang_timeout_s, 10 * float(current.state.get("median_step_s", 0.0)))
+        step_s = current.heartbeat.median_step_s if current.heartbeat else 0.0
+        return max(self._run.hang_timeout_s, 10 * step_s)
 
     def silent(self, current: GenerationState, view: View) -> str:
         """Names those whose signs of life have stopped, once; "" if there is none.
@@ -49,13 +50,12 @@ class HangPolicy:
 
     def stuck(self, current: GenerationState, view: View, now: float) -> str:
         """From half of the bound on: what keeps workers from making a step, and what will follow; else ""."""
-        waiting = {rank: beat for rank, m in current.workers.items() if (beat := view.heartbeats.get(m.slot))}
-        rank = max(waiting, key=lambda rank: waiting[rank].get("storage_wait_s", 0.0), default=0)
-        wait_s, still_s = (waiting.get(rank, {}).get(name, 0.0) for name in ("storage_wait_s", "storage_still_s"))
-        if wait_s > self.limit_s(current) / 2:
-            return (f"rank {rank} on {current.workers[rank].host} has waited {wait_s:.0f} s for storage "
-                    f"{self._storage}, which has stood still for {still_s:.0f} s: look at its server and the way "
-                    f"there; after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
+        beats = {rank: beat for rank, m in current.workers.items() if (beat := view.heartbeats.get(m.slot))}
+        rank = max(beats, key=lambda rank: beats[rank].storage_wait_s, default=None)
+        if rank is not None and beats[rank].storage_wait_s > self.limit_s(current) / 2:
+            return (f"rank {rank} on {current.workers[rank].host} has waited {beats[rank].storage_wait_s:.0f} s for storage "
+                    f"{self._storage}, which has stood still for {beats[rank].storage_still_s:.0f} s: look at its server "
+                    f"and the way there; after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
         idle_s, limit_s = now - self._progress_at, self._progress_limit_s(current)
         if idle_s > limit_s / 2:
             what = "and are started again from the last checkpoint" if self._can_replace else "and a stop ends the run"
@@ -83,7 +83,8 @@ class HangPolicy:
     def _progress_limit_s(self, current: GenerationState) -> float:
         """How long all may be without progress. Before the first step a framework compiles and sets itself up."""
         limit = self.limit_s(current)
-        return limit if "first_step" in current.state.get("marks", {}) else max(limit, _FIRST_STEP_S)
+        begun = current.heartbeat is not None and "first_step" in current.heartbeat.marks
+        return limit if begun else max(limit, _FIRST_STEP_S)
 
     def _silent_for(self, seconds: float, workers: dict[int, WorkerInfo], view: View) -> dict[int, WorkerInfo]:
         return {rank: m for rank, m in workers.items() if view.silence_s.get(m.slot, 0.0) > seconds}

@@ -30,7 +30,7 @@ class RoomSearch:
         """
         least = self._run.min_workers
         if (self._scaling.room() or 0) < least:
-            self._await(least, GenerationState(state=last.state))
+            self._await(least, GenerationState(heartbeat=last.heartbeat))
         began = self._clock.look()
         while ((room := self._scaling.room()) or 0) < expected and self._clock.look() - began < _RELEASE_S:
             time.sleep(_LOOK_S)

@@ -7,10 +7,9 @@ reading data, without what it waits inside collectives: in a step that time is l
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.monitoring.run_status import RankTime
-from jobs.common.training.rendezvous import WorkerInfo
+from jobs.common.training.rendezvous import Heartbeat, WorkerInfo
 
 RATIO = 1.3
 """A worker this many times as slow as the others' median is named,"""
@@ -42,11 +41,11 @@ def straggler(times: Sequence[RankTime], step_s: float) -> Straggler | None:
     return Straggler(slow=slow, others_s=others_s) if late_s > max((RATIO - 1) * others_s, LEAST_SHARE * step_s, 1e-9) else None
 
 
-def rank_times(workers: Mapping[int, WorkerInfo], heartbeats: Mapping[int, dict[str, Any]]) -> dict[int, RankTime]:
+def rank_times(workers: Mapping[int, WorkerInfo], heartbeats: Mapping[int, Heartbeat]) -> dict[int, RankTime]:
     """How long a step takes each rank, of those that have made some. workers: by rank. heartbeats: by slot, the latest."""
     return {
-        rank: RankTime(rank=rank, host=m.host, node_id=m.node_id, busy_s=beat["busy_s"], passes=beat["passes"])
-        for rank, m in workers.items() if (beat := heartbeats.get(m.slot)) and beat.get("busy_s")
+        rank: RankTime(rank=rank, host=m.host, node_id=m.node_id, busy_s=beat.busy_s, passes=beat.passes)
+        for rank, m in workers.items() if (beat := heartbeats.get(m.slot)) and beat.busy_s
     }
 
 
