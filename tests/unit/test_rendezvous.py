@@ -1,5 +1,6 @@
 """Where driver and workers meet: who is in which generation, what is handed over once, who is told to leave."""
 
+import pickle
 import threading
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_a_successor_takes_the_slot_and_the_one_before_is_told_to_leave() -> Non
     assert view.reports == [{"kind": "evaluation"}], "what it has evaluated does: the checkpoint after it may be committed yet"
     assert not rendezvous.heartbeat(1, "b2", Heartbeat(step=1), []).leave
     assert rendezvous.poll().heartbeats == {1: Heartbeat(step=1)}
+
+
+def test_a_heartbeat_takes_of_a_status_what_it_has_a_field_for_and_travels_between_processes() -> None:
+    beat = Heartbeat.of({"step": 3, "loss": 0.5, "shown": {"MFU": "40%"}, "of_a_job_of_ones_own": 1})
+    assert beat == Heartbeat(step=3, loss=0.5, shown={"MFU": "40%"})
+    assert pickle.loads(pickle.dumps(beat)) == beat
 
 
 def test_reports_and_departures_are_handed_over_once_and_in_order() -> None:
