@@ -53,9 +53,10 @@ class HangPolicy:
         beats = {rank: beat for rank, m in current.workers.items() if (beat := view.heartbeats.get(m.slot))}
         rank = max(beats, key=lambda rank: beats[rank].storage_wait_s, default=None)
         if rank is not None and beats[rank].storage_wait_s > self.limit_s(current) / 2:
-            return (f"rank {rank} on {current.workers[rank].host} has waited {beats[rank].storage_wait_s:.0f} s for storage "
-                    f"{self._storage}, which has stood still for {beats[rank].storage_still_s:.0f} s: look at its server "
-                    f"and the way there; after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
+            wait_s, still_s = beats[rank].storage_wait_s, beats[rank].storage_still_s
+            return (f"rank {rank} on {current.workers[rank].host} has waited {wait_s:.0f} s for storage "
+                    f"{self._storage}, which has stood still for {still_s:.0f} s: look at its server and the way "
+                    f"there; after {self._run.storage_timeout_s:g} s it is taken to hang (--run.storage-timeout-s)")
         idle_s, limit_s = now - self._progress_at, self._progress_limit_s(current)
         if idle_s > limit_s / 2:
             what = "and are started again from the last checkpoint" if self._can_replace else "and a stop ends the run"

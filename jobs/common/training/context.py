@@ -86,7 +86,7 @@ class TrainContext(Protocol):
         ...
 
     def update_status(self, **values: Any) -> None:
-        """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, by name, such as `phase` or `shown`."""
+        """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, such as `phase` or `shown`."""
         ...
 
     def heartbeat(self) -> None:

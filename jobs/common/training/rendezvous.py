@@ -87,7 +87,7 @@ class Heartbeat:
 
     @staticmethod
     def of(status: Mapping[str, Any]) -> "Heartbeat":
-        """Takes the values of a worker's status that have a field here. A job may have put others there: nobody asks for them."""
+        """Takes the values of a worker's status that have a field here; a job may have put others there."""
         return Heartbeat(**{each.name: status[each.name] for each in fields(Heartbeat) if each.name in status})
 
 
