@@ -95,12 +95,13 @@ def test_steps_that_are_not_finite_are_left_out_a_few_times_and_are_no_failure(t
 
 
 def test_the_time_between_failures_is_known_or_seen(tmp_path: Path) -> None:
-    known, _ = failures(tmp_path, mtbf_h=10.0)
-    assert known.mean_time_between_s(10) == 3600.0
+    known, _ = failures(tmp_path, mtbf_h=2.0)
+    assert known.mean_time_between_s(3) == 2400, "three nodes, each failing every two hours"
     seen, run_state = failures(tmp_path)
-    assert seen.mean_time_between_s(10) is None
-    run_state.restarts, run_state._earlier_s = 4, 400.0
-    assert seen.mean_time_between_s(10) == pytest.approx(100.0, abs=5.0)
+    run_state._earlier_s, run_state.restarts = 3600.0, 2
+    assert seen.mean_time_between_s(3) is None
+    run_state.restarts = 3
+    assert seen.mean_time_between_s(3) == pytest.approx(1200, abs=5), "what has been seen counts from three failures on"
 
 
 # ── hangs ──
