@@ -46,4 +46,4 @@ class Throughput:
         shown = {"tokens/s": f"{rate:,.0f}"}
         if self.peak_flops:
             shown["MFU"] = f"{mfu(rate, self.flops_per_token, self.peak_flops):.1%}"
-        context.update_status(shown=shown, tokens_per_s=rate)
+        context.update_status(shown=shown)

@@ -2,19 +2,20 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
 from jobs.common.runs.console import RunConsole, duration, progress_line
+from jobs.common.training.rendezvous import Heartbeat
 
-STATE = {"epochs": 20, "epoch": 2, "step": 120, "total_steps": 1000, "loss": 0.12344, "samples_per_s": 50123.4,
-         "median_step_s": 0.0135}
+BEAT = Heartbeat(epochs=20, epoch=2, step=120, total_steps=1000, loss=0.12344, samples_per_s=50123.4, median_step_s=0.0135)
 
 
 def test_the_line_says_what_the_issue_says() -> None:
-    line = progress_line(STATE, workers=3, restarts=0)
+    line = progress_line(BEAT, workers=3, restarts=0)
     assert line == "epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s"
-    assert progress_line(STATE | {"phase": "judging test rows"}, workers=3, restarts=0) == f"{line} judging test rows"
+    assert progress_line(replace(BEAT, phase="judging test rows"), workers=3, restarts=0) == f"{line} judging test rows"
 
 
 def test_a_line_comes_at_least_every_five_seconds_and_at_the_end(
@@ -26,13 +27,13 @@ def test_a_line_comes_at_least_every_five_seconds_and_at_the_end(
     shown_at: list[float] = []
     for _ in range(200):
         now[0] += 0.1
-        display.show(STATE, workers=1, restarts=0)
+        display.show(BEAT, workers=1, restarts=0)
         if capsys.readouterr().out:
             shown_at.append(now[0])
     gaps = [b - a for a, b in itertools.pairwise(shown_at)]
     assert len(shown_at) >= 4
     assert max(gaps) <= 5
-    display.show(STATE | {"step": 1000}, workers=1, restarts=0)
+    display.show(replace(BEAT, step=1000), workers=1, restarts=0)
     assert re.search(r"step 1000/1000", capsys.readouterr().out)
 
 

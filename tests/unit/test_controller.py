@@ -18,9 +18,10 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint import writer as checkpoint_writer
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict, to_dict
-from jobs.common.execution import controller
-from jobs.common.execution.controller import Controller, ControllerCallbacks
+from jobs.common.execution import hang_policy, preemption_policy
+from jobs.common.execution.controller import Controller
 from jobs.common.execution.executors import GroupLostError
+from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import Place, WorkerSpec, work
 from jobs.common.training.rendezvous import Rendezvous, WorkerExit, WorkerInfo
@@ -33,7 +34,7 @@ STEPS = 300
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """These runs take less than a second."""
-    monkeypatch.setattr(controller, "_LEAVING_EVERY_S", 0.02)
+    monkeypatch.setattr(preemption_policy, "EVERY_S", 0.02)
 
 
 class ThreadEngine:
@@ -114,7 +115,7 @@ class Case:
         """What time it is for the controller and its rendezvous: `away_s` is how long their process has been paused."""
         return time.monotonic() + self.away_s
 
-    def _listen(self, watch: controller.GenerationState) -> None:
+    def _listen(self, watch: GenerationState) -> None:
         self.alive.append(watch.alive)
         self.stuck.add(watch.stuck)
 
@@ -268,7 +269,7 @@ def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_pat
 
 def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It beats five times a second, and is looked at more often."""
-    monkeypatch.setattr(controller, "_TOLD_AFTER_S", 0.0)
+    monkeypatch.setattr(hang_policy, "TOLD_AFTER_S", 0.0)
     case = Case(tmp_path)
     case.carry_out()
     told = [text for text in case.said if text.startswith("nothing has been heard of worker 0 on 127.0.0.1 for 0 s")]

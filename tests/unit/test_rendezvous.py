@@ -1,10 +1,11 @@
 """Where driver and workers meet: who is in which generation, what is handed over once, who is told to leave."""
 
+import pickle
 import threading
 from typing import Any
 
 from cluster.core.loop_clock import MOST_S
-from jobs.common.training.rendezvous import Assignment, Rendezvous, WorkerExit, WorkerInfo
+from jobs.common.training.rendezvous import Assignment, Heartbeat, Rendezvous, WorkerExit, WorkerInfo
 
 
 def member(slot: int, worker: str, **changes: Any) -> WorkerInfo:
@@ -57,7 +58,7 @@ def test_a_worker_of_a_group_that_was_given_up_is_told_to_go_when_its_host_is_ba
     begin(rendezvous, "g1", {0: "a"})
     rendezvous.reset()
     rendezvous.expect("second")
-    assert rendezvous.heartbeat(0, "a", {"step": 9}, []).leave
+    assert rendezvous.heartbeat(0, "a", Heartbeat(step=9), []).leave
     rendezvous.register(member(0, "a2", group="first"))
     assert rendezvous.poll().registered == {}
     assignment = rendezvous.assignment("a2")
@@ -71,42 +72,48 @@ def test_a_worker_of_a_group_that_was_given_up_is_told_to_go_when_its_host_is_ba
 def test_a_successor_takes_the_slot_and_the_one_before_is_told_to_leave() -> None:
     rendezvous = started({0: "a", 1: "b"})
     begin(rendezvous, "g2", {0: "a2", 1: "b2"})
-    assert rendezvous.heartbeat(1, "b", {"step": 9}, [{"kind": "evaluation"}]).leave
+    assert rendezvous.heartbeat(1, "b", Heartbeat(step=9), [{"kind": "evaluation"}]).leave
     view = rendezvous.poll()
     assert view.heartbeats == {}, "where an old generation stands does not count"
     assert view.reports == [{"kind": "evaluation"}], "what it has evaluated does: the checkpoint after it may be committed yet"
-    assert not rendezvous.heartbeat(1, "b2", {"step": 1}, []).leave
-    assert rendezvous.poll().heartbeats == {1: {"step": 1}}
+    assert not rendezvous.heartbeat(1, "b2", Heartbeat(step=1), []).leave
+    assert rendezvous.poll().heartbeats == {1: Heartbeat(step=1)}
+
+
+def test_a_heartbeat_takes_of_a_status_what_it_has_a_field_for_and_travels_between_processes() -> None:
+    beat = Heartbeat.of({"step": 3, "loss": 0.5, "shown": {"MFU": "40%"}, "of_a_job_of_ones_own": 1})
+    assert beat == Heartbeat(step=3, loss=0.5, shown={"MFU": "40%"})
+    assert pickle.loads(pickle.dumps(beat)) == beat
 
 
 def test_reports_and_departures_are_handed_over_once_and_in_order() -> None:
     rendezvous = started({0: "a", 1: "b"})
-    rendezvous.heartbeat(0, "a", {"step": 1}, [{"n": 1}, {"n": 2}])
-    rendezvous.heartbeat(0, "a", {"step": 2}, [{"n": 3}])
+    rendezvous.heartbeat(0, "a", Heartbeat(step=1), [{"n": 1}, {"n": 2}])
+    rendezvous.heartbeat(0, "a", Heartbeat(step=2), [{"n": 3}])
     rendezvous.deregister(WorkerExit(slot=1, worker="b", outcome="error", kind="StorageFullError", message="full"))
     view = rendezvous.poll()
     assert [report["n"] for report in view.reports] == [1, 2, 3]
     assert [(d.worker, d.kind, d.message) for d in view.exits] == [("b", "StorageFullError", "full")]
-    assert view.heartbeats[0]["step"] == 2, "the latest state"
+    assert view.heartbeats[0].step == 2, "the latest state"
     again = rendezvous.poll()
     assert (again.reports, again.exits) == ([], [])
-    assert again.heartbeats[0]["step"] == 2
+    assert again.heartbeats[0].step == 2
 
 
 def test_a_stop_reaches_every_worker_and_ends_with_the_generation() -> None:
     rendezvous = started({0: "a", 1: "b"})
-    assert not rendezvous.heartbeat(0, "a", {}, []).stop
+    assert not rendezvous.heartbeat(0, "a", Heartbeat(), []).stop
     rendezvous.request_stop()
-    orders = [rendezvous.heartbeat(slot, worker, {}, []) for slot, worker in ((0, "a"), (1, "b"))]
+    orders = [rendezvous.heartbeat(slot, worker, Heartbeat(), []) for slot, worker in ((0, "a"), (1, "b"))]
     assert all(order.stop and not order.leave for order in orders)
     begin(rendezvous, "g2", {0: "a2"})
-    assert not rendezvous.heartbeat(0, "a2", {}, []).stop
+    assert not rendezvous.heartbeat(0, "a2", Heartbeat(), []).stop
 
 
 def test_a_broken_up_generation_is_left_by_all_but_the_stragglers_may_join_again() -> None:
     rendezvous = started({0: "a", 1: "b"})
     rendezvous.break_up()
-    assert rendezvous.heartbeat(0, "a", {}, []).leave and rendezvous.heartbeat(1, "b", {}, []).leave
+    assert rendezvous.heartbeat(0, "a", Heartbeat(), []).leave and rendezvous.heartbeat(1, "b", Heartbeat(), []).leave
     rendezvous.register(member(0, "a2", last_step=7))
     assert rendezvous.poll().registered[0].last_step == 7
     assert rendezvous.assignment("a2") is None
@@ -115,7 +122,7 @@ def test_a_broken_up_generation_is_left_by_all_but_the_stragglers_may_join_again
 def test_an_abort_reaches_who_trains_and_who_comes_later() -> None:
     rendezvous = started({0: "a"})
     rendezvous.abort()
-    assert rendezvous.heartbeat(0, "a", {}, []).leave
+    assert rendezvous.heartbeat(0, "a", Heartbeat(), []).leave
     late = rendezvous.assignment("never seen")
     assert late is not None and late.abort
 
@@ -134,7 +141,7 @@ def test_silence_counts_from_the_last_sign_of_life() -> None:
     rendezvous = started({0: "a", 1: "b"})
     first = rendezvous.poll().silence_s
     assert set(first) == {0, 1}, "also of one that was never heard"
-    rendezvous.heartbeat(0, "a", {}, [])
+    rendezvous.heartbeat(0, "a", Heartbeat(), [])
     second = rendezvous.poll().silence_s
     assert second[0] < second[1]
     assert second[1] >= first[1]
@@ -173,7 +180,7 @@ def test_no_report_is_lost_between_threads() -> None:
 
     def work(slot: int, worker: str) -> None:
         for number in range(500):
-            rendezvous.heartbeat(slot, worker, {"step": number}, [{"n": slot * 500 + number}])
+            rendezvous.heartbeat(slot, worker, Heartbeat(step=number), [{"n": slot * 500 + number}])
 
     def watch() -> None:
         while not finished.is_set():

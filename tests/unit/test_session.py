@@ -15,7 +15,7 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.training import step_timer as paces
-from jobs.common.training.rendezvous import Assignment, Rendezvous
+from jobs.common.training.rendezvous import Assignment, Heartbeat, Rendezvous
 from jobs.common.training.session import BEAT_S, PeerLostError, Session
 from jobs.common.training.step_timer import StepTimer
 from jobs.common.vision.config import ImageDataConfig
@@ -215,10 +215,11 @@ def test_beats_carry_the_latest_state_and_the_mean_loss_of_what_was_finite(make:
         stepped(session, step, loss)
     session.heartbeat()
     session.close()
-    state = rendezvous.poll().heartbeats[0]
-    assert (state["step"], state["total_steps"], state["ticks"]) == (3, 100, 1)
-    assert 2.0 <= state["loss"] <= 4.0
-    assert {"first_step"} <= set(state["marks"])
+    beat = rendezvous.poll().heartbeats[0]
+    assert (beat.step, beat.total_steps, beat.ticks) == (3, 100, 1)
+    assert beat.loss is not None
+    assert 2.0 <= beat.loss <= 4.0
+    assert {"first_step"} <= set(beat.marks)
 
 
 def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make: Make) -> None:
@@ -281,7 +282,7 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
 def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
     rendezvous, (first, _) = make(2)
     with first._storage():
-        until(lambda: rendezvous.poll().heartbeats.get(0, {}).get("ticks", 0) > 2)
+        until(lambda: rendezvous.poll().heartbeats.get(0, Heartbeat()).ticks > 2)
     rendezvous.break_up()
     with first._storage():  # as in `close`: a checkpoint that is in flight when a peer dies is finished, however long it takes
         first._left.set()
@@ -298,7 +299,7 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
 
     def ticks() -> int:
         until(lambda: rendezvous.poll().heartbeats)
-        return rendezvous.poll().heartbeats[0]["ticks"]
+        return rendezvous.poll().heartbeats[0].ticks
 
     def beats() -> None:
         session._beat()
@@ -313,8 +314,8 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         moved()
         beats()
         assert ticks() >= began + 2
-        assert rendezvous.poll().heartbeats[0]["storage_wait_s"] > 99
-        assert rendezvous.poll().heartbeats[0]["storage_still_s"] < 50
+        assert rendezvous.poll().heartbeats[0].storage_wait_s > 99
+        assert rendezvous.poll().heartbeats[0].storage_still_s < 50
         rendezvous.request_stop()
         until(lambda: session.stop_wanted)
         until(lambda: session._storage_s()[1] > 1.0)
@@ -322,7 +323,7 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         beats()
         assert ticks() == began, "who has asked for a stop waits for no more than a hang"
     beats()
-    assert rendezvous.poll().heartbeats[0]["storage_wait_s"] == 0
+    assert rendezvous.poll().heartbeats[0].storage_wait_s == 0
 
 
 def test_what_ends_the_thread_that_beats_is_raised_in_the_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from cluster.monitoring.run_status import RankTime
 from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution import controller as supervising
-from jobs.common.execution import straggler
-from jobs.common.execution.controller import Controller, ControllerCallbacks, GenerationState
+from jobs.common.execution import hang_policy, straggler
+from jobs.common.execution.controller import Controller
 from jobs.common.execution.executors import ProcessExecutor
+from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint
@@ -141,7 +142,7 @@ def test_a_slow_rank_that_diverges_is_named_by_the_cnn(tmp_path: Path, monkeypat
 def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.mlp.config import MlpConfig
 
-    monkeypatch.setattr(supervising, "_FIRST_STEP_S", 30.0)  # after which all workers would be replaced: a second failure
+    monkeypatch.setattr(hang_policy, "_FIRST_STEP_S", 30.0)  # after which all workers would be replaced: a second failure
     config = from_dict(MlpConfig, {"run": {"workers": "3", "max_failures": 1}, "model": {"hidden": [32]},
                                    "train": {"global_batch_size": 60, "epochs": 1}})
     controller, run_state = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)

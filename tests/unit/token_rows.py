@@ -9,8 +9,9 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict, to_dict
 from jobs.common.data.dataset import Column, Dataset
 from jobs.common.data.prepared import content_fingerprint, find_or_build, split_writers
-from jobs.common.execution.controller import Controller, ControllerCallbacks
+from jobs.common.execution.controller import Controller
 from jobs.common.execution.executors import InProcessExecutor, ProcessExecutor
+from jobs.common.execution.generation_state import ControllerCallbacks
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.runs.run import _fingerprint

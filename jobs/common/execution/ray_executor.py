@@ -29,7 +29,16 @@ from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
 from jobs.common.execution.executors import GroupLostError, kill_all, stacks
 from jobs.common.execution.worker import Place, WorkerSpec, work
-from jobs.common.training.rendezvous import Assignment, HeartbeatReply, Rendezvous, RendezvousClient, View, WorkerExit, WorkerInfo
+from jobs.common.training.rendezvous import (
+    Assignment,
+    Heartbeat,
+    HeartbeatReply,
+    Rendezvous,
+    RendezvousClient,
+    View,
+    WorkerExit,
+    WorkerInfo,
+)
 
 T = TypeVar("T")
 NAMESPACE = "trainyard"
@@ -48,8 +57,8 @@ class ActorClient:
     def assignment(self, worker: str) -> Assignment | None:
         return _answer(self.actor.assignment.remote(worker))
 
-    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply:
-        return _answer(self.actor.heartbeat.remote(slot, worker, state, reports))
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply:
+        return _answer(self.actor.heartbeat.remote(slot, worker, beat, reports))
 
     def deregister(self, left: WorkerExit) -> None:
         _answer(self.actor.deregister.remote(left))

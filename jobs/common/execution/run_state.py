@@ -15,6 +15,7 @@ from cluster.core.documents import DocumentError, load_json
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.manifest import read_json, write_json
+from jobs.common.training.rendezvous import Heartbeat
 
 RUN_FILE = "run.json"
 """The record of a run in its folder: see runs/run_folder.py."""
@@ -95,17 +96,18 @@ class RunState:
             run_state.event("the driver was lost, and the run was submitted again")
         return run_state
 
-    def observe(self, state: dict[str, Any], highest: int, reports: list[dict[str, Any]]) -> None:
-        """At each look: rank 0's state, the highest step of any rank, what was reported since."""
+    def observe(self, beat: Heartbeat | None, highest: int, reports: list[dict[str, Any]]) -> None:
+        """At each look: rank 0's latest heartbeat, the highest step of any rank, what was reported since."""
         if highest > self.highest_step:
             self.reached(highest)
             self._step_at = time.monotonic()
             if self._failed_at is not None and highest > self._done_before:
                 self.recovery_s.append(round(self._step_at - self._failed_at, 2))
                 self._failed_at = None
-        self.median_step_s = state.get("median_step_s") or self.median_step_s
-        self.samples_per_s = state.get("samples_per_s") or self.samples_per_s
-        self.skipped_steps = state.get("skipped_steps", self.skipped_steps)
+        if beat is not None:
+            self.median_step_s = beat.median_step_s or self.median_step_s
+            self.samples_per_s = beat.samples_per_s or self.samples_per_s
+            self.skipped_steps = self.skipped_steps if beat.skipped_steps is None else beat.skipped_steps
         self._remember(reports)
         evaluated = any(report["kind"] == "evaluation" for report in reports)  # a checkpoint follows: it is not repeated
         if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):

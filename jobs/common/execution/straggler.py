@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.monitoring.run_status import RankTime
+from jobs.common.training.rendezvous import Heartbeat, WorkerInfo
 
 RATIO = 1.3
 """A worker this many times as slow as the others' median is named,"""
@@ -38,6 +39,14 @@ def straggler(times: Sequence[RankTime], step_s: float) -> Straggler | None:
     others_s = statistics.median(e.busy_s * max(1.0, slow.passes / e.passes) for e in times if e is not slow)
     late_s = slow.busy_s - others_s
     return Straggler(slow=slow, others_s=others_s) if late_s > max((RATIO - 1) * others_s, LEAST_SHARE * step_s, 1e-9) else None
+
+
+def rank_times(workers: Mapping[int, WorkerInfo], heartbeats: Mapping[int, Heartbeat]) -> dict[int, RankTime]:
+    """How long a step takes each rank, of those that have made some. workers: by rank. heartbeats: by slot, the latest."""
+    return {
+        rank: RankTime(rank=rank, host=m.host, node_id=m.node_id, busy_s=beat.busy_s, passes=beat.passes)
+        for rank, m in workers.items() if (beat := heartbeats.get(m.slot)) and beat.busy_s
+    }
 
 
 class StragglerWatch:

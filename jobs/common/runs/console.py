@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+
+from jobs.common.training.rendezvous import Heartbeat
 
 PLAIN_EVERY_S = 4.5
 
@@ -55,38 +57,37 @@ class RunConsole(Screen):
     def drawn(self) -> RenderableType:
         return self._bar
 
-    def show(self, state: dict[str, Any], *, workers: int, restarts: int) -> None:
-        """state: what rank 0's beats carry. Cheap to call often."""
+    def show(self, beat: Heartbeat, *, workers: int, restarts: int) -> None:
+        """beat: rank 0's latest. Cheap to call often."""
         now = time.monotonic()
-        step = state.get("step", 0)
-        last = step == state.get("total_steps") and step != self._shown_step
+        step = beat.step
+        last = step == beat.total_steps and step != self._shown_step
         if now - self._shown_at < (PLAIN_EVERY_S if self._plain else 0.12) and not last:
             return
         self._shown_at, self._shown_step = now, step
-        line = progress_line(state, workers=workers, restarts=restarts)
+        line = progress_line(beat, workers=workers, restarts=restarts)
         if self._plain:
             print(line, flush=True)
         else:
-            self._bar.update(self._task, completed=step, total=state.get("total_steps"), line=line)
+            self._bar.update(self._task, completed=step, total=beat.total_steps, line=line)
 
 
-def progress_line(state: dict[str, Any], *, workers: int, restarts: int) -> str:
+def progress_line(beat: Heartbeat, *, workers: int, restarts: int) -> str:
     """`epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s`."""
-    if "total_steps" not in state:
+    if beat.total_steps is None:
         return f"starting workers {workers} restarts {restarts}"
-    left = state["total_steps"] - state.get("step", 0)
-    eta = left * state.get("median_step_s", 0.0)
+    eta = (beat.total_steps - beat.step) * beat.median_step_s
     parts = [
-        f"epoch {state.get('epoch', 0) + 1}/{state['epochs']}",
-        f"step {state.get('step', 0)}/{state['total_steps']}",
-        f"loss {state['loss']:.4f}" if "loss" in state else "loss -",
-        f"samples/s {state.get('samples_per_s', 0.0):.0f}",
+        f"epoch {beat.epoch + 1}/{beat.epochs}",
+        f"step {beat.step}/{beat.total_steps}",
+        "loss -" if beat.loss is None else f"loss {beat.loss:.4f}",
+        f"samples/s {beat.samples_per_s:.0f}",
         f"workers {workers}", f"restarts {restarts}",
         f"eta {duration(eta)}",
     ]
-    parts += [f"{name} {value}" for name, value in state.get("shown", {}).items()]
-    if state.get("phase"):
-        parts.append(str(state["phase"]))
+    parts += [f"{name} {value}" for name, value in beat.shown.items()]
+    if beat.phase:
+        parts.append(beat.phase)
     return " ".join(parts)
 
 

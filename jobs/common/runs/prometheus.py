@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.core.storage import Store
 from cluster.monitoring.run_status import RankTime
+from jobs.common.training.rendezvous import Heartbeat
 
 GAUGES = {
     "trainyard_train_step_seconds": "Median time of a step",
@@ -76,20 +77,12 @@ class RunMetrics:
         self._progress, self._commit = Since(), Since()
         self._storage, self._room, self._room_at = storage, dict[str, float](), 0.0
 
-    def update(self, state: dict[str, Any], totals: dict[str, float]) -> None:
-        """state: rank 0's beat. totals: the run_state's counters by metric name, and its gauges."""
-        checkpoint: dict[str, Any] = state.get("checkpoint") or {}
+    def update(self, beat: Heartbeat | None, totals: dict[str, float]) -> None:
+        """beat: rank 0's latest, if there was one. totals: the run_state's counters by metric name, and its gauges."""
         values = {
-            "trainyard_train_step_seconds": state.get("median_step_s"),
-            "trainyard_train_samples_per_second": state.get("samples_per_s"),
-            "trainyard_train_loss": state.get("loss"),
-            "trainyard_train_step": state.get("step"),
-            "trainyard_train_idle_seconds": self._progress.seconds((state["step"], state["ticks"]) if "step" in state else None),
-            "trainyard_checkpoint_age_seconds": self._commit.seconds(state.get("committed_step")),
-            "trainyard_checkpoint_seconds": checkpoint.get("write_s"),
-            "trainyard_checkpoint_blocking_seconds": checkpoint.get("blocking_s"),
-            "trainyard_checkpoint_size_bytes": checkpoint.get("bytes"),
-            "trainyard_data_wait_seconds_total": state.get("data_wait_s"),
+            **({} if beat is None else _values(beat)),
+            "trainyard_train_idle_seconds": self._progress.seconds(beat and (beat.step, beat.ticks)),
+            "trainyard_checkpoint_age_seconds": self._commit.seconds(beat and beat.committed_step),
             **self._storage_room(),
             **totals,
         }
@@ -127,3 +120,17 @@ class RunMetrics:
             self._room = {"trainyard_storage_free_bytes": float(free), "trainyard_storage_size_bytes": float(size)}
             self._room_at = time.monotonic()
         return self._room
+
+
+def _values(beat: Heartbeat) -> dict[str, float | None]:
+    """By metric name; None: not known yet."""
+    return {
+        "trainyard_train_step_seconds": beat.median_step_s,
+        "trainyard_train_samples_per_second": beat.samples_per_s,
+        "trainyard_train_loss": beat.loss,
+        "trainyard_train_step": beat.step,
+        "trainyard_checkpoint_seconds": beat.checkpoint.get("write_s"),
+        "trainyard_checkpoint_blocking_seconds": beat.checkpoint.get("blocking_s"),
+        "trainyard_checkpoint_size_bytes": beat.checkpoint.get("bytes"),
+        "trainyard_data_wait_seconds_total": beat.data_wait_s,
+    }

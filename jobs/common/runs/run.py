@@ -34,8 +34,9 @@ from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.controller import Controller, ControllerCallbacks, End, GenerationState
+from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor, InProcessExecutor, ProcessExecutor
+from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
@@ -44,6 +45,7 @@ from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.training.find_job import check_name
 from jobs.common.training.job import Job
+from jobs.common.training.rendezvous import Heartbeat
 
 _PROCESSES_PER_CORE = 8
 
@@ -228,12 +230,12 @@ class Run:
                           until_epoch=self._until_epoch, versions=versions() if use_ray else None)
 
         def on_update(current: GenerationState) -> None:
-            if "first_step" not in self._first_marks:
-                self._first_marks = dict(current.state.get("marks", {}))
-            self.display.show(current.state, workers=current.alive, restarts=run_state.restarts)
+            if current.heartbeat is not None and "first_step" not in self._first_marks:
+                self._first_marks = dict(current.heartbeat.marks)
+            self.display.show(current.heartbeat or Heartbeat(), workers=current.alive, restarts=run_state.restarts)
             tracking.log(current.reports)
             if metrics is not None:
-                metrics.update(current.state, run_state.totals() | {"trainyard_train_workers": current.alive})
+                metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
             if publisher is not None:
                 publisher.publish(lambda: _run_status(self.job.name, self.config, current, run_state))
@@ -301,10 +303,10 @@ def _publisher() -> RunStatusPublisher:
 
 
 def _run_status(job: str, config: Config, current: GenerationState, run_state: RunState) -> RunStatus:
-    state, slow = current.state, current.pacing.present
+    beat, slow = current.heartbeat or Heartbeat(), current.pacing.present
     ranks = tuple(each for _, each in sorted(current.times.items()))
-    return RunStatus(name=config.run.name, job=job, storage=config.run.storage, phase=str(state.get("phase") or "starting"),
-                     step=state.get("step", 0), total_steps=state.get("total_steps", 0), step_s=state.get("median_step_s", 0.0),
+    return RunStatus(name=config.run.name, job=job, storage=config.run.storage, phase=beat.phase or "starting",
+                     step=beat.step, total_steps=beat.total_steps or 0, step_s=beat.median_step_s,
                      goodput=run_state.goodput, restarts=run_state.restarts, ranks=ranks,
                      straggler=slow.slow.rank if slow else None, stuck=current.stuck)
 

@@ -86,7 +86,7 @@ class TrainContext(Protocol):
         ...
 
     def update_status(self, **values: Any) -> None:
-        """Puts values into what the next beat tells of this worker, such as tokens a second."""
+        """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, such as `phase` or `shown`."""
         ...
 
     def heartbeat(self) -> None:

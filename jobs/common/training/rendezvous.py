@@ -8,8 +8,8 @@ outcome. When a peer dies, the others register again; when all slots have regist
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from cluster.core.loop_clock import LoopClock
@@ -51,6 +51,47 @@ class Assignment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """How far a worker is, and how it goes. Times in seconds; what is None is not known yet."""
+
+    step: int = 0
+    ticks: int = 0
+    """Signs of progress in what has no steps."""
+    passes: int = 1
+    """Micro-batches of a step."""
+    epoch: int = 0
+    epochs: int = 0
+    total_steps: int | None = None
+    skipped_steps: int | None = None
+    loss: float | None = None
+    """The mean of some recent steps."""
+    samples_per_s: float = 0.0
+    median_step_s: float = 0.0
+    busy_s: float = 0.0
+    """Of a step, without what it waits for others, median; 0 before it is known."""
+    data_wait_s: float = 0.0
+    storage_wait_s: float = 0.0
+    """How long it has waited for storage so far; 0 if it does not wait."""
+    storage_still_s: float = 0.0
+    """How long the storage that it waits for has stood still."""
+    committed_step: int | None = None
+    """Of the last checkpoint that was committed."""
+    checkpoint: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the last checkpoint cost, as `CheckpointWriter.timings` says; empty before the first."""
+    marks: Mapping[str, float] = field(default_factory=dict[str, float])
+    """When parts of its start were done: unix seconds by name."""
+    phase: str | None = None
+    """What it does between steps, such as an evaluation."""
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What else its job shows on the console: values by name."""
+
+    @staticmethod
+    def of(status: Mapping[str, Any]) -> "Heartbeat":
+        """Takes the values of a worker's status that have a field here; a job may have put others there."""
+        return Heartbeat(**{each.name: status[each.name] for each in fields(Heartbeat) if each.name in status})
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeartbeatReply:
     """The answer to a heartbeat: whether to stop at the next step boundary, or to give this generation up at once."""
 
@@ -75,7 +116,8 @@ class View:
     """All that the controller sees at one poll."""
 
     registered: dict[int, WorkerInfo]
-    heartbeats: dict[int, dict[str, Any]]
+    heartbeats: dict[int, Heartbeat]
+    """By slot, the latest."""
     silence_s: dict[int, float]
     reports: list[dict[str, Any]]
     exits: list[WorkerExit]
@@ -90,7 +132,7 @@ class RendezvousClient(Protocol):
     # ── a worker's side ──
     def register(self, worker: WorkerInfo) -> None: ...
     def assignment(self, worker: str) -> Assignment | None: ...
-    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply: ...
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply: ...
     def deregister(self, left: WorkerExit) -> None: ...
     def put(self, generation: str, key: str, value: Any) -> None: ...
     def get(self, generation: str, key: str) -> Any: ...
@@ -117,7 +159,7 @@ class Rendezvous:
         self._lock = threading.RLock()
         self._registered: dict[int, WorkerInfo] = {}
         self._assignments: dict[str, Assignment] = {}
-        self._heartbeats: dict[int, dict[str, Any]] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self._heard: dict[int, float] = {}
         self._workers: dict[int, str] = {}
         self._reports: list[dict[str, Any]] = []
@@ -145,14 +187,14 @@ class Rendezvous:
                 return Assignment(generation="", rank=0, world_size=0, num_shards=0, checkpoint=None, abort=True)
             return self._assignments.get(worker)
 
-    def heartbeat(self, slot: int, worker: str, state: dict[str, Any], reports: list[dict[str, Any]]) -> HeartbeatReply:
-        """A sign of life, the latest state, and what has been reported since."""
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply:
+        """A sign of life, how far the worker is, and what has been reported since."""
         with self._lock:
             self._heard[slot] = self._clock.now
             self._reports += reports  # also of one that is told to leave: its last checkpoint may still be committed
             if self._workers.get(slot) != worker:
                 return HeartbeatReply(leave=True)
-            self._heartbeats[slot] = state
+            self._heartbeats[slot] = beat
             return HeartbeatReply(stop=self._stop, leave=self._abort)
 
     def deregister(self, left: WorkerExit) -> None:

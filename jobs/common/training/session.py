@@ -36,7 +36,7 @@ from jobs.common.training import predictions
 from jobs.common.training import weight_digest as weights
 from jobs.common.training.context import PeerLostError
 from jobs.common.training.predictions import Predictions
-from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
+from jobs.common.training.rendezvous import Assignment, Heartbeat, HeartbeatReply, RendezvousClient
 from jobs.common.training.step_file import StepMark
 from jobs.common.training.step_timer import StepTimer
 
@@ -177,7 +177,7 @@ class Session:
         self._go_on()
 
     def update_status(self, **values: Any) -> None:
-        """Puts values into the state that the next beat carries: counters, sums."""
+        """Puts values into the next heartbeats: fields of `Heartbeat`, by name."""
         self._state |= values
 
     def report(self, kind: str, **values: Any) -> None:
@@ -373,8 +373,8 @@ class Session:
         costs = self._writer.timings()
         self._state |= {
             "median_step_s": self.pace.median_s, "samples_per_s": self.pace.samples_per_s, "data_wait_s": data_wait_s,
-            "busy_s": self.pace.busy_s, "train_s": self.pace.seconds, "marks": dict(self.marks), "checkpoint": costs,
-            "committed_step": self._writer.committed_step, "checkpoint_every_steps": self.cadence.every_steps,
+            "busy_s": self.pace.busy_s, "marks": dict(self.marks), "checkpoint": costs,
+            "committed_step": self._writer.committed_step,
         }
         if losses:
             self._state["loss"] = sum(losses) / len(losses)
@@ -382,7 +382,7 @@ class Session:
         cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
         self.cadence.observe(self.pace.median_s, **cost)
         try:
-            self._reply = self._rendezvous.heartbeat(self._slot, self._worker, dict(self._state), reports)
+            self._reply = self._rendezvous.heartbeat(self._slot, self._worker, Heartbeat.of(self._state), reports)
         except (EOFError, OSError, ConnectionError):
             os._exit(70)  # the driver is gone, and with it anybody to train for
 

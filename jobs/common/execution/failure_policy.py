@@ -1,0 +1,85 @@
+"""What follows a failure: the run recovers, or it ends. The run state and logs/errors keep the account of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.core import errors
+from cluster.core.errors import TrainingFailedError, TrainyardError
+from cluster.core.storage import Store
+from jobs.common.checkpoint.optimal_interval import mean_time_between_failures_s
+from jobs.common.config import RunConfig
+from jobs.common.execution.run_state import RunState
+from jobs.common.training.rendezvous import WorkerExit, WorkerInfo
+
+MAX_ROLLBACKS = 3
+_FAILURES_THAT_TELL = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is to be done: a line to say, and the error that ends the run; None: it recovers."""
+
+    says: str = ""
+    error: TrainyardError | None = None
+
+
+class FailurePolicy:
+    """Keeps the account of failures and judges them. can_replace: whether a dead worker is started again by itself."""
+
+    def __init__(self, run: RunConfig, *, run_state: RunState, store: Store, can_replace: bool) -> None:
+        self._run, self._run_state, self._store, self._can_replace = run, run_state, store, can_replace
+
+    def failed(self, what: str) -> Verdict:
+        """One failure, of which `run.max_failures` allows some."""
+        self._run_state.failure(what)
+        limit, failures = self._run.max_failures, self._run_state.failures
+        if 0 <= limit < failures:
+            return Verdict(error=TrainingFailedError(
+                f"{what}, and --run.max-failures {limit} is spent; the workers' errors are in "
+                f"{self._store.location('logs/errors')}: mend the cause and run the same command again to continue"
+            ))
+        return Verdict(says=f"{what}: recovering (failure {failures} of {limit if limit >= 0 else 'any number'})")
+
+    def worker_failed(self, left: WorkerExit, generation: str) -> Verdict:
+        """A worker met an error: one that its user can fix ends the run. generation: "" before the first one."""
+        known: type[Any] | None = getattr(errors, left.kind, None)
+        if known is not None and issubclass(known, TrainyardError):
+            return Verdict(error=known(left.message))
+        path = f"logs/errors/{generation}-rank-{left.slot}.txt"
+        self._store.write_text(path, left.traceback)
+        self._run_state.event(f"worker {left.slot}: {left.kind}: {left.message} ({path})")
+        says = f"worker {left.slot} failed: {left.kind}: {left.message}"
+        if self._can_replace and generation:
+            return Verdict(says=says)
+        return Verdict(says=says, error=TrainingFailedError(  # another one would fail alike
+            f"{left.kind}: {left.message} (traceback in {self._store.location(path)})"
+        ))
+
+    def generation_broke(self, workers: Mapping[int, WorkerInfo], generation: str) -> Verdict:
+        """The workers of the next generation, by rank, tell why they have left this one."""
+        bad = sorted({step for member in workers.values() for step in member.bad_steps})
+        if bad:
+            return self._rolled_back(bad)
+        for rank, member in workers.items():
+            if member.why:
+                self._store.write_text(f"logs/errors/{generation}-rank-{rank}-peer.txt", member.why)
+        lost = ", ".join(str(rank) for rank, member in workers.items() if member.last_step < 0)
+        return self.failed(f"worker {lost} was lost" if lost else "the workers lost each other")
+
+    def _rolled_back(self, bad: list[int]) -> Verdict:
+        self._run_state.exclude(bad)
+        says = f"loss or gradient not finite at steps {bad}: back to the last checkpoint, their rows left out"
+        if self._run_state.rollbacks <= MAX_ROLLBACKS:
+            return Verdict(says=says)
+        return Verdict(says=says, error=TrainingFailedError(
+            f"the loss or gradient was still not finite after {MAX_ROLLBACKS} returns to a checkpoint, "
+            f"{len(self._run_state.excluded_steps)} steps left out: lower --optim.lr, or look at the data"
+        ))
+
+    def mean_time_between_s(self, num_nodes: int) -> float | None:
+        """The run's mean time between failures: by what is known of a node, else by what it has seen itself."""
+        if self._run.mtbf_h is not None:
+            return mean_time_between_failures_s(self._run.mtbf_h, num_nodes)
+        seen = self._run_state
+        return seen.elapsed_s / seen.restarts if seen.restarts >= _FAILURES_THAT_TELL else None

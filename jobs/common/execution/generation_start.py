@@ -1,0 +1,54 @@
+"""Begins a generation: finds the checkpoint to resume from, and gives each worker its assignment."""
+
+import json
+from collections.abc import Callable
+
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoint, Checkpoints
+from jobs.common.config import RunConfig
+from jobs.common.execution.run_state import RunState
+from jobs.common.provenance import differences, environment
+from jobs.common.training.rendezvous import Assignment, RendezvousClient, WorkerInfo
+from jobs.common.training.step_file import take_marks
+
+
+class GenerationStart:
+    """Of a run with its folder and its account. tell: takes a line to say, and what the run's events keep of it."""
+
+    def __init__(self, run: RunConfig, *, store: Store, run_state: RunState, num_shards: int,
+                 rendezvous: RendezvousClient, tell: Callable[[str, str], None]) -> None:
+        self._run, self._store, self._run_state, self._num_shards = run, store, run_state, num_shards
+        self._checkpoints = Checkpoints(store.child("checkpoints"))
+        self._rendezvous, self._tell = rendezvous, tell
+
+    def begin(self, workers: dict[int, WorkerInfo], mtbf_s: float | None) -> tuple[str, str]:
+        """Begins with these workers, by rank, at the newest intact checkpoint.
+
+        Returns the name of the generation and where it begins.
+        """
+        self._run_state.reached(take_marks(self._store))
+        generation = self._checkpoints.begin_generation()
+        checkpoint = self._checkpoints.newest_intact(self._damaged)
+        self._run_state.resume_from(checkpoint.step if checkpoint else 0)
+        if checkpoint is not None:
+            self._compare(checkpoint, len(workers))
+        assignments = {
+            member.worker: Assignment(
+                generation=generation, rank=rank, world_size=len(workers), num_shards=self._num_shards,
+                checkpoint=checkpoint, excluded_steps=self._run_state.excluded_steps, mtbf_s=mtbf_s,
+            ) for rank, member in workers.items()
+        }
+        self._rendezvous.begin(assignments, {member.slot: member.worker for member in workers.values()})
+        places = {rank: {"pid": m.pid, "node": m.node_id, "host": m.host} for rank, m in workers.items()}
+        self._store.write_text(f"logs/workers/{generation}.json", json.dumps(places))
+        return generation, f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
+
+    def _compare(self, checkpoint: Checkpoint, num_workers: int) -> None:
+        """Says what no longer promises the same bits: another processor, version, or number of workers or threads."""
+        now = environment() | {"world_size": num_workers, "threads": self._run.cpus_per_worker}
+        if changed := differences(checkpoint.environment, now):
+            text = f"equal within rounding from here on, not bit for bit: {'; '.join(changed)}"
+            self._tell(text, text)
+
+    def _damaged(self, what: str) -> None:
+        self._tell(f"damaged: {what}; looking for an older one", what)
