@@ -24,8 +24,8 @@ class StopAfterEachStep(Session):
     """Is asked to stop from the first step on."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
         arguments["rendezvous"].request_stop()
+        super().__init__(**arguments)
         self._beat()
 
 

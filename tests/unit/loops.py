@@ -14,7 +14,8 @@ from jobs.common.training.session import Session
 
 def count(session: Session, config: Any) -> Literal["finished", "stopped"]:
     """One worker counts to `train.max_steps`, 2 ms a step; its tensor is the step."""
-    step = session.checkpoint.state["step"] if session.checkpoint else 0
+    checkpoint = session.checkpoints.resume_from
+    step = checkpoint.state["step"] if checkpoint else 0
     session.update_status(total_steps=config.train.max_steps, epochs=1, epoch=0)
     while step < config.train.max_steps:
         time.sleep(0.002)

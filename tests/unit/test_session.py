@@ -275,8 +275,8 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
                     rendezvous=rendezvous, slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
     again.close()
     assert rendezvous.poll().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
-    assert again.checkpoint is not None
-    assert again.checkpoint.state == {"mine": 1}
+    assert again.checkpoints.resume_from is not None
+    assert again.checkpoints.resume_from.state == {"mine": 1}
 
 
 def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
@@ -284,7 +284,7 @@ def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
     with first.storage.waiting():
         until(lambda: rendezvous.poll().heartbeats.get(0, {}).get("ticks", 0) > 2)
     rendezvous.break_up()
-    with first.storage.waiting():  # as in `close`: a checkpoint in flight when a peer dies is finished, however long it takes
+    with first.storage.waiting():  # as in `close`: a checkpoint in flight when a peer dies is finished
         first._left.set()
         until(lambda: first.peers.reply.leave)
         heard = rendezvous._heard[0]

@@ -242,7 +242,8 @@ def test_the_driver_names_a_slow_worker_and_says_how_often_runs_fail(tmp_path: P
         for step in range(1, 41):
             time.sleep(own_s)
             barrier.wait()
-            session.progress.pace.waited(session.progress.pace.since_last_s - own_s)  # what a busy machine adds is no rank's own
+            pace = session.progress.pace
+            pace.waited(pace.since_last_s - own_s)  # what a busy machine adds is no rank's own
             session.progress.on_step_end(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
         return "finished"
 

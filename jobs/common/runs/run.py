@@ -79,11 +79,12 @@ class OpenedRun:
 class Run:
     """One command line's way through a run's life."""
 
-    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None, stop: threading.Event | None = None,
-                 until_epoch: int | None = None, open_executor: OpenExecutor = open_executor) -> None:
-        """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone asks the
-        run to stop, and signals are left to whoever gives it. until_epoch: after so many epochs training rests, with a
-        checkpoint. open_executor: connects to who starts the workers.
+    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None,
+                 stop: threading.Event | None = None, until_epoch: int | None = None,
+                 open_executor: OpenExecutor = open_executor) -> None:
+        """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone asks
+        the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training rests, with
+        a checkpoint. open_executor: connects to who starts the workers.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
         self.display, self.timeline = RunConsole(), Timeline()
@@ -102,7 +103,10 @@ class Run:
 
     @contextmanager
     def opened(self) -> Generator[OpenedRun | None]:
-        """The run, ready to train, and locked meanwhile. None: it is done already, and has said so. Raises: TrainyardError."""
+        """Gives the run, ready to train, and locked meanwhile. None: it is done already, and has said so.
+
+        Raises: TrainyardError.
+        """
         self._heed_signals()
         folder = RunFolder.find(self.config)
         if self._is_done(folder):

@@ -21,7 +21,8 @@ class Timeline:
                  "worker_imported", "worker_assigned", "worker_first_step"]
         names = {"imported": "imports", "connected": "connect", "preflight": "preflight", "data": "data",
                  "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
-                 "worker_imported": "worker_imports", "worker_assigned": "generation", "worker_first_step": "first_step"}
+                 "worker_imported": "worker_imports", "worker_assigned": "generation",
+                 "worker_first_step": "first_step"}
         known = [name for name in order if name in marks]
         parts = {names[b]: round(marks[b] - marks[a], 3) for a, b in itertools.pairwise(known)}
         if known and known[-1] == "worker_first_step":

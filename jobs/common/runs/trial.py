@@ -42,7 +42,8 @@ def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | No
 
     def tell(reports: list[dict[str, Any]]) -> None:
         for row in reports:
-            if row["kind"] == "evaluation" and report({name: value for name, value in row.items() if name != "kind"}) is True:
+            values = {name: value for name, value in row.items() if name != "kind"}
+            if row["kind"] == "evaluation" and report(values) is True:
                 stop.set()
 
     trial = Run(job, config, data_storage=data_storage, stop=stop, until_epoch=until_epoch or config.train.epochs,
@@ -52,7 +53,7 @@ def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | No
 
 
 def _train(trial: Run, opened: OpenedRun, stop: threading.Event, tell: Callable[[list[dict[str, Any]]], None]) -> End:
-    """Tells first what an earlier start has made. The trial ends with its last checkpoint: nothing is judged or kept beside it."""
+    """Tells first what an earlier start has made. The trial ends with its last checkpoint: nothing is judged."""
     with opened.folder.kept():
         try:
             tell(opened.run_state.history)

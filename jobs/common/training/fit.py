@@ -63,8 +63,8 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                 session.data.trace(state.epoch, state.step + place, rows)
             for outcome in result.outcomes:
                 state.record(outcome, train.max_skipped_steps)
-            session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size, loss=result.losses,
-                                skipped=state.skipped_steps)
+            session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
+                                         loss=result.losses, skipped=state.skipped_steps)
             compare_weights(session, trainable, state.step)
             if batcher.stop_agreed:
                 save(session, trainable, state)
@@ -87,10 +87,11 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
 # ── parts of the loop ──
 def resume(session: Session, trainable: Trainable) -> TrainState:
     """Puts the checkpoint that this generation resumes from, if there is one, into the job's model and optimiser."""
-    if session.checkpoint is None:
+    checkpoint = session.checkpoints.resume_from
+    if checkpoint is None:
         return TrainState()
-    state = TrainState.saved(session.checkpoint.state)
-    trainable.load_state_dict(session.checkpoints.parts(session.checkpoint), state.optimizer_steps)
+    state = TrainState.saved(checkpoint.state)
+    trainable.load_state_dict(session.checkpoints.parts(checkpoint), state.optimizer_steps)
     return state
 
 
@@ -103,7 +104,8 @@ def trace(session: Session, state: TrainState, batch: Any) -> None:
     """Notes which rows the step is made of, before it is made. What is drawn inside a framework, the step itself tells."""
     if isinstance(batch, dict):
         micro_batches = cast(MicroBatches, batch)
-        session.data.trace(state.epoch, state.step, {shard: columns["row_id"] for shard, columns in micro_batches.items()})
+        rows = {shard: columns["row_id"] for shard, columns in micro_batches.items()}
+        session.data.trace(state.epoch, state.step, rows)
 
 
 def compare_weights(session: Session, trainable: Trainable, step: int) -> None:
@@ -119,8 +121,8 @@ def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: 
     more_is_better = values["accuracy"] if metric == "accuracy" else -values["loss"]
     state.evaluated(more_is_better)
     session.progress.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
-                   learning_rate=trainable.learning_rate(state.step - 1, total_steps),
-                   **{f"validation_{name}": value for name, value in values.items()})
+                            learning_rate=trainable.learning_rate(state.step - 1, total_steps),
+                            **{f"validation_{name}": value for name, value in values.items()})
     if epoch_done:
         state.next_epoch()
     save(session, trainable, state, metric=more_is_better)
@@ -128,8 +130,8 @@ def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: 
 
 def save(session: Session, trainable: Trainable, state: TrainState, metric: float | None = None) -> None:
     """Begins a checkpoint; the step path pays for a copy only."""
-    session.checkpoints.save(lambda: trainable.state_dict(state.optimizer_steps), asdict(state), step=state.step, epoch=state.epoch,
-                 metric=metric)
+    session.checkpoints.save(lambda: trainable.state_dict(state.optimizer_steps), asdict(state), step=state.step,
+                             epoch=state.epoch, metric=metric)
 
 
 def predict_with_best(session: Session, trainable: Trainable) -> None:

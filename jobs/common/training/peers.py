@@ -1,4 +1,4 @@
-"""What the workers of a generation tell each other beside their collectives: values, whether to go on, and digests of weights."""
+"""What the workers of a generation tell each other beside their collectives: values, and digests of their weights."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ from jobs.common.training.rendezvous import Assignment, HeartbeatReply, Rendezvo
 class Peers:
     """All workers of one generation, as one of them meets them."""
 
-    def __init__(self, *, assignment: Assignment, rendezvous: RendezvousClient, progress: Progress, run_store: Store, host: str,
-                 check_every_steps: int) -> None:
+    def __init__(self, *, assignment: Assignment, rendezvous: RendezvousClient, progress: Progress, run_store: Store,
+                 host: str, check_every_steps: int) -> None:
         self._rank, self._world_size, self._generation = assignment.rank, assignment.world_size, assignment.generation
         self._rendezvous, self._progress, self._run_store, self._host = rendezvous, progress, run_store, host
         self._check_every_steps, self._same_weights_at = check_every_steps, progress.step
@@ -72,8 +72,9 @@ class Peers:
 
     def _divergence(self, step: int, odd: Mapping[int, str]) -> str:
         who = ", ".join(f"rank {rank} ({host})" for rank, host in odd.items())
-        what = "do not agree" if len(odd) == self._world_size else f"differ from those of the other {self._world_size - len(odd)}"
-        return (f"after step {step} the weights of {who} {what}; after step {self._same_weights_at} all were the same. Memory, "
-                "processor or network of a host is at fault, or code that does not do the same on every rank: leave that host out, "
-                f"and delete the checkpoints of later steps ({self._run_store.location('checkpoints/manifests')}), which may hold "
-                "it; then run the same command again")
+        others, later = self._world_size - len(odd), self._run_store.location("checkpoints/manifests")
+        what = f"differ from those of the other {others}" if others else "do not agree"
+        return (f"after step {step} the weights of {who} {what}; after step {self._same_weights_at} all were the same. "
+                "Memory, processor or network of a host is at fault, or code that does not do the same on every rank: "
+                f"leave that host out, and delete the checkpoints of later steps ({later}), which may hold it; "
+                "then run the same command again")

@@ -22,10 +22,10 @@ _REPORTS_KEPT = 64
 class Progress:
     """The notes of one worker in one generation."""
 
-    def __init__(self, *, run_store: Store, assignment: Assignment, data: WorkerData, step: int, reported: list[dict[str, Any]],
-                 until_epoch: int | None, go_on: Callable[[], None]) -> None:
-        """step: where this generation begins. reported: rows of the history that may not have reached anybody; rank 0 sends
-        them again. go_on: raises where this worker is to go no further."""
+    def __init__(self, *, run_store: Store, assignment: Assignment, data: WorkerData, step: int,
+                 reported: list[dict[str, Any]], until_epoch: int | None, go_on: Callable[[], None]) -> None:
+        """step: where this generation begins. reported: rows of the history that may not have reached anybody; rank 0
+        sends them again. go_on: raises where this worker is to go no further."""
         self._rank, self._data, self._until_epoch, self._go_on = assignment.rank, data, until_epoch, go_on
         self.step, self.pace, self.marks = step, StepTimer(), dict[str, float]()
         self.state: dict[str, Any] = {"step": step, "ticks": 0, "passes": len(data.shards)}
@@ -39,8 +39,8 @@ class Progress:
         self._mark = StepMark.open(run_store, assignment.generation, self._rank)
 
     def on_step_end(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
-        """After each step. step: steps done in the run, of which so many were skipped; rows: of all workers; loss: their mean, or
-        of several steps that were made in one go the loss of each.
+        """Call it after each step. step: steps done in the run; skipped: how many of them were; rows: of all workers;
+        loss: their mean, or of several steps that were made in one go the loss of each.
 
         Raises: PeerLostError if this worker is to leave the generation.
         """
@@ -79,18 +79,20 @@ class Progress:
     def _costs(self) -> dict[str, float]:
         """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""
         rows = len(self._data.local_range("validation"))
-        return {"parameters": self.state["parameters"], "validation_ms_per_row": 1000 * self.pace.since_last_s / max(1, rows)}
+        per_row_ms = 1000 * self.pace.since_last_s / max(1, rows)
+        return {"parameters": self.state["parameters"], "validation_ms_per_row": per_row_ms}
 
     def should_pause(self, epoch: int) -> bool:
         """Whether a trial goes no further for now, with so many epochs done: its search says how it goes on."""
         return self._until_epoch is not None and epoch >= self._until_epoch
 
     def keep_curve(self, losses: list[float]) -> None:
-        """A point of the training curve: often at first, and ever more rarely, so that a long run's history stays short."""
+        """Reports a point of the training curve: ever more rarely, so that a long run's history stays short."""
         self._curve += losses
         if self.step >= self._next_point:
             mean = sum(self._curve) / max(1, len(self._curve))
-            rate = {"samples_per_s": self.pace.samples_per_s} if self.pace.seconds else {}  # not known in the first steps
+            known = self.pace.seconds > 0  # it is not in the first steps
+            rate = {"samples_per_s": self.pace.samples_per_s} if known else {}
             self.report("progress", step=self.step, epoch=self.state.get("epoch", 0), train_loss=mean, **rate)
             self._curve = []
             self._next_point = self.step + max(1, self.step // 50)

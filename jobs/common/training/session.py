@@ -1,8 +1,8 @@
 """Contract 3: one worker of one generation. The same loop runs under Ray Train, Ray Tune, and locally.
 
-A session has four parts, and the loop (fit.py) uses each by itself: `data`, its rows; `progress`, the notes that the loop leaves;
-`peers`, the other workers; `checkpoints`. A thread beats: it sends the notes to the controller, and hears whether to stop or to
-leave. A job's code sees a session as a `TrainContext` (context.py), which has none of the parts.
+A session has four parts, and the loop (fit.py) uses each by itself: `data`, its rows; `progress`, the notes that the
+loop leaves; `peers`, the other workers; `checkpoints`. A thread beats: it sends the notes to the controller, and hears
+whether to stop or to leave. A job's code sees a session as a `TrainContext` (context.py), which has none of the parts.
 """
 
 import os
@@ -31,8 +31,8 @@ BEAT_S = 0.2
 class Session:
     """One worker's view of one generation."""
 
-    def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment, rendezvous: RendezvousClient,
-                 slot: int, worker: str, host: str, device: str, config_fingerprint: str,
+    def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment,
+                 rendezvous: RendezvousClient, slot: int, worker: str, host: str, device: str, config_fingerprint: str,
                  until_epoch: int | None = None) -> None:
         self.config, self.run_store, self.dataset = config, run_store, dataset
         self.rank, self.world_size = assignment.rank, assignment.world_size
@@ -40,16 +40,18 @@ class Session:
         self.excluded_steps = frozenset(assignment.excluded_steps)
         self.host, self.device = host, device
         self._rendezvous, self._slot, self._worker = rendezvous, slot, worker
-        self.checkpoint, reported = taken_apart(assignment.checkpoint)
+        checkpoint, reported = taken_apart(assignment.checkpoint)
         self.data = WorkerData(config, dataset, run_store, assignment)
-        self.progress = Progress(run_store=run_store, assignment=assignment, data=self.data, reported=reported,
-                                 step=self.checkpoint.step if self.checkpoint else 0, until_epoch=until_epoch, go_on=self._go_on)
-        self.peers = Peers(assignment=assignment, rendezvous=rendezvous, progress=self.progress, run_store=run_store, host=host,
-                           check_every_steps=config.run.check_weights_every_steps)
+        self.progress = Progress(run_store=run_store, assignment=assignment, data=self.data,
+                                 step=checkpoint.step if checkpoint else 0, reported=reported, until_epoch=until_epoch,
+                                 go_on=self._go_on)
+        self.peers = Peers(assignment=assignment, rendezvous=rendezvous, progress=self.progress, run_store=run_store,
+                           host=host, check_every_steps=config.run.check_weights_every_steps)
         self.storage = StorageWait()
         self.checkpoints = WorkerCheckpoints(
-            run=config.run, run_store=run_store, assignment=assignment, config_fingerprint=config_fingerprint,
-            progress=self.progress, peers=self.peers, storage=self.storage, patience_s=self._patience_s)
+            run=config.run, run_store=run_store, assignment=assignment, resume_from=checkpoint,
+            config_fingerprint=config_fingerprint, progress=self.progress, peers=self.peers, storage=self.storage,
+            patience_s=self._patience_s)
         self._left, self._closed = threading.Event(), threading.Event()
         self._beating = in_background("trainyard-beat", self._beat_forever)
 
@@ -92,7 +94,7 @@ class Session:
 
     # ── the end ──
     def close(self, *, failed: bool = False) -> None:
-        """Ends the threads and sends what is left to send. After a failure, a checkpoint in flight is still finished."""
+        """Ends the threads, and sends what is left to send. Also after a failure a checkpoint in flight is finished."""
         self._left.set()
         try:
             with self.storage.waiting():

@@ -1,4 +1,4 @@
-"""A worker's part in the checkpoints of its run: when one is due, that it is written beside training, and which is the best."""
+"""A worker's part in the checkpoints of its run: when one is due, how it is written, and which is the best."""
 
 import json
 from collections.abc import Callable, Generator, Mapping
@@ -20,16 +20,18 @@ from jobs.common.training.rendezvous import Assignment
 from jobs.common.training.storage_wait import StorageWait
 
 _REPORTED = "reported"
-"""In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its next beat has
-not sent them to anybody, and the one that goes on from there does."""
+"""In a checkpoint's state: the last rows of the history, as JSON (they may hold NaN). A worker that dies before its
+next beat has not sent them to anybody, and the one that goes on from there does."""
 
 
 class WorkerCheckpoints:
     """The checkpoints of one worker in one generation."""
 
-    def __init__(self, *, run: RunConfig, run_store: Store, assignment: Assignment, config_fingerprint: str, progress: Progress,
-                 peers: Peers, storage: StorageWait, patience_s: Callable[[], float]) -> None:
-        """patience_s: how long storage may stand still."""
+    def __init__(self, *, run: RunConfig, run_store: Store, assignment: Assignment, resume_from: Checkpoint | None,
+                 config_fingerprint: str, progress: Progress, peers: Peers, storage: StorageWait,
+                 patience_s: Callable[[], float]) -> None:
+        """resume_from: None: this generation goes from the beginning. patience_s: how long storage may stand still."""
+        self.resume_from = resume_from
         self._run, self._store = run, run_store.child("checkpoints")
         self._fingerprint, self._patience_s = config_fingerprint, patience_s
         self._rank, self._world_size, self._generation = assignment.rank, assignment.world_size, assignment.generation
@@ -41,7 +43,8 @@ class WorkerCheckpoints:
         return CheckpointWriter(
             self._store, self._generation, self._rank, num_writers, config_fingerprint=self._fingerprint,
             environment=environment() | {"world_size": self._world_size, "threads": self._run.cpus_per_worker},
-            keep_last=self._run.keep_checkpoints, part_timeout_s=self._run.storage_timeout_s, patience_s=self._patience_s,
+            keep_last=self._run.keep_checkpoints, part_timeout_s=self._run.storage_timeout_s,
+            patience_s=self._patience_s,
         )
 
     def shard_checkpoints(self) -> None:
@@ -78,7 +81,10 @@ class WorkerCheckpoints:
                 self.wait_for_commit()
 
     def wait_for_commit(self) -> None:
-        """Waits until the last checkpoint is committed (a rank with a part of its own: written). Raises: what went wrong."""
+        """Waits until the last checkpoint is committed (a rank with a part of its own: written).
+
+        Raises: what went wrong.
+        """
         if self._rank == 0 or self._sharded:
             with self._storage.waiting():
                 self.writer.wait()

@@ -27,14 +27,16 @@ class WorkerData:
     def data_loader(self, length_group_steps: int = 1) -> DataLoader:
         """The training rows of the shards that this worker owns, in order.
 
-        length_group_steps: more than 1 sorts the rows of that many steps by their column `length` (see length_bucketing.py).
+        length_group_steps: more than 1 sorts the rows of that many steps by their column `length`.
         """
-        config, num_shards, split = self._config, self._assignment.num_shards, self._dataset.splits["train"]
-        window = resolve_window_rows(config.data.shuffle_window_rows, num_shards, self._dataset.row_bytes, split.block_rows)
+        config, dataset, num_shards = self._config, self._dataset, self._assignment.num_shards
+        split = dataset.splits["train"]
+        window = resolve_window_rows(config.data.shuffle_window_rows, num_shards, dataset.row_bytes, split.block_rows)
         order = SamplingOrder(num_rows=split.num_rows, num_shards=num_shards, block_rows=split.block_rows,
-                              global_batch_size=config.train.global_batch_size, window_rows=window, seed=config.run.seed)
+                              global_batch_size=config.train.global_batch_size, window_rows=window,
+                              seed=config.run.seed)
         grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
-        loader = DataLoader(grouped, self._dataset.reader("train", config.data), self.shards)
+        loader = DataLoader(grouped, dataset.reader("train", config.data), self.shards)
         self.loaders.append(loader)
         return loader
 
@@ -46,7 +48,8 @@ class WorkerData:
 
     def local_range(self, split: SplitName) -> range:
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
-        rows, rank, world_size = self._dataset.splits[split].num_rows, self._assignment.rank, self._assignment.world_size
+        rows = self._dataset.splits[split].num_rows
+        rank, world_size = self._assignment.rank, self._assignment.world_size
         return range(rows * rank // world_size, rows * (rank + 1) // world_size)
 
     @property
