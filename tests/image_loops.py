@@ -23,9 +23,10 @@ Loop = Callable[[Session, Any], Any]
 class StopAfterEachStep(Session):
     """Is asked to stop from the first step on."""
 
-    @property
-    def stop_wanted(self) -> bool:
-        return True
+    def __init__(self, **arguments: Any) -> None:
+        arguments["rendezvous"].request_stop()
+        super().__init__(**arguments)
+        self._beat()
 
 
 def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Session] = Session,

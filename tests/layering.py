@@ -139,7 +139,7 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
 
 
 TRAINED = ["jobs.pytorch", *(f"jobs.{job}" for job in JOBS)]
-GENERIC = {"best", "close", "parts", "report", "room", "save", "trace"}
+GENERIC = {"best", "close", "parts", "report", "room", "save", "seconds", "trace", "waiting"}
 """Names of the session that other things have, too: a job may call them on what is no context."""
 
 
@@ -152,21 +152,30 @@ def test_a_job_cannot_write_a_loop_that_forgets_an_obligation() -> None:
 def test_every_way_to_write_a_loop_of_ones_own_is_found() -> None:
     for code in ("context.save(x)", "self.context.checkpoint_due(3)", "def train(session):\n    session.on_step_end()",
                  "again = self._context\nagain.stop_wanted", "context.config", "context._session",
-                 "from jobs.common.training.session import Session", "import jobs.common.training.session as s"):
+                 "context.checkpoints.save(x)", "again = self._context\nagain.peers.stop_wanted", "context.progress",
+                 "from jobs.common.training.session import Session", "import jobs.common.training.session as s",
+                 "from jobs.common.training.peers import Peers"):
         assert _calls_of_a_loop(code), code
     assert not _calls_of_a_loop("context.heartbeat()\nfit(context, job, context.data_loader(), metric='loss')\nmodel.save(path)")
 
 
+SESSION = {"session": "Session", "worker_data": "WorkerData", "progress": "Progress", "peers": "Peers",
+           "worker_checkpoints": "WorkerCheckpoints", "storage_wait": "StorageWait"}
+"""The modules of a session and its parts, with the class of each."""
+
+
 def _calls_of_a_loop(code: str) -> list[str]:
-    """What it uses of the session that a job's context does not have."""
+    """What it uses of the session and its parts that a job's context does not have."""
     seen = _methods("context.py", "TrainContext")
-    owed = {name for name in _methods("session.py", "Session") - seen if not name.startswith("_")}
+    methods = {name for module, kind in SESSION.items() for name in _methods(f"{module}.py", kind)}
+    owed = {name for name in methods - seen if not name.startswith("_")}
     assert {"on_step_end", "save", "should_pause", "stop_wanted", "wait_for_commit", "wait_for_due_checkpoint"} <= owed
     tree = ast.parse(code)
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     on_context = [node.attr for node in used
                   if ast.unparse(node.value).rpartition(".")[2] in ("context", "_context", "session", "_session")]
-    return [*(name for name in _names_imported(tree) if name.startswith("jobs.common.training.session")),
+    own = tuple(f"jobs.common.training.{module}" for module in SESSION)
+    return [*(name for name in _names_imported(tree) if name.startswith(own)),
             *(name for name in on_context if name not in seen), *(n.attr for n in used if n.attr in owed - GENERIC)]
 
 

@@ -26,15 +26,15 @@ def train(session: Session, config: Any) -> Any:
     stamps: list[dict[str, float]] = []
     for owner, name in ((Group, "total"), (GradientBuckets, "wait")):
         setattr(owner, name, _clocked(getattr(owner, name), clocks, "communication"))
-    session.save = _clocked(session.save, clocks, "checkpoint")  # type: ignore[method-assign]
+    session.checkpoints.save = _clocked(session.checkpoints.save, clocks, "checkpoint")  # type: ignore[method-assign]
     _watch_loader(session, clocks)
-    on_step_end = session.on_step_end
+    on_step_end = session.progress.on_step_end
 
     def watched(**values: Any) -> None:
         on_step_end(**values)
         stamps.append({"at": time.perf_counter(), **clocks})
 
-    session.on_step_end = watched  # type: ignore[method-assign]
+    session.progress.on_step_end = watched  # type: ignore[method-assign]
     try:
         return loop.train(session, config)
     finally:

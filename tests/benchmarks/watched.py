@@ -37,7 +37,7 @@ def train(session: Session, config: Any) -> Any:
 
 
 def _watch_steps(session: Session, watch: Watch, record: Record) -> None:
-    on_step_end = session.on_step_end
+    on_step_end = session.progress.on_step_end
     file = None
     if watch.log_steps:
         path = session.run_store.local_path(f"stopwatch/steps-{session.generation}-{session.rank}.txt")
@@ -53,7 +53,7 @@ def _watch_steps(session: Session, watch: Watch, record: Record) -> None:
         if watch.losses:
             record.losses.extend(loss)
 
-    session.on_step_end = watched  # type: ignore[method-assign]
+    session.progress.on_step_end = watched  # type: ignore[method-assign]
 
 
 def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: dict[str, list[float]]) -> None:
@@ -103,7 +103,7 @@ def _clocked(function: Callable[..., Any], each: list[float]) -> Callable[..., A
 
 
 def _watch_checkpoints(session: Session, record: Record, phase: int) -> None:
-    due, save = session.checkpoint_due, session.save
+    due, save = session.checkpoints.checkpoint_due, session.checkpoints.save
 
     def due_in_phase(step: int) -> bool:
         if step % phase == 0:
@@ -111,10 +111,10 @@ def _watch_checkpoints(session: Session, record: Record, phase: int) -> None:
         return step // phase % 2 == 1 and due(step)
 
     def timed_save(*args: Any, step: int, **kwargs: Any) -> None:
-        before = session._writer.timings()  # what the checkpoint before this one cost
+        before = session.checkpoints.writer.timings()  # what the checkpoint before this one cost
         began = time.perf_counter()
         save(*args, step=step, **kwargs)
         record.checkpoints.append({"at": step, "save_s": time.perf_counter() - began, **before})
 
-    session.checkpoint_due = due_in_phase  # type: ignore[method-assign]
-    session.save = timed_save  # type: ignore[method-assign]
+    session.checkpoints.checkpoint_due = due_in_phase  # type: ignore[method-assign]
+    session.checkpoints.save = timed_save  # type: ignore[method-assign]

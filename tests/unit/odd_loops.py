@@ -79,7 +79,7 @@ def cnn(session: Session, config: Any) -> End:
             return gradients(trainer, {name: tf.identity(value) for name, value in batch.items()}, scale)
 
     def corrupting(trainer: Any) -> Any:
-        if _odd(session, session.step):
+        if _odd(session, session.progress.step):
             variable = trainer.model.trainable_variables[0].value
             variable.assign_add(tf.fill(variable.shape, 1e-4))
         return weights(trainer)

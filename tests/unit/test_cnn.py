@@ -28,7 +28,8 @@ from jobs.cnn.pipeline import Pipeline
 from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
-from jobs.common.training.session import NonFiniteError, Session
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import NonFiniteError
 from jobs.common.vision.config import AugmentConfig
 from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs

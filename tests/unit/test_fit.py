@@ -12,9 +12,10 @@ from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
-from jobs.common.training.session import NonFiniteError, Session
+from jobs.common.training.peers import Peers
+from jobs.common.training.session import Session
 from jobs.common.training.step_batcher import StepBatcher
-from jobs.common.training.train_state import StepOutcome, TrainState
+from jobs.common.training.train_state import NonFiniteError, StepOutcome, TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Wishes
 from tests import image_loops
 from tests.image_loops import StopAfterEachStep
@@ -203,23 +204,19 @@ def test_a_trial_pauses_after_the_epochs_that_its_search_gives_it(odd: Dataset, 
     assert steps_of(job) == [0, 1, 2] and job.log[-1] == ("save", 3)
 
 
-def test_weights_are_compared_where_that_is_due(odd: Dataset, tmp_path: Path) -> None:
+def test_weights_are_compared_where_that_is_due(odd: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[int, int]] = []
 
-    class Comparing(Session):
-        def weights_due(self, step: int) -> bool:
-            return step % 2 == 0
-
-        def compare_weights(self, step: int, digest: int, total: Any) -> None:
-            compared.append((step, digest))
+    monkeypatch.setattr(Peers, "weights_due", lambda _, step: step % 2 == 0)
+    monkeypatch.setattr(Peers, "compare_weights", lambda _, step, digest, total: compared.append((step, digest)))
 
     class Weighed(Counter):
         def weight_digest(self) -> Any:
             return int(self.weight[0])
 
-    carried_out(Weighed(), tmp_path / "weighed", odd, Comparing)
+    carried_out(Weighed(), tmp_path / "weighed", odd)
     assert compared == [(2, 2), (4, 4), (6, 6)]
-    carried_out(Counter(), tmp_path / "none alike", odd, Comparing)
+    carried_out(Counter(), tmp_path / "none alike", odd)
     assert len(compared) == 3, "a job may hold nothing that another worker holds, too"
 
 

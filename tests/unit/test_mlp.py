@@ -19,8 +19,8 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
-from jobs.common.training.session import NonFiniteError, Session
-from jobs.common.training.train_state import StepOutcome, TrainState
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import NonFiniteError, StepOutcome, TrainState
 from jobs.common.vision.config import AugmentConfig, ImageDataConfig, OptimConfig
 from jobs.mlp import train as loop
 from jobs.mlp.augment import augment

@@ -21,6 +21,7 @@ import pytest
 from cluster.core.errors import FolderGoneError
 from jobs.common.config import parse
 from jobs.common.execution.executors import Executor
+from jobs.common.runs.open_executor import open_executor
 from jobs.common.runs.run import Run, main
 from jobs.common.runs.run_folder import RunFolder
 from jobs.mlp.job import JOB
@@ -110,15 +111,14 @@ def test_how_to_go_on_with_an_attempt_of_its_own_is_said(tmp_path: Path, capsys:
 
 
 def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Late(Run):
-        @contextmanager
-        def _executor(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
-            assert main(JOB, flags(tmp_path, "run")) == 0
-            with super()._executor(folder) as made:
-                yield made
+    @contextmanager
+    def late(*given: Any) -> Generator[tuple[Executor, bool]]:
+        assert main(JOB, flags(tmp_path, "run")) == 0
+        with open_executor(*given) as made:
+            yield made
 
     config = parse(JOB.config_type, flags(tmp_path, "run"), "test")
-    assert Late(JOB, config).carry_out() == 0
+    assert Run(JOB, config, open_executor=late).carry_out() == 0
     assert "run 'run' (attempt 1) is done" in capsys.readouterr().out
 
 

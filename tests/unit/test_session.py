@@ -15,8 +15,9 @@ from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.training import step_timer as paces
+from jobs.common.training.context import PeerLostError
 from jobs.common.training.rendezvous import Assignment, Heartbeat, Rendezvous
-from jobs.common.training.session import BEAT_S, PeerLostError, Session
+from jobs.common.training.session import BEAT_S, Session
 from jobs.common.training.step_timer import StepTimer
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -126,7 +127,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def stepped(session: Session, step: int, loss: float = 1.0) -> None:
-    session.on_step_end(step=step, epoch=0, rows=60, loss=loss, skipped=0)
+    session.progress.on_step_end(step=step, epoch=0, rows=60, loss=loss, skipped=0)
 
 
 @pytest.mark.parametrize(("world_size", "num_shards"), [(1, 1), (2, 3), (3, 3), (2, 4)])
@@ -143,10 +144,10 @@ def test_every_row_is_evaluated_once_and_every_shard_has_one_owner(
 
 def test_a_stop_is_a_hint_that_arrives_with_a_beat(make: Make) -> None:
     rendezvous, (session,) = make()
-    assert not session.stop_wanted
+    assert not session.peers.stop_wanted
     stepped(session, 1)
     rendezvous.request_stop()
-    until(lambda: session.stop_wanted)
+    until(lambda: session.peers.stop_wanted)
     stepped(session, 2)  # which step to stop at, all ranks agree on
 
 
@@ -165,7 +166,7 @@ def test_a_worker_that_is_told_to_leave_does_so_at_its_next_step(make: Make, how
     until(left)
     with pytest.raises(PeerLostError):
         stepped(session, 5)
-    assert session.step == 5, "the step was done, and may have to be repeated"
+    assert session.progress.step == 5, "the step was done, and may have to be repeated"
 
 
 def test_rank_0_broadcasts_its_value_to_all(make: Make) -> None:
@@ -199,8 +200,8 @@ def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:
 def test_only_rank_0_reports_and_asks_for_checkpoints(make: Make) -> None:
     rendezvous, (first, second) = make(2)
     for session in (first, second):
-        session.report("evaluation", step=6, validation_accuracy=0.5)
-    assert [first.checkpoint_due(6), second.checkpoint_due(6)] == [True, False]
+        session.progress.report("evaluation", step=6, validation_accuracy=0.5)
+    assert [first.checkpoints.checkpoint_due(6), second.checkpoints.checkpoint_due(6)] == [True, False]
     reports: list[dict[str, Any]] = []
     until(lambda: reports.extend(rendezvous.poll().reports) or reports)
     time.sleep(2 * BEAT_S)
@@ -239,7 +240,7 @@ def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make:
 
 def test_the_rows_of_each_step_are_traced_by_shard(make: Make, tmp_path: Path) -> None:
     _, (session,) = make(trace_rows=True)
-    session.trace(0, 3, {0: np.array([5, 7]), 2: np.array([1])})
+    session.data.trace(0, 3, {0: np.array([5, 7]), 2: np.array([1])})
     lines = (tmp_path / "logs/rows").glob("*-0.jsonl")
     text = next(iter(lines)).read_text()
     assert text == ('{"epoch": 0, "step": 3, "shard": 0, "rows": [5, 7]}\n'
@@ -250,10 +251,10 @@ def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: P
     _, (first, second) = make(2)
     weights = {"w": np.arange(5, dtype=np.float32)}
     for session in (first, second):
-        session.save(lambda: weights, {"step": 4}, step=4, epoch=1, metric=0.5)
-        session.wait_for_commit()
+        session.checkpoints.save(lambda: weights, {"step": 4}, step=4, epoch=1, metric=0.5)
+        session.checkpoints.wait_for_commit()
     for session in (first, second):
-        np.testing.assert_array_equal(next(session.parts(session.best()))["w"], weights["w"])
+        np.testing.assert_array_equal(next(session.checkpoints.parts(session.checkpoints.best()))["w"], weights["w"])
     assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
 
 
@@ -262,9 +263,9 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
 ) -> None:
     """A worker that is killed before its next beat has told nobody."""
     rendezvous, (session,) = make()
-    session.report("evaluation", step=3, epoch=1, validation_loss=float("inf"))
-    session.save(lambda: {"model.w": np.zeros(2)}, {"mine": 1}, step=3, epoch=1)
-    session.wait_for_commit()
+    session.progress.report("evaluation", step=3, epoch=1, validation_loss=float("inf"))
+    session.checkpoints.save(lambda: {"model.w": np.zeros(2)}, {"mine": 1}, step=3, epoch=1)
+    session.checkpoints.wait_for_commit()
     store = Checkpoints(Store.open(str(tmp_path)).child("checkpoints"))
     found = store.newest_intact(print)
     assert found is not None
@@ -275,18 +276,18 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
                     rendezvous=rendezvous, slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
     again.close()
     assert rendezvous.poll().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
-    assert again.checkpoint is not None
-    assert again.checkpoint.state == {"mine": 1}
+    assert again.checkpoints.resume_from is not None
+    assert again.checkpoints.resume_from.state == {"mine": 1}
 
 
 def test_waiting_for_slow_storage_is_no_hang(make: Make) -> None:
     rendezvous, (first, _) = make(2)
-    with first._storage():
+    with first.storage.waiting():
         until(lambda: rendezvous.poll().heartbeats.get(0, Heartbeat()).ticks > 2)
     rendezvous.break_up()
-    with first._storage():  # as in `close`: a checkpoint that is in flight when a peer dies is finished, however long it takes
+    with first.storage.waiting():  # as in `close`: a checkpoint in flight when a peer dies is finished
         first._left.set()
-        until(lambda: first._reply.leave)
+        until(lambda: first.peers.reply.leave)
         heard = rendezvous._heard[0]
         until(lambda: rendezvous.poll() and rendezvous._heard[0] > heard)
 
@@ -305,8 +306,8 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         session._beat()
         session._beat()
 
-    with session._storage():
-        session._waits_since = time.monotonic() - 100
+    with session.storage.waiting():
+        session.storage._since = time.monotonic() - 100
         beats()
         began = ticks()
         beats()
@@ -317,8 +318,8 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
         assert rendezvous.poll().heartbeats[0].storage_wait_s > 99
         assert rendezvous.poll().heartbeats[0].storage_still_s < 50
         rendezvous.request_stop()
-        until(lambda: session.stop_wanted)
-        until(lambda: session._storage_s()[1] > 1.0)
+        until(lambda: session.peers.stop_wanted)
+        until(lambda: session.storage.seconds(session.checkpoints.writer.moved_at)[1] > 1.0)
         began = ticks()
         beats()
         assert ticks() == began, "who has asked for a stop waits for no more than a hang"
@@ -328,7 +329,7 @@ def test_waiting_for_storage_that_stands_still_is_a_hang_after_its_bound_and_one
 
 def test_what_ends_the_thread_that_beats_is_raised_in_the_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (session,) = make()
-    monkeypatch.setattr(session.cadence, "observe", lambda *_, **__: pytest.fail("as the test wants it"))
+    monkeypatch.setattr(session.checkpoints.schedule, "observe", lambda *_, **__: pytest.fail("as the test wants it"))
     until(session._beating.done)
     with pytest.raises(pytest.fail.Exception, match="as the test wants it"):
         stepped(session, 1)

@@ -239,12 +239,13 @@ def test_the_driver_names_a_slow_worker(tmp_path: Path, monkeypatch: pytest.Monk
 
     def train(session: Session, _: Any) -> str:
         own_s = 0.03 if session.rank == 1 else 0.01
-        session.pace.start()
+        session.progress.pace.start()
         for step in range(1, 41):
             time.sleep(own_s)
             barrier.wait()
-            session.pace.waited(session.pace.since_last_s - own_s)  # what a busy machine adds is no rank's own
-            session.on_step_end(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
+            pace = session.progress.pace
+            pace.waited(pace.since_last_s - own_s)  # what a busy machine adds is no rank's own
+            session.progress.on_step_end(step=step, epoch=0, rows=1, loss=1.0, skipped=0)
         return "finished"
 
     config = from_dict(Config, {"run": {"workers": "3"}, "train": {"global_batch_size": 60}})

@@ -24,8 +24,10 @@ from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution.run_state import RUN_FILE
+from jobs.common.training.context import PeerLostError
 from jobs.common.training.rendezvous import Assignment, Outcome, RendezvousClient, WorkerExit, WorkerInfo
-from jobs.common.training.session import NonFiniteError, PeerLostError, Session
+from jobs.common.training.session import Session
+from jobs.common.training.train_state import NonFiniteError
 
 Train = Callable[[Session, Any], Literal["finished", "stopped"]]
 
@@ -93,16 +95,16 @@ def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
             return
         with _reporting(rendezvous, place.slot, worker):
             session = _session(spec, config, assignment, rendezvous, place, worker, marks)
-        last_step, bad_steps, why = session.step, (), ""
+        last_step, bad_steps, why = session.progress.step, (), ""
         try:
             with _reporting(rendezvous, place.slot, worker):
                 outcome = _attempt(train, session, config)
             rendezvous.deregister(WorkerExit(slot=place.slot, worker=worker, outcome=outcome))
             return
         except PeerLostError as error:
-            last_step, why = session.step, str(error.__cause__ or error)
+            last_step, why = session.progress.step, str(error.__cause__ or error)
         except NonFiniteError as error:
-            last_step, bad_steps = session.step, error.steps
+            last_step, bad_steps = session.progress.step, error.steps
 
 
 @contextmanager
@@ -143,7 +145,7 @@ def _session(spec: WorkerSpec, config: Config, assignment: Assignment, rendezvou
         assignment=assignment, rendezvous=rendezvous, slot=place.slot, worker=worker, host=place.host, device=place.device,
         config_fingerprint=spec.config_fingerprint, until_epoch=spec.until_epoch,
     )
-    session.marks |= marks | {"assigned": time.time()}
+    session.progress.marks |= marks | {"assigned": time.time()}
     return session
 
 

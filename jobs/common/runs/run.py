@@ -4,22 +4,18 @@ parse → find the run → connect → preflight → prepare data → train → 
 Exit codes: 0 done · 1 training failed · 2 the user can fix it, nothing was written · 3 stopped, resumable.
 """
 
-import contextlib
 import hashlib
-import itertools
 import json
-import os
-import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
-from pathlib import Path
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.core.errors import (
     ClusterError,
     ConfigError,
     FolderGoneError,
-    ResourceError,
     RunConflictError,
     StoppedError,
     StorageError,
@@ -35,19 +31,19 @@ from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution.controller import Controller, End
-from jobs.common.execution.executors import Executor, InProcessExecutor, ProcessExecutor
+from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
-from jobs.common.runs.console import RunConsole, duration, fail
+from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
+from jobs.common.runs.timeline import Timeline
 from jobs.common.training.find_job import check_name
 from jobs.common.training.job import Job
 from jobs.common.training.rendezvous import Heartbeat
-
-_PROCESSES_PER_CORE = 8
 
 
 def main(job: Job, arguments: list[str] | None = None) -> int:
@@ -71,98 +67,81 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-@dataclass
-class Timeline:
-    """When each part of the start was done: unix seconds by name."""
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """What training needs: the run's folder, locked; its data; who starts its workers; and its account so far."""
 
-    marks: dict[str, float] = field(default_factory=dict[str, float])
-
-    def mark(self, name: str) -> None:
-        self.marks[name] = time.time()
-
-    def parts(self, worker: dict[str, float]) -> dict[str, float]:
-        """Seconds of each part, from the process's start to the first step."""
-        marks = self.marks | {f"worker_{name}": at for name, at in worker.items()}
-        order = ["process", "imported", "connected", "preflight", "data", "group_asked", "worker_worker_began",
-                 "worker_imported", "worker_assigned", "worker_first_step"]
-        names = {"imported": "imports", "connected": "connect", "preflight": "preflight", "data": "data",
-                 "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
-                 "worker_imported": "worker_imports", "worker_assigned": "generation", "worker_first_step": "first_step"}
-        known = [name for name in order if name in marks]
-        parts = {names[b]: round(marks[b] - marks[a], 3) for a, b in itertools.pairwise(known)}
-        if known and known[-1] == "worker_first_step":
-            parts["total"] = round(marks[known[-1]] - marks[known[0]], 3)
-        return parts
+    folder: RunFolder
+    dataset: Dataset
+    executor: Executor
+    use_ray: bool
+    run_state: RunState
 
 
 class Run:
     """One command line's way through a run's life."""
 
-    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None) -> None:
-        """data_storage: where prepared data is shared; by default the run's own storage."""
+    def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None,
+                 stop: threading.Event | None = None, until_epoch: int | None = None,
+                 open_executor: OpenExecutor = open_executor) -> None:
+        """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone asks
+        the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training rests, with
+        a checkpoint. open_executor: connects to who starts the workers.
+        """
         self.job, self.config, self._data_storage = job, config, data_storage
         self.display, self.timeline = RunConsole(), Timeline()
         self.timeline.marks["process"] = _process_start()
         self.timeline.mark("imported")
-        self._stop, self._training = Told(), False
+        self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
-        self._until_epoch: int | None = None
+        self._until_epoch, self._open_executor = until_epoch, open_executor
 
     def carry_out(self) -> int:
+        """Trains, evaluates, and leaves artifact, record and result. Returns the exit code. Raises: TrainyardError."""
+        with self.opened() as opened:
+            if opened:
+                self._train_and_finish(opened)
+        return 0
+
+    @contextmanager
+    def opened(self) -> Generator[OpenedRun | None]:
+        """Gives the run, ready to train, and locked meanwhile. None: it is done already, and has said so.
+
+        Raises: TrainyardError.
+        """
         self._heed_signals()
         folder = RunFolder.find(self.config)
         if self._is_done(folder):
-            return self._already_done(folder)
+            self._say_done(folder)
+            yield None
+            return
         self.job.check(self.config)
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
-        with self._executor(folder) as (executor, use_ray), folder.locked():
+        with (self._open_executor(self.config.run, folder, self.timeline, self.display.say) as (executor, use_ray),
+              folder.locked()):
             self._heed_signals()  # again: `ray.init` has taken them
             folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
             if self._is_done(folder):
-                return self._already_done(folder)
+                self._say_done(folder)
+                yield None
+                return
             dataset = self._data(folder, use_ray)
-            folder = self._open(folder, dataset)
-            return self._train_and_finish(folder, dataset, executor, use_ray)
+            folder = self._create(folder, dataset)
+            self._training = True
+            yield OpenedRun(folder=folder, dataset=dataset, executor=executor, use_ray=use_ray,
+                            run_state=RunState.open(folder.store, folder.require))
 
     # ── before training ──
-    @contextlib.contextmanager
-    def _executor(self, folder: RunFolder) -> Generator[tuple[Executor, bool]]:
-        """The binding: connected, and found able to carry out the run."""
-        run = self.config.run
-        if run.engine == "local":
-            if run.gpus_per_worker and not list(Path("/dev").glob("nvidia[0-9]*")):
-                raise ResourceError("--run.gpus-per-worker 1: this machine has no GPU: pass 0, or join a cluster that has one")
-            if run.gpus_per_worker and run.max_workers > 1:
-                raise ConfigError("--run.engine local drives one GPU in one worker: pass --run.workers 1 or --run.engine ray")
-            if run.min_workers > (most := _PROCESSES_PER_CORE * (os.cpu_count() or 1)):
-                raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which bears "
-                                    f"{most}: pass --run.workers {most}, or --run.engine ray")
-            device = "cuda:0" if run.gpus_per_worker else "cpu"
-            yield (InProcessExecutor(device) if run.max_workers == 1 else ProcessExecutor(run.cpus_per_worker)), False
-            return
-        from cluster.capacity import Request, preflight
-        from cluster.connect import connect, disconnect
-        from jobs.common.execution.ray_executor import RayExecutor, claim
-
-        connect(run.address)
-        self.timeline.mark("connected")
-        try:
-            link = claim(folder.storage.location(), run.name)
-            request = Request(num_workers=run.min_workers + run.spares, cpus_per_worker=run.cpus_per_worker,
-                              gpus_per_worker=run.gpus_per_worker)
-            preflight(request, folder.storage, run.wait, say=self.display.say)
-            self.timeline.mark("preflight")
-            yield RayExecutor(link, request), True
-        finally:
-            disconnect()
-
     def _heed_signals(self) -> None:
         """SIGTERM and Ctrl-C ask for a checkpoint at the next step boundary; a third Ctrl-C ends at once.
 
         Before training begins there is nothing to keep: whatever goes on then is given up.
         """
+        if not self._owns_signals:
+            return
+
         def asked(name: str) -> None:
             self._stop.set()
             if not self._training:
@@ -186,7 +165,7 @@ class Run:
             )
         return dataset
 
-    def _open(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
+    def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
         if folder.record:
             return folder
         lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
@@ -194,20 +173,18 @@ class Run:
         return folder.create(self.config, self.config.run.max_workers, dataset.describe())
 
     # ── training ──
-    def _train_and_finish(self, folder: RunFolder, dataset: Dataset, executor: Executor, use_ray: bool) -> int:
+    def _train_and_finish(self, opened: OpenedRun) -> None:
         from jobs.common.runs.tracking import Tracking
 
-        self._training = True
-        run_state = RunState.open(folder.store, folder.require)
+        folder, run_state = opened.folder, opened.run_state
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
             with folder.kept():
-                end = self._train(folder, dataset, executor, run_state, tracking, use_ray)
-                if end == "stopped":
+                if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
 
-                summary = finish(self.job, self.config, folder, dataset, run_state, tracking, self._startup())
+                summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking, self._startup())
         except Exception as error:
             ending = _resumable(error)
             self._record_end(folder, run_state, ending)
@@ -218,22 +195,22 @@ class Run:
         if problem := tracking.finish("done"):
             print(f"registry: {problem}")
         print(summary, flush=True)
-        return 0
 
-    def _train(self, folder: RunFolder, dataset: Dataset, executor: Executor, run_state: RunState, tracking: Any,
-               use_ray: bool) -> End:
+    def train(self, opened: OpenedRun, report: Callable[[list[dict[str, Any]]], object]) -> End:
+        """Trains until the run is finished or stopped. report: is given the new rows of the history as they come."""
+        folder, executor, run_state, use_ray = opened.folder, opened.executor, opened.run_state, opened.use_ray
         metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
         publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
-                          config_fingerprint=_fingerprint(config), dataset_uri=dataset.store.location(),
+                          config_fingerprint=_fingerprint(config), dataset_uri=opened.dataset.store.location(),
                           until_epoch=self._until_epoch, versions=versions() if use_ray else None)
 
         def on_update(current: GenerationState) -> None:
             if current.heartbeat is not None and "first_step" not in self._first_marks:
                 self._first_marks = dict(current.heartbeat.marks)
             self.display.show(current.heartbeat or Heartbeat(), workers=current.alive, restarts=run_state.restarts)
-            tracking.log(current.reports)
+            report(current.reports)
             if metrics is not None:
                 metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
@@ -265,21 +242,20 @@ class Run:
             return
         status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
         code = error.exit_code if isinstance(error, TrainyardError) else 1
-        with contextlib.suppress(TrainyardError, OSError):  # a full storage is what it may be about
+        with suppress(TrainyardError, OSError):  # a full storage is what it may be about
             run_state.save(ended=True)
             folder.write_result(run_state.result(status, code, folder.attempt) | {"message": str(error)})
 
     def _is_done(self, folder: RunFolder) -> bool:
         return self.config.run.resume == "auto" and folder.result().get("status") == "done"
 
-    def _already_done(self, folder: RunFolder) -> int:
+    def _say_done(self, folder: RunFolder) -> None:
         result = folder.result()
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
         print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
               + " ".join(f"{name} {value:.4f}" for name, value in test.items() if name in ("accuracy", "macro_f1", "log_loss")))
         print("begin another with --run.name, or --run.resume never for a new attempt beside it")
         print(f"artifact: {result['artifact']}", flush=True)
-        return 0
 
 
 def _resumable(error: Exception) -> Exception:
@@ -322,6 +298,3 @@ def _process_start() -> float:
     import psutil
 
     return psutil.Process().create_time()
-
-
-__all__ = ["Run", "duration", "main"]

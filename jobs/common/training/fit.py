@@ -32,15 +32,15 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
     assert isinstance(context, Session), "what a worker hands to a job's train function"
     session, train = context, context.config.train
     if trainable.sharded:
-        session.shard_checkpoints()
+        session.checkpoints.shard_checkpoints()
     state = resume(session, trainable)
     total_steps = min(train.epochs * batches.steps_per_epoch, train.max_steps or 2**62)
     session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch, parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
 
     while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(train.early_stopping_epochs)
-           and not session.should_pause(state.epoch)):
-        session.pace.start()
+           and not session.progress.should_pause(state.epoch)):
+        session.progress.pace.start()
         first = state.step - state.step_in_epoch
         left_out = frozenset(step - first for step in session.excluded_steps)
         remaining = iter(batches.steps(state.epoch, state.step_in_epoch, left_out))
@@ -52,7 +52,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                 continue
             batch = next(remaining)
             count = batcher.count(min(last, next_evaluation(state.step, evaluate_every_steps, last)))
-            if session.traces_rows:
+            if session.data.traces_rows:
                 trace(session, state, batch)
 
             rates = [trainable.learning_rate(step, total_steps) for step in range(state.step, state.step + count)]
@@ -60,25 +60,25 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
             batcher.made(result.wishes)
 
             for place, rows in enumerate(result.row_ids):
-                session.trace(state.epoch, state.step + place, rows)
+                session.data.trace(state.epoch, state.step + place, rows)
             for outcome in result.outcomes:
                 state.record(outcome, train.max_skipped_steps)
-            session.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size, loss=result.losses,
-                                skipped=state.skipped_steps)
+            session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
+                                         loss=result.losses, skipped=state.skipped_steps)
             compare_weights(session, trainable, state.step)
             if batcher.stop_agreed:
                 save(session, trainable, state)
-                session.wait_for_commit()
+                session.checkpoints.wait_for_commit()
                 return "stopped"
             if evaluate_every_steps and state.step % evaluate_every_steps == 0 and state.step_in_epoch < batches.steps_per_epoch:
                 evaluate(session, trainable, state, metric, total_steps)
-                session.pace.start()
+                session.progress.pace.start()
             elif batcher.checkpoint_due(state.step):
                 save(session, trainable, state)
-            session.wait_for_due_checkpoint(state.step)
+            session.checkpoints.wait_for_due_checkpoint(state.step)
         batch = remaining = None  # lets go of what a pipeline holds
         evaluate(session, trainable, state, metric, total_steps, epoch_done=True)
-    if session.should_pause(state.epoch):
+    if session.progress.should_pause(state.epoch):
         return "stopped"
     predict_with_best(session, trainable)
     return "finished"
@@ -87,10 +87,11 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
 # ── parts of the loop ──
 def resume(session: Session, trainable: Trainable) -> TrainState:
     """Puts the checkpoint that this generation resumes from, if there is one, into the job's model and optimiser."""
-    if session.checkpoint is None:
+    checkpoint = session.checkpoints.resume_from
+    if checkpoint is None:
         return TrainState()
-    state = TrainState.saved(session.checkpoint.state)
-    trainable.load_state_dict(session.parts(session.checkpoint), state.optimizer_steps)
+    state = TrainState.saved(checkpoint.state)
+    trainable.load_state_dict(session.checkpoints.parts(checkpoint), state.optimizer_steps)
     return state
 
 
@@ -103,13 +104,14 @@ def trace(session: Session, state: TrainState, batch: Any) -> None:
     """Notes which rows the step is made of, before it is made. What is drawn inside a framework, the step itself tells."""
     if isinstance(batch, dict):
         micro_batches = cast(MicroBatches, batch)
-        session.trace(state.epoch, state.step, {shard: columns["row_id"] for shard, columns in micro_batches.items()})
+        rows = {shard: columns["row_id"] for shard, columns in micro_batches.items()}
+        session.data.trace(state.epoch, state.step, rows)
 
 
 def compare_weights(session: Session, trainable: Trainable, step: int) -> None:
     """Where a comparison is due after this step. Raises: DivergedError, PeerLostError."""
-    if session.weights_due(step) and (digest := trainable.weight_digest()) is not None:
-        session.compare_weights(step, digest, trainable.total)
+    if session.peers.weights_due(step) and (digest := trainable.weight_digest()) is not None:
+        session.peers.compare_weights(step, digest, trainable.total)
 
 
 def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: str, total_steps: int, *,
@@ -118,9 +120,9 @@ def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: 
     values = trainable.evaluate("validation")
     more_is_better = values["accuracy"] if metric == "accuracy" else -values["loss"]
     state.evaluated(more_is_better)
-    session.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
-                   learning_rate=trainable.learning_rate(state.step - 1, total_steps),
-                   **{f"validation_{name}": value for name, value in values.items()})
+    session.progress.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
+                            learning_rate=trainable.learning_rate(state.step - 1, total_steps),
+                            **{f"validation_{name}": value for name, value in values.items()})
     if epoch_done:
         state.next_epoch()
     save(session, trainable, state, metric=more_is_better)
@@ -128,13 +130,13 @@ def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: 
 
 def save(session: Session, trainable: Trainable, state: TrainState, metric: float | None = None) -> None:
     """Begins a checkpoint; the step path pays for a copy only."""
-    session.save(lambda: trainable.state_dict(state.optimizer_steps), asdict(state), step=state.step, epoch=state.epoch,
-                 metric=metric)
+    session.checkpoints.save(lambda: trainable.state_dict(state.optimizer_steps), asdict(state), step=state.step,
+                             epoch=state.epoch, metric=metric)
 
 
 def predict_with_best(session: Session, trainable: Trainable) -> None:
     """Predicts the validation and test rows with the best checkpoint, and perturbed ones; the driver judges them."""
-    trainable.load_weights(session.parts(session.best()))
+    trainable.load_weights(session.checkpoints.parts(session.checkpoints.best()))
     for split in ("validation", "test"):
         if answers := list(trainable.predict(split)):
             session.write_predictions(split, Predictions.joined(answers))

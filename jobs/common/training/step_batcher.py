@@ -36,9 +36,9 @@ class StepBatcher:
     def wishes(self) -> list[float]:
         """This rank's own: to stop, and where the ranks agree on them, for a checkpoint, and for a number of steps."""
         session = self._session
-        wishes = [float(session.stop_wanted)]
+        wishes = [float(session.peers.stop_wanted)]
         if self._agree_on_checkpoints:
-            wishes.append(float(session.checkpoint_due(self._state.step + self._count)))
+            wishes.append(float(session.checkpoints.checkpoint_due(self._state.step + self._count)))
         if self._most_steps is not None:
             wishes.append(float(self._wish(self._most_steps)))
         return wishes
@@ -56,11 +56,11 @@ class StepBatcher:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is to be taken now that `step` steps are done."""
-        return self._agreed[1] > 0 if self._agree_on_checkpoints else self._session.checkpoint_due(step)
+        return self._agreed[1] > 0 if self._agree_on_checkpoints else self._session.checkpoints.checkpoint_due(step)
 
     def _wish(self, most_steps: int) -> int:
         """How many steps rank 0 wishes for after this call."""
         if self._session.rank:
             return 0
         fit = int(CALL_S / self._step_s) if self._step_s else 1
-        return max(1, min(fit, most_steps, self._session.room(self._state.step + self._count)))
+        return max(1, min(fit, most_steps, self._session.checkpoints.room(self._state.step + self._count)))

@@ -7,11 +7,18 @@ from typing import Any, Literal
 
 from cluster.core.documents import check_fields
 from jobs.common.checkpoint.manifest import BEGIN_ANOTHER_RUN
-from jobs.common.training.session import NonFiniteError
 
 StepOutcome = Literal["taken", "skipped", "scaled down", "corrupted"]
 """Of a step: taken; not taken because loss or gradient was not finite, and nothing has changed; not taken because it was too much
 for half precision, which is not held against the run; or weights or sums are no longer to be used."""
+
+
+class NonFiniteError(Exception):
+    """Too many steps in a row had a non-finite loss or gradient: back to a checkpoint, and leave `steps` out."""
+
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        super().__init__(f"non-finite loss or gradient at steps {', '.join(map(str, steps))}")
+        self.steps = steps
 
 
 @dataclass
