@@ -138,7 +138,8 @@ class Run:
                 raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which bears "
                                     f"{most}: pass --run.workers {most}, or --run.engine ray")
             device = "cuda:0" if run.gpus_per_worker else "cpu"
-            yield (InProcessExecutor(device) if run.max_workers == 1 else ProcessExecutor(run.cpus_per_worker)), False
+            alone = run.max_workers == 1
+            yield (InProcessExecutor(device) if alone else ProcessExecutor(run.cpus_per_worker, self.job.preload)), False
             return
         from cluster.capacity import Request, preflight
         from cluster.connect import connect, disconnect
