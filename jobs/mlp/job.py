@@ -7,6 +7,7 @@ from jobs.mlp.config import MlpConfig
 from jobs.mlp.data import check, describe, files, sections
 
 JOB = Job(
-    package="jobs.mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train", preload=["jobs.mlp.train"],
-    check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files, sections=sections,
+    package="jobs.mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
+    preload=["jobs.mlp.train"], check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files,
+    sections=sections,
 )

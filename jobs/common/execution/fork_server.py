@@ -1,7 +1,8 @@
 """The process that local workers are forked from: it has imported what they need, so that each of them starts at once.
 
-It waits for a request, forks, tells the driver which workers have ended, and ends with the driver. A fork is safe only where no
-other thread runs: what starts threads when it is imported (TensorFlow) is left to the workers. `ForkServer` is the driver's end.
+It waits for a request, forks, tells the driver which workers have ended, and ends with the driver. A fork is safe only where
+no other thread runs: what starts threads when it is imported (TensorFlow) is left to the workers. `ForkServer` is the driver's
+end.
 """
 
 import importlib
@@ -54,7 +55,10 @@ class ForkServer:
         return worker
 
     def look(self, timeout_s: float = 0.0) -> None:
-        """Takes in which workers have begun and ended; waits for such news for timeout_s. A server that died has no workers left."""
+        """Takes in which workers have begun and ended; waits for such news for timeout_s.
+
+        Where the server has died its workers are ended, too: nobody could say any more when they do.
+        """
         try:
             while self._connection.poll(timeout_s):
                 number, pid, exit_code = cast(tuple[int, int, int | None], self._connection.recv())
@@ -113,8 +117,8 @@ def main() -> None:
 def _import(preload: Sequence[str]) -> Any:
     """Imports what the workers need, and returns the module of a worker.
 
-    Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it needs them;
-    Arrow's second allocator has one that only this variable keeps away.
+    Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it needs
+    them; that of an allocator of Arrow's is kept away by this variable, which the workers do not see.
     """
     before = os.environ.setdefault(_ARROW, "background_thread:false")
     worker = importlib.import_module(_WORKER)
@@ -127,7 +131,7 @@ def _import(preload: Sequence[str]) -> Any:
 
 
 def _serve(driver: Connection) -> tuple[Any, ...]:
-    """Forks a worker for each request, and reports each that ends. Returns in the workers only: what the request holds."""
+    """Forks a worker for each request, and reports each that ends. Returns in the workers only: the request's arguments."""
     woken, waking = os.pipe()
     os.set_blocking(waking, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

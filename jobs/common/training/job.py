@@ -87,7 +87,7 @@ class Job:
     train: str
     """`module:name` of the function that trains in a worker, called with (TrainContext, config): it hands over to `fit`."""
     preload: Sequence[str] = ()
-    """What the local executor imports once for all its workers: modules that start no thread when they are imported."""
+    """Modules that the local executor imports once for all its workers. None may start a thread when it is imported."""
     check: Callable[[Any], None]
     """Raises ConfigError for what the config alone cannot know: a package that is not installed."""
     prepare: Callable[..., Dataset]
