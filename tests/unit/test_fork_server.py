@@ -90,9 +90,9 @@ def test_a_worker_begins_as_a_process_of_its_own_would(folder: Path, capfd: pyte
     assert len(tasks) == 1, "a fork is safe where one thread runs"
     assert capfd.readouterr().out == "imported 1\n" * 2
     fresh = subprocess.run(
-        [sys.executable, "-c", "import os, seen_by_worker; print(os.getpid())"], stdin=subprocess.DEVNULL, capture_output=True,
-        cwd=folder, env=os.environ | {name: found[0]["environment"][name] for name in GIVEN}, start_new_session=True, check=True,
-        text=True,
+        [sys.executable, "-c", "import os, seen_by_worker; print(os.getpid())"], stdin=subprocess.DEVNULL, text=True,
+        env=os.environ | {name: found[0]["environment"][name] for name in GIVEN}, cwd=folder, start_new_session=True,
+        capture_output=True, check=True,
     )
     expected = json.loads((folder / f"{fresh.stdout.split()[-1]}.json").read_text())
     expected["path"][0] = str(folder)  # `python -c` has it as ''
@@ -100,7 +100,7 @@ def test_a_worker_begins_as_a_process_of_its_own_would(folder: Path, capfd: pyte
     for seen in found:
         assert {name: seen[name] for name in same} == {name: expected[name] for name in same}
     assert found[0]["parent"] == found[1]["parent"]
-    assert len({draw for seen in (*found, expected) for draw in seen["draws"]}) == 6, "nobody shares another's random numbers"
+    assert len({draw for seen in (*found, expected) for draw in seen["draws"]}) == 6, "each draws its own numbers"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])

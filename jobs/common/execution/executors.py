@@ -161,7 +161,7 @@ class InProcessExecutor:
 
 
 class ProcessExecutor:
-    """N worker processes, each replaced when it dies. They are forked from one that has done their imports (fork_server.py)."""
+    """N worker processes, each replaced when it dies. One that has done their imports forks them (fork_server.py)."""
 
     can_replace = True
 

@@ -1,8 +1,8 @@
 """The process that local workers are forked from: it has imported what they need, so that each of them starts at once.
 
-It waits for a request, forks, tells the driver which workers have ended, and ends with the driver. A fork is safe only where
-no other thread runs: what starts threads when it is imported (TensorFlow) is left to the workers. `ForkServer` is the driver's
-end.
+It waits for a request, forks, tells the driver which workers have ended, and ends with the driver. A fork is safe only
+where no other thread runs: what starts threads when it is imported (TensorFlow) is left to the workers. `ForkServer` is
+the driver's end.
 """
 
 import importlib
@@ -117,8 +117,8 @@ def main() -> None:
 def _import(preload: Sequence[str]) -> Any:
     """Imports what the workers need, and returns the module of a worker.
 
-    Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it needs
-    them; that of an allocator of Arrow's is kept away by this variable, which the workers do not see.
+    Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it
+    needs them; that of an allocator of Arrow's is kept away by this variable, which the workers do not see.
     """
     before = os.environ.setdefault(_ARROW, "background_thread:false")
     worker = importlib.import_module(_WORKER)
@@ -131,7 +131,7 @@ def _import(preload: Sequence[str]) -> Any:
 
 
 def _serve(driver: Connection) -> tuple[Any, ...]:
-    """Forks a worker for each request, and reports each that ends. Returns in the workers only: the request's arguments."""
+    """Forks a worker for each request, and reports each that ends. Returns the request's arguments, in the worker."""
     woken, waking = os.pipe()
     os.set_blocking(waking, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
