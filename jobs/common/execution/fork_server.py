@@ -120,12 +120,13 @@ def _import(preload: Sequence[str]) -> Any:
     Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it
     needs them; that of an allocator of Arrow's is kept away by this variable, which the workers do not see.
     """
-    before = os.environ.setdefault(_ARROW, "background_thread:false")
+    given = _ARROW in os.environ
+    os.environ.setdefault(_ARROW, "background_thread:false")
     worker = importlib.import_module(_WORKER)
     for module in preload:
         with suppress(Exception):  # the worker imports it again, and reports what is wrong with it
             importlib.import_module(module)
-    if before == "background_thread:false":
+    if not given:
         del os.environ[_ARROW]
     return worker
 
