@@ -8,5 +8,6 @@ from jobs.mlp.data import check, describe, files, sections
 
 JOB = Job(
     package="jobs.mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
-    check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files, sections=sections,
+    preload=["jobs.mlp.train"], check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files,
+    sections=sections,
 )

@@ -7,6 +7,6 @@ from jobs.transformer.text.prepare import prepare
 
 JOB = Job(
     package="jobs.transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
-    train="jobs.transformer.train:train", check=check, prepare=prepare, judge=verdict_of, describe=describe,
-    files=files, sections=sections, metrics=metrics,
+    train="jobs.transformer.train:train", preload=["jobs.transformer.train"], check=check, prepare=prepare,
+    judge=verdict_of, describe=describe, files=files, sections=sections, metrics=metrics,
 )

@@ -47,8 +47,7 @@ def test_each_test_that_the_threat_table_names_exists() -> None:
 # ── pickle ──
 UNSAFE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "cloudpickle.load", "cloudpickle.loads",
           "marshal.loads", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load", "pd.read_pickle"}
-ALLOWED = {("jobs/common/execution/worker.py", "pickle.load"),  # from its parent's pipe
-           ("jobs/common/training/predictions.py", "np.load")}  # allow_pickle=False, tested there
+ALLOWED = {("jobs/common/training/predictions.py", "np.load")}  # allow_pickle=False, tested there
 
 
 def test_no_code_of_ours_unpickles_what_lies_in_storage() -> None:

@@ -4,22 +4,20 @@ An executor starts a group of workers, replaces those that die, and ends them. I
 """
 
 import os
-import pickle
 import secrets
-import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from cluster.core.background import in_background, logged
 from cluster.core.errors import StoppedError
 from cluster.core.network import collective_interface_kept
 from cluster.remote_processes import dump_stack, kill
+from jobs.common.execution.fork_server import ForkedWorker, ForkServer
 from jobs.common.execution.worker import Place, RendezvousServer, WorkerSpec, work
 from jobs.common.training.rendezvous import Rendezvous, RendezvousClient, WorkerInfo
 
@@ -163,12 +161,13 @@ class InProcessExecutor:
 
 
 class ProcessExecutor:
-    """N worker processes, each replaced when it dies."""
+    """N worker processes, each replaced when it dies. One that has done their imports forks them (fork_server.py)."""
 
     can_replace = True
 
-    def __init__(self, cpus_per_worker: int) -> None:
-        self._cpus_per_worker = cpus_per_worker
+    def __init__(self, cpus_per_worker: int, preload: Sequence[str] = ()) -> None:
+        """preload: see Job."""
+        self._cpus_per_worker, self._preload = cpus_per_worker, preload
         self._key = secrets.token_bytes(32)
         rendezvous = Rendezvous()
         self._address = f"\0trainyard-{uuid.uuid4().hex}"  # an abstract socket: there is no file to leave behind
@@ -179,11 +178,13 @@ class ProcessExecutor:
         self.rendezvous: RendezvousClient = rendezvous
         self._spec: WorkerSpec | None = None
         self._num_workers = 0
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._server: ForkServer | None = None
+        self._workers: dict[int, ForkedWorker] = {}
 
     def start(self, spec: WorkerSpec, num_workers: int) -> None:
         self._spec, self._num_workers = spec, num_workers
-        self._processes = {slot: self._spawn(slot) for slot in range(num_workers)}
+        self._server = ForkServer(self._preload)
+        self._workers = {slot: self._fork(self._server, slot) for slot in range(num_workers)}
 
     def possible_workers(self) -> int:
         """As many as the machine has cores for, where the run leaves a choice, and no fewer than there were."""
@@ -196,12 +197,16 @@ class ProcessExecutor:
         return ""
 
     def maintain(self) -> None:
-        for slot, process in self._processes.items():
-            if process.poll() not in (None, 0):
-                self._processes[slot] = self._spawn(slot)
+        if self._server is not None:
+            self._server.look()
+            for slot, worker in self._workers.items():
+                if worker.exit_code not in (None, 0):
+                    self._workers[slot] = self._fork(self._server, slot)
 
     def ended(self) -> bool:
-        return all(process.poll() is not None for process in self._processes.values())
+        if self._server is not None:
+            self._server.look()
+        return all(worker.exit_code is not None for worker in self._workers.values())
 
     def stacks(self, members: list[WorkerInfo]) -> dict[int, str]:
         return stacks(members)
@@ -210,23 +215,12 @@ class ProcessExecutor:
         kill_all(members)
 
     def end(self) -> None:
-        for process in self._processes.values():
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes = {}
+        if self._server is not None:
+            self._server.end(patience_s=5)
+        self._server, self._workers = None, {}
 
     def run(self, supervise: Callable[[], T]) -> T:
         return supervise()
 
-    def _spawn(self, slot: int) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.common.execution.worker"], stdin=subprocess.PIPE, start_new_session=True,
-            cwd=Path.cwd(), env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])},
-        )
-        assert process.stdin is not None
-        process.stdin.write(pickle.dumps((self._spec, slot, self._address, self._key)))
-        process.stdin.close()
-        return process
+    def _fork(self, server: ForkServer, slot: int) -> ForkedWorker:
+        return server.fork((self._spec, slot, self._address, self._key))

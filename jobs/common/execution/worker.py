@@ -1,7 +1,6 @@
 """What a worker process does, under every executor: register, train in one generation after another, deregister.
 
 A survivor of a dead peer registers again in the same process, with all its imports done and its data in the cache.
-`python -m jobs.common.execution.worker` is the process of the local executor.
 """
 
 import importlib
@@ -168,20 +167,10 @@ def connect_to(address: str, key: bytes) -> RendezvousClient:
     return cast(RendezvousClient, manager.rendezvous())  # type: ignore[attr-defined]
 
 
-def main() -> None:
-    """A local worker. Its spec, slot and socket come in as one pickle on standard input, from its own parent."""
-    import pickle
-
-    spec, slot, address, key = pickle.load(sys.stdin.buffer)
+def main(spec: WorkerSpec, slot: int, address: str, key: bytes) -> None:
+    """A local worker, in a process of its own (fork_server.py). address, key: of its driver's RendezvousServer."""
     rendezvous = connect_to(address, key)
     try:
         work(spec, rendezvous, Place(slot=slot, host="127.0.0.1", node_id=None, device="cpu"))
     except (EOFError, ConnectionError):
         sys.exit(70)
-
-
-if __name__ == "__main__":
-    # Under its own name, so that what it pickles is found by the driver.
-    from jobs.common.execution.worker import main as _main
-
-    _main()

@@ -1,7 +1,7 @@
 """Who starts the workers of a run: connected, and found able to carry it out."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -14,16 +14,18 @@ from jobs.common.runs.timeline import Timeline
 _PROCESSES_PER_CORE = 8
 
 Opened = tuple[Executor, bool]
-OpenExecutor = Callable[[RunConfig, RunFolder, Timeline, Callable[[str], None]], AbstractContextManager[Opened]]
-"""Gives the executor, and whether Ray is used beside it, too: to prepare data, and to publish how the run goes."""
+OpenExecutor = Callable[[RunConfig, Sequence[str], RunFolder, Timeline, Callable[[str], None]],
+                        AbstractContextManager[Opened]]
+"""Called with the run's options, the modules to preload (see Job), its folder, its timeline, and what says a line. Gives the executor,
+and whether Ray is used beside it, too: to prepare data, and to publish how the run goes."""
 
 
 @contextmanager
-def open_executor(run: RunConfig, folder: RunFolder, timeline: Timeline,
+def open_executor(run: RunConfig, preload: Sequence[str], folder: RunFolder, timeline: Timeline,
                   say: Callable[[str], None]) -> Generator[Opened]:
     """The executor of `--run.engine`. Raises: ResourceError, ConfigError, ClusterError."""
     if run.engine == "local":
-        yield _local(run), False
+        yield _local(run, preload), False
         return
     from cluster.capacity import Request, preflight
     from cluster.connect import connect, disconnect
@@ -42,7 +44,7 @@ def open_executor(run: RunConfig, folder: RunFolder, timeline: Timeline,
         disconnect()
 
 
-def _local(run: RunConfig) -> Executor:
+def _local(run: RunConfig, preload: Sequence[str]) -> Executor:
     if run.gpus_per_worker and not list(Path("/dev").glob("nvidia[0-9]*")):
         raise ResourceError("--run.gpus-per-worker 1: this machine has no GPU: pass 0, or join a cluster that has one")
     if run.gpus_per_worker and run.max_workers > 1:
@@ -51,16 +53,16 @@ def _local(run: RunConfig) -> Executor:
         raise ResourceError(f"--run.workers {run.workers}: --run.engine local starts them all on this machine, which "
                             f"bears {most}: pass --run.workers {most}, or --run.engine ray")
     device = "cuda:0" if run.gpus_per_worker else "cpu"
-    return InProcessExecutor(device) if run.max_workers == 1 else ProcessExecutor(run.cpus_per_worker)
+    return InProcessExecutor(device) if run.max_workers == 1 else ProcessExecutor(run.cpus_per_worker, preload)
 
 
 @contextmanager
-def open_executor_in_trial(run: RunConfig, folder: RunFolder, timeline: Timeline,
+def open_executor_in_trial(run: RunConfig, preload: Sequence[str], folder: RunFolder, timeline: Timeline,
                            say: Callable[[str], None]) -> Generator[Opened]:
     """In a trial of Ray Tune, which is connected already and has its resources: more than one worker are a group inside
     the trial's placement group."""
     if run.engine == "local":
-        yield _local(run), False
+        yield _local(run, preload), False
         return
     from cluster.capacity import Request
     from jobs.common.execution.ray_executor import RayExecutor, claim

@@ -119,8 +119,8 @@ class Run:
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
-        with (self._open_executor(self.config.run, folder, self.timeline, self.display.say) as (executor, use_ray),
-              folder.locked()):
+        opening = self._open_executor(self.config.run, self.job.preload, folder, self.timeline, self.display.say)
+        with opening as (executor, use_ray), folder.locked():
             self._heed_signals()  # again: `ray.init` has taken them
             folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
             if self._is_done(folder):

@@ -86,6 +86,8 @@ class Job:
     """`module:name` of the config's class."""
     train: str
     """`module:name` of the function that trains in a worker, called with (TrainContext, config): it hands over to `fit`."""
+    preload: Sequence[str] = ()
+    """Modules that the local executor imports once for all its workers. None may start a thread when it is imported."""
     check: Callable[[Any], None]
     """Raises ConfigError for what the config alone cannot know: a package that is not installed."""
     prepare: Callable[..., Dataset]
