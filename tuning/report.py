@@ -39,16 +39,17 @@ def render(search: Search, base: Config, space: Space, status: str, why: str) ->
     states = [trial.status for trial in trials]
     fields, front = _fields(trials), goal.pareto(judged)
     return html.render(
-        "search_report.html", "tuning", title=f"Search: {base.run.name}", search=search, status=status, why=why, charts=charts,
-        took=duration(search.journal.elapsed_s), trials=trials, judged=judged, best=best, row=row, found=found,
+        "search_report.html", "tuning", title=f"Search: {base.run.name}", search=search, status=status, why=why,
+        took=duration(search.journal.elapsed_s), charts=charts, trials=trials, judged=judged, best=best, row=row,
+        found=found,
         states=", ".join(f"{states.count(state)} {state}" for state in STATUSES if state in states),
-        whole=len(trials) * search.epochs, front=front, front_fields=_fields(front), front_rows=_front_rows(goal, front),
-        shares=shares, few=_FEW, parameters=parameters, most_slices=_MOST_SLICES,
+        whole=len(trials) * search.epochs, front=front, front_fields=_fields(front),
+        front_rows=_front_rows(goal, front), shares=shares, few=_FEW, parameters=parameters, most_slices=_MOST_SLICES,
         pairs=list(itertools.combinations(parameters[:3], 2)), fields=fields,
         leaders=[_leader(goal, trial, fields) for trial in goal.ranked(trials)[:_MOST_ROWS]],
         moves=[(f"{trial.number}", move["epoch"], move["source"], *(move["values"].get(field) for field in fields))
                for trial in trials for move in trial.moves],
-        failures=[f"trial {trial.number}: {message}" for trial in trials for message in trial.failures][:_MOST_FAILURES],
+        failures=[f"trial {t.number}: {message}" for t in trials for message in t.failures][:_MOST_FAILURES],
         parts=_parts(search, base, space))
 
 

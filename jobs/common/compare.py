@@ -187,9 +187,10 @@ def sentence(pair: Paired) -> str:
 # ── the page ──
 def render(runs: Sequence[Finished], pairs: Sequence[Paired]) -> str:
     """The comparison as one HTML document."""
-    return html.render("comparison.html", "jobs.common", runs=runs, pairs=pairs, sentence=sentence, significant=SIGNIFICANT,
-                       differences=[_difference(pair) for pair in pairs], metrics=_metrics(runs), charts=_curves(runs),
-                       recalls=_recalls(runs), fields=_fields(runs))
+    return html.render(
+        "comparison.html", "jobs.common", runs=runs, pairs=pairs, sentence=sentence, significant=SIGNIFICANT,
+        differences=[_difference(pair) for pair in pairs], metrics=_metrics(runs), charts=_curves(runs),
+        recalls=_recalls(runs), fields=_fields(runs))
 
 
 def _difference(p: Paired) -> tuple[object, ...]:

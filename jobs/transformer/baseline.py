@@ -42,6 +42,6 @@ def section(model: Evaluation, baseline: Evaluation) -> Section:
     cells = [(title, *(f"{getattr(e, name):.4f} ({getattr(e, f'{name}_low'):.4f} – {getattr(e, f'{name}_high'):.4f})"
                        for e in (model, baseline))) for title, name in names]
     cells.append(("log loss", f"{model.log_loss:.4f}", f"{baseline.log_loss:.4f}"))
-    intro = ("The same test rows, judged by this model and by a logistic regression on the TF-IDF of 1 to 4 letters, fitted to "
-             "the same training rows; in brackets 95% intervals.")
+    intro = ("The same test rows, judged by this model and by a logistic regression on the TF-IDF of 1 to 4 letters, "
+             "fitted to the same training rows; in brackets 95% intervals.")
     return html.section("Against a linear model", intro, ["metric", "this model", "linear model"], cells)

@@ -61,9 +61,8 @@ def decoded(trained: TrainingResult, positions: Any) -> list[str]:
 
 def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
     if (size := parameters_of(made)) > MOST_PARAMETERS:
-        return [html.section("Explained predictions",
-                             f"The model has {size / 1e6:,.0f} million parameters, too many for the driver: load the artifact on a "
-                             "worker's machine, and call explain.")]
+        return [html.section("Explained predictions", f"The model has {size / 1e6:,.0f} million parameters, too many for "
+                             "the driver: load the artifact on a worker's machine, and call explain.")]
     from jobs.transformer.model import Classifier, load
 
     model = load(made.store.location())

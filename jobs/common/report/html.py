@@ -1,7 +1,7 @@
 """The pages that reports are: Jinja2 templates, in the folder `templates/` of the package that shows something.
 
-A value is escaped where a template puts it in; what a template or a chart has made is Markup, which stays as it is. Every page
-extends `templates/page.html` of this package, and finds its macros.
+A value is escaped where a template puts it in; what a template or a chart has made is Markup, which stays as it is.
+Every page extends `templates/page.html` of this package, and finds its macros.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ class Section(NamedTuple):
     html: Markup
 
 
-def section(title: str, intro: str = "", headings: Sequence[str] = (), rows: Sequence[Sequence[object]] = ()) -> Section:
+def section(title: str, intro: str = "", headings: Sequence[str] = (),
+            rows: Sequence[Sequence[object]] = ()) -> Section:
     """A sentence, a table below it, or both. All columns but the first are numbers."""
     return Section(title, render("section.html", intro=intro, headings=headings, rows=rows))
 
@@ -46,6 +47,7 @@ def _environment(package: str) -> "Environment":
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined  # not needed by --help
 
     loader = ChoiceLoader([PackageLoader(each) for each in dict.fromkeys((package, _HERE))])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"shown": shown, "number": number, "without_secrets": without_secrets}
     return environment

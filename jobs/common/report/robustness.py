@@ -32,4 +32,5 @@ def section(results: Mapping[str, Measured], *, about: Mapping[str, str] | None 
     rows = [(name, f"{r.accuracy:.2%}", f"{r.accuracy_low:.2%} – {r.accuracy_high:.2%}",
              f"{100 * (r.accuracy - first):+.2f}" if place else "–") for place, (name, r) in enumerate(results.items())]
     changes = "; ".join(f"{name}: {text}" for name, text in (about or {}).items() if name in results)
-    return Section(title, render("robustness.html", results=results, first=first, rows=rows, split=split, changes=changes))
+    html = render("robustness.html", results=results, first=first, rows=rows, split=split, changes=changes)
+    return Section(title, html)

@@ -131,8 +131,9 @@ def _chart_of(key: str) -> str:
 def _confusions(e: Evaluation) -> list[tuple[object, ...]]:
     """Of many classes: the pairs that are most often taken for each other."""
     places = [(int(i), int(k)) for i, k in zip(*e.confusion.nonzero(), strict=True) if i != k]
-    found = sorted(((int(e.confusion[i, k]), i, k) for i, k in places), key=lambda item: (-item[0], item[1:]))[:MAX_PAIRS]
-    return [(e.class_names[i], e.class_names[k], n, f"{n / e.classes[i].support:.2%}") for n, i, k in found]
+    found = [(int(e.confusion[i, k]), i, k) for i, k in places]
+    worst = sorted(found, key=lambda item: (-item[0], item[1:]))[:MAX_PAIRS]
+    return [(e.class_names[i], e.class_names[k], n, f"{n / e.classes[i].support:.2%}") for n, i, k in worst]
 
 
 def _class_rows(e: Evaluation) -> list[tuple[object, ...]]:
@@ -148,7 +149,8 @@ def _pictures(mistakes: Mistakes | None) -> list[tuple[Any, ...]]:
     """Image, label, prediction and confidence of each."""
     if mistakes is None:
         return []
-    return list(zip(mistakes.images, mistakes.labels, mistakes.predictions, mistakes.confidences, strict=True))[:MAX_PICTURES]
+    rows = zip(mistakes.images, mistakes.labels, mistakes.predictions, mistakes.confidences, strict=True)
+    return list(rows)[:MAX_PICTURES]
 
 
 def _data(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +159,8 @@ def _data(described: Mapping[str, Any]) -> dict[str, Any]:
     names = [str(name) for name in data.pop("classes", ())]
     rows = [[name, *(count[k] for count in counts.values())] for k, name in enumerate(names[:MAX_CLASS_ROWS])]
     rows.append(["all", *(sum(count) for count in counts.values())])
-    return {"about_data": without_secrets(data), "counts": counts if names else {}, "num_classes": len(names), "count_rows": rows}
+    return {"about_data": without_secrets(data), "counts": counts if names else {}, "num_classes": len(names),
+            "count_rows": rows}
 
 
 def _duration(seconds: float) -> str:
