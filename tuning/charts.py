@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from jobs.common.formatting import shown
 from jobs.common.report.charts import FAINT, INK, chart, colour, plain
@@ -18,7 +19,7 @@ _MAP = "viridis"
 _MOST_CURVES = 200
 
 
-def learning_curves(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> str:
+def learning_curves(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> Markup:
     """The first metric over epochs, a line a trial, the best one on top."""
     with chart(f"{goal.first} over epochs, a line for each trial") as (axes, done):
         named: set[str] = set()
@@ -38,7 +39,7 @@ def learning_curves(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> 
     return done[0]
 
 
-def progress(trials: Sequence[Trial], goal: Goal) -> str:
+def progress(trials: Sequence[Trial], goal: Goal) -> Markup:
     """Each trial's best, and the best of all so far."""
     found = [(trial, row[goal.first]) for trial in trials if (row := goal.best_row(trial))]
     with chart("The best so far, over trials") as (axes, done):
@@ -55,7 +56,7 @@ def progress(trials: Sequence[Trial], goal: Goal) -> str:
     return done[0]
 
 
-def importance(shares: Mapping[str, float]) -> str:
+def importance(shares: Mapping[str, float]) -> Markup:
     """A bar for each field, the most important on top."""
     names = sorted(shares, key=lambda name: shares[name])
     with chart("Importance of each field", height=max(1.6, 0.7 + 0.27 * len(names))) as (axes, done):
@@ -66,7 +67,7 @@ def importance(shares: Mapping[str, float]) -> str:
     return done[0]
 
 
-def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> str:
+def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> Markup:
     """Each trial's best over one field; earlier trials are paler."""
     found = [(trial, row[goal.first]) for trial in trials if parameter.name in trial.values and (row := goal.best_row(trial))]
     with chart(f"{goal.first} by {parameter.name}", height=2.6) as (axes, done):
@@ -80,7 +81,7 @@ def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> str:
     return done[0]
 
 
-def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: Goal) -> str:
+def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: Goal) -> Markup:
     """The first metric over two fields, interpolated between the trials, which are dots."""
     rows = [(trial.values[first.name], trial.values[second.name], row[goal.first]) for trial in trials
             if first.name in trial.values and second.name in trial.values and (row := goal.best_row(trial))]
@@ -103,7 +104,7 @@ def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: 
     return done[0]
 
 
-def parallel_coordinates(parameters: Sequence[Parameter], trials: Sequence[Trial], goal: Goal) -> str:
+def parallel_coordinates(parameters: Sequence[Parameter], trials: Sequence[Trial], goal: Goal) -> Markup:
     """A line a trial through an axis for each field and the metric; bright lines are good ones."""
     found = sorted(((trial, row) for trial in trials if (row := goal.best_row(trial))), key=lambda pair: goal.score(pair[1]))
     scores = _clipped(np.array([row[goal.first] for _, row in found], float), goal)
@@ -134,7 +135,7 @@ def parallel_coordinates(parameters: Sequence[Parameter], trials: Sequence[Trial
     return done[0]
 
 
-def pareto_front(trials: Sequence[Trial], front: Sequence[Trial], goal: Goal) -> str:
+def pareto_front(trials: Sequence[Trial], front: Sequence[Trial], goal: Goal) -> Markup:
     """The first two metrics of all trials; those of the front are joined."""
     first, second = list(goal.metrics)[:2]
     with chart(f"{first} and {second} of all trials") as (axes, done):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cluster.core.errors import ConfigError, TrainyardError
@@ -29,7 +30,8 @@ from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.execution.run_state import RUN_FILE, RunState
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
-from jobs.common.report.html import Section, figure, figures, note, page, table
+from jobs.common.report import html
+from jobs.common.report.html import number
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RESULT_FILE, newest_attempt, read_record
 from jobs.common.training import predictions
@@ -186,37 +188,30 @@ def sentence(pair: Paired) -> str:
 # ── the page ──
 def render(runs: Sequence[Finished], pairs: Sequence[Paired]) -> str:
     """The comparison as one HTML document."""
-    names = " · ".join(run.name for run in runs)
-    lead = note(f"{len(runs)} runs on the same {len(runs[0].test.labels):,} test rows.")
-    return page(f"Comparison: {names}", lead, [_verdict(pairs), _metrics(runs), *_curves(runs), _classes(runs), _configs(runs)])
+    return html.render(
+        "comparison.html", "jobs.common", runs=runs, pairs=pairs, sentence=sentence, significant=SIGNIFICANT,
+        differences=[_difference(pair) for pair in pairs], metrics=_metrics(runs), charts=_curves(runs),
+        recalls=_recalls(runs), fields=_fields(runs))
 
 
-def _verdict(pairs: Sequence[Paired]) -> Section:
-    said = "".join(note(sentence(pair)) for pair in pairs)
-    rows = [(f"{p.second} less {p.first}", p.both, p.only_first, p.only_second, p.neither, f"{100 * p.difference[0]:+.2f}",
-             f"{100 * p.difference[1]:+.2f} – {100 * p.difference[2]:+.2f}", f"{p.p_value:.3g}") for p in pairs]
-    how = ("McNemar's exact test on the rows that only one of the two got right"
-           + (", with Holm's correction for the number of pairs." if len(pairs) > 1 else ".")
-           + f" Below p = {SIGNIFICANT} a difference is called real.")
-    numbers = table(["pair", "both right", "only the first", "only the second", "both wrong", "points", "95% interval", "p"], rows)
-    return Section(title="Is the difference real?", html=said + numbers + note(f"The first is the one after “less”. {how}"))
+def _difference(p: Paired) -> tuple[object, ...]:
+    gap, low, high = p.difference
+    return (f"{p.second} less {p.first}", p.both, p.only_first, p.only_second, p.neither, f"{100 * gap:+.2f}",
+            f"{100 * low:+.2f} – {100 * high:+.2f}", f"{p.p_value:.3g}")
 
 
-def _metrics(runs: Sequence[Finished]) -> Section:
-    scalars = [run.evaluation.scalars() for run in runs]
-    rows: list[list[object]] = [[title, *(_number(values.get(key)) for values in scalars)] for key, title in _METRICS.items()]
+def _metrics(runs: Sequence[Finished]) -> list[list[str]]:
+    rows = [[title, *(number(getattr(run.evaluation, key)) for run in runs)] for key, title in _METRICS.items()]
     rows.insert(1, ["… its 95% interval", *(f"{r.evaluation.accuracy_low:.4f} – {r.evaluation.accuracy_high:.4f}" for r in runs)])
-    rows.append(["steps", *(int(run.result["steps"]) for run in runs)])
-    rows.append(["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)])
-    rows.append(["time", *(duration(run.result["wall_s"]) for run in runs)])
-    return Section(title="Metrics (test)", html=table(["metric", *(run.name for run in runs)], rows))
+    return [*rows, ["steps", *(shown(int(run.result["steps"])) for run in runs)],
+            ["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)],
+            ["time", *(duration(run.result["wall_s"]) for run in runs)]]
 
 
-def _curves(runs: Sequence[Finished]) -> list[Section]:
-    charts = [figure(plots.line_chart(lines, x_label="epoch", name=title, log="loss" in title), title, above=True)
-              for key, title in (("validation_loss", "Validation loss"), ("validation_accuracy", "Validation accuracy"))
-              if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})]
-    return [Section(title="Training", html=figures(charts))] if charts else []
+def _curves(runs: Sequence[Finished]) -> dict[str, Markup]:
+    return {title: plots.line_chart(lines, x_label="epoch", name=title, log="loss" in title)
+            for key, title in (("validation_loss", "Validation loss"), ("validation_accuracy", "Validation accuracy"))
+            if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})}
 
 
 def _line(run: Finished, key: str) -> plots.Line:
@@ -224,27 +219,19 @@ def _line(run: Finished, key: str) -> plots.Line:
     return list(points), list(points.values())
 
 
-def _classes(runs: Sequence[Finished]) -> Section:
-    """Recall by class, those that differ most first."""
+def _recalls(runs: Sequence[Finished]) -> list[list[str]]:
+    """By class, those that differ most first."""
     recalls = [[score.recall for score in run.evaluation.classes] for run in runs]
     spread = [max((r or 0.0) for r in column) - min((r or 0.0) for r in column) for column in zip(*recalls, strict=True)]
     order = sorted(range(len(spread)), key=lambda k: -spread[k])[:20]
-    names = runs[0].evaluation.class_names
-    rows = [(names[k], *(_number(of_run[k]) for of_run in recalls)) for k in order]
-    said = note("Share of each class's rows that was recognised; the classes that differ most come first.")
-    return Section(title="Classes (test)", html=said + table(["class", *(run.name for run in runs)], rows))
+    return [[runs[0].evaluation.class_names[k], *(number(of_run[k]) for of_run in recalls)] for k in order]
 
 
-def _configs(runs: Sequence[Finished]) -> Section:
-    """The fields that are not the same."""
+def _fields(runs: Sequence[Finished]) -> list[list[str]]:
+    """Those of the config that are not the same."""
     flat = [flatten(run.config) for run in runs]
     keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if len({shown(values.get(key)) for values in flat}) > 1]
-    rows = [(key, *(shown(values.get(key)) for values in flat)) for key in keys if key != "run.name"]
-    return Section(title="What is configured differently", html=table(["field", *(run.name for run in runs)], rows))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return [[key, *(shown(values.get(key)) for values in flat)] for key in keys if key != "run.name"]
 
 
 if __name__ == "__main__":

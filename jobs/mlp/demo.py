@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from jobs.common.data.dataset import Dataset
 
 WORKERS = 2
 _SHADES = " .:-=+*#%@"
+_RAYS = re.compile(r"\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\s")
+"""How a line of Ray's own logs begins."""
 
 
 def main() -> int:
@@ -37,13 +40,15 @@ def main() -> int:
     spare_loopback()
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     storage = expanded("~/trainyard")
+    log = storage / f"ray-{name}.log"
     with tempfile.TemporaryDirectory(prefix="trainyard-demo-") as home:
         os.environ["TRAINYARD_HOME"] = home  # a cluster of its own, beside any that is up
         print("1. a Ray cluster on this machine, closed to others", flush=True)
         try:
             cluster = local.up(cpus_per_node=WORKERS)
-            print(f"   up: dashboard {cluster.dashboard_url}\n\n2. the job, on {WORKERS} workers", flush=True)
-            code = submit(name, storage, environment_for(cluster))
+            print(f"   up: dashboard {cluster.dashboard_url}\n   Ray's own lines: {log}", flush=True)
+            print(f"\n2. the job, on {WORKERS} workers", flush=True)
+            code = submit(name, storage, environment_for(cluster), log)
             if code == 0:
                 print("\n3. its model, loaded back from the artifact", flush=True)
                 show(storage / name)
@@ -52,7 +57,7 @@ def main() -> int:
             print("the cluster is down", flush=True)
         if code == 0:
             print("\n4. the same model behind an endpoint", flush=True)
-            serve(storage / name)
+            serve(storage / name, log)
     return code
 
 
@@ -61,13 +66,21 @@ def environment_for(cluster: local.LocalCluster) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | cluster.environment()
 
 
-def submit(name: str, storage: Path, env: dict[str, str]) -> int:
-    """`ray job submit`, following its output."""
-    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.mlp", "--run.workers", str(WORKERS),
-               "--run.storage", str(storage), "--run.name", name]
-    print("$ " + " ".join(command), flush=True)
-    program = str(Path(sys.executable).with_name("ray"))
-    return subprocess.run([program, *command[1:]], env=env, cwd=Path(__file__).parents[2], check=False).returncode
+def submit(name: str, storage: Path, env: dict[str, str], log: Path) -> int:
+    """`python -m cluster submit`, following its output. log: gets Ray's own lines. Returns the job's exit code."""
+    command = ["cluster", "submit", "mlp", "--", "--run.workers", str(WORKERS), "--run.storage", str(storage),
+               "--run.name", name]
+    print("$ python -m " + " ".join(command), flush=True)
+    storage.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen([sys.executable, "-m", *command], env=env, cwd=Path(__file__).parents[2],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process, log.open("a") as rays:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", file=rays if _RAYS.match(line) else sys.stdout, flush=True)
+            return process.wait()
+        finally:
+            process.kill()
 
 
 def show(run: Path) -> None:
@@ -87,11 +100,11 @@ def show(run: Path) -> None:
     print(f"\nreport: {run / 'report.html'}\nartifact: {run / 'artifact'}", flush=True)
 
 
-def serve(run: Path) -> None:
-    """Asks an endpoint for the first test image over HTTP."""
+def serve(run: Path, log: Path) -> None:
+    """Asks an endpoint for the first test image over HTTP. log: as for `submit`."""
     record = read_json(run / "run.json")
     image, label = first_test_image(run.parent, record)
-    with endpoint(run / "artifact") as url:
+    with endpoint(run / "artifact", log) as url:
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
         print(f"$ curl {url}/v2/models/digits/infer -d '{{\"inputs\": [{{\"name\": \"image\", …}}]}}'", flush=True)
@@ -109,16 +122,18 @@ def serve(run: Path) -> None:
 
 
 @contextmanager
-def endpoint(artifact: Path) -> Generator[str]:
+def endpoint(artifact: Path, log: Path) -> Generator[str]:
     """Its address. It ends with the block."""
     port = free_port() if os.environ.get("KEEP") != "1" else 8000
     command = ["serving", "up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port)]
     print("$ python -m " + " ".join(command), flush=True)
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    with log.open("a") as rays:
+        process = subprocess.Popen([sys.executable, "-m", *command], cwd=Path(__file__).parents[2],
+                                   stdout=subprocess.PIPE, stderr=rays, text=True)
     try:
         assert process.stdout is not None
         if not any(line.startswith("ready: ") for line in process.stdout):
-            raise ClusterError("the endpoint did not start: see above")
+            raise ClusterError(f"the endpoint did not start: see {log}")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGINT)

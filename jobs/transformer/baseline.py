@@ -8,7 +8,8 @@ import numpy as np
 
 from jobs.common.evaluation.classification import judge_split
 from jobs.common.evaluation.metrics import Evaluation
-from jobs.common.report.html import Section, note, table
+from jobs.common.report import html
+from jobs.common.report.html import Section
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
 from jobs.transformer.config import TransformerConfig
@@ -41,6 +42,6 @@ def section(model: Evaluation, baseline: Evaluation) -> Section:
     cells = [(title, *(f"{getattr(e, name):.4f} ({getattr(e, f'{name}_low'):.4f} – {getattr(e, f'{name}_high'):.4f})"
                        for e in (model, baseline))) for title, name in names]
     cells.append(("log loss", f"{model.log_loss:.4f}", f"{baseline.log_loss:.4f}"))
-    intro = note("The same test rows, judged by this model and by a logistic regression on the TF-IDF of 1 to 4 letters, fitted to "
-                 "the same training rows; in brackets 95% intervals.")
-    return Section(title="Against a linear model", html=intro + table(["metric", "this model", "linear model"], cells))
+    intro = ("The same test rows, judged by this model and by a logistic regression on the TF-IDF of 1 to 4 letters, "
+             "fitted to the same training rows; in brackets 95% intervals.")
+    return html.section("Against a linear model", intro, ["metric", "this model", "linear model"], cells)

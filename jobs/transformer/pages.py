@@ -9,9 +9,9 @@ import numpy as np
 
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
-from jobs.common.report import robustness
+from jobs.common.report import html, robustness
 from jobs.common.report.attributions import TextAttribution, text_section
-from jobs.common.report.html import Section, escape, note, table
+from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import ABOUT
@@ -46,8 +46,8 @@ def _mistakes(trained: TrainingResult) -> list[Section]:
     said = test.probabilities[worst].argmax(1)
     rows = [(text, names[label], names[k], f"{test.probabilities[i, k]:.1%}")
             for text, label, k, i in zip(texts, test.labels[worst].tolist(), said.tolist(), worst.tolist(), strict=True)]
-    intro = note("Rows of the test split that the model got wrong with the greatest confidence, as its tokenizer has them.")
-    return [Section(title="Worst mistakes", html=intro + table(["text", "true class", "predicted class", "sure"], rows))]
+    intro = "Rows of the test split that the model got wrong with the greatest confidence, as its tokenizer has them."
+    return [html.section("Worst mistakes", intro, ["text", "true class", "predicted class", "sure"], rows)]
 
 
 def decoded(trained: TrainingResult, positions: Any) -> list[str]:
@@ -61,9 +61,8 @@ def decoded(trained: TrainingResult, positions: Any) -> list[str]:
 
 def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
     if (size := parameters_of(made)) > MOST_PARAMETERS:
-        return [Section(title="Explained predictions", html=note(
-            f"The model has {size / 1e6:,.0f} million parameters, too many for the driver: load the artifact on a worker's "
-            "machine, and call explain."))]
+        return [html.section("Explained predictions", f"The model has {size / 1e6:,.0f} million parameters, too many for "
+                             "the driver: load the artifact on a worker's machine, and call explain.")]
     from jobs.transformer.model import Classifier, load
 
     model = load(made.store.location())
@@ -97,7 +96,7 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
              "targets": ("tokens predicted", ",.0f")}
     rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
             for name, (title, style) in shown.items()]
-    sections = [Section(title="How well it predicts", html=table(["metric", *verdict.metrics], rows))]
+    sections = [html.section("How well it predicts", headings=["metric", *verdict.metrics], rows=rows)]
     if trained.config.eval.samples and parameters_of(made) <= MOST_PARAMETERS:
         sections.append(_samples(trained, made))
     return sections
@@ -108,12 +107,9 @@ def _samples(trained: TrainingResult, made: Artifact) -> Section:
 
     model = load(made.store.location())
     assert isinstance(model, LanguageModel)
-    shown: list[str] = []
-    for i, prompt in enumerate(prompts(trained, model.tokenizer)):
-        text = model.generate(prompt, trained.config.eval.sample_tokens, seed=i)
-        shown.append(f"<pre style='white-space:pre-wrap'><b>{escape(prompt)}</b>{escape(text)}</pre>")
-    intro = note("What the model writes after the beginnings (bold) of rows of the test split, at temperature 0.8.")
-    return Section(title="Sampled continuations", html=intro + "".join(shown))
+    samples = [(prompt, model.generate(prompt, trained.config.eval.sample_tokens, seed=i))
+               for i, prompt in enumerate(prompts(trained, model.tokenizer))]
+    return Section("Sampled continuations", html.render("samples.html", "jobs.transformer", samples=samples))
 
 
 def prompts(trained: TrainingResult, tokenizer: Any) -> Sequence[str]:

@@ -8,6 +8,8 @@ import pytest
 
 from tests import contained, newcomer, unprivileged
 
+RAYS = re.compile(r"^.*(?:\.(?:py|cc):\d+ -- |\bpid=\d+\)|Tailing logs|Next steps).*$", re.MULTILINE)
+"""Lines that Ray's tools and processes print."""
 PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4} samples/s \d+ workers 2 restarts 0 eta \S+$", re.MULTILINE)
 
 
@@ -24,10 +26,14 @@ def demo(done: contained.Done, home: Path) -> None:
     assert done.code == 0, done.output
     unprivileged.require_none(done.output)
     assert "Traceback" not in done.output
+    assert RAYS.findall(done.output) == []
     assert PROGRESS.findall(done.output), done.output
     results(done.output)
     run = next((home / "trainyard").glob("demo-*"))
     assert f"\nreport: {run}/report.html\nartifact: {run}/artifact\n" in done.output
+    log = home / f"trainyard/ray-{run.name}.log"
+    assert f"\n   Ray's own lines: {log}\n" in done.output
+    assert "Runtime env is setting up" in log.read_text()
     assert (run / "report.html").stat().st_size > 50_000
     assert (run / "artifact/manifest.json").exists()
     assert "\nthe cluster is down\n" in done.output

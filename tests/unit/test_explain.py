@@ -15,7 +15,7 @@ import torch
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.report.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
-from jobs.common.report.html import Section, page
+from jobs.common.report.html import Section, render
 from jobs.common.training.predictions import Predictions
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import explained_rows
@@ -205,7 +205,7 @@ def test_text_of_the_users_stays_text() -> None:
     evil = {"label": EVIL, "predicted": "<i>"}
     parts = [text_section([text_row(tokens=tokens, attributions=np.arange(4.0), **evil)], baseline=EVIL, title=EVIL),
              image_section([image_row(**evil)], baseline=EVIL, title=EVIL)]
-    document = page("t", "", parts)
+    document = render("page.html", title="t", sections=parts)
     document.encode()
     assert not re.search(r"<script|<i>|\x00|\u202e|alt=\"[^\"]*<", document)
     assert document.count("&lt;script&gt;") >= 7

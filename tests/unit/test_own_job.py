@@ -21,7 +21,7 @@ from jobs.common.training.find_job import beside, find_job
 from jobs.mlp.job import JOB
 from serving.commands.deploy_config import find
 from tests import own_job
-from tests.runs import result
+from tests.runs import ROOT, result
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,9 @@ def test_it_is_trainyards_wheel_that_is_used(place: own_job.Place) -> None:
                                "for each in (cluster, jobs, serving, tuning): print(each.__file__)")
     assert said.stdout.split() == [str(place.installed / name / "__init__.py") for name in shadows.PACKAGES]
     assert (place.installed / "jobs/mlp/search_space.yaml").is_file()
+    templates = [path.relative_to(ROOT) for name in shadows.PACKAGES for path in (ROOT / name).rglob("templates/*.html")]
+    assert templates
+    assert [path for path in templates if not (place.installed / path).is_file()] == []
 
 
 @pytest.mark.usefixtures("importable")

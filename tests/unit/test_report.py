@@ -8,13 +8,16 @@ import time
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import escape
 from PIL import Image
 
 from cluster.core.storage import Store
 from jobs.common.evaluation.metrics import Mistakes, evaluate, worst_mistakes
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
-from jobs.common.report.html import Section, escape, note
+from jobs.common.report.html import Section, section
+from jobs.common.report.html import render as render_template
 from jobs.common.report.images import data_uri
 from jobs.common.report.run_report import ReportContent, RunFacts, render, write_report
 
@@ -52,7 +55,7 @@ def content(classes=10, rows=500, names=None, side=28, **changes):
         "data": {"fingerprint": "f00d" * 16, "rows": {"train": 900}, "classes": names,
                  "class_counts": {"train": [90] * classes, "test": [10] * classes}},
         "environment": {"python": "3.11.7", "libraries": {"numpy": "2.4.6"}}, "artifact": "/runs/night/artifact",
-        "sections": [Section(title="Tokens", html=note("12 tokens a row"))],
+        "sections": [section("Tokens", "12 tokens a row")],
     }  # fmt: skip
     return ReportContent(**fields | changes)
 
@@ -131,6 +134,18 @@ def test_no_text_of_the_users_becomes_markup():
     assert "script" not in Reader(document).tags
     assert "<script" not in document
     assert document.count(escape(EVIL)) > 10
+
+
+def test_what_no_template_has_made_is_text():
+    document = render_template("page.html", title=EVIL, sections=[Section(EVIL, EVIL)])
+    assert "<script" not in document
+    assert document.count(escape(EVIL)) == 5
+    assert "<script" not in section("t", EVIL, [EVIL], [[EVIL, EVIL], [{EVIL: EVIL}, [EVIL]]]).html
+
+
+def test_a_value_that_a_template_does_not_get_is_an_error():
+    with pytest.raises(UndefinedError, match="sections"):
+        render_template("page.html", title="t")
 
 
 def test_passwords_in_addresses_are_not_shown(document):

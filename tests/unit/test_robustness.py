@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.common.report.html import page
+from jobs.common.report.html import render
 from jobs.common.report.robustness import section
 from jobs.transformer.text.robustness import ABOUT, PERTURBATIONS, lost_accents, lost_case, shortened, typos
 
@@ -143,7 +143,8 @@ def test_bars_are_as_long_as_the_accuracy_and_whiskers_span_the_interval() -> No
 
 
 def test_a_name_stays_text() -> None:
-    document = page("t", "", [section({EVIL: measured(1.0), "b": measured(0)}, about={EVIL: EVIL}, split=EVIL, title=EVIL)])
+    evil = section({EVIL: measured(1.0), "b": measured(0)}, about={EVIL: EVIL}, split=EVIL, title=EVIL)
+    document = render("page.html", title="t", sections=[evil])
     assert "<script" not in document and document.count("&lt;script&gt;") >= 5
 
 

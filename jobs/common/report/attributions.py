@@ -13,21 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.common.report.html import Section, escape, note
+from jobs.common.report.html import Section, render
 from jobs.common.report.images import PIXELATED_SIDE, data_uri
 
-FOR, AGAINST = "--series-4", "--series-0"
-"""The page's colours (red, blue) of what speaks for an answer, and against it: told apart also by who sees no red or green."""
 MAX_TOKENS, MAX_SHARE, LARGE_QUANTILE = 256, 0.5, 0.99
 """The strongest colour below a word is half of it: letters keep a contrast of 4.5 to 1, in dark mode too (WCAG 2, 1.4.3)."""
 _RED, _BLUE = (214, 30, 40), (20, 90, 230)
 
 TITLE = "What the answers rest on"
-_SEEN = (" In the third picture, in red, the region of the last convolution that speaks for the class (Grad-CAM, Selvaraju et al. "
-         "2017): coarser, but of the network's own features.")
-_WRAPPED = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75;margin:0"
-_PAIR = "display:flex;gap:6px"
-_GRID = "grid-template-columns:repeat(auto-fill,minmax(232px,1fr))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +64,7 @@ def image_section(rows: Sequence[ImageAttribution], *, baseline: str = "the mean
 
     Raises: ValueError if an attribution is not of its image's size.
     """
-    said = ("In red, pixels that speak for the predicted class; in blue, those that speak against it; each compared with "
-            f"{baseline} (integrated gradients). The stronger the colour, the more a pixel counts, among those of its own image."
-            + (_SEEN if any(row.region is not None for row in rows) else ""))
-    pictures = "".join(_picture(place, row) for place, row in enumerate(rows, 1))
-    wide = any(row.region is not None for row in rows)
-    grid = f'<div class="pictures" style="{_GRID.replace("232", "350") if wide else _GRID}">{pictures}</div>'
-    return Section(title=title, html=note(said) + _legend(1.0) + grid + _gap(rows))
+    return _section("image_attributions.html", title, rows, baseline, strongest=100, overlay=overlay, data_uri=data_uri)
 
 
 def text_section(rows: Sequence[TextAttribution], *, baseline: str = "a text of nothing but padding",
@@ -86,10 +73,8 @@ def text_section(rows: Sequence[TextAttribution], *, baseline: str = "a text of 
 
     Raises: ValueError if a row has not one attribution for each token.
     """
-    said = (f"In red, words and parts of words that speak for the predicted class; in blue, those that speak against it; each "
-            f"compared with {baseline} (integrated gradients). The stronger the colour, the more it counts, among those of its own "
-            "text; the number is there when pointed at.")
-    return Section(title=title, html=note(said) + _legend(MAX_SHARE) + "".join(map(_text, rows)) + _gap(rows))
+    return _section("text_attributions.html", title, rows, baseline, strongest=round(100 * MAX_SHARE), tokens=_tokens,
+                    most=MAX_TOKENS)
 
 
 def overlay(pixels: NDArray[Any], attribution: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -122,35 +107,12 @@ def _gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
     return 90 + (values - values.min()) / (spread or 1.0) * 165
 
 
-def _picture(place: int, row: ImageAttribution) -> str:
-    large = " class=large" if max(row.pixels.shape[:2]) > PIXELATED_SIDE else ""
-    name = f"row {place}, {row.label}"
-    shown = [(name, row.pixels), (f"{name}: what speaks for {row.predicted} and against it", overlay(row.pixels, row.attribution))]
-    if row.region is not None:
-        shown.append((f"{name}: the region that speaks for {row.predicted}", overlay(row.pixels, row.region)))
-    images = "".join(f'<img{large} alt="{escape(alt)}" src="{data_uri(image)}">' for alt, image in shown)
-    return f'<figure><div style="{_PAIR}">{images}</div><figcaption>{_answer(row)}</figcaption></figure>'
-
-
-def _text(row: TextAttribution) -> str:
+def _tokens(row: TextAttribution) -> list[tuple[str, float, int]]:
+    """Each with its attribution, and its share of the colour in percent, signed."""
     if len(row.tokens) != len(row.attributions):
         raise ValueError(f"{len(row.attributions)} attributions for {len(row.tokens)} tokens: one for each")
-    shares = np.rint(_strength(row.attributions) * MAX_SHARE * 100).astype(int).tolist()
-    tokens = "".join(map(_token, row.tokens[:MAX_TOKENS], row.attributions.tolist(), shares))
-    more = len(row.tokens) - MAX_TOKENS
-    rest = f' <small>… and {more:,} more tokens</small>' if more > 0 else ""
-    return (f'<figure style="margin:0 0 18px"><p dir="auto" style="{_WRAPPED}">{tokens}{rest}</p>'
-            f"<figcaption>{_answer(row)}</figcaption></figure>")
-
-
-def _token(token: str, value: float, share: int) -> str:
-    """share: of the colour, in percent, signed."""
-    colour = f"background:{_tint(share)};" if share else ""
-    return f'<span style="{colour}border-radius:3px" title="{value:+.4f}">{escape(_printable(token))}</span>'
-
-
-def _tint(share: int) -> str:
-    return f"color-mix(in srgb,var({FOR if share > 0 else AGAINST}) {abs(share)}%,transparent)"
+    shares: list[int] = np.rint(_strength(row.attributions) * MAX_SHARE * 100).astype(int).tolist()
+    return list(zip(map(_printable, row.tokens[:MAX_TOKENS]), row.attributions.tolist(), shares, strict=False))
 
 
 def _printable(token: str) -> str:
@@ -158,24 +120,6 @@ def _printable(token: str) -> str:
     return "".join(char if char.isprintable() or char.isspace() else "\N{REPLACEMENT CHARACTER}" for char in token)
 
 
-def _answer(row: Attribution) -> str:
-    true, said = escape(row.label), escape(row.predicted)
-    answer = f"<b>{true}</b>, recognised" if row.label == row.predicted else f"<b>{true}</b> taken for <b>{said}</b>"
-    return f"{answer}, {row.confidence:.1%} sure"
-
-
-def _gap(rows: Sequence[Attribution]) -> str:
-    gaps = [row.gap for row in rows if row.gap is not None]
-    if not gaps:
-        return ""
-    said = ("Together the attributions of a row are what the log odds of the predicted class gain over the baseline; here they "
-            f"miss that by at most {max(gaps):.2g}.")
-    return f'<div style="margin-top:14px">{note(said)}</div>'
-
-
-def _legend(most: float) -> str:
-    """The colours, up to the share of them that is used."""
-    strongest = round(100 * most)
-    bar = f"background:linear-gradient(to right,{_tint(-strongest)},transparent,{_tint(strongest)})"
-    return (f'<p class="note" style="display:flex;gap:8px;align-items:center">against<span style="width:150px;height:10px;'
-            f'border-radius:3px;{bar}"></span>for</p>')
+def _section(template: str, title: str, rows: Sequence[Attribution], baseline: str, **values: object) -> Section:
+    gap = max((row.gap for row in rows if row.gap is not None), default=None)
+    return Section(title, render(template, rows=rows, baseline=baseline, gap=gap, **values))

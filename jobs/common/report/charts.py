@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.evaluation.roc import RocCurve
-from jobs.common.report.html import escape
 
 MAX_POINTS = 400
 MAX_NAMED = 60
@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {
 Line = tuple[Sequence[float], Sequence[float]]
 
 
-def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool = False) -> str:
+def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool = False) -> Markup:
     """Values over steps, one line a name; long lines are averaged down to 400 points. `name` is what a screen reader says.
 
     log: a logarithmic scale, where the values are positive and span more than a factor of 50.
@@ -59,7 +59,7 @@ def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool 
     return done[0]
 
 
-def roc_chart(evaluation: Evaluation, *, corner: bool = False) -> str:
+def roc_chart(evaluation: Evaluation, *, corner: bool = False) -> Markup:
     """ROC curves: averages, and the classes (of more than ten, the five worst). `corner`: the upper left tenth, enlarged."""
     name = "The upper left corner of the ROC curves" if corner else "ROC curves, one class against the rest"
     with chart(name) as (axes, done):
@@ -82,7 +82,7 @@ def reaches_the_corner(evaluation: Evaluation) -> bool:
     return mean is not None and float(np.interp(0.08, mean.false_positive_rate, mean.true_positive_rate)) > 0.92
 
 
-def reliability_chart(evaluation: Evaluation) -> str:
+def reliability_chart(evaluation: Evaluation) -> Markup:
     """Accuracy against confidence, with how many rows each bin holds below."""
     bins = [b for b in evaluation.reliability if b.count]
     with chart("Reliability diagram: accuracy against confidence") as (axes, done):
@@ -97,7 +97,7 @@ def reliability_chart(evaluation: Evaluation) -> str:
     return done[0]
 
 
-def confusion_chart(evaluation: Evaluation) -> str:
+def confusion_chart(evaluation: Evaluation) -> Markup:
     """The confusion matrix of many classes as an image: darkness is the share of a true class's rows."""
     counts = evaluation.confusion.astype(float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -114,12 +114,12 @@ def confusion_chart(evaluation: Evaluation) -> str:
 
 
 @contextmanager
-def chart(name: str, *, width: float = 4.8, height: float = 3.3) -> Generator[tuple[Any, list[str]]]:
+def chart(name: str, *, width: float = 4.8, height: float = 3.3) -> Generator[tuple[Any, list[Markup]]]:
     """Axes to draw on, and a list that holds the SVG's text once the block has ended. name: what a screen reader says. Inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    done: list[str] = []
+    done: list[Markup] = []
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         left, below = 0.624 / width, 0.495 / height
@@ -129,7 +129,7 @@ def chart(name: str, *, width: float = 4.8, height: float = 3.3) -> Generator[tu
         done.append(_themed(text.getvalue(), name))
 
 
-def _themed(svg: str, name: str) -> str:
+def _themed(svg: str, name: str) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
@@ -137,7 +137,7 @@ def _themed(svg: str, name: str) -> str:
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
     prefix = f"c{zlib.crc32(name.encode()):08x}"  # identifiers are unique within a chart only
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg).replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
-    return re.sub(r"#0[0-9a-f]{5}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg)
+    return Markup(re.sub(r"#0[0-9a-f]{5}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg))
 
 
 def colour(index: int) -> str:

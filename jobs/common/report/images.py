@@ -3,32 +3,12 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.common.evaluation.metrics import Mistakes
-from jobs.common.report.html import escape
-
-MAX_PICTURES, MAX_SIDE, PIXELATED_SIDE = 24, 224, 64
-
-
-def gallery(mistakes: Mistakes, class_names: Sequence[str]) -> str:
-    """HTML: each picture above its true class, the predicted one and how sure the model was."""
-    rows = zip(mistakes.images, mistakes.labels, mistakes.predictions, mistakes.confidences, strict=True)
-    shown = [_picture(i, *row, class_names) for i, row in enumerate(rows) if i < MAX_PICTURES]
-    return f'<div class="pictures">{"".join(shown)}</div>'
-
-
-def _picture(place: int, image: NDArray[Any], label: int, predicted: int, sure: float, names: Sequence[str]) -> str:
-    true, said = escape(names[int(label)]), escape(names[int(predicted)])
-    large = " class=large" if max(image.shape[:2]) > PIXELATED_SIDE else ""
-    return (
-        f'<figure><img{large} alt="mistake {place + 1}: {true} taken for {said}" src="{data_uri(image)}">'
-        f"<figcaption><b>{true}</b> taken for <b>{said}</b>, {sure:.1%} sure</figcaption></figure>"
-    )
+MAX_SIDE, PIXELATED_SIDE = 224, 64
 
 
 def data_uri(image: NDArray[Any]) -> str:
