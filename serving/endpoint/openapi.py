@@ -1,4 +1,4 @@
-"""The endpoint's operations: each is a route of Starlette's router and, from the same definition, a part of /openapi.json."""
+"""An operation of the endpoint: a route of Starlette's router and, from the same definition, a part of /openapi.json."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,18 +52,22 @@ class Operation(Route):
         return await self.answer(*(() if self.takes is None else (request, receive)), **parameters)
 
     def described(self, models: Sequence[Model], suffix: str, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+        def content(kind: Any) -> dict[str, Any]:
+            return {"application/json": {"schema": schemas[kind]}}
+
         fields = {**(models[0] if models else {}), "names": ", ".join(model["name"] for model in models)}
-        content = {"application/json": {"schema": schemas[self.returns]}}
-        if self.streams is not None:
-            content["text/event-stream"] = {"schema": schemas[self.streams]}
-        error = {"application/json": {"schema": schemas[self.error]}}
-        made: dict[str, Any] = {"summary": self.summary.format(**fields), "operationId": self.name + suffix, "responses": {
-            "200": {"description": "OK", "content": content},
-            **{str(status): {"description": why, "content": error} for status, why in self.refused.items()}}}
+        stream = {} if self.streams is None else {"text/event-stream": {"schema": schemas[self.streams]}}
+        answers = {"200": {"description": "OK", "content": content(self.returns) | stream}}
+        for status, why in self.refused.items():
+            answers[str(status)] = {"description": why, "content": content(self.error)}
+        made = {"summary": self.summary.format(**fields), "operationId": self.name + suffix, "responses": answers}
         if self.takes is not None:
             schema, example = self.takes(models)
-            made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
-        return made | ({"description": self.details} if self.details else {}) | ({"security": []} if self.keyless else {})
+            body = {"application/json": {"schema": schema, "example": example}}
+            made["requestBody"] = {"required": True, "content": body}
+        if self.details:
+            made["description"] = self.details
+        return made | ({"security": []} if self.keyless else {})
 
 
 def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path: str = "") -> dict[str, Any]:
@@ -72,21 +76,22 @@ def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path:
     root_path: what stands before every path, where it is given out by a proxy.
     """
     documented = [operation for operation in operations if operation.include_in_schema]
-    types = dict.fromkeys(each for operation in documented for each in (operation.returns, operation.streams, operation.error)
-                          if each is not None)
+    types = {each for operation in documented for each in (operation.returns, operation.streams, operation.error)} - {None}
     made, parts = TypeAdapter[Any].json_schemas([(each, "validation", TypeAdapter(each)) for each in types],
                                                 ref_template="#/components/schemas/{model}")
     schemas = {each: made[each, "validation"] for each in types}
-    placed = sorted((found for operation in documented for found in _placed(operation, models, schemas)), key=itemgetter(0))
+    placed = [found for operation in documented for found in _placed(operation, models, schemas)]
     return {
-        "openapi": "3.1.0", "info": {"title": "trainyard", "version": "2", "description": "Open Inference Protocol v2."},
+        "openapi": "3.1.0",
+        "info": {"title": "trainyard", "version": "2", "description": "Open Inference Protocol v2."},
         "servers": [{"url": root_path or "/"}], "security": [{"key": []}],
-        "paths": {path: described for _, path, described in placed},
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}, "schemas": parts["$defs"]},
+        "paths": {path: described for _, path, described in sorted(placed, key=itemgetter(0))},
+        "components": {"schemas": parts["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 
-def _placed(operation: Operation, models: Sequence[Model], schemas: Mapping[Any, Any]) -> Iterator[tuple[Any, str, Any]]:
+def _placed(operation: Operation, models: Sequence[Model], schemas: Mapping[Any, Any]) \
+        -> Iterator[tuple[Any, str, Any]]:
     """Its place in the order, which goes model by model and then version by version; each of its paths, and what is there."""
     path, text, method = operation.path, operation.path.startswith("/v1/"), operation.allowed[0].lower()
     meant = [(number, model) for number, model in enumerate(models) if operation.of is None or operation.of(model)]

@@ -37,7 +37,7 @@ class Answer:
     __slots__ = ("body", "content_type", "headers", "status", "text")
 
     def __init__(self, body: bytes, status: int = 200, content_type: bytes = _JSON,
-                 headers: tuple[tuple[bytes, bytes], ...] = (), text: completions.Completion | None = None) -> None:
+                 headers: Headers = (), text: completions.Completion | None = None) -> None:
         self.body, self.status, self.content_type, self.headers, self.text = body, status, content_type, headers, text
 
     @property
@@ -131,8 +131,8 @@ class Operations:
         """
         body = await _body(receive, request, self._core.settings.max_request_bytes)
         length = request.headers.get(protocol.HEADER_LENGTH.encode())
-        return lambda about: protocol.parse_request(body, None if length is None else length.decode("latin-1"), about["inputs"],
-                                                    about[outputs], most, limit)
+        header = None if length is None else length.decode("latin-1")
+        return lambda about: protocol.parse_request(body, header, about["inputs"], about[outputs], most, limit)
 
     async def _text(self, request: Request, receive: Receive) -> Answer:
         timeout_s = self._core.timeout_s(request)
@@ -164,7 +164,8 @@ def _json(message: Any, status: int = 200, headers: Headers = ()) -> Answer:
 
 
 async def _page(name: str) -> Answer:
-    return Answer(_read(name), content_type=_HTML, headers=((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY")))
+    headers = ((b"content-security-policy", _POLICY), (b"x-frame-options", b"DENY"))
+    return Answer(_read(name), content_type=_HTML, headers=headers)
 
 
 @cache
