@@ -18,6 +18,7 @@ from typing import Any
 from cluster.core.control_store import Gcs
 from cluster.core.documents import MOST_JSON_BYTES, parse_json
 from cluster.core.errors import ClusterError
+from cluster.core.ray_internals import dashboard_headers
 from cluster.local.cluster import LocalCluster
 from cluster.monitoring.scrape import DIRECTLY, Scrape, quantile, scrape
 from cluster.monitoring.status import Status, read_status
@@ -155,9 +156,7 @@ def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[End
 
 
 def _applications(dashboard_url: str) -> list[Application]:
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    details = _json(DIRECTLY, f"{dashboard_url}/api/serve/applications/", get_auth_headers_if_auth_enabled({}))
+    details = _json(DIRECTLY, f"{dashboard_url}/api/serve/applications/", dashboard_headers())
     return [
         Application(name=name, status=app["status"], message=_last_line(app.get("message", "")), deployments=[
             (each["name"], each["status"], sum(r.get("state") == "RUNNING" for r in each.get("replicas", [])))
