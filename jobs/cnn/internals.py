@@ -7,28 +7,31 @@ tests/unit/test_internals.py holds each symbol.
 
 from typing import Any
 
-from tensorflow.python.eager import context as _context
-from tensorflow.python.framework import config as _config
-
 from jobs.cnn.framework import tf
-
-_untyped: Any = _context
 
 
 def has_context() -> bool:
     """Whether TensorFlow has made the context in which threads and devices are fixed. Nothing public says so."""
-    return _untyped.context()._initialized
+    return _eager().context()._initialized
 
 
 def drop_context() -> None:
     """Gives up the context with everything in it: the public way, another process, takes the time of the imports."""
-    _untyped._reset_context()
+    _eager()._reset_context()
+
+
+def _eager() -> Any:
+    from tensorflow.python.eager import context  # not at the top, where it would come before what `framework` loads first
+
+    return context
 
 
 def set_determinism(deterministic: bool) -> None:
     """Public is only the way to turn it on, and a worker's process outlives the generation that wanted it."""
+    from tensorflow.python.framework import config
+
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     else:
-        untyped: Any = _config
+        untyped: Any = config
         untyped.disable_op_determinism()
