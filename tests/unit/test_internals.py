@@ -9,6 +9,8 @@ import pytest
 
 from tests.layering import internals_modules, private_symbols
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries warn of as they are imported is not asked here
+
 ZERO3 = "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3"
 CALLS = {
     # cluster/core/ray_internals.py
