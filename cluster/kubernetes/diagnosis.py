@@ -9,9 +9,8 @@ import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-Object = dict[str, Any]
+from cluster.core.documents import JsonObject as Object
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_WAIT_S = 60.0

@@ -11,9 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.core.control_store import Gcs
 from cluster.core.documents import MOST_JSON_BYTES, parse_json
@@ -23,6 +23,7 @@ from cluster.local.cluster import LocalCluster
 from cluster.monitoring.scrape import DIRECTLY, Scrape, quantile, scrape
 from cluster.monitoring.status import Status, read_status
 
+T = TypeVar("T")
 WINDOW_S = 60.0
 _TIMEOUT_S = 3.0
 _OF_RUN = {
@@ -113,7 +114,7 @@ class Watcher:
     def _serves(self) -> bool:
         return Gcs(self._address).has_actor("SERVE_CONTROLLER_ACTOR", "serve")
 
-    def _ask(self, call: Any, what: str, warnings: list[str]) -> list[Any]:
+    def _ask(self, call: Callable[[], list[T]], what: str, warnings: list[str]) -> list[T]:
         try:
             return call()
         except (ClusterError, OSError, ValueError) as error:
