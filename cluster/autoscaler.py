@@ -3,8 +3,6 @@
 On Kubernetes the RayCluster says it (`maxReplicas` of each worker group): its pods may read it, if their service account has the
 right to `get` it. Elsewhere only the autoscaler knows, and says so when a request can never be met.
 """
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false
 
 import os
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 from cluster.core.control_store import Gcs
 from cluster.core.errors import TrainyardError
+from cluster.core.ray_internals import autoscaling_config
 
 CLUSTER_NAME = "RAY_CLUSTER_NAME"
 """KubeRay sets it in each Ray container; Ray's processes and jobs inherit it."""
@@ -47,13 +46,11 @@ def node_groups() -> list[NodeGroup] | None:
 
 def groups_of(cluster: Mapping[str, Any]) -> list[NodeGroup]:
     """The head too, which is there once. Read as Ray's autoscaler reads it; without one, `replicas` is all there can be."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
-
     spec = cluster["spec"]
     groups = [group if spec.get("enableInTreeAutoscaling") else {**group, "maxReplicas": group.get("replicas", 0)}
               for group in spec.get("workerGroupSpecs", [])]
     bounded = [{"minReplicas": 0, "maxReplicas": 2**31 - 1, **group} for group in groups]  # the CRD's own defaults
-    made = derive({**cluster, "spec": {**spec, "workerGroupSpecs": bounded}})
+    made = autoscaling_config({**cluster, "spec": {**spec, "workerGroupSpecs": bounded}})
     head = made["head_node_type"]
     return [NodeGroup(name=name, most=1 if name == head else kind["max_workers"], resources=kind["resources"])
             for name, kind in made["available_node_types"].items()]

@@ -16,11 +16,10 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
-from cluster.core import auth
+from cluster.core import auth, ray_internals
 from cluster.core.control_store import Gcs, Node, TokenError, reachable, silent_nodes, within
 from cluster.core.errors import ClusterError
 from cluster.core.network import spare_loopback
@@ -120,15 +119,9 @@ def control_store(wanted: str) -> str:
 def _running_here() -> str:
     if (cluster := local.current()) is not None:
         return cluster.address
-    from ray._private.services import canonicalize_bootstrap_address
-
-    try:
-        found = canonicalize_bootstrap_address("auto")
-    except ConnectionError:
-        found = None
-    if found is None:
+    if (found := ray_internals.cluster_of_this_machine()) is None:
         raise ClusterError(f"no Ray cluster runs on this machine: {_START_ONE}")
-    return str(found)
+    return found
 
 
 def _join(address: str, own: bool) -> None:
@@ -180,9 +173,7 @@ def _probe_with_any_token(address: str) -> list[Node]:
 
 def _check_neighbour(address: str, nodes: list[Node]) -> None:
     """A driver works through a node of its own machine: there must be one, and it must answer."""
-    from ray._private.services import find_node_ids
-
-    here = find_node_ids()
+    here = ray_internals.nodes_of_this_machine()
     neighbours = [node for node in nodes if node.node_id in here]
     if not neighbours:
         raise ClusterError(f"no node of the Ray cluster at {address} runs on this machine: run this on one of its nodes, "
@@ -209,18 +200,15 @@ def _start(num_cpus: int | None) -> None:
 
 def _init(address: str) -> None:
     """Ray's own messages and its workers' output stay in its log files."""
-    from ray._private import ray_constants, worker
-
     if ipaddress.ip_address(socket.gethostbyname(address.rpartition(":")[0])).is_loopback:
         os.environ.update(auth.KEEP_LOOPBACK)
-        ray_constants.ENABLE_RAY_CLUSTER = False  # what that variable sets, had it been there when Ray was imported
-    worker.print_to_stdstream = _to_log
+        ray_internals.keep_loopback()
+    ray_internals.print_by(_log)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _to_log(data: dict[str, Any], **_: Any) -> None:
-    """Ray prints what happens to nodes and workers on the driver's standard output, whatever it was told above."""
-    logger.info("Ray says: %s", "\n".join(data["lines"]))
+def _log(lines: list[str]) -> None:
+    logger.info("Ray says: %s", "\n".join(lines))
 
 
 def _authenticate(environment: dict[str, str]) -> None:
@@ -231,9 +219,7 @@ def _authenticate(environment: dict[str, str]) -> None:
 
 
 def _describe() -> ClusterInfo:
-    from ray._private.worker import global_worker
-
     context = ray.get_runtime_context()
-    url = global_worker.node.webui_url if global_worker.node is not None else None
+    url = ray_internals.dashboard_of_this_node()
     return ClusterInfo(address=context.gcs_address, started=_own is not None, resources=dict(ray.cluster_resources()),
                        num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()), dashboard_url=f"http://{url}" if url else "")

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 _TASK_TIMEOUT_S = 15.0
 _SLACK_S = 1.0
 
@@ -24,7 +25,7 @@ def dump_stack(pid: int, node_id: str | None, timeout_s: float = _TASK_TIMEOUT_S
 
     node_id: Ray's hex id of its node; None for this machine. Never raises: what went wrong is the text.
     """
-    return cast(str, _on_node(node_id, _dump_stack, timeout_s, pid))
+    return _on_node(node_id, _dump_stack, timeout_s, pid)
 
 
 def kill(pid: int, node_id: str | None, started: float, timeout_s: float = _TASK_TIMEOUT_S) -> bool:
@@ -36,7 +37,7 @@ def kill(pid: int, node_id: str | None, started: float, timeout_s: float = _TASK
     return _on_node(node_id, _kill, timeout_s, pid, started) is True
 
 
-def _on_node(node_id: str | None, action: Callable[..., Any], timeout_s: float, *args: Any) -> Any:
+def _on_node(node_id: str | None, action: Callable[..., T], timeout_s: float, *args: object) -> T | str:
     """What the action returns on the node, or the text of what went wrong there."""
     if node_id is None:
         return action(*args)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import authenticate_for, control_store, probe
-from cluster.core import submission
+from cluster.core import ray_internals, submission
 from cluster.core.control_store import Gcs
 from cluster.core.errors import ClusterError, ConfigError, StoppedError
 from cluster.core.job_command import command_of
@@ -70,33 +70,19 @@ def check_upload(root: Path) -> None:
 
     Ray itself would first copy all of it into an archive below /tmp, and then say that a request failed with status 413.
     """
-    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
-
     sizes = {path: path.stat().st_size + _ARCHIVE_ENTRY_BYTES for path in uploaded(root)}
-    if (total := sum(sizes.values())) < DASHBOARD_CLIENT_MAX_SIZE:
+    if (total := sum(sizes.values())) < (most := ray_internals.most_bytes_uploaded()):
         return
     largest = sorted(sizes, key=lambda path: -sizes[path])[:_SHOWN_FILES]
     listed = ", ".join(f"{path.relative_to(root)} ({sizes[path] / 1e6:.1f} MB)" for path in largest)
-    raise ConfigError(f"{root} has {total / 1e6:.0f} MB to upload, Ray takes up to {DASHBOARD_CLIENT_MAX_SIZE / 1e6:.0f}; the "
+    raise ConfigError(f"{root} has {total / 1e6:.0f} MB to upload, Ray takes up to {most / 1e6:.0f}; the "
                       f"largest files are {listed}: name what the job does not need in {root / '.rayignore'}, which is written "
                       "like a .gitignore, and hand over data with --data.uri")
 
 
 def uploaded(root: Path) -> list[Path]:
     """The files that Ray uploads of a folder: without what .gitignore and .rayignore name, `.git`, `.venv` and the like."""
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
-    found: list[Path] = []
-    left_out = packaging._get_excludes(root, ray_constants.get_runtime_env_default_excludes())
-    heeds_gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-
-    def take(path: Path) -> None:
-        if path.is_file():
-            found.append(path)
-
-    packaging._dir_travel(root, [left_out], take, heeds_gitignore, logger)
-    return found
+    return ray_internals.uploaded(root, logger)
 
 
 def _follow(client: Any, job: str) -> int:

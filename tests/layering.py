@@ -260,3 +260,79 @@ def _parses(code: str) -> bool:
     taken = [alias.name for node in tree if isinstance(node, ast.ImportFrom) and node.module in ("json", "yaml", "orjson")
              for alias in node.names]
     return any("load" in name for name in (*called, *taken))
+
+
+def internals_modules() -> list[Path]:
+    """The modules in which private and undocumented symbols of libraries may be used; test_internals.py has a contract for each."""
+    files = [path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")]
+    return [path for path in files if path.name == "internals.py" or path.stem.endswith("_internals") or path in _PATCHES]
+
+
+_PATCHES = [ROOT / "serving/hardening/serve_patches.py"]
+"""All of it patches Ray Serve; users' settings of a cluster have its name."""
+UNDOCUMENTED = ("ray.core.generated", "ray.train.v2", "ray.train.backend", "ray.serve.context", "tensorflow.python",
+                "deepspeed.comm", "deepspeed.ops", "deepspeed.runtime", "deepspeed.utils", "uvicorn.protocols")
+"""Modules of libraries that are not in their documentation, though nothing in their names says so."""
+STILL_PRIVATE = {"serving/endpoint/handles.py": {"_router", "_asyncio_router"}}
+"""What is yet to move to a module of its own."""
+
+
+def test_private_symbols_of_libraries_are_used_in_internals_modules_only() -> None:
+    modules = internals_modules()
+    assert private_symbols("".join(path.read_text() for path in modules)), "there is nothing to keep together any more"
+    files = {path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
+    found = {path.relative_to(ROOT).as_posix(): symbols for path in sorted(files - set(modules))
+             if (symbols := private_symbols(path.read_text()))}
+    assert found == STILL_PRIVATE
+
+
+def test_every_way_to_use_a_private_symbol_is_found() -> None:
+    for code in ("import ray\nray._private.worker", "import ray._private.worker", "from ray._private import worker as w",
+                 "from ray.serve.context import _get_global_client as client", "from ray.core.generated import gcs_pb2",
+                 "def f():\n    from torch import _inductor", "import torch.distributed as dist\ndist.distributed_c10d._world",
+                 "def f(trial):\n    return trial._trial_id", "import deepspeed.comm.comm as comm", "x.y._z()",
+                 "import ray\nray.data.range = None", "from ray import serve\nserve.run.name = 1",
+                 "from uvicorn import Server\nsetattr(Server, 'run', None)"):
+        assert private_symbols(code), code
+    for code in ("import os\nos._exit(1)", "class A:\n    def __init__(self):\n        self._x = 1\n\nA()._x", "x.__class__",
+                 "from cluster.core.auth import write_private", "import torch\ntorch.no_grad()", "self._x", "super()._x()",
+                 "import ray\ncontext = ray.data.DataContext()\ncontext.enable_progress_bars = False", "x.y = 1"):
+        assert not private_symbols(code), code
+
+
+def private_symbols(code: str) -> set[str]:
+    """The private or undocumented symbols of libraries in some code, and those that it gives another value.
+
+    An attribute with an underscore counts wherever it is not the object's own, nor one that this code itself defines.
+    """
+    module = ast.parse(code)
+    tree, imported = list(ast.walk(module)), {name for name in _names_imported(module) if _of_library(name)}
+    bound = {alias.asname or alias.name.split(".")[0]: alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+             for node in tree if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    libraries = {name for name, target in bound.items() if _of_library(target)}
+    attributes = [node for node in tree if isinstance(node, ast.Attribute)]
+    own = {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls", "super()")}
+    own |= {node.target.id for node in tree if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    used = {node.attr for node in attributes
+            if _is_private(node.attr) and (_root(node) in libraries or (node.attr not in own and _root(node) not in bound))}
+    patched = {ast.unparse(node) for node in attributes if isinstance(node.ctx, ast.Store) and _root(node) in libraries}
+    patched |= {ast.unparse(node.args[0]) for node in tree if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                and node.func.id in ("setattr", "delattr") and _root(node.args[0]) in libraries}
+    return used | patched | {name for name in imported if name.startswith(UNDOCUMENTED) or any(map(_is_private, name.split(".")))}
+
+
+def _of_library(name: str) -> bool:
+    top = name.split(".")[0]
+    return top not in TOP and top not in sys.stdlib_module_names
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def _root(node: ast.AST) -> str:
+    """The name at the beginning of `a.b.c`; empty where something else is there."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""

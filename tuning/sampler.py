@@ -87,7 +87,7 @@ class OptunaSampler:
         from optuna.trial import Trial as OptunaTrial
         from optuna.trial import TrialState
 
-        mine = OptunaTrial(self.study, self.study.get_trials(deepcopy=False)[trial.number]._trial_id)  # pyright: ignore[reportPrivateUsage]
+        mine = OptunaTrial(self.study, trial.number)  # a study of its own in memory, in which a trial's number is its id
         row = self._goal.best_row(trial)
         if trial.status == "failed" or row is None:
             self.study.tell(mine, state=TrialState.FAIL)

@@ -3,8 +3,7 @@
 Everything lies in `~/.trainyard` (or $TRAINYARD_HOME), which only its owner may read. Ray's own default token file is
 readable by everyone, so it is not used: each Ray process is told to use ours through RAY_AUTH_TOKEN_PATH.
 """
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportAttributeAccessIssue=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
 
 import os
 import secrets
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.core.errors import ClusterError, ConfigError
+from cluster.core.ray_internals import finds_token, read_token_settings_again
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -128,10 +128,7 @@ def apply(environment: Mapping[str, str]) -> None:
     for name in AUTH_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(environment)
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    read_token_settings_again()
 
 
 def current() -> dict[str, str]:
@@ -141,10 +138,9 @@ def current() -> dict[str, str]:
 
 def has_token() -> bool:
     """Whether Ray finds a token in the environment or in its default file, be authentication on or off."""
-    from ray._raylet import AuthenticationTokenLoader
     from ray.exceptions import AuthenticationError
 
     try:
-        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+        return finds_token()
     except AuthenticationError:  # RAY_AUTH_TOKEN_PATH names a file that is not there
         return False

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from cluster.core import ray_internals
 from cluster.core.auth import unknown_mode
 from cluster.core.background import in_background
 from cluster.core.documents import parse_json
@@ -81,10 +82,7 @@ class Actor:
 
 def was_removed(row: Any) -> bool:
     """row: Ray's GcsNodeInfo message."""
-    from ray.core.generated.common_pb2 import NodeDeathInfo as Death
-
-    expected = (Death.EXPECTED_TERMINATION, Death.AUTOSCALER_DRAIN_IDLE, Death.AUTOSCALER_DRAIN_PREEMPTED)
-    return row.state != 0 and row.death_info.reason in expected
+    return row.state != 0 and row.death_info.reason in ray_internals.deaths_in_order()
 
 
 def within(seconds: float, call: Callable[[], T], late: Exception) -> T:
@@ -115,16 +113,12 @@ class Gcs:
         self.address, self._timeout_s = address, timeout_s
 
     def ray_version(self) -> str:
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        return self._call("NodeInfoGcsService", "CheckAlive", pb.CheckAliveRequest()).ray_version
+        return self._call("NodeInfoGcsService", "CheckAlive").ray_version
 
     def nodes(self) -> list[Node]:
         """The nodes of this cluster, dead ones too, the head first, then by name."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("NodeInfoGcsService", "GetAllNodeInfo", pb.GetAllNodeInfoRequest())
-        free = self._call("NodeResourceInfoGcsService", "GetAllAvailableResources", pb.GetAllAvailableResourcesRequest())
+        reply = self._call("NodeInfoGcsService", "GetAllNodeInfo")
+        free = self._call("NodeResourceInfoGcsService", "GetAllAvailableResources")
         available = {row.node_id.hex(): dict(row.resources_available) for row in free.resources_list}
         draining = self.draining_nodes()
         nodes = [
@@ -138,17 +132,13 @@ class Gcs:
 
     def draining_nodes(self) -> set[str]:
         """The ids of the nodes that are about to be taken away."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("NodeResourceInfoGcsService", "GetDrainingNodes", pb.GetDrainingNodesRequest())
+        reply = self._call("NodeResourceInfoGcsService", "GetDrainingNodes")
         return {row.node_id.hex() for row in reply.draining_nodes}
 
     def jobs(self) -> list[JobInfo]:
         """The drivers that were ever connected, but for Ray's own, oldest first."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("JobInfoGcsService", "GetAllJobInfo", pb.GetAllJobInfoRequest(
-            skip_submission_job_info_field=True, skip_is_running_tasks_field=True))
+        reply = self._call("JobInfoGcsService", "GetAllJobInfo", skip_submission_job_info_field=True,
+                           skip_is_running_tasks_field=True)
         jobs = [
             JobInfo(job_id=row.job_id.hex(), submission_id=row.config.metadata.get("job_submission_id", ""),
                     entrypoint=row.entrypoint, ip=row.driver_address.ip_address, started=row.start_time / 1000,
@@ -159,67 +149,48 @@ class Gcs:
 
     def has_actor(self, name: str, namespace: str) -> bool:
         """Whether an actor of this name lives."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("ActorInfoGcsService", "GetNamedActorInfo",
-                           pb.GetNamedActorInfoRequest(name=name, ray_namespace=namespace))
+        reply = self._call("ActorInfoGcsService", "GetNamedActorInfo", name=name, ray_namespace=namespace)
         return bool(reply.actor_table_data.actor_id) and reply.actor_table_data.state == _ALIVE
 
     def actors(self, namespace: str) -> list[Actor]:
         """Returns the live actors of a namespace, by name."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("ActorInfoGcsService", "GetAllActorInfo", pb.GetAllActorInfoRequest(
-            filters=pb.GetAllActorInfoRequest.Filters(state=_ALIVE)))
+        reply = self._call("ActorInfoGcsService", "GetAllActorInfo", filters={"state": _ALIVE})
         actors = [Actor(name=row.name, node_id=row.node_id.hex(), holds=dict(row.required_resources))
                   for row in reply.actor_table_data if row.ray_namespace == namespace]
         return sorted(actors, key=lambda actor: actor.name)
 
     def placement_groups(self) -> list[Any]:
         """Ray's PlacementGroupTableData messages."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        reply = self._call("PlacementGroupInfoGcsService", "GetAllPlacementGroup", pb.GetAllPlacementGroupRequest())
+        reply = self._call("PlacementGroupInfoGcsService", "GetAllPlacementGroup")
         return list(reply.placement_group_table_data)
 
     def cluster_status(self) -> Any:
         """Ray's GetClusterStatusReply message: what the autoscaler (v2) and the scheduler report."""
-        from ray.core.generated import autoscaler_pb2 as pb
-
-        return self._call("AutoscalerStateService", "GetClusterStatus", pb.GetClusterStatusRequest())
+        return self._call("AutoscalerStateService", "GetClusterStatus")
 
     def read(self, key: bytes, namespace: bytes) -> bytes:
         """A value of the internal key-value store; empty if it is not there."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        return self._call("InternalKVGcsService", "InternalKVGet", pb.InternalKVGetRequest(key=key, namespace=namespace)).value
+        return self._call("InternalKVGcsService", "InternalKVGet", key=key, namespace=namespace).value
 
     def write(self, key: bytes, value: bytes, namespace: bytes) -> None:
         """Puts a value into the internal key-value store, over the one that was there."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        request = pb.InternalKVPutRequest(key=key, value=value, namespace=namespace, overwrite=True)
-        self._call("InternalKVGcsService", "InternalKVPut", request)
+        self._call("InternalKVGcsService", "InternalKVPut", key=key, value=value, namespace=namespace, overwrite=True)
 
     def delete(self, key: bytes, namespace: bytes) -> None:
         """Nothing if it is not there."""
-        from ray.core.generated import gcs_service_pb2 as pb
-
-        self._call("InternalKVGcsService", "InternalKVDel", pb.InternalKVDelRequest(key=key, namespace=namespace))
+        self._call("InternalKVGcsService", "InternalKVDel", key=key, namespace=namespace)
 
     def versions(self) -> dict[str, str]:
         """`ray` and `python` of the head."""
         metadata = parse_json(self.read(b"CLUSTER_METADATA", b"cluster") or b"{}")
         return {"ray": metadata.get("ray_version", self.ray_version()), "python": metadata.get("python_version", "")}
 
-    def _call(self, service: str, method: str, request: Any) -> Any:
+    def _call(self, service: str, method: str, **fields: object) -> Any:
         import grpc
-        from ray.core.generated import autoscaler_pb2_grpc, gcs_service_pb2_grpc
 
-        module = autoscaler_pb2_grpc if service == "AutoscalerStateService" else gcs_service_pb2_grpc
         with channel(self.address) as connection:
             try:
-                return getattr(getattr(module, f"{service}Stub")(connection), method)(request, timeout=self._timeout_s)
+                return ray_internals.ask_gcs(connection, service, method, fields, self._timeout_s)
             except grpc.RpcError as error:
                 raise self._explain(error.code(), grpc) from error
 
@@ -252,13 +223,12 @@ def channel(address: str) -> Generator[Any]:
     Raises: TokenError if a token is wanted (RAY_AUTH_MODE=token) and there is none, or the mode is one that Ray does not know
     and takes for `disabled`.
     """
-    from ray._private.grpc_utils import init_grpc_channel
     from ray.exceptions import AuthenticationError
 
     if (why := unknown_mode()) is not None:
         raise TokenError(why)
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 256 << 20)]
-    connection = init_grpc_channel(address, options)
+    connection = ray_internals.grpc_channel(address, options)
     try:
         yield connection
     except AuthenticationError as error:  # from the interceptor that puts the token into each call

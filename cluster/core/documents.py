@@ -113,7 +113,7 @@ def check_version(where: str, found: object, known: int, otherwise: str) -> None
         raise _newer(where, f"its format has version {found!r:.20}, this one reads up to {known}", otherwise)
 
 
-def check_fields(where: str, values: Mapping[str, Any], shape: type[Any], otherwise: str) -> None:
+def check_fields(where: str, values: Mapping[str, object], shape: type[Any], otherwise: str) -> None:
     """Refuses a document with a field that its dataclass does not have. Raises: NewerVersionError."""
     if unknown := values.keys() - {each.name for each in dataclasses.fields(shape)}:
         raise _newer(where, f"this one does not know its field {min(unknown)!r:.50}", otherwise)

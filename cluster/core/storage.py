@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ class Store:
             raise StorageError(f"storage {uri!r} names no bucket: use s3://BUCKET/… or gs://BUCKET/…")
         return Store(uri, fs, root.rstrip("/"))
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
         return Store.open, (self.uri,)
 
     @property

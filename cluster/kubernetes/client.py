@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.core.documents import JSON_VALUE, parse_json
+from cluster.core.documents import JSON_VALUE, JsonObject, parse_json
 from cluster.core.errors import ClusterError, ConfigError
 
-Object = dict[str, Any]
+Object = JsonObject
 
 TIMEOUT_S = 8.0
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

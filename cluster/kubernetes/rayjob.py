@@ -17,7 +17,7 @@ from concurrent.futures import Future, wait
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from cluster.core import submission
 from cluster.core.background import in_background, logged
@@ -30,6 +30,7 @@ from cluster.core.submission import FOLLOWING_ENDED, LOST_AFTER_S, as_shell
 from cluster.kubernetes.client import Kube, Object
 from cluster.kubernetes.status import read_kube_status, state_of
 
+T = TypeVar("T")
 _POLL_S = 2.0
 _EXPLAIN_AFTER_S = 20.0
 _LONGEST_NAME = 47
@@ -237,7 +238,7 @@ class Following:
                 time.sleep(self._poll_s)
                 since_s = math.ceil(time.monotonic() - heard_at) + 1
 
-    def _attempt(self, call: Callable[[], Iterable[Any]]) -> list[Any]:
+    def _attempt(self, call: Callable[[], Iterable[T]]) -> list[T]:
         try:
             return list(call())
         except ClusterError as error:

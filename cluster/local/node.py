@@ -7,8 +7,6 @@
 It is the reaper of everything below it, so nothing gets lost when its own parent dies; if this process is killed, the
 kernel kills what it started. Its dashboard starts beside the rest instead of before it, which Ray's own does not do.
 """
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportPrivateUsage=false
 
 import contextlib
 import ctypes
@@ -20,15 +18,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.core.auth import write_private
 from cluster.core.documents import parse_json
+from cluster.core.ray_internals import GetNode, RayNode, note_address, start_node, visible_gpus
 
 LOOPBACK = "127.0.0.1"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
@@ -119,34 +117,19 @@ def _exit(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _start(spec: NodeSpec) -> Any:
-    from ray._private import services
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
-    from ray._private.utils import write_ray_address
-
-    class Head(Node):
-        """Puts the dashboard off until the node is up; starting it takes seconds."""
-
-        def start_api_server(self, **options: Any) -> None:
-            self._dashboard_options = options
-
-    services.get_node = _patient(services.get_node)
+def _start(spec: NodeSpec) -> RayNode:
     spec.temp_dir.mkdir(exist_ok=True)
     os.chdir(spec.working_dir)
-    write_ray_address(spec.address, str(spec.temp_dir))  # what a submitted job's driver looks for
-    parameters = RayParams(**_parameters(spec))
+    note_address(spec.address, spec.temp_dir)
+    parameters = _parameters(spec)
     if not spec.is_head:
         _wait_for_head(spec)
-        return Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=True)
-    node = Head(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True)
-    Node.start_api_server(node, **node._dashboard_options)
-    return node
+    return start_node(parameters, is_head=spec.is_head, patient=_patient)
 
 
-def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+def _patient(get_node: GetNode) -> GetNode:
     """Waits for a raylet to join while all that was started lives: Ray's own 30 s are too few on a busy machine."""
-    def wait(*arguments: Any) -> Any:
+    def wait(*arguments: object) -> object:
         while True:
             try:
                 return get_node(*arguments)
@@ -158,9 +141,9 @@ def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
     return wait
 
 
-def _parameters(spec: NodeSpec) -> dict[str, Any]:
+def _parameters(spec: NodeSpec) -> dict[str, object]:
     gpus = own_gpus(spec.gpu_share)
-    common = {
+    common: dict[str, object] = {
         "node_ip_address": LOOPBACK, "node_name": spec.name, "temp_dir": str(spec.temp_dir),
         "num_cpus": spec.num_cpus, "num_gpus": len(gpus), "object_store_memory": spec.object_store_bytes,
         "dashboard_agent_listen_port": None, "min_worker_port": 0, "max_worker_port": 0,
@@ -178,12 +161,7 @@ def _parameters(spec: NodeSpec) -> dict[str, Any]:
 
 def own_gpus(share: tuple[int, int]) -> list[str]:
     """The identifiers of this machine's visible GPUs that fall to share[0] of share[1] nodes."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager as Gpus
-
-    visible = Gpus.get_current_process_visible_accelerator_ids()
-    if visible is None:
-        visible = [str(index) for index in range(Gpus.get_current_node_num_accelerators())]
-    return visible[share[0]::share[1]] if share[1] else []
+    return visible_gpus()[share[0]::share[1]] if share[1] else []
 
 
 def _wait_for_head(spec: NodeSpec, timeout_s: float = _HEAD_TIMEOUT_S) -> None:
@@ -201,15 +179,15 @@ def _wait_for_head(spec: NodeSpec, timeout_s: float = _HEAD_TIMEOUT_S) -> None:
         time.sleep(0.05)
 
 
-def _describe(node: Any) -> Ready:
-    pids = {kind: info.process.pid for kind, infos in node.all_processes.items() for info in infos}
-    return Ready(node_id=node._node_id, session_dir=node.get_session_dir_path(), dashboard_url=node.webui_url, pids=pids)
+def _describe(node: RayNode) -> Ready:
+    pids = {kind: pid for kind, each in node.pids().items() for pid in each}
+    return Ready(node_id=node.node_id, session_dir=node.session_dir, dashboard_url=node.dashboard_url, pids=pids)
 
 
-def _keep(node: Any, bound: bool) -> int:
+def _keep(node: RayNode, bound: bool) -> int:
     """Until a process that Ray needs has ended (the raylet, the control store): then the node is over."""
-    while not (dead := [kind for kind, _ in node.dead_processes() if kind in _VITAL]):
-        _reap_orphans({info.process.pid for infos in node.all_processes.values() for info in infos})
+    while not (dead := [kind for kind in node.ended() if kind in _VITAL]):
+        _reap_orphans({pid for pids in node.pids().values() for pid in pids})
         if bound and _told_to_end(0.5):
             return 0
         if not bound:

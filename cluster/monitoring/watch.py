@@ -11,17 +11,19 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.core.control_store import Gcs
 from cluster.core.documents import MOST_JSON_BYTES, parse_json
 from cluster.core.errors import ClusterError
+from cluster.core.ray_internals import dashboard_headers
 from cluster.local.cluster import LocalCluster
 from cluster.monitoring.scrape import DIRECTLY, Scrape, quantile, scrape
 from cluster.monitoring.status import Status, read_status
 
+T = TypeVar("T")
 WINDOW_S = 60.0
 _TIMEOUT_S = 3.0
 _OF_RUN = {
@@ -112,7 +114,7 @@ class Watcher:
     def _serves(self) -> bool:
         return Gcs(self._address).has_actor("SERVE_CONTROLLER_ACTOR", "serve")
 
-    def _ask(self, call: Any, what: str, warnings: list[str]) -> list[Any]:
+    def _ask(self, call: Callable[[], list[T]], what: str, warnings: list[str]) -> list[T]:
         try:
             return call()
         except (ClusterError, OSError, ValueError) as error:
@@ -155,9 +157,7 @@ def endpoints_of(now: Scrape, before: Scrape | None, seconds: float) -> list[End
 
 
 def _applications(dashboard_url: str) -> list[Application]:
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    details = _json(DIRECTLY, f"{dashboard_url}/api/serve/applications/", get_auth_headers_if_auth_enabled({}))
+    details = _json(DIRECTLY, f"{dashboard_url}/api/serve/applications/", dashboard_headers())
     return [
         Application(name=name, status=app["status"], message=_last_line(app.get("message", "")), deployments=[
             (each["name"], each["status"], sum(r.get("state") == "RUNNING" for r in each.get("replicas", [])))

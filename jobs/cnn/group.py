@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cluster.core.errors import ConfigError
 from jobs.cnn.framework import tf
+from jobs.cnn.internals import drop_context, has_context, set_determinism
 from jobs.common.training.context import PeerLostError, TrainContext
 
 _WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
@@ -96,14 +97,10 @@ def peers_needed() -> Generator[None]:
 
 def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> None:
     """A TensorFlow context with these threads: another number of them sums in another order. anew: not the one there is."""
-    from tensorflow.python.eager import context  # there is no public way
-    from tensorflow.python.framework import config
-
-    used: Any = context
-    if used.context()._initialized and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
+    if has_context() and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
         gc.collect()  # what an earlier generation has left, its pipeline's threads first of all, before the context that it is in
-        used._reset_context()
-    if not used.context()._initialized:
+        drop_context()
+    if not has_context():
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)  # two operations at a time would wait for each other's cores
         if device == "cpu":
@@ -111,8 +108,7 @@ def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> No
         elif not tf.config.list_physical_devices("GPU"):
             raise ConfigError("--run.gpus-per-worker 1: this TensorFlow sees no GPU: install tensorflow[and-cuda] and a driver, "
                               "or pass 0")
-    own: Any = config
-    (own.enable_op_determinism if deterministic else own.disable_op_determinism)()
+    set_determinism(deterministic)
 
 
 def _address(host: str) -> str:

@@ -3,16 +3,15 @@
 # pyright: reportPrivateImportUsage=false
 
 import functools
-import inspect
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.config import OptimConfig
+from jobs.pytorch.internals import undecorated
 
 
 def build_optimizer(parameters: Iterable[Tensor], optim: OptimConfig) -> torch.optim.Optimizer:
@@ -21,23 +20,6 @@ def build_optimizer(parameters: Iterable[Tensor], optim: OptimConfig) -> torch.o
         return undecorated(torch.optim.AdamW)(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
     return undecorated(torch.optim.SGD)(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
                                         fused=True)
-
-
-def undecorated(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The optimiser without its methods' decorators: they hide the methods from torch.compile, and show them to the profiler.
-
-    For the first they import torch._dynamo, which takes more than a second, half of what a worker needs to start (only the model
-    is ever compiled here); the second costs a twentieth of a small model's step.
-    """
-    def zero_grad(self: torch.optim.Optimizer, set_to_none: bool = True) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in ("add_param_group", "state_dict", "load_state_dict")}
-    step: Any = torch.no_grad()(inspect.unwrap(optimizer.step))
-    step.hooked = True  # as Optimizer marks a step that has the profiler's decorator: it gets none
-    return type(optimizer.__name__, (optimizer,), {**methods, "zero_grad": zero_grad, "step": step})
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.common.training.context import PeerLostError, TrainContext
+from jobs.pytorch.internals import count_groups_from_zero
 
 _FOREVER = timedelta(hours=12)  # hangs are found by the controller, which knows how long a step takes
 _LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
@@ -67,9 +68,7 @@ class Group:
         except (RuntimeError, OSError, PeerLostError) as error:
             if dist.is_initialized():  # `with` does not leave what it has not entered
                 dist.destroy_process_group()
-            # A group that was being made when a worker died has counted, and its number is where the members of the next one
-            # look for each other: they would wait for a new worker for ever, whose number is 0. Destroying a group resets it.
-            dist.distributed_c10d._world.group_count = 0  # pyright: ignore[reportPrivateUsage]
+            count_groups_from_zero()
             raise PeerLostError("the process group did not form") from error
 
     def reduce(self, model: nn.Module, loss: float, wishes: Sequence[float]) -> tuple[float, Sequence[float]]:

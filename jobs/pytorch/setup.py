@@ -10,6 +10,7 @@ from torch import nn
 
 from cluster.core.errors import ConfigError
 from jobs.common.training.context import TrainContext
+from jobs.pytorch.internals import has_compiler
 
 
 def set_up_torch(context: TrainContext, threads: int) -> torch.device:
@@ -27,12 +28,7 @@ def set_up_torch(context: TrainContext, threads: int) -> torch.device:
 
 def compiled(model: nn.Module) -> Any:
     """The model under torch.compile; its weights stay where they are. Raises: ConfigError where no compiler is installed."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
+    if not has_compiler():
         raise ConfigError("--hardware.compile: torch.compile writes C++, and this worker's machine has no compiler: install g++ "
-                          "there (apt-get install g++), or leave the option out") from None
+                          "there (apt-get install g++), or leave the option out")
     return torch.compile(model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.core.control_store import Gcs
 from cluster.core.errors import ClusterError, StoppedError
+from serving.commands import internals
 from serving.commands.waiting import Shortage, what_for, why_no_room
 from serving.core.settings import SHARED, ModelSettings
 
@@ -17,13 +18,10 @@ _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 def deploy(config: Mapping[str, Any]) -> None:
     """What `serve deploy` does, without a dashboard. Applications whose config has not changed are left alone."""
-    from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
 
     schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(http_options=schema.http_options.model_dump(), grpc_options=schema.grpc_options.model_dump(),
-                         proxy_location=schema.proxy_location, global_logging_config=schema.logging_config)
-    client.deploy_apps(schema)
+    internals.started(schema).deploy_apps(schema)
 
 
 def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: float) -> None:
@@ -58,15 +56,8 @@ def _applications() -> dict[str, Any]:
     """Serve's ApplicationDetails, by name; none where Serve does not run."""
     from ray.serve.schema import ServeInstanceDetails
 
-    client = _client()
+    client = internals.client()
     return {} if client is None else dict(ServeInstanceDetails(**client.get_serve_details()).applications)
-
-
-def _client() -> Any:
-    """Serve's own of the connected cluster; None where Serve does not run."""
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def load(settings: ModelSettings, timeout_s: float) -> None:
@@ -94,7 +85,7 @@ def troubles() -> dict[str, str]:
 
 def served_at() -> int | None:
     """The port of the Serve instance of the connected cluster, which has one at most; None where there is none."""
-    client = _client()
+    client = internals.client()
     return None if client is None else int(client.http_config.port)
 
 

@@ -5,6 +5,9 @@ and keeps its configuration, and sockets that anyone may write to, in /tmp/hapro
 each other's way. Every replica takes calls from other deployments on all interfaces, without the cluster's token,
 and unpickles them: who reaches that port can run code there. And behind HAProxy, replicas listen to callers, as does a proxy that
 stands in for them: over gRPC on all interfaces, over HTTP wherever the endpoint does, and without its TLS.
+
+Serve has settings for the ports, none for the interfaces, so its functions are replaced. Read in Ray 2.60.0, with uvicorn;
+tests/unit/test_internals.py holds each symbol.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false

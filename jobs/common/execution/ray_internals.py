@@ -1,4 +1,8 @@
-"""What the Ray Train executor plugs into Ray Train: a backend whose workers are replaced one by one, and a callback."""
+"""What the Ray Train executor plugs into Ray Train: a backend whose workers are replaced one by one, and a callback.
+
+All of it is private or undocumented, since Ray Train has no public way to replace one worker, to leave its own actors out, or to
+use a placement group that there is. Read in Ray 2.60.0; tests/unit/test_internals.py holds each symbol.
+"""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false
 
@@ -56,7 +60,6 @@ class Introduce(ControllerCallback):
         ray.get(self._rendezvous.describe.remote({"controller": controller}))
         if self.placement is not None:
             setattr(WorkerGroup, "_create_placement_group", self._borrowed)  # noqa: B010
-
 
     def _borrowed(self, *_: Any) -> "_Borrowed":
         return _Borrowed(self.placement)

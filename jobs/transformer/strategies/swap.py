@@ -10,6 +10,7 @@ from typing import IO
 
 from cluster.core.auth import expanded
 from cluster.core.errors import ConfigError
+from jobs.transformer.strategies.internals import file_access_compiles
 
 _PREFIX, _LOCK = "trainyard-swap-", "lock"
 
@@ -47,11 +48,10 @@ def _remove_if_left(folder: Path) -> None:
 
 def require_compiler() -> None:
     """DeepSpeed compiles its file access on the worker. Raises: ConfigError that names what is missing for it."""
-    from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
     from torch.utils import cpp_extension
 
     needed: dict[str, bool] = {"g++": shutil.which("g++") is not None, "ninja-build": cpp_extension.is_ninja_available(),
-              "libaio-dev": AsyncIOBuilder().is_compatible()}
+              "libaio-dev": file_access_compiles()}
     if missing := [name for name, there in needed.items() if not there]:
         raise ConfigError("--scale.offload nvme: DeepSpeed compiles its access to files on the worker, and this worker's machine "
                           f"lacks {', '.join(missing)}: install that there (apt-get install {' '.join(missing)}), or pass "

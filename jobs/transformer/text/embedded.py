@@ -61,7 +61,7 @@ def phrases() -> list[tuple[str, str, str]]:
 
 
 def _entities(language: str) -> Iterator[tuple[str, str]]:
-    from babel import Locale
+    from babel import Locale, localedata
 
     locale: Any = Locale.parse(language)
     named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts, "currency": locale.currencies}
@@ -72,7 +72,7 @@ def _entities(language: str) -> Iterator[tuple[str, str]]:
             yield f"city/{zone}", str(about["city"])
     for kind, names in (("month", locale.months), ("day", locale.days)):
         yield from ((f"{kind}/{key}", str(text)) for key, text in names["format"]["wide"].items())
-    for unit, styles in locale._data["unit_patterns"].items():
+    for unit, styles in localedata.LocaleDataDict(localedata.load(str(locale)))["unit_patterns"].items():
         patterns: Any = styles.get("long", {})
         for pattern in patterns.values() if hasattr(patterns, "values") else ():
             text = str(pattern).replace("{0}", "").strip()
