@@ -32,7 +32,8 @@ seen = {
     "folder": os.getcwd(), "environment": dict(os.environ), "path": sys.path, "input": os.readlink("/proc/self/fd/0"),
     "session": os.getsid(0) == os.getpid(), "draws": [random.random(), numpy.random.random()], "parent": os.getppid(),
 }
-print("imported", VERSION, flush=True)
+sys.stdout.write(f"imported {VERSION}\\n")  # in one piece: two workers write
+sys.stdout.flush()
 Path(f"{os.getpid()}.part").write_text(json.dumps(seen))
 os.rename(f"{os.getpid()}.part", f"{os.getpid()}.json")
 """
@@ -149,7 +150,7 @@ def test_end_leaves_nothing_not_even_what_is_stopped(folder: Path) -> None:
 
 
 def test_code_that_changed_between_two_groups_is_the_new_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for version in (1, 22, 333):
+    for version in (1, 22):
         write(folder, version)
         with group() as executor:
             both(executor)
