@@ -32,7 +32,7 @@ def section(title: str, intro: str = "", headings: Sequence[str] = (),
     return Section(title, render("section.html", intro=intro, headings=headings, rows=rows))
 
 
-def render(template: str, package: str = _HERE, **values: object) -> Markup:
+def render(template: str, package: str = _HERE, /, **values: object) -> Markup:
     """A page, or the HTML of a section. package: whose `templates/` the template is in."""
     return Markup(_environment(package).get_template(template).render(values))
 

@@ -145,7 +145,7 @@ def _class_rows(e: Evaluation) -> list[tuple[object, ...]]:
     return [(s.name, *map(number, (s.precision, s.recall, s.f1, s.auc)), s.support, s.predicted) for s in scores]
 
 
-def _pictures(mistakes: Mistakes | None) -> list[tuple[Any, ...]]:
+def _pictures(mistakes: Mistakes | None) -> Sequence[tuple[Any, ...]]:
     """Image, label, prediction and confidence of each."""
     if mistakes is None:
         return []
