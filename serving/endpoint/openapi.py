@@ -60,7 +60,8 @@ class Operation(Route):
         answers = {"200": {"description": "OK", "content": content(self.returns) | stream}}
         for status, why in self.refused.items():
             answers[str(status)] = {"description": why, "content": content(self.error)}
-        made = {"summary": self.summary.format(**fields), "operationId": self.name + suffix, "responses": answers}
+        made: dict[str, Any] = {"summary": self.summary.format(**fields), "operationId": self.name + suffix,
+                                "responses": answers}
         if self.takes is not None:
             schema, example = self.takes(models)
             body = {"application/json": {"schema": schema, "example": example}}

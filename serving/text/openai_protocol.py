@@ -31,7 +31,8 @@ _MUST = {
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 _Token = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]  # the replica says which tokens there are
 _SOME = Field(min_length=1, fail_fast=True)
-_Texts, _Tokens = Annotated[list[str], _SOME], Annotated[list[_Token], _SOME]
+_Texts = Annotated[list[str], _SOME]
+_Tokens = Annotated[list[_Token], _SOME]
 _TokenLists = Annotated[list[_Tokens], _SOME]
 _Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
@@ -90,7 +91,7 @@ def _wrong(name: str, given: Mapping[str, Any]) -> ParameterError:
     must = f"a number from {least:g} to {most:g}"
     if bounds["type"] == "integer":
         must = f"a whole number from {least} to {most}"
-    elif name == "top_p" and value == 0 and not isinstance(value, bool):
+    elif name == "top_p" and type(value) in (int, float) and value == 0:
         value, must = 0, "more than 0, up to 1"
     return ParameterError(f"`{name}` is {shown(value)}: it must be {must}", name)
 

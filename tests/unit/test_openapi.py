@@ -30,8 +30,9 @@ class Explaining(Replicas):
     async def ask(self, method: str, *arguments: Any) -> Any:
         if method == "explain":
             (asked,) = arguments
-            return {"predicted": asked["x"][:, 0].astype("int64"), "label": asked["x"][:, :1].astype(str).astype(object)[:, 0],
-                    "difference": asked["x"][:, 0], "gap": asked["x"][:, 0], "attributions": asked["x"]}
+            first = asked["x"][:, 0]
+            return {"predicted": first.astype("int64"), "label": first.astype(str).astype(object), "difference": first,
+                    "gap": first, "attributions": asked["x"]}
         return await super().ask(method, *arguments)
 
 
@@ -57,8 +58,8 @@ def test_every_route_is_described_and_whatever_is_described_is_a_route() -> None
         (operation,) = [each for each in app.operations if each.path_regex.match(path)]
         assert operation.include_in_schema, path
         assert list(methods) == [operation.allowed[0].lower()], path
-    found = {each.path for each in app.operations if any(map(each.path_regex.match, paths))}
-    assert {each.path for each in app.operations} - found == {"/", "/docs", "/openapi.json", "/live", "/v2/"}, "for browsers"
+    browsers = {each.path for each in app.operations if not any(map(each.path_regex.match, paths))}
+    assert browsers == {"/", "/docs", "/openapi.json", "/live", "/v2/"}
     names = [about["operationId"] for methods in paths.values() for about in methods.values()]
     assert len(names) == len(set(names)) == 25
 
@@ -68,7 +69,8 @@ def test_each_route_answers_as_it_is_described() -> None:
     whole = described(app)
 
     def fits(document: Any, content: dict[str, Any]) -> None:
-        jsonschema.validate(document, {**content["content"]["application/json"]["schema"], "components": whole["components"]})
+        schema = content["content"]["application/json"]["schema"]
+        jsonschema.validate(document, {**schema, "components": whole["components"]})
 
     for path, methods in whole["paths"].items():
         for method, about in methods.items():
