@@ -20,12 +20,12 @@ from cluster.core.errors import TrainyardError
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     from cluster.core.network import spare_loopback
-    from serving.commands import manage as changes
+    from serving.commands import manage
     from serving.commands import start as commands
 
     spare_loopback()
     try:
-        return getattr(changes if hasattr(changes, options.command) else commands, options.command)(options)
+        return getattr(manage if hasattr(manage, options.command) else commands, options.command)(options)
     except TrainyardError as error:
         print(error, file=sys.stderr)
         return error.exit_code

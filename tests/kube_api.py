@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from cluster import autoscaler as growth
-from cluster.kubernetes import client as kube
+from cluster import autoscaler
+from cluster.kubernetes import client
 
 NAMESPACE = "team"
 _PLURAL = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayService": "rayservices", "Workload": "workloads",
@@ -170,9 +170,9 @@ def in_a_pod(patch: pytest.MonkeyPatch, folder: Path, cluster: str = "train-abcd
         (folder / "token").write_text(api.token)
         (folder / "namespace").write_text(NAMESPACE)
         host, _, port = api.url.removeprefix("https://").partition(":")
-        for name, value in {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, growth.CLUSTER_NAME: cluster}.items():
+        for name, value in {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, autoscaler.CLUSTER_NAME: cluster}.items():
             patch.setenv(name, value)
         patch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(folder / "token"))
         patch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(cert))
-        patch.setattr(kube, "_SERVICE_ACCOUNT", folder)
+        patch.setattr(client, "_SERVICE_ACCOUNT", folder)
         yield api

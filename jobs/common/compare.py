@@ -29,8 +29,7 @@ from jobs.common.config import RunConfig
 from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.execution.run_state import RUN_FILE, RunState
 from jobs.common.formatting import shown
-from jobs.common.report import charts as plots
-from jobs.common.report import html
+from jobs.common.report import charts, html
 from jobs.common.report.html import number
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RESULT_FILE, newest_attempt, read_record
@@ -209,12 +208,12 @@ def _metrics(runs: Sequence[Finished]) -> list[list[str]]:
 
 
 def _curves(runs: Sequence[Finished]) -> dict[str, Markup]:
-    return {title: plots.line_chart(lines, x_label="epoch", name=title, log="loss" in title)
+    return {title: charts.line_chart(lines, x_label="epoch", name=title, log="loss" in title)
             for key, title in (("validation_loss", "Validation loss"), ("validation_accuracy", "Validation accuracy"))
             if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})}
 
 
-def _line(run: Finished, key: str) -> plots.Line:
+def _line(run: Finished, key: str) -> charts.Line:
     points = {float(row.get("epoch", row["step"])): float(row[key]) for row in run.history if key in row}
     return list(points), list(points.values())
 

@@ -198,38 +198,38 @@ def follow(running: Running, name: str, version: str, share: float, new: Sequenc
 @contextmanager
 def _or_as_before(running: Running) -> Generator[None]:
     """Deploys the config from before the block again if that does not come to its end, for whatever reason (Ctrl-C)."""
-    from serving.commands import serve_client as serve
+    from serving.commands import serve_client
 
     config, before = running.config, dict(running.before)
     try:
         yield
     except BaseException:
         running.config, running.before = config, before
-        serve.deploy(config)
+        serve_client.deploy(config)
         raise
 
 
 def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
     """New versions beside what there is, unknown to the ingress until they run."""
-    from serving.commands import serve_client as serve
+    from serving.commands import serve_client
 
     if new:
         prepared = copy.deepcopy(running.config)
         prepared["applications"][:0] = _applications(new)
-        serve.deploy(prepared)
-        serve.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
+        serve_client.deploy(prepared)
+        serve_client.await_ready(prepared, threading.Event(), START_TIMEOUT_S)
         for settings in new:
             if settings.shared:
-                serve.load(settings, START_TIMEOUT_S)
+                serve_client.load(settings, START_TIMEOUT_S)
     ready()
 
 
 def _deploy(running: Running, config: Config) -> None:
-    from serving.commands import serve_client as serve
+    from serving.commands import serve_client
 
     running.config = config
-    serve.deploy(config)
-    serve.await_ready(config, threading.Event(), START_TIMEOUT_S)
+    serve_client.deploy(config)
+    serve_client.await_ready(config, threading.Event(), START_TIMEOUT_S)
 
 
 def missing(running: Running, name: str, weights: Mapping[str, float]) -> list[str]:

@@ -28,10 +28,10 @@ _END_TIMEOUT_S = 90.0
 def status(options: argparse.Namespace) -> int:
     record = Running.load(options.port)
     with connected(record):
-        from serving.commands import serve_client as running
+        from serving.commands import serve_client
         from serving.traffic.shared_state import told
 
-        states, troubles = running.states(), running.troubles()
+        states, troubles = serve_client.states(), serve_client.troubles()
         watched, shadows = told("watched"), told("shadows")
     for name, versions in record.models().items():
         weights = _weights(record, name, watched)
@@ -83,10 +83,10 @@ def end_left(record: Running) -> bool:
 
 def _end_at(record: Running) -> bool:
     with connected(record):
-        from serving.commands import serve_client as running
+        from serving.commands import serve_client
 
-        if runs := running.served_at() == record.port:  # else the address is another cluster's by now
-            running.end()
+        if runs := serve_client.served_at() == record.port:  # else the address is another cluster's by now
+            serve_client.end()
     return runs
 
 
@@ -208,7 +208,7 @@ def _guard(options: argparse.Namespace, before: Weights, weights: Weights) -> Ca
 
 def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list[ModelSettings]:
     """Versions that the endpoint does not have: they come from the registry."""
-    from serving.commands import deploy_config as deploy
+    from serving.commands import deploy_config
 
     found: list[ModelSettings] = []
     for version in missing(record, options.model, weights):
@@ -216,7 +216,7 @@ def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list
         if not like.registered:
             raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
         spec = f"{options.model}=models:/{like.registered}/{version}"
-        served = deploy.find(spec, options.tracking_uri, Store.open(options.storage), like.jobs)
+        served = deploy_config.find(spec, options.tracking_uri, Store.open(options.storage), like.jobs)
         found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest))
     return found
 

@@ -96,9 +96,9 @@ def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
     try:
         _refuse_second(cluster.address)
         with _deployed(Running(port=options.port, pid=os.getpid(), address=cluster.address, config=made)):
-            from serving.commands import serve_client as running
+            from serving.commands import serve_client
 
-            running.await_ready(made, stop, START_TIMEOUT_S)
+            serve_client.await_ready(made, stop, START_TIMEOUT_S)
             _say_ready(options, made)
             while not stop.wait(0.5):
                 pass
@@ -115,29 +115,29 @@ def _deployed(record: Running) -> Generator[None]:
     Its record is there from before the first step to after the last one: with it `down` and `up` end what is left
     where this process is killed.
     """
-    from serving.commands import serve_client as running
+    from serving.commands import serve_client
 
     record.save()
     try:
-        running.deploy(record.config)
+        serve_client.deploy(record.config)
         yield
     finally:
-        running.end()
+        serve_client.end()
         record.forget()
 
 
 def _refuse_second(address: str) -> None:
     """Raises: ClusterError if the cluster serves already: it has one Serve, and deploying replaces what that serves."""
-    from serving.commands import serve_client as running
+    from serving.commands import serve_client
 
-    if (port := running.served_at()) is not None:
+    if (port := serve_client.served_at()) is not None:
         raise ClusterError(f"the Ray cluster at {address} serves already, on port {port}, and has one Serve at most: "
                            f"end that with `python -m serving down --port {port}` (`serve shutdown`, if `up` did not "
                            "start it), or leave --address and RAY_ADDRESS out, for a cluster of this endpoint's own")
 
 
 def _say_ready(options: argparse.Namespace, made: dict[str, Any]) -> None:
-    from serving.commands import serve_client as running
+    from serving.commands import serve_client
 
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     if options.tls_cert:
@@ -146,7 +146,7 @@ def _say_ready(options: argparse.Namespace, made: dict[str, Any]) -> None:
     calls = "" if options.grpc_port is None else f"   gRPC: {host}:{options.grpc_port}"
     print(f"ready: {url} serves {', '.join(_names(made))}", flush=True)
     print(f"playground: {url}/   documentation: {url}/docs{calls}", flush=True)
-    print(f"metrics: {' '.join(running.metrics_urls())}", flush=True)
+    print(f"metrics: {' '.join(serve_client.metrics_urls())}", flush=True)
 
 
 def optimize(options: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def _names(made: dict[str, Any]) -> list[str]:
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
     """Raises: ConfigError, RegistryError, ArtifactError."""
-    from serving.commands import deploy_config as deploy
+    from serving.commands import deploy_config
 
     endpoint = EndpointSettings(
         auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
@@ -173,7 +173,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
-    served = [deploy.find(spec, options.tracking_uri, storage, options.job) for spec in options.model]
+    served = [deploy_config.find(spec, options.tracking_uri, storage, options.job) for spec in options.model]
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
     if options.placement == "shared" and (texts := [each.name for each in served if each.generates]):
@@ -194,7 +194,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
-    return deploy.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port,
+    return deploy_config.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port,
                          _shared(options))
 
 

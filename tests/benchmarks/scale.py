@@ -16,7 +16,7 @@ from cluster.capacity import Request, await_room
 from cluster.core import storage
 from cluster.core.storage import Store
 from cluster.monitoring.status import read_status
-from jobs.common.checkpoint import direct_io as checkpoint_file
+from jobs.common.checkpoint import direct_io
 from jobs.common.checkpoint import writer as checkpoint_writer
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest, write_manifest
 from jobs.common.checkpoint.optimal_interval import best_interval_s, mean_time_between_failures_s
@@ -212,7 +212,7 @@ def write_time(folder: Path, mb: int, bandwidth_mb_s: int | None) -> float:
 
 @contextmanager
 def throttled(mb_s: int | None) -> Generator[None]:
-    real = checkpoint_file.writing
+    real = direct_io.writing
 
     @contextmanager
     def slow(store: Store, path: str, size: int) -> Generator[Callable[[memoryview], object]]:

@@ -26,8 +26,7 @@ from cluster.local import cluster as local
 from cluster.monitoring.status import Served, read_status
 from jobs.common.artifact.artifact import open_artifact
 from serving.__main__ import main
-from serving.commands import serve_client as running
-from serving.commands import waiting
+from serving.commands import serve_client, waiting
 from serving.commands.deployment_record import Running
 from serving.commands.manage import connected
 from tests import kept, runs
@@ -161,7 +160,7 @@ def scale_down(port: int, application: str, deployment: str) -> None:
     (found,) = app.setdefault("deployments", [{"name": deployment}])
     found["num_replicas"] = 1
     with connected(record):
-        running.deploy(record.config)
+        serve_client.deploy(record.config)
 
 
 @pytest.mark.parametrize(("endpoint", "name"), [

@@ -22,7 +22,7 @@ from cluster.core.network import free_port
 from cluster.core.storage import Store
 from cluster.local import cluster as local
 from cluster.local.cluster import LocalCluster
-from jobs.common.execution import ray_executor as ray_engine
+from jobs.common.execution import ray_executor
 from tests.kube_api import in_a_pod
 from tests.kube_objects import autoscaling, group, raycluster
 from tests.nodes import remove_node
@@ -155,12 +155,12 @@ def test_a_node_that_hangs_is_named(up: LocalCluster, store: Store) -> None:
 
 
 def test_a_driver_whose_own_node_hangs_is_told_so(up: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_engine, "CLAIM_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(ray_executor, "CLAIM_TIMEOUT_S", 1.0)
     raylet = up.nodes[0].pids["raylet"]
     os.kill(raylet, signal.SIGSTOP)
     try:
         with refused(ClusterError, r"did not start a process within 1 s: look at it with `python -m cluster status`"):
-            ray_engine.claim("/nowhere", "r")
+            ray_executor.claim("/nowhere", "r")
     finally:
         os.kill(raylet, signal.SIGCONT)
 

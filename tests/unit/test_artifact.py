@@ -15,7 +15,7 @@ import pytest
 
 from cluster.core.errors import ArtifactError, UserError
 from cluster.core.storage import Store
-from jobs.common.artifact import allowed_formats as safe_formats
+from jobs.common.artifact import allowed_formats
 from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_artifact, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec, parse_probe, to_json
@@ -421,7 +421,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused_before_it_is(t
 
 
 def test_safetensors_whose_header_length_looks_like_a_pickle_is_taken():
-    assert safe_formats.head_refusal("w.safetensors", (0x0280).to_bytes(8, "little") + b'{"a":') is None
+    assert allowed_formats.head_refusal("w.safetensors", (0x0280).to_bytes(8, "little") + b'{"a":') is None
 
 
 @pytest.mark.parametrize("name", ["../w.json", "/etc/w.json", "manifest.json", "a/../../w.json"])

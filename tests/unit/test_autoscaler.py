@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster import autoscaler as growth
-from cluster import capacity as resources
+from cluster import autoscaler, capacity
 from cluster.autoscaler import NodeGroup, being_added, groups_of, node_groups
 from cluster.capacity import Request
 from cluster.core.control_store import Node
@@ -37,7 +36,7 @@ def test_without_an_autoscaler_the_replicas_are_what_there_can_be() -> None:
     (Request(num_workers=1, cpus_per_worker=16), 0),
 ])
 def test_workers_are_counted_group_by_group(wanted: Request, most: int) -> None:
-    assert resources._most(wanted, groups_of(raycluster("c", of=None, spec=autoscaling(SMALL, LARGE)))) == most
+    assert capacity._most(wanted, groups_of(raycluster("c", of=None, spec=autoscaling(SMALL, LARGE)))) == most
 
 
 # ── as a pod reads it ──
@@ -53,7 +52,7 @@ def test_without_the_right_to_it_the_autoscaler_is_left_to_say(tmp_path: Path, m
     with in_a_pod(monkeypatch, tmp_path) as api:
         api.refused["rayclusters"] = 403, 'rayclusters is forbidden: User "system:serviceaccount:team:default" cannot get resource'
         assert node_groups() is None
-    monkeypatch.delenv(growth.CLUSTER_NAME)
+    monkeypatch.delenv(autoscaler.CLUSTER_NAME)
     assert node_groups() is None
 
 
@@ -62,9 +61,9 @@ NODE = Node(node_id="ab", name="n", ip="10.0.0.1", port=1, alive=True, is_head=F
 
 
 def growth_of(patch: pytest.MonkeyPatch, wanted: Request, *, scales: bool = True, known: bool = True) -> str:
-    patch.setattr(resources, "autoscaled", lambda gcs: scales)
-    patch.setattr(resources, "node_groups", lambda: [NodeGroup(name="small", most=3, resources={"CPU": 2.0})] if known else None)
-    return resources._growth(wanted, [NODE], 2, SimpleNamespace())  # type: ignore[arg-type]
+    patch.setattr(capacity, "autoscaled", lambda gcs: scales)
+    patch.setattr(capacity, "node_groups", lambda: [NodeGroup(name="small", most=3, resources={"CPU": 2.0})] if known else None)
+    return capacity._growth(wanted, [NODE], 2, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_max_replicas_cannot_hold_is_refused_before_any_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import capacity as resources
+from cluster import capacity
 from cluster import preflight as node_probe
 from cluster.capacity import Request, preflight
 from cluster.core.control_store import Node, within
@@ -40,7 +40,7 @@ def request(workers: int, cpus: int = 1, gpus: int = 0) -> Request:
     (request(1), [], 0),
 ])
 def test_workers_are_counted_node_by_node(wanted: Request, nodes: list[Node], room: int) -> None:
-    assert resources._fits(wanted, (n.resources for n in nodes)) == room
+    assert capacity._fits(wanted, (n.resources for n in nodes)) == room
 
 
 @pytest.mark.parametrize(("wanted", "nodes", "remedy"), [
@@ -51,7 +51,7 @@ def test_workers_are_counted_node_by_node(wanted: Request, nodes: list[Node], ro
     (request(1), [node(0)], "add nodes with CPUs"),
 ])
 def test_the_remedy_is_the_nearest_request_that_can_be_met(wanted: Request, nodes: list[Node], remedy: str) -> None:
-    assert resources._remedy(wanted, nodes) == remedy
+    assert capacity._remedy(wanted, nodes) == remedy
 
 
 def test_a_request_reads_as_a_sentence() -> None:
@@ -215,4 +215,4 @@ def test_looking_for_what_nodes_wrote_has_an_end(tmp_path: Path) -> None:
 
 
 def test_all_checks_fit_into_what_preflight_promises() -> None:
-    assert resources._CHECKS_S + node_probe.REMOVE_TIMEOUT_S <= 14.5
+    assert capacity._CHECKS_S + node_probe.REMOVE_TIMEOUT_S <= 14.5

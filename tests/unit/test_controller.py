@@ -15,7 +15,7 @@ import pytest
 
 from cluster.core.errors import ClusterError, StoppedError, StorageError, TrainingFailedError
 from cluster.core.storage import Store
-from jobs.common.checkpoint import writer as checkpoint_writer
+from jobs.common.checkpoint import writer
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.execution import hang_policy, preemption_policy
@@ -310,7 +310,7 @@ def test_a_checkpoint_thread_that_dies_at_once_is_a_failure_with_its_error(tmp_p
     def die() -> None:
         raise PermissionError("as the test wants it")
 
-    monkeypatch.setattr(checkpoint_writer, "_lower_priority", die)
+    monkeypatch.setattr(writer, "_lower_priority", die)
     case = Case(tmp_path, max_failures=1)
     with pytest.raises(TrainingFailedError, match=r"PermissionError: as the test wants it\), and --run\.max-failures 1 is spent"):
         case.carry_out()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.core import control_store as gcs
+from cluster.core import control_store
 from cluster.core.errors import ClusterError
 from cluster.core.loop_clock import MOST_S, LoopClock
 from cluster.core.storage import Store
-from jobs.common.checkpoint import shards as checkpoint_parts
+from jobs.common.checkpoint import shards
 from jobs.common.checkpoint.manifest import FileEntry, SaveName
 
 
@@ -40,21 +40,21 @@ def test_a_clock_counts_what_its_loop_was_there_to_see() -> None:
 
 def test_a_deadline_that_passed_in_a_pause_still_waits_for_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     paused, woken = Paused(), threading.Event()
-    monkeypatch.setattr(gcs, "LoopClock", partial(LoopClock, paused))
+    monkeypatch.setattr(control_store, "LoopClock", partial(LoopClock, paused))
 
     def call() -> int:
         paused.away_s += 3600
         woken.wait(1.5)  # longer than one look
         return 7
 
-    assert gcs.within(5, call, ClusterError("late")) == 7
+    assert control_store.within(5, call, ClusterError("late")) == 7
 
 
 def test_the_parts_of_a_checkpoint_are_waited_for_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine stood still for longer than a part may take, and the other rank's process with it."""
     paused, store, save = Paused(), Store.open(str(tmp_path)), SaveName("000001-ab", 1, 8)
     part = FileEntry(path=save.part(1), size=1, sha256="0", rank=1)
-    monkeypatch.setattr(checkpoint_parts, "LoopClock", partial(LoopClock, paused))
+    monkeypatch.setattr(shards, "LoopClock", partial(LoopClock, paused))
     looks: list[float] = []
 
     def sleep(_: float) -> None:
@@ -62,7 +62,7 @@ def test_the_parts_of_a_checkpoint_are_waited_for_after_a_pause(tmp_path: Path, 
         if len(looks) == 1:
             paused.away_s += 3600
         else:
-            checkpoint_parts.announce(store, save, 1, part)
+            shards.announce(store, save, 1, part)
 
-    monkeypatch.setattr(checkpoint_parts.time, "sleep", sleep)
-    assert checkpoint_parts.collect(store, save, 2, 600.0, threading.Event()) == [part]
+    monkeypatch.setattr(shards.time, "sleep", sleep)
+    assert shards.collect(store, save, 2, 600.0, threading.Event()) == [part]

@@ -15,7 +15,7 @@ import yaml
 from jobs.common import config as configs
 from jobs.common.config import Config, RunConfig
 from serving.__main__ import parser as serving_parser
-from serving.commands import deploy_config as deploy
+from serving.commands import deploy_config
 from serving.core import api_keys as keys
 from serving.core.settings import INGRESS, EndpointSettings, ModelSettings
 from tests.manifests import Document, cluster_of, job_of, named, need_kubectl, rendered, renderer
@@ -159,7 +159,7 @@ def test_the_endpoint_s_config_is_one_that_this_version_writes(overlay: str) -> 
     models = [ModelSettings(**each) for each in settings.own]
     weights = {model.name: {model.version: 1.0} for model in models}
     http = {"host": "0.0.0.0", "port": 8000}
-    assert config == deploy.config(models, weights, settings, http)
+    assert config == deploy_config.config(models, weights, settings, http)
 
 
 @pytest.mark.parametrize("overlay", SERVING)
@@ -209,7 +209,7 @@ def test_a_worker_is_ready_when_its_raylet_and_its_proxy_both_say_so() -> None:
 def test_serve_s_own_settings_are_those_that_an_endpoint_of_one_machine_has() -> None:
     """But for three: it listens to all of the network, whoever drains it is on other machines, and HAProxy is found by its path."""
     made = dict(named(rendered("serving"), "ConfigMap", "trainyard-serving")["data"])
-    own = dict(deploy.SERVE_SETTINGS)
+    own = dict(deploy_config.SERVE_SETTINGS)
     assert own.pop("RAY_SERVE_DEFAULT_HTTP_HOST") == "127.0.0.1"
     assert own.pop("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S") and own.pop("RAY_SERVE_LOG_TO_STDERR")
     assert made.pop("RAY_SERVE_HAPROXY_BINARY_PATH") == "/usr/local/bin/trainyard-haproxy"

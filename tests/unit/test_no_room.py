@@ -10,8 +10,7 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from cluster.core.control_store import Node
 from cluster.core.errors import ClusterError, StoppedError
-from serving.commands import serve_client as running
-from serving.commands import waiting
+from serving.commands import serve_client, waiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
 SLOW = ("Deployment 'Model' in application 'digits-2' has 1 replicas that have taken more than 30s to be scheduled. "
@@ -57,12 +56,12 @@ def applications(starting: STARTING) -> dict[str, Any]:
 
 def wait(monkeypatch: pytest.MonkeyPatch, starting: STARTING, gcs: FakeGcs, *, grows: bool = False,
          room_s: float = 0.0) -> None:
-    monkeypatch.setattr(running, "_applications", lambda: applications(starting))
-    monkeypatch.setattr(running, "_grows", lambda: grows)
-    monkeypatch.setattr(running, "_gcs", lambda: gcs)
+    monkeypatch.setattr(serve_client, "_applications", lambda: applications(starting))
+    monkeypatch.setattr(serve_client, "_grows", lambda: grows)
+    monkeypatch.setattr(serve_client, "_gcs", lambda: gcs)
     monkeypatch.setattr(waiting, "NO_ROOM_S", room_s)
     config: dict[str, Any] = {"applications": [{"name": name} for name in starting]}
-    running.await_ready(config, threading.Event(), timeout_s=0.0)
+    serve_client.await_ready(config, threading.Event(), timeout_s=0.0)
 
 
 def test_a_cluster_that_cannot_grow_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,15 +104,15 @@ def test_why_an_application_does_not_run_is_the_exceptions_own_line(monkeypatch:
     sick = SimpleNamespace(status="UNHEALTHY", message="", deployments={
         "Other": SimpleNamespace(status="HEALTHY", message=SLOW), "Model": SimpleNamespace(status="UNHEALTHY", message=message)})
     well = SimpleNamespace(status="RUNNING", message="", deployments={})
-    monkeypatch.setattr(running, "_applications", lambda: {"digits-1": sick, "endpoint": well})
-    assert running.troubles() == {
+    monkeypatch.setattr(serve_client, "_applications", lambda: {"digits-1": sick, "endpoint": well})
+    assert serve_client.troubles() == {
         "digits-1": "cluster.core.errors.ArtifactError: artifact /a is not valid: manifest.json is missing"}
 
 
 def test_who_is_told_to_stop_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
     stop.set()
-    monkeypatch.setattr(running, "_applications", dict)
-    monkeypatch.setattr(running, "_gcs", lambda: FakeGcs(0.0, {}))
+    monkeypatch.setattr(serve_client, "_applications", dict)
+    monkeypatch.setattr(serve_client, "_gcs", lambda: FakeGcs(0.0, {}))
     with pytest.raises(StoppedError):
-        running.await_ready({"applications": [{"name": "digits-2"}]}, stop, timeout_s=20.0)
+        serve_client.await_ready({"applications": [{"name": "digits-2"}]}, stop, timeout_s=20.0)

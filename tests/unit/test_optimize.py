@@ -180,15 +180,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
 def test_a_variant_that_loses_too_much_is_not_written(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """8 bits whose ranges come from black images alone."""
-    from serving.variants import benchmark as judging
+    from serving.variants import benchmark
 
     artifact = optimised(storage, "mlp")
-    plain = judging.Data.training_rows
+    plain = benchmark.Data.training_rows
 
-    def black(data: judging.Data, count: int) -> Any:
+    def black(data: benchmark.Data, count: int) -> Any:
         return plain(data, count) * 0
 
-    monkeypatch.setattr(judging.Data, "training_rows", black)
+    monkeypatch.setattr(benchmark.Data, "training_rows", black)
     capsys.readouterr()
     assert main(["optimise", artifact.uri, "--storage", str(storage), "--output", str(tmp_path / "out"), *QUICK]) == 2
     said = capsys.readouterr()

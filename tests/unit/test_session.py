@@ -14,7 +14,7 @@ from cluster.core.storage import Store, moved
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.training import step_timer as paces
+from jobs.common.training import step_timer
 from jobs.common.training.context import PeerLostError
 from jobs.common.training.rendezvous import Assignment, Heartbeat, Rendezvous
 from jobs.common.training.session import BEAT_S, Session
@@ -39,7 +39,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(paces, "time", made)
+    monkeypatch.setattr(step_timer, "time", made)
     return made
 
 

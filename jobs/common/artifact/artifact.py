@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from cluster.core.documents import MOST_JSON_BYTES, DocumentError
 from cluster.core.errors import ArtifactError, CheckpointError
 from cluster.core.storage import Store, tls_remedy
-from jobs.common.artifact import allowed_formats as safe_formats
-from jobs.common.artifact import model_card
+from jobs.common.artifact import allowed_formats, model_card
 from jobs.common.artifact.drift_reference import Reference
 from jobs.common.artifact.manifest import Description, FileEntry, Manifest
 from jobs.common.artifact.tensor_spec import parse_probe, to_json
@@ -174,7 +173,7 @@ def _opened(folder: Store, expected_digest: str | None) -> Artifact:
         raise refused(folder.location(), [f"{MANIFEST} has digest {digest}, not {expected_digest} as was registered"])
     problems = [f"{path} is missing" for path in manifest.paths if path not in found]
     problems += [f"{path} is extra" for path in found if path not in (*manifest.paths, MANIFEST)]
-    problems += [f"{path} {why}" for path in found if path != MANIFEST and (why := safe_formats.name_refusal(path))]
+    problems += [f"{path} {why}" for path in found if path != MANIFEST and (why := allowed_formats.name_refusal(path))]
     if not problems:
         problems = [problem for entry in manifest.files if (problem := _difference(folder, entry, found))]
     if problems:
@@ -239,13 +238,13 @@ def _difference(folder: Store, entry: FileEntry, found: Mapping[str, int]) -> st
         while size <= entry.size and (piece := stream.read(_PIECE)):
             digest.update(piece)
             size += len(piece)
-            if (wanted := safe_formats.bytes_checked(entry.path, bytes(begins[:8]) or piece)) > len(begins):
+            if (wanted := allowed_formats.bytes_checked(entry.path, bytes(begins[:8]) or piece)) > len(begins):
                 begins += piece[: wanted - len(begins)]
     if digest.hexdigest() != entry.sha256:
         return f"{entry.path} differs from its sha256"
     parent = entry.path.rpartition("/")[0]
     beside = {path.rpartition("/")[2] for path in found if path.rpartition("/")[0] == parent}
-    why = safe_formats.refusal(entry.path, bytes(begins), entry.size, beside)
+    why = allowed_formats.refusal(entry.path, bytes(begins), entry.size, beside)
     return f"{entry.path} {why}" if why else None
 
 
@@ -258,8 +257,8 @@ def _check_allowed(path: str, source: Content) -> None:
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: give it another name inside the folder")
     head = bytes(next(_pieces(source), b""))
     whole = isinstance(source, bytes)
-    why = safe_formats.name_refusal(path) or (
-        safe_formats.refusal(path, source, len(source)) if whole else safe_formats.head_refusal(path, head))
+    why = allowed_formats.name_refusal(path) or (
+        allowed_formats.refusal(path, source, len(source)) if whole else allowed_formats.head_refusal(path, head))
     if why:
         raise ArtifactError(f"file {path!r} cannot be put into an artifact: it {why}")
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
-from jobs.common.checkpoint import fencing as generations
+from jobs.common.checkpoint import fencing
 from jobs.common.checkpoint.fencing import OnDamage, Saves
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest
 from jobs.common.checkpoint.safetensors_image import Array, Tensors, damage, read_tensors
@@ -37,12 +37,12 @@ class Checkpoints:
 
     def begin_generation(self) -> str:
         """The name of a new generation, for the writers of the group of workers about to start. Fences off all older ones."""
-        self._begun = generations.begin_generation(self._store, self._damages.append)
+        self._begun = fencing.begin_generation(self._store, self._damages.append)
         return self._begun
 
     def current_generation(self) -> str | None:
         """The newest generation; None before the first."""
-        return generations.newest_generation(self._store)
+        return fencing.newest_generation(self._store)
 
     def committed(self) -> list[Checkpoint]:
         """Those that count and have a readable manifest, newest first; their files are not looked at."""
@@ -58,7 +58,7 @@ class Checkpoints:
         """
         while self._damages:
             on_damage(self._damages.pop(0))  # met when the generation began, and mended by it
-        saves = generations.find_saves(self._store, on_damage)
+        saves = fencing.find_saves(self._store, on_damage)
         bad: set[SaveName] = set()
         checkpoint = None
         for save in sorted((*saves.counted, *saves.others), reverse=True):
@@ -70,7 +70,7 @@ class Checkpoints:
             bad.add(save)
         self._resumed = checkpoint.name if checkpoint else None
         if bad & set(saves.counted) and self._begun is not None and self._begun == saves.generation:
-            generations.accept(self._store, self._begun, tuple(save for save in saves.counted if save not in bad))
+            fencing.accept(self._store, self._begun, tuple(save for save in saves.counted if save not in bad))
         return checkpoint
 
     def best(self, on_damage: OnDamage = _log.warning) -> Checkpoint | None:
@@ -102,12 +102,12 @@ class Checkpoints:
         Here intact means that all files are there in full size. What unfinished, fenced-off or damaged saves left goes too.
         A writer names its generation: where a newer one has begun it deletes nothing.
         """
-        saves = generations.find_saves(self._store, _ignore)
+        saves = fencing.find_saves(self._store, _ignore)
         if generation is None:
             generation = saves.generation
         unwanted = self._unwanted(saves, keep_last)
         for save in unwanted:
-            if generations.newest_generation(self._store) != generation:
+            if fencing.newest_generation(self._store) != generation:
                 return
             self._store.delete(save.manifest)  # first, so that no manifest ever names files that are being deleted
             self._store.delete_folder(save.folder)
@@ -142,7 +142,7 @@ class Checkpoints:
         yield from (checkpoint for _, checkpoint in sorted(measured, key=lambda pair: -pair[0]))
 
     def _readable(self, on_damage: OnDamage, saves: Saves | None = None) -> Iterator[Checkpoint]:
-        saves = saves or generations.find_saves(self._store, on_damage)
+        saves = saves or fencing.find_saves(self._store, on_damage)
         for save in reversed(saves.counted):
             try:
                 yield read_manifest(self._store, save)

@@ -34,7 +34,7 @@ from cluster.core.errors import (
 )
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store, moved_at
-from jobs.common.checkpoint import direct_io as checkpoint_file
+from jobs.common.checkpoint import direct_io
 from jobs.common.checkpoint.fencing import newest_generation
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, write_manifest
 from jobs.common.checkpoint.safetensors_image import FileImage, Tensors, write_pieces
@@ -227,7 +227,7 @@ class CheckpointWriter:
     def _write(self, draft: Checkpoint) -> FileEntry:
         path, size = draft.name.part(self._rank), len(self._image.data)
         try:
-            with checkpoint_file.writing(self._store, path, size) as write:
+            with direct_io.writing(self._store, path, size) as write:
                 size, digest = write_pieces(self._image.pieces(), write)
         except NonFiniteStateError as error:
             error = NonFiniteStateError(f"checkpoint at step {draft.step} is refused: {error}")

@@ -131,11 +131,15 @@ def _import(preload: Sequence[str]) -> Any:
     return worker
 
 
+def _noticed(_number: int, _frame: object) -> None:
+    """Without a handler of Python's own a signal would not be written to the wakeup descriptor."""
+
+
 def _serve(driver: Connection) -> tuple[Any, ...]:
     """Forks a worker for each request, and reports each that ends. Returns the request's arguments, in the worker."""
     woken, waking = os.pipe()
     os.set_blocking(waking, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _noticed)
     signal.set_wakeup_fd(waking)
     numbers: dict[int, int] = {}
     try:

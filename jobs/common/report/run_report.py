@@ -15,8 +15,7 @@ from jobs.common.command_line import flatten
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
 from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets
-from jobs.common.report import charts as plots
-from jobs.common.report import html, images
+from jobs.common.report import charts, html, images
 from jobs.common.report.html import Section, number
 
 MAX_MATRIX, MAX_CLASS_ROWS, MAX_PAIRS, MAX_EVENTS, MAX_PICTURES = 25, 50, 20, 200, 24
@@ -76,7 +75,7 @@ def render(content: ReportContent) -> str:
     """The report as one HTML document."""
     run, (split, e) = content.run, _main(content)
     return html.render(
-        "run_report.html", content=content, split=split, e=e, charts=plots, data_uri=images.data_uri,
+        "run_report.html", content=content, split=split, e=e, charts=charts, data_uri=images.data_uri,
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)), took=_duration(run.duration_s),
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
         groups=_chart_groups(content.history), has_train_loss=any("train_loss" in row for row in content.history),
@@ -104,14 +103,14 @@ def _metrics(main: Evaluation, of: Collection[Evaluation]) -> list[list[str]]:
             ["rows", *(f"{e.num_rows:,}" for e in of)]]
 
 
-def _chart_groups(history: Sequence[Mapping[str, Any]], most: int = 8) -> dict[str, dict[str, plots.Line]]:
+def _chart_groups(history: Sequence[Mapping[str, Any]], most: int = 8) -> dict[str, dict[str, charts.Line]]:
     """One chart for losses, one for scores, and one for each other number. Of a step done twice, the last value counts."""
     values: dict[str, dict[float, float]] = {}
     for row in history:
         for key, value in row.items():
             if key not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(key, {})[float(row["step"])] = float(value)
-    groups: dict[str, dict[str, plots.Line]] = {}
+    groups: dict[str, dict[str, charts.Line]] = {}
     for key, points in values.items():
         steps = sorted(points)
         groups.setdefault(_chart_of(key), {})[key.replace("_", " ")] = (steps, [points[step] for step in steps])

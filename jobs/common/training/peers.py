@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.core.errors import DivergedError
 from cluster.core.storage import Store
-from jobs.common.training import weight_digest as weights
+from jobs.common.training import weight_digest
 from jobs.common.training.context import PeerLostError
 from jobs.common.training.progress import Progress
 from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
@@ -63,7 +63,7 @@ class Peers:
         Raises: DivergedError on all ranks, naming those whose weights are not those of most; PeerLostError.
         """
         began = time.perf_counter()
-        odd = weights.mismatched_ranks(total(weights.placed(digest, self._rank, self._world_size)).tolist())
+        odd = weight_digest.mismatched_ranks(total(weight_digest.placed(digest, self._rank, self._world_size)).tolist())
         self._progress.update_status(weights_check_s=time.perf_counter() - began)
         if odd:
             hosts = self.all_gather("diverged", self._host)

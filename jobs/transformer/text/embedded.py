@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.transformer.text.fragments import Texts, TextSource
@@ -72,7 +72,7 @@ def _entities(language: str) -> Iterator[tuple[str, str]]:
             yield f"city/{zone}", str(about["city"])
     for kind, names in (("month", locale.months), ("day", locale.days)):
         yield from ((f"{kind}/{key}", str(text)) for key, text in names["format"]["wide"].items())
-    for unit, styles in localedata.LocaleDataDict(localedata.load(str(locale)))["unit_patterns"].items():
+    for unit, styles in localedata.LocaleDataDict(cast(Any, localedata.load(str(locale))))["unit_patterns"].items():
         patterns: Any = styles.get("long", {})
         for pattern in patterns.values() if hasattr(patterns, "values") else ():
             text = str(pattern).replace("{0}", "").strip()

@@ -119,14 +119,13 @@ def test_versions_change_as_elsewhere(many: Many, capsys: pytest.CaptureFixture[
 
 
 def test_nothing_is_left_of_a_model_that_is_put_out(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.model import multiplexed_replica as shared
-    from serving.model import replica
+    from serving.model import multiplexed_replica, replica
 
     monkeypatch.setattr(replica, "keep_calls_to_this_node", lambda: None)
     monkeypatch.setattr(replica, "use_threads", lambda count: None)
     settings = ModelSettings(name="a", version="1", uri=endpoint.artifacts["mlp"].uri, digest=endpoint.artifacts["mlp"].digest)
-    first: Any = shared._load(settings)
+    first: Any = multiplexed_replica._load(settings)
     network = weakref.ref(first._predictor._model.model)
     del first
-    shared._load(settings)
+    multiplexed_replica._load(settings)
     assert network() is None

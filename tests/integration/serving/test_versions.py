@@ -22,7 +22,7 @@ from jobs.common.artifact.artifact import open_artifact
 from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.commands import deployment_record as versions
-from serving.commands import manage as changes
+from serving.commands import manage
 from serving.core.settings import EndpointSettings, ModelSettings, SharedSettings
 from serving.traffic.shared_state import lease
 from tests import kept, runs
@@ -36,10 +36,10 @@ pytestmark = [
 
 # ── the config alone ──
 def config() -> dict[str, Any]:
-    from serving.commands import deploy_config as deploy
+    from serving.commands import deploy_config
 
     model = ModelSettings(name="digits", version="1", uri="a", digest="b", registered="digits")
-    return deploy.config([model], {"digits": {"1": 1.0}}, EndpointSettings(), {})
+    return deploy_config.config([model], {"digits": {"1": 1.0}}, EndpointSettings(), {})
 
 
 def weights(made: dict[str, Any]) -> dict[str, float]:
@@ -59,10 +59,10 @@ def test_a_version_that_had_requests_stays_for_a_rollback_and_the_one_before_goe
 
 
 def test_models_that_share_replicas_have_one_application_and_so_do_their_versions() -> None:
-    from serving.commands import deploy_config as deploy
+    from serving.commands import deploy_config
 
     one, two = (ModelSettings(name="digits", version=v, uri="a", digest="b", shared=True) for v in "12")
-    made = deploy.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {}, shared=SharedSettings(max_loaded=2))
+    made = deploy_config.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {}, shared=SharedSettings(max_loaded=2))
     assert [app["name"] for app in made["applications"]] == ["shared", "endpoint"]
     assert made["applications"][0]["args"]["max_loaded"] == 2
     made = versions.with_weights(made, "digits", {"2": 1.0}, [two])
@@ -199,7 +199,7 @@ def test_versions_change_under_load_without_a_failed_request(
         assert caller.seen() == {"2": 40}
         assert main(["rollback", "digits", *where]) == 0
         assert caller.seen() == {"1": 40}
-        with changes.connected(versions.Running.load(int(where[1]))):
+        with manage.connected(versions.Running.load(int(where[1]))):
             began = time.monotonic()
             granted = [asyncio.run(lease("tester", 10.0, 7))[0] for _ in range(3)]
             most = 10 * (1 + time.monotonic() - began)
