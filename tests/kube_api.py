@@ -170,7 +170,8 @@ def in_a_pod(patch: pytest.MonkeyPatch, folder: Path, cluster: str = "train-abcd
         (folder / "token").write_text(api.token)
         (folder / "namespace").write_text(NAMESPACE)
         host, _, port = api.url.removeprefix("https://").partition(":")
-        for name, value in {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, autoscaler.CLUSTER_NAME: cluster}.items():
+        environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, autoscaler.CLUSTER_NAME: cluster}
+        for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(folder / "token"))
         patch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(cert))

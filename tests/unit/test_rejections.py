@@ -84,7 +84,8 @@ def test_what_may_be_well_the_next_time_is_tried_again(
     assert len(tried) == 2
 
 
-@pytest.mark.parametrize(("age_s", "tries"), [(rejections.HOLDS_S - 60, 1), (rejections.HOLDS_S + 1, 2), (-30, 1), (-300, 2), (-1e9, 2)],
+@pytest.mark.parametrize(("age_s", "tries"),
+                         [(rejections.HOLDS_S - 60, 1), (rejections.HOLDS_S + 1, 2), (-30, 1), (-300, 2), (-1e9, 2)],
                          ids=["young", "old", "by a host whose clock is fast", "before the clock was set back", "by years"])
 def test_a_refusal_holds_for_an_hour(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], age_s: float, tries: int) -> None:
