@@ -89,15 +89,15 @@ def under_load(job: Job, url: str, body: bytes, settings: Settings,
 
 
 def register(workspace: Path) -> None:
-    """Trains a model, and makes it three versions of `digits`."""
+    """Trains a model, and makes it three versions of `digits`: one a run of the registry, which has no more than one."""
     with run(workspace / "digits", "--run.tracking-uri", "none", "--train.epochs", "1", "--eval.robustness-rows", "0",
              quick=False) as job:
         artifact = open_artifact(job.finished()["artifact"])
-    registry = open_registry(None, Store.open(str(workspace)), "digits")
-    registry.start(run_name="soak", params={}, tags={})
-    for _ in range(3):
-        registry.register(artifact)
-    registry.finish("done")
+    for version in ("1", "2", "3"):
+        registry = open_registry(None, Store.open(str(workspace)), "digits")
+        registry.start(run_name=f"soak-{version}", params={}, tags={})
+        assert registry.register(artifact) == version
+        registry.finish("done")
 
 
 def after_changes(job: Job, where: list[str], cycles: int) -> list[float]:
@@ -119,7 +119,7 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     where = ["--port", str(port), "--storage", str(workspace)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(workspace / "home"))
-        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", *where]
+        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", "--cpus-per-replica", "0.25", *where]  # up to three versions beside each other
         with python("serving", *command, folder=workspace / "up") as started:
             started.until(lambda: "ready: " in started.text)
             url = f"http://127.0.0.1:{port}/v2/models/digits/infer"
