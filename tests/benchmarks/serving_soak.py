@@ -119,7 +119,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     where = ["--port", str(port), "--storage", str(workspace)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(workspace / "home"))
-        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", "--cpus-per-replica", "0.25", *where]  # up to three versions beside each other
+        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", "--cpus-per-replica", "0.25",  # three beside each other
+                   *where]
         with python("serving", *command, folder=workspace / "up") as started:
             started.until(lambda: "ready: " in started.text)
             url = f"http://127.0.0.1:{port}/v2/models/digits/infer"
