@@ -224,7 +224,7 @@ def throttled(mb_s: int | None) -> Generator[None]:
 
             yield paced if mb_s else write
 
-    with mock.patch.object(checkpoint_writer.checkpoint_file, "writing", slow):
+    with mock.patch.object(checkpoint_writer.direct_io, "writing", slow):
         yield
 
 
