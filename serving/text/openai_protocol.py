@@ -75,7 +75,7 @@ def parse(body: bytes) -> CompletionRequest:
     given = {name: value for name, value in message.items() if value is not None}
     _refuse_unsupported(given)
     try:
-        request = CompletionRequest(**given)
+        request = CompletionRequest(**{name: value for name, value in given.items() if name not in _NEUTRAL})
     except ValidationError as error:
         raise _wrong(str(error.errors()[0]["loc"][0]), given) from None
     _check_options(request)
