@@ -84,7 +84,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def endpoint(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[list[Client], runs.Job]]:
     port = free_port()
-    command = ["up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5", *request.param]
+    served = shutil.copytree(artifact, tmp_path / "artifact")
+    command = ["up", "--model", f"digits={served}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5", *request.param]
     with runs.python("serving", *command, folder=tmp_path, env={"TRAINYARD_HOME": str(tmp_path / "home")}) as job:
         job.until(lambda: "ready: " in job.text, 120)
         pixels = open_artifact(artifact).probe().inputs["image"][:1]
@@ -153,6 +154,31 @@ def processes(job: runs.Job, name: str) -> list[psutil.Process]:
     return found
 
 
+def kill(victim: psutil.Process) -> None:
+    victim.send_signal(signal.SIGKILL)
+
+
+def run_out_of_memory(victim: psutil.Process) -> None:
+    """The kernel kills it for the next memory that it asks for. Where this user may not make a cgroup, it is only killed."""
+    groups = Path("/sys/fs/cgroup")
+    second = (groups / "cgroup.controllers").exists()  # version 2: one tree for all controllers
+    group = groups / f"{'' if second else 'memory/'}trainyard-test-{victim.pid}"
+    try:
+        group.mkdir()
+        (group / ("memory.max" if second else "memory.limit_in_bytes")).write_text("0")
+    except OSError:
+        kill(victim)
+        return
+    try:
+        (group / "cgroup.procs").write_text(str(victim.pid))
+        victim.wait(120)  # it is asked all the time, and asks for memory
+        counted = (group / ("memory.events" if second else "memory.oom_control")).read_text()
+        assert re.search(r"oom_kill [1-9]", counted), counted
+    finally:
+        with suppress(OSError):  # of a process that lives on, since this failed
+            group.rmdir()
+
+
 def scale_down(port: int, application: str, deployment: str) -> None:
     """To one replica, as a config that is deployed anew does."""
     record = Running.load(port)
@@ -170,19 +196,20 @@ def scale_down(port: int, application: str, deployment: str) -> None:
 def test_neither_killed_nor_ended_replicas_are_noticed_by_who_tries_again(
     endpoint: tuple[list[Client], runs.Job], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two is killed, three times; then the deployment is to have one only."""
+    """One of two is killed, twice, and once by the kernel, for memory; then the deployment is to have one only."""
     clients, job = endpoint
     monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
         thread.start()
     try:
-        for _ in range(3):
+        for end in (kill, kill, run_out_of_memory):
             time.sleep(2)
             victims = processes(job, name)
             assert len(victims) == 2
-            victims[0].send_signal(signal.SIGKILL)
+            end(victims[0])
             job.until(lambda gone=victims[0].pid: len([p for p in processes(job, name) if p.pid != gone]) == 2, 60)
+        shutil.rmtree(tmp_path / "artifact")  # who serves it has read it; nobody is started any more
         scale_down(int(clients[0].url.split("/")[2].split(":")[1]), *name.split(":"))
         job.until(lambda: len(processes(job, name)) == 1, 60)
         time.sleep(3)
