@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 APART ?= 1
 SHARED = --dist loadfile --no-loadscope-reorder --tx "$(APART)*popen//python=$(CURDIR)/tests/own_network $(CURDIR)/$(BIN)/python"
 
-.PHONY: demo test check bench soak lock proto clean
+.PHONY: demo test check types lint layering bench soak lock proto clean
 
 demo: $(DEMO)
 	@$(BIN)/python -m jobs.mlp.demo
@@ -23,9 +23,17 @@ test: check
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 	$(PYTEST) $(if $(filter-out 1,$(APART)),$(SHARED)) --durations=20 $(ARGS) tests/integration tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 
+# Beside each other: pyright has one thread.
 check: $(STAMP)
-	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint layering
+
+types: $(STAMP)
 	$(BIN)/pyright
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+layering: $(STAMP)
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/layering.py
 
 bench: $(STAMP)
