@@ -11,7 +11,8 @@ import numpy as np
 
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
-from serving.protocols.open_inference_json import Array, InferRequest
+from serving.protocols.open_inference_json import InferRequest
+from serving.protocols.tensor_values import Array
 
 
 def likeliest(request: InferRequest, outputs: Mapping[str, Array], about: Mapping[str, Any]) \

@@ -13,7 +13,9 @@ from typing import Any
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols import open_inference_json as protocol
-from serving.protocols.open_inference_json import Array, InferRequest
+from serving.protocols import tensor_values
+from serving.protocols.open_inference_json import InferRequest
+from serving.protocols.tensor_values import Array
 
 MOST_FIELDS = 1 << 16
 """Of a message that is longer than what is read at once: each becomes an object, and an empty one may be two bytes."""
@@ -126,7 +128,7 @@ def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> dict[str, A
         raise BadRequestError(f"input {tensor.name[:60]!r} is {tensor.datatype}, and has {' and '.join(fields)}: its values go "
                               f"into {place} alone")
     if raw is None and tensor.datatype == "BYTES":
-        raw = protocol.joined(contents.bytes_contents)
+        raw = tensor_values.joined(contents.bytes_contents)
     if raw is None:
         values = getattr(contents, where) if where is not None and fields else None
         if values is not None and len(values) > protocol.MOST_VALUES:
@@ -157,9 +159,9 @@ def answer_call(call: Any, request: InferRequest, outputs: Mapping[str, Array], 
         values = outputs[spec.name]
         tensor = made.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         if raw:
-            made.raw_output_contents.append(protocol.to_bytes(values, spec))
+            made.raw_output_contents.append(tensor_values.to_bytes(values, spec))
         elif spec.datatype == "BYTES":
-            tensor.contents.bytes_contents.extend(protocol.elements(values))
+            tensor.contents.bytes_contents.extend(tensor_values.elements(values))
         else:
             getattr(tensor.contents, _CONTENTS[spec.datatype]).extend(values.ravel().tolist())
     return made

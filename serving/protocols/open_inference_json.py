@@ -4,24 +4,17 @@ https://github.com/kserve/open-inference-protocol. The binary extension is Trito
 endian, in the order of the JSON; the header `Inference-Header-Content-Length` says how long the JSON is.
 """
 
-import base64
-import binascii
-import math
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, cast
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
+from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
+from serving.protocols.tensor_values import Array, of_bytes, of_json, parameters_of, shown, to_bytes, to_json
 
-Array = NDArray[Any]
 EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "inference-header-content-length"
 QUICK_BYTES = 1 << 16
@@ -29,9 +22,6 @@ QUICK_BYTES = 1 << 16
 MOST_VALUES, MOST_BRACKETS = 1 << 19, 1 << 16
 """Commas and opening brackets of a body's JSON. While it becomes objects Python's lock is held, whichever thread reads it,
 and nobody is answered: with so many that takes some 50 ms, whatever they are."""
-_WORDS: Mapping[type, str] = {bool: "true or false", dict: "objects", float: "numbers", int: "numbers", list: "lists",
-                              str: "strings", type(None): "null"}
-"""What JSON calls the values that Python makes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +87,7 @@ def fitted(message: Mapping[str, Any], tail: memoryview, specs: Sequence[TensorS
     shapes = {spec.name: _shape(tensor, spec) for tensor, spec in tensors}
     if missing := sorted({spec.name for spec in specs} - set(shapes)):
         raise BadRequestError(f"input {', '.join(missing)} is missing")
-    rows, parameters = _rows(shapes, max_rows, limit), _parameters(message)
+    rows, parameters = _rows(shapes, max_rows, limit), parameters_of(message)
     return InferRequest(inputs=_inputs(tensors, shapes, tail), rows=rows, id=_id(message), parameters=parameters,
                         outputs=_outputs(message, outputs), binary=_flag(parameters, "binary_data_output"))
 
@@ -128,20 +118,6 @@ def _list(message: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return cast(list[dict[str, Any]], found)
 
 
-def shown(value: Any) -> str:
-    """A value of a request in a message: short, whatever it holds."""
-    return _WORDS[type(value)] if type(value) in (list, dict) else str(value)[:60]
-
-
-def _parameters(holder: Mapping[str, Any]) -> dict[str, Any]:
-    found = holder.get("parameters")
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise BadRequestError("`parameters` is no object")
-    return cast(dict[str, Any], found)
-
-
 def _flag(parameters: Mapping[str, Any], name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
@@ -159,13 +135,13 @@ def _id(message: Mapping[str, Any]) -> str | None:
 def _outputs(message: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Output] | None:
     if message.get("outputs") in (None, []):
         return None
-    default = _flag(_parameters(message), "binary_data_output")
+    default = _flag(parameters_of(message), "binary_data_output")
     known = [spec.name for spec in specs]
     found: dict[str, Output] = {}
     for tensor in _list(message, "outputs"):
         if tensor["name"] not in known:
             raise BadRequestError(f"the model has no output {tensor['name'][:60]!r}: it has {', '.join(known)}")
-        found[tensor["name"]] = _output(tensor["name"], _parameters(tensor), default)
+        found[tensor["name"]] = _output(tensor["name"], parameters_of(tensor), default)
     return found
 
 
@@ -198,9 +174,9 @@ def _inputs(tensors: Iterable[tuple[dict[str, Any], TensorSpec]], shapes: Mappin
     for tensor, spec in tensors:
         size = _binary_size(tensor, spec, len(tail) - at)
         if size is None:
-            found[spec.name] = _of_json(tensor, spec, shapes[spec.name])
+            found[spec.name] = of_json(tensor, spec, shapes[spec.name])
             continue
-        found[spec.name] = _of_bytes(tail[at : at + size], spec, shapes[spec.name])
+        found[spec.name] = of_bytes(tail[at : at + size], spec, shapes[spec.name])
         at += size
     if at != len(tail):
         raise BadRequestError(f"{len(tail) - at} bytes of the body belong to no tensor: their `binary_data_size` must add up to it")
@@ -209,7 +185,7 @@ def _inputs(tensors: Iterable[tuple[dict[str, Any], TensorSpec]], shapes: Mappin
 
 def _binary_size(tensor: Mapping[str, Any], spec: TensorSpec, left: int) -> int | None:
     """The bytes of a binary tensor; None for one in JSON. left: bytes that no tensor has yet."""
-    size = _parameters(tensor).get("binary_data_size")
+    size = parameters_of(tensor).get("binary_data_size")
     if size is None:
         return None
     if tensor.get("data") is not None:
@@ -246,107 +222,6 @@ def _shape(tensor: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _of_json(tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    data = tensor.get("data")
-    if not isinstance(data, list):
-        raise BadRequestError(f"`data` of input {spec.name!r} is missing, or no list: its shape {list(shape)} says "
-                              f"{math.prod(shape)} values")
-    flat = _flat(cast(list[Any], data), spec, shape)
-    wanted = {"BYTES": {str}, "BOOL": {bool}}.get(spec.datatype, {int, float})
-    if strange := set(map(type, flat)) - wanted:
-        words = " and ".join(sorted({_WORDS.get(each, each.__name__) for each in strange}))
-        raise BadRequestError(f"`data` of input {spec.name!r} holds {words}: {spec.datatype} is "
-                              f"{' and '.join(sorted({_WORDS[each] for each in wanted}))}")
-    return (_texts(flat, _parameters(tensor), spec) if spec.datatype == "BYTES" else _numbers(flat, spec)).reshape(shape)
-
-
-def _flat(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> list[Any]:
-    """Its values, as many as the shape says. They are nested as it says, or not at all."""
-    found = (len(data),)
-    while data and type(data[0]) is list and len(found) < len(shape):
-        sizes: set[int] = set(map(len, data)) if set(map(type, data)) == {list} else set()
-        if len(sizes) != 1:
-            raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape {list(shape)} says, or not "
-                                  "at all")
-        found = (*found, sizes.pop())
-        data = list(chain.from_iterable(data))
-    if len(data) != math.prod(shape) or (len(found) > 1 and found != shape):
-        raise BadRequestError(f"`data` of input {spec.name!r} has {len(data)} values in shape {list(found)}, its shape "
-                              f"{list(shape)} says {math.prod(shape)}")
-    return data
-
-
-def _numbers(flat: list[Any], spec: TensorSpec) -> Array:
-    """Of the tensor's type, if each is one of its. Whole numbers may be written as 3.0."""
-    wanted = np.dtype(DTYPES[spec.datatype])
-    if wanted.kind in "iu":
-        return _whole(flat, spec, wanted)
-    with np.errstate(over="ignore"):
-        return _finite(np.array(flat, wanted), spec)
-
-
-def _whole(flat: list[Any], spec: TensorSpec, wanted: np.dtype[Any]) -> Array:
-    values: Array = np.asarray(flat)
-    if values.dtype.kind != "i":  # NumPy would round whole numbers that are beyond int64, or beside a 3.0: Python does not
-        if not all(value.is_integer() for value in flat if type(value) is float):
-            raise BadRequestError(f"`data` of input {spec.name!r} holds fractions, and is {spec.datatype}")
-        values = np.array(list(map(int, flat)), object)
-    limits = np.iinfo(wanted)
-    if values.size and not (limits.min <= int(values.min()) and int(values.max()) <= limits.max):
-        raise BadRequestError(f"`data` of input {spec.name!r} holds values outside {spec.datatype}: {limits.min} to "
-                              f"{limits.max}")
-    return values.astype(wanted, copy=False)
-
-
-def _finite(values: Array, spec: TensorSpec) -> Array:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise BadRequestError(f"input {spec.name!r} holds values that are not finite in {spec.datatype}")
-    return values
-
-
-def _texts(flat: list[str], parameters: Mapping[str, Any], spec: TensorSpec) -> Array:
-    """Elements of BYTES from JSON strings: their UTF-8, or what they hold in base64."""
-    try:
-        if parameters.get("content_type") == "base64":
-            return _objects([base64.b64decode(value, validate=True) for value in flat])
-        return _objects([value.encode() for value in flat])
-    except (binascii.Error, ValueError):
-        raise BadRequestError(f"`data` of input {spec.name!r} holds strings that are not base64, or no UTF-8") from None
-
-
-def _of_bytes(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    count = math.prod(shape)
-    if spec.datatype == "BYTES":
-        return _objects(_elements(data, spec, count)).reshape(shape)
-    wanted = np.dtype(DTYPES[spec.datatype]).newbyteorder("<")
-    if len(data) != count * wanted.itemsize:
-        raise BadRequestError(f"input {spec.name!r} has {len(data)} bytes: {count} values of {spec.datatype}, as its shape "
-                              f"{list(shape)} says, are {count * wanted.itemsize}")
-    if spec.datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
-        raise BadRequestError(f"input {spec.name!r} holds bytes that are neither 0 nor 1")
-    return _finite(np.frombuffer(data, wanted).reshape(shape), spec)
-
-
-def _elements(data: memoryview, spec: TensorSpec, count: int) -> list[bytes]:
-    """Of BYTES: each 4 bytes of length, then itself."""
-    found: list[bytes] = []
-    at = 0
-    while at < len(data) and len(found) <= count:
-        if at + 4 > len(data) or at + 4 + (size := struct.unpack_from("<I", data, at)[0]) > len(data):
-            raise BadRequestError(f"input {spec.name!r} ends in the middle of an element: each is 4 bytes of length, then itself")
-        found.append(bytes(data[at + 4 : at + 4 + size]))
-        at += 4 + size
-    if len(found) != count:
-        raise BadRequestError(f"input {spec.name!r} does not hold {count} elements of BYTES")
-    return found
-
-
-def _objects(values: Sequence[bytes]) -> Array:
-    made = np.empty(len(values), object)
-    made[:] = values
-    return made
-
-
 # ── answers ──
 def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], about: Mapping[str, Any]) \
         -> tuple[bytes, int | None]:
@@ -360,7 +235,7 @@ def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[
             tail.append(to_bytes(values, spec))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            tensor["data"] = _to_json(values, spec)
+            tensor["data"] = to_json(values, spec)
         tensors.append(tensor)
     message = {**about, **({} if request.id is None else {"id": request.id}), "outputs": tensors}
     head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -370,28 +245,6 @@ def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[
 def chosen(request: InferRequest, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The outputs that are asked for."""
     return [spec for spec in specs if request.outputs is None or spec.name in request.outputs]
-
-
-def _to_json(values: Array, spec: TensorSpec) -> Any:
-    if spec.datatype == "BYTES":
-        return [value if isinstance(value, str) else bytes(value).decode(errors="replace") for value in values.ravel()]
-    return np.ascontiguousarray(values).ravel()
-
-
-def to_bytes(values: Array, spec: TensorSpec) -> bytes:
-    if spec.datatype != "BYTES":
-        return np.ascontiguousarray(values, np.dtype(DTYPES[spec.datatype]).newbyteorder("<")).tobytes()
-    return joined(elements(values))
-
-
-def elements(values: Array) -> list[bytes]:
-    """Of BYTES."""
-    return [value.encode() if isinstance(value, str) else bytes(value) for value in values.ravel()]
-
-
-def joined(elements: Iterable[bytes]) -> bytes:
-    """Elements of BYTES: each 4 bytes of length, then itself."""
-    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 def tensor_metadata(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
-from serving.protocols.open_inference_json import json_object, shown
+from serving.protocols.open_inference_json import json_object
+from serving.protocols.tensor_values import shown
 from serving.text.generation import GenerationRequest
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0

@@ -16,7 +16,7 @@ import pytest
 from cluster.core.errors import ArtifactError, UserError
 from cluster.core.storage import Store
 from jobs.common.artifact import allowed_formats
-from jobs.common.artifact.artifact import WEIGHTS, Probe, load_weights, open_artifact, weights_file, write_artifact
+from jobs.common.artifact.artifact import WEIGHTS, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec, parse_probe, to_json
 from jobs.common.provenance import code_version, library_versions, without_secrets
@@ -129,7 +129,7 @@ def change_the_manifest_too(folder):
 def test_damage_is_refused_and_named(artifact, damage, message):
     damage(artifact.store.local_path())
     with pytest.raises(ArtifactError, match=message):
-        load_weights(artifact.uri, artifact.digest)
+        open_artifact(artifact.uri, artifact.digest).weights()
 
 
 def test_weights_that_change_after_verification_are_refused(artifact):
@@ -277,7 +277,7 @@ def entry_of(**changes):
 def test_safetensors_that_do_not_add_up_are_refused(artifact, data, why):
     forge(artifact.store.local_path(), WEIGHTS, data)
     with pytest.raises(ArtifactError, match=f"{WEIGHTS} .*{why}"):
-        load_weights(artifact.uri)
+        open_artifact(artifact.uri).weights()
 
 
 INDEX = "model.safetensors.index.json"

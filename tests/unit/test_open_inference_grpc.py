@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols import open_inference_grpc as messages
-from serving.protocols.open_inference_json import MOST_VALUES, InferRequest, Output, joined, to_bytes
+from serving.protocols.open_inference_json import MOST_VALUES, InferRequest, Output
+from serving.protocols.tensor_values import joined, to_bytes
 from tests.newcomer import ROOT
 
 TYPED = [datatype for datatype in DTYPES if datatype != "FP16"]

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols.classification import likeliest
-from serving.protocols.open_inference_json import MOST_BRACKETS, MOST_VALUES, answer, joined, parse_request
+from serving.protocols.open_inference_json import MOST_BRACKETS, MOST_VALUES, answer, parse_request
+from serving.protocols.tensor_values import joined
 from serving.text.openai_protocol import parse as completion
 
 NUMERIC = sorted(set(DTYPES) - {"BYTES"})

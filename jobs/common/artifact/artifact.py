@@ -33,8 +33,8 @@ from jobs.common.artifact.manifest import Description, FileEntry, Manifest
 from jobs.common.artifact.tensor_spec import parse_probe, to_json
 from jobs.common.checkpoint.safetensors_image import read_tensors
 
-MANIFEST, WEIGHTS, PROBE, CARD = "manifest.json", "model.safetensors", "probe.json", "model_card.md"
-REFERENCE = "reference.json"
+MANIFEST, WEIGHTS, PROBE = "manifest.json", "model.safetensors", "probe.json"
+CARD, REFERENCE = "model_card.md", "reference.json"
 _PIECE = 8 << 20
 
 Array = NDArray[Any]
@@ -184,11 +184,6 @@ def _opened(folder: Store, expected_digest: str | None) -> Artifact:
 def as_artifact(where: Where | Artifact) -> Artifact:
     """One that was verified as it is; anything else is verified first. Raises: ArtifactError."""
     return where if isinstance(where, Artifact) else open_artifact(where)
-
-
-def load_weights(where: Where, expected_digest: str | None = None) -> dict[str, Array]:
-    """Tensors by name, of an artifact that is verified first. Raises: ArtifactError."""
-    return open_artifact(where, expected_digest).weights()
 
 
 def as_store(where: Where) -> Store:
