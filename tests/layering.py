@@ -107,6 +107,11 @@ def test_no_modules_import_each_other() -> None:
     assert waiting == {}
 
 
+def test_a_module_has_at_most_300_lines() -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
+
+
 def test_a_folder_has_one_purpose_and_at_most_20_modules() -> None:
     for package in [path for path in MODULES.values() if path.name == "__init__.py"]:
         assert ast.get_docstring(ast.parse(package.read_text())), f"{package} does not say what it is for"
