@@ -10,18 +10,18 @@ from cluster.core.errors import DivergedError
 from cluster.core.storage import Store
 from jobs.common.training import weight_digest
 from jobs.common.training.context import PeerLostError
-from jobs.common.training.progress import Progress
 from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
 
 
 class Peers:
     """All workers of one generation, as one of them meets them."""
 
-    def __init__(self, *, assignment: Assignment, rendezvous: RendezvousClient, progress: Progress, run_store: Store,
-                 host: str, check_every_steps: int) -> None:
+    def __init__(self, *, assignment: Assignment, rendezvous: RendezvousClient, run_store: Store, host: str, step: int,
+                 check_every_steps: int) -> None:
+        """step: where this generation begins. check_every_steps: how often weights are compared; 0: never."""
         self._rank, self._world_size, self._generation = assignment.rank, assignment.world_size, assignment.generation
-        self._rendezvous, self._progress, self._run_store, self._host = rendezvous, progress, run_store, host
-        self._check_every_steps, self._same_weights_at = check_every_steps, progress.step
+        self._rendezvous, self._run_store, self._host = rendezvous, run_store, host
+        self._check_every_steps, self._same_weights_at = check_every_steps, step
         self.reply = HeartbeatReply()
         """To the last beat."""
 
@@ -62,9 +62,7 @@ class Peers:
 
         Raises: DivergedError on all ranks, naming those whose weights are not those of most; PeerLostError.
         """
-        began = time.perf_counter()
         odd = weight_digest.mismatched_ranks(total(weight_digest.placed(digest, self._rank, self._world_size)).tolist())
-        self._progress.update_status(weights_check_s=time.perf_counter() - began)
         if odd:
             hosts = self.all_gather("diverged", self._host)
             raise DivergedError(self._divergence(step, {rank: hosts[rank] for rank in odd}))

@@ -45,8 +45,8 @@ class Session:
         self.progress = Progress(run_store=run_store, assignment=assignment, data=self.data,
                                  step=checkpoint.step if checkpoint else 0, reported=reported, until_epoch=until_epoch,
                                  go_on=self._go_on)
-        self.peers = Peers(assignment=assignment, rendezvous=rendezvous, progress=self.progress, run_store=run_store,
-                           host=host, check_every_steps=config.run.check_weights_every_steps)
+        self.peers = Peers(assignment=assignment, rendezvous=rendezvous, run_store=run_store, host=host,
+                           step=self.progress.step, check_every_steps=config.run.check_weights_every_steps)
         self.storage = StorageWait()
         self.checkpoints = WorkerCheckpoints(
             run=config.run, run_store=run_store, assignment=assignment, resume_from=checkpoint,
