@@ -223,6 +223,13 @@ def test_beats_carry_the_latest_state_and_the_mean_loss_of_what_was_finite(make:
     assert {"first_step"} <= set(beat.marks)
 
 
+def test_a_status_that_no_heartbeat_has_is_a_mistake_of_who_gives_it(make: Make) -> None:
+    _, (session,) = make(1)
+    with pytest.raises(TypeError, match="temperature"):
+        session.update_status(temperature=1.0)
+    session.close()
+
+
 def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make: Make) -> None:
     rendezvous, (session,) = make()
     rows: list[dict[str, Any]] = []

@@ -86,7 +86,10 @@ class TrainContext(Protocol):
         ...
 
     def update_status(self, **values: Any) -> None:
-        """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, such as `phase` or `shown`."""
+        """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, such as `phase` or `shown`.
+
+        Raises: TypeError for another name.
+        """
         ...
 
     def heartbeat(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.core.storage import Store
-from jobs.common.training.rendezvous import Assignment
+from jobs.common.training.rendezvous import Assignment, Heartbeat
 from jobs.common.training.step_file import StepMark
 from jobs.common.training.step_timer import StepTimer
 from jobs.common.training.worker_data import WorkerData
@@ -63,7 +63,8 @@ class Progress:
         self._go_on()
 
     def update_status(self, **values: Any) -> None:
-        """Puts values into the next heartbeats: fields of `Heartbeat`, by name."""
+        """Puts values into the next heartbeats: fields of `Heartbeat`, by name. Raises: TypeError for another name."""
+        Heartbeat(**values)
         self.state |= values
 
     def report(self, kind: str, **values: Any) -> None:

@@ -9,7 +9,7 @@ outcome. When a peer dies, the others register again; when all slots have regist
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cluster.core.loop_clock import LoopClock
@@ -63,6 +63,8 @@ class Heartbeat:
     epochs: int = 0
     total_steps: int | None = None
     skipped_steps: int | None = None
+    parameters: int | None = None
+    """How many weights the model has."""
     loss: float | None = None
     """The mean of some recent steps."""
     samples_per_s: float = 0.0
@@ -84,11 +86,6 @@ class Heartbeat:
     """What it does between steps, such as an evaluation."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else its job shows on the console: values by name."""
-
-    @staticmethod
-    def of(status: Mapping[str, Any]) -> "Heartbeat":
-        """Takes the values of a worker's status that have a field here; a job may have put others there."""
-        return Heartbeat(**{each.name: status[each.name] for each in fields(Heartbeat) if each.name in status})
 
 
 @dataclass(frozen=True, kw_only=True)
