@@ -170,11 +170,13 @@ def test_nothing_is_left_of_a_driver_that_is_killed(folder: Path) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
                           env=os.environ | {"PYTHONPATH": f"{root}:{folder}"}) as driver:
-        assert driver.stdout is not None
-        line = until(lambda: next((line for line in driver.stdout or () if "imported" not in line), None))
-        workers = [psutil.Process(int(pid)) for pid in line.split()]
-        left = [workers[0].parent(), *workers]
-        driver.kill()
+        try:
+            assert driver.stdout is not None
+            line = until(lambda: next((line for line in driver.stdout or () if "imported" not in line), None))
+            workers = [psutil.Process(int(pid)) for pid in line.split()]
+            left = [workers[0].parent(), *workers]
+        finally:
+            driver.kill()
         until(lambda: not any(process is not None and runs(process.pid) for process in left))
 
 

@@ -24,14 +24,13 @@ from jobs.common.execution.generation_state import ControllerCallbacks, Generati
 from jobs.common.execution.hang_policy import SILENT_S, HangPolicy
 from jobs.common.execution.phase import Phase, PhaseTracker
 from jobs.common.execution.preemption_policy import PreemptionPolicy
-from jobs.common.execution.room import RoomSearch
+from jobs.common.execution.room import LOOK_S, RoomSearch
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.scaling_policy import ROOM_EVERY_S, ScalingPolicy
 from jobs.common.execution.straggler import rank_times
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.training.rendezvous import View, WorkerExit, WorkerInfo
 
-LOOK_S = 0.05
 _PACING_EVERY_S = 1.0
 _PLACED_S = 15.0
 

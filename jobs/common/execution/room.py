@@ -9,7 +9,8 @@ from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.scaling_policy import ScalingPolicy
 
-_LOOK_S = 0.05
+LOOK_S = 0.05
+"""Between two looks of the controller."""
 _RELEASE_S = 5.0
 
 
@@ -33,7 +34,7 @@ class RoomSearch:
             self._await(least, GenerationState(heartbeat=last.heartbeat))
         began = self._clock.look()
         while ((room := self._scaling.room()) or 0) < expected and self._clock.look() - began < _RELEASE_S:
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
         return room
 
     def _await(self, least: int, without_workers: GenerationState) -> None:
@@ -50,4 +51,4 @@ class RoomSearch:
                     raise StoppedError(f"{least} worker{'s are' if least > 1 else ' is'} needed and the cluster {has} "
                                        f"(waited {wait_s:g} s, --run.wait): run the same command again when it has more")
                 self._callbacks.on_update(without_workers)  # it is seen that it waits
-                time.sleep(_LOOK_S)
+                time.sleep(LOOK_S)
