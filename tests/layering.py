@@ -72,8 +72,8 @@ def test_imports_run_one_way(layer: str) -> None:
 
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
-    "jobs.common": ("archives", "formatting", "provenance", "checkpoint", "command_line", "config", "data", "training", "artifact",
-                    "predictor", "execution", "evaluation", "registry", "report", "vision", "runs", "compare"),
+    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config", "data", "training",
+                    "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "runs", "compare"),
     "serving": ("core", "hardening", "protocols", "model", "traffic", "text", "endpoint", "variants", "commands", ""),
 }
 """From the ground up: a folder, or a module that lies beside them, imports what comes before it. "": the modules of the top."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.documents import parse_json
 from jobs.cnn.framework import tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
+from jobs.common.arrays import Array
 from jobs.common.training.job import TrainingResult
 from jobs.common.vision.dataset import ImageFacts
 
@@ -40,7 +40,7 @@ def best_model(trained: TrainingResult, **hardware: Any) -> Any:
         return with_probabilities(model)
 
 
-def fill(model: Any, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+def fill(model: Any, tensors: Mapping[str, Array]) -> None:
     """Puts a checkpoint's weights into a model."""
     for variable in model.variables:
         if not is_seed(variable):

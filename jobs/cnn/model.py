@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cluster.core.errors import ArtifactError, ConfigError
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.framework import keras, tf
+from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.execution.worker import load as load_object
 from jobs.common.vision.dataset import ImageFacts
@@ -113,12 +114,12 @@ class Classifier:
         self.model, self.labels = model, tuple(labels)
         self._logits = keras.Model(model.input, model.layers[-1].input)
 
-    def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(self, images: Array) -> npt.NDArray[np.float32]:
         """images: (B, H, W, C) as in the training data. Returns probabilities (B, K)."""
         return self.model(tf.constant(images), training=False).numpy()
 
-    def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
+    def explain(self, images: Array, target: Array | None = None,
+                baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
         images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
@@ -134,7 +135,7 @@ class Classifier:
         start = pixels.mean(axis=(1, 2), keepdims=True) if baseline is None else np.asarray(baseline, np.float32)
         return integrated_gradients(self._logits, pixels, np.broadcast_to(start, pixels.shape), classes)
 
-    def regions(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32] | None:
+    def regions(self, images: Array, target: Array | None = None) -> npt.NDArray[np.float32] | None:
         """(B, H, W), 0 or more: the region that speaks for a class (Grad-CAM); None of a model without a convolution."""
         from jobs.cnn.explain import grad_cam
 
@@ -159,7 +160,7 @@ class CompiledClassifier(Classifier):
 
         self._graph = tf.function(call, input_signature=[tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)])
 
-    def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(self, images: Array) -> npt.NDArray[np.float32]:
         return self._graph(tf.constant(images, tf.float32)).numpy()
 
 

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from jobs.cnn.config import CnnConfig
 from jobs.cnn.framework import tf
+from jobs.common.arrays import Array
 from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.loader import DataLoader
 from jobs.common.vision.augmentation import warps
 from jobs.common.vision.dataset import ImageFacts
 
 STEPS_AT_ONCE, AHEAD = 16, 16
-Element = dict[str, npt.NDArray[Any]]
+Element = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Pipeline:
         return rest | {"image": tf.reshape(moved, (*element["label"].shape, *shape))}
 
 
-def _stacked(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _stacked(arrays: list[Array]) -> Array:
     """(steps, S, …): of one shard a view."""
     return arrays[0][:, None] if len(arrays) == 1 else np.stack(arrays, 1)
 

@@ -22,6 +22,7 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
+from jobs.common.arrays import Array
 from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.robustness import Attack, projected_gradient
 
@@ -126,27 +127,27 @@ class Trainer:
         return tf.where(mild, SCALED_DOWN, NOT_FINITE)
 
     # ── checkpoints, and answers ──
-    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+    def tensors(self) -> dict[str, Array]:
         """What a checkpoint keeps, by name."""
         return {name: variable.numpy() for name, variable in self.variables.items()}
 
-    def weights(self) -> Iterator[npt.NDArray[Any]]:
+    def weights(self) -> Iterator[Array]:
         """The model's own, and its state: what is the same on all workers."""
         return (variable.numpy() for name, variable in self.variables.items() if name.startswith("model."))
 
-    def load(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load(self, tensors: Mapping[str, Array]) -> None:
         """Puts tensors of a checkpoint in their places."""
         for name, array in tensors.items():
             self.variables[name].assign(array)
 
-    def probabilities(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def probabilities(self, images: Array) -> npt.NDArray[np.float32]:
         """(B, H, W, C) -> (B, K), as the model answers."""
         return self._answers(tf.constant(images, tf.float32)).numpy()
 
     def _answer(self, images: Any) -> Any:
         return tf.nn.softmax(tf.cast(self.model(images, training=False), tf.float32))
 
-    def gradient_at(self, images: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def gradient_at(self, images: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """`gradient`, of arrays."""
         return self._slopes(tf.constant(images, tf.float32), tf.constant(labels)).numpy()
 

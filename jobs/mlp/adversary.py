@@ -3,7 +3,6 @@
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 
+from jobs.common.arrays import Array
 from jobs.common.training.context import TrainContext
 from jobs.common.vision.config import ImageConfig
 from jobs.common.vision.robustness import Attack, predict_changed, projected_gradient
@@ -33,11 +33,11 @@ def gradient_of_loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels
 
 def predict_changed_rows(context: TrainContext, model: nn.Module, config: ImageConfig, device: torch.device) -> None:
     """Predicts this worker's share of the rows that the report shows changed, by the world and by an adversary."""
-    def probabilities(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def probabilities(images: Array) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             return torch.softmax(model(torch.from_numpy(images).to(device)), 1).cpu().numpy()
 
-    def gradient(images: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def gradient(images: Array, labels: npt.NDArray[np.int64]) -> Array:
         pixels = torch.from_numpy(images.astype(np.float32, copy=False)).to(device)
         return gradient_of_loss(model, pixels, torch.from_numpy(labels).to(device)).cpu().numpy()
 

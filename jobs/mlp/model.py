@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.core.documents import parse_json
+from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.data.dataset import Dataset
 from jobs.common.vision.dataset import ImageFacts
@@ -72,13 +72,13 @@ class Classifier:
         self.model, self.labels = model.eval(), tuple(labels)
 
     @torch.inference_mode()
-    def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(self, images: Array) -> npt.NDArray[np.float32]:
         """images: (B, H, W, C) as in the training data. Returns probabilities (B, K)."""
         logits = self.model(torch.from_numpy(np.ascontiguousarray(images)))
         return torch.softmax(logits, dim=1).numpy()
 
-    def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
+    def explain(self, images: Array, target: Array | None = None,
+                baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
         images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or

@@ -3,13 +3,13 @@
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from jobs.common.arrays import Array
 from jobs.common.training.context import TrainContext
 from jobs.common.training.trainable import Tensors
 from jobs.pytorch.process_group import Group
@@ -58,7 +58,7 @@ class TorchTrainable:
         load_weights(self.model, next(parts))
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+def load_weights(model: nn.Module, tensors: Mapping[str, Array]) -> None:
     """Puts a checkpoint's weights into the model, wherever it is."""
     model.load_state_dict({name.removeprefix("model."): torch.from_numpy(array) for name, array in tensors.items()
                            if name.startswith("model.")})

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 from jobs.common.checkpoint.store import Checkpoint
 from jobs.common.training.job import TrainingResult
 from jobs.transformer.strategies.shards import WEIGHTS, Slice
 
 MOST_BYTES = 5_000_000_000
-Array = npt.NDArray[Any]
 Content = bytes | Callable[[], Iterable[bytes | memoryview]]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cluster.core.documents import parse_json
 from cluster.core.errors import TrainyardError
+from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
 from jobs.transformer.build import auto_class, first_lines, without_progress_bar
@@ -32,7 +33,7 @@ _OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 # ── from token rows to losses ──
-def inputs_of(tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+def inputs_of(tokens: Array, lengths: Array, pad_id: int, device: torch.device) -> dict[str, Tensor]:
     """Rows to classify, cut to the longest. tokens: (B, T), -1 where there is none; lengths: (B,)."""
     longest = min(tokens.shape[1], -(-int(lengths.max()) // 8) * 8)
     cut = torch.from_numpy(np.ascontiguousarray(tokens[:, :longest])).to(device, torch.int64)
@@ -40,7 +41,7 @@ def inputs_of(tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], pad_id: int, 
     return {"input_ids": cut.masked_fill(~there, pad_id), "attention_mask": there.long()}
 
 
-def packed_inputs(tokens: npt.NDArray[Any], start_id: int, end_id: int | None,
+def packed_inputs(tokens: Array, start_id: int, end_id: int | None,
                   device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """Packed rows as (model inputs, targets (B, T)). tokens: (B, T + 1), -1 where there is none.
 
@@ -154,7 +155,7 @@ class TokenClassifier:
         self.model, self.pad_id = model, pad_id
 
     @torch.inference_mode()
-    def predict(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(self, tokens: Array) -> npt.NDArray[np.float32]:
         """tokens: (B, T), -1 where there is none. Returns probabilities (B, K)."""
         inputs = inputs_of(tokens, (tokens >= 0).sum(1), self.pad_id, self.model.device)
         return torch.softmax(self.model(**inputs).logits.float(), 1).cpu().numpy()
@@ -178,7 +179,7 @@ class LanguageModel:
         return self.tokenizer.decode(answer[0, len(ids):], skip_special_tokens=True)
 
     @torch.inference_mode()
-    def negative_log_likelihood(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def negative_log_likelihood(self, tokens: Array) -> npt.NDArray[np.float32]:
         """(B,) in nats, of packed rows (B, T + 1) as the artifact's probe has them."""
         batch, targets = packed_inputs(tokens, self.start_id, self.end_id, torch.device("cpu"))
         return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
@@ -250,7 +251,7 @@ def _weights(opened: Artifact) -> dict[str, Tensor]:
     return found
 
 
-def _tensor(values: npt.NDArray[Any]) -> Tensor:
+def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16 else torch.from_numpy(values)
 
 

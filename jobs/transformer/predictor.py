@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.errors import InputError
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
 from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.common.predictor.recipe import Recipe
 
-Array = NDArray[Any]
 _TOKENS_PER_PASS = 4096
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cluster.core.errors import ConfigError
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.model import classification_loss, inputs_of, packed_inputs, token_losses
@@ -45,7 +45,7 @@ class Task(Protocol):
         """Summed over rows or target tokens, in nats."""
         ...
 
-    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+    def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
         """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics): see `metrics`."""
         ...
 
@@ -84,7 +84,7 @@ class Classify:
             inputs["input_ids"] = self.mask.hide(inputs["input_ids"])
         return classification_loss(forward(**inputs).logits, labels, self.label_smoothing)
 
-    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+    def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
         logits = forward(**self.inputs(rows)).logits.float().cpu()
         labels = torch.from_numpy(np.ascontiguousarray(rows["label"]))
         predicted = logits.argmax(1)
@@ -138,7 +138,7 @@ class Generate:
     def loss(self, forward: Forward, rows: Columns) -> Tensor:
         return self.losses(forward, rows)[0].sum()
 
-    def predict(self, forward: Forward, rows: Columns) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Tensor]:
+    def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
         losses, targets = self.losses(forward, rows)
         counts = (targets >= 0).sum(1).cpu().numpy()
         of_rows = losses.double().sum(1, keepdim=True).cpu()

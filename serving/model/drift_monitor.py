@@ -10,17 +10,15 @@ the requests. The window holds the places of rows in bins, and nothing of what i
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.drift_reference import Reference, prediction_features
 from jobs.common.predictor.predictor import Predictor, Watched
 from serving.core.settings import ModelSettings
 
-Array = NDArray[Any]
 ROWS_A_SECOND = 64
 WINDOW_ROWS = 2000
 MOST_NOISE = 0.05

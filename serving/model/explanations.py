@@ -14,15 +14,14 @@ this is the protocol's own form of one: a path beside `infer`, and tensors with 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import DeadlineError, OverloadedError, RefusedError
 
-Tensors = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Array]
 MOST_ROWS = 8
 """Of one request: a row takes as long as a hundred predictions."""
 MOST_WAITING = 16
@@ -45,7 +44,7 @@ def put_together(rows: Sequence[Tensors], labels: Sequence[str]) -> Tensors:
     return {**made, "label": np.array([labels[place] for place in made["predicted"]], object)}
 
 
-def _filled(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+def _filled(arrays: Sequence[Array]) -> list[Array]:
     size = np.max([array.shape for array in arrays], axis=0)
     return [np.pad(array, [(0, most - have) for most, have in zip(size, array.shape, strict=True)],
                    constant_values="" if array.dtype == object else 0) for array in arrays]

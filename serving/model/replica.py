@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.background import in_loop
 from cluster.core.errors import ArtifactError, InputError
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.predictor.find import explains, load_predictor
 from jobs.common.predictor.predictor import Explaining, Predictor
@@ -24,7 +24,7 @@ from serving.hardening.serve_patches import keep_calls_to_this_node
 from serving.model.drift_monitor import Drift, watch
 from serving.model.explanations import put_together, specs
 
-Tensors = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Array]
 _QUICK_S = 0.005
 """A call that is done sooner is made in the event loop itself: handing it to a thread costs more than it frees."""
 _PROBE_RTOL, _PROBE_ATOL = 1e-3, 1e-5
@@ -67,7 +67,7 @@ class Replica:
             work = partial(answered, self._predictor, await self._unpacked(requests), self._drift)
         return work() if self._thread is None else await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def _unpacked(self, requests: Sequence[Tensors]) -> list[NDArray[Any] | RefusedError]:
+    async def _unpacked(self, requests: Sequence[Tensors]) -> list[Array | RefusedError]:
         """The rows of requests of which some have files: in threads, beside the model, which answers others meanwhile."""
         loop = asyncio.get_running_loop()
         coming = [loop.run_in_executor(self._decoding, decoded, self._predictor, each) for each in requests]
@@ -127,7 +127,7 @@ def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | No
     return answered(predictor, [decoded(predictor, inputs) for inputs in requests], drift)
 
 
-def decoded(predictor: Predictor, inputs: Tensors) -> NDArray[Any] | RefusedError:
+def decoded(predictor: Predictor, inputs: Tensors) -> Array | RefusedError:
     """A request's rows, or what is wrong with it."""
     try:
         return predictor.decode(inputs)
@@ -138,14 +138,14 @@ def decoded(predictor: Predictor, inputs: Tensors) -> NDArray[Any] | RefusedErro
         return ModelError(_FAILED)
 
 
-def answered(predictor: Predictor, requests: Sequence[NDArray[Any] | RefusedError], drift: Drift | None = None) \
+def answered(predictor: Predictor, requests: Sequence[Array | RefusedError], drift: Drift | None = None) \
         -> list[Tensors | RefusedError]:
     """Of requests that have been decoded."""
     found = iter(_predicted(predictor, [rows for rows in requests if not isinstance(rows, RefusedError)], drift))
     return [rows if isinstance(rows, RefusedError) else next(found) for rows in requests]
 
 
-def _predicted(predictor: Predictor, batches: Sequence[NDArray[Any]], drift: Drift | None) -> list[Tensors | RefusedError]:
+def _predicted(predictor: Predictor, batches: Sequence[Array], drift: Drift | None) -> list[Tensors | RefusedError]:
     """The answers to each request's rows, computed together; where that fails each alone, so that it fails its own."""
     if not batches:
         return []

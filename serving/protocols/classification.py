@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols.open_inference_json import InferRequest
-from serving.protocols.tensor_values import Array
 
 
 def likeliest(request: InferRequest, outputs: Mapping[str, Array], about: Mapping[str, Any]) \

@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols import open_inference_json as protocol
 from serving.protocols import tensor_values
 from serving.protocols.open_inference_json import InferRequest
-from serving.protocols.tensor_values import Array
 
 MOST_FIELDS = 1 << 16
 """Of a message that is longer than what is read at once: each becomes an object, and an empty one may be two bytes."""

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import orjson
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
-from serving.protocols.tensor_values import Array, of_bytes, of_json, parameters_of, shown, to_bytes, to_json
+from serving.protocols.tensor_values import of_bytes, of_json, parameters_of, shown, to_bytes, to_json
 
 EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "inference-header-content-length"

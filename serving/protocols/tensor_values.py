@@ -9,12 +9,11 @@ from itertools import chain
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
 
-Array = NDArray[Any]
 _WORDS: Mapping[type, str] = {bool: "true or false", dict: "objects", float: "numbers", int: "numbers", list: "lists",
                               str: "strings", type(None): "null"}
 """What JSON calls the values that Python makes of it."""

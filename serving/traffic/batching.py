@@ -9,15 +9,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from cluster.core.background import in_loop
+from jobs.common.arrays import Array
 from serving.core.errors import DeadlineError, ModelError, OverloadedError, RefusedError
 
-Inputs = Mapping[str, NDArray[Any]]
-Outputs = Mapping[str, NDArray[Any]]
+Inputs = Mapping[str, Array]
+Outputs = Mapping[str, Array]
 Call = Callable[[list[Inputs]], Awaitable[Sequence[Outputs | RefusedError]]]
 
 

@@ -4,16 +4,16 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.core.background import in_loop
+from jobs.common.arrays import Array
 from serving.core.errors import RefusedError
 from serving.traffic.batching import Batcher
 
-Tensors = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Array]
 Seen = Callable[[str, int], None]
 _UNDER_WAY = 64
 """Requests of a shadow at a time: what comes on top is not followed, and counted as such."""
@@ -60,7 +60,7 @@ class Shadow:
                 self._seen(outcome, count)
 
 
-def same_rows(answered: NDArray[Any], shadow: NDArray[Any] | None) -> NDArray[np.bool_]:
+def same_rows(answered: Array, shadow: Array | None) -> NDArray[np.bool_]:
     """(B,) whether a row says the same: the same class, of probabilities (B, K); the same values, of all else."""
     rows = len(answered)
     if shadow is None or shadow.shape != answered.shape:

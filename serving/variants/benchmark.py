@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.errors import ArtifactError, DataError, TrainyardError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, Probe
 from jobs.common.config import PREPARED_FOLDER, Config, from_dict
 from jobs.common.data.dataset import Dataset
@@ -22,7 +21,6 @@ from jobs.common.training.find_job import find_job
 from jobs.common.training.job import Job
 from serving.model.replica import answers
 
-Array = NDArray[Any]
 BATCH_ROWS = 64
 """Of a full batch, as `python -m serving up` forms them."""
 _FEWEST_TURNS = 5

@@ -7,12 +7,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.errors import ArtifactError, TrainyardError
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import CARD, PROBE, Artifact, Content
 from jobs.common.predictor.find import module_of
 from jobs.common.predictor.onnx_model import MODEL, OnnxModel
@@ -24,7 +23,6 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".keras", ".onnx")
 _MOST_ONNX_BYTES = 1_900_000_000
 """A protobuf message holds 2 GB, and numbers in other files are not taken."""
 _CALIBRATION_BATCH = 32
-Array = NDArray[Any]
 
 
 def recipe_of(artifact: Artifact, jobs: Sequence[str] = ()) -> Recipe:

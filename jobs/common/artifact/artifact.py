@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.documents import MOST_JSON_BYTES, DocumentError
 from cluster.core.errors import ArtifactError, CheckpointError
 from cluster.core.storage import Store, tls_remedy
+from jobs.common.arrays import Array
 from jobs.common.artifact import allowed_formats, model_card
 from jobs.common.artifact.drift_reference import Reference
 from jobs.common.artifact.manifest import Description, FileEntry, Manifest
@@ -37,7 +37,6 @@ MANIFEST, WEIGHTS, PROBE = "manifest.json", "model.safetensors", "probe.json"
 CARD, REFERENCE = "model_card.md", "reference.json"
 _PIECE = 8 << 20
 
-Array = NDArray[Any]
 Where = Store | str | Path
 Content = bytes | Path | Callable[[], Iterable[bytes | memoryview]]
 """What goes into a file: bytes, a local file, or a function that gives its pieces, each time from the start."""

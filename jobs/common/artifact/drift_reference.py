@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.core.documents import parse_json
+from jobs.common.arrays import Array
 from jobs.common.data.counter_rng import IntArray
 
 STABLE, DRIFTED = 0.1, 0.25
@@ -29,7 +30,7 @@ ROWS_A_BIN = 35
 """Of the reference, at the least, for each bin but one."""
 _SMOOTHING = 0.5
 Floats = npt.NDArray[np.floating[Any]]
-Columns = Mapping[str, npt.NDArray[Any]]
+Columns = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Histogram:
     counts: IntArray
 
     @staticmethod
-    def of(values: npt.NDArray[Any], edges: npt.NDArray[np.float32]) -> "Histogram":
+    def of(values: Array, edges: npt.NDArray[np.float32]) -> "Histogram":
         return Histogram(edges, np.bincount(_places(values, edges), minlength=len(edges) + 1))
 
-    def places(self, values: npt.NDArray[Any]) -> IntArray:
+    def places(self, values: Array) -> IntArray:
         """The bin of each value; NaN is in the last."""
         return _places(values, self.edges)
 
@@ -106,7 +107,7 @@ class _Stored:
         return Histogram(edges, counts)
 
 
-def prediction_features(probabilities: Floats) -> dict[str, npt.NDArray[Any]]:
+def prediction_features(probabilities: Floats) -> dict[str, Array]:
     """Of answers (rows, classes): the class, how sure of it, and the entropy in nats.
 
     To four digits, as machines round otherwise: that is no drift.
@@ -116,7 +117,7 @@ def prediction_features(probabilities: Floats) -> dict[str, npt.NDArray[Any]]:
     return {"predicted_class": p.argmax(1), "confidence": p.max(1).round(4), "entropy": entropy.round(4)}
 
 
-def quantile_edges(values: npt.NDArray[Any], most_bins: int) -> npt.NDArray[np.float32]:
+def quantile_edges(values: Array, most_bins: int) -> npt.NDArray[np.float32]:
     """Of bins with like numbers of rows. A value that fills a bin alone, such as 0 of many, gets one of its own."""
     count = min(most_bins, 1 + len(values) // ROWS_A_BIN)
     cuts = np.quantile(values.astype(np.float32), np.arange(1, count) / count, method="inverted_cdf")
@@ -125,14 +126,14 @@ def quantile_edges(values: npt.NDArray[Any], most_bins: int) -> npt.NDArray[np.f
     return np.unique(np.concatenate([found, below])).astype(np.float32)
 
 
-def class_edges(values: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float32]:
+def class_edges(values: Array, classes: int) -> npt.NDArray[np.float32]:
     """A bin for each class, or for neighbouring ones together where there are too many for the rows."""
     if classes <= min(MOST_CLASS_BINS, 1 + len(values) // ROWS_A_BIN):
         return np.arange(classes - 1, dtype=np.float32)
     return quantile_edges(values, MOST_CLASS_BINS)
 
 
-def _places(values: npt.NDArray[Any], edges: npt.NDArray[np.float32]) -> IntArray:
+def _places(values: Array, edges: npt.NDArray[np.float32]) -> IntArray:
     return np.searchsorted(edges, values.astype(np.float32), side="left")
 
 

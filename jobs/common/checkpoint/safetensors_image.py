@@ -13,7 +13,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ import numpy.typing as npt
 from cluster.core.documents import parse_json
 from cluster.core.errors import CheckpointError, NonFiniteStateError
 from cluster.core.storage import Store, moved
+from jobs.common.arrays import Array
 from jobs.common.checkpoint.manifest import explain_reading
 
-Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
 PIECE_BYTES = 4 << 20

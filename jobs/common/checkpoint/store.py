@@ -15,10 +15,11 @@ from functools import partial
 
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.checkpoint import fencing
 from jobs.common.checkpoint.fencing import OnDamage, Saves
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry, SaveName, read_manifest
-from jobs.common.checkpoint.safetensors_image import Array, Tensors, damage, read_tensors
+from jobs.common.checkpoint.safetensors_image import Tensors, damage, read_tensors
 
 __all__ = ["Checkpoint", "Checkpoints", "FileEntry", "Tensors"]
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import Column, Columns, Split
 
@@ -38,14 +39,14 @@ class Moments:
     squares: npt.NDArray[np.float64]
 
     @staticmethod
-    def of(images: npt.NDArray[Any]) -> "Moments":
+    def of(images: Array) -> "Moments":
         """Of (n, H, W, C), n > 0, in float64; an eighth at a time, which bounds the memory."""
         step = -(-len(images) // 8)
         parts = (Moments._of(images[i:i + step]) for i in range(0, len(images), step))
         return functools.reduce(Moments.merged, parts)
 
     @staticmethod
-    def _of(images: npt.NDArray[Any]) -> "Moments":
+    def _of(images: Array) -> "Moments":
         pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
         mean = pixels.mean(axis=0)
         pixels -= mean

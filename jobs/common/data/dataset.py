@@ -22,6 +22,7 @@ import pyarrow as pa
 from cluster.core.documents import check_version, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
 from jobs.common.data.arrow import numpy_column
 from jobs.common.data.cache import BlockCache
@@ -31,7 +32,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 INDEX_FILE = "dataset.json"
 VERSION = 2
 """The format of that file. What an older version made is prepared again."""
-Columns = dict[str, npt.NDArray[Any]]
+Columns = dict[str, Array]
 
 _OPEN_BLOCKS = 8
 _PREFETCH_BLOCKS = 64
@@ -50,7 +51,7 @@ class Column:
     def row_bytes(self) -> int:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
-    def empty(self, rows: int) -> npt.NDArray[Any]:
+    def empty(self, rows: int) -> Array:
         """Room for rows of it in memory."""
         return np.empty((rows, *self.shape), self.dtype if self.shape else np.int64)
 
@@ -267,7 +268,7 @@ def _from_json(store: Store, stored: _Stored) -> Dataset:
                    blocks=stored.blocks, fingerprint=stored.fingerprint, details=stored.details)
 
 
-def _gather(target: npt.NDArray[Any], lines: npt.NDArray[Any], column: npt.NDArray[Any], rows: npt.NDArray[Any]) -> None:
+def _gather(target: Array, lines: Array, column: Array, rows: Array) -> None:
     """target[lines] = column[rows], with one copy where the lines are a whole range."""
     if lines[-1] - lines[0] + 1 == len(lines):
         part = target[lines[0]:lines[-1] + 1]

@@ -7,11 +7,10 @@ memory and waiting for data is the exception. Held: two windows a shard, see `or
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, Reader
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
@@ -120,5 +119,5 @@ class _Stream:
 
 
 def _joined(pieces: list[Columns]) -> Columns:
-    joined: dict[str, npt.NDArray[Any]] = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    joined: dict[str, Array] = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     return joined

@@ -13,36 +13,36 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.core.errors import DataError
+from jobs.common.arrays import Array
 from jobs.common.data.source import BATCH_BYTES, Fragment, ImageSpec
 
 T = TypeVar("T")
 _SCHEMA = pa.schema([("values", pa.large_binary()), ("error", pa.string())])
 
 
-def decode_with_ray(fragments: Sequence[Fragment], spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+def decode_with_ray(fragments: Sequence[Fragment], spec: ImageSpec) -> Iterator[Array]:
     """Images of all fragments in order, (n, H, W, C) at a time. Raises: DataError as the fragments do."""
     for buffer in _in_order(list(fragments), functools.partial(_images, spec)):
         yield np.frombuffer(buffer, spec.dtype).reshape(-1, *spec.shape)
 
 
-def map_with_ray(items: Sequence[T], work: Callable[[T], npt.NDArray[Any]]) -> Iterator[Any]:
+def map_with_ray(items: Sequence[T], work: Callable[[T], Array]) -> Iterator[Any]:
     """`work` of each item, in order, as a buffer of its bytes. Raises: DataError as `work` does."""
     yield from _in_order(list(items), functools.partial(_once, work))
 
 
-def _images(spec: ImageSpec, fragment: Fragment) -> Iterator[npt.NDArray[Any]]:
+def _images(spec: ImageSpec, fragment: Fragment) -> Iterator[Array]:
     return fragment.decode(spec)
 
 
-def _once(work: Callable[[Any], npt.NDArray[Any]], item: Any) -> Iterator[npt.NDArray[Any]]:
+def _once(work: Callable[[Any], Array], item: Any) -> Iterator[Array]:
     yield work(item)
 
 
-def _in_order(items: list[Any], work: Callable[[Any], Iterator[npt.NDArray[Any]]]) -> Iterator[Any]:
+def _in_order(items: list[Any], work: Callable[[Any], Iterator[Array]]) -> Iterator[Any]:
     """The buffers of all arrays that `work` gives for the items, in order; a task for each item."""
     import ray
     import ray.data
@@ -63,7 +63,7 @@ def _in_order(items: list[Any], work: Callable[[Any], Iterator[npt.NDArray[Any]]
                 yield values.as_buffer()
 
 
-def _task(shared: Any, work: Callable[[Any], Iterator[npt.NDArray[Any]]], batch: Any) -> Iterator[Any]:
+def _task(shared: Any, work: Callable[[Any], Iterator[Array]], batch: Any) -> Iterator[Any]:
     """Runs in a task: one item, an array a row."""
     import ray
 
@@ -76,7 +76,7 @@ def _task(shared: Any, work: Callable[[Any], Iterator[npt.NDArray[Any]]], batch:
         yield pa.Table.from_arrays([pa.nulls(1, pa.large_binary()), pa.array([str(error)])], schema=_SCHEMA)
 
 
-def _one_value(values: npt.NDArray[Any]) -> Any:
+def _one_value(values: Array) -> Any:
     """All bytes of an array as one binary value, without a copy."""
     offsets = np.array([0, values.nbytes], np.int64)
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))])

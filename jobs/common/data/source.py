@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.errors import DataError
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import SplitName
 
 Shape = tuple[int, int, int]
@@ -58,7 +58,7 @@ class Fragment(Protocol):
         """What its first image is. Raises: DataError."""
         ...
 
-    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+    def decode(self, spec: ImageSpec) -> Iterator[Array]:
         """Its rows in order, (n, H, W, C) at a time, about `spec.batch_rows`. Raises: DataError if one is not as `spec`."""
         ...
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.core.errors import DataError
+from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.dataset import SPLITS, SplitName
 
@@ -69,7 +70,7 @@ def assign(codes: Codes, names: Sequence[str], given: Sequence[SplitName], rows:
     return split
 
 
-def keyed_hash(seed: int, row_ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+def keyed_hash(seed: int, row_ids: Array) -> npt.NDArray[np.uint64]:
     """A bijection of 64-bit row ids that depends on the seed: splitmix64's finaliser (Steele et al. 2014), twice."""
     start = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF
     return _mix(_mix(row_ids.astype(np.uint64) + np.uint64(start)) ^ np.uint64(start))

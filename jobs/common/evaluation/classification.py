@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from cluster.core.errors import TrainingFailedError
-from jobs.common.artifact.artifact import Array, Probe
+from jobs.common.arrays import Array
+from jobs.common.artifact.artifact import Probe
 from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.metrics import Evaluation, evaluate

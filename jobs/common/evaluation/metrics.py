@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
 from jobs.common.evaluation.roc import FloatArray, IntArray, RocCurve, mean_curve, roc_curve
 
 NUM_BINS = 15
@@ -194,7 +195,7 @@ def macro_f1_interval(confusion: IntArray, samples: int, seed: int = 0) -> tuple
 class Mistakes:
     """Rows that were wrong. images: (n, height, width, channels), uint8 or float; the others (n,)."""
 
-    images: NDArray[Any]
+    images: Array
     labels: NDArray[np.integer]
     predictions: NDArray[np.integer]
     confidences: NDArray[np.floating]

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.errors import ArtifactError
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 
 MODEL = "model.onnx"
-Array = NDArray[Any]
 Inputs = Callable[[Artifact, Array], Sequence[Array]]
 """From rows as a predictor's `decode` gives them to the graph's inputs, in their order."""
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}

@@ -7,13 +7,11 @@ classes may have a fifth method, `explain`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from numpy.typing import NDArray
-
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 
-Array = NDArray[Any]
 MOST_CHARACTERS = 1 << 18
 """Of all texts of a request: a tokenizer takes up to 10 us for each, whatever of the text the model reads then."""
 

@@ -8,11 +8,11 @@ a baseline. Shapes: H × W × C pixels, n tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
 from jobs.common.report.html import Section, render
 from jobs.common.report.images import PIXELATED_SIDE, data_uri
 
@@ -41,7 +41,7 @@ class Attribution:
 class ImageAttribution(Attribution):
     """Of an image."""
 
-    pixels: NDArray[Any]
+    pixels: Array
     """(H, W, C), uint8 or float."""
     attribution: NDArray[np.floating]
     """(H, W), or (H, W, C), which are added up over the channels."""
@@ -77,7 +77,7 @@ def text_section(rows: Sequence[TextAttribution], *, baseline: str = "a text of 
                     most=MAX_TOKENS)
 
 
-def overlay(pixels: NDArray[Any], attribution: NDArray[np.floating]) -> NDArray[np.uint8]:
+def overlay(pixels: Array, attribution: NDArray[np.floating]) -> NDArray[np.uint8]:
     """(H, W, 3): the image in gray, pale where it is dark so that colours show, with red and blue over it; where nothing counts, no
     colour. pixels: (H, W, C). attribution: (H, W) or (H, W, C). Raises: ValueError if the sizes differ.
     """
@@ -99,7 +99,7 @@ def _strength(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.clip(values / most, -1, 1) if most else values
 
 
-def _gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
+def _gray(pixels: Array) -> NDArray[np.float64]:
     """(H, W), from 90 to 255: the channels' mean, stretched. Of 2 or 4 channels the last, which is opacity, is left out."""
     channels = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     values = np.nan_to_num(pixels[:, :, :channels].astype(np.float64)).mean(axis=2)

@@ -3,15 +3,16 @@
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.common.arrays import Array
+
 MAX_SIDE, PIXELATED_SIDE = 224, 64
 
 
-def data_uri(image: NDArray[Any]) -> str:
+def data_uri(image: Array) -> str:
     """PNG for small pictures, JPEG of at most 224 pixels a side for others. image: (height, width, channels)."""
     from PIL import Image
 
@@ -25,7 +26,7 @@ def data_uri(image: NDArray[Any]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _pixels(image: NDArray[Any]) -> NDArray[np.uint8]:
+def _pixels(image: Array) -> NDArray[np.uint8]:
     """(height, width) or (height, width, 3 or 4) bytes. Floats are stretched from their least to their greatest value."""
     if image.dtype != np.uint8:
         values = np.nan_to_num(image.astype(np.float64))

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy.typing as npt
-
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
@@ -38,7 +37,7 @@ class TrainingResult:
         """What the workers wrote under a name: a split's, or a job's own."""
         return predictions.read(self.store, self.generation, name)
 
-    def rows(self, split: SplitName, positions: npt.NDArray[Any]) -> Columns:
+    def rows(self, split: SplitName, positions: Array) -> Columns:
         """Rows of a split."""
         reader = self.dataset.reader(split, self.config.data)
         try:

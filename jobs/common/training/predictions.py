@@ -4,7 +4,6 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from cluster.core.errors import StorageError
 from cluster.core.storage import Store
 from jobs.common.archives import expansion_refusal
+from jobs.common.arrays import Array
 
 _FOLDER = "predictions"
 
@@ -25,7 +25,7 @@ class Predictions:
     probabilities: npt.NDArray[np.float32]
 
     @staticmethod
-    def joined(parts: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]) -> "Predictions":
+    def joined(parts: Sequence[tuple[Array, Array, Array]]) -> "Predictions":
         """One after the other, each as (row_ids, labels, probabilities); there is at least one."""
         return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -46,7 +46,7 @@ def read(store: Store, generation: str, split: str) -> Predictions:
     return Predictions(**{name: column[order] for name, column in joined.items()})
 
 
-def _share(store: Store, path: str) -> dict[str, npt.NDArray[Any]]:
+def _share(store: Store, path: str) -> dict[str, Array]:
     data = store.read_bytes(path)
     try:
         if why := expansion_refusal(zipfile.ZipFile(io.BytesIO(data)), len(data)):

@@ -6,12 +6,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import SplitName
 from jobs.common.training.train_state import StepOutcome, TrainState
 
-Tensors = Mapping[str, npt.NDArray[Any]]
+Tensors = Mapping[str, Array]
 """By name."""
-Answers = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+Answers = tuple[Array, Array, Array]
 """Of some rows: their ids (m,), their labels (m,), and what is predicted of them (m, …)."""
 Wishes = Callable[[], list[float]]
 """This rank's own wishes, such as to stop: a few numbers that a step adds up over all ranks. They are asked for once a step."""
@@ -26,7 +27,7 @@ class StepResult(NamedTuple):
     outcomes: Sequence[StepOutcome]
     wishes: Sequence[float]
     """The wishes of all ranks, added up: the same on every rank."""
-    row_ids: Sequence[Mapping[int, npt.NDArray[Any]]] = ()
+    row_ids: Sequence[Mapping[int, Array]] = ()
     """With `--run.trace-rows`, where the loop has not seen the rows itself: of each step the ids of the rows, by shard."""
 
 

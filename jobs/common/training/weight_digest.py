@@ -7,22 +7,23 @@ fault, or whose code does not do the same on every rank, goes its own way withou
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from jobs.common.arrays import Array
 
 PIECE = 2**18
 """Integers that are hashed at once: what they need meanwhile is bounded, and near the processor."""
 _BITS = 52  # what a float64 holds exactly: the numbers travel as the sum of arrays in which each rank fills its own place
 
 
-def digest_of_arrays(arrays: Iterable[npt.NDArray[Any]]) -> int:
+def digest_of_arrays(arrays: Iterable[Array]) -> int:
     """A number below 2^52: arrays in which one element differs have another one, and of others the same once in 2^52."""
     return digest(bits_of(array) for array in arrays)
 
 
-def bits_of(array: npt.NDArray[Any]) -> int:
+def bits_of(array: Array) -> int:
     """The sum, modulo 2^64, over an array's bytes taken as integers x, of x + 2x²: each x has its own value of that, and
     differences in several of them do not cancel as those of a plain sum do."""
     flat = np.ascontiguousarray(array).reshape(-1)

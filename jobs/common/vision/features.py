@@ -1,17 +1,18 @@
 """What can be said of an image whatever it shows: the figures by which drift is watched, alike in training and in serving."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from jobs.common.arrays import Array
 
 _SIDE = 64
 """Of images that are larger, as many rows and columns of pixels, or up to twice as many, are looked at."""
 Floats = npt.NDArray[np.float32]
 
 
-def image_features(images: npt.NDArray[Any], mean: Sequence[float]) -> dict[str, Floats]:
+def image_features(images: Array, mean: Sequence[float]) -> dict[str, Floats]:
     """Of images (B, H, W, C), in pixel units unless said; each (B,). mean: of each channel over the training pixels.
 
     brightness: mean; contrast: deviation; sharpness: mean step to the pixels below and on the right; bright_share: the share of

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
@@ -31,12 +32,12 @@ LIMITS = ("It knows only the classes that it was trained on, and answers with on
 class Explained(Protocol):
     """A classifier as the report's pages use it: the jobs' own, loaded back from an artifact."""
 
-    def predict(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(self, images: Array) -> npt.NDArray[np.float32]:
         """(B, H, W, C) -> probabilities (B, K)."""
         ...
 
-    def explain(self, images: npt.NDArray[Any], target: npt.NDArray[Any] | None = None,
-                baseline: npt.NDArray[Any] | None = None) -> tuple[npt.NDArray[np.float32], ...]:
+    def explain(self, images: Array, target: Array | None = None,
+                baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """Integrated gradients (B, H, W, C), completeness gaps (B,), and what the gradients sum to but for these (B,)."""
         ...
 

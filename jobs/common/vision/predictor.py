@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.core.errors import InputError
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.vision.features import image_features
 
-Array = NDArray[Any]
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Those that are read, by name: Pillow knows forty more, some of which run programs (EPS: Ghostscript)."""
 MOST_PIXELS = 25_000_000

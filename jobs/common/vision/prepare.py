@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.data.blocks import Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
@@ -144,7 +145,7 @@ def _write(plan: Plan, writers: Writers, use_ray: bool, say: Say | None) -> None
         raise DataError(f"{total:,} rows were announced, {row:,} could be read: the data changed meanwhile; run it again")
 
 
-def _append(plan: Plan, writers: Writers, images: npt.NDArray[Any], first: int) -> None:
+def _append(plan: Plan, writers: Writers, images: Array, first: int) -> None:
     """Each image to the writer of its split."""
     rows = slice(first, first + len(images))
     columns = {"image": images, "label": plan.codes[rows], "row_id": np.arange(first, first + len(images))}
@@ -156,7 +157,7 @@ def _append(plan: Plan, writers: Writers, images: npt.NDArray[Any], first: int) 
             writer.append({name: column[chosen] for name, column in columns.items()})
 
 
-def _decoded(plan: Plan, use_ray: bool) -> Generator[npt.NDArray[Any]]:
+def _decoded(plan: Plan, use_ray: bool) -> Generator[Array]:
     """Images of all rows in order, (n, H, W, C) at a time."""
     if use_ray and len(plan.fragments) > 1 and plan.source_bytes > RAY_BYTES:
         from jobs.common.data.ray_map import decode_with_ray

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jobs.common.arrays import Array
 from jobs.common.data.counter_rng import IntArray, Permutation, Purpose, row_uniforms
 from jobs.common.data.dataset import Dataset
 from jobs.common.evaluation.classification import judge_split
@@ -27,7 +28,7 @@ from jobs.common.training.predictions import Predictions
 from jobs.common.vision.config import ImageConfig, ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
 
-Images = npt.NDArray[Any]
+Images = Array
 Floats = npt.NDArray[np.float32]
 
 STRENGTHS = (0.01, 0.03, 0.1)

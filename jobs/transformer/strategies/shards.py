@@ -10,15 +10,13 @@ resumes, on as many workers as may be, takes what it owns from the slices that a
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from cluster.core.errors import CheckpointError
+from jobs.common.arrays import Array
 
-Array = npt.NDArray[Any]
 WEIGHTS = "weights"
 KINDS = (WEIGHTS, "exp_avg", "exp_avg_sq")
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.documents import parse_json
+from jobs.common.arrays import Array
 from jobs.transformer.text.tokenizer import backend_of
 
 MOST_CHARACTERS = 4000
@@ -23,7 +23,7 @@ class TextFeatures:
         self._backend = backend_of(tokenizer, None)
         self._unknown = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
         """characters; tokens, without special ones, and the unknown ones' share of them; non_ascii_share, of the characters.
 
         Each (B,).

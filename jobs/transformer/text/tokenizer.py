@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.auth import expanded
 from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError, DataError
+from jobs.common.arrays import Array
 from jobs.transformer.base_model import check_base
 from jobs.transformer.config import TransformerConfig
 
@@ -187,13 +187,13 @@ def from_files(files: Mapping[str, bytes]) -> Any:
 
 
 # ── encoding ──
-def encode_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, npt.NDArray[Any]]:
+def encode_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Array]:
     """To classify: {"tokens": (n, max_length) int32, -1 where there is none, "length": (n,) int32}, with special tokens, cut."""
     backend = backend_of(tokenizer.backend_tokenizer.to_str(), max_length)
     return framed(backend.encode_batch(list(texts)), max_length)
 
 
-def framed(encoded: Sequence[Any], max_length: int) -> dict[str, npt.NDArray[Any]]:
+def framed(encoded: Sequence[Any], max_length: int) -> dict[str, Array]:
     tokens = np.full((len(encoded), max_length), -1, np.int32)
     lengths = np.zeros(len(encoded), np.int32)
     for row, one in enumerate(encoded):

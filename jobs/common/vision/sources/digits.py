@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.source import Fragment, ImageSpec
@@ -44,7 +45,7 @@ class DigitsFragment:
     def spec(self) -> ImageSpec:
         return ImageSpec((28, 28, 1), "uint8")
 
-    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+    def decode(self, spec: ImageSpec) -> Iterator[Array]:
         yield enlarge(_table()[:, :64].reshape(-1, 8, 8))[..., None]
 
 

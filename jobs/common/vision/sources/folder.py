@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import FORMATS, Listing, by_split, reading
 from jobs.common.data.source import Fragment, ImageSpec
@@ -73,7 +73,7 @@ class FolderFragment:
     def spec(self) -> ImageSpec:
         return encoded_spec(self._read(self.paths[0]), self.describe(0))
 
-    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+    def decode(self, spec: ImageSpec) -> Iterator[Array]:
         for row in range(0, len(self.paths), spec.batch_rows):
             paths = self.paths[row:row + spec.batch_rows]
             encoded = (self._read(path) for path in paths)

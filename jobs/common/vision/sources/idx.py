@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
+from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading, split_of
@@ -101,7 +101,7 @@ class IdxFragment:
     def spec(self) -> ImageSpec:
         return ImageSpec(_shape(self.header), "float32" if np.dtype(self.header.dtype).kind == "f" else "uint8")
 
-    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+    def decode(self, spec: ImageSpec) -> Iterator[Array]:
         if _shape(self.header) != spec.shape:
             raise different(_shape(self.header), spec, self.describe(0))
         with _opened(self.store, self.path) as (stream, header):
@@ -164,7 +164,7 @@ def _shape(header: Header) -> Shape:
     return dims[0], dims[1], dims[2] if len(dims) == 3 else 1
 
 
-def _values(stream: Any, header: Header, first: int, count: int, name: str) -> npt.NDArray[Any]:
+def _values(stream: Any, header: Header, first: int, count: int, name: str) -> Array:
     """`count` rows from row `first`, flat, as they are in the file."""
     stream.seek(header.start + first * header.row_bytes)
     data = stream.read(count * header.row_bytes)
@@ -176,5 +176,5 @@ def _values(stream: Any, header: Header, first: int, count: int, name: str) -> n
     return np.frombuffer(data, header.dtype)
 
 
-def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _native(values: Array) -> Array:
     return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, by_split, reading
 from jobs.common.data.source import Fragment, ImageSpec, Shape
@@ -97,7 +97,7 @@ class ParquetFragment:
             column = next(self._images(file, 1))
             return first_spec(column, self.columns.shape, self.describe)
 
-    def decode(self, spec: ImageSpec) -> Iterator[npt.NDArray[Any]]:
+    def decode(self, spec: ImageSpec) -> Iterator[Array]:
         row = 0
         with _opened(self.store, self.path) as file:
             for column in self._images(file, spec.batch_rows):

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.core.errors import DataError
+from jobs.common.arrays import Array
 from jobs.common.data.arrow import numpy_column
 from jobs.common.data.source import ImageSpec, Shape, Where, different, size
 from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, encoded_spec, is_encoded
 
-Pixels = npt.NDArray[Any]
+Pixels = Array
 
 
 def first_spec(column: Any, shape: Shape | None, where: Where) -> ImageSpec:
