@@ -7,9 +7,9 @@ right to `get` it. Elsewhere only the autoscaler knows, and says so when a reque
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.core.control_store import Gcs
+from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from cluster.core.ray_internals import autoscaling_config
 
@@ -44,7 +44,7 @@ def node_groups() -> list[NodeGroup] | None:
     return None if cluster is None else groups_of(cluster)
 
 
-def groups_of(cluster: Mapping[str, Any]) -> list[NodeGroup]:
+def groups_of(cluster: JsonObject) -> list[NodeGroup]:
     """The head too, which is there once. Read as Ray's autoscaler reads it; without one, `replicas` is all there can be."""
     spec = cluster["spec"]
     groups = [group if spec.get("enableInTreeAutoscaling") else {**group, "maxReplicas": group.get("replicas", 0)}

@@ -139,7 +139,7 @@ def autoscaled(gcs: Gcs) -> bool:
     """Whether an autoscaler that can add nodes watches this cluster: version 2, or version 1 with node types of its own."""
     if gcs.cluster_status().autoscaling_state.autoscaler_state_version > 0:
         return True
-    report: dict[str, Any] = parse_json(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
+    report = parse_json(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
     return any(not kind.startswith("node_") for kind in report.get("active_nodes", {}))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.connect import authenticate_for, control_store, probe
 from cluster.core import ray_internals, submission
@@ -25,6 +25,9 @@ from cluster.core.job_command import command_of
 from cluster.core.loop_clock import LoopClock
 from cluster.core.submission import FOLLOWING_ENDED, LOST_AFTER_S, as_shell
 from cluster.local import cluster as local
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def uploaded(root: Path) -> list[Path]:
     return ray_internals.uploaded(root, logger)
 
 
-def _follow(client: Any, job: str) -> int:
+def _follow(client: "JobSubmissionClient", job: str) -> int:
     try:
         return asyncio.run(_to_its_end(client, job))
     except KeyboardInterrupt:
@@ -100,7 +103,7 @@ class _Log:
     printed: int = 0
 
 
-async def _to_its_end(client: Any, job: str) -> int:
+async def _to_its_end(client: "JobSubmissionClient", job: str) -> int:
     """Prints the log to its end. A connection that is lost is made again, for a minute; nothing is printed twice."""
     import aiohttp
 
@@ -122,7 +125,7 @@ async def _to_its_end(client: Any, job: str) -> int:
         await asyncio.sleep(_POLL_S)
 
 
-async def _print_log(client: Any, job: str, log: _Log) -> None:
+async def _print_log(client: "JobSubmissionClient", job: str, log: _Log) -> None:
     """What has not been printed yet, until the log ends."""
     seen = 0
     async for text in client.tail_job_logs(job):
@@ -133,7 +136,7 @@ async def _print_log(client: Any, job: str, log: _Log) -> None:
             log.printed = seen
 
 
-def _exit_code(info: Any) -> int:
+def _exit_code(info: "JobDetails") -> int:
     """Ray keeps none of a job that was stopped: it has got SIGTERM, wrote a checkpoint, and ended with 3."""
     if info.driver_exit_code is not None:
         return as_shell(info.driver_exit_code)
@@ -175,7 +178,7 @@ def _dashboard_of(address: str) -> str:
     return f"http://{url}"
 
 
-def _client(url: str) -> Any:
+def _client(url: str) -> "JobSubmissionClient":
     """The address is set in the environment for the time of the call: Ray takes that before what it is told."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

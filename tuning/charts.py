@@ -2,17 +2,22 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from markupsafe import Markup
 
+from jobs.common.arrays import Array
 from jobs.common.formatting import shown
 from jobs.common.report.charts import FAINT, INK, chart, colour, plain
 from tuning.journal import Trial
 from tuning.objective import Goal
 from tuning.parameter import Parameter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _STATES = {"completed": 0, "stopped": 7, "failed": 4, "running": 2}
 _MAP = "viridis"
@@ -152,11 +157,11 @@ def pareto_front(trials: Sequence[Trial], front: Sequence[Trial], goal: Goal) ->
     return done[0]
 
 
-def _place(parameter: Parameter, value: Any) -> float:
-    return parameter.position(value) if parameter.kind == "choice" else float(value)
+def _place(parameter: Parameter, value: object) -> float:
+    return parameter.position(value) if parameter.kind == "choice" else float(cast(float, value))
 
 
-def _scale(axis: Any, set_scale: Any, parameter: Parameter) -> None:
+def _scale(axis: "Axis", set_scale: Callable[[str], object], parameter: Parameter) -> None:
     if parameter.kind == "choice":
         axis.set_ticks(*_ticks(parameter), fontsize=7)
     elif "log" in parameter.kind:
@@ -172,14 +177,14 @@ def _ticks(parameter: Parameter) -> tuple[list[float], list[str]]:
     return [0.0, 0.5, 1.0], [f"{value:.2g}" for value in (low, middle, high)]
 
 
-def _smoothed(x: Any, y: Any, z: Any, at: Any, across: Any, width: float = 0.12) -> Any:
+def _smoothed(x: Array, y: Array, z: Array, at: Array, across: Array, width: float = 0.12) -> Array:
     """A mean of the trials' values at each point, those near it counting most (Nadaraya-Watson, Gaussian kernel)."""
     squares = (at[..., None] - x) ** 2 + (across[..., None] - y) ** 2
     weights = np.exp(-(squares - squares.min(axis=-1, keepdims=True)) / (2 * width**2))
     return (weights * z).sum(axis=-1) / weights.sum(axis=-1)
 
 
-def _clipped(values: Any, goal: Goal) -> Any:
+def _clipped(values: Array, goal: Goal) -> Array:
     """The worst quarter's outliers moved to where the others begin: one diverged trial would take all the colours."""
     if len(values) < 4:
         return values
@@ -188,7 +193,7 @@ def _clipped(values: Any, goal: Goal) -> Any:
     return np.maximum(values, low - reach) if goal.sign > 0 else np.minimum(values, high + reach)
 
 
-def _clip(axes: Any, values: Sequence[float], goal: Goal) -> None:
+def _clip(axes: "Axes", values: Sequence[float], goal: Goal) -> None:
     """Leaves outliers on the bad side out of the picture."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if len(finite) >= 4:

@@ -14,9 +14,10 @@ import hmac
 import json
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from cluster.core.auth import secret_file
 from cluster.core.documents import JsonObject, check_version, load_json, parse_json
@@ -46,13 +47,13 @@ class Trial:
     """What became of one set of values. In a population: of one member, which may take another's place again and again."""
 
     number: int
-    values: Values = field(default_factory=dict[str, Any])
+    values: Values = field(default_factory=dict[str, object])
     status: Status = "running"
-    evaluations: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    evaluations: list[JsonObject] = field(default_factory=list[JsonObject])
     failures: list[str] = field(default_factory=list[str])
-    moves: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    moves: list[JsonObject] = field(default_factory=list[JsonObject])
     """Of a member of a population: `source`, `epoch`, `values` of each move."""
-    events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    events: list[JsonObject] = field(default_factory=list[JsonObject])
     rests: list[int] = field(default_factory=list[int])
     """Of a member of a population: the epochs after which it came to rest, its checkpoint written."""
     _before_move: int = 0
@@ -80,7 +81,7 @@ class Trial:
         since = self.moves[-1]["step"] if self.moves else -1
         return step <= since or any(row["step"] == step for row in self.evaluations[self._before_move :])
 
-    def apply(self, event: dict[str, Any]) -> None:
+    def apply(self, event: JsonObject) -> None:
         """Takes an event in, a new one or one that was read."""
         self.events.append(event)
         match event["kind"]:
@@ -108,7 +109,7 @@ class Journal:
     def __init__(self, store: Store, key: bytes) -> None:
         self._store, self._key, self._identity, self._next = store, key, "", 0
         self._clock = time.monotonic()
-        self.about: dict[str, Any] = {}
+        self.about: JsonObject = {}
         self.trials: dict[int, Trial] = {}
 
     @staticmethod
@@ -136,13 +137,13 @@ class Journal:
             journal._clock = time.monotonic() - event["at_s"]
         return journal
 
-    def begin(self, about: dict[str, Any]) -> None:
+    def begin(self, about: Mapping[str, object]) -> None:
         """Writes search.json of a new search."""
         self._identity = os.urandom(16).hex()
-        self.about = about | {"identity": self._identity}
+        self.about = {**about, "identity": self._identity}
         self._write("search.json", self.about)
 
-    def add(self, number: int, **event: Any) -> Trial:
+    def add(self, number: int, **event: object) -> Trial:
         """Writes what happened to a trial. Returns the trial as it is now."""
         trial = self._apply(number, {"sequence": self._next, "at_s": round(self.elapsed_s, 3), **event})
         self._write(f"journal/{number:04d}.json", {"number": number, "events": trial.events})
@@ -153,23 +154,23 @@ class Journal:
         """Seconds of search over all its starts."""
         return time.monotonic() - self._clock
 
-    def events(self) -> list[tuple[int, dict[str, Any]]]:
+    def events(self) -> list[tuple[int, JsonObject]]:
         """(trial, event), in the order in which they happened."""
         every = [(number, event) for number, trial in self.trials.items() for event in trial.events]
         return sorted(every, key=lambda pair: pair[1]["sequence"])
 
-    def _apply(self, number: int, event: dict[str, Any]) -> Trial:
+    def _apply(self, number: int, event: JsonObject) -> Trial:
         trial = self.trials.setdefault(number, Trial(number))
         trial.apply(event)
         self._next = event["sequence"] + 1
         return trial
 
-    def _write(self, path: str, content: dict[str, Any]) -> None:
+    def _write(self, path: str, content: Mapping[str, object]) -> None:
         content = parse_json(json.dumps({"schema_version": SCHEMA_VERSION, **content}))  # as it will be read
         text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
         self._store.write_text(path, text + "\n")
 
-    def _read(self, path: str) -> dict[str, Any]:
+    def _read(self, path: str) -> JsonObject:
         try:
             document = load_json(self._store, path, _Signed)
             if not hmac.compare_digest(document.hmac.encode(), self._code(path, document.content).encode()):
@@ -181,7 +182,7 @@ class Journal:
         check_version(self._store.location(path), version, SCHEMA_VERSION, "begin another search with --run.name")
         return document.content
 
-    def _code(self, path: str, content: Any) -> str:
+    def _code(self, path: str, content: object) -> str:
         signed = json.dumps([path, "" if path == "search.json" else self._identity, content], sort_keys=True)
         return hmac.new(self._key, signed.encode(), hashlib.sha256).hexdigest()
 

@@ -3,7 +3,6 @@
 
 import time
 from collections import Counter
-from typing import Any
 
 from tuning.journal import STATUSES
 from tuning.results import best_trial
@@ -46,8 +45,8 @@ class SearchMetrics:
         from ray.util.metrics import Gauge
 
         self._tags = {"search": search, "job": job}
-        self._gauges: dict[str, Any] = {name: Gauge(name, text, tag_keys=(*self._tags, *([own] if own else [])))
-                                        for name, (text, own) in GAUGES.items()}
+        self._gauges = {name: Gauge(name, text, tag_keys=(*self._tags, *([own] if own else [])))
+                        for name, (text, own) in GAUGES.items()}
         self._updated_at = -_EVERY_S
 
     def update(self, search: Search) -> None:

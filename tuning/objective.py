@@ -5,8 +5,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.training.job import Direction
 from tuning.journal import Trial
@@ -23,7 +23,7 @@ class Constraint:
     sign: int
     bound: float
 
-    def excess(self, row: Mapping[str, Any]) -> float:
+    def excess(self, row: Mapping[str, float]) -> float:
         """How far an evaluation is beyond the bound; 0 or less where it is kept."""
         return self.sign * (float(row[self.metric]) - self.bound)
 
@@ -56,17 +56,17 @@ class Goal:
         """1 where more of the first metric is better, else -1."""
         return 1 if self.metrics[self.first] == "max" else -1
 
-    def score(self, row: Mapping[str, Any]) -> float:
+    def score(self, row: Mapping[str, float]) -> float:
         """The first metric, such that more is better; far below everything where it is not finite."""
         value = float(row[self.first])
         return self.sign * value if math.isfinite(value) else -1e30
 
-    def best_row(self, trial: Trial) -> dict[str, Any] | None:
+    def best_row(self, trial: Trial) -> JsonObject | None:
         """The evaluation that was best by the first metric, the earliest of equals; None if there was none that is finite."""
         finite = [row for row in trial.evaluations if all(math.isfinite(row[name]) for name in self.metrics)]
         return max(finite, key=self.score, default=None)
 
-    def feasible(self, row: Mapping[str, Any]) -> bool:
+    def feasible(self, row: Mapping[str, float]) -> bool:
         return all(constraint.excess(row) <= 0 for constraint in self.constraints)
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:

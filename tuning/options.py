@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
-from jobs.common.config import Config, RunConfig, require
+from jobs.common.config import C, Config, RunConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ def combined(config_type: type[Config]) -> type[Any]:
     return dataclass(frozen=True, kw_only=True)(type(f"Search{config_type.__name__}", (SearchOptions, config_type), body))
 
 
-def base_config(options: Any, config_type: type[Config]) -> Any:
+def base_config(options: SearchOptions, config_type: type[C]) -> C:
     """The config that trials have in common."""
     return config_type(**{each.name: getattr(options, each.name) for each in dataclasses.fields(config_type)})
 
 
-def in_folder(config: Any, *, storage: str, name: str) -> Any:
+def in_folder(config: C, *, storage: str, name: str) -> C:
     """The config of a run of the search's own."""
     return replace(config, run=replace(config.run, storage=storage, name=name, resume="auto"))

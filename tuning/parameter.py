@@ -18,7 +18,7 @@ class Suggests(Protocol):
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Parameter:
     values: tuple[Any, ...]
     """The least and the greatest, or the choices."""
     step: float | None = None
-    when: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    when: Mapping[str, object] = field(default_factory=dict[str, object])
     mutable: bool = False
     """Whether a model that is trained in part may go on with another value: what `--scheduler pbt` changes on the way."""
 
@@ -58,7 +58,7 @@ class Parameter:
     def is_one_point(self) -> bool:
         return len({json.dumps(value) for value in self.values}) == 1
 
-    def suggest(self, trial: Suggests) -> Any:
+    def suggest(self, trial: Suggests) -> object:
         if self.kind == "choice":
             by_label = {label(value): value for value in self.values}
             return by_label[trial.suggest_categorical(self.name, list(by_label))]
@@ -67,7 +67,7 @@ class Parameter:
             return trial.suggest_int(self.name, low, high, step=int(self.step or 1), log=self.kind == "log_integer")
         return trial.suggest_float(self.name, low, high, step=self.step, log=self.kind == "log_uniform")
 
-    def grid(self) -> list[Any]:
+    def grid(self) -> list[object]:
         """Every value. Raises: ConfigError if there is no end of them."""
         if self.kind == "choice":
             return list(self.values)
@@ -84,7 +84,7 @@ class Parameter:
         assert self.step is not None
         return math.floor((self.values[1] - self.values[0]) / self.step + 1e-9)
 
-    def perturb(self, value: Any, random: np.random.Generator) -> Any:
+    def perturb(self, value: Any, random: np.random.Generator) -> object:
         """Near a value: a number a fifth up or down, a choice beside it (Jaderberg et al. 2017); always within the bounds."""
         if self.kind == "choice":
             place = [label(each) for each in self.values].index(label(value)) + random.choice([-1, 1])
@@ -104,17 +104,17 @@ class Parameter:
         at = math.log(value) if "log" in self.kind else value
         return (at - low) / (high - low) if high > low else 0.5
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As in a file."""
-        about: dict[str, Any] = {self.kind: list(self.values)}
+        about: dict[str, object] = {self.kind: list(self.values)}
         more = {"step": self.step, "when": dict(self.when), "mutable": self.mutable}
         return about | {key: value for key, value in more.items() if value}
 
 
-def label(value: Any) -> str:
+def label(value: object) -> str:
     """A value as text, the same for a tuple and a list."""
-    return json.dumps(list(cast(Sequence[Any], value)) if isinstance(value, tuple) else value)
+    return json.dumps(list(cast(Sequence[object], value)) if isinstance(value, tuple) else value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,15 +1,16 @@
 """Hears what happens in a search: shows it, tells the registry, and says when and with what it ends."""
 
 from collections.abc import Callable
-from typing import Any
 
 from cluster.core.errors import ConfigError, StoppedError, TrainingFailedError, TrainyardError
 from cluster.core.storage import Store
+from jobs.common.config import RunConfig
 from jobs.common.registry.connection import open_registry
 from jobs.common.runs.console import duration
 from tuning.console import SearchConsole
 from tuning.journal import Trial
 from tuning.metrics import SearchMetrics
+from tuning.options import SearchOptions
 from tuning.search import Search
 from tuning.tracking import Tracking
 
@@ -17,13 +18,14 @@ from tuning.tracking import Tracking
 class SearchProgress:
     """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
 
-    def __init__(self, search: Search, store: Store, options: Any, asked_to_stop: Callable[[], bool]) -> None:
-        """options: the search's and the job's. asked_to_stop: whether a signal came. Raises: ConfigError."""
+    def __init__(self, search: Search, store: Store, options: SearchOptions, run: RunConfig,
+                 asked_to_stop: Callable[[], bool]) -> None:
+        """run: what the job's config says of it. asked_to_stop: whether a signal came. Raises: ConfigError."""
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
         self.display = SearchConsole(search)
-        self._metrics = SearchMetrics(options.run.name, search.journal.about["job"])
-        registry = open_registry(options.run.tracking_uri, Store.open(options.run.storage), name=options.run.name)
-        self.tracking = Tracking(registry, store, options.run.name, search.journal.about["job"])
+        self._metrics = SearchMetrics(run.name, search.journal.about["job"])
+        registry = open_registry(run.tracking_uri, Store.open(run.storage), name=run.name)
+        self.tracking = Tracking(registry, store, run.name, search.journal.about["job"])
         self.lost: str | None = None
         self._sent: dict[int, int] = {number: len(trial.evaluations) for number, trial in search.trials.items()}
         self._unfit: str | None = None

@@ -13,10 +13,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from cluster.capacity import Request, possible_groups
-from cluster.core.documents import parse_json
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import StoppedError, StorageError, TrainyardError
 from tuning.journal import Trial
 from tuning.search import Search
@@ -71,7 +77,7 @@ class TrialRunner:
         """Ray Tune pickles what it is given, for a restore of its own: it gets nothing."""
         return object, ()
 
-    def next_config(self, ray_id: str) -> dict[str, Any] | None:
+    def next_config(self, ray_id: str) -> dict[str, object] | None:
         """Ray Tune's config of a trial to start; None if none can start now."""
         if len(self.search.running) >= self._most():
             return None
@@ -82,7 +88,7 @@ class TrialRunner:
         self.watcher.started(trial)
         return self.order(trial, until_epoch).to_dict()
 
-    def goes_on(self, number: int, event: dict[str, Any]) -> bool:
+    def goes_on(self, number: int, event: JsonObject) -> bool:
         """What a trial's process says, and whether it is to go on."""
         trial, goes_on = self.search.trials[number], True
         if not event:
@@ -136,7 +142,7 @@ class TrialRunner:
         return min(self._room[1], self.max_concurrent or self._room[1])
 
 
-def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[Any] = TrialActor) -> None:
+def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[tune.Trainable] = TrialActor) -> None:
     """Carries trials out until the search is over, the watcher ends it, or `runner.lost` says why it cannot go on.
 
     Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
@@ -145,8 +151,6 @@ def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[Any] = Tri
     os.environ.update(_SETTINGS)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    from ray import tune
-
     request = runner.request
     bundles = [request.bundle] if request.num_workers == 1 else [{}, *[request.bundle] * request.num_workers]
     trainable = tune.with_resources(actor, tune.PlacementGroupFactory(bundles))
@@ -163,19 +167,17 @@ def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[Any] = Tri
         raise runner.error
 
 
-def _searcher(runner: TrialRunner) -> Any:
-    from ray.tune.search import Searcher
-
+def _searcher(runner: TrialRunner) -> Searcher:
     class Suggests(Searcher):
-        def suggest(self, trial_id: str) -> Any:
+        def suggest(self, trial_id: str) -> dict[str, object] | str | None:
             if runner.search.over or runner.failed:
                 return Searcher.FINISHED
             return runner.guarded(lambda: runner.next_config(trial_id), None)
 
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
             runner.guarded(lambda: runner.on_trial_slot_free(trial_id), None)
 
-        def get_state(self) -> dict[str, Any]:
+        def get_state(self) -> dict[str, object]:
             return {}
 
         def save(self, checkpoint_path: str) -> None:
@@ -187,26 +189,22 @@ def _searcher(runner: TrialRunner) -> Any:
     return Suggests()
 
 
-def _scheduler(runner: TrialRunner) -> Any:
-    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-
+def _scheduler(runner: TrialRunner) -> TrialScheduler:
     class Asks(FIFOScheduler):
-        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        def on_trial_result(self, tune_controller: object, trial: RayTrial, result: JsonObject) -> str:
             number, event = trial.config["number"], parse_json(result[EVENT])
             goes_on = runner.guarded(lambda: runner.goes_on(number, event), False)
             return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
-        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        def on_trial_error(self, tune_controller: object, trial: RayTrial) -> None:
             runner.guarded(lambda: runner.died(trial.config["number"], "its process died" + _cause(trial)), None)
 
     return Asks()
 
 
-def _stopper(runner: TrialRunner) -> Any:
-    from ray.tune.stopper import Stopper
-
+def _stopper(runner: TrialRunner) -> Stopper:
     class Ends(Stopper):
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        def __call__(self, trial_id: str, result: object) -> bool:
             return False
 
         def stop_all(self) -> bool:
@@ -215,6 +213,6 @@ def _stopper(runner: TrialRunner) -> Any:
     return Ends()
 
 
-def _cause(trial: Any) -> str:
+def _cause(trial: RayTrial) -> str:
     error = trial.get_pickled_error()  # written by this very process
     return f" ({type(error).__name__})" if error is not None else ""

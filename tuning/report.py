@@ -3,7 +3,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cluster.core.storage import Store
 from jobs.common.command_line import flatten
@@ -81,13 +80,12 @@ def importances(search: Search, judged: Sequence[Trial], space: Space) -> dict[s
         return {}
 
 
-def _front_rows(goal: Goal, front: Sequence[Trial]) -> list[list[Any]]:
+def _front_rows(goal: Goal, front: Sequence[Trial]) -> list[list[object]]:
     """The best by the first metric first."""
     fields = _fields(front)
-    rows: list[list[Any]] = [
-        [str(trial.number), *(row[name] for name in goal.metrics), *(trial.values.get(field) for field in fields)]
-        for trial in front if (row := goal.best_row(trial))]
-    return sorted(rows, key=lambda row: -goal.sign * float(row[1]))
+    judged = [(trial, row) for trial in front if (row := goal.best_row(trial))]
+    return [[str(trial.number), *(row[name] for name in goal.metrics), *(trial.values.get(field) for field in fields)]
+            for trial, row in sorted(judged, key=lambda pair: -goal.sign * float(pair[1][goal.first]))]
 
 
 def _leader(goal: Goal, trial: Trial, fields: Sequence[str]) -> list[object]:
@@ -97,7 +95,7 @@ def _leader(goal: Goal, trial: Trial, fields: Sequence[str]) -> list[object]:
             *(trial.values.get(name) for name in fields)]
 
 
-def _parts(search: Search, base: Config, space: Space) -> dict[str, Mapping[str, Any]]:
+def _parts(search: Search, base: Config, space: Space) -> dict[str, Mapping[str, object]]:
     """How it was searched."""
     searched = {name: _distribution(parameter) for name, parameter in space.parameters.items()}
     options = {key: value for key, value in search.journal.about.get("options", {}).items() if value not in (None, [], ())}

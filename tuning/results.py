@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-from typing import Any
+from collections.abc import Mapping
 
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
-from jobs.common.config import Config, to_yaml
+from jobs.common.config import C, Config, to_yaml
 from jobs.common.runs.run_folder import RESULT_FILE
 from tuning.journal import STATUSES, Trial
 from tuning.options import in_folder
@@ -23,7 +24,7 @@ def best_trial(search: Search) -> Trial | None:
     return best if best and row is not None and best.status != "failed" and search.goal.feasible(row) else None
 
 
-def config_of(base: Config, search: Search, trial: Trial) -> Any:
+def config_of(base: C, search: Search, trial: Trial) -> C:
     """The job's config with a trial's values."""
     return with_values(base, search.pinned | trial.values)
 
@@ -43,7 +44,7 @@ def write_leaderboard(store: Store, search: Search) -> None:
     store.write_text(LEADERBOARD, text.getvalue())
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     return json.dumps(value) if isinstance(value, list) else value
 
 
@@ -55,7 +56,7 @@ def write_best(store: Store, base: Config, search: Search) -> Trial | None:
     return best
 
 
-def summary_of(search: Search, status: str, exit_code: int) -> dict[str, Any]:
+def summary_of(search: Search, status: str, exit_code: int) -> JsonObject:
     """What result.json says."""
     best = best_trial(search)
     states = [trial.status for trial in search.trials.values()]
@@ -68,5 +69,5 @@ def summary_of(search: Search, status: str, exit_code: int) -> dict[str, Any]:
     }
 
 
-def write_result(store: Store, result: dict[str, Any]) -> None:
+def write_result(store: Store, result: Mapping[str, object]) -> None:
     store.write_text(RESULT_FILE, json.dumps(result, indent=1))

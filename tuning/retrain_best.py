@@ -2,8 +2,8 @@
 
 import statistics
 from dataclasses import replace
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
@@ -15,12 +15,12 @@ from tuning.options import in_folder
 from tuning.tracking import Tracking
 
 
-def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tracking: Tracking) -> dict[str, Any]:
+def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tracking: Tracking) -> JsonObject:
     """trial: whose config it is. Runs that are done already are left as they are. Returns what result.json says of them.
 
     Raises: what a run raises.
     """
-    runs: list[dict[str, Any]] = []
+    runs: list[JsonObject] = []
     for seed in range(num_seeds):
         print(f"\nfinal training {seed + 1} of {num_seeds}", flush=True)
         name = f"t{trial:04d}-seed-{seed}"
@@ -47,7 +47,7 @@ def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tr
             "final_summary": f"{spread}seed {best['seed']} is model version {version or 'not registered'}"}
 
 
-def _of(run: dict[str, Any], split: str, metric: str) -> float:
+def _of(run: JsonObject, split: str, metric: str) -> float:
     """A metric of a final run; what is generated has a loss where classifiers have a log loss."""
     found = run["metrics"][split]
     return float(found[metric] if metric in found else found["loss"])

@@ -7,8 +7,9 @@ Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a resul
 import contextlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
+from cluster.capacity import Request, preflight
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, RunConflictError, StoppedError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.signals import Told, on_stop_signal, say
@@ -24,7 +25,7 @@ from tuning import results
 from tuning import retrain_best as final
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
-from tuning.options import MAY_CHANGE, OWN, base_config, combined, in_folder
+from tuning.options import MAY_CHANGE, OWN, SearchOptions, base_config, combined, in_folder
 from tuning.progress import SearchProgress
 from tuning.search import Search
 from tuning.space import SPACE_FILE, Space, with_values
@@ -51,7 +52,7 @@ def _space_file(job: Job, given: str | None) -> Path:
 class Tuning:
     """One command line's way through a search's life."""
 
-    def __init__(self, job: Job, options: Any) -> None:
+    def __init__(self, job: Job, options: SearchOptions) -> None:
         """Raises: ConfigError for a space, an objective or an option that does not fit the job."""
         self.job, self.options = job, options
         self.base = base_config(options, job.config_type)
@@ -94,7 +95,7 @@ class Tuning:
             self._begun = True
             if (left := search.left_out) > 0:
                 print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all", flush=True)
-            watch = SearchProgress(search, store, self.options, lambda: self._stop.is_set())
+            watch = SearchProgress(search, store, self.options, self.base.run, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
             for trial in search.trials.values():
                 watch.tracking.catch_up(trial)
@@ -116,7 +117,7 @@ class Tuning:
                                        "pass the old values to continue it, or another --run.name")
         return Search(journal, store, self.options, self.base, self.space, self.pinned, self.goal)
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> JsonObject:
         decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
         if self.options.scheduler == "pbt":
             decisive["num_trials"] = self.options.num_trials  # the population's size
@@ -126,7 +127,6 @@ class Tuning:
 
     @contextlib.contextmanager
     def _connected(self, folder: RunFolder) -> Generator[None]:
-        from cluster.capacity import preflight
         from cluster.connect import connect, disconnect
         from jobs.common.execution.ray_executor import claim
 
@@ -140,9 +140,7 @@ class Tuning:
         finally:
             disconnect()
 
-    def _request(self) -> Any:
-        from cluster.capacity import Request
-
+    def _request(self) -> Request:
         run = self.base.run
         return Request(num_workers=run.max_workers, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=run.gpus_per_worker)
 
@@ -201,7 +199,7 @@ class Tuning:
             raise error
         return 0
 
-    def _summary(self, search: Search, store: Store, result: dict[str, Any], why: str) -> str:
+    def _summary(self, search: Search, store: Store, result: JsonObject, why: str) -> str:
         counts, best = result["trials"], result["best"]
         saved = result["epochs_without_stopping"] - result["epochs"]
         rows = [("ended", why), ("trials", ", ".join(f"{count} {name}" for name, count in counts.items() if count)),

@@ -9,15 +9,22 @@ the time that this took: with several trials at a time others may have ended by 
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from tuning.journal import Trial
 from tuning.objective import Goal
 from tuning.parameter import label
 from tuning.space import Space, Values
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+T = TypeVar("T")
 
 _FAR = 1e30
 """How far beyond a bound a metric counts that is not a number."""
@@ -41,7 +48,7 @@ class Sampler(Protocol):
 class Grid:
     """Every combination of values, one after the other."""
 
-    def __init__(self, space: Space, base: Mapping[str, Any]) -> None:
+    def __init__(self, space: Space, base: Values) -> None:
         self._points = space.grid(base)
         self.most: int | None = len(self._points)
 
@@ -60,7 +67,7 @@ class OptunaSampler:
 
     most: int | None = None
 
-    def __init__(self, kind: Literal["optuna", "random"], space: Space, base: Mapping[str, Any], goal: Goal, seed: int) -> None:
+    def __init__(self, kind: Literal["optuna", "random"], space: Space, base: Values, goal: Goal, seed: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,7 +109,7 @@ class OptunaSampler:
             mine.report(float(each[self._goal.first]), int(each["epoch"]))
         self.study.tell(mine, state=TrialState.PRUNED)
 
-    def _sampler(self, number: int) -> Any:
+    def _sampler(self, number: int) -> "BaseSampler":
         from optuna.samplers import RandomSampler, TPESampler
 
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
@@ -117,9 +124,9 @@ class ReplayTrial:
     """Gives known values back, and keeps the distributions that they were drawn from."""
 
     def __init__(self, values: Values) -> None:
-        self._values = values
-        self.params: dict[str, Any] = {}
-        self.distributions: dict[str, Any] = {}
+        self._values: JsonObject = values
+        self.params: Values = {}
+        self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
         from optuna.distributions import FloatDistribution
@@ -131,16 +138,16 @@ class ReplayTrial:
 
         return self._keep(name, self._values[name], IntDistribution(low, high, log=log, step=step))
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
         from optuna.distributions import CategoricalDistribution
 
         return self._keep(name, label(self._values[name]), CategoricalDistribution(choices))
 
-    def _keep(self, name: str, value: Any, distribution: Any) -> Any:
+    def _keep(self, name: str, value: T, distribution: "BaseDistribution") -> T:
         self.params[name], self.distributions[name] = value, distribution
         return value
 
 
-def sampler_of(kind: Literal["optuna", "random", "grid"], space: Space, base: Mapping[str, Any], goal: Goal, seed: int) -> Sampler:
+def sampler_of(kind: Literal["optuna", "random", "grid"], space: Space, base: Values, goal: Goal, seed: int) -> Sampler:
     """base: the config that trials have in common, flat. Raises: ConfigError for a grid without an end."""
     return Grid(space, base) if kind == "grid" else OptunaSampler(kind, space, base, goal, seed)

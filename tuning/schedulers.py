@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
-from tuning.space import Space
+from tuning.space import Space, Values
 
 _SCORE = "score"
 _QUANTILE = 0.25
@@ -41,7 +42,7 @@ class Stopping:
         self._goal, self._scheduler = goal, _scheduler(kind, epochs, min(grace_epochs, epochs), reduction_factor)
         self._stand_ins: dict[int, _StandIn] = {}
 
-    def stops(self, number: int, row: Mapping[str, Any]) -> bool:
+    def stops(self, number: int, row: Mapping[str, float]) -> bool:
         """Whether a trial ends with this evaluation. Each is to be asked about once, in the order in which they were heard of."""
         from ray.tune.schedulers import TrialScheduler
 
@@ -68,7 +69,7 @@ def _scheduler(kind: str, epochs: int, grace_epochs: int, reduction_factor: int)
 class Population:
     """Says how far each member may go, and moves the worst when all have come so far."""
 
-    def __init__(self, journal: Journal, trials_store: Store, goal: Goal, space: Space, base: Mapping[str, Any], *, size: int,
+    def __init__(self, journal: Journal, trials_store: Store, goal: Goal, space: Space, base: Values, *, size: int,
                  epochs: int, every: int, seed: int) -> None:
         self._journal, self._store, self._goal, self._space, self._base = journal, trials_store, goal, space, base
         self._size, self._epochs, self._every, self._seed = size, epochs, every, seed
@@ -102,7 +103,7 @@ class Population:
             self._journal.add(member.number, kind="moved", source=source.number, epoch=epoch, step=checkpoint.step, values=values)
 
 
-def _row_after(trial: Trial, epoch: int) -> dict[str, Any]:
+def _row_after(trial: Trial, epoch: int) -> JsonObject:
     return [row for row in trial.evaluations if row["epoch"] == epoch][-1]
 
 

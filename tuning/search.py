@@ -9,11 +9,12 @@ same sampler and the same scheduler as if it had never been closed.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.command_line import flatten
-from jobs.common.config import to_dict
+from jobs.common.config import Config, to_dict
 from tuning.journal import Journal, Trial
 from tuning.objective import Goal
 from tuning.options import SearchOptions
@@ -27,7 +28,7 @@ Decision = Literal["continue", "stopped", "completed"]
 class Search:
     """See the module. `running`: numbers of the trials that were handed out and have not landed."""
 
-    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Any, space: Space, pinned: Values,
+    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Config, space: Space, pinned: Values,
                  goal: Goal) -> None:
         """store: the search's folder. base: the config that trials have in common. pinned: values for fields that are not searched.
 
@@ -87,7 +88,7 @@ class Search:
         self.running.add(number)
         return trial, until_epoch
 
-    def evaluated(self, number: int, row: dict[str, Any]) -> Decision:
+    def evaluated(self, number: int, row: JsonObject) -> Decision:
         """An evaluation of a trial: whether it goes on. One that is known already changes nothing."""
         trial = self.trials[number]
         if trial.status != "running":
@@ -121,7 +122,7 @@ class Search:
         """A trial's process has let it go, ended or not."""
         self.running.discard(number)
 
-    def _add(self, number: int, **event: Any) -> None:
+    def _add(self, number: int, **event: object) -> None:
         """Writes what may end a trial. The sampler learns of an end at once: it knows what is in the record, no less, so a search
         that is opened again draws what this one would have drawn."""
         if (trial := self.journal.add(number, **event)).status != "running":

@@ -16,12 +16,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import yaml
 
-from cluster.core.documents import DocumentError, parse_yaml, read_yaml
+from cluster.core.documents import DocumentError, JsonObject, parse_yaml, read_yaml
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import flatten
 from jobs.common.config import C, Config, from_dict, to_dict
@@ -29,7 +29,7 @@ from tuning.parameter import Kind, Parameter, Suggests, label
 
 SPACE_FILE = "search_space.yaml"
 """In the folder of a job: the space that is searched where no other is given."""
-Values = dict[str, Any]
+Values = dict[str, object]
 """Dotted field → value, plain enough for JSON."""
 
 _NOT_SEARCHED = {
@@ -40,7 +40,7 @@ _NOT_SEARCHED = {
                   "trials that are judged on something else cannot be compared")
 
 
-def _pinned(pin: str, value: str) -> Any:
+def _pinned(pin: str, value: str) -> object:
     try:
         return parse_yaml(value, _Loader)
     except DocumentError as error:
@@ -66,13 +66,13 @@ class Space:
             raise ConfigError(f"space {path}: is not valid YAML: {error}") from error
         if not isinstance(found, dict):
             raise ConfigError(f"space {path}: must hold fields, such as `optim.lr: {{log_uniform: [1e-4, 1e-1]}}`")
-        return Space.from_dict(cast(dict[str, Any], found))
+        return Space.from_dict(cast(dict[str, object], found))
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Space":
+    def from_dict(values: Mapping[str, object]) -> "Space":
         return Space(*(_parameter(name, about) for name, about in values.items()))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As in a file."""
         return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
 
@@ -112,39 +112,39 @@ class Space:
         if all(parameter.is_one_point for parameter in self.parameters.values()):
             raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or train the job")
 
-    def _check_name(self, name: str, known: Mapping[str, Any]) -> None:
+    def _check_name(self, name: str, known: Mapping[str, object]) -> None:
         if name not in known:
             raise ConfigError(f"space: {name}: the job has no such field: {_nearest(name, known)}")
         for prefix, why in _NOT_SEARCHED.items():
             if name == prefix or name.startswith(f"{prefix}."):
                 raise ConfigError(f"space: {name}: {why}")
 
-    def active(self, values: Values, base: Mapping[str, Any]) -> Iterator[Parameter]:
+    def active(self, values: Values, base: Values) -> Iterator[Parameter]:
         """The parameters whose conditions hold, while `values` is filled. base: the config, flat."""
         for parameter in self.parameters.values():
             if all(label(values.get(name, base.get(name))) == label(wanted) for name, wanted in parameter.when.items()):
                 yield parameter
 
-    def suggest(self, trial: Suggests, base: Mapping[str, Any]) -> Values:
+    def suggest(self, trial: Suggests, base: Values) -> Values:
         """Values for the parameters that are active. base: the config, flat, for conditions on what is not searched."""
         values: Values = {}
         for parameter in self.active(values, base):
             values[parameter.name] = parameter.suggest(trial)
         return values
 
-    def grid(self, base: Mapping[str, Any]) -> list[Values]:
+    def grid(self, base: Values) -> list[Values]:
         """Every combination once. Raises: ConfigError if there is no end of them."""
         points: list[Values] = [{}]
         for parameter in self.parameters.values():
             points = list(itertools.chain(*(self._extended(point, parameter, base) for point in points)))
         return points
 
-    def _extended(self, point: Values, parameter: Parameter, base: Mapping[str, Any]) -> list[Values]:
+    def _extended(self, point: Values, parameter: Parameter, base: Values) -> list[Values]:
         if parameter not in self.active(point, base):
             return [point]
         return [point | {parameter.name: value} for value in parameter.grid()]
 
-    def perturb(self, values: Values, random: np.random.Generator, base: Mapping[str, Any], resample: float = 0.25) -> Values:
+    def perturb(self, values: Values, random: np.random.Generator, base: Values, resample: float = 0.25) -> Values:
         """Values near others, of the fields that are mutable: what a population explores. Every fourth is drawn anew instead."""
         near: Values = {}
         for parameter in self.active(near, base):
@@ -173,11 +173,11 @@ class Draws:
             return min(high, max(low, round(math.exp(self._random.uniform(math.log(low - 0.5), math.log(high + 0.5))))))
         return low + step * int(self._random.integers(0, 1 + (high - low) // step))
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
         return choices[int(self._random.integers(len(choices)))]
 
 
-def with_values(base: C, values: Mapping[str, Any]) -> C:
+def with_values(base: C, values: Mapping[str, object]) -> C:
     """The config with other values. Raises: ConfigError."""
     nested = to_dict(base)
     for name, value in values.items():
@@ -189,13 +189,13 @@ def with_values(base: C, values: Mapping[str, Any]) -> C:
     return from_dict(type(base), nested)
 
 
-def _parameter(name: str, about: Any) -> Parameter:
+def _parameter(name: str, about: object) -> Parameter:
     """One entry of a file."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     example = "write for instance {log_uniform: [1e-4, 1e-1]} or {choice: [adamw, sgd]}"
     if not isinstance(about, dict):
         raise ConfigError(f"space: {name}: {about!r} is no distribution: {example}")
-    entry = cast(dict[str, Any], about)
+    entry = cast(JsonObject, about)
     kind = [each for each in kinds if each in entry]
     unknown = [key for key in entry if key not in (*kinds, "step", "when", "mutable")]
     if len(kind) != 1 or unknown:
@@ -204,8 +204,8 @@ def _parameter(name: str, about: Any) -> Parameter:
     values, when = entry[kind[0]], entry.get("when", {})
     if not isinstance(values, list) or not isinstance(when, dict):
         raise ConfigError(f"space: {name}: {example}; a condition is written when: {{optim.name: sgd}}")
-    return Parameter(name=name, kind=cast(Kind, kind[0]), values=tuple(cast(list[Any], values)), step=entry.get("step"),
-                     when=cast(dict[str, Any], when), mutable=bool(entry.get("mutable", False)))
+    return Parameter(name=name, kind=cast(Kind, kind[0]), values=tuple(cast(list[object], values)), step=entry.get("step"),
+                     when=cast(dict[str, object], when), mutable=bool(entry.get("mutable", False)))
 
 
 class _Loader(yaml.SafeLoader):
@@ -216,5 +216,5 @@ _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Mapping[str, object]) -> str:
     return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"

@@ -6,11 +6,12 @@ One thread talks to the registry; a search never waits for it, and goes on where
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from cluster.core.background import logged
+from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact
 from jobs.common.registry.registry import Registry
 from jobs.common.runs.run_folder import read_record
 from tuning.journal import Trial
@@ -30,11 +31,11 @@ class Tracking:
         self._ids: dict[str, str] = kept.get("ids", {})
         self._ended: list[str] = kept.get("ended", [])
         self._children: dict[str, Registry] = {}
-        self._params: Mapping[str, Any] = {}
+        self._params: Mapping[str, object] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")
         self.problem: str | None = None
 
-    def start(self, params: Mapping[str, Any]) -> None:
+    def start(self, params: Mapping[str, object]) -> None:
         self._params = params
         self._later(self._begin)
 
@@ -51,7 +52,7 @@ class Tracking:
         if trial.status != "running":
             self.end(trial.folder, trial.status)
 
-    def _catch_up(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def _catch_up(self, name: str, rows: list[JsonObject]) -> None:
         last = self._children[name].last_step("epoch")
         for row in rows:
             if row["step"] > last:
@@ -67,11 +68,11 @@ class Tracking:
 
         self._later(call)
 
-    def log(self, name: str, row: Mapping[str, Any]) -> None:
+    def log(self, name: str, row: JsonObject) -> None:
         """An evaluation of a child."""
         self._later(lambda: self._log(name, row))
 
-    def _log(self, name: str, row: Mapping[str, Any]) -> None:
+    def _log(self, name: str, row: JsonObject) -> None:
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "step"}
         self._children[name].log(numbers, step=int(row["step"]))
 
@@ -85,7 +86,7 @@ class Tracking:
 
         self._later(call)
 
-    def register(self, artifact: Any) -> str | None:
+    def register(self, artifact: Artifact) -> str | None:
         """An artifact becomes a version of the model with the search's name. Returns the version; None if that failed."""
         self._later(self._begin)
         version = self._pool.submit(lambda: self._registry.register(artifact)).result()
@@ -106,7 +107,7 @@ class Tracking:
         if self._registry.run_id is None:
             self._start(self._registry, "search", self._name, self._params, {"kind": "search"})
 
-    def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         tags = {"job": self._job, "storage": self._store.location(), **tags}
         run_id = registry.start(run_name=run_name, params=params, tags=tags, run_id=self._ids.get(key))
         if run_id and self._ids.get(key) != run_id:

@@ -15,11 +15,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ray.tune import Trainable
 
 from cluster.core.background import in_background
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, DataError, RunConflictError, StoppedError, StorageError, TrainyardError
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
@@ -40,23 +40,23 @@ class TrialOrder:
     number: int
     job: str
     """The job's name: see jobs/common/training/find_job.py."""
-    config: dict[str, Any]
+    config: JsonObject
     until_epoch: int
     data_uri: str
     """Where prepared data is shared."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 class TrialActor(Trainable):
     """See the module."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: JsonObject) -> None:
         os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])  # Ray Tune has gone elsewhere, and relative paths of the config would too
         self._begin(config)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, str]:
         if self._over:  # the driver wants it to be tried again
             self._begin(self._order)
         try:
@@ -68,7 +68,7 @@ class TrialActor(Trainable):
         self._over = bool(event) and "row" not in event
         return {EVENT: json.dumps(event)}
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: JsonObject) -> bool:
         self._end()
         os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
         self._begin(new_config)
@@ -77,9 +77,9 @@ class TrialActor(Trainable):
     def cleanup(self) -> None:
         self._end()
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _begin(self, config: JsonObject) -> None:
         self._order = config
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
         self._stop, self._over = threading.Event(), False
         events, stop = self._events, self._stop
         self._trial = in_background("trial", lambda: _carry_out(TrialOrder(**config), events, stop))
@@ -90,7 +90,7 @@ class TrialActor(Trainable):
         self._trial.exception()  # until it has ended
 
 
-def _carry_out(order: TrialOrder, events: "queue.SimpleQueue[dict[str, Any]]", stop: threading.Event) -> None:
+def _carry_out(order: TrialOrder, events: "queue.SimpleQueue[dict[str, object]]", stop: threading.Event) -> None:
     try:
         job = find_job(order.job)
         config = from_dict(job.config_type, order.config)

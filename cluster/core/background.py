@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -34,17 +34,17 @@ def in_background(name: str, work: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def in_loop(work: Coroutine[Any, Any, T], what: str) -> "asyncio.Task[T]":
+def in_loop(work: Coroutine[object, object, T], what: str) -> "asyncio.Task[T]":
     """Starts a task that nobody awaits. It ends when it is let go of: the caller keeps it."""
     task = asyncio.ensure_future(work)
     task.add_done_callback(logged(what))
     return task
 
 
-def logged(what: str) -> Callable[[Any], None]:
+def logged(what: str) -> Callable[["Future[T] | asyncio.Future[T]"], None]:
     """A callback for a future or a task: logs the error that ended it."""
 
-    def say(done: "Future[Any] | asyncio.Future[Any]") -> None:
+    def say(done: "Future[T] | asyncio.Future[T]") -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.error("%s has ended with an error", what, exc_info=error)
 

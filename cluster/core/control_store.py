@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.core import ray_internals
 from cluster.core.auth import unknown_mode
@@ -19,6 +19,9 @@ from cluster.core.background import in_background
 from cluster.core.documents import parse_json
 from cluster.core.errors import ClusterError
 from cluster.core.loop_clock import MOST_S, LoopClock
+
+if TYPE_CHECKING:
+    import grpc
 
 T = TypeVar("T")
 
@@ -192,19 +195,18 @@ class Gcs:
             try:
                 return ray_internals.ask_gcs(connection, service, method, fields, self._timeout_s)
             except grpc.RpcError as error:
-                raise self._explain(error.code(), grpc) from error
+                raise self._explain(error.code().name) from error
 
-    def _explain(self, code: Any, grpc: Any) -> ClusterError:
-        status = grpc.StatusCode
-        if code in (status.UNAUTHENTICATED, status.PERMISSION_DENIED):
+    def _explain(self, code: str) -> ClusterError:
+        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             return TokenError(
                 f"the Ray cluster at {self.address} refuses this token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
                 f"file that holds the cluster's own (`python -m cluster env` prints them){_overriding()}"
             )
-        if code in (status.UNIMPLEMENTED, status.UNKNOWN):
+        if code in ("UNIMPLEMENTED", "UNKNOWN"):
             return ClusterError(f"what listens at {self.address} is no Ray cluster of this version: {_CHECK}")
         return ClusterError(
-            f"the Ray cluster at {self.address} does not answer (its port is open, the call ended with {code.name}): "
+            f"the Ray cluster at {self.address} does not answer (its port is open, the call ended with {code}): "
             "it is dead or overloaded; restart it, or unset RAY_ADDRESS to start one on this machine"
         )
 
@@ -217,7 +219,7 @@ _CHECK = "give the address of the head's control store (HOST:6379 by default), o
 
 
 @contextmanager
-def channel(address: str) -> Generator[Any]:
+def channel(address: str) -> Generator["grpc.Channel"]:
     """A gRPC channel with Ray's own TLS and token settings, never through a proxy.
 
     Raises: TokenError if a token is wanted (RAY_AUTH_MODE=token) and there is none, or the mode is one that Ray does not know
@@ -259,6 +261,5 @@ def _answers(node: Node, timeout_s: float) -> bool:
         try:
             connection.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=timeout_s)
         except grpc.RpcError as error:
-            status: Any = error
-            return status.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+            return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         return True

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -68,7 +68,7 @@ class Store:
     """A folder on some storage. `uri` is what the user wrote: a path, `file://`, `s3://` or `gs://`."""
 
     uri: str
-    _fs: Any = field(default=None, compare=False, repr=False)
+    _fs: pafs.FileSystem = field(default=None, compare=False, repr=False)
     _root: str = field(default="", compare=False, repr=False)
 
     @staticmethod
@@ -135,7 +135,7 @@ class Store:
         self.write_bytes(path, text.encode(), durable=durable)
 
     @contextmanager
-    def writing(self, path: str, *, durable: bool = True) -> Generator[Any]:
+    def writing(self, path: str, *, durable: bool = True) -> Generator[IO[bytes]]:
         """An open pyarrow output stream; the file appears under its name when the block ends without an error.
 
         durable: whether it has reached the disk before it appears, and its name before this returns.

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cluster.core.documents import JSON_VALUE, JsonObject, parse_json
@@ -161,7 +162,7 @@ def own_namespace() -> str:
     return file.read_text().strip() if file.exists() else "default"
 
 
-def _kubernetes() -> Any:
+def _kubernetes() -> ModuleType:
     try:
         import kubernetes  # with its client and config
     except ImportError as error:
@@ -169,7 +170,7 @@ def _kubernetes() -> Any:
     return kubernetes
 
 
-def _namespace_of_context(kubernetes: Any, file: str, context: str | None) -> str:
+def _namespace_of_context(kubernetes: ModuleType, file: str, context: str | None) -> str:
     contexts, active = kubernetes.config.list_kube_config_contexts(file)
     chosen = active if context is None else next(each for each in contexts if each["name"] == context)
     return chosen["context"].get("namespace") or "default"

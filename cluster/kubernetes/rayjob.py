@@ -17,7 +17,7 @@ from concurrent.futures import Future, wait
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from cluster.core import submission
 from cluster.core.background import in_background, logged
@@ -116,7 +116,7 @@ def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> O
     }
 
 
-def _pod(component: str, container: Object, **more: Any) -> Object:
+def _pod(component: str, container: Object, **more: object) -> Object:
     labels = {"app.kubernetes.io/part-of": "trainyard", "app.kubernetes.io/component": component}
     return {"metadata": {"labels": labels}, "spec": {"containers": [container], **more}}
 

@@ -13,10 +13,10 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.core.control_store import Gcs
-from cluster.core.documents import MOST_JSON_BYTES, parse_json
+from cluster.core.documents import MOST_JSON_BYTES, JsonObject, parse_json
 from cluster.core.errors import ClusterError
 from cluster.core.ray_internals import dashboard_headers
 from cluster.local.cluster import LocalCluster
@@ -175,14 +175,14 @@ def alerts_of(prometheus: str) -> list[str]:
         raise ValueError(f"{prometheus} does not answer as a Prometheus does") from error
 
 
-def _alert(alert: Mapping[str, Any]) -> str:
+def _alert(alert: JsonObject) -> str:
     labels, notes = alert["labels"], alert.get("annotations", {})
     said = notes.get("summary") or notes.get("description") or ", ".join(f"{k} {v}" for k, v in labels.items() if k != "alertname")
     runbook = notes.get("runbook") or notes.get("runbook_url")  # of our own rules; as many others call it
     return f"{labels['alertname']} ({labels.get('severity', 'no severity')}): {said}{f': {runbook}' if runbook else ''}"
 
 
-def _json(opener: urllib.request.OpenerDirector, url: str, headers: Mapping[str, str]) -> Any:
+def _json(opener: urllib.request.OpenerDirector, url: str, headers: Mapping[str, str]) -> JsonObject:
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url} is no http:// or https:// address")
     try:
