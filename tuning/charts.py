@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -17,7 +17,6 @@ from tuning.parameter import Parameter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 _STATES = {"completed": 0, "stopped": 7, "failed": 4, "running": 2}
 _MAP = "viridis"
@@ -80,7 +79,7 @@ def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> Marku
         x = [_place(parameter, trial.values[parameter.name]) for trial, _ in found]
         shades = [0.3 + 0.7 * trial.number / newest for trial, _ in found]
         axes.scatter(x, [value for _, value in found], s=16, color=colour(0), alpha=shades)
-        _scale(axes.xaxis, axes.set_xscale, parameter)
+        _scale(axes, parameter)
         axes.set(ylabel=plain(goal.first))
         _clip(axes, [value for _, value in found], goal)
     return done[0]
@@ -161,11 +160,11 @@ def _place(parameter: Parameter, value: object) -> float:
     return parameter.position(value) if parameter.kind == "choice" else float(cast(float, value))
 
 
-def _scale(axis: "Axis", set_scale: Callable[[str], object], parameter: Parameter) -> None:
+def _scale(axes: "Axes", parameter: Parameter) -> None:
     if parameter.kind == "choice":
-        axis.set_ticks(*_ticks(parameter), fontsize=7)
+        axes.xaxis.set_ticks(*_ticks(parameter), fontsize=7)
     elif "log" in parameter.kind:
-        set_scale("log")
+        axes.set_xscale("log")
 
 
 def _ticks(parameter: Parameter) -> tuple[list[float], list[str]]:

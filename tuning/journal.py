@@ -14,7 +14,6 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -137,10 +136,10 @@ class Journal:
             journal._clock = time.monotonic() - event["at_s"]
         return journal
 
-    def begin(self, about: Mapping[str, object]) -> None:
+    def begin(self, about: JsonObject) -> None:
         """Writes search.json of a new search."""
         self._identity = os.urandom(16).hex()
-        self.about = {**about, "identity": self._identity}
+        self.about = about | {"identity": self._identity}
         self._write("search.json", self.about)
 
     def add(self, number: int, **event: object) -> Trial:
@@ -165,7 +164,7 @@ class Journal:
         self._next = event["sequence"] + 1
         return trial
 
-    def _write(self, path: str, content: Mapping[str, object]) -> None:
+    def _write(self, path: str, content: JsonObject) -> None:
         content = parse_json(json.dumps({"schema_version": SCHEMA_VERSION, **content}))  # as it will be read
         text = json.dumps({"hmac": self._code(path, content), "content": content}, indent=1)
         self._store.write_text(path, text + "\n")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.training.job import Direction
 from tuning.journal import Trial
@@ -61,7 +60,7 @@ class Goal:
         value = float(row[self.first])
         return self.sign * value if math.isfinite(value) else -1e30
 
-    def best_row(self, trial: Trial) -> JsonObject | None:
+    def best_row(self, trial: Trial) -> Mapping[str, float] | None:
         """The evaluation that was best by the first metric, the earliest of equals; None if there was none that is finite."""
         finite = [row for row in trial.evaluations if all(math.isfinite(row[name]) for name in self.metrics)]
         return max(finite, key=self.score, default=None)

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar
 
 from ray import tune
@@ -86,7 +86,7 @@ class TrialRunner:
         trial, until_epoch = found
         self._numbers[ray_id], self._until[trial.number] = trial.number, until_epoch
         self.watcher.started(trial)
-        return self.order(trial, until_epoch).to_dict()
+        return asdict(self.order(trial, until_epoch))
 
     def goes_on(self, number: int, event: JsonObject) -> bool:
         """What a trial's process says, and whether it is to go on."""

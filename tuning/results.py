@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
 
 from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
@@ -39,13 +38,9 @@ def write_leaderboard(store: Store, search: Search) -> None:
     for rank, trial in enumerate(search.goal.ranked(list(search.trials.values())), 1):
         row = goal.best_row(trial)
         judged = [row["epoch"], *(row[name] for name in goal.metrics), goal.feasible(row)] if row else [""] * len(own)
-        values = [_cell(trial.values.get(name, "")) for name in names]
+        values = [json.dumps(v) if isinstance(v := trial.values.get(name, ""), list) else v for name in names]
         writer.writerow([rank, trial.number, trial.status, trial.epoch, len(trial.failures), *judged, *values])
     store.write_text(LEADERBOARD, text.getvalue())
-
-
-def _cell(value: object) -> object:
-    return json.dumps(value) if isinstance(value, list) else value
 
 
 def write_best(store: Store, base: Config, search: Search) -> Trial | None:
@@ -69,5 +64,5 @@ def summary_of(search: Search, status: str, exit_code: int) -> JsonObject:
     }
 
 
-def write_result(store: Store, result: Mapping[str, object]) -> None:
+def write_result(store: Store, result: JsonObject) -> None:
     store.write_text(RESULT_FILE, json.dumps(result, indent=1))

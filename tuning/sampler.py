@@ -124,24 +124,21 @@ class ReplayTrial:
     """Gives known values back, and keeps the distributions that they were drawn from."""
 
     def __init__(self, values: Values) -> None:
+        from optuna import distributions
+
         self._values: JsonObject = values
+        self._kinds = distributions
         self.params: Values = {}
         self.distributions: dict[str, BaseDistribution] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
-        from optuna.distributions import FloatDistribution
-
-        return self._keep(name, self._values[name], FloatDistribution(low, high, log=log, step=step))
+        return self._keep(name, self._values[name], self._kinds.FloatDistribution(low, high, log=log, step=step))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        from optuna.distributions import IntDistribution
-
-        return self._keep(name, self._values[name], IntDistribution(low, high, log=log, step=step))
+        return self._keep(name, self._values[name], self._kinds.IntDistribution(low, high, log=log, step=step))
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
-        from optuna.distributions import CategoricalDistribution
-
-        return self._keep(name, label(self._values[name]), CategoricalDistribution(choices))
+        return self._keep(name, label(self._values[name]), self._kinds.CategoricalDistribution(choices))
 
     def _keep(self, name: str, value: T, distribution: "BaseDistribution") -> T:
         self.params[name], self.distributions[name] = value, distribution

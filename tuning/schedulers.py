@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.core.documents import JsonObject
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
@@ -103,7 +102,7 @@ class Population:
             self._journal.add(member.number, kind="moved", source=source.number, epoch=epoch, step=checkpoint.step, values=values)
 
 
-def _row_after(trial: Trial, epoch: int) -> JsonObject:
+def _row_after(trial: Trial, epoch: int) -> Mapping[str, float]:
     return [row for row in trial.evaluations if row["epoch"] == epoch][-1]
 
 

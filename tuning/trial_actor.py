@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ray.tune import Trainable
 
@@ -44,9 +44,6 @@ class TrialOrder:
     until_epoch: int
     data_uri: str
     """Where prepared data is shared."""
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class TrialActor(Trainable):

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
@@ -64,20 +63,20 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
-           http: Mapping[str, Any], grpc_port: int | None = None, shared: SharedSettings | None = None) -> dict[str, Any]:
+           http: Mapping[str, object], grpc_port: int | None = None, shared: SharedSettings | None = None) -> dict[str, object]:
     """A Serve config: an application for each version of a model, or one that they share, and the ingress in front of them.
 
     grpc_port: None for no gRPC.
     """
     by_application = {model.application: model for model in models}
     own = {ModelSettings(**each).application for each in endpoint.own}
-    applications: list[dict[str, Any]] = [application(model) for model in models
+    applications: list[dict[str, object]] = [application(model) for model in models
                                           if model.application not in own and not model.shared]
     if shared is not None:
         applications.append({"name": SHARED, "import_path": "serving.endpoint.app:shared", "route_prefix": None,
-                             "args": shared.to_dict()})
+                             "args": asdict(shared)})
     applications.append({
-        "name": ENDPOINT, "import_path": "serving.endpoint.app:endpoint", "route_prefix": "/", "args": endpoint.to_dict(),
+        "name": ENDPOINT, "import_path": "serving.endpoint.app:endpoint", "route_prefix": "/", "args": asdict(endpoint),
         "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
     timeout_s = endpoint.timeout_s + 5
     grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.endpoint.grpc:add_to_server"], "request_timeout_s": timeout_s,

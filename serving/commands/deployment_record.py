@@ -8,22 +8,20 @@ import itertools
 import json
 import threading
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.core.auth import home_folder, write_private
-from cluster.core.documents import DocumentError, check_fields, read_json
+from cluster.core.documents import DocumentError, JsonObject, check_fields, read_json
 from cluster.core.errors import ConfigError
 from serving.core.settings import ENDPOINT, INGRESS, ModelSettings
 from serving.traffic.canary import Canary
 
 START_TIMEOUT_S = 300.0
-Config = dict[str, Any]
 Weights = dict[str, float]
 
 
@@ -35,7 +33,7 @@ class Running:
     pid: int
     address: str
     """Of its cluster's control store."""
-    config: Config
+    config: JsonObject
     before: dict[str, Weights] = field(default_factory=dict[str, Weights])
     """By model, the weights that the last change replaced: what a rollback goes back to."""
 
@@ -75,9 +73,9 @@ class Running:
     def forget(self) -> None:
         self.file(self.port).unlink(missing_ok=True)
 
-    def models(self) -> dict[str, list[dict[str, Any]]]:
+    def models(self) -> dict[str, list[JsonObject]]:
         """By name, each version's weight and settings. Raises: NewerVersionError."""
-        found: dict[str, list[dict[str, Any]]] = _ingress(self.config)["user_config"]["models"]
+        found: dict[str, list[JsonObject]] = _ingress(self.config)["user_config"]["models"]
         for each in itertools.chain(*found.values()):
             check_fields(str(self.file(self.port)), each["settings"], ModelSettings,
                          "end that endpoint by hand, and delete the file")
@@ -88,7 +86,7 @@ class Running:
         found = _ingress(self.config)["user_config"]["guards"].get(name)
         return Canary(**found) if found else None
 
-    def shadow(self, name: str) -> dict[str, Any] | None:
+    def shadow(self, name: str) -> JsonObject | None:
         """id, version and share."""
         return _ingress(self.config)["user_config"]["shadows"].get(name)
 
@@ -113,8 +111,8 @@ def parse_weights(words: str) -> Weights:
     return {version: weight / total for version, weight in found.items()}
 
 
-def with_weights(config: Config, name: str, weights: Weights, new: Sequence[ModelSettings] = (),
-                 guard: Canary | None = None) -> Config:
+def with_weights(config: JsonObject, name: str, weights: Weights, new: Sequence[ModelSettings] = (),
+                 guard: Canary | None = None) -> JsonObject:
     """A config in which a model's versions have these weights. new: versions that it does not have yet.
 
     A version that had requests until now stays, with none, so that they can go back to it, and so does a shadow; one that had none
@@ -124,7 +122,7 @@ def with_weights(config: Config, name: str, weights: Weights, new: Sequence[Mode
     user_config = _ingress(made)["user_config"]
     own = {(each["name"], each["version"]) for each in _application(made, ENDPOINT)["args"]["own"]}
     shadow = user_config["shadows"].get(name, {}).get("version")
-    kept: list[dict[str, Any]] = []
+    kept: list[JsonObject] = []
     for each in user_config["models"][name]:
         version = each["settings"]["version"]
         if version in weights or each["weight"] > 0 or (name, version) in own or version == shadow:
@@ -135,13 +133,13 @@ def with_weights(config: Config, name: str, weights: Weights, new: Sequence[Mode
     user_config["models"][name] = kept
     user_config["guards"].pop(name, None)
     if guard is not None:
-        user_config["guards"][name] = guard.to_dict()
+        user_config["guards"][name] = asdict(guard)
     for settings in new:
         _add(made, settings, weights.get(settings.version, 0.0))
     return made
 
 
-def with_shadow(config: Config, name: str, version: str, share: float, new: Sequence[ModelSettings] = ()) -> Config:
+def with_shadow(config: JsonObject, name: str, version: str, share: float, new: Sequence[ModelSettings] = ()) -> JsonObject:
     """A config in which a version is asked, beside the others, a share of a model's requests. share: 0 for no shadow any more."""
     made = copy.deepcopy(config)
     for settings in new:
@@ -158,23 +156,23 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _add(config: Config, settings: ModelSettings, weight: float) -> None:
-    _ingress(config)["user_config"]["models"][settings.name].append({"weight": weight, "settings": settings.to_dict()})
+def _add(config: JsonObject, settings: ModelSettings, weight: float) -> None:
+    _ingress(config)["user_config"]["models"][settings.name].append({"weight": weight, "settings": asdict(settings)})
     config["applications"][:0] = _applications([settings])
 
 
-def application(settings: ModelSettings) -> dict[str, Any]:
+def application(settings: ModelSettings) -> JsonObject:
     """Of a version, in a Serve config."""
     return {"name": settings.application, "import_path": "serving.endpoint.app:model", "route_prefix": None,
-            "args": settings.to_dict()}
+            "args": asdict(settings)}
 
 
-def _applications(new: Sequence[ModelSettings]) -> list[dict[str, Any]]:
+def _applications(new: Sequence[ModelSettings]) -> list[JsonObject]:
     return [application(settings) for settings in reversed(new) if not settings.shared]
 
 
-def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Any, before: Weights,
-           guard: Canary | None) -> None:
+def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Callable[[], object],
+           before: Weights, guard: Canary | None) -> None:
     """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed. before: the weights
     that a rollback goes back to.
 
@@ -209,7 +207,7 @@ def _or_as_before(running: Running) -> Generator[None]:
         raise
 
 
-def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
+def _start(running: Running, new: Sequence[ModelSettings], ready: Callable[[], object]) -> None:
     """New versions beside what there is, unknown to the ingress until they run."""
     from serving.commands import serve_client
 
@@ -224,7 +222,7 @@ def _start(running: Running, new: Sequence[ModelSettings], ready: Any) -> None:
     ready()
 
 
-def _deploy(running: Running, config: Config) -> None:
+def _deploy(running: Running, config: JsonObject) -> None:
     from serving.commands import serve_client
 
     running.config = config
@@ -237,9 +235,9 @@ def missing(running: Running, name: str, weights: Mapping[str, float]) -> list[s
     return [version for version in weights if version not in running.weights(name)]
 
 
-def _ingress(config: Config) -> dict[str, Any]:
+def _ingress(config: JsonObject) -> JsonObject:
     return next(each for each in _application(config, ENDPOINT)["deployments"] if each["name"] == INGRESS)
 
 
-def _application(config: Config, name: str) -> dict[str, Any]:
+def _application(config: JsonObject, name: str) -> JsonObject:
     return next(each for each in config["applications"] if each["name"] == name)

@@ -7,11 +7,11 @@ import signal
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import psutil
 
 from cluster.core.control_store import reachable
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ClusterError, ConfigError
 from cluster.core.storage import Store
 from jobs.common.registry.connection import open_registry
@@ -20,7 +20,7 @@ from serving.commands.deployment_record import Running, Weights, change, follow,
 from serving.core.settings import ENDPOINT, SHARED, ModelSettings
 from serving.traffic.canary import Canary
 
-Told = Mapping[str, Mapping[str, Any]]
+Told = Mapping[str, JsonObject]
 """What the replicas of the ingress know together, by model: see serving/traffic/shared_state.py."""
 _END_TIMEOUT_S = 90.0
 

@@ -5,18 +5,23 @@
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from cluster.core.control_store import Gcs
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ClusterError, StoppedError
 from serving.commands import internals
 from serving.commands.waiting import Shortage, what_for, why_no_room
 from serving.core.settings import SHARED, ModelSettings
 
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationDetails
+
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
-def deploy(config: Mapping[str, Any]) -> None:
+def deploy(config: Mapping[str, object]) -> None:
     """What `serve deploy` does, without a dashboard. Applications whose config has not changed are left alone."""
     from ray.serve.schema import ServeDeploySchema
 
@@ -24,7 +29,7 @@ def deploy(config: Mapping[str, Any]) -> None:
     internals.started(schema).deploy_apps(schema)
 
 
-def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: float) -> None:
+def await_ready(config: JsonObject, stop: threading.Event, timeout_s: float) -> None:
     """Returns once every application runs. Raises: ClusterError with the reason of the first that cannot, StoppedError.
 
     An application whose replica has found no room for NO_ROOM_S is given up, unless the cluster can grow.
@@ -43,7 +48,7 @@ def await_ready(config: Mapping[str, Any], stop: threading.Event, timeout_s: flo
             raise ClusterError(f"not ready after {timeout_s:g} s: {waiting or 'Serve knows of no application'}")
 
 
-def _raise_first_failure(applications: Mapping[str, Any], shortage: Shortage) -> None:
+def _raise_first_failure(applications: "Mapping[str, ApplicationDetails]", shortage: Shortage) -> None:
     for name, each in applications.items():
         if each.status in _FAILED:
             raise ClusterError(f"{name} does not start: {_reason(each)}")
@@ -52,7 +57,7 @@ def _raise_first_failure(applications: Mapping[str, Any], shortage: Shortage) ->
         raise ClusterError(f"{names} does not start: {why_no_room(lacking[0], shortage.nodes)}")
 
 
-def _applications() -> dict[str, Any]:
+def _applications() -> "dict[str, ApplicationDetails]":
     """Serve's ApplicationDetails, by name; none where Serve does not run."""
     from ray.serve.schema import ServeInstanceDetails
 
@@ -66,7 +71,7 @@ def load(settings: ModelSettings, timeout_s: float) -> None:
 
     shared = serve.get_app_handle(SHARED).options(method_name="load", multiplexed_model_id=settings.key)
     try:
-        reason = shared.remote(settings.to_dict()).result(timeout_s=timeout_s)
+        reason = shared.remote(asdict(settings)).result(timeout_s=timeout_s)
     except TimeoutError:
         reason = f"not loaded after {timeout_s:g} s"
     if reason is not None:
@@ -96,7 +101,7 @@ def metrics_urls() -> list[str]:
     return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]]
 
 
-def _reason(state: Any) -> str:
+def _reason(state: "ApplicationDetails") -> str:
     """The last line of what went wrong, which is the exception's own."""
     failed = [deployment for deployment in state.deployments.values() if deployment.status in _FAILED]
     messages = [deployment.message for deployment in failed if deployment.message] or [state.message]

@@ -9,13 +9,13 @@ import socket
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ClusterError, ConfigError
 from cluster.core.signals import Told, on_stop_signal
 from cluster.core.storage import Store
@@ -86,7 +86,7 @@ def _environment(folder: Path, options: argparse.Namespace) -> Generator[None]:
         os.environ.update(before)
 
 
-def _serve(options: argparse.Namespace, made: dict[str, Any]) -> int:
+def _serve(options: argparse.Namespace, made: JsonObject) -> int:
     stop = Told()
     on_stop_signal(lambda name: stop.set())
     from cluster.connect import connect, disconnect
@@ -136,7 +136,7 @@ def _refuse_second(address: str) -> None:
                            "start it), or leave --address and RAY_ADDRESS out, for a cluster of this endpoint's own")
 
 
-def _say_ready(options: argparse.Namespace, made: dict[str, Any]) -> None:
+def _say_ready(options: argparse.Namespace, made: JsonObject) -> None:
     from serving.commands import serve_client
 
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
@@ -155,12 +155,12 @@ def optimize(options: argparse.Namespace) -> int:
     return carry_out(options)
 
 
-def _names(made: dict[str, Any]) -> list[str]:
+def _names(made: JsonObject) -> list[str]:
     ingress = next(each for app in made["applications"] for each in app.get("deployments", []))
     return list(ingress["user_config"]["models"])
 
 
-def _config(options: argparse.Namespace) -> dict[str, Any]:
+def _config(options: argparse.Namespace) -> JsonObject:
     """Raises: ConfigError, RegistryError, ArtifactError."""
     from serving.commands import deploy_config
 
@@ -191,7 +191,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
 
         return vllm.config(models, {"host": options.host, "port": options.port}, options.timeout_s, options.accelerator)
     if _in_ingress(options):
-        endpoint = replace(endpoint, own=[model.to_dict() for model in models], min_replicas=max(1, options.min_replicas),
+        endpoint = replace(endpoint, own=[asdict(model) for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
     return deploy_config.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port,
@@ -249,8 +249,7 @@ def _check_port(host: str, port: int, flag: str) -> None:
 def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
-            address: Any = connection.laddr
-            if connection.status == psutil.CONN_LISTEN and address.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.pid and getattr(connection.laddr, "port", 0) == port:
                 process = psutil.Process(connection.pid)
                 return f"process {process.pid} ({' '.join(process.cmdline())[:80]})"
     except psutil.Error:

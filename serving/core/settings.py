@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from cluster.core.documents import JsonObject
 
 ENDPOINT, SHARED = "endpoint", "shared"
 """Serve's applications beside those of models: the ingress's, and that of the replicas that models share."""
@@ -59,9 +60,6 @@ class ModelSettings:
         """Batches under way at a time: one that a replica computes, and one that it has at hand then."""
         return 2 * self.max_replicas
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSettings:
@@ -74,9 +72,6 @@ class SharedSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     downscale_delay_s: float = 60.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +100,12 @@ class EndpointSettings:
     """Of web pages elsewhere that may ask it from a browser."""
     root_path: str = ""
     """What stands before every path where a proxy gives it out under one, such as `/models`; no slash at its end."""
-    own: Sequence[Mapping[str, Any]] = ()
+    own: Sequence[JsonObject] = ()
     """Models that each replica of the ingress computes itself, as ModelSettings: nothing lies between a request and the model."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> dict[str, Any]:
+def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> JsonObject:
     """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight. settings: by application."""
-    return {"models": {name: [{"weight": weight, "settings": settings[f"{name}-{version}"].to_dict()}
+    return {"models": {name: [{"weight": weight, "settings": asdict(settings[f"{name}-{version}"])}
                               for version, weight in versions.items()] for name, versions in models.items()},
             "guards": {}, "shadows": {}}

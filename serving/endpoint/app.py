@@ -7,14 +7,16 @@
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false, reportUntypedClassDecorator=false
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 
+from cluster.core.documents import JsonObject
 from serving.core.settings import ENDPOINT, INGRESS, MODEL, SHARED, EndpointSettings, ModelSettings, SharedSettings
 from serving.endpoint.access_log import write_access_log
-from serving.endpoint.grpc import METHODS, Calls
+from serving.endpoint.grpc import METHODS, Calls, Reply
 from serving.endpoint.handles import Application, Applications
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import keep_calls_to_this_node, limit_calls
@@ -22,7 +24,7 @@ from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica
 from serving.text.generating_replica import GeneratingReplica
 from serving.traffic.metrics import EndpointMetrics
-from serving.traffic.routing import Table
+from serving.traffic.routing import Connection, Table
 from serving.traffic.shared_state import Reporter, lease
 
 _INGRESS_ONGOING = 16.0
@@ -34,7 +36,7 @@ _SHARED_ONGOING = 1000
 class Ingress:
     """The endpoint in a Serve replica."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: JsonObject) -> None:
         made, measures = EndpointSettings(**settings), EndpointMetrics()
         keep_calls_to_this_node()
         limit_calls(made.max_request_bytes)
@@ -48,19 +50,19 @@ class Ingress:
         self._reporter = Reporter(self._table, measures.went_back)
         self._endpoint = Endpoint(made, self._table, measures, lease if made.max_replicas > 1 else None,
                                   self._replicas)
-        self._calls = Calls(self._endpoint.core)
+        self.calls = Calls(self._endpoint.core)
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         return self._endpoint
 
-    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, user_config: JsonObject) -> None:
         self._table.change(**user_config)
         self._others.keep({_application_of(each) for versions in self._table.settings().values() for each in versions},
                           self._timeout_s)
         self._replicas()  # from now on it hears of them
         await self._reporter.follow()
 
-    def _connected(self, settings: ModelSettings) -> tuple[Callable[..., Any], Callable[[], bool]]:
+    def _connected(self, settings: ModelSettings) -> Connection:
         """What asks a version's replicas, and what says whether there is one."""
         own = self._own.get(settings.application)
         return _here(own) if own is not None else _elsewhere(settings, self._other(settings))
@@ -68,7 +70,7 @@ class Ingress:
     def _other(self, settings: ModelSettings) -> Application:
         return self._others.get(_application_of(settings))
 
-    def _replicas(self) -> dict[str, Any]:
+    def _replicas(self) -> JsonObject:
         """How many run: of the ingress, and of each model."""
         return {"endpoint": len(self._ingress.replicas()),
                 "models": {name: sum(map(self._running, versions)) for name, versions in self._table.settings().items()}}
@@ -84,9 +86,9 @@ def _application_of(settings: ModelSettings) -> str:
     return SHARED if settings.shared else settings.application
 
 
-def _call(method: str) -> Callable[..., Any]:
-    async def call(self: Any, message: bytes, grpc_context: Any) -> Any:  # Serve looks for the context's name
-        return await self._calls(method, message, grpc_context)
+def _call(method: str) -> Callable[["Ingress", bytes, Any], Awaitable[Reply]]:
+    async def call(self: "Ingress", message: bytes, grpc_context: Any) -> Reply:  # Serve looks for the context's name
+        return await self.calls(method, message, grpc_context)
 
     return call
 
@@ -95,43 +97,42 @@ for _method in METHODS:  # by whose names Serve calls the deployment
     setattr(Ingress, _method, _call(_method))
 
 
-def _replica(settings: Mapping[str, Any]) -> Replica:
+def _replica(settings: JsonObject) -> Replica:
     return (GeneratingReplica if settings["generates"] else Replica)(settings)
 
 
-def _here(replica: Replica) -> tuple[Callable[..., Any], Callable[[], bool]]:
-    async def ask(method: str, *arguments: Any) -> Any:
+def _here(replica: Replica) -> Connection:
+    async def ask(method: str, *arguments: object) -> Any:
         found = getattr(replica, method)(*arguments)
         return await found if inspect.isawaitable(found) else found
 
     return ask, lambda: True
 
 
-def _elsewhere(settings: ModelSettings, application: Application) -> tuple[Callable[..., Any], Callable[[], bool]]:
-    async def ask(method: str, *arguments: Any) -> Any:
+def _elsewhere(settings: ModelSettings, application: Application) -> Connection:
+    async def ask(method: str, *arguments: object) -> Any:
         if method == "generate":
             return application.stream(method, *arguments)
         if settings.shared:
-            return await application.ask(method, settings.to_dict(), *arguments, model=settings.key)
+            return await application.ask(method, asdict(settings), *arguments, model=settings.key)
         return await application.ask(method, *arguments)
 
     return ask, lambda: settings.min_replicas == 0 or bool(application.replicas())
 
 
-def endpoint(args: dict[str, Any]) -> Any:
+def endpoint(args: JsonObject) -> serve.Application:
     """args: the fields of EndpointSettings."""
     settings = EndpointSettings(**args)
     own = [ModelSettings(**each) for each in settings.own]
     resources = {"num_cpus": sum(each.cpus for each in own), "num_gpus": sum(each.gpus for each in own)}
     deployment: Any = serve.deployment(Ingress)
-    made = deployment.options(
+    return deployment.options(
         name=INGRESS, max_ongoing_requests=10 * settings.max_queued, ray_actor_options=resources, health_check_period_s=5,
         graceful_shutdown_timeout_s=10, **_scaling(settings.min_replicas, settings.max_replicas, _INGRESS_ONGOING,
-                                               settings.downscale_delay_s))
-    return made.bind(settings.to_dict())
+                                               settings.downscale_delay_s)).bind(asdict(settings))
 
 
-def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_delay_s: float) -> dict[str, Any]:
+def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_delay_s: float) -> JsonObject:
     """ongoing: calls under way of one replica, at which it is as busy as it is to be."""
     if min_replicas == max_replicas:
         return {"num_replicas": max_replicas}
@@ -139,24 +140,22 @@ def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_del
                                    "upscale_delay_s": 2.0, "downscale_delay_s": downscale_delay_s}}
 
 
-def model(args: dict[str, Any]) -> Any:
+def model(args: JsonObject) -> serve.Application:
     """args: the fields of ModelSettings."""
     settings = ModelSettings(**args)
     texts = settings.max_batch_rows if settings.generates else 0
     scaling = _scaling(settings.min_replicas, settings.max_replicas, max(1.0, texts / 8), settings.downscale_delay_s)
     deployment: Any = serve.deployment(GeneratingReplica if settings.generates else Replica)
-    made = deployment.options(
+    return deployment.options(
         name=MODEL, max_ongoing_requests=3 + texts, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
-        health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling)
-    return made.bind(settings.to_dict())
+        health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling).bind(asdict(settings))
 
 
-def shared(args: dict[str, Any]) -> Any:
+def shared(args: JsonObject) -> serve.Application:
     """args: the fields of SharedSettings."""
     settings = SharedSettings(**args)
     scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
     deployment: Any = serve.deployment(MultiplexedReplica)
-    made = deployment.options(
+    return deployment.options(
         name=MODEL, max_ongoing_requests=_SHARED_ONGOING, health_check_period_s=5, graceful_shutdown_timeout_s=20,
-        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus}, **scaling)
-    return made.bind(settings.to_dict())
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus}, **scaling).bind(asdict(settings))

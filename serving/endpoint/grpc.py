@@ -69,7 +69,7 @@ class Calls:
             return Reply(await self._infer(request, asked))
         return Reply(messages.message(f"{method}Response")(**await self._said(method, asked)))
 
-    async def _said(self, method: str, asked: Any) -> Mapping[str, Any]:
+    async def _said(self, method: str, asked: Any) -> Mapping[str, object]:
         """The fields of the answer."""
         table = self._core.table
         if method == "ServerLive":

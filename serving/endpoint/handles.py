@@ -56,7 +56,7 @@ class Application:
         """Needs a running event loop. From then on it is told of replicas: `options` sees to that."""
         return serve.get_deployment_handle(self._deployment, self._name, _check_exists=False).options()
 
-    async def ask(self, method: str, *arguments: Any, model: str = "") -> Any:
+    async def ask(self, method: str, *arguments: object, model: str = "") -> Any:
         """What a replica answers. model: one that has it loaded is asked, if there is one. Raises: GoneError."""
         for _ in range(_TRIES):
             coming = self._handle.options(method_name=method, multiplexed_model_id=model).remote(*arguments)
@@ -74,7 +74,7 @@ class Application:
         if "_handle" in self.__dict__:
             await self._handle.shutdown_async()
 
-    async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any]:
+    async def stream(self, method: str, *arguments: object) -> AsyncGenerator[Any]:
         """What one replica answers piece by piece. Raises: GoneError."""
         coming = self._handle.options(method_name=method, stream=True).remote(*arguments)
         try:

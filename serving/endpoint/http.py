@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Any
 
 import orjson
 from starlette.routing import Router
@@ -41,7 +40,7 @@ class Endpoint:
     """The application. `table` says which model answers."""
 
     def __init__(self, settings: EndpointSettings, table: Table, measures: EndpointMetrics, lease: Lease | None = None,
-                 replicas: Callable[[], Mapping[str, Any]] = dict) -> None:
+                 replicas: Callable[[], Mapping[str, object]] = dict) -> None:
         """lease: see Limits. replicas: how many run, for the playground."""
         self.core = RequestPipeline(settings, table, measures, lease)
         self.settings, self.table, self._measures = settings, table, measures
@@ -51,7 +50,7 @@ class Endpoint:
         self._router = Router(hot_first, redirect_slashes=False, default=_nothing, lifespan=self._lifespan)
 
     @asynccontextmanager
-    async def _lifespan(self, _: Any) -> AsyncGenerator[None]:
+    async def _lifespan(self, _: object) -> AsyncGenerator[None]:
         beat = in_loop(self._measures.beat(self.table, self.core.keys), "the beat of the metrics")
         yield
         beat.cancel()
@@ -110,7 +109,7 @@ class Endpoint:
         return None
 
 
-async def _nothing(*_: Any) -> None:
+async def _nothing(*_: object) -> None:
     """Is at a path without an operation; and what is sent when the router has found one, which answers later."""
 
 

@@ -9,11 +9,12 @@ from pydantic import TypeAdapter
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from cluster.core.documents import JsonObject
 from serving.core.errors import MethodError
 from serving.endpoint.pipeline import Request
 from serving.protocols.open_inference_schema import Error
 
-Model = Mapping[str, Any]
+Model = JsonObject
 """As `Table.described` gives it."""
 WITH_KEY = {401: "no key, or an unknown one", 429: "too many requests with this key"}
 NOT_YET = {503: "not yet"}
@@ -25,10 +26,10 @@ class Operation(Route):
     """A path with its method, what answers it, whether that needs a key, and what is asked and answered."""
 
     def __init__(self, path: str, answer: Callable[..., Awaitable[Any]], summary: str = "", name: str = "", *,
-                 method: str = "GET", keyless: bool = False, details: str = "", returns: Any = None, streams: Any = None,
-                 takes: Callable[[Sequence[Model]], tuple[Any, Any]] | None = None,
-                 refused: Mapping[int, str] | None = None, error: Any = Error,
-                 of: Callable[[Model], Any] | None = None) -> None:
+                 method: str = "GET", keyless: bool = False, details: str = "", returns: object = None, streams: object = None,
+                 takes: Callable[[Sequence[Model]], tuple[object, object]] | None = None,
+                 refused: Mapping[int, str] | None = None, error: object = Error,
+                 of: Callable[[Model], object] | None = None) -> None:
         """answer: gets the path's parameters, and before them the request and `receive` where a body is taken.
         summary: with fields of a model's description in braces; without one the operation is not described. returns:
         the type of the answer; streams: that of a server-sent event. takes: gives the schema of the body and an example
@@ -51,8 +52,8 @@ class Operation(Route):
             raise MethodError(self.allowed)
         return await self.answer(*(() if self.takes is None else (request, receive)), **parameters)
 
-    def described(self, models: Sequence[Model], suffix: str, schemas: Mapping[Any, Any]) -> dict[str, Any]:
-        def content(kind: Any) -> dict[str, Any]:
+    def described(self, models: Sequence[Model], suffix: str, schemas: Mapping[object, object]) -> JsonObject:
+        def content(kind: object) -> dict[str, object]:
             return {"application/json": {"schema": schemas[kind]}}
 
         fields = {**(models[0] if models else {}), "names": ", ".join(model["name"] for model in models)}
@@ -60,8 +61,7 @@ class Operation(Route):
         answers = {"200": {"description": "OK", "content": content(self.returns) | stream}}
         for status, why in self.refused.items():
             answers[str(status)] = {"description": why, "content": content(self.error)}
-        made: dict[str, Any] = {"summary": self.summary.format(**fields), "operationId": self.name + suffix,
-                                "responses": answers}
+        made: JsonObject = {"summary": self.summary.format(**fields), "operationId": self.name + suffix, "responses": answers}
         if self.takes is not None:
             schema, example = self.takes(models)
             body = {"application/json": {"schema": schema, "example": example}}
@@ -71,13 +71,13 @@ class Operation(Route):
         return made | ({"security": []} if self.keyless else {})
 
 
-def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path: str = "") -> dict[str, Any]:
+def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path: str = "") -> dict[str, object]:
     """OpenAPI 3.1 of an endpoint with these models, an example that works for each.
 
     root_path: what stands before every path, where it is given out by a proxy.
     """
     documented = [operation for operation in operations if operation.include_in_schema]
-    types = {each for operation in documented for each in (operation.returns, operation.streams, operation.error)} - {None}
+    types: set[Any] = {each for one in documented for each in (one.returns, one.streams, one.error)} - {None}
     made, parts = TypeAdapter[Any].json_schemas([(each, "validation", TypeAdapter(each)) for each in types],
                                                 ref_template="#/components/schemas/{model}")
     schemas = {each: made[each, "validation"] for each in types}
@@ -91,8 +91,8 @@ def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path:
     }
 
 
-def _placed(operation: Operation, models: Sequence[Model], schemas: Mapping[Any, Any]) \
-        -> Iterator[tuple[Any, str, Any]]:
+def _placed(operation: Operation, models: Sequence[Model], schemas: Mapping[object, object]) \
+        -> Iterator[tuple[tuple[bool, int, int], str, JsonObject]]:
     """Its place in the order, which goes model by model and then version by version; each of its paths, and what is there."""
     path, text, method = operation.path, operation.path.startswith("/v1/"), operation.allowed[0].lower()
     meant = [(number, model) for number, model in enumerate(models) if operation.of is None or operation.of(model)]

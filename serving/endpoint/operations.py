@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from starlette.types import Receive
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError, CompressedError, TooLargeError
 from serving.endpoint.openapi import NOT_YET, REFUSED, Operation, openapi
@@ -52,15 +53,15 @@ class Answer:
 class Operations:
     """Those of one endpoint."""
 
-    def __init__(self, core: RequestPipeline, replicas: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, core: RequestPipeline, replicas: Callable[[], Mapping[str, object]]) -> None:
         """replicas: how many run, for the playground."""
         self._core, self._table, self._replicas = core, core.table, replicas
         self.all = self._made()
 
     def _made(self) -> list[Operation]:
         """In the order in which they are described."""
-        infer: dict[str, Any] = {"method": "POST", "refused": REFUSED, "returns": schema.InferResponse}
-        text: dict[str, Any] = {"of": itemgetter("generates"), "error": openai_protocol.Refusal}
+        infer = partial(Operation, method="POST", refused=REFUSED, returns=schema.InferResponse)
+        text = partial(Operation, of=itemgetter("generates"), error=openai_protocol.Refusal)
         return [
             Operation("/v2/health/live", self._live, "Whether the server lives", "health-live", keyless=True,
                       returns=dict[Literal["live"], bool]),
@@ -74,18 +75,16 @@ class Operations:
                 Operation(path, self._model, "What {name} takes and gives", "metadata", returns=schema.ModelMetadata),
                 Operation(f"{path}/ready", self._model_ready, "Whether {name} answers", "ready", refused=NOT_YET,
                           returns=schema.ModelReady),
-                Operation(f"{path}/infer", self._infer, "Answers of {name} ({properties[task]})", "infer",
-                          takes=schema.infer_request, **infer),
-                Operation(f"{path}/explain", self._explain, f"What {{name}}'s answers rest on, of at most {MOST_ROWS} rows",
-                          "explain", takes=partial(schema.infer_request, outputs="explanation"), details=_ATTRIBUTIONS,
-                          of=itemgetter("explanation"), **infer))),
-            Operation("/v1/completions", self._text, "Text that goes on with a prompt, of {names}", "completions",
-                      takes=openai_protocol.described, returns=openai_protocol.Completion, streams=openai_protocol.Event,
-                      method="POST", refused={**REFUSED, 504: "not finished in time"}, **text),
-            Operation("/v1/models", self._text_models, "The models that write text", "text-models",
-                      returns=openai_protocol.ModelList, **text),
-            Operation("/v1/models/{model}", self._text_model, "What {name} is", "text-model",
-                      returns=openai_protocol.Model, **text),
+                infer(f"{path}/infer", self._infer, "Answers of {name} ({properties[task]})", "infer", takes=schema.infer_request),
+                infer(f"{path}/explain", self._explain, f"What {{name}}'s answers rest on, of at most {MOST_ROWS} rows",
+                      "explain", takes=partial(schema.infer_request, outputs="explanation"), details=_ATTRIBUTIONS,
+                      of=itemgetter("explanation")))),
+            text("/v1/completions", self._text, "Text that goes on with a prompt, of {names}", "completions",
+                 takes=openai_protocol.described, returns=openai_protocol.Completion, streams=openai_protocol.Event,
+                 method="POST", refused={**REFUSED, 504: "not finished in time"}),
+            text("/v1/models", self._text_models, "The models that write text", "text-models",
+                 returns=openai_protocol.ModelList),
+            text("/v1/models/{model}", self._text_model, "What {name} is", "text-model", returns=openai_protocol.Model),
             Operation("/live", self._shown_live),
             Operation("/openapi.json", self._described),
             Operation("/", partial(_page, "playground.html")),
@@ -159,7 +158,7 @@ class Operations:
         return _json(openapi(self.all, await self._table.all_described(), self._core.settings.root_path))
 
 
-def _json(message: Any, status: int = 200, headers: Headers = ()) -> Answer:
+def _json(message: object, status: int = 200, headers: Headers = ()) -> Answer:
     return Answer(orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY), status, headers=headers)
 
 
@@ -173,7 +172,7 @@ def _read(name: str) -> bytes:
     return (Path(__file__).parent / name).read_bytes()
 
 
-def _found(request: protocol.InferRequest, outputs: Mapping[str, Any], specs: Sequence[TensorSpec], route: Route) -> Answer:
+def _found(request: protocol.InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], route: Route) -> Answer:
     data, json_length = protocol.answer(request, outputs, specs, route.said)
     if json_length is None:
         return Answer(data, headers=route.headers)

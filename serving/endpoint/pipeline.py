@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import orjson
 
+from cluster.core.documents import JsonObject
 from serving.core.api_keys import Keys
 from serving.core.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError, UnknownModelError
 from serving.core.settings import EndpointSettings
@@ -52,7 +53,8 @@ class Said(Protocol):
 
 Answer = TypeVar("Answer", bound=Said)
 T = TypeVar("T")
-Parse = Callable[[Mapping[str, Any]], InferRequest]
+Ts = TypeVarTuple("Ts")
+Parse = Callable[[JsonObject], InferRequest]
 """A request as it fits a model, whose description a replica gives: `replica.describe`."""
 
 
@@ -146,7 +148,7 @@ class RequestPipeline:
         if self._limits is not None:
             await self._limits.check(name)
 
-    async def read(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
+    async def read(self, request: Request, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """What a function makes of a request's body; of a long one in a thread, so that others are answered meanwhile.
 
         Raises: DeadlineError, and what the function does.
@@ -156,21 +158,21 @@ class RequestPipeline:
         coming = asyncio.get_running_loop().run_in_executor(self._readers, work, *arguments)
         return await _within(coming, self.timeout_s(request))
 
-    async def infer(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
+    async def infer(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, JsonObject]:
         """Returns the request as it fits the model, its outputs, and the model's description. Raises: RefusedError."""
         asked, timeout_s, about = await self._asked(request, route, parse)
         outputs = await route.infer(asked.inputs, asked.rows, timeout_s)
         self.measures.rows(route, asked.rows)
         return asked, *likeliest(asked, outputs, about)
 
-    async def explain(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, Mapping[str, Any]]:
+    async def explain(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, Outputs, JsonObject]:
         """As `infer`, of what an answer rests on."""
         asked, timeout_s, about = await self._asked(request, route, parse)
         if any(output.classes for output in (asked.outputs or {}).values()):
             raise BadRequestError("an explanation has no classes to count: leave `classification` out")
         return asked, await route.explanations.explain(asked.inputs, timeout_s), about
 
-    async def _asked(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, float, Mapping[str, Any]]:
+    async def _asked(self, request: Request, route: Route, parse: Parse) -> tuple[InferRequest, float, JsonObject]:
         """The request as it fits the model, the seconds that are left for it, and the model's description."""
         about = await _within(route.about(), self.timeout_s(request))
         if request.explained and not about["explanation"]:
@@ -201,7 +203,7 @@ def _key(headers: Mapping[bytes, bytes]) -> str | None:
     return None
 
 
-def _timeout(parameters: Mapping[str, Any], headers: Mapping[bytes, bytes], most_s: float) -> float:
+def _timeout(parameters: Mapping[str, object], headers: Mapping[bytes, bytes], most_s: float) -> float:
     """The smallest of the server's, the header's (seconds) and the request's `timeout` (microseconds, as Triton has it)."""
     found = [most_s]
     if (given := headers.get(b"x-request-timeout-seconds")) is not None:

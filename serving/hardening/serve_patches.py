@@ -72,10 +72,10 @@ def keep_calls_to_this_node() -> None:
     listen, listen_to_callers = serve_replica.add_port_to_grpc_server, serve_default.add_grpc_address
     node = ray.util.get_node_ip_address()
 
-    def listen_here(server: Any, address: str) -> int:
+    def listen_here(server: object, address: str) -> int:
         return listen(server, address.replace("[::]", node))
 
-    def listen_to_callers_here(server: Any, address: str) -> None:
+    def listen_to_callers_here(server: object, address: str) -> None:
         for own in {node, "127.0.0.1"}:  # by which HAProxy reaches its own node's
             listen_to_callers(server, address.replace("[::]", own))
 

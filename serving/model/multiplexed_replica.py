@@ -10,11 +10,13 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 
+from cluster.core.documents import JsonObject
 from jobs.common.artifact.artifact import open_artifact
 from serving.core.errors import NotLoadedError, RefusedError
 from serving.core.settings import ModelSettings, SharedSettings
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 class MultiplexedReplica:
     """A Serve deployment's class. Its methods are those of a Replica, with the model's settings before."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: JsonObject) -> None:
         keep_calls_to_this_node()
         self._asked: dict[str, ModelSettings] = {}
         self._failures: dict[str, tuple[float, str]] = {}
@@ -39,20 +41,20 @@ class MultiplexedReplica:
 
         self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
 
-    async def about(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    async def about(self, settings: JsonObject) -> JsonObject:
         """Of a model that need not be loaded for it. Raises: ArtifactError."""
         made = ModelSettings(**settings)
         return describe(await asyncio.to_thread(open_artifact, made.uri, made.digest), made.jobs)
 
-    async def infer(self, settings: Mapping[str, Any], requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+    async def infer(self, settings: JsonObject, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
         found = await self._replica(ModelSettings(**settings))
         return [found] * len(requests) if isinstance(found, RefusedError) else await found.infer(requests)
 
-    async def explain(self, settings: Mapping[str, Any], inputs: Tensors) -> Tensors | RefusedError:
+    async def explain(self, settings: JsonObject, inputs: Tensors) -> Tensors | RefusedError:
         found = await self._replica(ModelSettings(**settings))
         return found if isinstance(found, RefusedError) else await found.explain(inputs)
 
-    async def load(self, settings: Mapping[str, Any]) -> str | None:
+    async def load(self, settings: JsonObject) -> str | None:
         """Before a version gets requests. Returns why it cannot be loaded."""
         made = ModelSettings(**settings)
         self._failures.pop(made.key, None)
@@ -74,4 +76,4 @@ class MultiplexedReplica:
 def _load(settings: ModelSettings) -> Replica:
     """Serve calls for one at a time, after it has let go of another: that one's memory first."""
     gc.collect()
-    return Replica(settings.to_dict())
+    return Replica(asdict(settings))

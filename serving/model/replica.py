@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from cluster.core.background import in_loop
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ArtifactError, InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, open_artifact
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Replica:
     """A Serve deployment's class. Raises at its start: ArtifactError, and it gets no requests then."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: JsonObject) -> None:
         self.settings = ModelSettings(**settings)
         keep_calls_to_this_node()
         use_threads(max(1, int(self.settings.cpus)))
@@ -53,7 +54,7 @@ class Replica:
         self._decoding = ThreadPoolExecutor(max(1, int(self.settings.cpus)), thread_name_prefix="decoding")
         self._about = describe(artifact, self.settings.jobs)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> JsonObject:
         """What the ingress needs to know of the model."""
         return self._about
 
@@ -111,7 +112,7 @@ async def _watch(watched: "weakref.ref[Replica]") -> None:
         await asyncio.sleep(HEARTBEAT_S)
 
 
-def describe(artifact: Artifact, jobs: Sequence[str]) -> dict[str, Any]:
+def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
     """What the ingress needs to know of a model. explanation: the tensors of one; none where it does not explain.
 
     jobs: as in ModelSettings.

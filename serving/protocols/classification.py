@@ -5,18 +5,18 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
 from serving.protocols.open_inference_json import InferRequest
 
 
-def likeliest(request: InferRequest, outputs: Mapping[str, Array], about: Mapping[str, Any]) \
-        -> tuple[Mapping[str, Array], Mapping[str, Any]]:
+def likeliest(request: InferRequest, outputs: Mapping[str, Array], about: JsonObject) \
+        -> tuple[Mapping[str, Array], JsonObject]:
     """Outputs, and the model's description, with the classes of those outputs that they are asked of.
 
     Raises: BadRequestError for an output that has none.

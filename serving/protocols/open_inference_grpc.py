@@ -8,8 +8,9 @@ Triton's, brings others of the same names.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
@@ -19,8 +20,9 @@ from serving.protocols.open_inference_json import InferRequest
 
 MOST_FIELDS = 1 << 16
 """Of a message that is longer than what is read at once: each becomes an object, and an empty one may be two bytes."""
-_PARAMETERS: Mapping[int, Any] = {2: {}}
-_REQUEST: Mapping[int, Any] = {4: _PARAMETERS, 5: {4: _PARAMETERS, 5: {}}, 6: {2: _PARAMETERS}}
+_Fields: TypeAlias = Mapping[int, "_Fields"]
+_PARAMETERS: _Fields = {2: {}}
+_REQUEST: _Fields = {4: _PARAMETERS, 5: {4: _PARAMETERS, 5: {}}, 6: {2: _PARAMETERS}}
 """By their numbers, the fields of a ModelInferRequest that are messages, and of them those that are, and so on."""
 _NUMBER_BYTES = 10
 PACKAGE = "inference"
@@ -65,7 +67,7 @@ def parsed(name: str, data: bytes) -> Any:
 
 def _check_fields(data: bytes, name: str) -> None:
     """Raises: BadRequestError for more of them than are made into objects, whatever is in them."""
-    known: Mapping[int, Any] = _REQUEST if name == "ModelInferRequest" else {}
+    known: _Fields = _REQUEST if name == "ModelInferRequest" else {}
     waiting = [(0, len(data), known)]
     fields = 0
     try:
@@ -118,7 +120,7 @@ def parse_call(call: Any, specs: Sequence[TensorSpec], outputs: Sequence[TensorS
     return protocol.fitted(asked, memoryview(tail[0] if len(tail) == 1 else b"".join(tail)), specs, outputs, max_rows)
 
 
-def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> dict[str, Any]:
+def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> JsonObject:
     """A tensor as HTTP's JSON has it. What is binary there goes to the tail."""
     found = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     contents, where = tensor.contents, _CONTENTS.get(tensor.datatype)
@@ -139,8 +141,8 @@ def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> dict[str, A
     return found | {"parameters": {"binary_data_size": len(raw)}}
 
 
-def _parameters(holder: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _parameters(holder: Any) -> JsonObject:
+    found: JsonObject = {}
     for name, parameter in holder.parameters.items():
         which = parameter.WhichOneof("parameter_choice")
         found[name] = None if which is None else getattr(parameter, which)
@@ -148,7 +150,7 @@ def _parameters(holder: Any) -> dict[str, Any]:
 
 
 def answer_call(call: Any, request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec],
-                about: Mapping[str, Any]) -> Any:
+                about: JsonObject) -> Any:
     """A ModelInferResponse: raw where the request was raw, or an output is FP16. about: as in `protocol.answer`."""
     made = message("ModelInferResponse")(model_name=about["model_name"], model_version=about["model_version"], id=request.id or "")
     for name, value in about["parameters"].items():

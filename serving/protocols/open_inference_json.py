@@ -7,10 +7,11 @@ endian, in the order of the JSON; the header `Inference-Header-Content-Length` s
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import orjson
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError
@@ -40,7 +41,7 @@ class InferRequest:
     inputs: Mapping[str, Array]
     rows: int
     id: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
     outputs: Mapping[str, Output] | None = None
     """Those that are asked for; None: all."""
     binary: bool = False
@@ -58,7 +59,7 @@ def parse_request(body: bytes, header_length: str | None, specs: Sequence[Tensor
     return fitted(json_object(head, '{"inputs": […]}'), tail, specs, outputs, max_rows, limit)
 
 
-def json_object(body: bytes, example: str) -> dict[str, Any]:
+def json_object(body: bytes, example: str) -> JsonObject:
     """What a body holds. Raises: BadRequestError, before anything is made of what is too much."""
     if len(body) > QUICK_BYTES:
         _check_size("commas", body.count(b","), MOST_VALUES)
@@ -69,7 +70,7 @@ def json_object(body: bytes, example: str) -> dict[str, Any]:
         raise BadRequestError(f"the body is no JSON ({error})") from None
     if not isinstance(message, dict):
         raise BadRequestError(f"the body is no JSON object: send {example}")
-    return cast(dict[str, Any], message)
+    return cast(JsonObject, message)
 
 
 def _check_size(what: str, found: int, most: int) -> None:
@@ -78,7 +79,7 @@ def _check_size(what: str, found: int, most: int) -> None:
                               "not nested, or fewer rows in one request")
 
 
-def fitted(message: Mapping[str, Any], tail: memoryview, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
+def fitted(message: Mapping[str, object], tail: memoryview, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
            max_rows: int, limit: str = "--max-batch-rows") -> InferRequest:
     """A request whose JSON has been read, or that has been put into its form. tail: the bytes of its binary tensors.
 
@@ -103,37 +104,37 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     return body[:length], memoryview(body)[length:]
 
 
-def _list(message: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _list(message: Mapping[str, object], name: str) -> list[JsonObject]:
     """Of tensors, each a JSON object with a name of its own."""
     found = message.get(name)
     if not isinstance(found, list) or not found:
         raise BadRequestError(f"`{name}` is missing, or no list of tensors")
     names: set[str] = set()
-    for tensor in cast(list[dict[str, Any]], found):
+    for tensor in cast(list[JsonObject], found):
         own = tensor.get("name") if isinstance(tensor, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if not isinstance(own, str):
             raise BadRequestError(f"an element of `{name}` is no object with a `name`")
         if own in names:
             raise BadRequestError(f"`{name}` has {own[:60]!r} twice")
         names.add(own)
-    return cast(list[dict[str, Any]], found)
+    return cast(list[JsonObject], found)
 
 
-def _flag(parameters: Mapping[str, Any], name: str) -> bool:
+def _flag(parameters: Mapping[str, object], name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
         raise BadRequestError(f"parameter `{name}` is neither true nor false")
     return value
 
 
-def _id(message: Mapping[str, Any]) -> str | None:
+def _id(message: Mapping[str, object]) -> str | None:
     value = message.get("id")
     if value is not None and not isinstance(value, str):
         raise BadRequestError("`id` is no string")
     return value
 
 
-def _outputs(message: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, Output] | None:
+def _outputs(message: Mapping[str, object], specs: Sequence[TensorSpec]) -> dict[str, Output] | None:
     if message.get("outputs") in (None, []):
         return None
     default = _flag(parameters_of(message), "binary_data_output")
@@ -146,7 +147,7 @@ def _outputs(message: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[st
     return found
 
 
-def _output(name: str, parameters: Mapping[str, Any], binary: bool) -> Output:
+def _output(name: str, parameters: Mapping[str, object], binary: bool) -> Output:
     """binary: unless it says otherwise."""
     if strange := [each for each in parameters if each not in ("binary_data", "classification")]:
         raise BadRequestError(f"output {name!r} has the parameter {strange[0][:60]!r}, which this endpoint does not "
@@ -168,7 +169,7 @@ def _rows(shapes: Mapping[str, Sequence[int]], max_rows: int, limit: str) -> int
     return found
 
 
-def _inputs(tensors: Iterable[tuple[dict[str, Any], TensorSpec]], shapes: Mapping[str, tuple[int, ...]], tail: memoryview) \
+def _inputs(tensors: Iterable[tuple[JsonObject, TensorSpec]], shapes: Mapping[str, tuple[int, ...]], tail: memoryview) \
         -> dict[str, Array]:
     found: dict[str, Array] = {}
     at = 0
@@ -184,7 +185,7 @@ def _inputs(tensors: Iterable[tuple[dict[str, Any], TensorSpec]], shapes: Mappin
     return found
 
 
-def _binary_size(tensor: Mapping[str, Any], spec: TensorSpec, left: int) -> int | None:
+def _binary_size(tensor: Mapping[str, object], spec: TensorSpec, left: int) -> int | None:
     """The bytes of a binary tensor; None for one in JSON. left: bytes that no tensor has yet."""
     size = parameters_of(tensor).get("binary_data_size")
     if size is None:
@@ -196,7 +197,7 @@ def _binary_size(tensor: Mapping[str, Any], spec: TensorSpec, left: int) -> int 
     return size
 
 
-def _spec(tensor: Mapping[str, Any], specs: Sequence[TensorSpec]) -> TensorSpec:
+def _spec(tensor: JsonObject, specs: Sequence[TensorSpec]) -> TensorSpec:
     """The spec that a tensor is to keep: the model's, or BYTES of one element a row, such as the bytes of an image file."""
     spec, datatype = next((each for each in specs if each.name == tensor["name"]), None), tensor.get("datatype")
     if spec is None:
@@ -211,11 +212,11 @@ def _spec(tensor: Mapping[str, Any], specs: Sequence[TensorSpec]) -> TensorSpec:
     raise BadRequestError(f"input {spec.name!r} is {spec.datatype}, not {shown(datatype)}")
 
 
-def _shape(tensor: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+def _shape(tensor: Mapping[str, object], spec: TensorSpec) -> tuple[int, ...]:
     """Of whole numbers, and such that the model takes it."""
     wanted = f"as {spec.datatype} the model takes {list(spec.shape)}, where -1 is any size"
     shape = tensor.get("shape")
-    sizes = cast(list[Any], shape) if isinstance(shape, list) else []
+    sizes = cast(list[int], shape) if isinstance(shape, list) else []
     if set(map(type, sizes)) != {int} or min(sizes) < 0:
         raise BadRequestError(f"shape of input {spec.name!r} is missing, or no list of whole numbers: {wanted}")
     if len(sizes) != len(spec.shape) or not all(want in (-1, have) for want, have in zip(spec.shape, sizes, strict=True)):
@@ -224,14 +225,14 @@ def _shape(tensor: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 # ── answers ──
-def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], about: Mapping[str, Any]) \
+def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], about: Mapping[str, object]) \
         -> tuple[bytes, int | None]:
     """A response's body, and the length of its JSON if binary tensors follow it. about: model_name, model_version, parameters."""
-    tensors: list[dict[str, Any]] = []
+    tensors: list[dict[str, object]] = []
     tail: list[bytes] = []
     for spec in chosen(request, specs):
         values = outputs[spec.name]
-        tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape)}
+        tensor: dict[str, object] = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape)}
         if request.binary if request.outputs is None else request.outputs[spec.name].binary:
             tail.append(to_bytes(values, spec))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
@@ -248,5 +249,5 @@ def chosen(request: InferRequest, specs: Sequence[TensorSpec]) -> list[TensorSpe
     return [spec for spec in specs if request.outputs is None or spec.name in request.outputs]
 
 
-def tensor_metadata(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+def tensor_metadata(specs: Sequence[TensorSpec]) -> list[JsonObject]:
     return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]

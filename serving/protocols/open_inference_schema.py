@@ -3,16 +3,13 @@
 Requests are read by open_inference_json.py, which is faster than a general validator and says what to send instead.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # Pydantic takes Python's own from 3.12 on
-)
+from collections.abc import Sequence
+from typing import Annotated, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # Pydantic takes Python's own from 3.12 on
 
+from cluster.core.documents import JsonObject
 from jobs.common.artifact.tensor_spec import DTYPES
 
 
@@ -43,7 +40,7 @@ class ModelMetadata(TypedDict):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-    properties: dict[str, Any]
+    properties: JsonObject
 
 
 class ModelDescription(ModelMetadata):
@@ -52,7 +49,7 @@ class ModelDescription(ModelMetadata):
     version: str
     labels: list[str]
     weights: dict[str, float]
-    example: dict[str, Any]
+    example: JsonObject
     explanation: list[TensorMetadata]
     generates: bool
 
@@ -60,19 +57,19 @@ class ModelDescription(ModelMetadata):
 class OutputTensor(TensorMetadata):
     """It has `data`, or its bytes follow the JSON."""
 
-    data: NotRequired[list[Any]]
-    parameters: NotRequired[dict[str, Any]]
+    data: NotRequired[list[object]]
+    parameters: NotRequired[JsonObject]
 
 
 class InferResponse(TypedDict):
     model_name: str
     model_version: str
     id: NotRequired[str]
-    parameters: NotRequired[dict[str, Any]]
+    parameters: NotRequired[JsonObject]
     outputs: list[OutputTensor]
 
 
-def infer_request(models: Sequence[Mapping[str, Any]], outputs: str = "outputs") -> tuple[dict[str, Any], Any]:
+def infer_request(models: Sequence[JsonObject], outputs: str = "outputs") -> tuple[JsonObject, JsonObject]:
     """The schema of a request to one model (`Table.described`), and an example. BYTES stands for an image file or a text.
 
     outputs: the field of the description that has the tensors which may be asked for.

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import DTYPES, TensorSpec
 from serving.core.errors import BadRequestError
@@ -19,22 +20,22 @@ _WORDS: Mapping[type, str] = {bool: "true or false", dict: "objects", float: "nu
 """What JSON calls the values that Python makes of it."""
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of a request in a message: short, whatever it holds."""
     return _WORDS[type(value)] if type(value) in (list, dict) else str(value)[:60]
 
 
-def parameters_of(holder: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(holder: Mapping[str, object]) -> JsonObject:
     """The `parameters` of a request or a tensor; empty where it has none."""
     found = holder.get("parameters")
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise BadRequestError("`parameters` is no object")
-    return cast(dict[str, Any], found)
+    return cast(JsonObject, found)
 
 
-def of_json(tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def of_json(tensor: Mapping[str, object], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """The array of a tensor whose `data` are JSON, in its shape."""
     data = tensor.get("data")
     if not isinstance(data, list):
@@ -65,7 +66,7 @@ def _flat(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> list[Any
     return data
 
 
-def _numbers(flat: list[Any], spec: TensorSpec) -> Array:
+def _numbers(flat: list[float], spec: TensorSpec) -> Array:
     """Of the tensor's type, if each is one of its. Whole numbers may be written as 3.0."""
     wanted = np.dtype(DTYPES[spec.datatype])
     if wanted.kind in "iu":
@@ -74,13 +75,13 @@ def _numbers(flat: list[Any], spec: TensorSpec) -> Array:
         return _finite(np.array(flat, wanted), spec)
 
 
-def _whole(flat: list[Any], spec: TensorSpec, wanted: np.dtype[Any]) -> Array:
+def _whole(flat: list[float], spec: TensorSpec, wanted: np.dtype[np.generic]) -> Array:
     values: Array = np.asarray(flat)
     if values.dtype.kind != "i":  # NumPy would round whole numbers that are beyond int64, or beside a 3.0: Python does not
         if not all(value.is_integer() for value in flat if type(value) is float):
             raise BadRequestError(f"`data` of input {spec.name!r} holds fractions, and is {spec.datatype}")
         values = np.array(list(map(int, flat)), object)
-    limits = np.iinfo(wanted)
+    limits = np.iinfo(DTYPES[spec.datatype])
     if values.size and not (limits.min <= int(values.min()) and int(values.max()) <= limits.max):
         raise BadRequestError(f"`data` of input {spec.name!r} holds values outside {spec.datatype}: {limits.min} to "
                               f"{limits.max}")
@@ -93,7 +94,7 @@ def _finite(values: Array, spec: TensorSpec) -> Array:
     return values
 
 
-def _texts(flat: list[str], parameters: Mapping[str, Any], spec: TensorSpec) -> Array:
+def _texts(flat: list[str], parameters: Mapping[str, object], spec: TensorSpec) -> Array:
     """Elements of BYTES from JSON strings: their UTF-8, or what they hold in base64."""
     try:
         if parameters.get("content_type") == "base64":
@@ -137,7 +138,7 @@ def _objects(values: Sequence[bytes]) -> Array:
     return made
 
 
-def to_json(values: Array, spec: TensorSpec) -> Any:
+def to_json(values: Array, spec: TensorSpec) -> object:
     """What orjson writes as a flat list of values."""
     if spec.datatype == "BYTES":
         return [value if isinstance(value, str) else bytes(value).decode(errors="replace") for value in values.ravel()]

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -145,15 +145,14 @@ class Completion:
             route.waiting -= waits
 
     async def _next(self, coming: AsyncGenerator[Any]) -> list[Any]:
-        found: list[Any] | RefusedError
         try:
             async with asyncio.timeout_at(self._until):
-                found = await anext(coming, cast(list[Any], []))
+                found = await anext(coming, None)
         except TimeoutError:
             raise DeadlineError(f"not finished within {self._timeout_s:.3g} s") from None
         if isinstance(found, RefusedError):
             raise found
-        return found
+        return found or []
 
     def _usage(self) -> dict[str, int]:
         return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens,
@@ -163,9 +162,9 @@ class Completion:
         self._measures.tokens(self._route, self._prompt_tokens, self._tokens)
 
 
-def _choice(number: int, text: str, reason: str | None) -> dict[str, Any]:
+def _choice(number: int, text: str, reason: str | None) -> dict[str, object]:
     return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
 
 
-def _event(message: Mapping[str, Any]) -> bytes:
+def _event(message: Mapping[str, object]) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(message)

@@ -1,9 +1,9 @@
 """A Serve deployment's class for a model that continues texts."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ArtifactError
 from serving.core.errors import RefusedError
 from serving.model.replica import Replica
@@ -14,7 +14,7 @@ from serving.text.generation import GenerationRequest, Generator
 class GeneratingReplica(Replica):
     """A Serve deployment's class, for a model that continues texts; of tensors it answers their likelihood, as any replica."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: JsonObject) -> None:
         super().__init__(settings)
         make: Callable[[], Generator] | None = getattr(self._predictor, "generator", None)
         if make is None:

@@ -4,13 +4,14 @@ https://platform.openai.com/docs/api-reference/completions. What may be asked fo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
+from cluster.core.documents import JsonObject
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
 from serving.protocols.open_inference_json import json_object
 from serving.protocols.tensor_values import shown
@@ -18,7 +19,7 @@ from serving.text.generation import GenerationRequest
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
 MOST_STOP_CHARACTERS = 1000
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (), "presence_penalty": (0,),
     "suffix": ("",)}
 """What is not supported, and the values at which it asks for nothing, as null does."""
@@ -52,7 +53,7 @@ class CompletionRequest(BaseModel):
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | SkipJsonSchema[None] = Field(
         None, description="the same request with it gives the same text")
     stream: bool = False
-    stream_options: Annotated[dict[str, Any] | None, WithJsonSchema(
+    stream_options: Annotated[JsonObject | None, WithJsonSchema(
         {"type": "object", "properties": {"include_usage": {"type": "boolean"}}, "description": "with stream"})] = None
     user: str | SkipJsonSchema[None] = Field(None, description="changes nothing")
 
@@ -83,7 +84,7 @@ def parse(body: bytes) -> CompletionRequest:
     return request
 
 
-def _wrong(name: str, given: Mapping[str, Any]) -> ParameterError:
+def _wrong(name: str, given: Mapping[str, object]) -> ParameterError:
     """What is said of a parameter that does not fit."""
     if name in _MUST:
         return ParameterError(f"`{name}` {_MUST[name]}", name)
@@ -97,7 +98,7 @@ def _wrong(name: str, given: Mapping[str, Any]) -> ParameterError:
     return ParameterError(f"`{name}` is {shown(value)}: it must be {must}", name)
 
 
-def _refuse_unsupported(given: Mapping[str, Any]) -> None:
+def _refuse_unsupported(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name] or isinstance(value, bool) != isinstance(_NEUTRAL[name][0], bool):
@@ -177,7 +178,7 @@ def refusal(error: RefusedError) -> bytes:
 
 
 # ── as /openapi.json describes it ──
-def described(models: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def described(models: Sequence[JsonObject]) -> tuple[JsonObject, JsonObject]:
     """The schema of a request to the models (`Table.described`) that write text, and an example."""
     names = [model["name"] for model in models]
     example = {"model": names[0], "prompt": "def ", "max_tokens": 20, "temperature": 0, "seed": 0}

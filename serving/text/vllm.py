@@ -4,7 +4,6 @@ None of this project's code runs there: Ray's ingress answers, and vLLM loads th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError
@@ -21,21 +20,22 @@ NOTES = """\
 _REMOTE = ("s3://", "gs://", "abfss://", "azure://")
 
 
-def config(models: Sequence[ModelSettings], http: Mapping[str, Any], timeout_s: float, accelerator: str | None) -> dict[str, Any]:
+def config(models: Sequence[ModelSettings], http: Mapping[str, object], timeout_s: float,
+           accelerator: str | None) -> dict[str, object]:
     """For `serve deploy`. accelerator: Ray's name of the kind of GPU, such as A100. Raises: ConfigError."""
     return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": timeout_s, **http},
             "applications": [{"name": "llm", "import_path": "ray.serve.llm:build_openai_app", "route_prefix": "/",
                               "args": {"llm_configs": [_model(each, accelerator) for each in models]}}]}
 
 
-def _model(model: ModelSettings, accelerator: str | None) -> dict[str, Any]:
+def _model(model: ModelSettings, accelerator: str | None) -> dict[str, object]:
     """The fields of ray.serve.llm's LLMConfig."""
     if not model.generates:
         raise ConfigError(f"--engine vllm: {model.name} writes no text: leave it to an endpoint without --engine")
     if model.gpus < 1 or model.gpus != int(model.gpus):
         raise ConfigError(f"--gpus-per-replica {model.gpus:g}: vLLM computes on whole GPUs: pass 1 or more")
     if model.min_replicas == model.max_replicas:
-        scaling: dict[str, Any] = {"num_replicas": model.max_replicas}
+        scaling: dict[str, object] = {"num_replicas": model.max_replicas}
     else:
         scaling = {"autoscaling_config": {"min_replicas": model.min_replicas, "max_replicas": model.max_replicas,
                                           "target_ongoing_requests": max(1, model.max_batch_rows // 2)}}

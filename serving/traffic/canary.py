@@ -8,8 +8,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 _FIRST_S, _RATIO = 1e-4, 1.1
 """Latencies are counted in bins: up to 0.1 ms, and each next one a tenth wider."""
@@ -32,9 +31,6 @@ class Canary:
     """Of a candidate's answers; None: no limit."""
     min_requests: int = 50
     """Of a candidate, in the window: nothing is said of fewer."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import deque
-from typing import Any
 
 from serving.core.api_keys import Keys
 from serving.core.settings import HEARTBEAT_S, ModelSettings
@@ -84,7 +83,7 @@ class EndpointMetrics:
     def first_token(self, route: Route, seconds: float) -> None:
         self._first.observe(seconds, self._tag("", "", route.settings.name, route.settings.version))
 
-    def live(self) -> dict[str, Any]:
+    def live(self) -> dict[str, object]:
         """The last minute: requests a second, and the latency's quantiles in milliseconds."""
         self._this_second()
         seen = sum((tally for _, tally in self._recent), Tally())

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.core.documents import JsonObject
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Probe
 from serving.core.errors import UnknownModelError
 from serving.core.settings import EndpointSettings, ModelSettings
@@ -22,20 +24,23 @@ _DESCRIBED_AT_ONCE = 16
 """Models whose replicas are asked what they are, for a list of all: there may be a thousand."""
 _NAMED = 20
 """Models that an error names."""
-Connect = Callable[[ModelSettings], tuple[Callable[..., Any], Callable[[], bool]]]
+Ask = Callable[[str, *tuple[object, ...]], Awaitable[Any]]
+"""Calls a method of a version's replica: `about`, `infer`, `explain`, or `generate`, which gives an async generator."""
+Connection = tuple[Ask, Callable[[], bool]]
+"""What asks a version's replicas, and what says whether there is one."""
 
 
 @dataclass(kw_only=True)
 class Route:
-    """A version that requests may go to. ask: `about` of a replica, its `infer`, `explain`, or `generate`, an async generator."""
+    """A version that requests may go to."""
 
     settings: ModelSettings
     weight: float
-    ask: Callable[..., Any]
+    ask: Ask
     batcher: Batcher
     explanations: Explanations
     ready: Callable[[], bool]
-    said: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    said: JsonObject = field(default_factory=JsonObject)
     """What every answer says."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     shadow: Shadow | None = None
@@ -46,7 +51,7 @@ class Route:
     waiting: int = 0
     """Requests for text that have none yet."""
     since: int = field(default_factory=lambda: int(time.time()))
-    _about: dict[str, Any] | None = None
+    _about: JsonObject | None = None
 
     @property
     def queued(self) -> int:
@@ -60,7 +65,7 @@ class Route:
             self.shadow.follow(inputs, rows, outputs)
         return outputs
 
-    async def about(self) -> dict[str, Any]:
+    async def about(self) -> JsonObject:
         """Of a replica, asked once."""
         about = self._about
         if about is None:
@@ -71,7 +76,8 @@ class Route:
 class Table:
     """Names to routes. `change` replaces what differs and leaves the rest be."""
 
-    def __init__(self, settings: EndpointSettings, connect: Connect, seen: Callable[[ModelSettings, int, int], None],
+    def __init__(self, settings: EndpointSettings, connect: Callable[[ModelSettings], Connection],
+                 seen: Callable[[ModelSettings, int, int], None],
                  compared: Callable[[ModelSettings, str, int], None] = lambda settings, outcome, rows: None) -> None:
         """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each batch, its
         requests and its rows. compared: of a shadow's answers, an outcome and its rows.
@@ -95,8 +101,8 @@ class Table:
         """Of all models."""
         return [route for versions in self._routes.values() for route in versions.values()]
 
-    def change(self, models: Mapping[str, Sequence[Mapping[str, Any]]], guards: Mapping[str, Mapping[str, Any]] | None = None,
-               shadows: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def change(self, models: Mapping[str, Sequence[JsonObject]], guards: Mapping[str, JsonObject] | None = None,
+               shadows: Mapping[str, JsonObject] | None = None) -> None:
         """models: name -> versions, each with its weight and settings, as `settings.routes` makes them. guards: name -> Guard.
         shadows: name -> id, and the version that is asked a share of the
         requests too.
@@ -180,19 +186,19 @@ class Table:
                                           if route.weight > 0)
 
     # ── as the protocol describes it ──
-    def server(self) -> dict[str, Any]:
+    def server(self) -> JsonObject:
         from importlib.metadata import version
 
         return {"name": "trainyard", "version": version("trainyard"), "extensions": list(protocol.EXTENSIONS)}
 
-    async def metadata(self, name: str, route: Route) -> dict[str, Any]:
+    async def metadata(self, name: str, route: Route) -> JsonObject:
         about = await route.about()
         return {"name": name, "versions": list(self._routes[name]), "platform": f"trainyard_{about['job']}",
                 "inputs": protocol.tensor_metadata(about["inputs"]), "outputs": protocol.tensor_metadata(about["outputs"]),
                 "properties": {"task": about["task"], "artifact_digest": route.settings.digest,
                                **({"variant": about["variant"]} if about.get("variant") else {})}}
 
-    async def described(self, name: str) -> dict[str, Any]:
+    async def described(self, name: str) -> JsonObject:
         """What a page shows of a model: the protocol's metadata, its labels, and an example."""
         route = self.route(name, None)
         about = await route.about()
@@ -203,11 +209,11 @@ class Table:
                 "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates}
 
-    async def all_described(self) -> list[dict[str, Any]]:
+    async def all_described(self) -> list[JsonObject]:
         """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""
         turns = asyncio.Semaphore(_DESCRIBED_AT_ONCE)
 
-        async def one(name: str) -> dict[str, Any] | None:
+        async def one(name: str) -> JsonObject | None:
             async with turns:
                 try:
                     return await self.described(name)
@@ -220,7 +226,7 @@ class Table:
     def settings(self) -> dict[str, list[ModelSettings]]:
         return {name: [route.settings for route in versions.values()] for name, versions in self._routes.items()}
 
-    def live(self) -> dict[str, Any]:
+    def live(self) -> JsonObject:
         queued = {name: sum(route.queued for route in versions.values()) for name, versions in self._routes.items()}
         return {"queued": queued}
 
@@ -230,7 +236,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _plain(values: Any) -> list[Any]:
+def _plain(values: Array) -> list[object]:
     flat = values.ravel().tolist()
     return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in flat]
 

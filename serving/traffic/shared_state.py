@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from cluster.core.background import in_loop
+from cluster.core.documents import JsonObject
 from serving.traffic.canary import Canary, CanaryWindow, Tally
 from serving.traffic.rate_limit import Buckets
 from serving.traffic.routing import Table
@@ -47,11 +48,11 @@ class SharedState:
         before = known[2] if known is not None and known[0] == id else Counter[str]()
         self._shadows[model] = (id, version, before + outcomes)
 
-    def shadows(self) -> dict[str, dict[str, Any]]:
+    def shadows(self) -> dict[str, JsonObject]:
         """By model: the change's id, the version, and its rows by outcome."""
         return {model: {"id": id, "version": version, "rows": dict(rows)} for model, (id, version, rows) in self._shadows.items()}
 
-    def watched(self) -> dict[str, dict[str, Any]]:
+    def watched(self) -> dict[str, JsonObject]:
         """By model: the change's id, the reason, and each version's requests, error rate and p95 (ms) in the window."""
         return {model: {"id": watch.guard.id, "reason": watch.reason, "versions": {
             version: {"requests": seen.requests, "error_rate": seen.error_rate, "p95_ms": seen.p95_ms}
@@ -73,13 +74,13 @@ async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
         return await coordinator().take.remote(name, per_s, wanted)
 
 
-def told(method: str) -> dict[str, dict[str, Any]]:
+def told(method: str) -> dict[str, JsonObject]:
     """What `SharedState.watched` or `SharedState.shadows` says; empty where there is nothing to say. Needs a connected process."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
     try:
-        actor: Any = ray.get_actor(_NAME, _NAMESPACE)
+        actor = ray.get_actor(_NAME, _NAMESPACE)
         return ray.get(getattr(actor, method).remote(), timeout=_ANSWER_S)
     except (ValueError, RayError, GetTimeoutError):
         return {}

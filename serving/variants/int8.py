@@ -18,7 +18,7 @@ OPERATORS = ("Conv", "MaxPool", "Gemm", "MatMul", "Gather")
 """Not the normalisation of inputs, nor the softmax: they cost little, and 8 bits are too few for a probability."""
 
 
-def quantised(graph: bytes, batches: Iterable[Mapping[str, Any]]) -> bytes:
+def quantised(graph: bytes, batches: Iterable[Mapping[str, object]]) -> bytes:
     """batches: the graph's inputs, of rows that stand for all."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

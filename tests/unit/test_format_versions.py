@@ -142,7 +142,7 @@ def test_newer_prepared_data_is_refused_and_left_as_it_is(tmp_path: Path) -> Non
 
 def test_a_newer_record_of_an_endpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = ModelSettings(name="digits", version="1", uri="/m", digest="d").to_dict()
+    settings = asdict(ModelSettings(name="digits", version="1", uri="/m", digest="d"))
     for extra, outcome in (({}, None), ({"tide": 1}, "its field 'tide'")):
         user_config = {"models": {"digits": [{"weight": 1.0, "settings": settings | extra}]}, "guards": {}, "shadows": {}}
         config = {"applications": [{"name": "endpoint", "deployments": [{"name": INGRESS, "user_config": user_config}]}]}

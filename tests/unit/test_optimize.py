@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_variants_hold_safe_formats_only_and_no_weights_twice(parent: Artifact) 
 
 # ── as an endpoint's replica ──
 def replica(made: Artifact) -> Replica:
-    return Replica(ModelSettings(name="m", version="1", uri=made.uri, digest=made.digest, max_batch_rows=8).to_dict())
+    return Replica(asdict(ModelSettings(name="m", version="1", uri=made.uri, digest=made.digest, max_batch_rows=8)))
 
 
 def test_a_replica_serves_variants(parent: Artifact) -> None:

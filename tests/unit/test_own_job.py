@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,8 @@ def test_a_replica_serves_it_where_its_settings_name_it(artifact: Artifact, monk
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     settings = ModelSettings(name="churn", version="1", uri=artifact.uri, digest=artifact.digest)
     with pytest.raises(ArtifactError, match="pass --job"):
-        Replica(settings.to_dict())
-    assert Replica(replace(settings, jobs=[own_job.NAME]).to_dict()).about()["job"] == own_job.NAME
+        Replica(asdict(settings))
+    assert Replica(asdict(replace(settings, jobs=[own_job.NAME]))).about()["job"] == own_job.NAME
 
 
 def test_a_search_of_it_has_its_options_and_its_space(place: own_job.Place) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import zlib
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def image_model(folder: Path) -> Replica:
 
 
 def replica(artifact: Any) -> Replica:
-    return Replica(ModelSettings(name="m", version="1", uri=artifact.uri, digest=artifact.digest, max_batch_rows=ROWS).to_dict())
+    return Replica(asdict(ModelSettings(name="m", version="1", uri=artifact.uri, digest=artifact.digest, max_batch_rows=ROWS)))
 
 
 @pytest.fixture(scope="module")
