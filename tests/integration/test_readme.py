@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.__main__ import _parser as cluster_parser
+from cluster.__main__ import parser as cluster_parser
 from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
-from jobs.common.compare import _parser as compare_parser
-from jobs.common.registry.__main__ import _parser as registry_parser
+from jobs.common.compare import parser as compare_parser
+from jobs.common.registry.__main__ import parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from serving.__main__ import parser as serving_parser
 from tests import contained, newcomer, unprivileged
+from trainyard.__main__ import OF_A_CLUSTER, WITHOUT_A_JOB
 from tuning.options import combined
 
 ROOT = newcomer.ROOT
@@ -118,9 +119,24 @@ def shown_commands() -> list[tuple[str, list[str]]]:
             if block.language == "sh":
                 found += [(readme.name, words) for words in commands(block.text)]
         prose = re.sub(r"^```.*?^```$", "", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for code in re.findall(r"`((?:python|make|ray|pip) [^`\n]+)`", prose):
+        for code in re.findall(r"`((?:python|make|ray|pip|trainyard) [^`\n]+)`", prose):
             found += [(readme.name, words) for words in commands(code.replace("…", ""))]
-    return found
+    return [(name, as_module(words)) for name, words in found]
+
+
+def as_module(words: list[str]) -> list[str]:
+    """The `python -m` that a command `trainyard` stands for; another command as it is."""
+    match words:
+        case ["trainyard", "train", job, *rest]:
+            return ["python", "-m", f"jobs.{job}", *rest]
+        case ["trainyard", "tune", *rest]:
+            return ["python", "-m", "tuning", *rest]
+        case ["trainyard", command, *rest] if command in WITHOUT_A_JOB:
+            return ["python", "-m", WITHOUT_A_JOB[command].removesuffix(".__main__"), *rest]
+        case ["trainyard", command, *rest] if command in OF_A_CLUSTER:
+            return ["python", "-m", "cluster", command, *rest]
+        case _:
+            return words
 
 
 def after(words: list[str], *start: str) -> list[str] | None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import flatten
 from jobs.common.config import to_dict
-from jobs.common.training.find_job import beside, find_job, house_names
+from jobs.common.training.find_job import beside, find_job
+from jobs.common.training.house import house_names
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
 from tuning.__main__ import main
