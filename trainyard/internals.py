@@ -1,7 +1,9 @@
 """What argparse knows of a parser and has no public name for. tests/unit/test_internals.py holds each symbol."""
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 import argparse
+from collections.abc import Mapping
+from typing import cast
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, bool]:
@@ -12,5 +14,6 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, bool]:
 
 def subcommands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Name -> the parser of a command; none where the parser has no commands."""
-    return {name: below for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-            for name, below in action.choices.items()}
+    groups = [cast(Mapping[str, argparse.ArgumentParser], action.choices) for action in parser._actions
+              if isinstance(action, argparse._SubParsersAction)]
+    return {name: below for group in groups for name, below in group.items()}

@@ -1,8 +1,9 @@
-"""The README keeps its word: its commands are run as a newcomer types them, the others are parsed, its links lead somewhere.
+"""The README keeps its word: its commands are run as a newcomer types them, the others are parsed,
+its links lead somewhere.
 
-Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder, by a user
-without any privilege. Not run: what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py
-runs.
+Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder,
+by a user without any privilege.
+Not run: what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py runs.
 """
 
 import re
@@ -28,7 +29,9 @@ from tuning.options import combined
 
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md",
-           ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md",
+           ROOT / "jobs/pytorch/README.md",
+           ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md",
+           ROOT / "tests/README.md",
            ROOT / "cluster/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
@@ -50,7 +53,8 @@ def blocks(readme: Path) -> list[Block]:
 
 def runnable() -> list[Block]:
     return [block for block in blocks(ROOT / "README.md")
-            if block.language in ("sh", "python") and block.info != NEEDS_A_CLUSTER and block.text.strip() not in RUN_ELSEWHERE]
+            if block.language in ("sh", "python") and block.info != NEEDS_A_CLUSTER
+            and block.text.strip() not in RUN_ELSEWHERE]
 
 
 def script() -> str:
@@ -108,7 +112,8 @@ def stopped_and_resumed(output: str, folder: Path) -> None:
 def commands(text: str) -> list[list[str]]:
     """The simple commands of a shell script, as words: lines joined, comments left out."""
     joined = text.replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()
+            and not line.lstrip().startswith("#")]
 
 
 def shown_commands() -> list[tuple[str, list[str]]]:
@@ -166,7 +171,8 @@ def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.Monke
 
 def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "tuning", "mlp")) is not None]
+    shown = [flags for _, words in shown_commands()
+             if (flags := after(words, "python", "-m", "tuning", "mlp")) is not None]
     assert len(shown) >= 3
     for flags in shown:
         configs.parse(combined(MlpConfig), flags, "README")
@@ -183,7 +189,8 @@ def test_every_other_command_is_one_that_there_is() -> None:
     targets = {words[1] for _, words in shown_commands() if words[0] == "make"}
     assert {"demo", "test"} <= targets
     for target in targets:
-        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT, check=True,
+        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT,
+                       check=True,
                        capture_output=True)
 
 

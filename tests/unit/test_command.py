@@ -14,7 +14,8 @@ from trainyard.completion import main as completion
 LEADS_TO = {
     "train mlp": "trainyard train mlp", "tune mlp": "trainyard tune mlp", "compare": "trainyard compare",
     "registry promote": "trainyard registry promote", "serve up": "trainyard serve up", "submit": "trainyard submit",
-    "status": "trainyard status", "watch": "trainyard watch", "up": "trainyard up", "env": "trainyard env", "down": "trainyard down",
+    "status": "trainyard status", "watch": "trainyard watch", "up": "trainyard up", "env": "trainyard env",
+    "down": "trainyard down",
 }
 
 
@@ -36,9 +37,11 @@ def test_each_command_says_its_own_name(words: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("", "trainyard train JOB"), ("trian mlp", "there is no command 'trian': see `trainyard --help`"), ("train", "name a job first"),
+    ("", "trainyard train JOB"), ("trian mlp", "there is no command 'trian': see `trainyard --help`"),
+    ("train", "name a job first"),
     ("train none", "there is no job 'none', since none is not there: give one of cnn, mlp"),
-    ("train mlp --optim.lr x", "--optim.lr"), ("tune none", "there is no job 'none'"), ("completion fish", "name the shell")])
+    ("train mlp --optim.lr x", "--optim.lr"), ("tune none", "there is no job 'none'"),
+    ("completion fish", "name the shell")])
 def test_what_is_not_there_is_said_with_code_2(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(words.split()) == 2
     assert said in capsys.readouterr().err
@@ -54,7 +57,8 @@ def test_a_command_ends_with_the_code_of_what_it_leads_to(tmp_path: Path, capsys
 
 def test_a_folder_of_runs_in_the_home_folder_is_not_taken_for_the_package(tmp_path: Path) -> None:
     (tmp_path / "trainyard/first").mkdir(parents=True)
-    done = subprocess.run([sys.executable, "-c", "import cluster, trainyard; print(trainyard.__file__)"], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, "-c", "import cluster, trainyard; print(trainyard.__file__)"], cwd=tmp_path,
+                          text=True,
                           capture_output=True, check=True)
     assert Path(done.stdout.strip()) == shadows.OURS / "trainyard/__init__.py"
 
@@ -64,7 +68,8 @@ def test_a_folder_of_runs_in_the_home_folder_is_not_taken_for_the_package(tmp_pa
 def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script for bash."""
     script = tmp_path_factory.mktemp("completion") / "script"
-    done = subprocess.run([sys.executable, "-m", "trainyard", "completion", "bash"], cwd=shadows.OURS, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "trainyard", "completion", "bash"], cwd=shadows.OURS,
+                          capture_output=True, check=True)
     script.write_bytes(done.stdout)
     return script
 
@@ -72,7 +77,8 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("line", "offered"), [
     ("trainyard t", {"train", "tune"}), ("trainyard train ", {"cnn", "mlp", "transformer"}),
     ("trainyard train mlp --optim.l", {"--optim.lr"}), ("trainyard tune cnn --num-t", {"--num-trials"}),
-    ("trainyard serve p", {"promote"}), ("trainyard serve up --data", set()), ("trainyard registry ", {"list", "promote", "register"}),
+    ("trainyard serve p", {"promote"}), ("trainyard serve up --data", set()),
+    ("trainyard registry ", {"list", "promote", "register"}),
     ("trainyard up --no", {"--nodes"}), ("trainyard serve optimize --data.", {"--data.uri"})])
 def test_bash_completes_it(bash: Path, line: str, offered: set[str]) -> None:
     asked = (f'source {bash}; read -ra COMP_WORDS <<< "{line}"; [[ "{line}" == *" " ]] && COMP_WORDS+=(""); '

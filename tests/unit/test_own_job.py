@@ -78,7 +78,7 @@ def test_its_artifact_names_it_and_is_answered_by_its_predictor_for_who_has_name
 @pytest.mark.parametrize("named", [(), ("my_package",), ("my_package.churn.predictor",), ("churn",), ("my_package.*",)])
 def test_a_package_that_nobody_has_named_word_for_word_is_not_imported(
         artifact: Artifact, named: tuple[str, ...]) -> None:
-    with pytest.raises(ArtifactError, match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, transf"
+    with pytest.raises(ArtifactError, match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, transf"
                                             r"ormer\).* pass --job my_package\.churn if you trust that package"):
         load_predictor(artifact, named)
     with pytest.raises(ArtifactError, match="pass --job"):
