@@ -16,10 +16,10 @@ import sys
 from cluster.core.errors import TrainyardError
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m cluster") -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     mine = given[: given.index("--")] if "--" in given else given
-    options = _parser().parse_args(mine)
+    options = parser(prog).parse_args(mine)
     options.flags = given[len(mine) + 1:]
     if options.flags and options.command != "submit":
         print(f"`--` and what follows it is for `submit`, not for `{options.command}`", file=sys.stderr)
@@ -36,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__,
+def parser(prog: str = "python -m cluster") -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up | submit | status | watch | env | down")
+    commands = made.add_subparsers(dest="command", required=True, metavar="up | submit | status | watch | env | down")
     up = commands.add_parser("up", help="start a cluster on this machine")
     up.add_argument("--nodes", type=_count, default=0, metavar="N",
                     help="worker nodes beside the head; without any (the default) the head does the work")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--prometheus", default=None, metavar="URL", help="a Prometheus whose firing alerts are shown too")
     commands.add_parser("env", help="print the variables that reach the cluster")
     commands.add_parser("down", help="end what `up` started")
-    return parser
+    return made
 
 
 def _add_submit(submit: argparse.ArgumentParser) -> None:

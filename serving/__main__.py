@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from cluster.core.errors import TrainyardError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m serving") -> int:
+    options = parser(prog).parse_args(arguments)
     from cluster.core.network import spare_loopback
     from serving.commands import manage
     from serving.commands import start as commands
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m serving", description=__doc__,
+def parser(prog: str = "python -m serving") -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")

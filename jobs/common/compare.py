@@ -37,6 +37,7 @@ from jobs.common.training import predictions
 from jobs.common.training.predictions import Predictions
 
 SIGNIFICANT = 0.05
+PROG = "python -m jobs.common.compare"
 _METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",
             "auc_macro": "AUC, macro", "expected_calibration_error": "calibration error"}
 
@@ -82,9 +83,9 @@ class Paired:
         return (self.only_second - self.only_first) / rows, max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Writes the page, prints what it found. Returns the exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parser(prog).parse_args(arguments)
     try:
         runs = [finished(name, asked.storage) for name in asked.runs]
         check(runs)
@@ -102,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.common.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
-    parser.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
-    return parser
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
+    made.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
+    made.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
+    return made
 
 
 # ── reading ──

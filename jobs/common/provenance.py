@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-SOURCE_FOLDERS = ("cluster", "jobs", "tuning", "serving")
+from cluster.core.shadows import PACKAGES
+
+SOURCE_FOLDERS = PACKAGES
 SOURCE_SUFFIXES = (".py", ".yaml")
 LIBRARIES = ("numpy", "pyarrow", "ray", "scikit-learn", "safetensors", "mlflow", "torch", "tensorflow", "keras",
              "transformers", "tokenizers", "deepspeed", "onnx", "onnxruntime")  # fmt: skip

@@ -1,4 +1,5 @@
-"""`make demo`: a cluster on this machine, the MLP job submitted to it, and its model asked about a test image, here and over HTTP.
+"""`make demo`: a cluster on this machine, the MLP job submitted to it, and its model asked about a test image,
+here and over HTTP.
 
     python -m jobs.mlp.demo          with KEEP=1 in the environment the endpoint stays up until Ctrl-C
 """
@@ -62,7 +63,8 @@ def main() -> int:
 
 
 def environment_for(cluster: local.LocalCluster) -> dict[str, str]:
-    """What submits to the cluster. A RAY_AUTH_TOKEN of the shell is left out: Ray would take it before the cluster's own."""
+    """What submits to the cluster.
+    A RAY_AUTH_TOKEN of the shell is left out: Ray would take it before the cluster's own."""
     return {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | cluster.environment()
 
 
@@ -73,7 +75,8 @@ def submit(name: str, storage: Path, env: dict[str, str], log: Path) -> int:
     print("$ python -m " + " ".join(command), flush=True)
     storage.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen([sys.executable, "-m", *command], env=env, cwd=Path(__file__).parents[2],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process, log.open("a") as rays:
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process, log.open("a") as rays:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -108,13 +111,14 @@ def serve(run: Path, log: Path) -> None:
         tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
         print(f"$ curl {url}/v2/models/digits/infer -d '{{\"inputs\": [{{\"name\": \"image\", …}}]}}'", flush=True)
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v2/models/digits/infer", body), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v2/models/digits/infer", body),
+                                    timeout=30) as response:
             answer = parse_json(response.read())
         probabilities: list[float] = answer["outputs"][0]["data"]
         said = int(np.argmax(probabilities))
         labels: list[str] = read_json(run / "artifact/manifest.json")["labels"]
-        print(f"   version {answer['model_version']} says {labels[said]} ({probabilities[said]:.3f}), it is {labels[label]}\n"
-              f"playground: {url}/", flush=True)
+        print(f"   version {answer['model_version']} says {labels[said]} ({probabilities[said]:.3f}), it is "
+              f"{labels[label]}\nplayground: {url}/", flush=True)
         if os.environ.get("KEEP") == "1":
             print("it stays up until Ctrl-C", flush=True)
             with suppress(KeyboardInterrupt):

@@ -13,20 +13,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from cluster.core.documents import parse_json
-from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.data.dataset import Dataset
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import normalisation
 from jobs.mlp.config import MlpConfig
-
-EXPLAIN_STEPS = 50
+from jobs.pytorch.images.classifier import Classifier
 
 
 class Mlp(nn.Module):
@@ -65,41 +61,9 @@ def new_model(config: MlpConfig, dataset: Dataset) -> Mlp:
     return Mlp(images.shape, len(dataset.class_names), config.model.hidden, config.model.dropout, mean, std)
 
 
-class Classifier:
-    """A trained model as an application sees it."""
-
-    def __init__(self, model: Mlp, labels: Sequence[str]) -> None:
-        self.model, self.labels = model.eval(), tuple(labels)
-
-    @torch.inference_mode()
-    def predict(self, images: Array) -> npt.NDArray[np.float32]:
-        """images: (B, H, W, C) as in the training data. Returns probabilities (B, K)."""
-        logits = self.model(torch.from_numpy(np.ascontiguousarray(images)))
-        return torch.softmax(logits, dim=1).numpy()
-
-    def explain(self, images: Array, target: Array | None = None,
-                baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
-        """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
-
-        images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
-        (B, H, W, C), the images that they are compared with; None: the even image that the model's normalisation takes to zero,
-        which is the training pixels' mean ("standard") or black ("unit"). A pixel that is as in the baseline gets 0.
-
-        Returns attributions (B, H, W, C), completeness gaps (B,), and what the attributions sum to but for these (B,): see
-        `integrated_gradients`, which needs captum.
-        """
-        from jobs.pytorch.attribution import integrated_gradients
-
-        pixels = torch.from_numpy(np.asarray(images, np.float32))
-        classes = torch.from_numpy(self.predict(images).argmax(1) if target is None else np.asarray(target, np.int64))
-        start = self._mean(pixels) if baseline is None else torch.from_numpy(np.asarray(baseline, np.float32))
-        found = integrated_gradients(self.model, pixels, start.reshape(-1, *pixels.shape[1:]), classes, EXPLAIN_STEPS)
-        return tuple(each.numpy() for each in found)
-
-    def _mean(self, pixels: Tensor) -> Tensor:
-        """(1, H, W, C), normalised to zeros."""
-        even = -self.model.offset / self.model.scale
-        return even.expand(pixels[0].numel()).reshape(1, *pixels.shape[1:])
+def classifier(model: Mlp, shape: tuple[int, int, int], labels: Sequence[str]) -> Classifier:
+    """A trained perceptron as an application sees it. shape: of an image."""
+    return Classifier(model, labels, (-model.offset / model.scale).expand(math.prod(shape)).reshape(1, *shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +93,7 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
         model.load_state_dict(weights)
     except (ValueError, TypeError, RuntimeError) as error:
         raise artifact.refused(opened.uri, [" ".join(str(error).split())]) from error
-    return Classifier(model, about.labels)
+    return classifier(model, stored.shape, about.labels)
 
 
 def _num_weights(stored: _Stored, num_classes: int) -> int:

@@ -1,1 +1,2 @@
-"""What the PyTorch jobs share: the process group, the loop's bookkeeping, schedules, optimisers. Their loops stay their own."""
+"""The job for a PyTorch module of a user's own, and what PyTorch jobs share: the step, the process group,
+explanations."""

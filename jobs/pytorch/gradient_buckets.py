@@ -1,9 +1,9 @@
 """Gradients summed over the workers while the backward pass still runs.
 
-Each gradient is a view into one of a few flat buffers, filled from the last parameter to the first, as the backward pass
-produces them. A buffer is sent as soon as it and those before it are complete. Which parameter lies where depends on nothing
-but the model, and buffers are sent in one order: so a worker that was started again sums as the one before it did. A buffer may
-be sent in fewer bits than it is computed in.
+Each gradient is a view into one of a few flat buffers, filled from the last parameter to the first, as the backward
+pass produces them. A buffer is sent as soon as it and those before it are complete. Which parameter lies where depends
+on nothing but the model, and buffers are sent in one order: so a worker that was started again sums as the one before
+it did. A buffer may be sent in fewer bits than it is computed in.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
@@ -64,7 +64,8 @@ class GradientBuckets:
 
     def norm(self) -> float:
         """L2 norm of the whole gradient; not finite if any of it is not."""
-        return math.sqrt(sum(float(torch.linalg.vector_norm(bucket.flat, dtype=torch.float32)) ** 2 for bucket in self._buckets))
+        return math.sqrt(sum(float(torch.linalg.vector_norm(bucket.flat, dtype=torch.float32)) ** 2
+                             for bucket in self._buckets))
 
     def scale(self, factor: float) -> None:
         for bucket in self._buckets:

@@ -23,16 +23,19 @@ class _Softmax(nn.Module):
         return torch.softmax(self._logits(*inputs).float(), 1)
 
 
-def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[str, Tensor], axes: Sequence[str]) -> bytes:
+def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[str, Tensor],
+              axes: Sequence[str]) -> bytes:
     """The classifier from its inputs to probabilities (B, K).
 
-    logits: computes with `model`, called with the example's tensors. axes: names of their first dimensions, which may have any
-    size. By tracing, with the exporter that PyTorch keeps beside its newer one, which would need one more package (onnxscript).
+    logits: computes with `model`, called with the example's tensors. axes: names of their first dimensions, which may
+    have any size. By tracing, with the exporter that PyTorch keeps beside its newer one,
+    which would need one more package (onnxscript).
     """
     named = {name: dict(enumerate(axes)) for name in example} | {OUTPUT: {0: axes[0]}}
     with tempfile.TemporaryDirectory(prefix="trainyard-onnx-") as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that there is a newer one; and of Python values that are traced as constants
         path = Path(folder, "model.onnx")
-        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), path, dynamo=False, opset_version=OPSET,
+        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), path, dynamo=False,
+                          opset_version=OPSET,
                           input_names=list(example), output_names=[OUTPUT], dynamic_axes=named)
         return path.read_bytes()

@@ -18,7 +18,8 @@ def build_optimizer(parameters: Iterable[Tensor], optim: OptimConfig) -> torch.o
     """AdamW or SGD, each in one kernel."""
     if optim.name == "adamw":
         return undecorated(torch.optim.AdamW)(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
-    return undecorated(torch.optim.SGD)(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
+    return undecorated(torch.optim.SGD)(parameters, lr=optim.lr, momentum=optim.momentum,
+                                        weight_decay=optim.weight_decay,
                                         fused=True)
 
 
@@ -31,7 +32,8 @@ def step_if_finite(optimizer: torch.optim.Optimizer, loss: float, clip_norm: flo
     """Takes the step if loss and gradient are finite. All ranks decide alike: they see the same sums."""
     parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    # Where nothing is clipped a sum will do, at a third of the cost: with one value that is not finite it is not either.
+    # Where nothing is clipped a sum will do, at a third of the cost: with one value that is not finite it is not
+    # either.
     size = sum_of(gradients) if clip_norm is None else torch.nn.utils.get_total_norm(gradients)
     if not (math.isfinite(loss) and math.isfinite(size.item())):
         return "skipped"

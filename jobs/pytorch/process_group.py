@@ -21,7 +21,8 @@ _LOST = ("gloo", "NCCL", "nccl", "onnection", "ocket", "eer")
 
 
 def _listen(host: str) -> tuple[int, int]:
-    """(port, descriptor) of a socket that listens on this address only; a TCPStore's own would listen on all of the machine's."""
+    """(port, descriptor) of a socket that listens on this address only;
+    a TCPStore's own would listen on all of the machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, 0), family=family)
     return listening.getsockname()[1], listening.detach()
@@ -46,7 +47,8 @@ class Group:
             self._connect()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -71,22 +73,27 @@ class Group:
             count_groups_from_zero()
             raise PeerLostError("the process group did not form") from error
 
-    def reduce(self, model: nn.Module, loss: float, wishes: Sequence[float]) -> tuple[float, Sequence[float]]:
-        """Makes the gradients the global ones. Returns the global loss, and the sums of the ranks' wishes, always as many."""
+    def reduce(self, model: nn.Module, loss: float, wishes: Sequence[float],
+               statistics: Sequence[Tensor] = ()) -> tuple[float, Sequence[float]]:
+        """Makes the gradients, and the statistics, the sums over all workers.
+        Returns the global loss, and the sums of the ranks' wishes, always as many.
+        """
         if self._alone:
             return loss, wishes
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad]
         if self._flat is None:
-            self._lay_out(parameters, 1 + len(wishes))
+            self._lay_out([*parameters, *statistics], 1 + len(wishes))
         assert self._flat is not None
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         tail = torch.tensor([loss, *wishes], device=self._device)
-        torch.cat([*(g.reshape(-1) for g in gradients), tail], out=self._flat)
+        torch.cat([*(values.reshape(-1) for values in (*gradients, *statistics)), tail], out=self._flat)
         self._all_reduce(self._flat)
         with self.waiting():  # on a GPU it is this that waits
             loss, *agreed = self._flat[-len(tail) :].tolist()
-        for parameter, view in zip(parameters, self._views, strict=True):
+        for parameter, view in zip(parameters, self._views, strict=False):
             parameter.grad = view
+        for values, view in zip(statistics, self._views[len(parameters):], strict=True):
+            values.copy_(view)
         return loss, agreed
 
     def total(self, values: Tensor) -> Tensor:
@@ -100,18 +107,19 @@ class Group:
 
     @contextmanager
     def waiting(self) -> Generator[None]:
-        """Around what may wait for other workers, whose time is not this one's own. Raises: PeerLostError as `peers_needed`."""
+        """Around what may wait for other workers, whose time is not this one's own.
+        Raises: PeerLostError as `peers_needed`."""
         began = time.perf_counter()
         with peers_needed():
             yield
         self._context.count_waiting(time.perf_counter() - began)
 
-    def _lay_out(self, parameters: list[nn.Parameter], size_of_tail: int) -> None:
-        """One buffer: the gradients in the parameters' order, then the loss and the wishes."""
-        sizes = [p.numel() for p in parameters]
+    def _lay_out(self, tensors: list[Tensor], size_of_tail: int) -> None:
+        """One buffer: the gradients in the parameters' order, the statistics, then the loss and the wishes."""
+        sizes = [each.numel() for each in tensors]
         self._flat = torch.empty(sum(sizes) + size_of_tail, device=self._device)
         pieces = self._flat[:-size_of_tail].split(sizes)
-        self._views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+        self._views = [piece.view_as(p) for piece, p in zip(pieces, tensors, strict=True)]
 
     def _all_reduce(self, values: Tensor) -> None:
         with self.waiting():

@@ -1,4 +1,5 @@
-"""What every job has that keeps its whole model and optimiser on each worker: their tensors, in a checkpoint and out of one."""
+"""What every job has that keeps its whole model and optimiser on each worker: their tensors,
+in a checkpoint and out of one."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 

@@ -12,7 +12,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digest_of(tensors: Iterable[Tensor]) -> int:
-    """As `jobs.common.training.weight_digest.digest_of_arrays`, where the tensors are; one number each crosses to the CPU."""
+    """As `jobs.common.training.weight_digest.digest_of_arrays`, where the tensors are;
+    one number each crosses to the CPU."""
     sums = [_bits_of(tensor.detach()) if tensor.numel() else torch.zeros((), dtype=torch.int64, device=tensor.device)
             for tensor in tensors]
     return digest(torch.stack(sums).tolist() if sums else [])

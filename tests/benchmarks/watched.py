@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs.mlp.train as loop
+import jobs.pytorch.images.training as image_training
 from jobs.common.training.session import Session
 from jobs.pytorch.process_group import Group
 from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
@@ -87,7 +88,7 @@ def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: di
 def _watch_parts() -> dict[str, list[float]]:
     """Clocks around the loop's functions, in this process: seconds of each call, by the function's name."""
     parts: dict[str, list[float]] = {}
-    for owner, name in ((loop, "backward"), (loop, "step_if_finite"), (Group, "reduce"), (Group, "_all_reduce")):
+    for owner, name in ((loop, "backward"), (image_training, "step_if_finite"), (Group, "reduce"), (Group, "_all_reduce")):
         setattr(owner, name, _clocked(getattr(owner, name), parts.setdefault(name.strip("_"), [])))
     return parts
 

@@ -1,8 +1,9 @@
-"""The README keeps its word: its commands are run as a newcomer types them, the others are parsed, its links lead somewhere.
+"""The README keeps its word: its commands are run as a newcomer types them, the others are parsed,
+its links lead somewhere.
 
-Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder, by a user
-without any privilege. Not run: what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py
-runs.
+Its blocks of `sh` and `python` are run in order, in one shell, in a fresh copy of the tree with an empty home folder,
+by a user without any privilege.
+Not run: what is marked `needs a cluster`, `make test` (this is it), and `make demo`, which test_demo.py runs.
 """
 
 import re
@@ -14,20 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from cluster.__main__ import _parser as cluster_parser
+from cluster.__main__ import parser as cluster_parser
 from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
-from jobs.common.compare import _parser as compare_parser
-from jobs.common.registry.__main__ import _parser as registry_parser
+from jobs.common.compare import parser as compare_parser
+from jobs.common.registry.__main__ import parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
 from serving.__main__ import parser as serving_parser
 from tests import contained, newcomer, unprivileged
+from trainyard.__main__ import OF_A_CLUSTER, WITHOUT_A_JOB
 from tuning.options import combined
 
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md",
-           ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md", ROOT / "tests/README.md",
+           ROOT / "jobs/pytorch/README.md",
+           ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md",
+           ROOT / "tests/README.md",
            ROOT / "cluster/README.md"]
 RUN_ELSEWHERE = {"make demo", "make test"}
 NEEDS_A_CLUSTER = "needs a cluster"
@@ -49,7 +53,8 @@ def blocks(readme: Path) -> list[Block]:
 
 def runnable() -> list[Block]:
     return [block for block in blocks(ROOT / "README.md")
-            if block.language in ("sh", "python") and block.info != NEEDS_A_CLUSTER and block.text.strip() not in RUN_ELSEWHERE]
+            if block.language in ("sh", "python") and block.info != NEEDS_A_CLUSTER
+            and block.text.strip() not in RUN_ELSEWHERE]
 
 
 def script() -> str:
@@ -107,7 +112,8 @@ def stopped_and_resumed(output: str, folder: Path) -> None:
 def commands(text: str) -> list[list[str]]:
     """The simple commands of a shell script, as words: lines joined, comments left out."""
     joined = text.replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()
+            and not line.lstrip().startswith("#")]
 
 
 def shown_commands() -> list[tuple[str, list[str]]]:
@@ -118,9 +124,24 @@ def shown_commands() -> list[tuple[str, list[str]]]:
             if block.language == "sh":
                 found += [(readme.name, words) for words in commands(block.text)]
         prose = re.sub(r"^```.*?^```$", "", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for code in re.findall(r"`((?:python|make|ray|pip) [^`\n]+)`", prose):
+        for code in re.findall(r"`((?:python|make|ray|pip|trainyard) [^`\n]+)`", prose):
             found += [(readme.name, words) for words in commands(code.replace("…", ""))]
-    return found
+    return [(name, as_module(words)) for name, words in found]
+
+
+def as_module(words: list[str]) -> list[str]:
+    """The `python -m` that a command `trainyard` stands for; another command as it is."""
+    match words:
+        case ["trainyard", "train", job, *rest]:
+            return ["python", "-m", f"jobs.{job}", *rest]
+        case ["trainyard", "tune", *rest]:
+            return ["python", "-m", "tuning", *rest]
+        case ["trainyard", command, *rest] if command in WITHOUT_A_JOB:
+            return ["python", "-m", WITHOUT_A_JOB[command].removesuffix(".__main__"), *rest]
+        case ["trainyard", command, *rest] if command in OF_A_CLUSTER:
+            return ["python", "-m", "cluster", command, *rest]
+        case _:
+            return words
 
 
 def after(words: list[str], *start: str) -> list[str] | None:
@@ -150,7 +171,8 @@ def test_every_flag_of_a_job_is_one_that_the_job_takes(monkeypatch: pytest.Monke
 
 def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shown = [flags for _, words in shown_commands() if (flags := after(words, "python", "-m", "tuning", "mlp")) is not None]
+    shown = [flags for _, words in shown_commands()
+             if (flags := after(words, "python", "-m", "tuning", "mlp")) is not None]
     assert len(shown) >= 3
     for flags in shown:
         configs.parse(combined(MlpConfig), flags, "README")
@@ -167,7 +189,8 @@ def test_every_other_command_is_one_that_there_is() -> None:
     targets = {words[1] for _, words in shown_commands() if words[0] == "make"}
     assert {"demo", "test"} <= targets
     for target in targets:
-        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT, check=True,
+        subprocess.run(["make", "-n", "-o", ".venv/.installed-for-demo", "-o", ".venv/.installed", target], cwd=ROOT,
+                       check=True,
                        capture_output=True)
 
 

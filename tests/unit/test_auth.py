@@ -16,6 +16,7 @@ from cluster import commands, connect
 from cluster.core import auth
 from cluster.core.control_store import Gcs, TokenError
 from cluster.core.errors import ClusterError, ConfigError
+from cluster.core.shadows import PACKAGES
 from cluster.core.storage import Store
 from cluster.local import cluster as local
 from cluster.local.processes import Process
@@ -203,6 +204,6 @@ def test_the_home_folder_of_an_unknown_user_is_refused() -> None:
 
 def test_only_one_function_looks_for_the_home_folder() -> None:
     root = Path(auth.__file__).parents[2]
-    found = [path.relative_to(root) for part in ("cluster", "jobs", "tuning", "serving") for path in (root / part).rglob("*.py")
+    found = [path.relative_to(root) for part in PACKAGES for path in (root / part).rglob("*.py")
              if re.search(r"expanduser|Path\.home\(|getpass|import pwd", path.read_text())]
     assert found == [Path("cluster/core/auth.py")]

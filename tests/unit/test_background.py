@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.core.background import in_background, in_loop, logged
+from cluster.core.shadows import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 STARTERS = {"Thread", "Timer", "ensure_future", "create_task", "run_coroutine_threadsafe", "start_new_thread"}
@@ -53,7 +54,7 @@ def test_what_ends_a_task_that_nobody_awaits_is_logged_and_its_cancelling_is_not
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    for folder in ("cluster", "jobs", "serving", "tuning"):
+    for folder in PACKAGES:
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 

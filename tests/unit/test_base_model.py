@@ -1,4 +1,5 @@
-"""A Hugging Face folder is taken as data: it runs no code, leads nowhere else, and a model of it has all of its weights."""
+"""A Hugging Face folder is taken as data: it runs no code, leads nowhere else,
+and a model of it has all of its weights."""
 
 import builtins
 import hashlib
@@ -36,7 +37,8 @@ def words() -> Any:
 
 
 def details(made: Any) -> dict[str, Any]:
-    return {"max_length": 16, "vocab_size": len(made), "pad_id": made.pad_token_id, "start_id": made.cls_token_id, "end_id": None}
+    return {"max_length": 16, "vocab_size": len(made), "pad_id": made.pad_token_id, "start_id": made.cls_token_id,
+            "end_id": None}
 
 
 def network(made: Any, labels: tuple[str, ...] = LABELS) -> Any:
@@ -103,7 +105,8 @@ def test_an_artifact_loads_from_what_was_verified_whatever_its_folder_becomes(ar
     assert isinstance(model, Classifier)
     np.testing.assert_array_equal(model.predict(TEXTS), original.probe().outputs["probabilities"])
     load_predictor(opened)
-    for name, change in (("model/config.json", with_fields(vocab_size=5)), ("model/model.safetensors", lambda d: d[:-1] + b"!"),
+    for name, change in (("model/config.json", with_fields(vocab_size=5)),
+                         ("model/model.safetensors", lambda d: d[:-1] + b"!"),
                          ("model/tokenizer.json", with_fields(version="2"))):
         before = (artifact / name).read_bytes()
         forge(artifact, name, change)  # another manifest, too: as an attacker would
@@ -152,7 +155,8 @@ def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_it(art
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"preprocessing": {}}, {"preprocessing": {"max_length": "x", "start_id": 0, "end_id": None}}])
+@pytest.mark.parametrize("change",
+                         [{"preprocessing": {}}, {"preprocessing": {"max_length": "x", "start_id": 0, "end_id": None}}])
 def test_a_manifest_without_what_the_loader_needs_is_refused(artifact: Path, change: dict[str, Any]) -> None:
     forge(artifact, "manifest.json", with_fields(**change))
     with pytest.raises(ArtifactError, match="max_length"):
@@ -163,7 +167,8 @@ def test_a_manifest_without_what_the_loader_needs_is_refused(artifact: Path, cha
 def test_a_job_that_nobody_has_named_is_refused_and_nothing_is_imported(artifact: Path, job: str) -> None:
     forge(artifact, "manifest.json", with_fields(job=job))
     before = set(sys.modules)
-    with pytest.raises(ArtifactError, match=r"none of Trainyard's own \(cnn, mlp, transformer\).* if you trust that package"):
+    with pytest.raises(ArtifactError,
+                       match=r"none of Trainyard's own \(cnn, mlp, pytorch, transformer\).* if you trust that package"):
         module_of(open_artifact(artifact), ["mine", "mine.more"])
     assert set(sys.modules) == before
 
@@ -173,12 +178,14 @@ EVIL = "import pathlib\npathlib.Path({!r}).write_text('owned')\n"
 
 
 @pytest.mark.parametrize(("file", "fields", "says"), [
-    ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}}, "has auto_map"),
+    ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}},
+     "has auto_map"),
     ("config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}, "has auto_map"),
     ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}, "has auto_map"),
     ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}}, "has auto_map"),
     ("config.json", {"_attn_implementation": "somebody/kernel"}, "would fetch compiled code"),
-    ("model.safetensors.index.json", {"weight_map": {"a": "../../outside.safetensors"}}, "not a .safetensors file beside it"),
+    ("model.safetensors.index.json", {"weight_map": {"a": "../../outside.safetensors"}},
+     "not a .safetensors file beside it"),
 ])
 def test_a_folder_that_would_run_code_is_refused_at_once_and_nobody_is_asked(
         file: str, fields: dict[str, Any], says: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

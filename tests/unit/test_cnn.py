@@ -315,7 +315,7 @@ def test_half_precision_scales_its_loss_down_until_gradients_fit(digits: Dataset
 def test_images_are_warped_as_pytorch_warps_them(odd: Dataset, tmp_path: Path) -> None:
     """The same draws, carried out by both frameworks, on images that are not square."""
     torch = pytest.importorskip("torch")
-    from jobs.mlp.augment import augment
+    from jobs.pytorch.images.augment import augment
 
     config = config_of(augment={"shift": 1.0, "rotate": 40, "scale": 0.2}, train={"global_batch_size": 32})
     _, batches = trainer_of(tmp_path / "warped", odd, config)

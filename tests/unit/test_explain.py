@@ -19,8 +19,10 @@ from jobs.common.report.html import Section, render
 from jobs.common.training.predictions import Predictions
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import explained_rows
-from jobs.mlp.model import Classifier, Mlp, load
+from jobs.mlp.model import Mlp, load
+from jobs.mlp.model import classifier as of_perceptron
 from jobs.pytorch.attribution import integrated_gradients, log_odds
+from jobs.pytorch.images.classifier import Classifier
 from tests import runs
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -28,7 +30,7 @@ EVIL = "<script>alert('x')</script>\"&"
 
 def classifier(shape: tuple[int, int, int] = (6, 5, 2), hidden: tuple[int, ...] = (32, 16), mean: float = 90.0) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(Mlp(shape, 4, hidden, 0.5, (mean,) * shape[2], (60.0,) * shape[2]), ["a", "b", "c", "d"])
+    return of_perceptron(Mlp(shape, 4, hidden, 0.5, (mean,) * shape[2], (60.0,) * shape[2]), shape, ["a", "b", "c", "d"])
 
 
 def some_images(count: int = 12, shape: tuple[int, int, int] = (6, 5, 2)) -> npt.NDArray[np.uint8]:

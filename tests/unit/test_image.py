@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.core.shadows import PACKAGES
 from tests.manifest_rules import image_tag, lock
 from tests.manifests import rendered
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "k8s/image/Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = ("cluster", "jobs", "tuning", "serving")
 EXTRAS = {"build-torch": {"transformer", "serve"}, "build-tensorflow": {"tensorflow", "serve"}}
 
 

@@ -13,8 +13,8 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.vision import robustness as image_robustness
 from jobs.common.vision.robustness import ATTACKS, CHANGES, Attack, pixel_range, projected_gradient, sample
 from jobs.mlp import train as loop
-from jobs.mlp.adversary import gradient_of_loss
 from jobs.mlp.config import MlpConfig
+from jobs.pytorch.images.adversary import gradient_of_loss
 from tests import image_loops
 
 CONFIG: dict[str, dict[str, Any]] = {

@@ -106,6 +106,7 @@ WORDS = {
     "deepspeed.runtime.zero.partition_parameters": [".ds_numel", ".ds_tensor"],
     "deepspeed.utils.tensor_fragment": ["hp_fragment_address", "lp_fragment_address"],
     "tensorflow.python.eager.context": ["self._initialized"],
+    "argparse": ["self._actions", "class _SubParsersAction"],
 }
 """What only objects have that take a cluster or a group to make: a module's text must have it."""
 GCS = {

@@ -23,9 +23,9 @@ from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError, StepOutcome, TrainState
 from jobs.common.vision.config import AugmentConfig, ImageDataConfig, OptimConfig
 from jobs.mlp import train as loop
-from jobs.mlp.augment import augment
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp, load, new_model
+from jobs.pytorch.images.augment import augment
 from jobs.pytorch.optimizer import build_optimizer, step_if_finite
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors

@@ -54,8 +54,8 @@ def importable(place: own_job.Place, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_it_is_trainyards_wheel_that_is_used(place: own_job.Place) -> None:
-    said = python(place, "-c", "import cluster, jobs, serving, tuning\n"
-                               "for each in (cluster, jobs, serving, tuning): print(each.__file__)")
+    said = python(place, "-c", "import cluster, jobs, serving, trainyard, tuning\n"
+                               "for each in (cluster, jobs, serving, trainyard, tuning): print(each.__file__)")
     assert said.stdout.split() == [str(place.installed / name / "__init__.py") for name in shadows.PACKAGES]
     assert (place.installed / "jobs/mlp/search_space.yaml").is_file()
     templates = [path.relative_to(ROOT) for name in shadows.PACKAGES for path in (ROOT / name).rglob("templates/*.html")]
@@ -78,7 +78,7 @@ def test_its_artifact_names_it_and_is_answered_by_its_predictor_for_who_has_name
 @pytest.mark.parametrize("named", [(), ("my_package",), ("my_package.churn.predictor",), ("churn",), ("my_package.*",)])
 def test_a_package_that_nobody_has_named_word_for_word_is_not_imported(
         artifact: Artifact, named: tuple[str, ...]) -> None:
-    with pytest.raises(ArtifactError, match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, transf"
+    with pytest.raises(ArtifactError, match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, transf"
                                             r"ormer\).* pass --job my_package\.churn if you trust that package"):
         load_predictor(artifact, named)
     with pytest.raises(ArtifactError, match="pass --job"):
@@ -134,7 +134,7 @@ def test_a_package_that_is_called_like_a_job_of_trainyard_is_refused(capsys: pyt
 
 
 # ── folders that hide Trainyard's packages ──
-@pytest.mark.parametrize("name", ["cluster", "jobs", "serving", "tuning", "jobs.py"])
+@pytest.mark.parametrize("name", ["cluster", "jobs", "serving", "trainyard", "tuning", "jobs.py"])
 def test_a_folder_that_hides_a_package_of_trainyard_is_named(place: own_job.Place, name: str, tmp_path: Path) -> None:
     if name.endswith(".py"):
         (tmp_path / name).touch()

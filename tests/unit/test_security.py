@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.core.errors import CheckpointError, ConfigError, TrainyardError
+from cluster.core.shadows import PACKAGES
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry
@@ -51,7 +52,7 @@ ALLOWED = {("jobs/common/training/predictions.py", "np.load")}  # allow_pickle=F
 
 
 def test_no_code_of_ours_unpickles_what_lies_in_storage() -> None:
-    found = {(str(path.relative_to(ROOT)), name) for top in ("cluster", "jobs", "tuning", "serving")
+    found = {(str(path.relative_to(ROOT)), name) for top in PACKAGES
              for path in (ROOT / top).rglob("*.py") for name in _calls(path)}
     assert {(file, name) for file, name in found if name in UNSAFE} == ALLOWED
 

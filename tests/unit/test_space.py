@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import flatten
 from jobs.common.config import to_dict
-from jobs.common.training.find_job import beside, find_job, house_names
+from jobs.common.training.find_job import beside, find_job
+from jobs.common.training.house import house_names
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
 from tuning.__main__ import main
@@ -148,7 +149,7 @@ def test_a_search_is_of_a_job_of_trainyard_or_of_a_package_that_has_one(capsys: 
     for name in ("common", "json", "no_such", "no_such.job", "../mlp", ".mlp", "jobs.common", ""):
         assert main([name]) == 2
         said = capsys.readouterr().err
-        assert name in said and "give one of cnn, mlp, transformer, or a package of yours" in said
+        assert name in said and "give one of cnn, mlp, pytorch, transformer, or a package of yours" in said
     assert main([]) == 2
     assert "python -m tuning JOB" in capsys.readouterr().out
 

@@ -123,7 +123,7 @@ def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_it
 @pytest.mark.parametrize("job", ["none", "my_package", "my_package.notes", "my_package.none", "tuning.none", "common",
                                  "../churn", ""])
 def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
-    with pytest.raises(ConfigError, match=r"one of cnn, mlp, transformer, tuning\.cnn, .*package of yours that has a job"):
+    with pytest.raises(ConfigError, match=r"one of cnn, mlp, pytorch, transformer, tuning\.cnn, .*package of yours that has a job"):
         command_of(job)
 
 

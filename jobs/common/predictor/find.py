@@ -12,7 +12,7 @@ from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.predictor.onnx_model import is_onnx
 from jobs.common.predictor.predictor import Explaining, Predictor
-from jobs.common.training.find_job import house_names, package_of
+from jobs.common.training.house import house_names, package_of
 
 
 def load_predictor(artifact: Artifact, jobs: Sequence[str] = ()) -> Predictor:

@@ -15,10 +15,12 @@ from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
 from jobs.common.registry.sqlite_versions import read_versions
 
+PROG = "python -m jobs.common.registry"
 
-def main(arguments: Sequence[str] | None = None) -> None:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> None:
     """Ends the process with the exit code of the error tree."""
-    options = _parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     spare_loopback()
     try:
         options.run(options)
@@ -27,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.common.registry", description=__doc__)
+def parser(prog: str = PROG) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description=__doc__)
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--tracking-uri", help="MLflow server; by default the SQLite file in the storage")
     place.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("list", parents=[place], help="versions of a model, or of all")
     command.add_argument("name", nargs="?")
     command.set_defaults(run=_list)
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("artifact")
     command.set_defaults(run=_register)
-    return parser
+    return made
 
 
 def _open(options: argparse.Namespace, name: str) -> Registry:

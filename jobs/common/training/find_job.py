@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.core.errors import ConfigError
-from jobs.common.training.job import HOUSE, Job
-
-
-def house_names() -> list[str]:
-    """The jobs of Trainyard itself."""
-    return sorted(each.name for each in files(HOUSE).iterdir() if each.joinpath("job.py").is_file())
-
-
-def package_of(name: str) -> str:
-    """The package of a job that a person or an artifact names; it need not exist."""
-    return f"{HOUSE}.{name}" if name in house_names() else name
+from jobs.common.training.house import house_names, package_of
+from jobs.common.training.job import Job
 
 
 def find_job(name: str) -> Job:

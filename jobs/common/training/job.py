@@ -12,6 +12,7 @@ from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.training import predictions
+from jobs.common.training.house import HOUSE
 from jobs.common.training.predictions import Predictions
 
 
@@ -64,8 +65,6 @@ class EvaluationResult:
     """Of a classifier, what drift is measured from (`drift.Reference`)."""
 
 
-HOUSE = "jobs"
-"""The package that holds the jobs of Trainyard itself."""
 Direction = Literal["max", "min"]
 CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
 

@@ -85,8 +85,8 @@ def image_inputs(artifact: Artifact, images: Array) -> tuple[Array]:
     return (images,)
 
 
-class ImagePredictor:
-    """What the image jobs share: all but `load`."""
+class GraphPredictor:
+    """What answers about images have in common, whatever computes them: all but `load`."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
         """model: the artifact's, which gives probabilities (B, K) for images (B, H, W, C) by `predict`, and what they
@@ -106,6 +106,10 @@ class ImagePredictor:
 
     def features(self, rows: Array) -> dict[str, Array]:
         return dict(image_features(rows, self._mean))
+
+
+class ImagePredictor(GraphPredictor):
+    """The same by a model that can say what its answers rest on."""
 
     def explain(self, row: Array) -> Mapping[str, Array]:
         predicted = self._model.predict(row).argmax(1)

@@ -1,4 +1,4 @@
-"""The MLP's images as they deceive it most, in training and for the report."""
+"""Images as they deceive a model most, in training and for the report."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
@@ -24,7 +24,8 @@ def attacked(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
 
 
 def gradient_of_loss(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """Of each row's cross entropy, with respect to its pixels (B, H, W, C); the parameters' own gradients stay as they are."""
+    """Of each row's cross entropy, with respect to its pixels (B, H, W, C);
+    the parameters' own gradients stay as they are."""
     pixels = images.detach().requires_grad_()
     with torch.enable_grad():
         loss = F.cross_entropy(forward(pixels).float(), labels, reduction="sum")

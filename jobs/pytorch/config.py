@@ -1,0 +1,48 @@
+"""The config of the job for a PyTorch module of yours: what image jobs have in common, and where the module is."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobs.common.config import require
+from jobs.common.vision.config import ImageConfig
+
+FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A `torch.nn.Module` of yours, from images to logits."""
+
+    build: str = "jobs.pytorch.model:small_network"
+    """`module:function`, called as `build(info) -> nn.Module` with the data's `shape` (height, width, channels),
+    `class_names`, `num_classes`, `mean` and `std`.
+    The module takes normalised float images (B, C, H, W) and gives logits (B, classes)."""
+    loss: str | None = None
+    """`module:function`, called as `loss(logits, labels)`: the mean over the rows, a scalar.
+    By default cross entropy."""
+    normalise: Literal["standard", "unit"] = "standard"
+    """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
+
+    def __post_init__(self) -> None:
+        for name in ("build", "loss"):
+            value = getattr(self, name)
+            require(value is None or bool(re.fullmatch(FUNCTION, value)), f"model.{name}", value, "use MODULE:FUNCTION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """How the arithmetic is done."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: matrix products and convolutions in bfloat16, weights and sums in float32."""
+    compile: bool = False
+    """torch.compile: slow to start, faster after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PytorchConfig(ImageConfig):
+    """Trains a PyTorch module of yours on images."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)

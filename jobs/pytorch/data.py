@@ -1,0 +1,47 @@
+"""What goes into a module of yours and what comes out of it. Imports no torch."""
+
+from jobs.common.artifact import artifact
+from jobs.common.artifact.manifest import Description
+from jobs.common.predictor.onnx_model import MODEL
+from jobs.common.report.html import Section
+from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
+from jobs.common.vision.build_info import function_of_yours
+from jobs.common.vision.job import describe_images, image_sections
+from jobs.pytorch.config import PytorchConfig
+
+HOW_TO_LOAD = """from jobs.pytorch.model import load  # imports {build}
+probabilities = load("ARTIFACT").predict(images)  # images: (rows, height, width, channels), as they were trained on"""
+
+
+def check(config: PytorchConfig) -> None:
+    """Raises: ConfigError for a package that is not installed, or a function that is not there."""
+    for package in ("torch", "captum"):
+        require_package(package, "torch")
+    for name in ("build", "loss"):
+        if (function := getattr(config.model, name)) is not None:
+            function_of_yours(f"--model.{name}", function)
+
+
+def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
+    """The artifact's manifest."""
+    build = trained.config.model.build
+    about = f"The module of {build}, that tells {len(trained.dataset.class_names)} classes of images apart."
+    return describe_images(trained, verdict, about=about, how_to_load=HOW_TO_LOAD.format(build=build), preprocessing={})
+
+
+def files(trained: TrainingResult) -> dict[str, bytes]:
+    """The weights of the best checkpoint;
+    and, if it can be written, their graph, which needs none of your code to answer."""
+    from jobs.pytorch.images.graph import graph_of
+
+    tensors = trained.checkpoints.load(trained.best)
+    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    graph = graph_of(trained, own)
+    return {artifact.WEIGHTS: artifact.weights_file(own)} | ({MODEL: graph} if graph else {})
+
+
+def sections(trained: TrainingResult, verdict: EvaluationResult, made: artifact.Artifact) -> list[Section]:
+    """Of the report, by the model as it is loaded back from its artifact."""
+    from jobs.pytorch.model import load
+
+    return image_sections(trained, load(made.store))

@@ -1,0 +1,2 @@
+"""What PyTorch jobs on images share: the step, augmentation, attacks,
+and the trained model as an application sees it."""
