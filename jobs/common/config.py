@@ -15,6 +15,7 @@ from typing import Literal, TypeVar, cast
 
 import yaml
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, recipe_flags, split_recipe
 from jobs.common.provenance import without_secrets
@@ -231,7 +232,7 @@ def from_dict(config_type: type[C], values: Overrides) -> C:
     return parse_flags(config_type, flags_of("", values), "config")
 
 
-def to_dict(config: Config) -> dict[str, object]:
+def to_dict(config: Config) -> JsonObject:
     """Nested plain values, fit for YAML and JSON."""
     return dataclasses.asdict(config)
 

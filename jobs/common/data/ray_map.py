@@ -25,21 +25,13 @@ _SCHEMA = pa.schema([("values", pa.large_binary()), ("error", pa.string())])
 
 def decode_with_ray(fragments: Sequence[Fragment], spec: ImageSpec) -> Iterator[Array]:
     """Images of all fragments in order, (n, H, W, C) at a time. Raises: DataError as the fragments do."""
-    for buffer in _in_order(list(fragments), functools.partial(_images, spec)):
-        yield np.frombuffer(buffer, spec.dtype).reshape(-1, *spec.shape)
+    for values in _in_order(list(fragments), lambda fragment: fragment.decode(spec)):
+        yield np.frombuffer(values, spec.dtype).reshape(-1, *spec.shape)
 
 
 def map_with_ray(items: Sequence[T], work: Callable[[T], Array]) -> Iterator[Array]:
     """`work` of each item, in order, as an array of its bytes. Raises: DataError as `work` does."""
-    yield from _in_order(list(items), functools.partial(_once, work))
-
-
-def _images(spec: ImageSpec, fragment: Fragment) -> Iterator[Array]:
-    return fragment.decode(spec)
-
-
-def _once(work: Callable[[T], Array], item: T) -> Iterator[Array]:
-    yield work(item)
+    yield from _in_order(list(items), lambda item: iter([work(item)]))
 
 
 def _in_order(items: list[T], work: Callable[[T], Iterator[Array]]) -> Iterator[Array]:

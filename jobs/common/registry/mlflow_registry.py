@@ -238,9 +238,8 @@ class MlflowRegistry(Registry):
 
 
 def _version(item: Any, aliases: Sequence[str]) -> ModelVersion:
-    return ModelVersion(
-        name=item.name, version=str(item.version), aliases=tuple(aliases), run_id=item.run_id, tags=dict(item.tags)
-    )
+    return ModelVersion(name=item.name, version=str(item.version), aliases=tuple(aliases), run_id=item.run_id,
+                        tags=dict(item.tags))
 
 
 def _tags(artifact: Artifact) -> dict[str, str]:

@@ -119,13 +119,12 @@ class Session:
             self.progress.state["ticks"] += 1
         reports = [self.progress.reports.get() for _ in range(self.progress.reports.qsize())]
         losses = [self.progress.losses.popleft() for _ in range(len(self.progress.losses))]
-        data_wait_s = sum(loader.wait_s for loader in self.data.loaders)
         costs = self.checkpoints.writer.timings()
         pace = self.progress.pace
         self.progress.state |= {
-            "median_step_s": pace.median_s, "samples_per_s": pace.samples_per_s, "data_wait_s": data_wait_s,
-            "busy_s": pace.busy_s, "marks": dict(self.progress.marks), "checkpoint": costs,
-            "committed_step": self.checkpoints.writer.committed_step,
+            "median_step_s": pace.median_s, "samples_per_s": pace.samples_per_s, "busy_s": pace.busy_s,
+            "data_wait_s": sum(loader.wait_s for loader in self.data.loaders), "marks": dict(self.progress.marks),
+            "checkpoint": costs, "committed_step": self.checkpoints.writer.committed_step,
         }
         if losses:
             self.progress.state["loss"] = sum(losses) / len(losses)

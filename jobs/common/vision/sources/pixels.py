@@ -87,7 +87,7 @@ def _flatten(column: Any, where: Where, spec: ImageSpec | None = None) -> tuple[
         column = column.flatten()
 
 
-def _length(column: ArrowArray, whole: ArrowArray, above: Sequence[int], where: Where, spec: ImageSpec | None) -> int:
+def _length(column: Any, whole: ArrowArray, above: Sequence[int], where: Where, spec: ImageSpec | None) -> int:
     """The one length of all lists of a level."""
     found = np.diff(numpy_column(column.offsets))
     if (found == found[0]).all():
