@@ -15,12 +15,12 @@ from cluster.core.documents import DocumentError, read_yaml
 from cluster.core.errors import ConfigError
 
 C = TypeVar("C")
-Overrides = Mapping[str, Any]
+Overrides = Mapping[str, object]
 
 
-def flatten(values: Overrides, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Overrides, prefix: str = "") -> dict[str, object]:
     """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(cast(Overrides, value), f"{prefix}{key}.")

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
@@ -47,9 +47,9 @@ class Finished:
     """What a run has left that can be compared."""
 
     name: str
-    config: dict[str, Any]
-    result: dict[str, Any]
-    history: Sequence[dict[str, Any]]
+    config: JsonObject
+    result: JsonObject
+    history: Sequence[JsonObject]
     test: Predictions
     evaluation: Evaluation
 

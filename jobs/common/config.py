@@ -9,21 +9,21 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import yaml
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import flags_of, flatten, parse_flags, recipe_flags, split_recipe
+from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, recipe_flags, split_recipe
 from jobs.common.provenance import without_secrets
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 """What is in a storage beside the runs: prepared data, and the registry. (Others begin with `.`, as no run's name does.)"""
 
 C = TypeVar("C", bound="Config")
-Overrides = Mapping[str, Any]
 
 
 def require(condition: bool, field_name: str, value: object, remedy: str) -> None:
@@ -232,7 +232,7 @@ def from_dict(config_type: type[C], values: Overrides) -> C:
     return parse_flags(config_type, flags_of("", values), "config")
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> JsonObject:
     """Nested plain values, fit for YAML and JSON."""
     return dataclasses.asdict(config)
 
@@ -263,7 +263,7 @@ def is_decisive(field_name: str) -> bool:
     return field_name == "run.seed" or not field_name.startswith(("run.", "data.cache_"))
 
 
-def _plain_value(value: Any) -> Any:
-    return list(cast(Sequence[Any], value)) if isinstance(value, tuple | list) else value
+def _plain_value(value: object) -> object:
+    return list(cast(Sequence[object], value)) if isinstance(value, tuple | list) else value
 
 

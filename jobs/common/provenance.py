@@ -55,17 +55,16 @@ def machine() -> dict[str, str]:
     }
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """System, processor, GPU, cores, threads (OMP_NUM_THREADS), code and library versions; imports no library.
 
     A loop adds what it knows better: `environment() | {"threads": 1, "world_size": 3}`.
     """
-    return machine() | {
-        "gpu": _gpu(), "threads": os.environ.get("OMP_NUM_THREADS"), "code": code_version(), "libraries": library_versions(),
-    }
+    return {**machine(), "gpu": _gpu(), "threads": os.environ.get("OMP_NUM_THREADS"), "code": code_version(),
+            "libraries": library_versions()}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """What is no longer the same, so that bit-identical results are not promised any more; one line each, none if all is.
 
     Something that only one of the two knows does not count.
@@ -74,14 +73,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if key in after and before[key] != after[key]]
 
 
-def without_secrets(value: Any) -> Any:
+def without_secrets(value: object) -> Any:
     """The same plain value with credentials inside URIs replaced by `***`; nested dicts and lists are gone through."""
     if isinstance(value, str):
         return _PARAMETER.sub(r"\1=***", _USER_INFO.sub("://***@", value))
     if isinstance(value, Mapping):
-        return {key: without_secrets(item) for key, item in cast(Mapping[str, Any], value).items()}
+        return {key: without_secrets(item) for key, item in cast(Mapping[str, object], value).items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in cast(list[Any], value)]
+        return [without_secrets(item) for item in cast(list[object], value)]
     return value
 
 
@@ -109,8 +108,9 @@ def _processor() -> str:
     return next(names, platform.processor() or "unknown")
 
 
-def _decisive(values: Mapping[str, Any]) -> dict[str, str]:
-    named = {label: values.get(key) for key, label in _LABELS.items()} | dict(values.get("libraries") or {})
+def _decisive(values: Mapping[str, object]) -> dict[str, str]:
+    libraries = cast(Mapping[str, str], values.get("libraries") or {})
+    named = {label: values.get(key) for key, label in _LABELS.items()} | dict(libraries)
     return {label: str(value) for label, value in named.items() if value is not None}
 
 

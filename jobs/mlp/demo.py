@@ -16,17 +16,17 @@ import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cluster.core.auth import expanded
-from cluster.core.documents import parse_json, read_json
+from cluster.core.documents import JsonObject, parse_json, read_json
 from cluster.core.errors import ClusterError, TrainyardError
 from cluster.core.network import free_port, spare_loopback
 from cluster.core.signals import exit_when_told
 from cluster.core.storage import Store
 from cluster.local import cluster as local
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import Dataset
 
 WORKERS = 2
@@ -145,7 +145,7 @@ def endpoint(artifact: Path, log: Path) -> Generator[str]:
         print("the endpoint is down", flush=True)
 
 
-def first_test_image(storage: Path, record: dict[str, Any]) -> tuple[np.ndarray[Any, Any], int]:
+def first_test_image(storage: Path, record: JsonObject) -> tuple[Array, int]:
     """(H, W, C) pixels and class of the run's first test row."""
     from jobs.common.vision.config import ImageDataConfig
 
@@ -161,7 +161,7 @@ def first_test_image(storage: Path, record: dict[str, Any]) -> tuple[np.ndarray[
     raise FileNotFoundError(f"the prepared data {fingerprint[:12]} is not in {storage / 'data'}")
 
 
-def draw(image: np.ndarray[Any, Any]) -> list[str]:
+def draw(image: Array) -> list[str]:
     """One line of characters for every two rows of pixels."""
     gray = image.mean(axis=2).astype(float)
     pairs = gray[: len(gray) // 2 * 2].reshape(len(gray) // 2, 2, -1).mean(axis=1)

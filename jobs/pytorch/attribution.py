@@ -7,7 +7,6 @@ Shapes: B rows, K classes; a row is of any shape, such as (H, W, C) pixels or (T
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def _explained(forward: Callable[..., Tensor], inputs: Tensor, baselines: Tensor
     def function(rows: Tensor, target: Tensor, *others: Tensor) -> Tensor:
         return log_odds(forward(rows, *others), target)
 
-    explainer: Any = IntegratedGradients(function, multiply_by_inputs=True)
+    explainer = IntegratedGradients(function, multiply_by_inputs=True)
     attributions, delta = explainer.attribute(inputs, baselines, additional_forward_args=context, n_steps=steps,
                                               return_convergence_delta=True)
     attributions, delta = attributions.detach(), delta.detach()

@@ -61,7 +61,7 @@ class Group:
                                       master_listen_fd=listening)
                 context.broadcast("rendezvous", lambda: (context.host, store.port))
             else:
-                host, port = context.broadcast("rendezvous", lambda: None)
+                host, port = context.broadcast("rendezvous", lambda: ("", 0))
                 store = dist.TCPStore(host, port, context.world_size, is_master=False, timeout=timedelta(seconds=60))
             backend = "nccl" if self._device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=context.rank, world_size=context.world_size,

@@ -3,10 +3,10 @@
 # pyright: reportPrivateImportUsage=false
 
 import os
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.core.errors import ConfigError
 from jobs.common.training.context import TrainContext
@@ -28,7 +28,7 @@ def set_up_torch(context: TrainContext, threads: int) -> torch.device:
     return device
 
 
-def compiled(model: nn.Module) -> Any:
+def compiled(model: nn.Module) -> Callable[..., Tensor]:
     """The model under torch.compile; its weights stay where they are.
     Raises: ConfigError where no compiler is installed."""
     if not has_compiler():

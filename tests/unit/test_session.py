@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.core import storage
+from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store, moved
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
@@ -263,6 +264,16 @@ def test_a_checkpoint_is_saved_by_rank_0_and_read_by_all(make: Make, tmp_path: P
     for session in (first, second):
         np.testing.assert_array_equal(next(session.checkpoints.parts(session.checkpoints.best()))["w"], weights["w"])
     assert len(list(tmp_path.glob("checkpoints/manifests/*/*.json"))) == 1
+
+
+def test_where_no_evaluated_checkpoint_is_intact_it_is_said_and_nobody_waits(make: Make, tmp_path: Path) -> None:
+    _, (session,) = make(1)
+    session.checkpoints.save(lambda: {"w": np.arange(6.0)}, {}, step=1, epoch=0, metric=0.5)
+    session.checkpoints.wait_for_commit()
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"no checkpoint of an evaluation in .* is intact.* run the same command again"):
+        session.checkpoints.best()
 
 
 def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_from_it(

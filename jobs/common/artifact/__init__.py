@@ -1,9 +1,8 @@
 """Contract 5: what training hands to serving, and proof of what it is."""
 
-from typing import Any
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Gives `open_artifact` by the path that model cards of earlier versions name."""
     if name != "open_artifact":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -286,7 +285,7 @@ def weights_file(weights: Mapping[str, Array]) -> bytes:
     return save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)})
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 

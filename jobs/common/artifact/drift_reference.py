@@ -14,7 +14,6 @@ there are as few bins as keep the reference's part of that below 0.03, and `nois
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,7 @@ MOST_CLASS_BINS = 51
 ROWS_A_BIN = 35
 """Of the reference, at the least, for each bin but one."""
 _SMOOTHING = 0.5
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.floating]
 Columns = Mapping[str, Array]
 
 
@@ -84,7 +83,7 @@ class Reference:
     def only(self, names: Collection[str]) -> "Reference":
         return Reference({name: each for name, each in self.features.items() if name in names})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {name: {"edges": [float(str(edge)) for edge in each.edges], "counts": each.counts.tolist()}
                 for name, each in self.features.items()}
 

@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from cluster.core.documents import DocumentError, parse_json
+from cluster.core.documents import DocumentError, JsonObject, parse_json
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.provenance import code_version, library_versions, without_secrets
 
@@ -46,7 +45,7 @@ class Variant:
         """The variant's figures less the parent's."""
         return {name: value - self.parent_figures[name] for name, value in self.figures.items() if name in self.parent_figures}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Mapping[str, object]:
         return {**dataclasses.asdict(self), "change": self.change}
 
 
@@ -62,13 +61,13 @@ class Description:
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
     """Class names in the order of the output's last dimension; empty where there are no classes."""
-    preprocessing: Mapping[str, Any]
+    preprocessing: JsonObject
     """What lies between the input tensor and the network: mean, std, image shape. The job's own loader applies it."""
     metrics: Mapping[str, Mapping[str, float]]
     """By split: {"test": {"accuracy": …}}."""
-    config: Mapping[str, Any]
+    config: JsonObject
     """The resolved config, nested."""
-    data: Mapping[str, Any]
+    data: JsonObject
     """Fingerprint, and rows by split."""
     about: str
     """One or two sentences for the model card."""
@@ -97,7 +96,7 @@ class Manifest:
     def paths(self) -> tuple[str, ...]:
         return tuple(entry.path for entry in self.files)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Mapping[str, object]:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -39,21 +38,17 @@ class TensorSpec:
             raise ValueError(f"tensor {self.name!r} is {self.datatype} {self.shape}: got {values.dtype} {values.shape}")
 
 
-def to_json(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> list[dict[str, Any]]:
+def to_json(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> list[dict[str, object]]:
     """The `inputs` of a request, or the `outputs` of a response, in the protocol's JSON: data flat, in row-major order.
 
     Raises: ValueError if a tensor is missing, unknown, or not as its spec says.
     """
     if sorted(values) != sorted(spec.name for spec in specs):
         raise ValueError(f"needs tensors {sorted(spec.name for spec in specs)}: got {sorted(values)}")
-    tensors: list[dict[str, Any]] = []
     for spec in specs:
         spec.check(values[spec.name])
-        data = values[spec.name].ravel().tolist()
-        tensors.append(
-            {"name": spec.name, "datatype": spec.datatype, "shape": list(values[spec.name].shape), "data": data}
-        )
-    return tensors
+    return [{"name": spec.name, "datatype": spec.datatype, "shape": list(values[spec.name].shape),
+             "data": values[spec.name].ravel().tolist()} for spec in specs]
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class _Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: list[Any]
+    data: list[object]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.core.documents import DocumentError, JsonObject, check_fields, check_version, load_json, parse_json
 from cluster.core.errors import CheckpointError, StorageError
@@ -88,7 +88,7 @@ class Checkpoint:
     step: int
     """Optimiser steps done."""
     epoch: int
-    state: dict[str, Any]
+    state: JsonObject
     """What the loop keeps beside its tensors: plain JSON values (keys are strings, tuples come back as lists)."""
     metric: float | None
     """The validation metric, if it was made at an evaluation."""
@@ -97,7 +97,7 @@ class Checkpoint:
     """How many ranks wrote a part."""
     created: float
     """Unix seconds."""
-    environment: dict[str, Any]
+    environment: JsonObject
     files: tuple[FileEntry, ...]
 
     @property
@@ -123,7 +123,7 @@ def read_manifest(store: Store, name: SaveName) -> Checkpoint:
     return read_json(store, name.manifest, Checkpoint)
 
 
-def write_json(store: Store, path: str, values: Mapping[str, Any]) -> None:
+def write_json(store: Store, path: str, values: Mapping[str, object]) -> None:
     """Writes values with their own sha256, whole or not at all, and durably: it survives a power cut."""
     values = {_VERSION: SCHEMA_VERSION, **values}
     values = parse_json(json.dumps(values, allow_nan=False))  # as they will be read: keys are strings
@@ -163,5 +163,5 @@ def explain_reading(error: OSError, store: Store, path: str) -> Exception:
     return StorageError(f"{store.location(path)} cannot be read ({error}): {tls_remedy(error) or _REMEDY}")
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def _digest(values: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from cluster.core.documents import parse_json
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import CheckpointError, NonFiniteStateError
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
@@ -49,7 +49,7 @@ def collect(store: Store, save: SaveName, world_size: int, timeout_s: float, aba
         pause_s = min(0.5, pause_s * 1.5)
 
 
-def plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
+def plain_state(state: Mapping[str, object]) -> JsonObject:
     """A copy as JSON gives it back: keys are strings, tuples are lists, NumPy's numbers are Python's.
 
     Raises: NonFiniteStateError if it holds NaN or infinity.
@@ -84,7 +84,7 @@ def _new_parts(store: Store, save: SaveName, missing: set[int]) -> dict[int, Fil
     return found
 
 
-def _python_number(value: Any) -> Any:
+def _python_number(value: Any) -> object:
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"the state of a checkpoint holds JSON values, not {type(value).__name__}")

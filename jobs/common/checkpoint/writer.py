@@ -21,7 +21,6 @@ from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
 from cluster.core.background import in_background, logged
 from cluster.core.errors import (
@@ -73,7 +72,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, store: Store, generation: str, rank: int = 0, world_size: int = 1, *, config_fingerprint: str,
-                 environment: Mapping[str, Any], keep_last: int, part_timeout_s: float = 600.0,
+                 environment: Mapping[str, object], keep_last: int, part_timeout_s: float = 600.0,
                  patience_s: Callable[[], float] = lambda: 600.0) -> None:
         """patience_s: how long storage may stand still, asked while it does."""
         self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
@@ -115,7 +114,7 @@ class CheckpointWriter:
         """What the last finished checkpoint cost: the fields of `Timings`; empty before the first."""
         return dict(vars(self._timings)) if self._timings else {}
 
-    def save(self, tensors: Tensors, state: Mapping[str, Any], *, step: int, epoch: int,
+    def save(self, tensors: Tensors, state: Mapping[str, object], *, step: int, epoch: int,
              metric: float | None = None) -> None:
         """Takes a snapshot and returns; first waits until the checkpoint before it is committed.
 

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import Column, Columns, Split
 
 BLOCK_BYTES = 4_000_000
-Measure = Callable[[Columns], Any]
+Measure = Callable[[Columns], "Moments"]
 _WRITES_AT_ONCE = 4
 
 
@@ -76,11 +75,11 @@ class SplitWriter:
         self.columns = tuple(columns)
         self.block_rows = max(1, BLOCK_BYTES // sum(c.row_bytes for c in columns if c.shape))
         self.num_rows = 0
-        self.measured: list[Any] = []
+        self.measured: list[Moments] = []
         self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
         self._counts = np.zeros(num_classes, np.int64)
         self._hashes = {column.name: hashlib.sha256() for column in columns}
-        self._writes: deque[Future[Any]] = deque()
+        self._writes: deque[Future[Moments | None]] = deque()
         self._blocks = self._fill = 0
         self._block = self._empty()
 
@@ -121,11 +120,10 @@ class SplitWriter:
 
     def _settle(self) -> None:
         """In the order of blocks, so that the statistics never depend on which write was faster."""
-        measured = self._writes.popleft().result()
-        if self._measure:
+        if (measured := self._writes.popleft().result()) is not None:
             self.measured.append(measured)
 
-    def _write(self, index: int, block: Columns) -> Any:
+    def _write(self, index: int, block: Columns) -> Moments | None:
         table = _table(block, self.columns)
         with self._store.writing(f"{self._folder}/{index:08d}.parquet") as sink:
             pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False,
@@ -136,13 +134,8 @@ class SplitWriter:
         return {c.name: np.empty((self.block_rows, *c.shape), c.dtype) for c in self.columns}
 
 
-def _table(block: Columns, columns: Sequence[Column]) -> Any:
-    arrays: list[Any] = []
-    for column in columns:
-        values = block[column.name]
-        if column.shape:
-            arrays.append(pa.Array.from_buffers(pa.binary(column.row_bytes), len(values), [None, pa.py_buffer(values)]))
-        else:
-            arrays.append(arrow_column(values))
+def _table(block: Columns, columns: Sequence[Column]) -> object:
+    arrays = [pa.Array.from_buffers(pa.binary(c.row_bytes), len(block[c.name]), [None, pa.py_buffer(block[c.name])])
+              if c.shape else arrow_column(block[c.name]) for c in columns]
     metadata = {column.name: f"{column.dtype} {'x'.join(map(str, column.shape))}" for column in columns if column.shape}
     return pa.Table.from_arrays(arrays, [column.name for column in columns], metadata=metadata)

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from cluster.core.auth import expanded
 from cluster.core.errors import ConfigError, StorageError, StorageFullError
+from jobs.common.data.arrow import RecordBatch
 
 _TRAILER = struct.Struct("<4sI")
 _MAGIC = b"TYB1"
@@ -55,7 +56,7 @@ class BlockCache:
             _require_private(folder)
         return BlockCache(folder, int(cache_gb * 1e9))
 
-    def get(self, name: str, fetch: Callable[[], Any]) -> Any:
+    def get(self, name: str, fetch: Callable[[], RecordBatch]) -> RecordBatch:
         """The record batch called `name` (a plain file name), memory-mapped; `fetch()` gives it where it is not here.
 
         Raises: ConfigError if one block is larger than the cap, StorageError or StorageFullError if it cannot be kept.
@@ -67,12 +68,12 @@ class BlockCache:
             batch = self._read(name) or fetched  # others may have pushed it out already
         return batch
 
-    def ensure(self, name: str, fetch: Callable[[], Any]) -> None:
+    def ensure(self, name: str, fetch: Callable[[], RecordBatch]) -> None:
         """As `get`, without reading what is already here."""
         if not (self.folder / name).exists():
             self._keep(name, fetch())
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str) -> RecordBatch | None:
         path = self.folder / name
         try:
             with path.open("rb") as file:
@@ -92,7 +93,7 @@ class BlockCache:
         _log.warning("cached block %s is damaged: it is fetched again", path)
         path.unlink(missing_ok=True)
 
-    def _keep(self, name: str, batch: Any) -> None:
+    def _keep(self, name: str, batch: RecordBatch) -> None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)

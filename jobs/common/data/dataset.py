@@ -10,21 +10,20 @@ the same bytes as a list of numbers, read from Parquet 15 times as fast), and ro
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.core.documents import check_version, parse_json
+from cluster.core.documents import JsonObject, check_version, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
-from jobs.common.data.arrow import numpy_column
+from jobs.common.data.arrow import RecordBatch, numpy_column
 from jobs.common.data.cache import BlockCache
 
 SplitName = Literal["train", "validation", "test"]
@@ -79,7 +78,7 @@ class Dataset:
     splits: dict[SplitName, Split]
     columns: tuple[Column, ...]
     class_names: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: JsonObject = field(default_factory=JsonObject)
     """What the kind of data adds, as plain JSON values: of images their shape and statistics, of text its tokenizer."""
 
     @property
@@ -109,9 +108,9 @@ class Dataset:
         columns = [asdict(column) for column in self.columns]
         return json.dumps({"version": VERSION, **fields, "columns": columns, "splits": splits})
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """For run.json, the artifact and the report: what the data is, without where it lies."""
-        known: dict[str, Any] = {"fingerprint": self.fingerprint, **self.details,
+        known: JsonObject = {"fingerprint": self.fingerprint, **self.details,
                                  "rows": {name: split.num_rows for name, split in self.splits.items()}}
         if self.class_names:
             known |= {"classes": list(self.class_names),
@@ -220,7 +219,7 @@ class Reader:
     def _cache_name(self, index: int) -> str:
         return f"{self.dataset.fingerprint[:32]}-{self._block_rows}-{self.split}-{index}.arrow"
 
-    def _fetch(self, index: int) -> Any:
+    def _fetch(self, index: int) -> RecordBatch:
         import pyarrow.parquet as pq
 
         path = self.dataset.block_path(self.split, index)
@@ -237,7 +236,7 @@ class Reader:
                             f"{store.location()}, and the data is prepared again") from error
         return table.combine_chunks().to_batches()[0]
 
-    def _views(self, batch: Any) -> Columns:
+    def _views(self, batch: RecordBatch) -> Columns:
         """NumPy views of a block."""
         return {column.name: numpy_column(batch.column(column.name), column.dtype).reshape(-1, *column.shape) if column.shape
                 else numpy_column(batch.column(column.name)) for column in self.dataset.columns}
@@ -257,7 +256,7 @@ class _Stored(_Version):
     class_names: tuple[str, ...]
     blocks: str
     fingerprint: str
-    details: dict[str, Any]
+    details: JsonObject
 
 
 def _from_json(store: Store, stored: _Stored) -> Dataset:

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from cluster.core.errors import DataError, TrainyardError
 from cluster.core.storage import Store
@@ -27,7 +26,7 @@ Say = Callable[[str], None]
 Writers = Mapping[SplitName, SplitWriter]
 
 
-def key_of(*options: Any) -> str:
+def key_of(*options: object) -> str:
     """The key of plain JSON values: everything that decides the content, short of reading it."""
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:20]
 
@@ -64,7 +63,7 @@ def split_writers(store: Store, blocks: str, columns: Sequence[Column], num_clas
             raise
 
 
-def content_fingerprint(about: Mapping[str, Any], writers: Writers) -> str:
+def content_fingerprint(about: Mapping[str, object], writers: Writers) -> str:
     """Of a set: what describes it, and every row of each split."""
     content = {name: writer.digest() for name, writer in writers.items()}
     return hashlib.sha256(json.dumps([about, content], sort_keys=True).encode()).hexdigest()

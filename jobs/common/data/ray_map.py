@@ -25,25 +25,17 @@ _SCHEMA = pa.schema([("values", pa.large_binary()), ("error", pa.string())])
 
 def decode_with_ray(fragments: Sequence[Fragment], spec: ImageSpec) -> Iterator[Array]:
     """Images of all fragments in order, (n, H, W, C) at a time. Raises: DataError as the fragments do."""
-    for buffer in _in_order(list(fragments), functools.partial(_images, spec)):
-        yield np.frombuffer(buffer, spec.dtype).reshape(-1, *spec.shape)
+    for values in _in_order(list(fragments), lambda fragment: fragment.decode(spec)):
+        yield np.frombuffer(values, spec.dtype).reshape(-1, *spec.shape)
 
 
-def map_with_ray(items: Sequence[T], work: Callable[[T], Array]) -> Iterator[Any]:
-    """`work` of each item, in order, as a buffer of its bytes. Raises: DataError as `work` does."""
-    yield from _in_order(list(items), functools.partial(_once, work))
+def map_with_ray(items: Sequence[T], work: Callable[[T], Array]) -> Iterator[Array]:
+    """`work` of each item, in order, as an array of its bytes. Raises: DataError as `work` does."""
+    yield from _in_order(list(items), lambda item: iter([work(item)]))
 
 
-def _images(spec: ImageSpec, fragment: Fragment) -> Iterator[Array]:
-    return fragment.decode(spec)
-
-
-def _once(work: Callable[[Any], Array], item: Any) -> Iterator[Array]:
-    yield work(item)
-
-
-def _in_order(items: list[Any], work: Callable[[Any], Iterator[Array]]) -> Iterator[Any]:
-    """The buffers of all arrays that `work` gives for the items, in order; a task for each item."""
+def _in_order(items: list[T], work: Callable[[T], Iterator[Array]]) -> Iterator[Array]:
+    """The bytes of all arrays that `work` gives for the items, in order; a task for each item."""
     import ray
     import ray.data
 
@@ -60,10 +52,10 @@ def _in_order(items: list[Any], work: Callable[[Any], Iterator[Array]]) -> Itera
             for values, error in zip(table.column("values"), table.column("error"), strict=True):
                 if error.is_valid:
                     raise DataError(error.as_py())
-                yield values.as_buffer()
+                yield np.frombuffer(values.as_buffer(), np.uint8)
 
 
-def _task(shared: Any, work: Callable[[Any], Iterator[Array]], batch: Any) -> Iterator[Any]:
+def _task(shared: Any, work: Callable[[T], Iterator[Array]], batch: Any) -> Iterator[object]:
     """Runs in a task: one item, an array a row."""
     import ray
 
@@ -76,7 +68,7 @@ def _task(shared: Any, work: Callable[[Any], Iterator[Array]], batch: Any) -> It
         yield pa.Table.from_arrays([pa.nulls(1, pa.large_binary()), pa.array([str(error)])], schema=_SCHEMA)
 
 
-def _one_value(values: Array) -> Any:
+def _one_value(values: Array) -> object:
     """All bytes of an array as one binary value, without a copy."""
     offsets = np.array([0, values.nbytes], np.int64)
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))])

@@ -3,12 +3,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
+from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 
 Shape = tuple[int, int, int]
@@ -50,7 +51,7 @@ class Fragment(Protocol):
         """What to call one of its rows in a message: its file, and its place in it."""
         ...
 
-    def labels(self) -> Any:
+    def labels(self) -> ArrowArray:
         """The labels as an Arrow array (rows,). Raises: DataError."""
         ...
 

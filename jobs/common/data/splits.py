@@ -7,7 +7,7 @@ off from its training rows: 20% test and 16% validation of each class, exactly (
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
-from jobs.common.data.arrow import arrow_column, numpy_column
+from jobs.common.data.arrow import ArrowArray, arrow_column, numpy_column
 from jobs.common.data.dataset import SPLITS, SplitName
 
 TRAIN, VALIDATION, TEST = range(3)
 PERCENT = {VALIDATION: 16, TEST: 20}
 Codes = npt.NDArray[np.int32]
 Splits = npt.NDArray[np.int8]
+Columns = Sequence[ArrowArray]
 
 
 class Fragment(Protocol):
@@ -30,7 +31,7 @@ class Fragment(Protocol):
     def describe(self, row: int) -> str: ...
 
 
-def encode_labels(fragments: Sequence[Fragment], labels: Sequence[Any], column: str) -> tuple[Codes, tuple[str, ...]]:
+def encode_labels(fragments: Sequence[Fragment], labels: Columns, column: str) -> tuple[Codes, tuple[str, ...]]:
     """Class codes (rows,) int32 of all fragments' label arrays in order, and the names of the classes.
 
     Raises: DataError for nulls, fractions, negative or non-contiguous integers, a single class, or another type.
@@ -82,7 +83,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _dictionary(fragment: Fragment, labels: Any, column: str) -> Any:
+def _dictionary(fragment: Fragment, labels: ArrowArray, column: str) -> ArrowArray:
     """Labels as a dictionary array of strings or int64."""
     kind = labels.type
     if pa.types.is_dictionary(kind):
@@ -103,7 +104,7 @@ def _dictionary(fragment: Fragment, labels: Any, column: str) -> Any:
     return labels.dictionary_encode()
 
 
-def _whole(fragment: Fragment, labels: Any, column: str) -> Any:
+def _whole(fragment: Fragment, labels: ArrowArray, column: str) -> ArrowArray:
     values = labels.to_numpy(zero_copy_only=False).astype(np.float64)
     wrong = ~(np.isfinite(values) & (values == np.floor(values)))
     if wrong.any():
@@ -113,7 +114,7 @@ def _whole(fragment: Fragment, labels: Any, column: str) -> Any:
     return arrow_column(values.astype(np.int64))
 
 
-def _require_contiguous(values: list[int], fragments: Sequence[Fragment], encoded: Sequence[Any], column: str) -> None:
+def _require_contiguous(values: list[int], fragments: Sequence[Fragment], encoded: Columns, column: str) -> None:
     remedy = "integer labels must be 0 to C-1 with none left out: renumber them, or store names (text), which become classes"
     if values[0] < 0:
         where = _first(values[0], fragments, encoded)
@@ -125,7 +126,7 @@ def _require_contiguous(values: list[int], fragments: Sequence[Fragment], encode
                             f"first seen in {where}): {remedy}")
 
 
-def _first(value: int, fragments: Sequence[Fragment], encoded: Sequence[Any]) -> str:
+def _first(value: int, fragments: Sequence[Fragment], encoded: Columns) -> str:
     for fragment, e in zip(fragments, encoded, strict=True):
         index = e.dictionary.to_pylist().index(value) if value in e.dictionary.to_pylist() else None
         if index is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.core import errors
 from cluster.core.errors import TrainingFailedError, TrainyardError
@@ -43,7 +42,7 @@ class FailurePolicy:
 
     def worker_failed(self, left: WorkerExit, generation: str) -> Verdict:
         """A worker met an error: one that its user can fix ends the run. generation: "" before the first one."""
-        known: type[Any] | None = getattr(errors, left.kind, None)
+        known: type[object] | None = getattr(errors, left.kind, None)
         if known is not None and issubclass(known, TrainyardError):
             return Verdict(error=known(left.message))
         path = f"logs/errors/{generation}-rank-{left.slot}.txt"

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class ForkServer:
         self._preload = preload
         self._start()
 
-    def fork(self, call: tuple[Any, ...]) -> ForkedWorker:
+    def fork(self, call: tuple[object, ...]) -> ForkedWorker:
         """Asks for a worker, without waiting for it. call: the arguments of `worker.main`."""
         self.look()
         if self._process.poll() is not None:
@@ -114,7 +115,7 @@ def main() -> None:
     worker.main(*_serve(driver))
 
 
-def _import(preload: Sequence[str]) -> Any:
+def _import(preload: Sequence[str]) -> ModuleType:
     """Imports what the workers need, and returns the module of a worker.
 
     Two libraries start threads when they are imported. OpenBLAS ends its own at a fork, and starts them again where it
@@ -135,7 +136,7 @@ def _noticed(_number: int, _frame: object) -> None:
     """Without a handler of Python's own a signal would not be written to the wakeup descriptor."""
 
 
-def _serve(driver: Connection) -> tuple[Any, ...]:
+def _serve(driver: Connection) -> tuple[object, ...]:
     """Forks a worker for each request, and reports each that ends. Returns the request's arguments, in the worker."""
     woken, waking = os.pipe()
     os.set_blocking(waking, False)

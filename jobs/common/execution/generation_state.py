@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.monitoring.run_status import RankTime
 from jobs.common.execution.straggler import StragglerWatch
 from jobs.common.training.rendezvous import Heartbeat, WorkerExit, WorkerInfo
@@ -22,7 +22,7 @@ class GenerationState:
     times: dict[int, RankTime] = field(default_factory=dict[int, RankTime])
     """What each rank's steps take it, without waiting for others."""
     pacing: StragglerWatch = field(default_factory=StragglerWatch)
-    reports: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    reports: list[JsonObject] = field(default_factory=list[JsonObject])
     alive: int = 0
     exits: dict[int, WorkerExit] = field(default_factory=dict[int, WorkerExit])
     stuck: str = ""

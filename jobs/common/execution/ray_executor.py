@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.capacity import Request, draining_nodes, possible_workers, queued
 from cluster.core.background import in_background
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ClusterError, RunConflictError
 from cluster.core.loop_clock import LoopClock
 from cluster.core.storage import Store
@@ -57,16 +58,16 @@ class ActorClient:
     def assignment(self, worker: str) -> Assignment | None:
         return _answer(self.actor.assignment.remote(worker))
 
-    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply:
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[JsonObject]) -> HeartbeatReply:
         return _answer(self.actor.heartbeat.remote(slot, worker, beat, reports))
 
     def deregister(self, left: WorkerExit) -> None:
         _answer(self.actor.deregister.remote(left))
 
-    def put(self, generation: str, key: str, value: Any) -> None:
+    def put(self, generation: str, key: str, value: object) -> None:
         _answer(self.actor.put.remote(generation, key, value))
 
-    def get(self, generation: str, key: str) -> Any:
+    def get(self, generation: str, key: str) -> object:
         return _answer(self.actor.get.remote(generation, key))
 
     def poll(self) -> View:
@@ -90,14 +91,14 @@ class ActorClient:
     def reset(self) -> None:
         _answer(self.actor.reset.remote())
 
-    def describe(self, info: dict[str, Any]) -> None:
+    def describe(self, info: JsonObject) -> None:
         _answer(self.actor.describe.remote(info))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         return _answer(self.actor.description.remote())
 
 
-def _answer(asked: Any) -> Any:
+def _answer(asked: "ray.ObjectRef[T]") -> T:
     try:
         return ray.get(asked)
     except ray.exceptions.RayActorError as error:
@@ -219,7 +220,7 @@ class RayExecutor:
         trainer.fit()
 
 
-def _train_function(settings: dict[str, Any]) -> None:
+def _train_function(settings: JsonObject) -> None:
     context = ray.train.get_context()
     runtime = ray.get_runtime_context()
     gpus = runtime.get_accelerator_ids().get("GPU", [])

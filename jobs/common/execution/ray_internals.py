@@ -55,13 +55,13 @@ class Introduce(ControllerCallback):
     def __init__(self, rendezvous: Any, placement: Any = None) -> None:
         self._rendezvous, self.placement = rendezvous, placement
 
-    def after_controller_start(self, train_run_context: Any) -> None:
+    def after_controller_start(self, train_run_context: object) -> None:
         controller = ray.get_runtime_context().current_actor
         ray.get(self._rendezvous.describe.remote({"controller": controller}))
         if self.placement is not None:
             setattr(WorkerGroup, "_create_placement_group", self._borrowed)  # noqa: B010
 
-    def _borrowed(self, *_: Any) -> "_Borrowed":
+    def _borrowed(self, *_: object) -> "_Borrowed":
         return _Borrowed(self.placement)
 
 

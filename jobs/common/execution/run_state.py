@@ -9,9 +9,8 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-from cluster.core.documents import DocumentError, load_json
+from cluster.core.documents import DocumentError, JsonObject, load_json
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.manifest import read_json, write_json
@@ -31,7 +30,7 @@ class _Saved:
     lost_steps: int
     recovery_s: list[float]
     events: list[str]
-    history: list[dict[str, Any]]
+    history: list[JsonObject]
     rollbacks: int
     skipped_steps: int
     highest_step: int
@@ -57,7 +56,7 @@ class RunState:
     recovery_s: list[float] = field(default_factory=list[float])
     """From the last step before each failure to the next useful one: the first that had not been done before it."""
     events: list[str] = field(default_factory=list[str])
-    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    history: list[JsonObject] = field(default_factory=list[JsonObject])
     excluded_steps: tuple[int, ...] = ()
     rollbacks: int = 0
     skipped_steps: int = 0
@@ -96,7 +95,7 @@ class RunState:
             run_state.event("the driver was lost, and the run was submitted again")
         return run_state
 
-    def observe(self, beat: Heartbeat | None, highest: int, reports: list[dict[str, Any]]) -> None:
+    def observe(self, beat: Heartbeat | None, highest: int, reports: list[JsonObject]) -> None:
         """At each look: rank 0's latest heartbeat, the highest step of any rank, what was reported since."""
         if highest > self.highest_step:
             self.reached(highest)
@@ -113,7 +112,7 @@ class RunState:
         if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
             self.save(durable=evaluated)
 
-    def _remember(self, reports: list[dict[str, Any]]) -> None:
+    def _remember(self, reports: list[JsonObject]) -> None:
         """In the order of steps; what is reported again, since its step was repeated, takes the place of what was."""
         for report in reports:
             same = (report["kind"], report["step"])
@@ -162,7 +161,7 @@ class RunState:
                 "trainyard_train_skipped_steps_total": self.skipped_steps, "trainyard_train_rollbacks_total": self.rollbacks,
                 "trainyard_train_goodput_ratio": self.goodput}
 
-    def result(self, status: str, exit_code: int, attempt: int) -> dict[str, Any]:
+    def result(self, status: str, exit_code: int, attempt: int) -> JsonObject:
         """What result.json says of how the run went."""
         return {
             "status": status, "exit_code": exit_code, "attempt": attempt, "metrics": {}, "artifact": None,

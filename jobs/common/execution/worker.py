@@ -28,7 +28,7 @@ from jobs.common.training.rendezvous import Assignment, Outcome, RendezvousClien
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError
 
-Train = Callable[[Session, Any], Literal["finished", "stopped"]]
+Train = Callable[[Session, Config], Literal["finished", "stopped"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class WorkerSpec:
 
     train: str
     config_type: str
-    config: dict[str, Any]
+    config: Mapping[str, object]
     config_fingerprint: str
     run_uri: str
     dataset_uri: str

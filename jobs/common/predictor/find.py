@@ -6,7 +6,8 @@ of Trainyard itself, or one of `jobs`: packages that whoever loads the artifact 
 
 import importlib
 from collections.abc import Sequence
-from typing import Any, cast
+from types import ModuleType
+from typing import cast
 
 from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact
@@ -40,7 +41,7 @@ def check_allowed(artifact: Artifact, jobs: Sequence[str]) -> None:
                             "you trust that package")
 
 
-def module_of(artifact: Artifact, jobs: Sequence[str] = ()) -> Any:
+def module_of(artifact: Artifact, jobs: Sequence[str] = ()) -> ModuleType:
     """The predictor.py of an artifact's job.
 
     Raises: ArtifactError where it may not be imported, is missing, or needs a package that is not installed.

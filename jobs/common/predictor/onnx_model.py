@@ -4,7 +4,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -31,12 +31,12 @@ class OnnxModel:
         """Raises: ArtifactError for a graph that ONNX Runtime does not take."""
         import onnxruntime
 
-        options: Any = onnxruntime.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = _threads(), 1
         options.add_session_config_entry("session.load_model_format", "ONNX")  # else it guesses by the first bytes
         data = artifact.read(MODEL) if graph is None else graph
         try:
-            self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ArtifactError(f"{MODEL} of {artifact.uri} is refused by ONNX Runtime {onnxruntime.__version__}: "
                                 f"{str(error).strip().splitlines()[0]}") from error
@@ -50,7 +50,7 @@ class OnnxModel:
 
     def predict(self, rows: Array) -> Array:
         """(B, …) -> probabilities (B, K)."""
-        return self._session.run(None, self.feeds(rows))[0]
+        return cast(Array, self._session.run(None, self.feeds(rows))[0])
 
 
 def _threads() -> int:

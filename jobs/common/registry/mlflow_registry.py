@@ -45,7 +45,8 @@ class MlflowRegistry(Registry):
         made.run_id, made.problem, made._metrics = None, None, None
         return made
 
-    def start(self, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str | None:
+    def start(self, run_name: str, params: Mapping[str, object], tags: Mapping[str, str],
+              run_id: str | None = None) -> str | None:
         run_id = run_id or (self.run_id if self._not_begun else None)  # a run that was made, and then not described
         try:
             with translated(self._uri):
@@ -169,7 +170,7 @@ class MlflowRegistry(Registry):
         self._client.update_run(run_id, status="RUNNING")
         return run_id
 
-    def _describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def _describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """MLflow refuses another value for a parameter that a run has: a later attempt adds only what is new."""
         from mlflow.entities import Param, RunTag
 
@@ -237,9 +238,8 @@ class MlflowRegistry(Registry):
 
 
 def _version(item: Any, aliases: Sequence[str]) -> ModelVersion:
-    return ModelVersion(
-        name=item.name, version=str(item.version), aliases=tuple(aliases), run_id=item.run_id, tags=dict(item.tags)
-    )
+    return ModelVersion(name=item.name, version=str(item.version), aliases=tuple(aliases), run_id=item.run_id,
+                        tags=dict(item.tags))
 
 
 def _tags(artifact: Artifact) -> dict[str, str]:
@@ -254,7 +254,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
     return tags
 
 
-def _create_if_absent(create: Callable[[], Any]) -> None:
+def _create_if_absent(create: Callable[[], object]) -> None:
     try:
         create()
     except Exception as error:

@@ -11,7 +11,6 @@ A new version gets the alias `candidate`. Its tag `manifest_digest` is what the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.core.errors import RegistryError
 from jobs.common.artifact.artifact import Artifact
@@ -51,7 +50,8 @@ class Registry:
         """For one more run beside this one, over the same connection."""
         return self
 
-    def start(self, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], run_id: str | None = None) -> str | None:
+    def start(self, run_name: str, params: Mapping[str, object], tags: Mapping[str, str],
+              run_id: str | None = None) -> str | None:
         """Begins a run, or goes on with that of an earlier attempt. params: flat. Returns the id to go on with later.
 
         Raises: RegistryError.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from jobs.common.arrays import Array
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.evaluation.roc import RocCurve
 
@@ -163,14 +164,14 @@ def plain(name: str) -> str:
     return short.replace("$", r"\$").lstrip("_") or "_"
 
 
-def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
+def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
     if len(x) <= MAX_POINTS:
         return x, y
     pieces = np.array_split(np.arange(len(x)), MAX_POINTS)
     return np.array([x[piece].mean() for piece in pieces]), np.array([y[piece].mean() for piece in pieces])
 
 
-def _pooled(shares: Any, most: int = 250) -> Any:
+def _pooled(shares: Array, most: int = 250) -> Array:
     """The maximum of each square, so that a rare confusion is not averaged away."""
     step = -(-len(shares) // most)
     size = -(-len(shares) // step) * step

@@ -8,8 +8,9 @@ import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.command_line import flatten
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
@@ -51,15 +52,15 @@ class ReportContent:
     run: RunFacts
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict[str, Evaluation])
     """By split; the last one, or `test`, is the one that is shown in full."""
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[JsonObject] = ()
     """Rows with `step`, perhaps `epoch`, and any numbers by name."""
     chosen: str = ""
     """Which of the checkpoints the model is, and why: a sentence."""
     mistakes: Mistakes | None = None
-    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config: Mapping[str, object] = field(default_factory=dict[str, object])
+    data: JsonObject = field(default_factory=JsonObject)
     """What `Dataset.describe` gives: fingerprint, rows and class counts by split."""
-    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    environment: Mapping[str, object] = field(default_factory=dict[str, object])
     artifact: str = ""
     """Where the model is."""
     sections: Sequence[Section] = ()
@@ -103,7 +104,7 @@ def _metrics(main: Evaluation, of: Collection[Evaluation]) -> list[list[str]]:
             ["rows", *(f"{e.num_rows:,}" for e in of)]]
 
 
-def _chart_groups(history: Sequence[Mapping[str, Any]], most: int = 8) -> dict[str, dict[str, charts.Line]]:
+def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dict[str, charts.Line]]:
     """One chart for losses, one for scores, and one for each other number. Of a step done twice, the last value counts."""
     values: dict[str, dict[float, float]] = {}
     for row in history:
@@ -144,7 +145,7 @@ def _class_rows(e: Evaluation) -> list[tuple[object, ...]]:
     return [(s.name, *map(number, (s.precision, s.recall, s.f1, s.auc)), s.support, s.predicted) for s in scores]
 
 
-def _pictures(mistakes: Mistakes | None) -> Sequence[tuple[Any, ...]]:
+def _pictures(mistakes: Mistakes | None) -> Sequence[tuple[object, ...]]:
     """Image, label, prediction and confidence of each."""
     if mistakes is None:
         return []
@@ -152,7 +153,7 @@ def _pictures(mistakes: Mistakes | None) -> Sequence[tuple[Any, ...]]:
     return list(rows)[:MAX_PICTURES]
 
 
-def _data(described: Mapping[str, Any]) -> dict[str, Any]:
+def _data(described: JsonObject) -> dict[str, object]:
     data = dict(described)
     counts = cast(Mapping[str, Sequence[int]], data.pop("class_counts", {}))
     names = [str(name) for name in data.pop("classes", ())]

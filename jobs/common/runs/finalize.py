@@ -1,8 +1,8 @@
 """From the best checkpoint to what is handed over: evaluation, artifact, registry, report, result.json, summary."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from jobs.common import config as configs
 from jobs.common.artifact import artifact
 from jobs.common.checkpoint.store import Checkpoints
@@ -62,7 +62,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
     ))
 
 
-def summary(result: dict[str, Any], headlines: Sequence[tuple[str, str]]) -> str:
+def summary(result: JsonObject, headlines: Sequence[tuple[str, str]]) -> str:
     """The table that ends a run."""
     rows = [*headlines,
             ("samples/s", f"{result['samples_per_s']:.0f}"),

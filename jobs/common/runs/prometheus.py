@@ -9,7 +9,6 @@ Workers' own figures reach the driver with their beats.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from cluster.core.storage import Store
 from cluster.monitoring.run_status import RankTime
@@ -49,10 +48,10 @@ _LOOK_AT_STORAGE_S = 5.0
 class Since:
     """For how long a value has been the same. None is no value."""
 
-    value: Any = None
+    value: object = None
     at: float = field(default_factory=time.monotonic)
 
-    def seconds(self, value: Any) -> float:
+    def seconds(self, value: object) -> float:
         if value is not None and value != self.value:
             self.value, self.at = value, time.monotonic()
         return time.monotonic() - self.at

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import (
     ClusterError,
     ConfigError,
@@ -38,6 +39,7 @@ from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import RunConsole, fail
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
+from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.timeline import Timeline
@@ -196,10 +198,10 @@ class Run:
             print(f"registry: {problem}")
         print(summary, flush=True)
 
-    def train(self, opened: OpenedRun, report: Callable[[list[dict[str, Any]]], object]) -> End:
+    def train(self, opened: OpenedRun, report: Callable[[list[JsonObject]], object]) -> End:
         """Trains until the run is finished or stopped. report: is given the new rows of the history as they come."""
         folder, executor, run_state, use_ray = opened.folder, opened.executor, opened.run_state, opened.use_ray
-        metrics = _metrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
+        metrics = RunMetrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
         publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
@@ -265,12 +267,6 @@ def _resumable(error: Exception) -> Exception:
     return error
 
 
-def _metrics(job: str, run: str, storage: Store) -> Any:
-    from jobs.common.runs.prometheus import RunMetrics
-
-    return RunMetrics(job, run, storage)
-
-
 def _publisher() -> RunStatusPublisher:
     import ray
 
@@ -287,7 +283,7 @@ def _run_status(job: str, config: Config, current: GenerationState, run_state: R
                      straggler=slow.slow.rank if slow else None, stuck=current.stuck)
 
 
-def _fingerprint(config: dict[str, Any]) -> str:
+def _fingerprint(config: JsonObject) -> str:
     """Of all that decides the result."""
     flat = configs.flatten(config)
     decisive = {key: flat[key] for key in sorted(flat) if configs.is_decisive(key)}

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cluster.core.control_store import within
 from cluster.core.documents import DocumentError, JsonObject, load_json
@@ -37,7 +37,7 @@ class RunFolder:
     top: Store
     store: Store
     attempt: int
-    record: dict[str, Any]
+    record: JsonObject
     """What run.json holds: empty for a new attempt."""
 
     @staticmethod
@@ -67,11 +67,11 @@ class RunFolder:
         """V, fixed when the run was created; None for a new one."""
         return self.record.get("num_shards")
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """What result.json of this attempt holds; empty if it has none."""
         return read_record(self.store, RESULT_FILE)
 
-    def create(self, config: Config, num_shards: int, dataset: dict[str, Any]) -> "RunFolder":
+    def create(self, config: Config, num_shards: int, dataset: JsonObject) -> "RunFolder":
         """Writes run.json and config.yaml of a new attempt."""
         record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
                   "created": time.time(), "config": configs.to_dict(config)}
@@ -117,13 +117,13 @@ class RunFolder:
                     return
             time.sleep(0.05)
 
-    def remember(self, **values: Any) -> None:
+    def remember(self, **values: object) -> None:
         """Adds to run.json. Raises: FolderGoneError."""
         self.require()
         self.record.update(values)
         self.store.write_text(RUN_FILE, json.dumps(self.record, indent=1))
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: JsonObject) -> None:
         text = json.dumps(result, indent=1)
         self.store.write_text(RESULT_FILE, text)
         if self.attempt > 1:
@@ -227,10 +227,10 @@ class _Result:
     final: list[JsonObject] = field(default_factory=list[JsonObject])
 
 
-_SHAPES: dict[str, type[Any]] = {RUN_FILE: _RunRecord, RESULT_FILE: _Result}
+_SHAPES: dict[str, type[object]] = {RUN_FILE: _RunRecord, RESULT_FILE: _Result}
 
 
-def read_record(store: Store, path: str) -> dict[str, Any]:
+def read_record(store: Store, path: str) -> JsonObject:
     """What a JSON file of a run's folder holds; empty if there is none. Raises: StorageError if it is damaged."""
     try:
         values = load_json(store, path)

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from jobs.common import config as configs
+from jobs.common.artifact.artifact import Artifact
 from jobs.common.config import Config
 from jobs.common.registry.async_logger import RETRY_S
 from jobs.common.registry.connection import open_registry
@@ -24,7 +25,7 @@ class Tracking:
     def __init__(self, registry: Registry, begin: Callable[[], None]) -> None:
         """begin: begins the registry's run, or raises TrainyardError; called in a thread of its own."""
         self._registry, self._begin = registry, begin
-        self._kept: list[dict[str, Any]] = []
+        self._kept: list[JsonObject] = []
         self._try()
 
     @staticmethod
@@ -46,7 +47,7 @@ class Tracking:
 
         return Tracking(registry, begin)
 
-    def log(self, reports: list[dict[str, Any]]) -> None:
+    def log(self, reports: list[JsonObject]) -> None:
         """The numbers of each evaluation, at its step; returns at once."""
         self._kept += [report for report in reports if report["kind"] == "evaluation"]
         if not self._begun.done():
@@ -56,7 +57,7 @@ class Tracking:
         elif time.monotonic() - self._tried_at > RETRY_S:
             self._try()
 
-    def register(self, artifact: Any, metrics: dict[str, float], step: int) -> str | None:
+    def register(self, artifact: Artifact, metrics: dict[str, float], step: int) -> str | None:
         """Logs the final metrics, and the artifact as a model version. Returns the version, or None without a registry."""
         if not self._has_begun():
             self._try()

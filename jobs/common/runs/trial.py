@@ -8,8 +8,8 @@ so a trial that is started again goes on where it was, and the job's command wit
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.config import Config
@@ -18,7 +18,7 @@ from jobs.common.runs.open_executor import open_executor_in_trial
 from jobs.common.runs.run import OpenedRun, Run
 from jobs.common.training.job import Job
 
-Report = Callable[[dict[str, Any]], object]
+Report = Callable[[JsonObject], object]
 
 
 def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | None = None, stop: threading.Event | None = None,
@@ -40,7 +40,7 @@ def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | No
     config = replace(config, run=replace(run, engine=engine, tracking_uri="none", spares=0))
     stop = stop or threading.Event()
 
-    def tell(reports: list[dict[str, Any]]) -> None:
+    def tell(reports: list[JsonObject]) -> None:
         for row in reports:
             values = {name: value for name, value in row.items() if name != "kind"}
             if row["kind"] == "evaluation" and report(values) is True:
@@ -52,7 +52,7 @@ def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | No
         return _train(trial, opened, stop, tell) if opened else "stopped"
 
 
-def _train(trial: Run, opened: OpenedRun, stop: threading.Event, tell: Callable[[list[dict[str, Any]]], None]) -> End:
+def _train(trial: Run, opened: OpenedRun, stop: threading.Event, tell: Callable[[list[JsonObject]], None]) -> End:
     """Tells first what an earlier start has made. The trial ends with its last checkpoint: nothing is judged."""
     with opened.folder.kept():
         try:

@@ -4,11 +4,13 @@ What a training loop owes the run (checkpoints, stops, the step count, compariso
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.loader import DataLoader
 from jobs.common.training.predictions import Predictions
+
+T = TypeVar("T")
 
 
 class PeerLostError(Exception):
@@ -73,11 +75,11 @@ class TrainContext(Protocol):
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
         ...
 
-    def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, key: str, make: Callable[[], T]) -> T:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         ...
 
-    def all_gather(self, key: str, value: Any) -> list[Any]:
+    def all_gather(self, key: str, value: T) -> list[T]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
         ...
 
@@ -85,7 +87,7 @@ class TrainContext(Protocol):
         """Tells that this worker spent these seconds of the present step in collectives, where it waits for slower workers."""
         ...
 
-    def update_status(self, **values: Any) -> None:
+    def update_status(self, **values: object) -> None:
         """Puts values into the next heartbeats of this worker: fields of `Heartbeat`, such as `phase` or `shown`.
 
         Raises: TypeError for another name.

@@ -6,7 +6,6 @@ Any package that Python can import, and that has a job.py, is a job. Trainyard's
 import importlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from cluster.core.errors import ConfigError
 from jobs.common.training.house import house_names, package_of
@@ -36,7 +35,7 @@ def check_name(job: Job) -> None:
 
 def beside(job: Job, name: str) -> Path | None:
     """A file of a job's folder; None where the job has no such file."""
-    found: Any = files(job.package).joinpath(name)
+    found = files(job.package).joinpath(name)
     return Path(str(found)) if found.is_file() else None
 
 

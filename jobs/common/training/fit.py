@@ -8,7 +8,7 @@ this module calls on the session.
 """
 
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 from jobs.common.data.loader import MicroBatches
 from jobs.common.training.context import TrainContext
@@ -100,7 +100,7 @@ def next_evaluation(step: int, every_steps: int | None, last: int) -> int:
     return step - step % every_steps + every_steps if every_steps else last
 
 
-def trace(session: Session, state: TrainState, batch: Any) -> None:
+def trace(session: Session, state: TrainState, batch: object) -> None:
     """Notes which rows the step is made of, before it is made. What is drawn inside a framework, the step itself tells."""
     if isinstance(batch, dict):
         micro_batches = cast(MicroBatches, batch)

@@ -57,7 +57,7 @@ class EvaluationResult:
     """A few rows with the model's answers, for the artifact (`artifact.Probe`)."""
     headlines: Sequence[tuple[str, str]]
     """The first rows of the summary that ends a run: what, and how much."""
-    evaluations: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    evaluations: Mapping[str, Any] = field(default_factory=dict[str, object])
     """Of a classifier, by split (`evaluation.Evaluation`): what the report shows in full."""
     mistakes: Any = None
     """Of an image classifier, its worst (`Mistakes` of evaluation/metrics.py)."""
@@ -67,10 +67,6 @@ class EvaluationResult:
 
 Direction = Literal["max", "min"]
 CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
-
-
-def classifier_metrics(_: Any) -> dict[str, Direction]:
-    return CLASSIFIER_METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ class Job:
     """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
     sections: Callable[[TrainingResult, EvaluationResult, Any], Sequence[Any]] | None = None
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
-    metrics: Callable[[Any], Mapping[str, Direction]] = classifier_metrics
+    metrics: Callable[[Any], Mapping[str, Direction]] = lambda _: CLASSIFIER_METRICS
     """config -> what its evaluations report, and which way is better: what a search may look for."""
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from cluster.core.errors import DivergedError
 from cluster.core.storage import Store
 from jobs.common.training import weight_digest
-from jobs.common.training.context import PeerLostError
+from jobs.common.training.context import PeerLostError, T
 from jobs.common.training.rendezvous import Assignment, HeartbeatReply, RendezvousClient
 
 
@@ -30,7 +30,7 @@ class Peers:
         """A hint to this rank: act on it only when all ranks have agreed on the step."""
         return self.reply.stop
 
-    def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, key: str, make: Callable[[], T]) -> T:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         if self._rank == 0:
             value = make()
@@ -38,7 +38,7 @@ class Peers:
             return value
         return self._wait_for(key, 0)
 
-    def all_gather(self, key: str, value: Any) -> list[Any]:
+    def all_gather(self, key: str, value: T) -> list[T]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
         self._rendezvous.put(self._generation, f"{key}/{self._rank}", value)
         return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self._world_size)]

@@ -8,8 +8,8 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.training.rendezvous import Assignment, Heartbeat
 from jobs.common.training.step_file import StepMark
@@ -23,15 +23,15 @@ class Progress:
     """The notes of one worker in one generation."""
 
     def __init__(self, *, run_store: Store, assignment: Assignment, data: WorkerData, step: int,
-                 reported: list[dict[str, Any]], until_epoch: int | None, go_on: Callable[[], None]) -> None:
+                 reported: list[JsonObject], until_epoch: int | None, go_on: Callable[[], None]) -> None:
         """step: where this generation begins. reported: rows of the history that may not have reached anybody; rank 0
         sends them again. go_on: raises where this worker is to go no further."""
         self._rank, self._data, self._until_epoch, self._go_on = assignment.rank, data, until_epoch, go_on
         self.step, self.pace, self.marks = step, StepTimer(), dict[str, float]()
-        self.state: dict[str, Any] = {"step": step, "ticks": 0, "passes": len(data.shards)}
+        self.state: JsonObject = {"step": step, "ticks": 0, "passes": len(data.shards)}
         self.losses: deque[float] = deque(maxlen=100_000)
-        self.reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.last_reports: deque[dict[str, Any]] = deque(maxlen=_REPORTS_KEPT)
+        self.reports: queue.SimpleQueue[JsonObject] = queue.SimpleQueue()
+        self.last_reports: deque[JsonObject] = deque(maxlen=_REPORTS_KEPT)
         for row in reported if self._rank == 0 else ():
             self._send(row)
         self._curve: list[float] = []
@@ -62,18 +62,18 @@ class Progress:
         self.state["ticks"] += 1
         self._go_on()
 
-    def update_status(self, **values: Any) -> None:
+    def update_status(self, **values: object) -> None:
         """Puts values into the next heartbeats: fields of `Heartbeat`, by name. Raises: TypeError for another name."""
-        Heartbeat(**values)
+        Heartbeat(**JsonObject(values))
         self.state |= values
 
-    def report(self, kind: str, **values: Any) -> None:
+    def report(self, kind: str, **values: object) -> None:
         """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience."""
         if self._rank == 0:
             more = self._costs() if kind == "evaluation" and self._until_epoch is not None else {}
             self._send({"kind": kind, **values, **more})
 
-    def _send(self, row: dict[str, Any]) -> None:
+    def _send(self, row: JsonObject) -> None:
         self.last_reports.append(row)
         self.reports.put(row)
 

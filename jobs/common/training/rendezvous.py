@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from cluster.core.documents import JsonObject
 from cluster.core.loop_clock import LoopClock
+from jobs.common.checkpoint.manifest import Checkpoint
 
 Outcome = Literal["finished", "stopped", "error"]
 
@@ -43,7 +45,7 @@ class Assignment:
     rank: int
     world_size: int
     num_shards: int
-    checkpoint: Any
+    checkpoint: Checkpoint | None
     excluded_steps: tuple[int, ...] = ()
     mtbf_s: float | None = None
     """The run's mean time between failures, if it is known."""
@@ -116,7 +118,7 @@ class View:
     heartbeats: dict[int, Heartbeat]
     """By slot, the latest."""
     silence_s: dict[int, float]
-    reports: list[dict[str, Any]]
+    reports: list[JsonObject]
     exits: list[WorkerExit]
 
 
@@ -129,10 +131,10 @@ class RendezvousClient(Protocol):
     # ── a worker's side ──
     def register(self, worker: WorkerInfo) -> None: ...
     def assignment(self, worker: str) -> Assignment | None: ...
-    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply: ...
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[JsonObject]) -> HeartbeatReply: ...
     def deregister(self, left: WorkerExit) -> None: ...
-    def put(self, generation: str, key: str, value: Any) -> None: ...
-    def get(self, generation: str, key: str) -> Any: ...
+    def put(self, generation: str, key: str, value: object) -> None: ...
+    def get(self, generation: str, key: str) -> object: ...
 
     # ── the controller's side ──
     def poll(self) -> View: ...
@@ -142,8 +144,8 @@ class RendezvousClient(Protocol):
     def request_stop(self) -> None: ...
     def abort(self) -> None: ...
     def reset(self) -> None: ...
-    def describe(self, info: dict[str, Any]) -> None: ...
-    def description(self) -> dict[str, Any]: ...
+    def describe(self, info: JsonObject) -> None: ...
+    def description(self) -> JsonObject: ...
 
 
 class Rendezvous:
@@ -159,15 +161,15 @@ class Rendezvous:
         self._heartbeats: dict[int, Heartbeat] = {}
         self._heard: dict[int, float] = {}
         self._workers: dict[int, str] = {}
-        self._reports: list[dict[str, Any]] = []
+        self._reports: list[JsonObject] = []
         self._exits: list[WorkerExit] = []
-        self._values: dict[tuple[str, str], Any] = {}
+        self._values: dict[tuple[str, str], object] = {}
         self._generation = ""
         self._stop = False
         self._abort = False
         self._group = ""
         self._strangers: set[str] = set()
-        self._info: dict[str, Any] = {}
+        self._info: JsonObject = {}
 
     # ── a worker's side ──
     def register(self, worker: WorkerInfo) -> None:
@@ -184,7 +186,7 @@ class Rendezvous:
                 return Assignment(generation="", rank=0, world_size=0, num_shards=0, checkpoint=None, abort=True)
             return self._assignments.get(worker)
 
-    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[dict[str, Any]]) -> HeartbeatReply:
+    def heartbeat(self, slot: int, worker: str, beat: Heartbeat, reports: list[JsonObject]) -> HeartbeatReply:
         """A sign of life, how far the worker is, and what has been reported since."""
         with self._lock:
             self._heard[slot] = self._clock.now
@@ -198,12 +200,12 @@ class Rendezvous:
         with self._lock:
             self._exits.append(left)
 
-    def put(self, generation: str, key: str, value: Any) -> None:
+    def put(self, generation: str, key: str, value: object) -> None:
         """Shares a small value with the other workers of a generation."""
         with self._lock:
             self._values[generation, key] = value
 
-    def get(self, generation: str, key: str) -> Any:
+    def get(self, generation: str, key: str) -> object:
         """None: not put yet."""
         with self._lock:
             return self._values.get((generation, key))
@@ -260,11 +262,11 @@ class Rendezvous:
             self.__init__(self._now)
             self._info = info
 
-    def describe(self, info: dict[str, Any]) -> None:
+    def describe(self, info: JsonObject) -> None:
         """Keeps facts on the run for whoever asks (`python -m cluster status`)."""
         with self._lock:
             self._info |= info
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         with self._lock:
             return dict(self._info)

@@ -8,7 +8,6 @@ whether to stop or to leave. A job's code sees a session as a `TrainContext` (co
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from cluster.core.background import in_background
 from cluster.core.storage import Store
@@ -16,7 +15,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, Reader, SplitName
 from jobs.common.data.loader import DataLoader
 from jobs.common.training import predictions
-from jobs.common.training.context import PeerLostError
+from jobs.common.training.context import PeerLostError, T
 from jobs.common.training.peers import Peers
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.progress import Progress
@@ -73,16 +72,16 @@ class Session:
     def local_range(self, split: SplitName) -> range:
         return self.data.local_range(split)
 
-    def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
+    def broadcast(self, key: str, make: Callable[[], T]) -> T:
         return self.peers.broadcast(key, make)
 
-    def all_gather(self, key: str, value: Any) -> list[Any]:
+    def all_gather(self, key: str, value: T) -> list[T]:
         return self.peers.all_gather(key, value)
 
     def count_waiting(self, seconds: float) -> None:
         self.progress.pace.waited(seconds)
 
-    def update_status(self, **values: Any) -> None:
+    def update_status(self, **values: object) -> None:
         self.progress.update_status(**values)
 
     def heartbeat(self) -> None:
@@ -118,17 +117,14 @@ class Session:
         self.progress.state |= {"storage_wait_s": wait_s, "storage_still_s": still_s}
         if wait_s > 0 and still_s <= self._patience_s():
             self.progress.state["ticks"] += 1
-        reports: list[dict[str, Any]] = []
-        while not self.progress.reports.empty():
-            reports.append(self.progress.reports.get())
+        reports = [self.progress.reports.get() for _ in range(self.progress.reports.qsize())]
         losses = [self.progress.losses.popleft() for _ in range(len(self.progress.losses))]
-        data_wait_s = sum(loader.wait_s for loader in self.data.loaders)
         costs = self.checkpoints.writer.timings()
         pace = self.progress.pace
         self.progress.state |= {
-            "median_step_s": pace.median_s, "samples_per_s": pace.samples_per_s, "data_wait_s": data_wait_s,
-            "busy_s": pace.busy_s, "marks": dict(self.progress.marks), "checkpoint": costs,
-            "committed_step": self.checkpoints.writer.committed_step,
+            "median_step_s": pace.median_s, "samples_per_s": pace.samples_per_s, "busy_s": pace.busy_s,
+            "data_wait_s": sum(loader.wait_s for loader in self.data.loaders), "marks": dict(self.progress.marks),
+            "checkpoint": costs, "committed_step": self.checkpoints.writer.committed_step,
         }
         if losses:
             self.progress.state["loss"] = sum(losses) / len(losses)

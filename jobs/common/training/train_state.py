@@ -1,11 +1,10 @@
 """What every training loop keeps account of, and what a checkpoint keeps of it; no framework, no loop."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from cluster.core.documents import check_fields
+from cluster.core.documents import JsonObject, check_fields
 from jobs.common.checkpoint.manifest import BEGIN_ANOTHER_RUN
 
 StepOutcome = Literal["taken", "skipped", "scaled down", "corrupted"]
@@ -38,7 +37,7 @@ class TrainState:
     """Steps that were taken."""
 
     @staticmethod
-    def saved(state: Mapping[str, Any]) -> "TrainState":
+    def saved(state: JsonObject) -> "TrainState":
         """Returns what a checkpoint kept. Earlier versions kept the number of steps taken beside it, or not at all.
 
         Raises: NewerVersionError if it kept a field that is not known here.

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from cluster.core.documents import parse_json
+from cluster.core.documents import JsonObject, parse_json
+from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.schedule import CheckpointSchedule
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
@@ -59,8 +59,8 @@ class WorkerCheckpoints:
         """How many steps may be made in one go after `step`, for what a failure may cost; rank 0's answer counts."""
         return self.schedule.room(step)
 
-    def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, Any], *, step: int, epoch: int,
-             metric: float | None = None) -> None:
+    def save(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, object], *, step: int,
+             epoch: int, metric: float | None = None) -> None:
         """Begins a checkpoint; the step path pays for a copy only. Rank 0 writes; the others return at once, unless
         `shard_checkpoints` has been called. `state` and `metric` are rank 0's.
 
@@ -90,10 +90,20 @@ class WorkerCheckpoints:
                 self.writer.wait()
 
     def best(self) -> Checkpoint:
-        """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank."""
+        """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank.
+
+        Raises: CheckpointError on rank 0 where none that was made at an evaluation is intact, which ends this generation.
+        """
         self.wait_for_commit()
         with self._storage.waiting():
-            return self._peers.broadcast("best", Checkpoints(self._store).best)
+            return self._peers.broadcast("best", self._best)
+
+    def _best(self) -> Checkpoint:
+        if (best := Checkpoints(self._store).best()) is None:
+            raise CheckpointError(f"no checkpoint of an evaluation in {self._store.location()} is intact, so there is no model to "
+                                  "hand over: look at what damages files there, then run the same command again: it goes on from "
+                                  "the newest one that is intact")
+        return best
 
     def parts(self, checkpoint: Checkpoint) -> Generator[dict[str, np.ndarray]]:
         """The tensors that each rank wrote, one rank after the other."""
@@ -104,9 +114,9 @@ class WorkerCheckpoints:
             yield tensors
 
 
-def taken_apart(checkpoint: Checkpoint | None) -> tuple[Checkpoint | None, list[dict[str, Any]]]:
+def taken_apart(checkpoint: Checkpoint | None) -> tuple[Checkpoint | None, list[JsonObject]]:
     """The checkpoint with the loop's own state, and the rows of the history that were reported before it."""
     if checkpoint is None:
         return None, []
     own = {name: value for name, value in checkpoint.state.items() if name != _REPORTED}
-    return replace(checkpoint, state=own), parse_json(checkpoint.state.get(_REPORTED, "[]"), list[dict[str, Any]])
+    return replace(checkpoint, state=own), parse_json(checkpoint.state.get(_REPORTED, "[]"), list[JsonObject])

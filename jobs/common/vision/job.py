@@ -1,7 +1,7 @@
 """What image jobs have in common around their network: its input, its artifact's description, and the report's own pages."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ def normalisation(images: ImageFacts, kind: str) -> tuple[tuple[float, ...], tup
 
 
 def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about: str, how_to_load: str,
-                    preprocessing: Mapping[str, Any]) -> Description:
+                    preprocessing: Mapping[str, object]) -> Description:
     """The artifact's manifest. about: what the model is, a sentence. preprocessing: beside the normalisation."""
     dataset, images = trained.dataset, ImageFacts.of(trained.dataset)
     mean, std = normalisation(images, trained.config.model.normalise)

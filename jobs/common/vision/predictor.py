@@ -3,7 +3,7 @@
 import io
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.vision.features import image_features
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Those that are read, by name: Pillow knows forty more, some of which run programs (EPS: Ghostscript)."""
@@ -30,7 +33,7 @@ def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
     if images.dtype != object:
         return images
     with _readable():
-        opened: list[Any] = []
+        opened: list[ImageFile] = []
         pixels = 0
         for data in images:
             opened.append(_opened(data))
@@ -54,19 +57,19 @@ def _readable() -> Generator[None]:
             from None
 
 
-def _opened(data: bytes) -> Any:
+def _opened(data: bytes) -> "ImageFile":
     """An image whose pixels are still packed."""
     from PIL import Image
 
     for beginning, (most, parts) in _MOST_PARTS.items():
         if data.startswith(beginning) and sum(map(data.count, parts)) > most:
             raise InputError("an image file has too many compressed texts or scans: save it again without them")
-    image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     image.decodermaxblock = _PIECE
     return image
 
 
-def _row(image: Any, shape: Sequence[int], dtype: str) -> Array:
+def _row(image: "ImageFile", shape: Sequence[int], dtype: str) -> Array:
     """Grey or colour as the model has it, scaled bilinearly to its height and width. The image is closed then."""
     from PIL import Image
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
@@ -82,7 +82,7 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
     parts = _parts(sources, _uris(config))
     fragments = [fragment for _, fragment in parts]
     with ThreadPoolExecutor(_THREADS) as pool:
-        labels: list[Any] = list(pool.map(_labels, fragments))
+        labels = list(pool.map(_labels, fragments))
     rows = [fragment.num_rows for fragment in fragments]
     for fragment, column, expected in zip(fragments, labels, rows, strict=True):
         if len(column) != expected:
@@ -96,7 +96,7 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
     return Plan(fragments, codes, splits, names, fragments[0].spec(), source_bytes)
 
 
-def _labels(fragment: Fragment) -> Any:
+def _labels(fragment: Fragment) -> ArrowArray:
     return fragment.labels()
 
 

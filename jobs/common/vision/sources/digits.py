@@ -5,13 +5,12 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.common.arrays import Array
-from jobs.common.data.arrow import arrow_column
+from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.source import Fragment, ImageSpec
 
@@ -39,7 +38,7 @@ class DigitsFragment:
     def describe(self, row: int) -> str:
         return f"row {row} of the embedded digits"
 
-    def labels(self) -> Any:
+    def labels(self) -> ArrowArray:
         return arrow_column(_table()[:, 64])
 
     def spec(self) -> ImageSpec:

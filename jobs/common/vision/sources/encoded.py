@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.core.errors import DataError
+from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.source import ImageSpec, Where, different
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -25,7 +26,7 @@ def is_encoded(kind: Any) -> bool:
     return any(check(kind) for check in binary)
 
 
-def encoded_bytes(column: Any, where: Where) -> Any:
+def encoded_bytes(column: ArrowArray, where: Where) -> ArrowArray:
     """The bytes of each image of an Arrow column. Raises: DataError for a null."""
     data = column.field("bytes") if pa.types.is_struct(column.type) else column
     missing = column.is_null() if column.null_count else data.is_null()

@@ -3,13 +3,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
+from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import FORMATS, Listing, by_split, reading
 from jobs.common.data.source import Fragment, ImageSpec
@@ -67,7 +67,7 @@ class FolderFragment:
     def describe(self, row: int) -> str:
         return self.store.location(self.paths[row])
 
-    def labels(self) -> Any:
+    def labels(self) -> ArrowArray:
         return pa.array([path.split("/")[self.depth] for path in self.paths], pa.string())
 
     def spec(self) -> ImageSpec:

@@ -19,7 +19,7 @@ import numpy as np
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
-from jobs.common.data.arrow import arrow_column
+from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading, split_of
 from jobs.common.data.source import Fragment, ImageSpec, Shape, different
@@ -93,7 +93,7 @@ class IdxFragment:
     def describe(self, row: int) -> str:
         return f"image {self.first_row + row} of {self.store.location(self.path)}"
 
-    def labels(self) -> Any:
+    def labels(self) -> ArrowArray:
         with _opened(self.store, self.label_path) as (stream, header):
             values = _values(stream, header, 0, header.dims[0], self.store.location(self.label_path))
         return arrow_column(_native(values)[self.first_row:self.first_row + self.num_rows])

@@ -7,13 +7,13 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, by_split, reading
 from jobs.common.data.source import Fragment, ImageSpec, Shape
@@ -88,7 +88,7 @@ class ParquetFragment:
     def describe(self, row: int) -> str:
         return f"row {self.first_row + row} of {self.store.location(self.path)}"
 
-    def labels(self) -> Any:
+    def labels(self) -> ArrowArray:
         with _opened(self.store, self.path) as file:
             return file.read_row_groups(self.groups, [self.columns.label], use_threads=False).column(0).combine_chunks()
 
@@ -105,7 +105,7 @@ class ParquetFragment:
                 yield decode_column(column, spec, self.columns.shape, lambda i, first=first: self.describe(first + i))
                 row += len(column)
 
-    def _images(self, file: Any, batch_rows: int) -> Iterator[Any]:
+    def _images(self, file: pq.ParquetFile, batch_rows: int) -> Iterator[ArrowArray]:
         name = self.columns.image
         kind = file.schema_arrow.field(name).type
         wanted = f"{name}.bytes" if is_encoded(kind) and kind.num_fields else name
@@ -114,7 +114,7 @@ class ParquetFragment:
 
 
 @contextmanager
-def _opened(store: Store, path: str) -> Generator[Any]:
+def _opened(store: Store, path: str) -> Generator[pq.ParquetFile]:
     """An open ParquetFile that is read as a stream. Raises: DataError that names the file, also for errors inside."""
     remedy = "it is not whole Parquet; write it again"
     with reading(store.location(path), remedy), store.reading(path) as stream:

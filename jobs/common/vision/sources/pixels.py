@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
-from jobs.common.data.arrow import numpy_column
+from jobs.common.data.arrow import ArrowArray, numpy_column
 from jobs.common.data.source import ImageSpec, Shape, Where, different, size
 from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, encoded_spec, is_encoded
 
 Pixels = Array
 
 
-def first_spec(column: Any, shape: Shape | None, where: Where) -> ImageSpec:
+def first_spec(column: ArrowArray, shape: Shape | None, where: Where) -> ImageSpec:
     """What the first image of a column is. `shape`: of an image kept as a flat list. Raises: DataError."""
     if is_encoded(column.type):
         return encoded_spec(encoded_bytes(column, where)[0].as_py(), where(0))
@@ -30,7 +30,7 @@ def first_spec(column: Any, shape: Shape | None, where: Where) -> ImageSpec:
     return ImageSpec(_as_shape(lengths, shape, where(0)), "float32" if values.dtype.kind == "f" else "uint8")
 
 
-def decode_column(column: Any, spec: ImageSpec, shape: Shape | None, where: Where) -> Pixels:
+def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, where: Where) -> Pixels:
     """All images of a column, (n, H, W, C). Raises: DataError for one that is not as `spec`, or not a number."""
     if is_encoded(column.type):
         return decode_images((item.as_py() for item in encoded_bytes(column, where)), len(column), spec, where)
@@ -87,7 +87,7 @@ def _flatten(column: Any, where: Where, spec: ImageSpec | None = None) -> tuple[
         column = column.flatten()
 
 
-def _length(column: Any, whole: Any, above: Sequence[int], where: Where, spec: ImageSpec | None) -> int:
+def _length(column: Any, whole: ArrowArray, above: Sequence[int], where: Where, spec: ImageSpec | None) -> int:
     """The one length of all lists of a level."""
     found = np.diff(numpy_column(column.offsets))
     if (found == found[0]).all():
@@ -101,7 +101,7 @@ def _length(column: Any, whole: Any, above: Sequence[int], where: Where, spec: I
                     "resize them")
 
 
-def _nested_shape(value: Any) -> tuple[int, ...] | None:
+def _nested_shape(value: object) -> tuple[int, ...] | None:
     """The shape of nested Python lists; None if they are ragged."""
     if not isinstance(value, list):
         return ()
@@ -129,7 +129,7 @@ def _as_shape(lengths: Sequence[int], shape: Shape | None, name: str) -> Shape:
     return lengths[0], lengths[1], lengths[2] if len(lengths) == 3 else 1
 
 
-def _numbers(column: Any, where: Where) -> Pixels:
+def _numbers(column: ArrowArray, where: Where) -> Pixels:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -138,11 +138,11 @@ def _numbers(column: Any, where: Where) -> Pixels:
     return numpy_column(column)
 
 
-def _tensor_shape(column: Any) -> Shape | None:
+def _tensor_shape(column: ArrowArray) -> Shape | None:
     """Of a column that says so itself: Arrow's tensors of a fixed shape are flat lists."""
     height, width, *channels = getattr(column.type, "shape", (0, 0))
     return (height, width, channels[0] if channels else 1) if height and len(channels) < 2 else None
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(kind: object) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
