@@ -10,7 +10,6 @@ the same bytes as a list of numbers, read from Parquet 15 times as fast), and ro
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.core.documents import check_version, parse_json
+from cluster.core.documents import JsonObject, check_version, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
@@ -79,7 +78,7 @@ class Dataset:
     splits: dict[SplitName, Split]
     columns: tuple[Column, ...]
     class_names: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: JsonObject = field(default_factory=JsonObject)
     """What the kind of data adds, as plain JSON values: of images their shape and statistics, of text its tokenizer."""
 
     @property
