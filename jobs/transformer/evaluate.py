@@ -21,6 +21,7 @@ from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
+Judged = Iterator[tuple[Columns, Array, Array, Tensor]]
 
 
 def evaluate(context: TrainContext, model: Strategy, task: Task, group: Group, split: SplitName,
@@ -32,8 +33,7 @@ def evaluate(context: TrainContext, model: Strategy, task: Task, group: Group, s
     return task.metrics(group.total(sums).tolist())
 
 
-def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName,
-            config: TransformerConfig) -> Iterator[tuple[Columns, Array, Array, Tensor]]:
+def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName, config: TransformerConfig) -> Judged:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
     share, size = context.local_range(split), config.eval.batch_size
     context.update_status(phase=f"judging {split} rows")
@@ -41,8 +41,7 @@ def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName
     context.update_status(phase=None)
 
 
-def judged(context: TrainContext, model: Strategy, task: Task, batches: Iterator[Columns],
-           num_batches: int) -> Iterator[tuple[Columns, Array, Array, Tensor]]:
+def judged(context: TrainContext, model: Strategy, task: Task, batches: Iterator[Columns], num_batches: int) -> Judged:
     """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
     made, some = 0, None
     model.model.eval()

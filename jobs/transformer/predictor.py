@@ -1,7 +1,7 @@
 """Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens, and text that goes on."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +12,13 @@ from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
 from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.common.predictor.recipe import Recipe
 
-if TYPE_CHECKING:  # torch takes seconds to import, and a graph is served without it
-    from jobs.transformer.decoding import Decoder
-    from jobs.transformer.model import LanguageModel, TokenClassifier
-
 _TOKENS_PER_PASS = 4096
 
 
 class TextPredictor:
     """Texts to probabilities."""
 
-    def __init__(self, model: "OnnxModel | TokenClassifier", artifact: Artifact) -> None:
+    def __init__(self, model: Any, artifact: Artifact) -> None:
         """model: gives probabilities (B, K) for rows of tokens by `predict`."""
         from jobs.transformer.text.features import TextFeatures
         from jobs.transformer.text.tokenizer import backend_of
@@ -85,7 +81,7 @@ def token_inputs(artifact: Artifact, tokens: Array) -> tuple[Array, Array]:
 class LikelihoodPredictor:
     """Packed tokens to their negative log-likelihood: what an artifact's own probe asks of a language model, which writes too."""
 
-    def __init__(self, model: "LanguageModel") -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
@@ -106,7 +102,7 @@ class LikelihoodPredictor:
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"negative_log_likelihood": predicted}
 
-    def generator(self) -> "Decoder":
+    def generator(self) -> Any:
         """What continues texts: a `Generator` of serving/text/continuous_batching.py.
 
         Raises: ArtifactError for a model that cannot do so in batches.
