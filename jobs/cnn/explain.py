@@ -5,8 +5,6 @@ Shapes: B rows, H × W × C pixels, K classes.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 STEPS = 50
 
 
-def integrated_gradients(logits: Any, images: Floats, baselines: Floats, target: npt.NDArray[np.integer],
+def integrated_gradients(logits: keras.Model, images: Floats, baselines: Floats, target: npt.NDArray[np.integer],
                          steps: int = STEPS) -> tuple[Floats, Floats, Floats]:
     """How much each pixel moves the log odds of the target class, on the straight way from the baseline (their equation 1).
 
@@ -37,13 +35,13 @@ def integrated_gradients(logits: Any, images: Floats, baselines: Floats, target:
     return attributions, gaps, differences
 
 
-def log_odds(logits: Any, target: int) -> Any:
+def log_odds(logits: tf.Tensor, target: int) -> tf.Tensor:
     """ln(p / (1 - p)) of a class, exact also where p is almost 1. logits: (B, K), K at least 2. Returns (B,)."""
     others = tf.concat([logits[:, :target], logits[:, target + 1 :]], 1)
     return logits[:, target] - tf.reduce_logsumexp(others, 1)
 
 
-def _gradient_of_log_odds(logits: Any, rows: Floats, target: int) -> Floats:
+def _gradient_of_log_odds(logits: keras.Model, rows: Floats, target: int) -> Floats:
     pixels = tf.constant(rows)
     with tf.GradientTape() as tape:
         tape.watch(pixels)
@@ -51,7 +49,7 @@ def _gradient_of_log_odds(logits: Any, rows: Floats, target: int) -> Floats:
     return tape.gradient(value, pixels).numpy()
 
 
-def grad_cam(logits: Any, images: Floats, target: npt.NDArray[np.integer]) -> Floats | None:
+def grad_cam(logits: keras.Model, images: Floats, target: npt.NDArray[np.integer]) -> Floats | None:
     """The region of the last convolution's output that speaks for the target class (their equations 1 and 2), enlarged.
 
     images: (B, H, W, C). Returns (B, H, W), 0 or more; None of a model without a convolution.
@@ -70,7 +68,7 @@ def grad_cam(logits: Any, images: Floats, target: npt.NDArray[np.integer]) -> Fl
     return tf.image.resize(region, images.shape[1:3]).numpy()[..., 0]
 
 
-def _last_features(logits: Any) -> Any:
+def _last_features(logits: keras.Model) -> keras.KerasTensor | None:
     """What the last convolution gives, after its normalisation and activation; None where there is no convolution."""
     convolutions = [place for place, layer in enumerate(logits.layers) if isinstance(layer, keras.layers.Conv2D)]
     if not convolutions:

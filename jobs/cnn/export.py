@@ -11,12 +11,11 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cluster.core.documents import parse_json
-from jobs.cnn.framework import tf
+from jobs.cnn.framework import keras, tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
 from jobs.common.arrays import Array
 from jobs.common.training.job import TrainingResult
@@ -31,7 +30,7 @@ def model_files(trained: TrainingResult) -> dict[str, bytes]:
     return {KERAS_FILE: keras_file(best_model(trained)), ONNX_FILE: onnx_file(best_model(trained, precision="fp32"))}
 
 
-def best_model(trained: TrainingResult, **hardware: Any) -> Any:
+def best_model(trained: TrainingResult, **hardware: object) -> keras.Model:
     """The Keras model of the best checkpoint, with a softmax at its end. hardware: settings to change."""
     config = replace(trained.config, hardware=replace(trained.config.hardware, **hardware))
     with tf.device("CPU"):
@@ -40,14 +39,14 @@ def best_model(trained: TrainingResult, **hardware: Any) -> Any:
         return with_probabilities(model)
 
 
-def fill(model: Any, tensors: Mapping[str, Array]) -> None:
+def fill(model: keras.Model, tensors: Mapping[str, Array]) -> None:
     """Puts a checkpoint's weights into a model."""
     for variable in model.variables:
         if not is_seed(variable):
             variable.assign(tensors[f"model.{variable.path}"])
 
 
-def keras_file(model: Any) -> bytes:
+def keras_file(model: keras.Model) -> bytes:
     """As `model.save`, without the time and the addresses in memory that it notes: equal models give equal bytes."""
     for variable in model.variables:
         if is_seed(variable):
@@ -73,7 +72,7 @@ def _renumbered(config: str) -> str:
     return re.sub(r'("shared_object_id": )(\d+)', lambda at: at[1] + str(places.setdefault(at[2], len(places) + 1)), config)
 
 
-def onnx_file(model: Any) -> bytes:
+def onnx_file(model: keras.Model) -> bytes:
     """Converted by Keras and tf2onnx. Takes images (B, H, W, C) as float32."""
     model(np.zeros((1, *model.input.shape[1:]), np.float32))  # Keras exports only what has been called
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

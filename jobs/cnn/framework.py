@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Any, cast
+from typing import cast
 
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow",
           "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # else TensorFlow takes the whole card
@@ -23,7 +23,7 @@ _UNUSED = ("sklearn", "matplotlib", "pandas")
 def _without(names: tuple[str, ...]) -> Generator[None]:
     """Imports of these packages fail; those that were imported before stay."""
     hidden = [name for name in names if name not in sys.modules]
-    modules = cast(dict[str, Any], sys.modules)
+    modules = cast(dict[str, object], sys.modules)
     modules.update(dict.fromkeys(hidden))
     try:
         yield
@@ -57,7 +57,7 @@ def _agree_with_triton() -> None:
     does so at the first optimiser step. Where TensorFlow is there already, triton is hidden: PyTorch does without it.
     """
     if "tensorflow" in sys.modules:
-        cast(dict[str, Any], sys.modules).setdefault("triton", None)
+        cast(dict[str, object], sys.modules).setdefault("triton", None)
     elif importlib.util.find_spec("triton"):
         with suppress(ImportError):  # what cannot be loaded now cannot be loaded later either
             importlib.import_module("triton._C.libtriton")

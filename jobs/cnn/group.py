@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from jobs.cnn.framework import tf
 from jobs.cnn.internals import drop_context, has_context, set_determinism
 from jobs.common.training.context import PeerLostError, TrainContext
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 _WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
@@ -33,8 +35,8 @@ class Group:
         """threads: for one operation, as given to this worker: another number of them sums in another order."""
         self._context, self._threads, self._deterministic = context, threads, deterministic
         self.world_size = context.world_size
-        self.strategy: Any = None
-        self._total: Any = None
+        self.strategy: tf.distribute.Strategy | None = None
+        self._total: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __enter__(self) -> "Group":
         _set_up(self._context.device, self._threads, deterministic=self._deterministic, anew=self.world_size > 1)
@@ -59,11 +61,11 @@ class Group:
         except (tf.errors.OpError, OSError) as error:
             raise PeerLostError("the workers did not come together") from error
 
-    def run(self, step: Callable[..., Any], *args: Any) -> Any:
+    def run(self, step: Callable[[*Ts], T], *args: *Ts) -> T:
         """Inside a `tf.function`: calls `step` in the replica context."""
         return self.strategy.run(step, args=args) if self.strategy else step(*args)
 
-    def sum(self, vector: Any) -> Any:
+    def sum(self, vector: tf.Tensor) -> tf.Tensor:
         """In the replica context, of more workers than one: the sum over all of them."""
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
 
@@ -71,16 +73,14 @@ class Group:
         """The sum over all workers, of a few numbers. Raises: PeerLostError."""
         if not self.strategy:
             return values
-        if self._total is None:
-            self._total = tf.function(self._sum_of_all, autograph=False)
+        total = self._total = self._total or tf.function(self._sum_of_all, autograph=False)
         with peers_needed():
-            return self._total(tf.constant(values)).numpy()
+            return total(tf.constant(values)).numpy()
 
-
-    def _sum_of_all(self, values: Any) -> Any:
+    def _sum_of_all(self, values: tf.Tensor) -> tf.Tensor:
         return self.run(self._sum_here, values)
 
-    def _sum_here(self, mine: Any) -> Any:
+    def _sum_here(self, mine: tf.Tensor) -> tf.Tensor:
         return self.sum(tf.identity(mine))  # an argument lies on no device, and the sum asks for it
 
 

@@ -33,5 +33,4 @@ def set_determinism(deterministic: bool) -> None:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     else:
-        untyped: Any = config
-        untyped.disable_op_determinism()
+        config.disable_op_determinism()

@@ -8,9 +8,9 @@ Shapes: B rows, H × W × C pixels, K classes.
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"
 
 
 def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfig, mean: Sequence[float],
-                std: Sequence[float]) -> Any:
+                std: Sequence[float]) -> keras.Model:
     """Pixels (B, H, W, C) to logits (B, K). Put your own in its place with `--model.build MODULE:FUNCTION`.
 
     It is called once on every worker, with the seeds of Python, NumPy and Keras set. mean, std: of each channel, in pixel units.
@@ -57,7 +57,7 @@ def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfi
     return keras.Model(pixels, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=model.name)
 
 
-def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> Any:
+def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> keras.Model:
     """The config's model with its first weights, a function of the run's seed. Raises: ConfigError for one that cannot be used."""
     keras.utils.clear_session()  # layers are named as in a new process
     keras.utils.set_random_seed(config.run.seed % 2**32)
@@ -76,14 +76,14 @@ def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> Any:
     return model
 
 
-def _builder(name: str) -> Any:
+def _builder(name: str) -> Callable[..., keras.Model]:
     try:
         return load_object(name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--model.build {name}: {error}; it must be MODULE:FUNCTION, importable where the job runs") from error
 
 
-def _check(model: Any, name: str, num_classes: int) -> None:
+def _check(model: object, name: str, num_classes: int) -> None:
     if not isinstance(model, keras.Model) or getattr(model.output, "shape", None) != (None, num_classes):
         raise ConfigError(f"--model.build {name} gave {model!r}: it must return a built keras.Model whose output is "
                           f"(None, {num_classes})")
@@ -97,12 +97,12 @@ def _check(model: Any, name: str, num_classes: int) -> None:
         raise ConfigError(f"--model.build {name}: two of its weights have the same path: name each layer differently")
 
 
-def is_seed(variable: Any) -> bool:
+def is_seed(variable: keras.Variable) -> bool:
     """Whether a variable is what a layer such as Dropout draws its random numbers from."""
     return variable.path.endswith("seed_generator_state")
 
 
-def with_probabilities(model: Any) -> Any:
+def with_probabilities(model: keras.Model) -> keras.Model:
     """The same model with a softmax behind its logits, which is what an artifact holds."""
     return keras.Model(model.input, keras.layers.Softmax(dtype="float32", name="probabilities")(model.output), name=model.name)
 
@@ -110,7 +110,7 @@ def with_probabilities(model: Any) -> Any:
 class Classifier:
     """A trained model as an application sees it. `model`: the Keras model, from pixels to probabilities."""
 
-    def __init__(self, model: Any, labels: Sequence[str]) -> None:
+    def __init__(self, model: keras.Model, labels: Sequence[str]) -> None:
         self.model, self.labels = model, tuple(labels)
         self._logits = keras.Model(model.input, model.layers[-1].input)
 
@@ -153,9 +153,9 @@ class CompiledClassifier(Classifier):
     Without XLA: that compiles anew for each number of rows, which takes seconds, and a request may have any.
     """
 
-    def __init__(self, model: Any, labels: Sequence[str]) -> None:
+    def __init__(self, model: keras.Model, labels: Sequence[str]) -> None:
         super().__init__(model, labels)
-        def call(images: Any) -> Any:
+        def call(images: tf.Tensor) -> tf.Tensor:
             return model(images, training=False)
 
         self._graph = tf.function(call, input_signature=[tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)])
@@ -173,13 +173,13 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
     return Classifier(load_keras(opened.read(KERAS_FILE), opened.uri), opened.manifest.description.labels)
 
 
-def load_keras(data: bytes, where: str) -> Any:
+def load_keras(data: bytes, where: str) -> keras.Model:
     """A model of the bytes of a `.keras` file, in safe mode: nothing in it is run. Raises: ArtifactError."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, KERAS_FILE)
         file.write_bytes(data)
         try:
-            return keras.saving.load_model(file, compile=False, safe_mode=True)
+            return cast(keras.Model, keras.saving.load_model(file, compile=False, safe_mode=True))
         except Exception as error:
             raise ArtifactError(f"{KERAS_FILE} of {where} is refused: {_reason(error)}") from error
 

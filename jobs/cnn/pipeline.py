@@ -11,7 +11,7 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from jobs.common.vision.dataset import ImageFacts
 
 STEPS_AT_ONCE, AHEAD = 16, 16
 Element = dict[str, Array]
+Batch = dict[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class Pipeline:
     def steps_per_epoch(self) -> int:
         return self.loader.steps_per_epoch
 
-    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Any]:
+    def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Iterator[Batch]]:
         """An item a call, always the same one: the iterator over `elements`, from which the call takes what its steps need."""
         return itertools.repeat(iter(self.elements(epoch, start_step, left_out)))
 
-    def elements(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Any:
+    def elements(self, epoch: int, start_step: int, left_out: frozenset[int]) -> "tf.data.Dataset[Batch]":
         """A `tf.data.Dataset` with an element a step, from one within the epoch to its end, without those in `left_out`.
 
         image (S, m, H, W, C), augmented ones float32; label, row_id (S, m) int64; seed (S · P,) int64.
         """
         data = tf.data.Dataset.from_generator(lambda: self._chunks(epoch, start_step, left_out), output_signature=self._signature())
-        data = data.unbatch()
+        data = cast("tf.data.Dataset[Batch]", data.unbatch())
         if self.config.augment.active:
             data = data.map(tf.autograph.experimental.do_not_convert(self._warped))
         options = tf.data.Options()
@@ -89,7 +90,7 @@ class Pipeline:
             element["warp"] = maps.reshape(*ids.shape, 8)
         return element
 
-    def _signature(self) -> dict[str, Any]:
+    def _signature(self) -> dict[str, tf.TensorSpec]:
         size, shards = self.loader.order.micro_batch_size, len(self.loader.shards)
         known = {"image": (self.images.dtype, (shards, size, *self.images.shape)), "label": ("int64", (shards, size)),
                  "row_id": ("int64", (shards, size)), "seed": ("int64", (shards * self.passes,)),
@@ -98,7 +99,7 @@ class Pipeline:
             del known["warp"]
         return {name: tf.TensorSpec((None, *shape), dtype) for name, (dtype, shape) in known.items()}
 
-    def _warped(self, element: dict[str, Any]) -> dict[str, Any]:
+    def _warped(self, element: Batch) -> Batch:
         """Bilinear; what comes from outside is 0."""
         shape = self.images.shape
         moved = tf.raw_ops.ImageProjectiveTransformV3(

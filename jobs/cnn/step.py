@@ -12,20 +12,23 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVarTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.cnn.config import CnnConfig
-from jobs.cnn.framework import tf
+from jobs.cnn.framework import keras, tf
 from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
+from jobs.cnn.pipeline import Batch
 from jobs.common.arrays import Array
 from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.robustness import Attack, projected_gradient
 
+Tensor = tf.Tensor
+Ts = TypeVarTuple("Ts")
 OUTCOMES: tuple[StepOutcome, ...] = ("taken", "skipped", "scaled down")
 """What may become of a step; inside TensorFlow it is the place in this tuple."""
 TAKEN, NOT_FINITE, SCALED_DOWN = range(3)
@@ -45,23 +48,23 @@ class Settings:
 class Trainer:
     """A model, its optimiser, and the compiled function that makes steps. `variables`: what a checkpoint keeps, by name."""
 
-    def __init__(self, model: Any, config: CnnConfig, settings: Settings, group: Group) -> None:
+    def __init__(self, model: keras.Model, config: CnnConfig, settings: Settings, group: Group) -> None:
         self.model, self._config, self._settings, self._group = model, config, settings, group
         self._weights = [variable.value for variable in model.trainable_variables]
         self._state = [variable.value for variable in model.non_trainable_variables if not is_seed(variable)]
         self._optimizer = build_optimizer(self._weights, [v.path for v in model.trainable_variables], config.optim)
         self._scale = LossScale(config.hardware.precision == "fp16")
-        self.variables: dict[str, Any] = {
+        self.variables: dict[str, tf.Variable] = {
             **{f"model.{v.path}": v.value for v in model.variables if not is_seed(v)},
             **{f"optimizer.{name}": v for name, v in {**self._optimizer.variables, **self._scale.variables}.items()}}
-        self.steps: Any = tf.function(self._steps, autograph=False)  # AutoGraph would take most of the time until the first step
+        self.steps = tf.function(self._steps, autograph=False)  # AutoGraph takes most of the time until the first step
         compiled = tf.function(self._gradients, autograph=False, jit_compile=True) if config.hardware.xla else self._gradients
-        self._gradients_of: Any = compiled
+        self._gradients_of = compiled
         pixels, labels = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int64)
-        self._answers: Any = tf.function(self._answer, [pixels], autograph=False)
-        self._slopes: Any = tf.function(self.gradient, [pixels, labels], autograph=False)
+        self._answers = tf.function(self._answer, [pixels], autograph=False)
+        self._slopes = tf.function(self.gradient, [pixels, labels], autograph=False)
 
-    def _steps(self, batches: Any, count: Any, rates: Any, extra: Any) -> tuple[Any, Any, Any, Any, Any]:
+    def _steps(self, batches: Iterator[Batch], count: Tensor, rates: Tensor, extra: Tensor) -> tuple[Tensor, ...]:
         """batches: an iterator over `Pipeline.elements`, of which `count` are made. rates: (n,) float32, n at least count, the
         learning rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the
         gradients.
@@ -69,19 +72,20 @@ class Trainer:
         Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
         and where they are wanted the row ids (count, S, m).
         """
-        def one(i: Any, losses: Any, outcomes: Any, rows: Any, sums: Any, waited: Any) -> tuple[Any, ...]:
+        def one(i: Tensor, losses: tf.TensorArray, outcomes: tf.TensorArray, rows: tf.TensorArray, sums: Tensor,
+                waited: Tensor):
             batch = next(batches)
             loss, outcome, sums, more = self._group.run(self._step, batch, rates[i], extra)
             if self._config.run.trace_rows:
                 rows = rows.write(i, batch["row_id"])
             return i + 1, losses.write(i, loss), outcomes.write(i, outcome), rows, sums, waited + more
 
-        kept = [tf.TensorArray(kind, size=count) for kind in (tf.float32, tf.int32, tf.int64)]
-        begin = (0, *kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
+        kept = (tf.TensorArray(tf.float32, count), tf.TensorArray(tf.int32, count), tf.TensorArray(tf.int64, count))
+        begin = (*kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
         _, losses, outcomes, rows, sums, waited = _repeated(count, one, begin)
         return losses.stack(), outcomes.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
 
-    def _step(self, batch: dict[str, Any], lr: Any, extra: Any) -> tuple[Any, Any, Any, Any]:
+    def _step(self, batch: Batch, lr: Tensor, extra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale = self._scale.value
         loss, gradients, state = self._over_micro_batches(batch, scale)
         (loss, *rest), waited = self._summed([loss, *gradients, *state, extra])
@@ -98,7 +102,7 @@ class Trainer:
                           lambda: self._skip(loss))
         return loss, outcome, sums, waited
 
-    def _summed(self, tensors: list[Any]) -> tuple[list[Any], Any]:
+    def _summed(self, tensors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Over all workers, in one all-reduce; and the seconds that it took, which are longest where the others are waited for."""
         if self._group.world_size == 1:
             return tensors, tf.constant(0.0, tf.float64)
@@ -109,17 +113,17 @@ class Trainer:
             total = self._group.sum(tf.identity(mine))
         with tf.control_dependencies([total]):
             waited = _clock() - began
-        pieces = tf.split(total, [int(np.prod(tensor.shape)) for tensor in tensors])
+        pieces = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
         return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)], waited
 
-    def _take(self, gradients: Sequence[Any], state: Sequence[Any], lr: Any) -> Any:
+    def _take(self, gradients: Sequence[Tensor], state: Sequence[Tensor], lr: Tensor) -> Tensor:
         self._optimizer.apply(gradients, lr)
         for variable, value in zip(self._state, state, strict=True):
             variable.assign(value)
         self._scale.taken()
         return tf.constant(TAKEN)
 
-    def _skip(self, loss: Any) -> Any:
+    def _skip(self, loss: Tensor) -> Tensor:
         if not self._scale.active:
             return tf.constant(NOT_FINITE)
         mild = tf.math.is_finite(loss) & (self._scale.value > 1.0)
@@ -144,7 +148,7 @@ class Trainer:
         """(B, H, W, C) -> (B, K), as the model answers."""
         return self._answers(tf.constant(images, tf.float32)).numpy()
 
-    def _answer(self, images: Any) -> Any:
+    def _answer(self, images: Tensor) -> Tensor:
         return tf.nn.softmax(tf.cast(self.model(images, training=False), tf.float32))
 
     def gradient_at(self, images: Array, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -152,25 +156,26 @@ class Trainer:
         return self._slopes(tf.constant(images, tf.float32), tf.constant(labels)).numpy()
 
     # ── the passes of one step ──
-    def _over_micro_batches(self, batch: dict[str, Any], scale: Any) -> tuple[Any, list[Any], list[Any]]:
+    def _over_micro_batches(self, batch: Batch, scale: Tensor | float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """This worker's share of the global batch's loss, gradients and state: sums over its passes."""
         settings, images, labels = self._settings, batch["image"], batch["label"]
-        count = images.shape[0] * settings.passes
+        count = cast(int, images.shape[0]) * settings.passes
         if count == 1:
             return self._gradients_of(images[0], labels[0], batch["seed"][0], scale)
-        zeros = tf.constant(0.0), *([tf.zeros_like(v) for v in part] for part in (self._weights, self._state))
+        zeros = tf.constant(0.0), [tf.zeros_like(v) for v in self._weights], [tf.zeros_like(v) for v in self._state]
 
-        def one(i: Any, loss: Any, gradients: list[Any], state: list[Any]) -> tuple[Any, ...]:
-            shard, first = i // settings.passes, i % settings.passes * settings.rows_per_pass
+        def one(i: Tensor, loss: Tensor, gradients: list[Tensor], state: list[Tensor]):
+            shard, first = i // settings.passes, tf.math.floormod(i, settings.passes) * settings.rows_per_pass
             part = slice(first, first + settings.rows_per_pass)
             more, added, became = self._gradients_of(images[shard][part], labels[shard][part], batch["seed"][i], scale)
             return (i + 1, loss + more, [a + b for a, b in zip(gradients, added, strict=True)],
                     [a + b for a, b in zip(state, became, strict=True)])
 
-        _, loss, gradients, state = _repeated(count, one, (0, *zeros))
+        _, loss, gradients, state = _repeated(count, one, zeros)
         return loss, gradients, state
 
-    def _gradients(self, images: Any, labels: Any, seed: Any, scale: Any) -> tuple[Any, list[Any], list[Any]]:
+    def _gradients(self, images: Tensor, labels: Tensor, seed: Tensor,
+                   scale: Tensor | float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Of one pass: its rows' share of the global loss, its gradient (times `scale`), and of what the state becomes."""
         images = tf.cast(images, tf.float32)
         weights = [tf.convert_to_tensor(weight) for weight in self._weights]
@@ -188,15 +193,15 @@ class Trainer:
         share = tf.cast(tf.shape(labels)[0], tf.float32) / self._config.train.global_batch_size
         return loss, [tf.convert_to_tensor(g) for g in found], [value * share for value in state]
 
-    def _called(self, weights: Sequence[Any], images: Any, seed: Any) -> tuple[Any, list[Any]]:
+    def _called(self, weights: Sequence[Tensor], images: Tensor, seed: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits of a training pass, and the state after it. What layers draw comes from `seed` and their place in the model."""
         model = self.model
         given = [tf.stack([seed, tf.constant(place, tf.int64)]) if is_seed(v) else tf.convert_to_tensor(v.value)
                  for place, v in enumerate(model.non_trainable_variables)]
-        logits, after = model.stateless_call(list(weights), given, images, training=True)
+        logits, after = model.stateless_call(list(weights), given, images, training=True)[:2]
         return logits, [value for v, value in zip(model.non_trainable_variables, after, strict=True) if not is_seed(v)]
 
-    def _loss(self, logits: Any, labels: Any) -> Any:
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The summed cross entropy of rows, in nats."""
         smoothing = self._config.optim.label_smoothing
         logits = tf.cast(logits, tf.float32)
@@ -208,23 +213,24 @@ class Trainer:
             losses *= tf.gather(self._settings.class_weights, labels)
         return tf.reduce_sum(losses)
 
-    def gradient(self, images: Any, labels: Any) -> Any:
+    def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         """Of each row's cross entropy with respect to its pixels (B, H, W, C), for an attack: the model as it answers."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             logits = tf.cast(self.model(images, training=False), tf.float32)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        return tape.gradient(loss, images)
+        return tf.convert_to_tensor(tape.gradient(loss, images))
 
 
-def _clock() -> Any:
+def _clock() -> Tensor:
     """Seconds, from Python: TensorFlow's own `timestamp` refuses to run where operations are deterministic."""
     return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
 
 
-def _repeated(count: Any, body: Callable[..., tuple[Any, ...]], begin: tuple[Any, ...]) -> tuple[Any, ...]:
+def _repeated(count: Tensor | int, body: Callable[[Tensor, *Ts], tuple[Tensor, *Ts]],
+              begin: tuple[*Ts]) -> tuple[Tensor, *Ts]:
     """`body` so often, one after the other; the first of what it takes and gives is how often it was already."""
-    def more(i: Any, *_: Any) -> Any:
+    def more(i: Tensor, *_: object) -> Tensor:
         return i < count
 
-    return tf.while_loop(more, body, begin, parallel_iterations=1)
+    return tf.while_loop(more, body, (0, *begin), parallel_iterations=1)

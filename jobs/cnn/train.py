@@ -8,7 +8,6 @@ depend on it.
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from jobs.cnn.config import CnnConfig
 from jobs.cnn.framework import tf
 from jobs.cnn.group import Group, peers_needed
 from jobs.cnn.model import new_model
-from jobs.cnn.pipeline import Pipeline
+from jobs.cnn.pipeline import Batch, Pipeline
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.training.context import TrainContext
@@ -54,7 +53,7 @@ class CnnTraining:
     def learning_rate(self, step: int, total_steps: int) -> float:
         return self.config.optim.learning_rate(step, total_steps)
 
-    def step(self, batch: Any, state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
+    def step(self, batch: Iterator[Batch], state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
         """batch: an iterator over the pipeline's elements, of which each step takes one."""
         padded = np.zeros(self.config.train.most_steps_per_call, np.float32)  # one size: another would be compiled for again
         padded[: len(rates)] = rates

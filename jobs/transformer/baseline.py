@@ -2,8 +2,6 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from typing import Any
-
 import numpy as np
 
 from jobs.common.evaluation.classification import judge_split
@@ -28,7 +26,7 @@ def fitted(config: TransformerConfig) -> Predictions:
 
     found = read_texts(config)
     assert found.codes is not None
-    rows: dict[str, Any] = {split: found.of(split) for split in ("train", "test")}
+    rows = {split: found.of(split) for split in ("train", "test")}
     counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2, sublinear_tf=True)
     known = counts.fit_transform([found.texts[i] for i in rows["train"]])
     model = LogisticRegression(C=10, max_iter=200).fit(known, found.codes[rows["train"]])

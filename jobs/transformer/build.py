@@ -5,26 +5,28 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.core.auth import expanded
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import ModelConfig, TransformerConfig
 from jobs.transformer.presets import preset
 
 _PLAIN_ATTENTION_TOKENS = 128
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-def build_model(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+def build_model(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
     """The model with its first weights: a function of `run.seed`, or the pretrained ones. details: `Dataset.details`.
 
     Raises: ConfigError if there is no such model, its weights are a pickle, or it does not fit the data.
@@ -42,7 +44,7 @@ def build_model(config: TransformerConfig, details: Mapping[str, Any], class_nam
     return _with_lora(model, config.model) if config.model.lora_rank else model
 
 
-def skeleton(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+def skeleton(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
     """The model's shapes and config, without weights (on torch's meta device) and without updates of low rank."""
     with torch.device("meta"):
         return auto_class(config.task).from_config(_architecture(config, details, class_names))
@@ -54,21 +56,21 @@ def auto_class(task: str) -> Any:
     return AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
 
 
-def _architecture(config: TransformerConfig, details: Mapping[str, Any], class_names: Sequence[str]) -> Any:
+def _architecture(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
     from transformers import AutoConfig
 
+    auto: Any = AutoConfig
     wanted, task = config.model, config.task
-    labels: dict[str, Any] = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
-    options: dict[str, Any] = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
+    options = {"attn_implementation": _attention(config), "use_cache": False, **(labels if class_names else {})}
     if wanted.is_preset:
         size = replace(preset(wanted.name, task).resized(wanted.layers, wanted.heads, wanted.width),
                        window=wanted.attention_window).options(task)
-        ids: dict[str, Any] = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
+        ids = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
         ids["pad_token_id"] = details["pad_id"]
-        known: Any = AutoConfig.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
+        known = auto.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:
         check_base(wanted.name)
-        auto: Any = AutoConfig
         known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, trust_remote_code=False, **options))
     for name in _DROPOUTS:
         if wanted.dropout is not None and hasattr(known, name):
@@ -87,7 +89,7 @@ def _attention(config: TransformerConfig) -> str:
     return "flash_attention_2" if usable else "sdpa"
 
 
-def attention_kernels(config: TransformerConfig, device: str) -> AbstractContextManager[Any]:
+def attention_kernels(config: TransformerConfig, device: str) -> AbstractContextManager[object]:
     """For as long as a model is trained: which of SDPA's kernels may be used.
 
     On a CPU the backward pass of the fused one takes about 20 µs a row and head in bfloat16, however short the rows are, ten
@@ -97,7 +99,7 @@ def attention_kernels(config: TransformerConfig, device: str) -> AbstractContext
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
 
-def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architecture: Any) -> None:
+def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any) -> None:
     most = getattr(architecture, "max_position_embeddings", None)
     if most is not None and details["max_length"] > most:
         raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass {most} or "
@@ -107,7 +109,7 @@ def _check_fit(config: TransformerConfig, details: Mapping[str, Any], architectu
                           f"{architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or another model")
 
 
-def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
+def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
     check_weights(wanted.name)
     folder = expanded(wanted.name)
     where = str(folder) if folder.is_dir() else wanted.name
@@ -115,13 +117,13 @@ def _pretrained(kind: Any, wanted: ModelConfig, architecture: Any) -> Any:
         model, found = _looking_for(wanted.name, lambda: kind.from_pretrained(
             where, config=architecture, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True))
-    _check_missing(wanted.name, model, sorted(found["missing_keys"]))
+    _check_missing(wanted.name, model.base_model_prefix, sorted(found["missing_keys"]))
     return model
 
 
-def _check_missing(name: str, model: Any, missing: Sequence[str]) -> None:
+def _check_missing(name: str, prefix: str, missing: Sequence[str]) -> None:
     """A head for the task is new in each fine-tuning, as is a pooler, which not every pretraining has; anything else is damage."""
-    body = [each for each in missing if each.startswith(f"{model.base_model_prefix}.") and ".pooler." not in each]
+    body = [each for each in missing if each.startswith(f"{prefix}.") and ".pooler." not in each]
     if body:
         raise ConfigError(f"--model.name {name}: its weights lack {len(body)} of the model's tensors ({', '.join(body[:3])}): they "
                           "would be random: copy all of its files again, or train from nothing with --model.no-pretrained")
@@ -143,7 +145,7 @@ def without_progress_bar() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _looking_for(name: str, load: Any) -> Any:
+def _looking_for(name: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except (OSError, ValueError) as error:
@@ -157,7 +159,7 @@ def first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ")
 
 
-def _with_lora(model: Any, wanted: ModelConfig) -> Any:
+def _with_lora(model: nn.Module, wanted: ModelConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     kept = ["classifier", "pre_classifier", "score"]

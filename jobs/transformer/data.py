@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
+from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
@@ -96,12 +96,12 @@ def files(trained: TrainingResult) -> dict[str, bytes | Callable[[], Iterable[by
     """The artifact's model/, as `from_pretrained` reads it: config, tokenizer, and weights in files of at most 5 GB."""
     from jobs.transformer.export import hugging_face_files  # imports torch
 
-    named: dict[str, Any] = {**hugging_face_files(trained), **tokenizer_files(trained.dataset)}
+    named = {**hugging_face_files(trained), **tokenizer_files(trained.dataset)}
     return {f"model/{name}": content for name, content in named.items()}
 
 
 # ── the report ──
-def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> Sequence[Any]:
+def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> Sequence[object]:
     """What the report shows of a text model beside what all have."""
     from jobs.transformer.pages import classifier_sections, generator_sections
 
@@ -110,7 +110,7 @@ def sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact)
     return generator_sections(trained, verdict, made)
 
 
-def _robustness(trained: TrainingResult) -> dict[str, Any]:
+def _robustness(trained: TrainingResult) -> dict[str, Evaluation]:
     """An evaluation by perturbation of the sample's texts, the untouched ones first."""
     from jobs.transformer.text.robustness import PERTURBATIONS
 

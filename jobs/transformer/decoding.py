@@ -128,7 +128,7 @@ class Decoder:
                 raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row beside a longer one than for it "
                                     f"alone (they differ by {far:.3g}): it cannot write several texts at a time")
 
-    def _forward(self, tokens: Tensor, mask: Tensor | None, places: Tensor, cache: Any) -> Tensor:
+    def _forward(self, tokens: Tensor, mask: Tensor | None, places: Tensor, cache: object) -> Tensor:
         """(B, V) of the last token of each row. tokens, places: (B, new tokens); mask: (B, T)."""
         return self._model(input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
                            logits_to_keep=1).logits[:, -1]

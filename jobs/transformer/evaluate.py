@@ -3,26 +3,28 @@
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.strategies.table import Strategy
 from jobs.transformer.tasks import Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
+Judged = Iterator[tuple[Columns, Array, Array, Tensor]]
 
 
-def evaluate(context: TrainContext, model: Any, task: Task, group: Group, split: SplitName,
+def evaluate(context: TrainContext, model: Strategy, task: Task, group: Group, split: SplitName,
              config: TransformerConfig) -> dict[str, float]:
     """The task's metrics over a whole split: sums of all workers are added."""
     sums = torch.zeros(task.num_sums, dtype=torch.float64)
@@ -31,8 +33,7 @@ def evaluate(context: TrainContext, model: Any, task: Task, group: Group, split:
     return task.metrics(group.total(sums).tolist())
 
 
-def predict(context: TrainContext, model: Any, task: Task, split: SplitName,
-            config: TransformerConfig) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
+def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName, config: TransformerConfig) -> Judged:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
     share, size = context.local_range(split), config.eval.batch_size
     context.update_status(phase=f"judging {split} rows")
@@ -40,12 +41,11 @@ def predict(context: TrainContext, model: Any, task: Task, split: SplitName,
     context.update_status(phase=None)
 
 
-def judged(context: TrainContext, model: Any, task: Task, batches: Iterator[Columns],
-           num_batches: int) -> Iterator[tuple[Columns, Any, Any, Tensor]]:
+def judged(context: TrainContext, model: Strategy, task: Task, batches: Iterator[Columns], num_batches: int) -> Judged:
     """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
     made, some = 0, None
     model.model.eval()
-    def found(rows: Columns) -> tuple[Any, Any, Tensor]:
+    def found(rows: Columns) -> tuple[Array, Array, Tensor]:
         with torch.no_grad(), model.passing():
             return task.predict(model.forward, rows)
 
@@ -54,7 +54,7 @@ def judged(context: TrainContext, model: Any, task: Task, batches: Iterator[Colu
         made, some = made + 1, rows
         context.heartbeat()
     for _ in range(num_batches - made if model.lockstep else 0):
-        found(some if some is not None else _any_rows(context))
+        found(some if some is not None else context.reader("train").rows(0, 1))
     model.model.train()
 
 
@@ -81,12 +81,8 @@ def _most(context: TrainContext, split: SplitName, size: int) -> int:
                for share in shares)
 
 
-def _any_rows(context: TrainContext) -> Columns:
-    return context.reader("train").rows(0, 1)
-
-
 # ── at the end ──
-def predict_perturbed(context: TrainContext, model: Any, task: Task, config: TransformerConfig) -> None:
+def predict_perturbed(context: TrainContext, model: Strategy, task: Task, config: TransformerConfig) -> None:
     """Each worker its share of the sample's texts, perturbed in each of the ways, when classifying; the driver judges them."""
     if config.task != "classify" or not config.eval.robustness_rows:
         return

@@ -74,7 +74,7 @@ def _grouped(shapes: Mapping[str, tuple[int, ...]], most_bytes: int) -> list[lis
 
 def _safetensors(names: list[str], shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Array]) -> Content:
     """One file, float32, a tensor at a time (the format: https://github.com/huggingface/safetensors#format)."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in names:
         stop = start + _nbytes(shapes[name])

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.core.documents import parse_json
 from cluster.core.errors import TrainyardError
@@ -87,7 +87,7 @@ class Explanation:
     """How far they are from it."""
 
 
-def _on_text(text: str, offsets: Sequence[tuple[int, int]], attributions: Sequence[float]) -> dict[str, Any]:
+def _on_text(text: str, offsets: list[tuple[int, int]], attributions: list[float]) -> tuple[list[str], list[float]]:
     pieces: list[str] = []
     values: list[float] = []
     done = 0
@@ -96,7 +96,7 @@ def _on_text(text: str, offsets: Sequence[tuple[int, int]], attributions: Sequen
             pieces.append(text[done:stop])
             values.append(value)
             done = stop
-    return {"pieces": pieces, "attributions": values}
+    return pieces, values
 
 
 class Classifier:
@@ -133,10 +133,9 @@ class Classifier:
 
         found, gaps, differences = integrated_gradients(forward, inputs, baselines, target, steps, context=(mask,),
                                                         rows_per_pass=64)
-        of_tokens = found.sum(2)
-        return [Explanation(predicted=int(target[i]), gap=float(gaps[i]), difference=float(differences[i]),
-                            **_on_text(text, batch["offset_mapping"][i].tolist(), of_tokens[i].tolist()))
-                for i, text in enumerate(texts)]
+        shown = map(_on_text, texts, batch["offset_mapping"].tolist(), found.sum(2).tolist())
+        return [Explanation(predicted=int(target[i]), pieces=pieces, attributions=values, gap=float(gaps[i]),
+                            difference=float(differences[i])) for i, (pieces, values) in enumerate(shown)]
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask (B, T), cut to what the model was trained on."""
@@ -255,7 +254,7 @@ def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16 else torch.from_numpy(values)
 
 
-def _check_shapes(opened: Artifact, expected: Any, weights: Mapping[str, Tensor]) -> None:
+def _check_shapes(opened: Artifact, expected: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Before memory is taken for what a config says. expected: the model on torch's meta device."""
     shapes = {name: parameter.shape for name, parameter in expected.named_parameters()}
     if wrong := [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
 from jobs.common.report import html, robustness
@@ -50,12 +51,12 @@ def _mistakes(trained: TrainingResult) -> list[Section]:
     return [html.section("Worst mistakes", intro, ["text", "true class", "predicted class", "sure"], rows)]
 
 
-def decoded(trained: TrainingResult, positions: Any) -> list[str]:
+def decoded(trained: TrainingResult, positions: Array) -> list[str]:
     """Test rows as text again, as far as the tokenizer keeps it."""
     tokenizer = load_tokenizer(trained.dataset)
     rows = trained.rows("test", positions)
-    texts = [tokenizer.decode(tokens[:length].tolist(), skip_special_tokens=True)
-             for tokens, length in zip(rows["tokens"], rows["length"].tolist(), strict=True)]
+    texts = tokenizer.batch_decode([tokens[:length].tolist() for tokens, length in zip(
+        rows["tokens"], rows["length"].tolist(), strict=True)], skip_special_tokens=True)
     return [text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…" for text in texts]
 
 
@@ -77,7 +78,7 @@ def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
     return [text_section(rows, baseline=_BASELINE)]
 
 
-def explained_rows(probabilities: Any, labels: Any, count: int) -> list[int]:
+def explained_rows(probabilities: Array, labels: Array, count: int) -> list[int]:
     """Positions: half of them the worst mistakes, if there are so many, the others the first that are right."""
     wrong = worst_mistakes(probabilities, labels, count // 2).tolist()
     right = np.flatnonzero(probabilities.argmax(1) == labels)[: count - len(wrong)].tolist()

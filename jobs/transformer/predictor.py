@@ -35,7 +35,7 @@ class TextPredictor:
             return cls(OnnxModel(artifact, token_inputs), artifact)
         from jobs.transformer.model import Classifier, load
 
-        model: Any = load(artifact)
+        model = load(artifact)
         if not isinstance(model, Classifier):
             return LikelihoodPredictor(model)
         made = cls(model.of_tokens(), artifact)

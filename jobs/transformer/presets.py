@@ -1,7 +1,7 @@
 """Architectures that are trained from nothing: Hugging Face configurations, and no weights."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Preset:
         return replace(self, layers=layers or self.layers, heads=count, width=size, mlp_width=self.mlp_width * size // self.width,
                        kv_heads=count if heads else self.kv_heads)
 
-    def options(self, task: str) -> dict[str, Any]:
+    def options(self, task: str) -> dict[str, object]:
         """`model_type` and the arguments of its Hugging Face configuration, without vocabulary, labels and special tokens."""
         if self.family == "distilbert":
             return {"model_type": "distilbert", "n_layers": self.layers, "n_heads": self.heads, "dim": self.width,

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, Dataset
@@ -156,7 +157,7 @@ def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -
     return Generate(about["start_id"], about["end_id"], device)
 
 
-def _mask(about: Mapping[str, Any], config: TransformerConfig) -> Mask | None:
+def _mask(about: JsonObject, config: TransformerConfig) -> Mask | None:
     if not config.train.mask_tokens:
         return None
     if about["mask_id"] is None:

@@ -4,8 +4,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.strategies.shards import KINDS, WEIGHTS, TextFragment
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices with weight decay; biases and norms without."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [([p for p in trained if p.dim() > 1], weight_decay), ([p for p in trained if p.dim() <= 1], 0.0)]
@@ -44,7 +43,7 @@ class Ddp:
                                           torch.bfloat16 if config.scale.gradients == "bf16" else None)
         self.forward = compiled(self.model) if config.hardware.compile else self.model
 
-    def passing(self) -> Any:
+    def passing(self) -> AbstractContextManager[object]:
         """Around a forward pass."""
         bf16 = self._config.hardware.precision == "bf16"
         return torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext()

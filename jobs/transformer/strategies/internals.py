@@ -97,7 +97,7 @@ def file_access_compiles() -> bool:
 
 
 # ── the engine ──
-def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, object]) -> Any:
     """DeepSpeed's engine, which knows nothing of the generation before."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; the device is chosen already
     import deepspeed
@@ -122,8 +122,8 @@ def time_waiting(group: Group) -> None:
         setattr(backend, name, _timed(getattr(backend, name), group))
 
 
-def _timed(collective: Callable[..., Any], group: Group) -> Callable[..., Any]:
-    def call(*args: Any, **options: Any) -> Any:
+def _timed(collective: Callable[..., object], group: Group) -> Callable[..., object]:
+    def call(*args: object, **options: object) -> object:
         with group.waiting():
             work = collective(*args, **options)
         return _TimedWork(work, group) if hasattr(work, "wait") else work
@@ -137,7 +137,7 @@ class _TimedWork:
     def __init__(self, work: Any, group: Group) -> None:
         self._work, self._group = work, group
 
-    def wait(self, *args: Any, **options: Any) -> Any:
+    def wait(self, *args: object, **options: object) -> object:
         with self._group.waiting():
             return self._work.wait(*args, **options)
 
@@ -149,7 +149,7 @@ def destroy_groups() -> None:
     """The process groups that DeepSpeed made beside the one it was given: each has threads of its own."""
     from deepspeed.utils import groups
 
-    made: list[Any] = [getattr(groups, name) for name in GROUPS]
+    made = [getattr(groups, name) for name in GROUPS]
     for group in {id(group): group for group in made if group is not None and group is not torch.distributed.group.WORLD}.values():
         torch.distributed.destroy_process_group(group)
 

@@ -6,6 +6,7 @@ entry here with what it is able to do; no other code asks for a strategy's name.
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -32,7 +33,7 @@ class Strategy(Protocol):
     replicated: bool
     """Whether each worker holds all the weights that its passes use."""
 
-    def passing(self) -> Any:
+    def passing(self) -> AbstractContextManager[object]:
         """Returns the context of a forward pass."""
         ...
 

@@ -9,15 +9,16 @@ DeepSpeed divides by, and the last pass of a step is named as such. All workers 
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from cluster.core.auth import expanded
-from cluster.core.documents import DocumentError, read_json
+from cluster.core.documents import DocumentError, JsonObject, read_json
 from cluster.core.errors import ConfigError
 from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.process_group import Group, peers_needed
@@ -29,12 +30,12 @@ from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 
 
 # ── the config ──
-def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None) -> dict[str, Any]:
+def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None) -> JsonObject:
     """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added. swap_folder: of `--scale.offload nvme`.
 
     Raises: ConfigError if that file cannot be read, or says otherwise than an option here.
     """
-    ours: dict[str, Any] = {
+    ours: JsonObject = {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,  # the loop's own business, see above
         "zero_optimization": _zero(config, swap_folder), "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False, "gradient_clipping": config.optim.clip_norm or 0.0, "steps_per_print": 2**31,
@@ -44,10 +45,10 @@ def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None)
     return ours if path is None else merged(ours, _read(path), path)
 
 
-def _zero(config: TransformerConfig, swap_folder: Path | None) -> dict[str, Any]:
+def _zero(config: TransformerConfig, swap_folder: Path | None) -> JsonObject:
     scale, elements, stage = config.scale, int(config.scale.bucket_mb * 1e6 / 4), config.scale.capabilities.zero_stage
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": elements, "allgather_bucket_size": elements,
-                            "contiguous_gradients": True, "overlap_comm": config.run.gpus_per_worker > 0}
+    zero: JsonObject = {"stage": stage, "reduce_bucket_size": elements, "allgather_bucket_size": elements,
+                        "contiguous_gradients": True, "overlap_comm": config.run.gpus_per_worker > 0}
     if stage == 3:
         zero |= {"stage3_prefetch_bucket_size": elements, "stage3_param_persistence_threshold": 0}
     place = {"device": scale.offload} | ({"nvme_path": str(swap_folder)} if swap_folder else {})
@@ -58,12 +59,12 @@ def _zero(config: TransformerConfig, swap_folder: Path | None) -> dict[str, Any]
     return zero
 
 
-def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
+def merged(ours: JsonObject, theirs: JsonObject, path: str, prefix: str = "") -> JsonObject:
     """Both together. Raises: ConfigError naming a field that both give, with another value."""
     both = dict(ours)
     for key, value in theirs.items():
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
-            both[key] = merged(ours[key], cast(dict[str, Any], value), path, f"{prefix}{key}.")
+            both[key] = merged(ours[key], cast(JsonObject, value), path, f"{prefix}{key}.")
         elif key in ours and ours[key] != value:
             raise ConfigError(f"--scale.deepspeed-json {path}: {prefix}{key} is {value!r} there, and {ours[key]!r} by the options "
                               "of this job: leave it out of the file, and say it with an option (--scale, --hardware, --optim)")
@@ -72,7 +73,7 @@ def merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str, prefix
     return both
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> JsonObject:
     try:
         return read_json(expanded(path))
     except (OSError, DocumentError) as error:
@@ -93,7 +94,7 @@ class Zero:
         if config.scale.offload_path is not None:
             require_compiler()
             self._swap = SwapFolder(config.scale.offload_path)
-        self._names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
         optim = config.optim
         optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, optim.beta2),
                                       eps=optim.eps)
@@ -107,7 +108,7 @@ class Zero:
         """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others' it has been
         sent, so a comparison finds what was corrupted on the way or after; with zero3 nobody else has what it holds."""
 
-    def passing(self) -> Any:
+    def passing(self) -> AbstractContextManager[None]:
         """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted; with zero3 it fetches them."""
         return peers_needed()
 

@@ -4,13 +4,16 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.common.data.dataset import Dataset
 from jobs.transformer.text.tokenizer import from_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,6 @@ def tokenizer_files(dataset: Dataset) -> dict[str, bytes]:
     return {f.path.rpartition("/")[2]: dataset.store.read_bytes(f.path) for f in dataset.store.files(folder)}
 
 
-def load_tokenizer(dataset: Dataset) -> Any:
-    """The tokenizer that a set was made with (a PreTrainedTokenizerFast)."""
+def load_tokenizer(dataset: Dataset) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a set was made with."""
     return from_files(tokenizer_files(dataset))

@@ -63,7 +63,7 @@ def phrases() -> list[tuple[str, str, str]]:
 def _entities(language: str) -> Iterator[tuple[str, str]]:
     from babel import Locale, localedata
 
-    locale: Any = Locale.parse(language)
+    locale = Locale.parse(language)
     named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts, "currency": locale.currencies}
     for kind, names in named.items():
         yield from ((f"{kind}/{key}", str(text)) for key, text in names.items() if text)
@@ -73,7 +73,7 @@ def _entities(language: str) -> Iterator[tuple[str, str]]:
     for kind, names in (("month", locale.months), ("day", locale.days)):
         yield from ((f"{kind}/{key}", str(text)) for key, text in names["format"]["wide"].items())
     for unit, styles in localedata.LocaleDataDict(cast(Any, localedata.load(str(locale))))["unit_patterns"].items():
-        patterns: Any = styles.get("long", {})
+        patterns = styles.get("long", {})
         for pattern in patterns.values() if hasattr(patterns, "values") else ():
             text = str(pattern).replace("{0}", "").strip()
             if text and "{" not in text:

@@ -2,7 +2,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ class TextFeatures:
 
     def __init__(self, tokenizer: str) -> None:
         """tokenizer: a tokenizer.json."""
-        model = parse_json(tokenizer, dict[str, Any])["model"]
+        model = parse_json(tokenizer)["model"]
         self._backend = backend_of(tokenizer, None)
         self._unknown = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 

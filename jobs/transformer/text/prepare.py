@@ -12,12 +12,13 @@ target once and no position is wasted but in a split's last row. The tokenizer's
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
@@ -46,7 +47,6 @@ class Read:
     codes: npt.NDArray[np.int32] | None
     class_names: tuple[str, ...]
     empty: int
-    counts: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
     def of(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Row ids of a split."""
@@ -129,7 +129,7 @@ def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, us
     if say:
         say(f"preparing {len(found.texts):,} texts of {config.data.uri}")
     tokenizer = choose(config, (found.texts[i] for i in found.of("train")))
-    files = files_of(tokenizer)
+    files, backend = files_of(tokenizer), tokenizer.backend_tokenizer.to_str()
     for name, data in files.items():
         store.write_bytes(f"{blocks}/tokenizer/{name}", data)
     details = _details(config, tokenizer, files, found)
@@ -138,7 +138,7 @@ def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, us
     if found.codes is not None:
         columns[1:1] = [Column("length", "int32"), Column("label", "int32")]
     with split_writers(store, blocks, columns, len(found.class_names)) as writers:
-        (_write_rows if found.codes is not None else _write_stream)(found, config, tokenizer, details, writers, use_ray)
+        (_write_rows if found.codes is not None else _write_stream)(found, config, backend, details, writers, use_ray)
         splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
     if found.codes is not None:
         _write_sample(found, config, store, blocks)
@@ -148,7 +148,7 @@ def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, us
                    class_names=found.class_names, details=details)
 
 
-def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes], found: Read) -> dict[str, Any]:
+def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes], found: Read) -> JsonObject:
     digest = hashlib.sha256(b"".join(name.encode() + data for name, data in sorted(files.items()))).hexdigest()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
@@ -165,7 +165,7 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     }
 
 
-def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details: dict[str, Any], writers: Writers,
+def _write_rows(found: Read, config: TransformerConfig, tokenizer: str, details: JsonObject, writers: Writers,
                 use_ray: bool) -> None:
     assert found.codes is not None
     length = config.data.max_length
@@ -180,7 +180,7 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: Any, details:
             row += len(encoded)
 
 
-def _write_stream(found: Read, config: TransformerConfig, tokenizer: Any, details: dict[str, Any], writers: Writers,
+def _write_stream(found: Read, config: TransformerConfig, tokenizer: str, details: JsonObject, writers: Writers,
                   use_ray: bool) -> None:
     first = 0
     for split in SPLITS:
@@ -192,7 +192,7 @@ def _write_stream(found: Read, config: TransformerConfig, tokenizer: Any, detail
             first += len(rows)
 
 
-def _documents(texts: list[str], tokenizer: Any, details: dict[str, Any], use_ray: bool) -> Iterator[Ints]:
+def _documents(texts: list[str], tokenizer: str, details: JsonObject, use_ray: bool) -> Iterator[Ints]:
     """Each document's tokens, with its start, and its end where that is another token."""
     start, end = details["start_id"], details["end_id"]
     for flat in _encoded(texts, tokenizer, None, use_ray):
@@ -222,14 +222,14 @@ def _cut(stream: Ints, count: int, length: int) -> Ints:
     return np.lib.stride_tricks.sliding_window_view(stream, length + 1)[: count * length : length]
 
 
-def _encoded(texts: list[str], tokenizer: Any, max_length: int | None, use_ray: bool) -> Iterator[Ints]:
+def _encoded(texts: list[str], tokenizer: str, max_length: int | None, use_ray: bool) -> Iterator[Ints]:
     """In the order of the texts. With a length (n, 2 + length): was it cut, its length, its tokens; else n, n lengths, tokens."""
-    encode = functools.partial(_encode, tokenizer.backend_tokenizer.to_str(), max_length)
+    encode = functools.partial(_encode, tokenizer, max_length)
     batches = _batches(texts)
     if use_ray and len(batches) > 1 and sum(map(len, texts)) > RAY_CHARACTERS:
         from jobs.common.data.ray_map import map_with_ray
 
-        results: Iterator[Any] = (np.frombuffer(buffer, np.int32) for buffer in map_with_ray(batches, encode))
+        results: Iterator[Ints] = (np.frombuffer(buffer, np.int32) for buffer in map_with_ray(batches, encode))
     else:
         results = (encode(batch) for batch in batches)
     for result in results:
@@ -248,9 +248,9 @@ def _batches(texts: list[str]) -> list[list[str]]:
     return batches
 
 
-def _encode(tokenizer_json: str, max_length: int | None, texts: list[str]) -> Ints:
+def _encode(tokenizer: str, max_length: int | None, texts: list[str]) -> Ints:
     """Runs in a task: one batch of texts, flat."""
-    backend = backend_of(tokenizer_json, max_length)
+    backend = backend_of(tokenizer, max_length)
     if max_length is None:
         ids = [np.array(one.ids, np.int32) for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
         return np.concatenate([np.array([len(ids), *map(len, ids)], np.int32), *ids])
@@ -260,7 +260,7 @@ def _encode(tokenizer_json: str, max_length: int | None, texts: list[str]) -> In
     return np.concatenate([cut[:, None], rows["length"][:, None], rows["tokens"]], axis=1).reshape(-1)
 
 
-def _tell(details: dict[str, Any], splits: dict[SplitName, Split], config: TransformerConfig, say: Say | None) -> None:
+def _tell(details: JsonObject, splits: dict[SplitName, Split], config: TransformerConfig, say: Say | None) -> None:
     if say is None:
         return
     if cut := sum(details["truncated"].values()):
@@ -271,7 +271,7 @@ def _tell(details: dict[str, Any], splits: dict[SplitName, Split], config: Trans
         say(f"packed {sum(details['tokens'].values()):,} tokens; {waste(details, splits):.2%} of {places:,} positions are padding")
 
 
-def waste(details: dict[str, Any], splits: dict[SplitName, Split]) -> float:
+def waste(details: JsonObject, splits: dict[SplitName, Split]) -> float:
     """Fraction of the positions of packed rows that hold no target."""
     places = sum(split.num_rows for split in splits.values()) * int(details["max_length"])
     return 1 - (sum(details["tokens"].values()) - len(SPLITS)) / places

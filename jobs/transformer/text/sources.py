@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.core.documents import parse_json
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
-from cluster.core.storage import Store
+from cluster.core.storage import FileInfo, Store
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import by_split, list_files, reading
@@ -53,7 +53,7 @@ def _files(uri: str, config: TextDataConfig, labelled: bool, split: SplitName | 
         raise DataError(f"data {uri!r} holds plain text, which has no labels: to classify give Parquet, CSV or JSON Lines with a "
                         "text and a label column, or pass --task generate")
     chosen = tables or files
-    groups: dict[SplitName, Any] = {split: list(chosen)} if split else by_split(chosen, by_name=True)
+    groups: dict[SplitName, list[FileInfo]] = {split: list(chosen)} if split else by_split(chosen, by_name=True)
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         return [TextFile(listing.store, chosen[0].path, chosen[0].size, chosen[0].mtime, of, share=of) for of in SPLITS]
@@ -73,7 +73,7 @@ class TextFile:
     columns: tuple[str, ...] = ()
     label_column: str | None = None
     share: SplitName | None = None
-    _kept: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)
+    _kept: dict[str, list[int]] = field(default_factory=dict[str, list[int]], compare=False)
 
     @property
     def name(self) -> str:
@@ -187,7 +187,7 @@ def _csv_rows(text: str, file: TextFile, delimiter: str) -> list[list[str]]:
 def _json_lines(text: str, file: TextFile) -> Any:
     import pyarrow as pa
 
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
         if line.strip():
             try:
@@ -206,7 +206,7 @@ def _json_lines(text: str, file: TextFile) -> Any:
     return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns], names)
 
 
-def _check_json(row: dict[str, Any], file: TextFile, line: int) -> None:
+def _check_json(row: JsonObject, file: TextFile, line: int) -> None:
     for name in (*file.columns, file.label_column):
         value = row.get(name) if name else None
         if value is not None and not isinstance(value, str) and name != file.label_column:

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from cluster.core.errors import ConfigError, DataError
 from jobs.common.arrays import Array
 from jobs.transformer.base_model import check_base
 from jobs.transformer.config import TransformerConfig
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 _MOST_CHARACTERS = 3000
@@ -41,7 +45,7 @@ def kind_of(config: TransformerConfig) -> str:
     return wanted if wanted != "auto" else "wordpiece" if config.task == "classify" else "bpe"
 
 
-def identity_of(config: TransformerConfig) -> list[Any]:
+def identity_of(config: TransformerConfig) -> list[object]:
     """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
     if is_trained_here(config):
         return [kind_of(config), config.data.vocab_size, config.data.lowercase]
@@ -50,14 +54,14 @@ def identity_of(config: TransformerConfig) -> list[Any]:
     return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]]
 
 
-def choose(config: TransformerConfig, training_texts: Iterable[str]) -> Any:
-    """The tokenizer (a PreTrainedTokenizerFast) of a config. Raises: ConfigError, DataError."""
+def choose(config: TransformerConfig, training_texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a config. Raises: ConfigError, DataError."""
     if is_trained_here(config):
         return train(config, training_texts)
     return pretrained(config.model.name)
 
 
-def pretrained(name: str) -> Any:
+def pretrained(name: str) -> "PreTrainedTokenizerFast":
     """Raises: ConfigError, naming the files that were looked for."""
     from transformers import AutoTokenizer
 
@@ -66,8 +70,8 @@ def pretrained(name: str) -> Any:
     try:
         if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
             raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")  # transformers 5 would make an empty one
-        found: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True,
-                                                   trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True,
+                                              trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked for "
@@ -80,7 +84,7 @@ def pretrained(name: str) -> Any:
 
 
 # ── training one ──
-def train(config: TransformerConfig, texts: Iterable[str]) -> Any:
+def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """A function of the texts and of the options alone."""
     from transformers import PreTrainedTokenizerFast
 
@@ -94,7 +98,7 @@ def train(config: TransformerConfig, texts: Iterable[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, bos_token=END, **known)
 
 
-def _frame(made: Any) -> None:
+def _frame(made: "Tokenizer") -> None:
     """[CLS] text [SEP]."""
     from tokenizers.processors import TemplateProcessing
 
@@ -102,7 +106,7 @@ def _frame(made: Any) -> None:
                                              special_tokens=[(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
 
 
-def _characters(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+def _characters(texts: Iterable[str], special: list[str], config: TransformerConfig) -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     seen = sorted({char for text in texts for char in (text.lower() if config.data.lowercase else text)})
@@ -118,7 +122,7 @@ def _characters(texts: Iterable[str], special: list[str], config: TransformerCon
     return made
 
 
-def _byte_level(texts: Iterable[str], special: list[str], config: TransformerConfig, vocab_size: int) -> Any:
+def _byte_level(texts: Iterable[str], special: list[str], config: TransformerConfig, vocab_size: int) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -131,21 +135,21 @@ def _byte_level(texts: Iterable[str], special: list[str], config: TransformerCon
     return made
 
 
-def _bpe(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+def _bpe(texts: Iterable[str], special: list[str], config: TransformerConfig) -> "Tokenizer":
     return _byte_level(texts, special, config, max(config.data.vocab_size, 256 + len(special)))
 
 
-def _bytes(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+def _bytes(texts: Iterable[str], special: list[str], config: TransformerConfig) -> "Tokenizer":
     return _byte_level((), special, config, 256 + len(special))
 
 
-def _wordpiece(texts: Iterable[str], special: list[str], config: TransformerConfig) -> Any:
+def _wordpiece(texts: Iterable[str], special: list[str], config: TransformerConfig) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     heard = list(texts)
 
-    def empty(vocabulary: dict[str, int] | None = None) -> Any:
-        made: Any = Tokenizer(models.WordPiece(vocabulary or {}, unk_token="[UNK]", max_input_chars_per_word=100))
+    def empty(vocabulary: dict[str, int] | None = None) -> "Tokenizer":
+        made = Tokenizer(models.WordPiece(vocabulary or {}, unk_token="[UNK]", max_input_chars_per_word=100))
         made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase, strip_accents=config.data.lowercase)
         made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         made.decoder = decoders.WordPiece()
@@ -167,7 +171,7 @@ _TRAINERS = {"characters": _characters, "bytes": _bytes, "bpe": _bpe, "wordpiece
 
 
 # ── as files, and back ──
-def files_of(tokenizer: Any) -> dict[str, bytes]:
+def files_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, bytes]:
     """tokenizer.json and what goes with it, by name; the same bytes for the same tokenizer."""
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
@@ -177,7 +181,7 @@ def files_of(tokenizer: Any) -> dict[str, bytes]:
     return kept | {"tokenizer_config.json": (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()}
 
 
-def from_files(files: Mapping[str, bytes]) -> Any:
+def from_files(files: Mapping[str, bytes]) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
@@ -187,13 +191,13 @@ def from_files(files: Mapping[str, bytes]) -> Any:
 
 
 # ── encoding ──
-def encode_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str, Array]:
+def encode_rows(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], max_length: int) -> dict[str, Array]:
     """To classify: {"tokens": (n, max_length) int32, -1 where there is none, "length": (n,) int32}, with special tokens, cut."""
     backend = backend_of(tokenizer.backend_tokenizer.to_str(), max_length)
     return framed(backend.encode_batch(list(texts)), max_length)
 
 
-def framed(encoded: Sequence[Any], max_length: int) -> dict[str, Array]:
+def framed(encoded: "Sequence[Encoding]", max_length: int) -> dict[str, Array]:
     tokens = np.full((len(encoded), max_length), -1, np.int32)
     lengths = np.zeros(len(encoded), np.int32)
     for row, one in enumerate(encoded):
@@ -203,7 +207,7 @@ def framed(encoded: Sequence[Any], max_length: int) -> dict[str, Array]:
     return {"tokens": tokens, "length": lengths}
 
 
-def backend_of(text: str, max_length: int | None) -> Any:
+def backend_of(text: str, max_length: int | None) -> "Tokenizer":
     """The `tokenizers.Tokenizer` of a tokenizer.json, cutting to `max_length` where one is given, and padding nothing.
 
     A special token that stands in a text is taken as the letters it is written with.
