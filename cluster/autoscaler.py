@@ -1,7 +1,7 @@
 """How far an autoscaling cluster can grow, and what it is about to add.
 
-On Kubernetes the RayCluster says it (`maxReplicas` of each worker group): its pods may read it, if their service account has the
-right to `get` it. Elsewhere only the autoscaler knows, and says so when a request can never be met.
+On Kubernetes the RayCluster says it (`maxReplicas` of each worker group): its pods may read it, if their service
+account has the right to `get` it. Elsewhere only the autoscaler knows, and says so when a request can never be met.
 """
 
 import os
@@ -19,7 +19,8 @@ CLUSTER_NAME = "RAY_CLUSTER_NAME"
 
 @dataclass(frozen=True, kw_only=True)
 class NodeGroup:
-    """A kind of node that the autoscaler may add. resources: of one node, in Ray's terms; most: how many there can be."""
+    """A kind of node that the autoscaler may add.
+    resources: of one node, in Ray's terms; most: how many there can be."""
 
     name: str
     most: int
@@ -45,7 +46,8 @@ def node_groups() -> list[NodeGroup] | None:
 
 
 def groups_of(cluster: JsonObject) -> list[NodeGroup]:
-    """The head too, which is there once. Read as Ray's autoscaler reads it; without one, `replicas` is all there can be."""
+    """The head too, which is there once.
+    Read as Ray's autoscaler reads it; without one, `replicas` is all there can be."""
     spec = cluster["spec"]
     groups = [group if spec.get("enableInTreeAutoscaling") else {**group, "maxReplicas": group.get("replicas", 0)}
               for group in spec.get("workerGroupSpecs", [])]
@@ -57,7 +59,8 @@ def groups_of(cluster: JsonObject) -> list[NodeGroup]:
 
 
 def being_added(gcs: Gcs) -> str:
-    """What the autoscaler (version 2) has asked for, and what it did not get, in a few words; empty if it is nothing."""
+    """What the autoscaler (version 2) has asked for, and what it did not get, in a few words;
+    empty if it is nothing."""
     state = gcs.cluster_status().autoscaling_state
     pending: dict[str, int] = {}
     for each in state.pending_instance_requests:

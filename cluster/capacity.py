@@ -1,7 +1,7 @@
 """What a run needs and what a cluster has: the checks before a run starts, and the room there is while it goes on.
 
-`preflight` finds out in seconds what would otherwise show as an endless wait or a late failure: resources that there can
-never be, storage that not every node sees, mixed versions. It needs a connected process (cluster/connect.py).
+`preflight` finds out in seconds what would otherwise show as an endless wait or a late failure: resources that there
+can never be, storage that not every node sees, mixed versions. It needs a connected process (cluster/connect.py).
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -54,8 +54,9 @@ def nodes() -> list[Node]:
 def preflight(request: Request, store: Store, wait_s: float, *, say: Callable[[str], None] = print) -> None:
     """Returns if the run can start: resources, storage and versions are as they must be, on every node.
 
-    Takes under 15 s, but for resources that the cluster can have and has not now: for these it waits up to wait_s seconds,
-    having said so. Leaves nothing in the store. Raises: ResourceError, StorageError, ClusterError, ConfigError.
+    Takes under 15 s, but for resources that the cluster can have and has not now: for these it waits up to wait_s
+    seconds, having said so. Leaves nothing in the store.
+    Raises: ResourceError, StorageError, ClusterError, ConfigError.
     """
     if (why := unsafe_setting()) is not None:
         raise ConfigError(why)
@@ -70,7 +71,8 @@ def preflight(request: Request, store: Store, wait_s: float, *, say: Callable[[s
 
 
 def await_room(request: Request, wait_s: float, say: Callable[[str], None] = print) -> None:
-    """Returns once the request fits into what is free. Raises: ResourceError if it cannot ever, or not within wait_s."""
+    """Returns once the request fits into what is free.
+    Raises: ResourceError if it cannot ever, or not within wait_s."""
     gcs = _gcs()
     usable = [node for node in gcs.nodes() if node.usable]
     if _fits(request, (node.available for node in usable)) >= request.num_workers:
@@ -85,8 +87,8 @@ def await_room(request: Request, wait_s: float, say: Callable[[str], None] = pri
         usable = [node for node in gcs.nodes() if node.usable]
         room = _fits(request, (node.available for node in usable))
         coming = f" ({coming})" if (coming := being_added(gcs)) else ""
-        raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} s{coming}: "
-                            "pass a longer --run.wait or fewer --run.workers, or stop what holds the rest")
+        raise ResourceError(f"needs {request}, the cluster has room for {room} now and did not get more in {wait_s:g} "
+                            f"s{coming}: pass a longer --run.wait or fewer --run.workers, or stop what holds the rest")
 
 
 def _growth(request: Request, usable: list[Node], capacity: int, gcs: Gcs) -> str:
@@ -95,12 +97,15 @@ def _growth(request: Request, usable: list[Node], capacity: int, gcs: Gcs) -> st
     if groups is None:
         if scales:
             return "the autoscaler may add nodes"
-        raise ResourceError(f"needs {request}, {_shortage(request, usable, capacity)} and cannot grow: {_remedy(request, usable)}")
+        raise ResourceError(f"needs {request}, {_shortage(request, usable, capacity)} and cannot grow: "
+                            f"{_remedy(request, usable)}")
     most = _most(request, groups)
     listed = "; ".join(str(group) for group in groups if group.resources.get("CPU"))
     if most < request.num_workers:
-        remedy = (f"pass --run.workers {most}, or raise {'maxReplicas' if scales else 'replicas'} in the RayCluster" if most else
-                  "ask for less (--run.cpus-per-worker, --run.gpus-per-worker), or add a group of larger nodes to the RayCluster")
+        remedy = (f"pass --run.workers {most}, or raise {'maxReplicas' if scales else 'replicas'} in the RayCluster"
+                  if most else
+                  "ask for less (--run.cpus-per-worker, --run.gpus-per-worker), or add a group of larger nodes to the "
+                  "RayCluster")
         raise ResourceError(f"needs {request}, and the RayCluster can grow to {most} ({listed}): {remedy}")
     return f"the {'autoscaler may add nodes' if scales else 'pods of the RayCluster are not all up'} ({listed})"
 
@@ -121,11 +126,13 @@ def possible_workers(request: Request, held: int = 0, group: str | None = None) 
     ids = {node.node_id for node in usable}
     if group is not None:
         return _bundles(request, ids, (g for g in gcs.placement_groups() if g.placement_group_id.hex() == group))
-    return _fits(request, (node.available for node in usable)) + min(held, _own_bundles(request, ids, gcs.placement_groups()))
+    return (_fits(request, (node.available for node in usable))
+            + min(held, _own_bundles(request, ids, gcs.placement_groups())))
 
 
 def possible_groups(request: Request, held: int = 0) -> int:
-    """How many groups of so many workers at a time: what fits now, of which `held` run, and one more where nodes can be added."""
+    """How many groups of so many workers at a time: what fits now, of which `held` run,
+    and one more where nodes can be added."""
     room = possible_workers(request, held=held * request.num_workers) // request.num_workers
     return room + 1 if autoscaled(_gcs()) else room
 
@@ -136,7 +143,8 @@ def draining_nodes() -> set[str]:
 
 
 def autoscaled(gcs: Gcs) -> bool:
-    """Whether an autoscaler that can add nodes watches this cluster: version 2, or version 1 with node types of its own."""
+    """Whether an autoscaler that can add nodes watches this cluster: version 2,
+    or version 1 with node types of its own."""
     if gcs.cluster_status().autoscaling_state.autoscaler_state_version > 0:
         return True
     report = parse_json(gcs.read(b"__autoscaling_status", b"") or b"{}").get("autoscaler_report") or {}
@@ -180,15 +188,17 @@ def queued(request: Request) -> Generator[Callable[[], bool]]:
 def _queue(request: Request, wait_s: float, gcs: Gcs, *, refused: bool, say: Callable[[str], None]) -> bool:
     """Whether the room is granted within that time.
 
-    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be; what it adds is said too.
+    refused: whether to raise ResourceError as soon as the autoscaler says that it can never be;
+    what it adds is said too.
     """
     clock, told = LoopClock(), ""
     deadline = clock.now + wait_s
     with queued(request) as granted:
         while not (there := granted()) and clock.look() < deadline:
             if refused and _infeasible(request, gcs):
-                raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold that: ask for "
-                                    "less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) or raise its limits")
+                raise ResourceError(f"needs {request}, and the autoscaler says that its node types can never hold "
+                                    "that: ask for less (--run.workers, --run.cpus-per-worker, --run.gpus-per-worker) "
+                                    "or raise its limits")
             if refused and (coming := being_added(gcs)) and coming != told:
                 say(f"waiting: {coming}")
                 told = coming

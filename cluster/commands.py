@@ -1,4 +1,5 @@
-"""The commands of `python -m cluster`. Each returns its exit code and raises TrainyardError for what the user can mend."""
+"""The commands of `python -m cluster`.
+Each returns its exit code and raises TrainyardError for what the user can mend."""
 
 import argparse
 import contextlib
@@ -29,10 +30,12 @@ def up(options: argparse.Namespace) -> int:
                        port=options.port, dashboard_port=options.dashboard_port,
                        start_timeout_s=options.start_timeout_s)
     cpus = sum(node.num_cpus for node in cluster.nodes)
-    print(f"cluster up in {time.monotonic() - began:.1f} s: {len(cluster.nodes)} node(s), {cpus} CPUs, at {cluster.address}")
+    print(f"cluster up in {time.monotonic() - began:.1f} s: {len(cluster.nodes)} node(s), {cpus} CPUs, at "
+          f"{cluster.address}")
     print(f"dashboard: {cluster.dashboard_url} (it asks for the token in {token_file()})")
     if not _is_loopback(options.dashboard_host):
-        print(f"warning: {options.dashboard_host} may be reached from the network, guarded by the token only, without TLS")
+        print(f"warning: {options.dashboard_host} may be reached from the network, guarded by the token only, without "
+              "TLS")
     print("\nto use it, in a shell:\n")
     print('  eval "$(python -m cluster env)"')
     print(f"  {_SUBMIT}\n\nwhich sets:\n")
@@ -76,17 +79,20 @@ def submit(options: argparse.Namespace) -> int:
         return carry_out(options.job, options.flags, address=options.address, submission_id=options.submission_id,
                          wait=not options.no_wait, working_dir=options.working_dir)
     if options.working_dir is not None:
-        raise ConfigError("--working-dir is of a Ray cluster: with --kubernetes the code is what --image has, so put your "
-                          "folder into an image that is built on it, with PYTHONPATH naming it")
+        raise ConfigError("--working-dir is of a Ray cluster: with --kubernetes the code is what --image has, so put "
+                          "your folder into an image that is built on it, with PYTHONPATH naming it")
     if options.address or options.submission_id:
-        raise ConfigError("--address and --submission-id are of a Ray cluster: with --kubernetes give --context and --name")
+        raise ConfigError("--address and --submission-id are of a Ray cluster: with --kubernetes give --context and "
+                          "--name")
     if options.template and (given := [f"--{name}" for name in _OF_PODS if getattr(options, name) is not None]):
         raise ConfigError(f"{', '.join(given)}: a --template says that itself: change it there")
     from cluster.kubernetes.client import Kube
     from cluster.kubernetes.rayjob import submit_rayjob
 
-    return submit_rayjob(Kube.connect(options.namespace, options.context), options.job, options.flags, name=options.name,
-                         template=options.template, image=options.image, workers=options.workers or 1, cpus=options.cpus or 2,
+    return submit_rayjob(Kube.connect(options.namespace, options.context), options.job, options.flags,
+                         name=options.name,
+                         template=options.template, image=options.image, workers=options.workers or 1,
+                         cpus=options.cpus or 2,
                          memory=options.memory or "4Gi", gpus=options.gpus or 0, wait=not options.no_wait)
 
 
@@ -109,7 +115,8 @@ def watch(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _reached(address: str | None) -> Generator[tuple[str, local.LocalCluster | None]]:
-    """The control store's address, and the cluster that `up` started, if that is it; inside the block with its token."""
+    """The control store's address, and the cluster that `up` started, if that is it;
+    inside the block with its token."""
     wanted = address or os.environ.get("RAY_ADDRESS")
     if wanted in (None, "local"):
         wanted = _local_cluster().address
@@ -135,8 +142,8 @@ def down(options: argparse.Namespace) -> int:
 def _local_cluster() -> local.LocalCluster:
     cluster = local.current()
     if cluster is None:
-        raise ClusterError("there is no local cluster, and RAY_ADDRESS is not set: start one with `python -m cluster up`, or give "
-                           "--address")
+        raise ClusterError("there is no local cluster, and RAY_ADDRESS is not set: start one with `python -m cluster "
+                           "up`, or give --address")
     if not cluster.nodes:
         raise ClusterError(local.CUT_OFF)
     return cluster
@@ -144,7 +151,8 @@ def _local_cluster() -> local.LocalCluster:
 
 def exports(cluster: local.LocalCluster) -> list[str]:
     """RAY_AUTH_TOKEN is unset because Ray takes it before any file."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment().items()] + ["unset RAY_AUTH_TOKEN"]
+    return [f"export {name}={shlex.quote(value)}"
+            for name, value in cluster.environment().items()] + ["unset RAY_AUTH_TOKEN"]
 
 
 def _is_loopback(host: str) -> bool:

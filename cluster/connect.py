@@ -1,8 +1,8 @@
 """Joins a Ray cluster, or starts one on this machine: the project's only `ray.init`.
 
-In this order: the address given, RAY_ADDRESS (a submitted job has it), else a cluster of this machine's own that ends with
-the process. A cluster started by `python -m cluster up` is joined when RAY_ADDRESS names it (`up` prints the line) or is
-`auto`, never silently. Before joining, the cluster is asked for signs of life; Ray itself would wait for minutes.
+In this order: the address given, RAY_ADDRESS (a submitted job has it), else a cluster of this machine's own that ends
+with the process. A cluster started by `python -m cluster up` is joined when RAY_ADDRESS names it (`up` prints the line)
+or is `auto`, never silently. Before joining, the cluster is asked for signs of life; Ray itself would wait for minutes.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -50,9 +50,10 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, own: boo
     """Joins or starts a cluster, as the module says; does nothing where this process is connected already.
 
     address: HOST:PORT of the control store, `auto` (a cluster running on this machine), or `local` (start one).
-    num_cpus: of a cluster started here; by default all cores. own: whether another program of this user has started the cluster
-    at the address, so that it takes this user's token. Raises: ClusterError within 5 s if there is no living cluster
-    at the address, or it wants another token, or runs another version of Ray or Python; ConfigError without a home folder.
+    num_cpus: of a cluster started here; by default all cores. own: whether another program of this user has started the
+    cluster at the address, so that it takes this user's token. Raises: ClusterError within 5 s if there is no living
+    cluster at the address, or it wants another token, or runs another version of Ray or Python;
+    ConfigError without a home folder.
     """
     if not ray.is_initialized():
         auth.require_home()
@@ -66,7 +67,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, own: boo
 
 
 def disconnect() -> None:
-    """Leaves the cluster; one that this process started ends, with all its processes. Also done when the process exits."""
+    """Leaves the cluster; one that this process started ends, with all its processes.
+    Also done when the process exits."""
     global _before, _own
     ray.shutdown()
     if _own is not None:
@@ -78,8 +80,8 @@ def disconnect() -> None:
 
 def probe(address: str) -> list[Node]:
     """The live nodes of a cluster. Raises: ClusterError within 5 s if it is dead, half-dead or refuses this token."""
-    late = ClusterError(f"the Ray cluster at {address} does not answer within {PROBE_TIMEOUT_S:g} s: it is dead, or the network "
-                        f"is; restart it, or {_START_ONE}")
+    late = ClusterError(f"the Ray cluster at {address} does not answer within {PROBE_TIMEOUT_S:g} s: it is dead, or "
+                        f"the network is; restart it, or {_START_ONE}")
     return within(PROBE_TIMEOUT_S, lambda: _probe(address), late)
 
 
@@ -99,8 +101,8 @@ def _check_versions(address: str, gcs: Gcs) -> None:
     if differing := [name for name in ours if theirs[name] not in ("", ours[name])]:
         found = ", ".join(f"{name} {theirs[name]}" for name in differing)
         here = ", ".join(f"{name} {ours[name]}" for name in differing)
-        raise ClusterError(f"the cluster at {address} runs {found}, this environment {here}: install the same version here, or "
-                           "submit with `ray job submit`, which runs the job by the cluster's own Python")
+        raise ClusterError(f"the cluster at {address} runs {found}, this environment {here}: install the same version "
+                           "here, or submit with `ray job submit`, which runs the job by the cluster's own Python")
 
 
 def control_store(wanted: str) -> str:
@@ -176,17 +178,18 @@ def _check_neighbour(address: str, nodes: list[Node]) -> None:
     here = ray_internals.nodes_of_this_machine()
     neighbours = [node for node in nodes if node.node_id in here]
     if not neighbours:
-        raise ClusterError(f"no node of the Ray cluster at {address} runs on this machine: run this on one of its nodes, "
-                           "or submit it with `ray job submit`")
+        raise ClusterError(f"no node of the Ray cluster at {address} runs on this machine: run this on one of its "
+                           "nodes, or submit it with `ray job submit`")
     candidates = [node for node in neighbours if node.is_head] or neighbours  # Ray takes the head, else any
     if silent := silent_nodes(candidates):
         names = ", ".join(node.name for node in silent)
-        raise ClusterError(f"node {names} of the Ray cluster at {address}, which this machine would work through, does not "
-                           "answer: restart that node")
+        raise ClusterError(f"node {names} of the Ray cluster at {address}, which this machine would work through, does "
+                           "not answer: restart that node")
 
 
 def _start(num_cpus: int | None) -> None:
-    """Not by `ray.init` alone: it takes loopback for this machine's outer address, and so would be open to the network."""
+    """Not by `ray.init` alone: it takes loopback for this machine's outer address,
+    and so would be open to the network."""
     global _own
     _authenticate_own()
     atexit.register(disconnect)
@@ -222,4 +225,5 @@ def _describe() -> ClusterInfo:
     context = ray.get_runtime_context()
     url = ray_internals.dashboard_of_this_node()
     return ClusterInfo(address=context.gcs_address, started=_own is not None, resources=dict(ray.cluster_resources()),
-                       num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()), dashboard_url=f"http://{url}" if url else "")
+                       num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+                       dashboard_url=f"http://{url}" if url else "")

@@ -1,4 +1,5 @@
-"""Visits every node with a small task: does it see the storage as the driver does, and does it run the same versions?"""
+"""Visits every node with a small task: does it see the storage as the driver does,
+and does it run the same versions?"""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -18,7 +19,8 @@ from cluster.core.control_store import Node, silent_nodes, within
 from cluster.core.errors import ClusterError, StorageError, StorageFullError
 from cluster.core.storage import Store, tls_remedy
 
-STORAGE_TIMEOUT_S = 8.0  # pyarrow gives up an S3 server after 6 s (it refuses) or 7 (its certificate), and then says why
+# pyarrow gives up an S3 server after 6 s (it refuses) or 7 (its certificate), and then says why
+STORAGE_TIMEOUT_S = 8.0
 REMOVE_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 3.0
 _LAST_LOOK_S = 1.0
@@ -49,7 +51,8 @@ class Visit:
 
 @contextmanager
 def remove_traces(store: Store) -> Generator[Trace]:
-    """Whatever a check has written is removed after it; so are the store's own folders, if it fails and they were not there.
+    """Whatever a check has written is removed after it;
+    so are the store's own folders, if it fails and they were not there.
 
     Removing takes REMOVE_TIMEOUT_S at most; what hangs stays. Raises: StorageError if the storage hangs from the start.
     """
@@ -74,9 +77,9 @@ def check_storage(trace: Trace) -> None:
 def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
     """Visits all nodes at once, but for this process's own, which `check_storage` has seen to.
 
-    Raises: StorageError if a node cannot write to the storage, or does not see what the driver wrote; ClusterError if it
-    does not answer within timeout_s, cannot run this project, or runs other versions than this process. Takes at most
-    timeout_s, or 3 s where that is less.
+    Raises: StorageError if a node cannot write to the storage, or does not see what the driver wrote; ClusterError if
+    it does not answer within timeout_s, cannot run this project, or runs other versions than this process. Takes at
+    most timeout_s, or 3 s where that is less.
     """
     import ray
 
@@ -84,8 +87,8 @@ def check_nodes(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> None:
     others = [node for node in nodes if node.node_id != own]
     deadline = time.monotonic() + timeout_s
     if silent := silent_nodes(others):
-        raise ClusterError(f"{_plural('node', [_name(node) for node in silent])} does not answer, though the cluster takes it for "
-                           "alive: restart it, or remove it from the cluster")
+        raise ClusterError(f"{_plural('node', [_name(node) for node in silent])} does not answer, though the cluster "
+                           "takes it for alive: restart it, or remove it from the cluster")
     visits = _visit_all(trace, others, max(0.0, deadline - time.monotonic() - _LAST_LOOK_S))
     check_versions({_name(node): visit for node, visit in zip(others, visits, strict=True)})
     for node, visit in zip(others, visits, strict=True):
@@ -101,22 +104,27 @@ def versions() -> dict[str, str]:
 
 
 def unsafe_setting() -> str | None:
-    """Which of this process's variables lets Ray Data run code that a data file holds (CVE-2026-41486); None if none does."""
-    on = [name for name, value in os.environ.items() if name.startswith("RAY_DATA_AUTOLOAD_") and value.lower() not in _OFF]
-    return f"{on[0]} is set, with which Ray runs code that a data file holds: unset it, where Ray is started too" if on else None
+    """Which of this process's variables lets Ray Data run code that a data file holds (CVE-2026-41486);
+    None if none does."""
+    on = [name for name, value in os.environ.items() if name.startswith("RAY_DATA_AUTOLOAD_")
+          and value.lower() not in _OFF]
+    return (f"{on[0]} is set, with which Ray runs code that a data file holds: unset it, where Ray is started too"
+            if on else None)
 
 
 def check_own_node(store: Store, sign: str, of_driver: Mapping[str, str], node: str) -> None:
-    """By a worker at its start, on its own node, which may have come after the run began, so that preflight never saw it.
+    """By a worker at its start, on its own node, which may have come after the run began,
+    so that preflight never saw it.
 
-    sign: a file that the driver has written. Raises: ClusterError for other versions than the driver's, StorageError within
-    STORAGE_TIMEOUT_S if the storage is not the one that the driver sees, or cannot be written.
+    sign: a file that the driver has written. Raises: ClusterError for other versions than the driver's, StorageError
+    within STORAGE_TIMEOUT_S if the storage is not the one that the driver sees, or cannot be written.
     """
     if (own := versions()) != of_driver:
         def listed(each: Mapping[str, str]) -> str:
             return " and ".join(f"{name} {version}" for name, version in each.items())
 
-        raise ClusterError(f"node {node} runs {listed(own)}, the driver {listed(of_driver)}: install the same versions everywhere")
+        raise ClusterError(f"node {node} runs {listed(own)}, the driver {listed(of_driver)}: install the same versions "
+                           "everywhere")
     trace = Trace(store, f".trainyard-check-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex)
 
     def look() -> str | None:
@@ -164,15 +172,15 @@ def _visit_all(trace: Trace, nodes: Sequence[Node], timeout_s: float) -> list[Vi
     silent = [_name(node) for node in nodes if pending[node.node_id] not in done]
     if silent:
         raise ClusterError(f"{_plural('node', silent)} did not run a task within {timeout_s:.0f} s: the storage "
-                           f"{trace.store.location()} may hang there, or the node is overloaded; look at it, or remove it from "
-                           "the cluster")
+                           f"{trace.store.location()} may hang there, or the node is overloaded; look at it, or remove "
+                           "it from the cluster")
     visits: list[Visit] = []
     for node in nodes:
         try:
             visits.append(ray.get(pending[node.node_id], timeout=1))
         except (RayError, GetTimeoutError, RuntimeError) as error:
-            raise ClusterError(f"node {_name(node)} cannot run this project ({_last_line(error)}): submit it with `ray job submit "
-                               "--working-dir .`, or install it on all nodes") from error
+            raise ClusterError(f"node {_name(node)} cannot run this project ({_last_line(error)}): submit it with `ray "
+                               "job submit --working-dir .`, or install it on all nodes") from error
     return visits
 
 
@@ -182,7 +190,8 @@ def _visit(trace: Trace, node_id: str) -> Visit:
 
     try:
         problem = no_home() or unsafe_setting()
-        problem = problem or (_write_and_read(trace, node_id) if _sees_driver(trace) else _not_shared(trace, "this node"))
+        problem = problem or (_write_and_read(trace, node_id)
+                              if _sees_driver(trace) else _not_shared(trace, "this node"))
     except (OSError, StorageError) as error:
         problem = _explain(trace.store, error)
     return Visit(ray=ray.__version__, python=platform.python_version(), problem=problem)
@@ -207,7 +216,8 @@ def _write_and_read(trace: Trace, who: str) -> str | None:
 
 
 def _late(store: Store, timeout_s: float) -> StorageError:
-    return StorageError(f"storage {store.location()} does not answer within {timeout_s:g} s: check its address and the network")
+    return StorageError(f"storage {store.location()} does not answer within {timeout_s:g} s: check its address and the "
+                        "network")
 
 
 def _explain(store: Store, error: Exception) -> str:
@@ -218,8 +228,8 @@ def _explain(store: Store, error: Exception) -> str:
 
 
 def _not_shared(trace: Trace, node: str) -> str:
-    return (f"storage {trace.store.location()} on {node} is not the storage that the driver sees, though its name is the "
-            "same: use a folder that all nodes share, s3:// or gs:// (--run.storage)")
+    return (f"storage {trace.store.location()} on {node} is not the storage that the driver sees, though its name is "
+            "the same: use a folder that all nodes share, s3:// or gs:// (--run.storage)")
 
 
 def _missing_folders(store: Store) -> list[Path]:

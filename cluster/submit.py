@@ -1,4 +1,5 @@
-"""`python -m cluster submit JOB -- flags` on a Ray cluster: what `ray job submit` does, ending with the job's own exit code.
+"""`python -m cluster submit JOB -- flags` on a Ray cluster: what `ray job submit` does,
+ending with the job's own exit code.
 
 The job is the cluster's, not this process's: Ctrl-C, a closed terminal or a lost connection ends the following only.
 """
@@ -59,8 +60,8 @@ def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id
             named = client.submit_job(entrypoint=line, submission_id=submission_id, runtime_env=runtime_env,
                                       metadata={submission.KEY: uuid.uuid4().hex})
         except (RuntimeError, OSError, ValueError) as error:
-            raise ClusterError(f"the job was not submitted to {url} ({_short(error)}): look at the cluster with `python -m cluster "
-                               "status`, or pass another --submission-id") from error
+            raise ClusterError(f"the job was not submitted to {url} ({_short(error)}): look at the cluster with "
+                               "`python -m cluster status`, or pass another --submission-id") from error
         print(f"submitted {named} to {url}: {line}", flush=True)
         if not wait:
             print(_how_to(named))
@@ -71,7 +72,8 @@ def submit(job: str, flags: Sequence[str], *, address: str | None, submission_id
 def check_upload(root: Path) -> None:
     """Raises: ConfigError, naming the largest files, if a folder is more than Ray's dashboard takes.
 
-    Ray itself would first copy all of it into an archive below /tmp, and then say that a request failed with status 413.
+    Ray itself would first copy all of it into an archive below /tmp,
+    and then say that a request failed with status 413.
     """
     sizes = {path: path.stat().st_size + _ARCHIVE_ENTRY_BYTES for path in uploaded(root)}
     if (total := sum(sizes.values())) < (most := ray_internals.most_bytes_uploaded()):
@@ -79,12 +81,13 @@ def check_upload(root: Path) -> None:
     largest = sorted(sizes, key=lambda path: -sizes[path])[:_SHOWN_FILES]
     listed = ", ".join(f"{path.relative_to(root)} ({sizes[path] / 1e6:.1f} MB)" for path in largest)
     raise ConfigError(f"{root} has {total / 1e6:.0f} MB to upload, Ray takes up to {most / 1e6:.0f}; the "
-                      f"largest files are {listed}: name what the job does not need in {root / '.rayignore'}, which is written "
-                      "like a .gitignore, and hand over data with --data.uri")
+                      f"largest files are {listed}: name what the job does not need in {root / '.rayignore'}, which is "
+                      "written like a .gitignore, and hand over data with --data.uri")
 
 
 def uploaded(root: Path) -> list[Path]:
-    """The files that Ray uploads of a folder: without what .gitignore and .rayignore name, `.git`, `.venv` and the like."""
+    """The files that Ray uploads of a folder: without what .gitignore and .rayignore name, `.git`,
+    `.venv` and the like."""
     return ray_internals.uploaded(root, logger)
 
 
@@ -120,8 +123,8 @@ async def _to_its_end(client: "JobSubmissionClient", job: str) -> int:
             now = clock.look()
             lost_at = now if lost_at is None or log.printed > before else lost_at
             if now - lost_at > LOST_AFTER_S:
-                raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at its cluster, "
-                                   f"then\n{_how_to(job)}") from error
+                raise ClusterError(f"job {job} cannot be followed any more ({_short(error)}): it may go on; look at "
+                                   f"its cluster, then\n{_how_to(job)}") from error
         await asyncio.sleep(_POLL_S)
 
 
@@ -151,8 +154,8 @@ def _exit_code(info: "JobDetails") -> int:
 
 def _how_to(job: str) -> str:
     job = shlex.quote(job)
-    return (f"  follow it:  ray job logs --follow {job}\n  stop it:    ray job stop {job}    (it writes a checkpoint; the same "
-            "command goes on from there)")
+    return (f"  follow it:  ray job logs --follow {job}\n  stop it:    ray job stop {job}    (it writes a checkpoint; "
+            "the same command goes on from there)")
 
 
 @contextmanager
@@ -160,12 +163,13 @@ def _authenticated(address: str | None) -> Generator[str]:
     """The URL of the dashboard that takes jobs; inside the block, the token is used that fits it."""
     wanted = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     cluster = local.current()
-    if cluster is not None and cluster.nodes and wanted in (None, "local", "auto", cluster.address, cluster.dashboard_url):
+    if cluster is not None and cluster.nodes and wanted in (None, "local", "auto", cluster.address,
+                                                            cluster.dashboard_url):
         with authenticate_for(cluster.address):
             yield cluster.dashboard_url
     elif wanted is None or wanted == "local":
-        raise ClusterError("there is no cluster to submit to: start one with `python -m cluster up`, set RAY_API_SERVER_ADDRESS "
-                           "(http://HEAD:8265), or give --address")
+        raise ClusterError("there is no cluster to submit to: start one with `python -m cluster up`, set "
+                           "RAY_API_SERVER_ADDRESS (http://HEAD:8265), or give --address")
     else:
         yield wanted if "://" in wanted else _dashboard_of(control_store(wanted))
 
@@ -189,9 +193,11 @@ def _client(url: str) -> "JobSubmissionClient":
         return JobSubmissionClient(url)
     except (OSError, RuntimeError, AuthenticationError) as error:
         if not isinstance(error, OSError) or getattr(error, "response", None) is not None:  # it answered, with an error
-            raise ClusterError(f"what listens at {url} does not take jobs from here ({_short(error)}): set RAY_AUTH_MODE=token and "
-                               "RAY_AUTH_TOKEN_PATH to the file with the cluster's own token, or give --address") from error
-        raise ClusterError(f"no Ray dashboard answers at {url}: start the cluster, or give --address http://HEAD:8265") from error
+            raise ClusterError(f"what listens at {url} does not take jobs from here ({_short(error)}): set "
+                               "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's own token, "
+                               "or give --address") from error
+        raise ClusterError(f"no Ray dashboard answers at {url}: start the cluster, or give --address "
+                           "http://HEAD:8265") from error
     finally:
         if before is None:
             del os.environ["RAY_API_SERVER_ADDRESS"]

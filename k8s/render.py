@@ -1,4 +1,5 @@
-"""Prints the manifests of an overlay with components, and perhaps around a job: what `kubectl apply --server-side -f -` takes.
+"""Prints the manifests of an overlay with components, and perhaps around a job:
+what `kubectl apply --server-side -f -` takes.
 
     python k8s/render.py cpu                                              a RayCluster to work on
     python k8s/render.py gpu --with redis,spot --job transformer          a RayJob, whose cluster comes and goes with it
@@ -56,7 +57,8 @@ def render(overlay: str, components: Sequence[str] = (), job: str | None = None,
 def kustomization(overlay: str, components: Sequence[str], job: str | None) -> dict[str, list[Path]]:
     """What is built on what.
 
-    An overlay with a folder `cluster` puts that into something else by its components, which come after those that change it.
+    An overlay with a folder `cluster` puts that into something else by its components,
+    which come after those that change it.
     """
     whole = HERE / "overlays" / overlay
     inner = whole / "cluster" if _serves(overlay) else whole
@@ -69,11 +71,12 @@ def kustomization(overlay: str, components: Sequence[str], job: str | None) -> d
 def images(registry: str, framework: str) -> list[dict[str, str]]:
     """The names of ours, replaced. framework: of whoever does not need another one, as the CNN job does.
 
-    Raises: RefusedError for a registry that cannot be in an image's name: the API server would admit it, and a node fail later.
+    Raises: RefusedError for a registry that cannot be in an image's name: the API server would admit it,
+    and a node fail later.
     """
     if registry and not _REGISTRY.fullmatch(registry):
-        raise RefusedError(f"--registry {registry}: an image's name cannot begin like that: give HOST[:PORT][/PATH], the path in "
-                           "small letters")
+        raise RefusedError(f"--registry {registry}: an image's name cannot begin like that: give HOST[:PORT][/PATH], "
+                           "the path in small letters")
     before = f"{registry.rstrip('/')}/" if registry else ""
     return [{"name": "trainyard-torch", "newName": f"{before}trainyard-{framework}"},
             {"name": "trainyard-tensorflow", "newName": f"{before}trainyard-tensorflow"}]
@@ -90,8 +93,8 @@ def in_service(overlay: str, serve_config: Path) -> dict[str, Any]:
             raise ValueError("it has no `applications`")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): give "
-                           "the file that jobs/serve-config made") from error
+        raise RefusedError(f"--serve-config {serve_config} is not what `python -m serving config` prints ({reason}): "
+                           "give the file that jobs/serve-config made") from error
     return {"target": {"kind": "RayService"},
             "patch": yaml.safe_dump([{"op": "replace", "path": "/spec/serveConfigV2", "value": text}])}
 
@@ -102,12 +105,14 @@ def check(overlay: str, components: Sequence[str], job: str | None) -> None:
         raise RefusedError(f"--with {','.join(unknown)}: there is no such component: choose of {', '.join(COMPONENTS)}")
     serves = _serves(overlay)
     if job and serves:
-        raise RefusedError(f"--job {job} with {overlay}: an endpoint is no job: leave --job out, or choose another overlay")
+        raise RefusedError(f"--job {job} with {overlay}: an endpoint is no job: leave --job out, or choose another "
+                           "overlay")
     if "kueue" in components and ("autoscaler" in components or serves):
         other = f"for {overlay}, which has the autoscaler" if serves else "and autoscaler"
         raise RefusedError(f"--with kueue {other}: {_NO_AUTOSCALER}: leave one of them out")
     if "kueue" in components and job == "retrain":
-        raise RefusedError("--with kueue --job retrain: KubeRay gives the RayJobs that it makes no queue: leave one of them out")
+        raise RefusedError("--with kueue --job retrain: KubeRay gives the RayJobs that it makes no queue: leave one of "
+                           "them out")
 
 
 def _serves(overlay: str) -> bool:
@@ -154,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--with", dest="components", default="", metavar="COMPONENT,…", help=", ".join(COMPONENTS))
     parser.add_argument("--job", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--registry", default="", metavar="HOST/PATH", help="where the images were pushed to")
-    parser.add_argument("--framework", default="torch", choices=FRAMEWORKS, help="whose image; --job cnn has TensorFlow's anyway")
+    parser.add_argument("--framework", default="torch", choices=FRAMEWORKS,
+                        help="whose image; --job cnn has TensorFlow's anyway")
     parser.add_argument("--serve-config", type=Path, metavar="FILE",
                         help="an endpoint's config, as --job serve-config prints it")
     options = parser.parse_args(arguments)

@@ -6,7 +6,7 @@
     python -m serving promote digits 4 | rollback digits                 all of them, and back
     python -m serving shadow digits 4 --share 0.1                        asked too, compared, never answered with
     python -m serving config --model …                                   what `serve deploy` and a RayService take
-    python -m serving optimize models:/digits-mlp@champion               smaller and faster variants of a model, with what they lose
+    python -m serving optimize models:/digits-mlp@champion               smaller, faster variants, with what they lose
     python -m serving key NAME                                           a new API key
 """
 
@@ -38,13 +38,15 @@ def parser(prog: str = "python -m serving") -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="serve on this machine, until Ctrl-C")
     _models(up)
     up.set_defaults(engine="own", accelerator=None)
-    up.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
+    up.add_argument("--address", metavar="HOST:PORT",
+                    help="of a Ray cluster; by default RAY_ADDRESS, else one of its own")
     _running(commands.add_parser("status", help="show what a running endpoint serves"))
     _running(commands.add_parser("down", help="end a running endpoint"))
     split = _running(commands.add_parser("split", help="give versions of a model shares of its requests"), model=True)
     split.add_argument("--weights", required=True, metavar="VERSION=WEIGHT,…", help="such as 3=90,4=10")
     _guarded(split)
-    promote = _running(commands.add_parser("promote", help="make a version the champion, and give it all requests"), model=True)
+    promote = _running(commands.add_parser("promote", help="make a version the champion, and give it all requests"),
+                       model=True)
     promote.add_argument("version")
     _guarded(promote)
     _running(commands.add_parser("rollback", help="undo the last change of a model's versions"), model=True)
@@ -55,7 +57,8 @@ def parser(prog: str = "python -m serving") -> argparse.ArgumentParser:
     _models(config)
     config.add_argument("--engine", choices=("own", "vllm"), default="own",
                         help="vllm: text on GPUs, by Ray's own application for vLLM, without keys and limits")
-    config.add_argument("--accelerator", metavar="KIND", help="of GPU that --engine vllm wants, as Ray names it, such as A100")
+    config.add_argument("--accelerator", metavar="KIND",
+                        help="of GPU that --engine vllm wants, as Ray names it, such as A100")
     optimize = commands.add_parser("optimize", aliases=["optimise"],
                                    help="make smaller and faster variants of a classifier, and say what they lose")
     optimize.set_defaults(command="optimize")
@@ -70,7 +73,8 @@ def _running(command: argparse.ArgumentParser, *, model: bool = False) -> argpar
     if model:
         command.add_argument("model", help="by the name that callers use")
     command.add_argument("--port", type=int, default=8000, help="of the endpoint")
-    command.add_argument("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
+    command.add_argument("--storage", default="~/trainyard", metavar="URI",
+                         help="where runs are kept, and their registry")
     command.add_argument("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
     return command
 
@@ -79,7 +83,8 @@ def _guarded(command: argparse.ArgumentParser) -> None:
     """When requests go back by themselves to the versions that had them."""
     add = command.add_argument
     add("--max-error-rate", type=float, default=0.05, metavar="R",
-        help="a version that gets more requests may fail so many more of them than the others, as a share; 1: any number")
+        help="a version that gets more requests may fail so many more of them than the others, as a share; 1: any "
+             "number")
     add("--max-p95-ms", type=float, metavar="MS", help="its 95%% quantile may be so long; by default any")
     add("--min-requests", type=int, default=50, metavar="N", help="nothing is said of a version with fewer in a minute")
 
@@ -89,13 +94,19 @@ def _optimize(command: argparse.ArgumentParser) -> None:
     add("artifact", help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path")
     _job(command)
     add("--variants", metavar="NAME,…", help="onnx, onnx-int8, compiled; by default all that the model's job offers")
-    add("--max-loss", type=float, default=0.5, metavar="POINTS", help="of test accuracy (0.5): what loses more is refused")
-    add("--output", metavar="FOLDER", help="gets a folder a variant; by default they go beside the artifact, as ARTIFACT-VARIANT")
-    add("--register", action="store_true", help="make the variants versions of the same model, for `split` and `promote`")
-    add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, their prepared data, and their registry")
+    add("--max-loss", type=float, default=0.5, metavar="POINTS",
+        help="of test accuracy (0.5): what loses more is refused")
+    add("--output", metavar="FOLDER",
+        help="gets a folder a variant; by default they go beside the artifact, as ARTIFACT-VARIANT")
+    add("--register", action="store_true",
+        help="make the variants versions of the same model, for `split` and `promote`")
+    add("--storage", default="~/trainyard", metavar="URI",
+        help="where runs are kept, their prepared data, and their registry")
     add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")
-    add("--cpus-per-replica", type=float, default=1.0, metavar="C", help="threads to measure with, as of the endpoint's replicas")
-    add("--seconds", type=float, default=2.0, metavar="S", help="spent on timing each model with one row, and with a batch")
+    add("--cpus-per-replica", type=float, default=1.0, metavar="C",
+        help="threads to measure with, as of the endpoint's replicas")
+    add("--seconds", type=float, default=2.0, metavar="S",
+        help="spent on timing each model with one row, and with a batch")
     for name, kind in (("uri", ""), ("val-uri", "validation "), ("test-uri", "test ")):
         add(f"--data.{name}", dest=f"data_{name.replace('-', '_')}", metavar="URI",
             help=f"where the {kind}data is now, if not where it was when the model was trained")
@@ -118,31 +129,39 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="where to listen; anything but loopback needs keys")
     add("--port", type=int, default=8000)
     add("--grpc-port", type=int, metavar="PORT", help="answer over gRPC too, at the same --host")
-    add("--tls-cert", metavar="FILE", help="speak TLS, over HTTP and gRPC: the certificate in PEM, then those that vouch for it")
+    add("--tls-cert", metavar="FILE",
+        help="speak TLS, over HTTP and gRPC: the certificate in PEM, then those that vouch for it")
     add("--tls-key", metavar="FILE", help="the certificate's key in PEM, which others cannot read")
-    add("--keys", metavar="FILE", help="lines NAME:SHA256, see `python -m serving key`; by default the variable TRAINYARD_API_KEYS")
+    add("--keys", metavar="FILE",
+        help="lines NAME:SHA256, see `python -m serving key`; by default the variable TRAINYARD_API_KEYS")
     add("--no-auth", action="store_true", help="answer without a key, on loopback only, and no pages but its own")
     add("--cors-origin", action="append", default=[], metavar="URL",
         help="pages of this origin may ask from a browser, such as https://example.com; give it again for more")
-    add("--root-path", default="", metavar="/PATH", help="what stands before every path, where a proxy gives it out under one")
+    add("--root-path", default="", metavar="/PATH",
+        help="what stands before every path, where a proxy gives it out under one")
     add("--min-replicas", type=int, default=1, metavar="N", help="of each model; 0: none while nobody asks")
     add("--max-replicas", type=int, default=1, metavar="N")
-    add("--downscale-delay-s", type=float, default=60.0, metavar="S", help="of less to do, until there are fewer replicas")
+    add("--downscale-delay-s", type=float, default=60.0, metavar="S",
+        help="of less to do, until there are fewer replicas")
     add("--cpus-per-replica", type=float, default=1.0, metavar="C")
     add("--gpus-per-replica", type=float, default=0.0, metavar="G", help="a fraction shares a GPU")
     add("--max-batch-rows", type=int, default=64, metavar="ROWS")
-    add("--batch-wait-ms", type=float, default=0.0, metavar="MS", help="how long a batch that is not full waits for more")
+    add("--batch-wait-ms", type=float, default=0.0, metavar="MS",
+        help="how long a batch that is not full waits for more")
     add("--timeout-s", type=float, default=30.0, metavar="S", help="the most that a request may take")
     add("--max-request-mib", type=float, default=16.0, metavar="MIB")
     add("--max-queued", type=int, default=1000, metavar="N", help="requests that may wait for a model")
     add("--requests-per-s", type=float, metavar="R", help="of one key; by default as many as it likes")
-    add("--access-log", metavar="FILE", help="gets a line of JSON for each request, without what is in it; /dev/stderr works too")
+    add("--access-log", metavar="FILE",
+        help="gets a line of JSON for each request, without what is in it; /dev/stderr works too")
     add("--ingress-replicas", type=int, default=1, metavar="N")
     add("--placement", choices=("auto", "ingress", "replicas", "shared"), default="auto",
-        help="where models compute: in the ingress itself, which is fastest; in replicas of their own, which scale, end and fail "
-             "by themselves; or, when they are many, in replicas that they share and that load them when they are asked for; "
-             "auto: in the ingress if there is one model, without GPUs, that is never scaled to zero, else in replicas")
-    add("--max-loaded", type=int, default=4, metavar="N", help="models of a shared replica; the least recently used one goes")
+        help="where models compute: in the ingress itself, which is fastest; in replicas of their own, which scale, "
+             "end and fail by themselves; or, when they are many, in replicas that they share and that load them when "
+             "they are asked for; auto: in the ingress if there is one model, without GPUs, that is never scaled to "
+             "zero, else in replicas")
+    add("--max-loaded", type=int, default=4, metavar="N",
+        help="models of a shared replica; the least recently used one goes")
 
 
 if __name__ == "__main__":

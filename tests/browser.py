@@ -1,4 +1,5 @@
-"""A headless Chromium that tests drive as a person would, over its DevTools protocol: `with browser(folder) as page: …`."""
+"""A headless Chromium that tests drive as a person would, over its DevTools protocol: `with browser(folder)
+as page: …`."""
 
 import base64
 import json
@@ -58,17 +59,20 @@ class Page:
     def until(self, expression: str, timeout_s: float = 60) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := self.js(expression)):
-            assert time.monotonic() < deadline, f"{expression} is not so after {timeout_s} s: {self.js('document.body.innerText')}"
+            assert time.monotonic() < deadline, (
+                f"{expression} is not so after {timeout_s} s: {self.js('document.body.innerText')}")
             time.sleep(0.05)
         return value
 
     def size(self, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                  mobile=width < 500)
 
     def place(self, selector: str) -> tuple[float, float, float, float]:
         """x, y, width, height of an element, once it has been scrolled to."""
         return tuple(self.js(f"(e => {{e.scrollIntoView({{block: 'nearest'}}); const b = e.getBoundingClientRect(); "
-                             f"return [b.x, b.y, b.width, b.height]}})(document.querySelector({json.dumps(selector)}))"))
+                             "return [b.x, b.y, b.width, "
+                             f"b.height]}})(document.querySelector({json.dumps(selector)}))"))
 
     def draw(self, selector: str, *points: tuple[float, float]) -> None:
         """One stroke with the mouse, through points in fractions of an element's size."""

@@ -13,7 +13,8 @@ import yaml
 TOGETHER = {"tests/integration/serving": "serving", "tests/faults/test_ray.py": "cnn",
             "tests/faults/test_cnn_faults.py": "cnn"}
 """What one process runs where several share the tests: it has an endpoint, or a reference run, in common."""
-LONGEST = ("tests/faults/test_hosts.py", "serving", "tests/integration/test_tune.py", "cnn", "tests/unit/test_strategies.py",
+LONGEST = ("tests/faults/test_hosts.py", "serving", "tests/integration/test_tune.py", "cnn",
+           "tests/unit/test_strategies.py",
            "tests/unit/test_weight_digest.py", "tests/unit/test_cnn.py", "tests/unit/test_mlp.py")
 """They begin first, so that none is left to one process at the end."""
 
@@ -23,8 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "in_order: builds on what the file's other tests did; runs after those without, in order")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs this in the background says so to all that it starts
+    config.addinivalue_line("markers",
+                            "in_order: builds on what the file's other tests did; runs after those without, in order")
+    # a shell that runs this in the background says so to all that it starts
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -38,7 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Makes `--dist loadfile` keep groups together. xdist 3.8 has `loadgroup`, which pytest 9.2 leaves without effect."""
+    """Makes `--dist loadfile` keep groups together.
+    xdist 3.8 has `loadgroup`, which pytest 9.2 leaves without effect."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByGroup(LoadFileScheduling):

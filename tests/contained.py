@@ -1,9 +1,10 @@
-"""Runs a command, and knows and ends every process that it leaves behind, also when the test that asked for it is killed.
+"""Runs a command, and knows and ends every process that it leaves behind,
+also when the test that asked for it is killed.
 
     done = contained.run(["bash", "-e", "script.sh"], cwd=…, env=…, timeout_s=…)
 
-The command runs below a process of its own that adopts its orphans (Linux: a child subreaper), so that not even a daemon
-gets away, and that ends them all when it is told to end or when its own parent dies.
+The command runs below a process of its own that adopts its orphans (Linux: a child subreaper), so that not even a
+daemon gets away, and that ends them all when it is told to end or when its own parent dies.
 """
 
 import ctypes
@@ -38,7 +39,8 @@ def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s:
     """stdout and stderr together go to `scratch`/output. Raises: subprocess.TimeoutExpired, after ending everything."""
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / "output").open("wb") as output:
-        keeper = subprocess.Popen([sys.executable, "-P", __file__, str(scratch / "left.json"), *command], cwd=cwd, env=dict(env),
+        keeper = subprocess.Popen([sys.executable, "-P", __file__, str(scratch / "left.json"), *command], cwd=cwd,
+                                  env=dict(env),
                                   stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
         code = keeper.wait(timeout_s)

@@ -37,7 +37,8 @@ def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Se
     assignment = Assignment(generation=checkpoints.begin_generation(), rank=0, world_size=1, num_shards=num_shards,
                             checkpoint=checkpoints.newest_intact(pytest.fail))
     rendezvous.begin({"w": assignment}, {0: "w"})
-    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, rendezvous=rendezvous, slot=0,
+    session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, rendezvous=rendezvous,
+                   slot=0,
                    worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
     try:
         outcome = loop(session, config)
@@ -59,7 +60,8 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 def same(a: Path, b: Path) -> bool:
     """Whether two runs ended with the same bits."""
     mine, theirs = tensors(a), tensors(b)
-    return {name: array.tobytes() for name, array in mine.items()} == {name: array.tobytes() for name, array in theirs.items()}
+    return {name: array.tobytes() for name, array in mine.items()} == {name: array.tobytes()
+                                                                       for name, array in theirs.items()}
 
 
 def digits(folder: Path) -> Dataset:
@@ -72,5 +74,6 @@ def odd(folder: Path) -> Dataset:
     labels = np.arange(300) % 4
     images = rng.integers(0, 150, (300, 5, 6, 3), np.uint8)
     images[np.arange(300), :, labels] += 100
-    pq.write_table(pa.table({"image": images.tolist(), "label": [f"kind {label}" for label in labels]}), folder / "odd.parquet")
+    pq.write_table(pa.table({"image": images.tolist(), "label": [f"kind {label}" for label in labels]}),
+                   folder / "odd.parquet")
     return prepare(ImageDataConfig(uri=str(folder / "odd.parquet")), Store.open(str(folder)), use_ray=False)

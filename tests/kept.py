@@ -1,6 +1,7 @@
 """What users of an earlier version keep (runs, checkpoints, data, artifacts, a search, a registry), copied for a test.
 
-`fixtures/e4d30b9/make.sh` says how it was made. It lay in another folder then, which only the registry and saved configs name.
+`fixtures/e4d30b9/make.sh` says how it was made.
+It lay in another folder then, which only the registry and saved configs name.
 """
 
 import shutil
@@ -29,5 +30,6 @@ def storage(target: Path) -> Path:
 
 def _texts(database: sqlite3.Connection) -> list[tuple[str, str]]:
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    return [(f'"{table}"', f'"{row[1]}"') for table in tables for row in database.execute(f'PRAGMA table_info("{table}")')
+    return [(f'"{table}"', f'"{row[1]}"')
+            for table in tables for row in database.execute(f'PRAGMA table_info("{table}")')
             if row[2].upper().startswith(("VARCHAR", "TEXT"))]

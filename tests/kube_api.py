@@ -1,9 +1,10 @@
 """A small Kubernetes API server for tests: a real HTTP(S) server that answers from recorded objects.
 
-It is no Kubernetes: nothing is scheduled, validated or defaulted. It holds the objects that a test gives it, in the form in which a
-real server gives them (KubeRay 1.7.0's CRDs, Kubernetes' own kinds, Kueue's workloads; tests/kube_objects.py), and answers GET of
-one and of all with label selectors, POST of a new one, a pod's log, and what a service says through its proxy. A test changes the
-objects while the client follows them. What a path is refused with (401, 403, 503) is given by its prefix.
+It is no Kubernetes: nothing is scheduled, validated or defaulted. It holds the objects that a test gives it, in the
+form in which a real server gives them (KubeRay 1.7.0's CRDs, Kubernetes' own kinds, Kueue's workloads;
+tests/kube_objects.py), and answers GET of one and of all with label selectors, POST of a new one, a pod's log, and what
+a service says through its proxy. A test changes the objects while the client follows them.
+What a path is refused with (401, 403, 503) is given by its prefix.
 """
 
 import json
@@ -24,7 +25,8 @@ from cluster.kubernetes import client
 
 NAMESPACE = "team"
 _PLURAL = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayService": "rayservices", "Workload": "workloads",
-           "LocalQueue": "localqueues", "Pod": "pods", "Event": "events", "PersistentVolumeClaim": "persistentvolumeclaims",
+           "LocalQueue": "localqueues", "Pod": "pods", "Event": "events",
+           "PersistentVolumeClaim": "persistentvolumeclaims",
            "Secret": "secrets"}
 
 
@@ -159,7 +161,8 @@ def kubeconfig(folder: Path, api: KubeApi, token: str = "") -> Path:
 
 @contextmanager
 def in_a_pod(patch: pytest.MonkeyPatch, folder: Path, cluster: str = "train-abcde") -> Generator[KubeApi]:
-    """Makes this process one in a pod of a RayCluster, as far as it sees: KubeRay's variable, a service account, TLS."""
+    """Makes this process one in a pod of a RayCluster, as far as it sees: KubeRay's variable,
+    a service account, TLS."""
     from kubernetes.config import incluster_config
 
     from tests.unit.test_tls import certificate
@@ -170,7 +173,8 @@ def in_a_pod(patch: pytest.MonkeyPatch, folder: Path, cluster: str = "train-abcd
         (folder / "token").write_text(api.token)
         (folder / "namespace").write_text(NAMESPACE)
         host, _, port = api.url.removeprefix("https://").partition(":")
-        environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, autoscaler.CLUSTER_NAME: cluster}
+        environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port,
+                       autoscaler.CLUSTER_NAME: cluster}
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(folder / "token"))

@@ -1,6 +1,6 @@
-"""Kubernetes objects as an API server gives them, cut down to what is read of them: after KubeRay 1.7.0's CRDs and its events,
-Kubernetes' own conditions and messages, and Kueue's. Written down from their sources and
-documents: no cluster was at hand to record them."""
+"""Kubernetes objects as an API server gives them, cut down to what is read of them: after KubeRay 1.7.0's CRDs and its
+events, Kubernetes' own conditions and messages, and Kueue's.
+Written down from their sources and documents: no cluster was at hand to record them."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ def meta(name: str, **more: Any) -> Object:
     return {"name": name, "namespace": "team", "uid": f"uid-{name}", **more}
 
 
-def rayjob(name: str = "train", *, labels: dict[str, str] | None = None, suspend: bool = False, **status: Any) -> Object:
+def rayjob(name: str = "train", *, labels: dict[str, str] | None = None, suspend: bool = False,
+           **status: Any) -> Object:
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta(name, labels=labels or {}),
             "spec": {"entrypoint": "python -m jobs.mlp", "suspend": suspend}, "status": status}
 
@@ -21,7 +22,8 @@ def rayservice(name: str = "digits", **status: Any) -> Object:
     return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": meta(name), "spec": {}, "status": status}
 
 
-def raycluster(name: str = "train-abcde", *, of: str | None = "train", spec: Object | None = None, **status: Any) -> Object:
+def raycluster(name: str = "train-abcde", *, of: str | None = "train", spec: Object | None = None,
+               **status: Any) -> Object:
     labels = {"ray.io/originated-from-cr-name": of, "ray.io/originated-from-crd": "RayJob"} if of else {}
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": meta(name, labels=labels),
             "spec": {"rayVersion": "2.60.0", **(spec or {})}, "status": status}
@@ -51,14 +53,16 @@ def running(name: str, since: str) -> Object:
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "") -> Object:
-    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-11-26T10:00:00Z"}
+    return {"type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-11-26T10:00:00Z"}
 
 
 def unscheduled(message: str, reason: str = "Unschedulable") -> list[Object]:
     return [condition("PodScheduled", "False", reason, message)]
 
 
-def waiting(reason: str, message: str = "", *, image: str = IMAGE, restarts: int = 0, last: Object | None = None) -> Object:
+def waiting(reason: str, message: str = "", *, image: str = IMAGE, restarts: int = 0,
+            last: Object | None = None) -> Object:
     return {"name": "ray-worker", "image": image, "restartCount": restarts,
             "state": {"waiting": {"reason": reason, "message": message}},
             "lastState": {"terminated": last} if last else {}}
@@ -67,7 +71,8 @@ def waiting(reason: str, message: str = "", *, image: str = IMAGE, restarts: int
 def event(about: str, reason: str, message: str, *, kind: str = "Warning", at: str = "2026-11-26T10:00:00Z") -> Object:
     return {"apiVersion": "v1", "kind": "Event", "metadata": meta(f"{about}.{reason}.{abs(hash(message)) % 10**8:08x}"),
             "type": kind,
-            "reason": reason, "message": message, "involvedObject": {"name": about, "namespace": "team"}, "lastTimestamp": at,
+            "reason": reason, "message": message, "involvedObject": {"name": about, "namespace": "team"},
+            "lastTimestamp": at,
             "count": 1}
 
 
@@ -78,7 +83,8 @@ def workload(*conditions: Object, of: str = "train", checks: list[Object] | None
 
 
 def queue(name: str) -> Object:
-    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": meta(name), "spec": {"clusterQueue": "all"}}
+    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": meta(name),
+            "spec": {"clusterQueue": "all"}}
 
 
 def claim(name: str, phase: str = "Pending", storage_class: str = "fast") -> Object:
@@ -89,11 +95,13 @@ def claim(name: str, phase: str = "Pending", storage_class: str = "fast") -> Obj
 def group(name: str, *, cpu: str, least: int = 0, most: int = 1, replicas: int = 0, gpus: int = 0) -> Object:
     limits = {"cpu": cpu, "memory": "8Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     return {"groupName": name, "minReplicas": least, "maxReplicas": most, "replicas": replicas, "rayStartParams": {},
-            "template": {"spec": {"containers": [{"name": "ray-worker", "image": IMAGE, "resources": {"limits": limits}}]}}}
+            "template": {"spec": {"containers": [{"name": "ray-worker", "image": IMAGE,
+                                                  "resources": {"limits": limits}}]}}}
 
 
 def autoscaling(*groups: Object, enabled: bool = True) -> Object:
     """The spec of a RayCluster whose head does no work."""
     head = {"rayStartParams": {"num-cpus": "0"},
-            "template": {"spec": {"containers": [{"name": "ray-head", "image": IMAGE, "resources": {"limits": {"cpu": "1"}}}]}}}
+            "template": {"spec": {"containers": [{"name": "ray-head", "image": IMAGE,
+                                                  "resources": {"limits": {"cpu": "1"}}}]}}}
     return {"enableInTreeAutoscaling": enabled, "headGroupSpec": head, "workerGroupSpecs": list(groups)}

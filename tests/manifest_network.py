@@ -24,7 +24,8 @@ def pods(documents: Sequence[Document]) -> dict[str, Pod]:
 
 
 def may(documents: Sequence[Document], source: Pod, target: Pod, port: int, protocol: str = "TCP") -> bool:
-    """Whether both ends' policies let it through. A pod that no policy of a direction selects may all in that direction."""
+    """Whether both ends' policies let it through.
+    A pod that no policy of a direction selects may all in that direction."""
     policies = [each["spec"] for each in documents if each["kind"] == "NetworkPolicy"]
     return (_direction(policies, "Egress", "egress", "to", source, target, port, protocol)
             and _direction(policies, "Ingress", "ingress", "from", target, source, port, protocol))

@@ -63,7 +63,8 @@ def _is_schedule(words: str) -> bool:
     highest = (59, 23, 31, 12, 6)
     fields = words.split()
     return len(fields) == 5 and all(
-        re.fullmatch(r"\*(/\d+)?|\d+(-\d+)?(,\d+(-\d+)?)*", field) and all(int(n) <= most for n in re.findall(r"\d+", field))
+        re.fullmatch(r"\*(/\d+)?|\d+(-\d+)?(,\d+(-\d+)?)*", field)
+        and all(int(n) <= most for n in re.findall(r"\d+", field))
         for field, most in zip(fields, highest, strict=True))
 
 
@@ -77,10 +78,12 @@ def operator(document: Document) -> Problems:
             yield "deletionRules do not go with shutdownAfterJobFinishes"
     if cluster is None:
         return
-    ends = [group["template"]["spec"].get("restartPolicy") for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    ends = [group["template"]["spec"].get("restartPolicy")
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
     if cluster.get("enableInTreeAutoscaling"):
         if cluster["autoscalerOptions"]["version"] != "v2" or set(ends) != {"Never"}:
-            yield f"autoscaler {cluster['autoscalerOptions']['version']} with restartPolicy {ends}: version 2 wants Never"
+            yield (f"autoscaler {cluster['autoscalerOptions']['version']} with restartPolicy {ends}: version 2 wants "
+                   "Never")
         if "kueue.x-k8s.io/queue-name" in document["metadata"]["labels"]:
             yield "Kueue takes no cluster with an autoscaler"
     strategy = document["spec"].get("upgradeStrategy", {})
@@ -146,7 +149,8 @@ def _restricted_pod(role: str, pod: Document) -> Problems:
     for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers"):
         if pod.get(key):
             yield f"{role}: {key}"
-    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected",
+               "secret"}
     for volume in pod.get("volumes", []):
         if not set(volume) - {"name"} <= allowed:
             yield f"{role}: volume {volume}"
@@ -161,11 +165,13 @@ def _restricted_pod(role: str, pod: Document) -> Problems:
 
 def _restricted_container(role: str, own: Document, pod: Document) -> Problems:
     capabilities = own.get("capabilities", {})
-    if own.get("privileged") or own.get("allowPrivilegeEscalation") is not False or own.get("procMount", "Default") != "Default":
+    if (own.get("privileged") or own.get("allowPrivilegeEscalation") is not False
+        or own.get("procMount", "Default") != "Default"):
         yield f"{role}: may gain privileges"
     if capabilities.get("drop") != ["ALL"] or not set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"}:
         yield f"{role}: capabilities {capabilities}"
-    if own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True or own.get("runAsUser", pod.get("runAsUser", 1)) == 0:
+    if (own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True
+        or own.get("runAsUser", pod.get("runAsUser", 1)) == 0):
         yield f"{role}: may run as root"
     if own.get("seccompProfile", pod.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
         yield f"{role}: no seccomp profile"
@@ -184,7 +190,8 @@ def endings(document: Document) -> Problems:
 
 
 def readiness(document: Document) -> Problems:
-    """An endpoint's workers are asked what KubeRay asks, and stay for some failures, not for longer than a proxy drains."""
+    """An endpoint's workers are asked what KubeRay asks, and stay for some failures,
+    not for longer than a proxy drains."""
     for role, template in pod_templates(document) if document["kind"] == "RayService" else []:
         if role != "worker":
             continue
@@ -197,7 +204,8 @@ def readiness(document: Document) -> Problems:
 
 
 def as_the_operator_writes(document: Document) -> Problems:
-    """What KubeRay writes back of its own resources is what was applied, so that it owns nothing that the next apply has.
+    """What KubeRay writes back of its own resources is what was applied,
+    so that it owns nothing that the next apply has.
 
     Its Go types leave out empty maps, lists and strings, and always print a group's scaleStrategy. What a schema has a
     default for, the API server adds: tests/unit/test_manifests.py.
@@ -238,7 +246,8 @@ def references(documents: Sequence[Document]) -> Problems:
                        for source in container.get("envFrom", []) if "configMapRef" in source]
             volumes = {volume["name"] for volume in template["spec"].get("volumes", [])}
             volumes |= {claim["metadata"]["name"] for claim in document["spec"].get("volumeClaimTemplates", [])}
-            mounted = {mount["name"] for container in containers(template) for mount in container.get("volumeMounts", [])}
+            mounted = {mount["name"]
+                       for container in containers(template) for mount in container.get("volumeMounts", [])}
             yield from (f"{role}: there is no {kind} {name}" for kind, name in wanted if (kind, name) not in there)
             yield from (f"{role}: there is no volume {name}" for name in mounted - volumes)
 
@@ -268,18 +277,21 @@ def budgets(documents: Sequence[Document]) -> Problems:
     for budget in [each for each in documents if each["kind"] == "PodDisruptionBudget"]:
         stay = budget["spec"].get("minAvailable")
         if not isinstance(stay, int) or "maxUnavailable" in budget["spec"]:
-            yield f"budget {budget['metadata']['name']}: pods without `scale` take a number as minAvailable, and nothing else"
+            yield (f"budget {budget['metadata']['name']}: pods without `scale` take a number as minAvailable, and "
+                   "nothing else")
             continue
         counts = [_count(role, document) for document in documents for role, template in pod_templates(document)
                   if selects(budget["spec"]["selector"], labels(template))]
         if len(counts) != 1:
             yield f"budget {budget['metadata']['name']} is of {len(counts)} kinds of pods"
         elif stay > 0 and stay >= counts[0] and not budget["metadata"]["name"].endswith("-head"):
-            yield f"budget {budget['metadata']['name']}: {stay} of {counts[0]} pods stay, so that no node can be drained"
+            yield (f"budget {budget['metadata']['name']}: {stay} of {counts[0]} pods stay, so that no node can be "
+                   "drained")
 
 
 def _count(role: str, document: Document) -> int:
-    """The least that are ready. Of an endpoint's workers, those with a replica: only there is Serve's proxy, which KubeRay asks."""
+    """The least that are ready. Of an endpoint's workers, those with a replica: only there is Serve's proxy,
+    which KubeRay asks."""
     cluster = cluster_of(document)
     if role != "worker" or cluster is None:
         return 1
@@ -296,8 +308,10 @@ def _replicas(service: Document) -> int:
 def quota(documents: Sequence[Document]) -> Problems:
     """Kueue admits nothing that asks for what its queue does not count."""
     queues = [each for each in documents if each["kind"] == "ClusterQueue"]
-    covered = {name for queue in queues for group in queue["spec"]["resourceGroups"] for name in group["coveredResources"]}
-    asked = {name for document in documents for _, template in pod_templates(document) for container in containers(template)
+    covered = {name for queue in queues for group in queue["spec"]["resourceGroups"]
+               for name in group["coveredResources"]}
+    asked = {name
+             for document in documents for _, template in pod_templates(document) for container in containers(template)
              for name in container["resources"]["requests"]}
     if queues and not asked <= covered:
         yield f"the queue does not count {sorted(asked - covered)}"

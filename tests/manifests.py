@@ -41,7 +41,8 @@ def need_kubectl() -> None:
 
 @functools.cache
 def rendered(overlay: str, components: tuple[str, ...] = (), job: str | None = None) -> tuple[Document, ...]:
-    return tuple(yaml.load_all(renderer().render(overlay, components, job), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return tuple(yaml.load_all(renderer().render(overlay, components, job),
+                               Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def refused(overlay: str, components: tuple[str, ...], job: str | None) -> bool:
@@ -54,8 +55,8 @@ def refused(overlay: str, components: tuple[str, ...], job: str | None) -> bool:
 
 
 def combinations() -> list[tuple[str, tuple[str, ...], str | None]]:
-    """Every overlay with every job or none; every overlay and every job with all components that go together; every overlay with
-    each component alone; and every two components together."""
+    """Every overlay with every job or none; every overlay and every job with all components that go together; every
+    overlay with each component alone; and every two components together."""
     render = renderer()
     made: dict[tuple[str, tuple[str, ...], str | None], None] = {}
     for overlay in render.OVERLAYS:
@@ -93,7 +94,8 @@ def job_of(document: Document) -> Document | None:
 
 
 def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
-    """Each pod template with what it is for: head, worker, submitter, or the document's kind. KubeRay's labels are added."""
+    """Each pod template with what it is for: head, worker, submitter, or the document's kind.
+    KubeRay's labels are added."""
     if (cluster := cluster_of(document)) is not None:
         yield "head", _labelled("head", cluster["headGroupSpec"]["template"])
         for group in cluster["workerGroupSpecs"]:
@@ -120,6 +122,7 @@ def labels(template: Document) -> Mapping[str, str]:
 def selects(selector: Mapping[str, Any], found: Mapping[str, str]) -> bool:
     """A label selector, of the kinds that are used here."""
     expressions = selector.get("matchExpressions", [])
-    assert set(selector) <= {"matchLabels", "matchExpressions"} and all(each["operator"] == "In" for each in expressions), selector
+    assert set(selector) <= {"matchLabels",
+                             "matchExpressions"} and all(each["operator"] == "In" for each in expressions), selector
     return (all(found.get(key) == value for key, value in selector.get("matchLabels", {}).items())
             and all(found.get(each["key"]) in each["values"] for each in expressions))

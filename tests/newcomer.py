@@ -6,13 +6,16 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"),
+                           "http://127.0.0.1:9")
 """As behind a company's proxy: whoever asks it for what listens on this machine gets nothing."""
-_NOT_THEIRS = ("VIRTUAL_ENV", "MAKE", "MFLAGS", "PYTHONPATH", "RAY_", "TRAINYARD_", "PYTEST_", "XDG_", "MLFLOW_", "AWS_")
+_NOT_THEIRS = ("VIRTUAL_ENV", "MAKE", "MFLAGS", "PYTHONPATH", "RAY_", "TRAINYARD_", "PYTEST_", "XDG_", "MLFLOW_",
+               "AWS_")
 
 
 def clone(target: Path) -> Path:
-    """The tree as `git clone` would give it with the changes that are not committed, and the virtual environment of this one."""
+    """The tree as `git clone` would give it with the changes that are not committed,
+    and the virtual environment of this one."""
     target.mkdir()
     for path in _files():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,8 @@ def environment(home: Path) -> dict[str, str]:
 
 def _files() -> list[Path]:
     try:
-        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True,
+        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                                text=True,
                                 capture_output=True, check=True).stdout.split("\0")
         return [Path(name) for name in listed if name and (ROOT / name).is_file()]
     except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git

@@ -9,7 +9,8 @@ Combination = dict[str, Any]
 
 def pairwise(options: Mapping[str, Sequence[Any]], allowed: Callable[[Combination], bool]) -> list[Combination]:
     """Greedy: each next combination is the one with most pairs that have not occurred yet. Deterministic."""
-    every = [c for values in itertools.product(*options.values()) if allowed(c := dict(zip(options, values, strict=True)))]
+    every = [c for values in itertools.product(*options.values())
+             if allowed(c := dict(zip(options, values, strict=True)))]
     left = {pair for combination in every for pair in _pairs(combination)}
     chosen: list[Combination] = []
     while left:

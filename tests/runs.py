@@ -98,12 +98,14 @@ class Job:
         return highest
 
     def until_past_a_checkpoint(self, step: int) -> int:
-        """Waits until a step has been done, and some more since the last checkpoint, which are lost if a worker dies now."""
+        """Waits until a step has been done, and some more since the last checkpoint,
+        which are lost if a worker dies now."""
 
         def seen() -> int:
             committed, now = manifests(self.folder), self.step()
             beyond = now - step_of(committed[-1]) if committed else 0
-            return now if now >= step and 2 <= beyond <= 4 and now % STEPS_PER_EPOCH else 0  # at an epoch's end it saves
+            # at an epoch's end it saves
+            return now if now >= step and 2 <= beyond <= 4 and now % STEPS_PER_EPOCH else 0
 
         return self.until(seen)
 
@@ -136,7 +138,8 @@ class Job:
 def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: bool = True,
         engine: str = "local", job: str = "mlp", on: Sequence[str] = ()) -> Iterator[Job]:
     """Starts `python -m jobs.JOB` for the run in `folder`; ends it, and all that it started, when the block ends."""
-    command = [*(QUICK if quick else []), "--run.engine", engine, "--run.storage", str(folder.parent), "--run.name", folder.name]
+    command = [*(QUICK if quick else []), "--run.engine", engine, "--run.storage", str(folder.parent), "--run.name",
+               folder.name]
     with python(f"jobs.{job}", *command, *flags, folder=folder, env=env, on=on) as started:
         yield started
 
@@ -144,7 +147,8 @@ def run(folder: Path, *flags: str, env: Mapping[str, str] | None = None, quick: 
 @contextmanager
 def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None,
            on: Sequence[str] = (), cwd: Path = ROOT) -> Iterator[Job]:
-    """`python -m MODULE …` in a session of its own; it and all that it started end with the block. on: a command that runs it."""
+    """`python -m MODULE …` in a session of its own; it and all that it started end with the block.
+    on: a command that runs it."""
     process = subprocess.Popen([*on, sys.executable, "-m", module, *arguments], cwd=cwd, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -160,7 +164,8 @@ def python(module: str, *arguments: str, folder: Path, env: Mapping[str, str] | 
 
 @contextmanager
 def cluster(home: Path, *, nodes: int, cpus_per_node: int) -> Iterator[local.LocalCluster]:
-    """A Ray cluster of processes on this machine, as `python -m cluster up` starts it, with a home folder of its own."""
+    """A Ray cluster of processes on this machine, as `python -m cluster up` starts it,
+    with a home folder of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(home))
         try:

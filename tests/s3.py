@@ -1,6 +1,7 @@
 """A real S3 server (moto's server mode) on a free port of the loopback, for tests: `with s3_server() as endpoint: …`.
 
-It runs as a process of its own, so that processes killed or stopped by a test, and workers of a cluster, see the same one.
+It runs as a process of its own, so that processes killed or stopped by a test, and workers of a cluster,
+see the same one.
 """
 
 import os
@@ -37,7 +38,8 @@ def s3_server(bucket: str = BUCKET, certificate: tuple[Path, Path] | None = None
     try:
         _wait(endpoint, server, context, said)
         os.environ.update(_credentials(endpoint))
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10, context=context).close()
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=10,
+                               context=context).close()
         yield endpoint
     finally:
         for name in _credentials(endpoint):
@@ -62,17 +64,20 @@ def _credentials(endpoint: str) -> dict[str, str]:
 
 def _wait(endpoint: str, server: subprocess.Popen[bytes], context: ssl.SSLContext | None, said: IO[bytes],
           timeout_s: float = 300) -> None:
-    """Waits until it listens, and then for its answer: importing moto takes a second, and a minute on a busy machine."""
+    """Waits until it listens, and then for its answer: importing moto takes a second,
+    and a minute on a busy machine."""
     deadline = time.monotonic() + timeout_s
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=max(1.0, deadline - time.monotonic()), context=context).close()
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=max(1.0, deadline - time.monotonic()),
+                                   context=context).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
     said.seek(0)
-    raise RuntimeError(f"moto's server did not answer at {endpoint} (exit code {server.poll()}): {said.read().decode()[-2000:]}")
+    raise RuntimeError(f"moto's server did not answer at {endpoint} (exit code {server.poll()}): "
+                       f"{said.read().decode()[-2000:]}")
 
 
 def _free_port() -> int:

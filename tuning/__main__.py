@@ -1,7 +1,7 @@
 """`python -m tuning JOB [options]`: searches hyperparameters of a job; `python -m tuning JOB --help` lists the options.
 
-JOB is mlp, cnn, pytorch, transformer, or the package of a job of yours, such as my_package.churn. What is searched is in the
-job's own search_space.yaml, or in the file of --space.
+JOB is mlp, cnn, pytorch, transformer, or the package of a job of yours, such as my_package.churn. What is searched is
+in the job's own search_space.yaml, or in the file of --space.
 """
 
 import sys

@@ -32,7 +32,8 @@ def learning_curves(trials: Sequence[Trial], goal: Goal, best: Trial | None) -> 
                 continue
             x, y = [row["epoch"] for row in trial.evaluations], [row[goal.first] for row in trial.evaluations]
             kind = "the best" if trial is best else trial.status
-            axes.plot(x, y, color=INK if trial is best else colour(_STATES[trial.status]), linewidth=2.2 if trial is best else 0.9,
+            axes.plot(x, y, color=INK if trial is best else colour(_STATES[trial.status]),
+                      linewidth=2.2 if trial is best else 0.9,
                       alpha=1.0 if trial is best else 0.6, marker="o" if len(x) == 1 else "", markersize=2.5,
                       label=None if kind in named else kind)
             named.add(kind)
@@ -73,7 +74,8 @@ def importance(shares: Mapping[str, float]) -> Markup:
 
 def slice_of(parameter: Parameter, trials: Sequence[Trial], goal: Goal) -> Markup:
     """Each trial's best over one field; earlier trials are paler."""
-    found = [(trial, row[goal.first]) for trial in trials if parameter.name in trial.values and (row := goal.best_row(trial))]
+    found = [(trial, row[goal.first]) for trial in trials if parameter.name in trial.values
+             and (row := goal.best_row(trial))]
     with chart(f"{goal.first} by {parameter.name}", height=2.6) as (axes, done):
         newest = max((trial.number for trial, _ in found), default=0) or 1
         x = [_place(parameter, trial.values[parameter.name]) for trial, _ in found]
@@ -97,7 +99,8 @@ def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: 
             filled = axes.contourf(at, across, _smoothed(x, y, z, at, across), levels=12, cmap=_MAP, alpha=0.85)
             where = axes.get_position()
             axes.set_position([where.x0, where.y0, where.width - 0.13, where.height])
-            bar = axes.figure.colorbar(filled, cax=axes.figure.add_axes([where.x1 - 0.11, where.y0, 0.03, where.height]))
+            bar = axes.figure.colorbar(filled,
+                                       cax=axes.figure.add_axes([where.x1 - 0.11, where.y0, 0.03, where.height]))
             bar.ax.tick_params(labelsize=7)
         axes.scatter(x, y, s=9, color="white", edgecolor="black", linewidth=0.5)
         for axis, parameter in ((axes.xaxis, first), (axes.yaxis, second)):
@@ -110,7 +113,8 @@ def contour(first: Parameter, second: Parameter, trials: Sequence[Trial], goal: 
 
 def parallel_coordinates(parameters: Sequence[Parameter], trials: Sequence[Trial], goal: Goal) -> Markup:
     """A line a trial through an axis for each field and the metric; bright lines are good ones."""
-    found = sorted(((trial, row) for trial in trials if (row := goal.best_row(trial))), key=lambda pair: goal.score(pair[1]))
+    found = sorted(((trial, row) for trial in trials if (row := goal.best_row(trial))),
+                   key=lambda pair: goal.score(pair[1]))
     scores = _clipped(np.array([row[goal.first] for _, row in found], float), goal)
     low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
     shades = [(score - low) / (high - low) if high > low else 1.0 for score in scores]
@@ -170,7 +174,8 @@ def _scale(axes: "Axes", parameter: Parameter) -> None:
 def _ticks(parameter: Parameter) -> tuple[list[float], list[str]]:
     """Positions from 0 to 1 and what is written there: choices, or the ends and the middle."""
     if parameter.kind == "choice":
-        return [parameter.position(value) for value in parameter.values], [plain(shown(value)) for value in parameter.values]
+        return ([parameter.position(value) for value in parameter.values],
+                [plain(shown(value)) for value in parameter.values])
     low, high = parameter.values
     middle = (low * high) ** 0.5 if "log" in parameter.kind else (low + high) / 2
     return [0.0, 0.5, 1.0], [f"{value:.2g}" for value in (low, middle, high)]

@@ -1,12 +1,13 @@
-"""What a search has done so far: the only truth of it, from which trials, searcher and scheduler are put together again.
+"""What a search has done so far: the only truth of it, from which trials,
+searcher and scheduler are put together again.
 
     <search>/search.json          what is searched, how, and the config that all trials have in common
-    <search>/journal/0007.json    what became of trial 7: an event for each evaluation and failure, numbered over the search
+    <search>/journal/0007.json    what became of trial 7: an event for each evaluation and failure, numbered
 
-Ray Tune's own saved state is not read: restoring it unpickles what lies in storage, and it does not hold the scheduler's rungs
-(ray#30838). These files are JSON, and each carries an HMAC-SHA256 over its content, its path and the search's identity, so that
-one that was altered, or was put in another's place, is refused. The key is $TRAINYARD_STATE_KEY, or this user's own
-(`~/.trainyard/state_key`, mode 0600).
+Ray Tune's own saved state is not read: restoring it unpickles what lies in storage, and it does not hold the
+scheduler's rungs (ray#30838). These files are JSON, and each carries an HMAC-SHA256 over its content, its path and the
+search's identity, so that one that was altered, or was put in another's place, is refused. The key is
+$TRAINYARD_STATE_KEY, or this user's own (`~/.trainyard/state_key`, mode 0600).
 """
 
 import hashlib
@@ -43,7 +44,8 @@ class _Signed:
 
 @dataclass
 class Trial:
-    """What became of one set of values. In a population: of one member, which may take another's place again and again."""
+    """What became of one set of values.
+    In a population: of one member, which may take another's place again and again."""
 
     number: int
     values: Values = field(default_factory=dict[str, object])
@@ -76,7 +78,8 @@ class Trial:
         return max((row["epoch"] for row in self.evaluations), default=0)
 
     def has(self, step: int) -> bool:
-        """Whether the evaluation at a step is known: a trial that was started again reports what it did before once more."""
+        """Whether the evaluation at a step is known:
+        a trial that was started again reports what it did before once more."""
         since = self.moves[-1]["step"] if self.moves else -1
         return step <= since or any(row["step"] == step for row in self.evaluations[self._before_move :])
 
@@ -130,8 +133,8 @@ class Journal:
         found = [event | {"number": record["number"]} for record in records for event in record["events"]]
         for expected, event in enumerate(sorted(found, key=lambda each: each["sequence"])):
             if event["sequence"] != expected:
-                raise StorageError(f"{store.location('journal')}: event {expected} of the search is missing: restore the file of "
-                                   "the trial that it was about, or begin another search with --run.name")
+                raise StorageError(f"{store.location('journal')}: event {expected} of the search is missing: restore "
+                                   "the file of the trial that it was about, or begin another search with --run.name")
             journal._apply(event.pop("number"), event)
             journal._clock = time.monotonic() - event["at_s"]
         return journal
@@ -175,8 +178,8 @@ class Journal:
             if not hmac.compare_digest(document.hmac.encode(), self._code(path, document.content).encode()):
                 raise ValueError("its HMAC does not match: it was altered, or written with another key")
         except ValueError as error:
-            raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to the key that "
-                               "the search began with, or begin another search with --run.name") from error
+            raise StorageError(f"{self._store.location(path)} is refused ({error}): restore it, set {KEY_VARIABLE} to "
+                               "the key that the search began with, or begin another search with --run.name") from error
         version = document.content.get("schema_version", 1)
         check_version(self._store.location(path), version, SCHEMA_VERSION, "begin another search with --run.name")
         return document.content
@@ -192,6 +195,6 @@ def state_key() -> bytes:
     if key is None:
         return secret_file("state_key").read_bytes().strip()
     if len(key) < _LEAST_KEY:
-        raise ConfigError(f"{KEY_VARIABLE} has {len(key)} characters: give it at least {_LEAST_KEY}, such as those that "
-                          "`openssl rand -hex 32` prints")
+        raise ConfigError(f"{KEY_VARIABLE} has {len(key)} characters: give it at least {_LEAST_KEY}, such as those "
+                          "that `openssl rand -hex 32` prints")
     return key.encode()

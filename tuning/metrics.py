@@ -1,4 +1,5 @@
-"""What monitoring sees of a search: gauges of `ray.util.metrics`, named `trainyard_tune_<what>_<unit>`, exported by the driver."""
+"""What monitoring sees of a search: gauges of `ray.util.metrics`, named `trainyard_tune_<what>_<unit>`,
+exported by the driver."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import time

@@ -61,7 +61,8 @@ class Goal:
         return self.sign * value if math.isfinite(value) else -1e30
 
     def best_row(self, trial: Trial) -> Mapping[str, float] | None:
-        """The evaluation that was best by the first metric, the earliest of equals; None if there was none that is finite."""
+        """The evaluation that was best by the first metric, the earliest of equals;
+        None if there was none that is finite."""
         finite = [row for row in trial.evaluations if all(math.isfinite(row[name]) for name in self.metrics)]
         return max(finite, key=self.score, default=None)
 
@@ -69,7 +70,8 @@ class Goal:
         return all(constraint.excess(row) <= 0 for constraint in self.constraints)
 
     def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best first: those that keep the constraints, then by the first metric, then the earlier; those that failed last."""
+        """The best first: those that keep the constraints, then by the first metric, then the earlier;
+        those that failed last."""
         def place(trial: Trial) -> tuple[int, float, int]:
             row = self.best_row(trial)
             if row is None:
@@ -86,7 +88,8 @@ class Goal:
         points = {number: tuple(sign * row[name] for name, sign in ways.items()) for number, row in rows.items()}
 
         def beaten(mine: tuple[float, ...]) -> bool:
-            return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in points.values())
+            return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True))
+                       for other in points.values())
 
         return [trial for trial in trials if trial.number in points and not beaten(points[trial.number])]
 
@@ -106,4 +109,5 @@ def _constraint(text: str, known: Mapping[str, Direction]) -> Constraint:
 def _require_known(name: str, known: Mapping[str, Direction], flag: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{flag} {name}: the job does not report it: it reports {', '.join(known)}; the nearest is {near}")
+        raise ConfigError(f"{flag} {name}: the job does not report it: it reports {', '.join(known)}; the nearest is "
+                          f"{near}")

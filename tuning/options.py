@@ -1,4 +1,5 @@
-"""What a search is told on its command line: its own options, and all of the job's, which are the same for every trial."""
+"""What a search is told on its command line: its own options, and all of the job's,
+which are the same for every trial."""
 
 import dataclasses
 import re
@@ -38,7 +39,8 @@ class SearchOptions:
     reduction_factor: int = 3
     """Of `asha`: of the trials that reach a rung, the best one in so many goes on, to so many times the epochs."""
     perturb_every_epochs: int = 5
-    """Of `pbt`: epochs after which the worst quarter goes on from weights of the best quarter, with values near theirs."""
+    """Of `pbt`: epochs after which the worst quarter goes on from weights of the best quarter,
+    with values near theirs."""
     then_train: int = 0
     """After the search, trains the best config with so many seeds on all its epochs, and registers the best of them."""
 
@@ -51,8 +53,10 @@ class SearchOptions:
                 "a population begins with values at random and learns by itself: pass --search random")
         require(self.scheduler == "none" or len(self.objective) < 2, "scheduler", self.scheduler,
                 "who is behind cannot be told where there are several objectives: pass --scheduler none")
-        require(self.time_budget is None or self.time_budget_s is not None, "time_budget", self.time_budget, "write 90s, 10m or 2h")
-        require(self.epoch_budget is None or self.epoch_budget >= 1, "epoch_budget", self.epoch_budget, "must be at least 1")
+        require(self.time_budget is None or self.time_budget_s is not None, "time_budget", self.time_budget,
+                "write 90s, 10m or 2h")
+        require(self.epoch_budget is None or self.epoch_budget >= 1, "epoch_budget", self.epoch_budget,
+                "must be at least 1")
         for name in ("max_concurrent", "grace_epochs", "perturb_every_epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
@@ -74,8 +78,10 @@ MAY_CHANGE = ("num_trials", "time_budget", "epoch_budget", "max_concurrent", "th
 def combined(config_type: type[Config]) -> type[Any]:
     """The options and a job's config as one class: one parser, one check, one --help."""
     run = field(default_factory=lambda: RunConfig(name="search"))
-    body = {"__annotations__": {"run": RunConfig}, "run": run, "__doc__": f"Searches a space. The trials: {config_type.__doc__}"}
-    return dataclass(frozen=True, kw_only=True)(type(f"Search{config_type.__name__}", (SearchOptions, config_type), body))
+    body = {"__annotations__": {"run": RunConfig}, "run": run,
+            "__doc__": f"Searches a space. The trials: {config_type.__doc__}"}
+    return dataclass(frozen=True,
+                     kw_only=True)(type(f"Search{config_type.__name__}", (SearchOptions, config_type), body))
 
 
 def base_config(options: SearchOptions, config_type: type[C]) -> C:

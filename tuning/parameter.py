@@ -16,7 +16,8 @@ Kind = Literal["uniform", "log_uniform", "integer", "log_integer", "choice"]
 class Suggests(Protocol):
     """What is asked of an Optuna trial."""
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None,
+                      log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...
 
@@ -32,7 +33,8 @@ class Parameter:
     step: float | None = None
     when: Mapping[str, object] = field(default_factory=dict[str, object])
     mutable: bool = False
-    """Whether a model that is trained in part may go on with another value: what `--scheduler pbt` changes on the way."""
+    """Whether a model that is trained in part may go on with another value:
+    what `--scheduler pbt` changes on the way."""
 
     def __post_init__(self) -> None:
         if self.kind == "choice":
@@ -43,12 +45,15 @@ class Parameter:
         low, high = self.values
         self._require(low <= high, f"the least, {low}, is more than the greatest, {high}")
         self._require("log" not in self.kind or low > 0, "a logarithmic scale begins above 0")
-        self._require("integer" not in self.kind or all(isinstance(value, int) for value in self.values), "give whole numbers")
+        self._require("integer" not in self.kind or all(isinstance(value, int) for value in self.values),
+                      "give whole numbers")
         self._require(self.step is None or ("log" not in self.kind and _is_number(self.step) and self.step > 0),
                       "a step is a number above 0, and not for a logarithmic scale")
-        self._require(self.kind != "integer" or self.step is None or isinstance(self.step, int), "its step is a whole number")
+        self._require(self.kind != "integer" or self.step is None or isinstance(self.step, int),
+                      "its step is a whole number")
         if "uniform" in self.kind:
-            object.__setattr__(self, "values", (float(low), float(high)))  # [0, 1] in a file: what is drawn is no whole number
+            # [0, 1] in a file: what is drawn is no whole number
+            object.__setattr__(self, "values", (float(low), float(high)))
 
     def _require(self, condition: bool, remedy: str) -> None:
         if not condition:
@@ -75,7 +80,8 @@ class Parameter:
         if self.kind == "integer":
             return list(range(low, high + 1, int(self.step or 1)))
         if self.step is None:
-            raise ConfigError(f"space: {self.name}: a grid has no end of values for {self.kind}: use choice, or give a step")
+            raise ConfigError(f"space: {self.name}: a grid has no end of values for {self.kind}: use choice, or give a "
+                              "step")
         return [low + k * self.step for k in range(1 + self._steps)]
 
     @property
@@ -85,7 +91,8 @@ class Parameter:
         return math.floor((self.values[1] - self.values[0]) / self.step + 1e-9)
 
     def perturb(self, value: Any, random: np.random.Generator) -> object:
-        """Near a value: a number a fifth up or down, a choice beside it (Jaderberg et al. 2017); always within the bounds."""
+        """Near a value: a number a fifth up or down, a choice beside it (Jaderberg et al.
+        2017); always within the bounds."""
         if self.kind == "choice":
             place = [label(each) for each in self.values].index(label(value)) + random.choice([-1, 1])
             return self.values[min(max(place, 0), len(self.values) - 1)]

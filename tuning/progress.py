@@ -16,7 +16,8 @@ from tuning.tracking import Tracking
 
 
 class SearchProgress:
-    """Hears what happens in a search, and ends it when a budget is reached, a signal came, or it cannot come to anything."""
+    """Hears what happens in a search, and ends it when a budget is reached, a signal came,
+    or it cannot come to anything."""
 
     def __init__(self, search: Search, store: Store, options: SearchOptions, run: RunConfig,
                  asked_to_stop: Callable[[], bool]) -> None:
@@ -92,13 +93,17 @@ class SearchProgress:
         return budget is not None and self._search.journal.elapsed_s >= budget
 
     def _misfit(self, trial: Trial) -> str | None:
-        """A time budget within which no trial can reach its last epoch: found out by the pace of the first one's epochs."""
+        """A time budget within which no trial can reach its last epoch:
+        found out by the pace of the first one's epochs."""
         budget, times = self._options.time_budget_s, [e["at_s"] for e in trial.events if e["kind"] == "evaluation"]
         waits = self._options.scheduler == "pbt"  # for the others of its population
-        if budget is None or len(times) != 3 or waits or any(t.status == "completed" for t in self._search.trials.values()):
+        if budget is None or len(times) != 3 or waits or any(t.status == "completed"
+                                                             for t in self._search.trials.values()):
             return None
-        needs = (times[-1] - times[0]) / (trial.evaluations[2]["epoch"] - trial.evaluations[0]["epoch"] or 1) * self._search.epochs
+        needs = (times[-1] - times[0]) / (trial.evaluations[2]["epoch"] - trial.evaluations[0]["epoch"]
+                                          or 1) * self._search.epochs
         if needs <= budget:
             return None
         return (f"--time-budget {self._options.time_budget}: one trial of {self._search.epochs} epochs takes about "
-                f"{duration(needs)}: pass a longer budget, to go on from here, or fewer --train.epochs with another --run.name")
+                f"{duration(needs)}: pass a longer budget, to go on from here, or fewer --train.epochs with another "
+                "--run.name")

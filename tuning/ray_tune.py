@@ -1,7 +1,7 @@
 """A search carried out by Ray Tune: what Ray asks its searcher, scheduler and stopper is answered by the search.
 
-Ray Tune starts processes where there is room (a placement group each), uses them again, and starts those again that died. What it
-would save of its own is not wanted: see journal.py.
+Ray Tune starts processes where there is room (a placement group each), uses them again, and starts those again that
+died. What it would save of its own is not wanted: see journal.py.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
@@ -106,7 +106,8 @@ class TrialRunner:
             self.search.finished(number)
             goes_on = False
         else:
-            goes_on = self.search.failed(number, "it was stopped after a checkpoint: its node is to be taken away") == "retry"
+            goes_on = (self.search.failed(number,
+                                          "it was stopped after a checkpoint: its node is to be taken away") == "retry")
         self.watcher.on_event(trial)
         return goes_on
 
@@ -134,8 +135,8 @@ class TrialRunner:
         self.watcher.on_trial_slot_free(self.search.trials[number])
 
     def _most(self) -> int:
-        """How many trials may run at a time. Measured while as many run as may: a process that has just landed one trial and waits
-        for the next still holds its room, and would be counted as a stranger's."""
+        """How many trials may run at a time. Measured while as many run as may: a process that has just landed one
+        trial and waits for the next still holds its room, and would be counted as a stranger's."""
         now, running = time.monotonic(), len(self.search.running)
         if running >= self._room[1] and now - self._room[0] > _ROOM_EVERY_S:
             self._room = (now, max(1, possible_groups(self.request, held=running)))
@@ -145,8 +146,8 @@ class TrialRunner:
 def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[tune.Trainable] = TrialActor) -> None:
     """Carries trials out until the search is over, the watcher ends it, or `runner.lost` says why it cannot go on.
 
-    Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's process.
-    Raises: what the search raises (TrainyardError).
+    Needs a connected process. What had not ended goes on with the next call, or in another process. actor: a trial's
+    process. Raises: what the search raises (TrainyardError).
     """
     os.environ.update(_SETTINGS)
     for name in ("ray.tune", "ray.air", "ray.train"):
@@ -158,7 +159,8 @@ def run_trials(runner: TrialRunner, *, max_failures: int, actor: type[tune.Train
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(search_alg=_searcher(runner), scheduler=_scheduler(runner), num_samples=-1,
-                                        reuse_actors=True, trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
+                                        reuse_actors=True,
+                                        trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}"),
             run_config=tune.RunConfig(storage_path=folder, name="search", verbose=0, stop=_stopper(runner),
                                       failure_config=tune.FailureConfig(max_failures=max_failures),
                                       checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),

@@ -55,7 +55,8 @@ def render(search: Search, base: Config, space: Space, status: str, why: str) ->
 
 
 def importances(search: Search, judged: Sequence[Trial], space: Space) -> dict[str, float]:
-    """Share of each field in being among the best tenth (PED-ANOVA, Watanabe et al. 2023); {} where there are too few trials.
+    """Share of each field in being among the best tenth (PED-ANOVA, Watanabe et al.
+    2023); {} where there are too few trials.
 
     A trial that was stopped counts with what it had reached.
     """
@@ -73,9 +74,11 @@ def importances(search: Search, judged: Sequence[Trial], space: Space) -> dict[s
         space.suggest(known, search.flat_base)
         row = search.goal.best_row(trial)
         assert row is not None
-        study.add_trial(create_trial(value=-search.goal.score(row), params=known.params, distributions=known.distributions))
+        study.add_trial(create_trial(value=-search.goal.score(row), params=known.params,
+                                     distributions=known.distributions))
     try:
-        return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=max(0.1, 3 / len(judged)))))
+        judge = PedAnovaImportanceEvaluator(target_quantile=max(0.1, 3 / len(judged)))
+        return dict(get_param_importances(study, evaluator=judge))
     except (RuntimeError, ValueError):  # all trials alike
         return {}
 
@@ -98,7 +101,8 @@ def _leader(goal: Goal, trial: Trial, fields: Sequence[str]) -> list[object]:
 def _parts(search: Search, base: Config, space: Space) -> dict[str, Mapping[str, object]]:
     """How it was searched."""
     searched = {name: _distribution(parameter) for name, parameter in space.parameters.items()}
-    options = {key: value for key, value in search.journal.about.get("options", {}).items() if value not in (None, [], ())}
+    options = {key: value for key, value in search.journal.about.get("options", {}).items()
+               if value not in (None, [], ())}
     hidden = ("run.name", *space.parameters)
     config = {key: without_secrets(value) for key, value in flatten(to_dict(base)).items() if key not in hidden}
     return {"Space": searched, "Pinned": search.pinned, "Search": options, "Config of all trials": config,

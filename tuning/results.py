@@ -59,7 +59,8 @@ def summary_of(search: Search, status: str, exit_code: int) -> JsonObject:
         "status": status, "exit_code": exit_code, "trials": {name: states.count(name) for name in STATUSES},
         "epochs": search.epochs_done, "epochs_without_stopping": len(search.trials) * search.epochs,
         "wall_s": round(search.journal.elapsed_s, 1), "objectives": dict(search.goal.metrics),
-        "best": {"trial": best.number, "values": best.values, "evaluation": search.goal.best_row(best)} if best else None,
+        "best": {"trial": best.number, "values": best.values, "evaluation": search.goal.best_row(best)}
+        if best else None,
         "pareto": [trial.number for trial in search.goal.pareto(list(search.trials.values()))],
     }
 

@@ -1,4 +1,5 @@
-"""`--then-train N`: the best config on all its epochs, with N seeds, as runs of the job; the best of them is registered."""
+"""`--then-train N`: the best config on all its epochs, with N seeds, as runs of the job;
+the best of them is registered."""
 
 import statistics
 from dataclasses import replace
@@ -16,7 +17,8 @@ from tuning.tracking import Tracking
 
 
 def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tracking: Tracking) -> JsonObject:
-    """trial: whose config it is. Runs that are done already are left as they are. Returns what result.json says of them.
+    """trial: whose config it is. Runs that are done already are left as they are.
+    Returns what result.json says of them.
 
     Raises: what a run raises.
     """
@@ -35,14 +37,16 @@ def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tr
         result = read_record(store.child(f"final/{name}"), RESULT_FILE)
         kept = {"artifact": result["artifact"], "digest": result["artifact_digest"], "metrics": result["metrics"]}
         runs.append({"trial": trial, "seed": seed} | kept)
-        numbers = {f"{split}_{key}": value for split, found in result["metrics"].items() for key, value in found.items()}
+        numbers = {f"{split}_{key}": value for split, found in result["metrics"].items()
+                   for key, value in found.items()}
         tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
         tracking.end(f"final-{name}", "completed")
     metric, sign = ("accuracy", 1) if config.metric == "accuracy" else ("log_loss", -1)
     best = max(runs, key=lambda run: sign * _of(run, "validation", metric))
     version = tracking.register(open_artifact(best["artifact"], best["digest"]))
     tests = [_of(run, "test", metric) for run in runs]
-    spread = f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to {max(tests):.4f}); "
+    spread = (f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to "
+              f"{max(tests):.4f}); ")
     return {"final": runs, "artifact": best["artifact"], "model_version": version,
             "final_summary": f"{spread}seed {best['seed']} is model version {version or 'not registered'}"}
 

@@ -1,7 +1,9 @@
-"""The life of a search, from the command line to the exit code: `python -m tuning mlp --num-trials 30 --time-budget 10m`.
+"""The life of a search, from the command line to the exit code:
+`python -m tuning mlp --num-trials 30 --time-budget 10m`.
 
-parse → check the space against the job → connect → preflight → data → trials → leaderboard, best.yaml, report → final trainings
-Exit codes as a job's: 0 done, or a budget reached · 1 no trial came to a result · 2 the user can fix it · 3 stopped, resumable.
+parse → check the space against the job → connect → preflight → data → trials → leaderboard, best.yaml, report → final
+trainings Exit codes as a job's: 0 done,
+or a budget reached · 1 no trial came to a result · 2 the user can fix it · 3 stopped, resumable.
 """
 
 import contextlib
@@ -35,7 +37,8 @@ def main(job: Job, arguments: Sequence[str]) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
     spare_loopback()
     try:
-        return Tuning(job, configs.parse(combined(job.config_type), arguments, f"python -m tuning {job.name}")).carry_out()
+        return Tuning(job, configs.parse(combined(job.config_type), arguments,
+                                         f"python -m tuning {job.name}")).carry_out()
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
@@ -63,24 +66,26 @@ class Tuning:
         self.goal = Goal.of(job.metrics(self.base), objective, options.constraint)
         self._check_run()
         if options.scheduler == "pbt" and not any(parameter.mutable for parameter in self.space.parameters.values()):
-            raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such as "
-                              "optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
+            raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such "
+                              "as optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
         self._stop, self._begun = Told(), False
 
     def _check_run(self) -> None:
         run = self.base.run
         if run.min_workers != run.max_workers:
-            raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
+            raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass "
+                              "--run.workers N")
         if run.engine == "local":
-            raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one is started "
-                              "on this machine")
+            raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one "
+                              "is started on this machine")
         if run.resume == "never":
             raise ConfigError("--run.resume never: a search is not begun anew under its name: pass another --run.name")
 
     def carry_out(self) -> int:
         folder = RunFolder.find(self.base)
         if folder.record:
-            raise RunConflictError(f"{self.base.run.name!r} in {folder.storage.location()} is a job's run: pass another --run.name")
+            raise RunConflictError(f"{self.base.run.name!r} in {folder.storage.location()} is a job's run: pass "
+                                   "another --run.name")
         check_answers(tracking_address(self.base.run.tracking_uri, folder.storage))
         store = folder.top
         search = self._open(store)
@@ -94,7 +99,8 @@ class Tuning:
                 search.journal.begin(self._about())
             self._begun = True
             if (left := search.left_out) > 0:
-                print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all", flush=True)
+                print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all",
+                      flush=True)
             watch = SearchProgress(search, store, self.options, self.base.run, lambda: self._stop.is_set())
             watch.tracking.start(configs.flatten(search.journal.about))
             for trial in search.trials.values():
@@ -142,7 +148,8 @@ class Tuning:
 
     def _request(self) -> Request:
         run = self.base.run
-        return Request(num_workers=run.max_workers, cpus_per_worker=run.cpus_per_worker, gpus_per_worker=run.gpus_per_worker)
+        return Request(num_workers=run.max_workers, cpus_per_worker=run.cpus_per_worker,
+                       gpus_per_worker=run.gpus_per_worker)
 
     def _heed_signals(self) -> None:
         """SIGTERM and Ctrl-C end the search after a checkpoint of each trial; a third Ctrl-C ends at once."""
@@ -183,7 +190,8 @@ class Tuning:
         error = watch.verdict(best)
         status = "stopped" if isinstance(error, StoppedError) else "failed" if error else "done"
         write_report(store, search, self.base, self.space, status, watch.why)
-        result = results.summary_of(search, status, error.exit_code if error else 0) | {"report": store.location("report.html")}
+        result = results.summary_of(search, status,
+                                    error.exit_code if error else 0) | {"report": store.location("report.html")}
         results.write_result(store, result)
         try:
             if error is None and best is not None and self.options.then_train:
@@ -226,5 +234,6 @@ class Tuning:
         best = result["best"]
         print(f"search {self.base.run.name!r} is done: best trial {best['trial']}; go on with more --num-trials, "
               "or begin another with --run.name")
-        print(f"artifact: {result['artifact']}" if result.get("artifact") else f"best: {store.location(results.BEST)}", flush=True)
+        print(f"artifact: {result['artifact']}" if result.get("artifact") else f"best: {store.location(results.BEST)}",
+              flush=True)
         return 0

@@ -1,8 +1,8 @@
 """Where the values of the next trial come from: Optuna's TPE, chance, or a grid.
 
-A trial's values are a function of the seed, its number, and what the record holds of the trials before it, never of what this
-process has drawn before: each is drawn by a sampler of its own. So a search that was killed goes on as if it had not been, but for
-the time that this took: with several trials at a time others may have ended by then.
+A trial's values are a function of the seed, its number, and what the record holds of the trials before it, never of
+what this process has drawn before: each is drawn by a sampler of its own. So a search that was killed goes on as if it
+had not been, but for the time that this took: with several trials at a time others may have ended by then.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -73,7 +73,8 @@ class OptunaSampler:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._kind, self._space, self._base, self._goal, self._seed = kind, space, base, goal, seed
         self._conditional = any(parameter.when for parameter in space.parameters.values())
-        self.study = optuna.create_study(directions=["maximize" if way == "max" else "minimize" for way in goal.metrics.values()])
+        self.study = optuna.create_study(directions=["maximize" if way == "max" else "minimize"
+                                                     for way in goal.metrics.values()])
 
     def suggest(self, number: int) -> Values:
         self.study.sampler = self._sampler(number)
@@ -86,7 +87,8 @@ class OptunaSampler:
 
         known = ReplayTrial(trial.values)
         self._space.suggest(known, self._base)
-        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known.params, distributions=known.distributions))
+        self.study.add_trial(create_trial(state=TrialState.RUNNING, params=known.params,
+                                          distributions=known.distributions))
         if trial.status != "running":
             self.ended(trial)
 
@@ -94,7 +96,8 @@ class OptunaSampler:
         from optuna.trial import Trial as OptunaTrial
         from optuna.trial import TrialState
 
-        mine = OptunaTrial(self.study, trial.number)  # a study of its own in memory, in which a trial's number is its id
+        # a study of its own in memory, in which a trial's number is its id
+        mine = OptunaTrial(self.study, trial.number)
         row = self._goal.best_row(trial)
         if trial.status == "failed" or row is None:
             self.study.tell(mine, state=TrialState.FAIL)
@@ -116,7 +119,8 @@ class OptunaSampler:
         if self._kind == "random":
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `group` is called experimental: it draws conditional parameters together too
+            # `group` is called experimental: it draws conditional parameters together too
+            warnings.simplefilter("ignore")
             return TPESampler(seed=seed, group=self._conditional and len(self._goal.metrics) == 1)
 
 
@@ -131,7 +135,8 @@ class ReplayTrial:
         self.params: Values = {}
         self.distributions: dict[str, BaseDistribution] = {}
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None,
+                      log: bool = False) -> float:
         return self._keep(name, self._values[name], self._kinds.FloatDistribution(low, high, log=log, step=step))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:

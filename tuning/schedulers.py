@@ -1,13 +1,14 @@
 """Which trials end before their last epoch (`Stopping`), and which go on from copies of better ones (`Population`).
 
-Ray Tune's schedulers are asked about evaluations by number. They keep what they know in memory and Ray does not save it; here they
-are told again of every evaluation when a search goes on, and see a stand-in for each trial, so that one that is started again is
-the same to them.
+Ray Tune's schedulers are asked about evaluations by number. They keep what they know in memory and Ray does not save
+it; here they are told again of every evaluation when a search goes on, and see a stand-in for each trial, so that one
+that is started again is the same to them.
 
-Population based training (Jaderberg et al. 2017): the worst members go on from copies of the best, with values near theirs. Ray
-Tune's own clones what Ray saved of a trial. Here a member that moves gets a copy of the other's checkpoint, file by file, and goes
-on as a run of its own from there. All members rest after the same epochs, so that who moves where, and from which weights, is a
-function of the seed and not of who was faster; a search that was killed moves the same members to the same places.
+Population based training (Jaderberg et al. 2017): the worst members go on from copies of the best, with values near
+theirs. Ray Tune's own clones what Ray saved of a trial. Here a member that moves gets a copy of the other's checkpoint,
+file by file, and goes on as a run of its own from there. All members rest after the same epochs, so that who moves
+where, and from which weights, is a function of the seed and not of who was faster;
+a search that was killed moves the same members to the same places.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportArgumentType=false
 
@@ -42,7 +43,8 @@ class Stopping:
         self._stand_ins: dict[int, _StandIn] = {}
 
     def stops(self, number: int, row: Mapping[str, float]) -> bool:
-        """Whether a trial ends with this evaluation. Each is to be asked about once, in the order in which they were heard of."""
+        """Whether a trial ends with this evaluation.
+        Each is to be asked about once, in the order in which they were heard of."""
         from ray.tune.schedulers import TrialScheduler
 
         if self._scheduler is None:
@@ -58,10 +60,12 @@ def _scheduler(kind: str, epochs: int, grace_epochs: int, reduction_factor: int)
     from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
     if kind == "asha":
-        return AsyncHyperBandScheduler(time_attr="epoch", metric=_SCORE, mode="max", max_t=epochs, grace_period=grace_epochs,
+        return AsyncHyperBandScheduler(time_attr="epoch", metric=_SCORE, mode="max", max_t=epochs,
+                                       grace_period=grace_epochs,
                                        reduction_factor=reduction_factor, stop_last_trials=False)
     if kind == "median":  # it would pause a trial to let others run, which here have their own turn
-        return MedianStoppingRule(time_attr="epoch", metric=_SCORE, mode="max", grace_period=grace_epochs, min_time_slice=math.inf)
+        return MedianStoppingRule(time_attr="epoch", metric=_SCORE, mode="max", grace_period=grace_epochs,
+                                  min_time_slice=math.inf)
     return None
 
 
@@ -85,7 +89,8 @@ class Population:
         return min(rest + self._every, self._epochs)
 
     def _move_the_worst(self, epoch: int) -> None:
-        """Whoever came to rest there is ranked, whatever became of it since: called again, it finds the same and moves nobody."""
+        """Whoever came to rest there is ranked, whatever became of it since: called again,
+        it finds the same and moves nobody."""
         paused = [trial for trial in self._journal.trials.values() if epoch in trial.rests]
         scores = {trial.number: self._goal.score(_row_after(trial, epoch)) for trial in paused}
         ranked = sorted(paused, key=lambda trial: (-scores[trial.number], trial.number))
@@ -99,7 +104,8 @@ class Population:
             values = self._space.perturb(source.values, random, self._base)
             target = member.folder_after(len(member.moves) + 1)
             checkpoint = copy_checkpoint(self._store.child(source.folder), self._store.child(target), epoch)
-            self._journal.add(member.number, kind="moved", source=source.number, epoch=epoch, step=checkpoint.step, values=values)
+            self._journal.add(member.number, kind="moved", source=source.number, epoch=epoch, step=checkpoint.step,
+                              values=values)
 
 
 def _row_after(trial: Trial, epoch: int) -> Mapping[str, float]:
@@ -109,11 +115,13 @@ def _row_after(trial: Trial, epoch: int) -> Mapping[str, float]:
 def copy_checkpoint(source: Store, target: Store, epoch: int) -> Checkpoint:
     """The newest checkpoint of a run after so many epochs becomes the first one of another run.
 
-    Its files keep their names and hashes, so it is verified like any other when the run goes on. Raises: CheckpointError.
+    Its files keep their names and hashes, so it is verified like any other when the run goes on.
+    Raises: CheckpointError.
     """
     kept = [each for each in Checkpoints(source.child("checkpoints")).committed() if each.epoch == epoch]
     if not kept:
-        raise CheckpointError(f"{source.location()} has no checkpoint after epoch {epoch}: it was deleted or is damaged")
+        raise CheckpointError(f"{source.location()} has no checkpoint after epoch {epoch}: it was deleted or is "
+                              "damaged")
     files = [*(entry.path for entry in kept[0].files), kept[0].name.manifest]  # the manifest last: it commits
     paths = [f"checkpoints/{path}" for path in files]
     if source.exists(_EXCLUDED_STEPS):

@@ -4,8 +4,8 @@
                         ▲                          failed(…) "retry" ─┘
                         └── after a restart: every trial that had not ended, then new ones
 
-Each call that changes something is in the journal before it returns, and a search that is opened again has the same trials, the
-same sampler and the same scheduler as if it had never been closed.
+Each call that changes something is in the journal before it returns, and a search that is opened again has the same
+trials, the same sampler and the same scheduler as if it had never been closed.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,11 @@ Decision = Literal["continue", "stopped", "completed"]
 class Search:
     """See the module. `running`: numbers of the trials that were handed out and have not landed."""
 
-    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Config, space: Space, pinned: Values,
+    def __init__(self, journal: Journal, store: Store, options: SearchOptions, base: Config, space: Space,
+                 pinned: Values,
                  goal: Goal) -> None:
-        """store: the search's folder. base: the config that trials have in common. pinned: values for fields that are not searched.
+        """store: the search's folder. base: the config that trials have in common.
+        pinned: values for fields that are not searched.
 
         Raises: ConfigError for a grid without an end.
         """
@@ -123,7 +125,7 @@ class Search:
         self.running.discard(number)
 
     def _add(self, number: int, **event: object) -> None:
-        """Writes what may end a trial. The sampler learns of an end at once: it knows what is in the record, no less, so a search
-        that is opened again draws what this one would have drawn."""
+        """Writes what may end a trial. The sampler learns of an end at once: it knows what is in the record, no less,
+        so a search that is opened again draws what this one would have drawn."""
         if (trial := self.journal.add(number, **event)).status != "running":
             self._sampler.ended(trial)

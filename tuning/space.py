@@ -6,8 +6,8 @@ A job has them in its search_space.yaml, and a file for `--space` says the same:
     optim.name: {choice: [adamw, sgd]}
     optim.momentum: {uniform: [0.0, 0.95], when: {optim.name: sgd}}
 
-A condition names a field that comes before, or one of the config that is not searched. `step` spaces values evenly. `mutable: true`
-says that a model which is trained in part may go on with another value: a learning rate, not a width.
+A condition names a field that comes before, or one of the config that is not searched. `step` spaces values evenly.
+`mutable: true` says that a model which is trained in part may go on with another value: a learning rate, not a width.
 """
 
 import difflib
@@ -36,7 +36,8 @@ _NOT_SEARCHED = {
     "run": "it decides how a trial is carried out, not what it computes",
     "train.epochs": "it is how far a trial goes at most: pass --train.epochs",
     "train.max_steps": "it is how far a trial goes at most: pass --train.max-steps",
-} | dict.fromkeys(("task", "eval", "data.uri", "data.val_uri", "data.test_uri", "data.split_seed", "data.max_train_rows"),
+} | dict.fromkeys(("task", "eval", "data.uri", "data.val_uri", "data.test_uri", "data.split_seed",
+                   "data.max_train_rows"),
                   "trials that are judged on something else cannot be compared")
 
 
@@ -77,7 +78,8 @@ class Space:
         return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
 
     def fixed(self, pins: Sequence[str]) -> tuple["Space", Values]:
-        """The space without what `FIELD=VALUE` pins, and the pinned values. Raises: ConfigError for what is not in the space."""
+        """The space without what `FIELD=VALUE` pins, and the pinned values.
+        Raises: ConfigError for what is not in the space."""
         values: Values = {}
         for pin in pins:
             name, equals, value = pin.partition("=")
@@ -86,13 +88,15 @@ class Space:
             if name not in self.parameters:
                 near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.0)
                 flag = f"--{name.replace('_', '-')} {value}"
-                raise ConfigError(f"--fix {pin}: the space has no {name}: the nearest it has is {near[0] if near else 'nothing'}; "
-                                  f"a field outside the space is set by a flag: {flag}")
+                raise ConfigError(f"--fix {pin}: the space has no {name}: the nearest it has is "
+                                  f"{near[0] if near else 'nothing'}; a field outside the space is set by a flag: "
+                                  f"{flag}")
             values[name] = _pinned(pin, value)
         return Space(*(p for name, p in self.parameters.items() if name not in values)), values
 
     def check(self, base: Config) -> None:
-        """Raises: ConfigError for a field that the job's config has not, a value that it refuses, or a space without a choice."""
+        """Raises: ConfigError for a field that the job's config has not, a value that it refuses,
+        or a space without a choice."""
         known = flatten(to_dict(base))
         earlier: set[str] = set()
         for parameter in self.parameters.values():
@@ -100,7 +104,8 @@ class Space:
             earlier.add(parameter.name)
             for name in parameter.when:
                 if name in self.parameters and name not in earlier - {parameter.name}:
-                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which comes later: put that first")
+                    raise ConfigError(f"space: {parameter.name}: its condition names {name}, which comes later: put "
+                                      "that first")
                 if name not in known:
                     raise ConfigError(f"space: {parameter.name}: its condition names {name}, which is no field: "
                                       f"{_nearest(name, known)}")
@@ -110,7 +115,8 @@ class Space:
                 except ConfigError as error:
                     raise ConfigError(f"space: {parameter.name}: the job refuses {value!r}: {error}") from error
         if all(parameter.is_one_point for parameter in self.parameters.values()):
-            raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or train the job")
+            raise ConfigError("space: it has one point, so there is nothing to search: give a field more values, or "
+                              "train the job")
 
     def _check_name(self, name: str, known: Mapping[str, object]) -> None:
         if name not in known:
@@ -145,7 +151,8 @@ class Space:
         return [point | {parameter.name: value} for value in parameter.grid()]
 
     def perturb(self, values: Values, random: np.random.Generator, base: Values, resample: float = 0.25) -> Values:
-        """Values near others, of the fields that are mutable: what a population explores. Every fourth is drawn anew instead."""
+        """Values near others, of the fields that are mutable: what a population explores.
+        Every fourth is drawn anew instead."""
         near: Values = {}
         for parameter in self.active(near, base):
             if not parameter.mutable:
@@ -163,7 +170,8 @@ class Draws:
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None,
+                      log: bool = False) -> float:
         if step is not None:
             return low + step * int(self._random.integers(0, 1 + math.floor((high - low) / step + 1e-9)))
         return math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
@@ -200,11 +208,13 @@ def _parameter(name: str, about: object) -> Parameter:
     unknown = [key for key in entry if key not in (*kinds, "step", "when", "mutable")]
     if len(kind) != 1 or unknown:
         found = f"unknown {unknown[0]!r}" if unknown else f"{len(kind)} distributions"
-        raise ConfigError(f"space: {name}: {found}: it takes one of {', '.join(kinds)}, and perhaps step, when, mutable; {example}")
+        raise ConfigError(f"space: {name}: {found}: it takes one of {', '.join(kinds)}, and perhaps step, when, "
+                          f"mutable; {example}")
     values, when = entry[kind[0]], entry.get("when", {})
     if not isinstance(values, list) or not isinstance(when, dict):
         raise ConfigError(f"space: {name}: {example}; a condition is written when: {{optim.name: sgd}}")
-    return Parameter(name=name, kind=cast(Kind, kind[0]), values=tuple(cast(list[object], values)), step=entry.get("step"),
+    return Parameter(name=name, kind=cast(Kind, kind[0]), values=tuple(cast(list[object], values)),
+                     step=entry.get("step"),
                      when=cast(dict[str, object], when), mutable=bool(entry.get("mutable", False)))
 
 

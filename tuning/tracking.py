@@ -87,7 +87,8 @@ class Tracking:
         self._later(call)
 
     def register(self, artifact: Artifact) -> str | None:
-        """An artifact becomes a version of the model with the search's name. Returns the version; None if that failed."""
+        """An artifact becomes a version of the model with the search's name.
+        Returns the version; None if that failed."""
         self._later(self._begin)
         version = self._pool.submit(lambda: self._registry.register(artifact)).result()
         self.problem = self.problem or self._registry.problem
@@ -107,7 +108,8 @@ class Tracking:
         if self._registry.run_id is None:
             self._start(self._registry, "search", self._name, self._params, {"kind": "search"})
 
-    def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+    def _start(self, registry: Registry, key: str, run_name: str, params: Mapping[str, object],
+               tags: Mapping[str, str]) -> None:
         tags = {"job": self._job, "storage": self._store.location(), **tags}
         run_id = registry.start(run_name=run_name, params=params, tags=tags, run_id=self._ids.get(key))
         if run_id and self._ids.get(key) != run_id:

@@ -1,8 +1,9 @@
 """The process of a trial under Ray Tune. It is used for one trial after the other, so a framework is imported once.
 
-A thread carries the trial out; each call of `step` hands one event to the driver, as JSON in the result's field `event`:
-{"row": …} an evaluation, {"failure": …} an error, {"ended": "finished"} the run has come to an end of its own, {"ended": "stopped"}
-it rests, {"lost": …} no trial can go on, {} nothing yet: a call never lasts long, so that one that stops the trial gets its turn.
+A thread carries the trial out; each call of `step` hands one event to the driver, as JSON in the result's field
+`event`: {"row": …} an evaluation, {"failure": …} an error, {"ended": "finished"} the run has come to an end of its own,
+{"ended": "stopped"} it rests, {"lost": …} no trial can go on, {} nothing yet: a call never lasts long,
+so that one that stops the trial gets its turn.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUntypedBaseClass=false, reportIncompatibleMethodOverride=false
@@ -50,7 +51,8 @@ class TrialActor(Trainable):
     """See the module."""
 
     def setup(self, config: JsonObject) -> None:
-        os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])  # Ray Tune has gone elsewhere, and relative paths of the config would too
+        # Ray Tune has gone elsewhere, and relative paths of the config would too
+        os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
         self._begin(config)
 
     def step(self) -> dict[str, str]:
@@ -92,10 +94,12 @@ def _carry_out(order: TrialOrder, events: "queue.SimpleQueue[dict[str, object]]"
         job = find_job(order.job)
         config = from_dict(job.config_type, order.config)
         storage = Store.open(order.data_uri)
-        end = _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch, stop=stop,
+        end = _alone(lambda: run_trial(job, config, lambda row: events.put({"row": row}), until_epoch=order.until_epoch,
+                                       stop=stop,
                                        data_storage=storage))
         events.put({"ended": end})
-    except (StorageError, StoppedError) as error:  # of no trial's own making: the search stops, and goes on when that is mended
+    # of no trial's own making: the search stops, and goes on when that is mended
+    except (StorageError, StoppedError) as error:
         events.put({"lost": f"{error}"})
     except (ConfigError, DataError) as error:
         events.put({"failure": str(error), "fatal": True})

@@ -1,1 +1,2 @@
-"""What every part of the project stands on: errors, storage, documents, signals, network, keys, and the control store."""
+"""What every part of the project stands on: errors, storage, documents, signals, network, keys,
+and the control store."""

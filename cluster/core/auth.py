@@ -22,7 +22,8 @@ opens to the network, what listens on loopback. This variable, meant for other s
 
 
 def expanded(path: str) -> Path:
-    """The path with `~` replaced by the home folder; the project's only way to do so. Raises: ConfigError if nobody knows it."""
+    """The path with `~` replaced by the home folder; the project's only way to do so.
+    Raises: ConfigError if nobody knows it."""
     if (why := no_home(path)) is not None:
         raise ConfigError(f"{path}: {why}, or give an absolute path")
     return Path(os.path.expanduser(path))  # noqa: PTH111 - as in `no_home`
@@ -31,16 +32,16 @@ def expanded(path: str) -> Path:
 def no_home(path: str = "~") -> str | None:
     """Why nobody knows the home folder that a path begins with, and the remedy; None if it is known, or none is meant.
 
-    In a pod whose user id is in no /etc/passwd, and without HOME, Python leaves `~` as it is: what was meant for the home folder
-    would go into a folder of that name below the current one.
+    In a pod whose user id is in no /etc/passwd, and without HOME, Python leaves `~` as it is: what was meant for the
+    home folder would go into a folder of that name below the current one.
     """
     found = os.path.expanduser(path)  # noqa: PTH111 - what pathlib raises is no sentence
     if not found.startswith("~"):
         return None
     if (whose := found.partition("/")[0]) != "~":
         return f"there is no user {whose[1:]} with a home folder: give another name"
-    return (f"there is no home folder (HOME is not set, and user {os.getuid()} is not in /etc/passwd): set HOME to a folder that "
-            "this user can write")
+    return (f"there is no home folder (HOME is not set, and user {os.getuid()} is not in /etc/passwd): set HOME to a "
+            "folder that this user can write")
 
 
 def require_home() -> None:
@@ -52,7 +53,8 @@ def require_home() -> None:
 def home_folder() -> Path:
     """Made if it is not there; only its owner may enter it: whoever may write there could put a token of his own.
 
-    Raises: ClusterError if it is another user's, or others may enter it and that cannot be mended; ConfigError for no home.
+    Raises: ClusterError if it is another user's, or others may enter it and that cannot be mended;
+    ConfigError for no home.
     """
     folder = expanded(os.environ.get("TRAINYARD_HOME") or "~/.trainyard").absolute()
     try:
@@ -65,8 +67,8 @@ def home_folder() -> Path:
         if found.st_mode & 0o077:
             folder.chmod(0o700)
     except OSError as error:
-        raise ClusterError(f"{folder} cannot be this user's folder for tokens ({error.strerror}): set TRAINYARD_HOME to a folder "
-                           "of your own") from error
+        raise ClusterError(f"{folder} cannot be this user's folder for tokens ({error.strerror}): set TRAINYARD_HOME "
+                           "to a folder of your own") from error
     return folder
 
 
@@ -96,10 +98,11 @@ def token_environment() -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """The authentication variables of a cluster of this process's own: what is set, if a mode is; else this user's token.
+    """The authentication variables of a cluster of this process's own: what is set, if a mode is;
+    else this user's token.
 
-    A token without a mode, as a shell may have it for elsewhere, would leave the cluster open: Ray's mode is then `disabled`.
-    Raises: ClusterError for a mode that Ray does not know, for the same reason.
+    A token without a mode, as a shell may have it for elsewhere, would leave the cluster open: Ray's mode is then
+    `disabled`. Raises: ClusterError for a mode that Ray does not know, for the same reason.
     """
     if (why := unknown_mode()) is not None:
         raise ClusterError(why)

@@ -36,7 +36,8 @@ class TokenError(ClusterError):
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One Ray node, as the cluster's control store knows it. resources: in total, in Ray's units (CPUs, GPUs, bytes)."""
+    """One Ray node, as the cluster's control store knows it.
+    resources: in total, in Ray's units (CPUs, GPUs, bytes)."""
 
     node_id: str
     name: str
@@ -200,8 +201,9 @@ class Gcs:
     def _explain(self, code: str) -> ClusterError:
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             return TokenError(
-                f"the Ray cluster at {self.address} refuses this token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
-                f"file that holds the cluster's own (`python -m cluster env` prints them){_overriding()}"
+                f"the Ray cluster at {self.address} refuses this token: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's own (`python -m cluster env` prints "
+                f"them){_overriding()}"
             )
         if code in ("UNIMPLEMENTED", "UNKNOWN"):
             return ClusterError(f"what listens at {self.address} is no Ray cluster of this version: {_CHECK}")
@@ -222,8 +224,8 @@ _CHECK = "give the address of the head's control store (HOST:6379 by default), o
 def channel(address: str) -> Generator["grpc.Channel"]:
     """A gRPC channel with Ray's own TLS and token settings, never through a proxy.
 
-    Raises: TokenError if a token is wanted (RAY_AUTH_MODE=token) and there is none, or the mode is one that Ray does not know
-    and takes for `disabled`.
+    Raises: TokenError if a token is wanted (RAY_AUTH_MODE=token) and there is none,
+    or the mode is one that Ray does not know and takes for `disabled`.
     """
     from ray.exceptions import AuthenticationError
 
@@ -234,15 +236,17 @@ def channel(address: str) -> Generator["grpc.Channel"]:
     try:
         yield connection
     except AuthenticationError as error:  # from the interceptor that puts the token into each call
-        raise TokenError(f"RAY_AUTH_MODE is token, but there is no token{_looked_for()}: set RAY_AUTH_TOKEN_PATH to the file that "
-                         f"holds the token of {address} (`python -m cluster env` prints that of this machine's)") from error
+        raise TokenError(f"RAY_AUTH_MODE is token, but there is no token{_looked_for()}: set RAY_AUTH_TOKEN_PATH to "
+                         f"the file that holds the token of {address} (`python -m cluster env` prints that of this "
+                         "machine's)") from error
     finally:
         connection.close()
 
 
 def _looked_for() -> str:
     if "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return f" (RAY_AUTH_TOKEN_PATH names {os.environ['RAY_AUTH_TOKEN_PATH'] or 'nothing'}, which is not there, or empty)"
+        return (f" (RAY_AUTH_TOKEN_PATH names {os.environ['RAY_AUTH_TOKEN_PATH'] or 'nothing'}, which is not there, or "
+                "empty)")
     return " (RAY_AUTH_TOKEN is empty)" if "RAY_AUTH_TOKEN" in os.environ else ""
 
 

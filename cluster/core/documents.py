@@ -1,7 +1,8 @@
-"""Reads every JSON and YAML document that may be damaged or hostile: bounded in size and depth, checked against a shape.
+"""Reads every JSON and YAML document that may be damaged or hostile: bounded in size and depth,
+checked against a shape.
 
-`parse_json(text, Manifest)` returns a `Manifest` or raises a `DocumentError`, a one-line `ValueError` that says what is wrong
-and where in the document. The caller adds which file it is and what to do about it.
+`parse_json(text, Manifest)` returns a `Manifest` or raises a `DocumentError`, a one-line `ValueError` that says what is
+wrong and where in the document. The caller adds which file it is and what to do about it.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ class DocumentError(ValueError):
 
 
 def parse_json(text: str | bytes, shape: type[T] = JsonObject, *, most_bytes: int = MOST_JSON_BYTES) -> T:
-    """Returns the document as `shape`: a dataclass, or a type such as `dict[str, int]`. Nothing is coerced but lists to tuples.
+    """Returns the document as `shape`: a dataclass, or a type such as `dict[str, int]`.
+    Nothing is coerced but lists to tuples.
 
     Raises: DocumentError.
     """
@@ -48,7 +50,8 @@ def parse_json(text: str | bytes, shape: type[T] = JsonObject, *, most_bytes: in
     try:
         return _adapter(shape).validate_json(text, strict=True)
     except ValidationError as error:
-        problems = [_sentence(each["loc"], each["msg"]) for each in error.errors(include_url=False, include_input=False)]
+        problems = [_sentence(each["loc"], each["msg"])
+                    for each in error.errors(include_url=False, include_input=False)]
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DocumentError("; ".join(problems[:_SHOWN]) + more) from None
 
@@ -95,7 +98,8 @@ def read_yaml(path: Path, loader: Loader = yaml.SafeLoader) -> object:
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """Returns the bytes of a file or a pipe, of which no more than `most_bytes` are read. Raises: OSError, DocumentError."""
+    """Returns the bytes of a file or a pipe, of which no more than `most_bytes` are read.
+    Raises: OSError, DocumentError."""
     with path.open("rb") as file:
         if stat.S_ISCHR(path.stat().st_mode) and not file.isatty():
             raise DocumentError("it is a device, not a file")

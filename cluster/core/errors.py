@@ -9,13 +9,13 @@
     │   ├── ClusterError               no cluster at the address, a half-dead one, a wrong token, mixed versions
     │   ├── StorageError               not writable, not visible from a node, not there
     │   ├── RunConflictError           another live run has this name, or the run was made with another config
-    │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is in an unsafe format
+    │   ├── ArtifactError              a model that is not what its manifest or the registry says, or is unsafe
     │   ├── RegistryError              the tracking server cannot be reached, refuses, or does not hold the model
     │   └── NewerVersionError          a checkpoint, a record or prepared data that a newer Trainyard wrote
     ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
     │   ├── FolderGoneError            the run's folder was deleted while it trained
     │   ├── DivergedError              workers that should hold the same weights do not
-    │   └── CheckpointError            a checkpoint was not made, or is not what was written: a rank's part missing, a damaged file
+    │   └── CheckpointError            a checkpoint was not made, or a part of it is missing or damaged
     │       └── NonFiniteStateError    it would have held NaN or infinity
     └── StoppedError              3    stopped, resumable: run the same command again
         └── StorageFullError           the storage filled up or became read-only in the middle

@@ -25,8 +25,9 @@ class Command:
 def command_of(job: str, working_dir: str | None = None) -> Command:
     """job: `mlp`, a package of yours such as `my_package.churn`, or a search of one of them: `tuning.mlp`.
 
-    Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository that
-    this runs from. Raises: ConfigError with the names that there are, or for a folder that would hide Trainyard's packages.
+    Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository
+    that this runs from. Raises: ConfigError with the names that there are,
+    or for a folder that would hide Trainyard's packages.
     """
     name = job.removeprefix("tuning.").removeprefix("jobs.")
     folder = _given(working_dir) if working_dir is not None else _folder_of(name)
@@ -35,8 +36,8 @@ def command_of(job: str, working_dir: str | None = None) -> Command:
     own = sorted({path.parent.name for root in (folder, shadows.OURS) if root for path in root.glob("jobs/*/job.py")})
     if name not in own and not _has_job(name, folder):
         choices = ", ".join([*own, *(f"tuning.{each}" for each in own)])
-        raise ConfigError(f"there is no job {job!r}: give one of {choices}, or a package of yours that has a job.py, such as "
-                          "my_package.churn, in --working-dir or installed")
+        raise ConfigError(f"there is no job {job!r}: give one of {choices}, or a package of yours that has a job.py, "
+                          "such as my_package.churn, in --working-dir or installed")
     if job.startswith("tuning."):
         return Command(module="tuning", arguments=(name,), folder=folder)
     return Command(module=f"jobs.{name}" if name in own else name, arguments=(), folder=folder)

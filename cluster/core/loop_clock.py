@@ -1,7 +1,8 @@
 """The clock of a loop that waits for others, and may be late itself.
 
-A process that is paused (SIGSTOP, a laptop that sleeps, a virtual machine that moves to another host) sees nothing meanwhile. If it
-measured a bound with a plain clock, it would wake up, find the bound passed, and blame others for its own absence.
+A process that is paused (SIGSTOP, a laptop that sleeps, a virtual machine that moves to another host) sees nothing
+meanwhile. If it measured a bound with a plain clock, it would wake up, find the bound passed,
+and blame others for its own absence.
 """
 
 import time
@@ -12,9 +13,11 @@ MOST_S = 1.0
 
 
 class LoopClock:
-    """Counts the seconds that a loop was there to see. The loop calls `look` in each turn; `now` stands still between two looks.
+    """Counts the seconds that a loop was there to see.
+    The loop calls `look` in each turn; `now` stands still between two looks.
 
-    A pause counts as MOST_S, so a bound should be longer. A loop that is slow all the time still comes to its bound, only later.
+    A pause counts as MOST_S, so a bound should be longer.
+    A loop that is slow all the time still comes to its bound, only later.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

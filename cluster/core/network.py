@@ -27,14 +27,16 @@ _ADDRESS_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def spare_loopback() -> dict[str, str]:
-    """Keeps this process, and those that it starts, from asking a proxy for what listens on loopback: the dashboard, endpoints, an
-    MLflow server here. Call it at the start of a command. Returns what is set: nothing where no proxy is, or all are spared.
+    """Keeps this process, and those that it starts, from asking a proxy for what listens on loopback: the dashboard,
+    endpoints, an MLflow server here. Call it at the start of a command.
+    Returns what is set: nothing where no proxy is, or all are spared.
 
     Python's clients, curl and gRPC take the small name before the capital one, or know only one of them.
     """
     if not any(os.environ.get(name) for proxy in _PROXIES for name in (proxy, proxy.upper())):
         return {}
-    spared = [name.strip() for name in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",") if name.strip()]
+    spared = [name.strip() for name in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+              if name.strip()]
     if "*" in spared:
         return {}
     both = ",".join([*spared, *(name for name in _LOOPBACK if name not in spared)])
@@ -59,8 +61,8 @@ def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]] | None = 
 def set_collective_interface(node_ip: str, interfaces: Mapping[str, Sequence[Any]] | None = None) -> str | None:
     """Points gloo and NCCL at the interface that carries node_ip, where the user has not chosen one.
 
-    Call it in each worker, with its node's Ray address, before a process group is made. Returns the interface; None if no
-    interface has the address (a node behind address translation): the libraries then choose, and the log says so.
+    Call it in each worker, with its node's Ray address, before a process group is made. Returns the interface; None if
+    no interface has the address (a node behind address translation): the libraries then choose, and the log says so.
     """
     interface = interface_of(node_ip, interfaces)
     if interface is None:
@@ -75,7 +77,8 @@ def set_collective_interface(node_ip: str, interfaces: Mapping[str, Sequence[Any
 
 @contextmanager
 def collective_interface_kept() -> Generator[None]:
-    """After the block there is the choice of before it, which workers of a cluster that this process starts later inherit."""
+    """After the block there is the choice of before it,
+    which workers of a cluster that this process starts later inherit."""
     before = {name: os.environ.get(name) for name in _INTERFACE}
     try:
         yield
@@ -90,7 +93,8 @@ def collective_interface_kept() -> Generator[None]:
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port of a local address that nobody listens on now; another process may still take it before you do.
 
-    Below the range from which systems take ports for outgoing connections: one of these would often be taken in between.
+    Below the range from which systems take ports for outgoing connections:
+    one of these would often be taken in between.
     """
     for port in random.sample(_LISTENING_PORTS, 100):
         if is_free(host, port):

@@ -1,7 +1,7 @@
 """What the launchers use of Ray that is private or undocumented, behind functions of their own. Read in Ray 2.60.0.
 
-Each function says why no public way will do. Ray is imported where it is used: commands that only show help need none of it.
-tests/unit/test_internals.py holds every symbol, and names the one that an upgrade has moved.
+Each function says why no public way will do. Ray is imported where it is used: commands that only show help need none
+of it. tests/unit/test_internals.py holds every symbol, and names the one that an upgrade has moved.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportPrivateUsage=false
@@ -42,7 +42,8 @@ def keep_loopback() -> None:
 
 
 def print_by(say: Callable[[list[str]], None]) -> None:
-    """Hands over the lines about nodes and workers that Ray prints on a driver's standard output, whatever it is told."""
+    """Hands over the lines about nodes and workers that Ray prints on a driver's standard output,
+    whatever it is told."""
     from ray._private import worker
 
     def to_say(data: dict[str, Any], **_: Any) -> None:
@@ -68,7 +69,8 @@ def read_token_settings_again() -> None:
 
 
 def finds_token() -> bool:
-    """Whether Ray finds a token, be authentication on or off. Raises: ray.exceptions.AuthenticationError for a missing file."""
+    """Whether Ray finds a token, be authentication on or off.
+    Raises: ray.exceptions.AuthenticationError for a missing file."""
     from ray._raylet import AuthenticationTokenLoader
 
     return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
@@ -90,14 +92,16 @@ def grpc_channel(address: str, options: Sequence[tuple[str, int]]) -> Any:
 
 
 def ask_gcs(channel: Any, service: str, method: str, fields: Mapping[str, object], timeout_s: float) -> Any:
-    """The reply of the control store, a protobuf message of Ray's. Ray's own clients wait for minutes for one that is half-dead.
+    """The reply of the control store, a protobuf message of Ray's.
+    Ray's own clients wait for minutes for one that is half-dead.
 
     Raises: grpc.RpcError.
     """
     from ray.core.generated import autoscaler_pb2, autoscaler_pb2_grpc, gcs_service_pb2, gcs_service_pb2_grpc
 
     of_autoscaler = service == "AutoscalerStateService"
-    messages, stubs = (autoscaler_pb2, autoscaler_pb2_grpc) if of_autoscaler else (gcs_service_pb2, gcs_service_pb2_grpc)
+    messages, stubs = ((autoscaler_pb2, autoscaler_pb2_grpc) if of_autoscaler
+                       else (gcs_service_pb2, gcs_service_pb2_grpc))
     request = getattr(messages, f"{method}Request")(**fields)
     return getattr(getattr(stubs, f"{service}Stub")(channel), method)(request, timeout=timeout_s)
 
@@ -144,7 +148,8 @@ def autoscaling_config(raycluster: Mapping[str, Any]) -> dict[str, Any]:
 
 # ── a node of this machine ──
 class RayNode:
-    """A Ray node that this process has started: its processes are this one's children. `ray start` would end before them."""
+    """A Ray node that this process has started: its processes are this one's children.
+    `ray start` would end before them."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -169,7 +174,8 @@ def note_address(address: str, temp_dir: Path) -> None:
 
 
 def start_node(parameters: Mapping[str, Any], *, is_head: bool, patient: Callable[[GetNode], GetNode]) -> RayNode:
-    """Starts a node with Ray's own RayParams. A head's dashboard comes last, since it takes seconds; Ray's own comes first.
+    """Starts a node with Ray's own RayParams.
+    A head's dashboard comes last, since it takes seconds; Ray's own comes first.
 
     patient: makes of Ray's wait for a raylet, which gives up after 30 s, one that waits longer.
     """

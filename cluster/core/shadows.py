@@ -1,6 +1,8 @@
-"""Folders of a user's own that Python would take for Trainyard's packages, since they have the same name and come first.
+"""Folders of a user's own that Python would take for Trainyard's packages,
+since they have the same name and come first.
 
-A folder without an __init__.py, such as `~/trainyard` with its runs, hides nothing: Python goes on to a package that has one.
+A folder without an __init__.py, such as `~/trainyard` with its runs, hides nothing:
+Python goes on to a package that has one.
 
 Each of these packages calls `check` when it is imported: by its path, as this package may itself be the one that is
 hidden.
@@ -21,7 +23,8 @@ _MARK = "jobs/common/config.py"
 
 def check() -> None:
     """Ends `python -m` with exit code 2 and one message if a package is hidden. Raises: ImportError elsewhere."""
-    if str(OURS) not in sys.path:  # an editable install's finder comes after Python's own, for which such a folder would do
+    # an editable install's finder comes after Python's own, for which such a folder would do
+    if str(OURS) not in sys.path:
         sys.path.append(str(OURS))
     if (found := _message(find_spec(name) for name in PACKAGES)) is None:
         return
@@ -44,8 +47,8 @@ def _message(specs: Iterable[ModuleSpec | None]) -> str | None:
     if not hiding:
         return None
     named, names = ", ".join(map(str, hiding)), ", ".join(place.stem for place in hiding)
-    return (f"{named}: Python takes it for Trainyard's own {names} (in {OURS}): rename it, or work in a folder that has "
-            "none")
+    return (f"{named}: Python takes it for Trainyard's own {names} (in {OURS}): rename it, or work in a folder that "
+            "has none")
 
 
 def _place(spec: ModuleSpec) -> Path:

@@ -13,8 +13,8 @@ _LOOK_S = 0.05
 class Told(threading.Event):
     """A flag that the handler of a signal may set while the program waits for it.
 
-    The handler runs in the middle of whatever the main thread does. Where that is inside `Event.wait`, an `Event.set` of the
-    handler waits for a lock that is never released; this flag has none.
+    The handler runs in the middle of whatever the main thread does. Where that is inside `Event.wait`, an `Event.set`
+    of the handler waits for a lock that is never released; this flag has none.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,8 @@ def say(text: str) -> None:
 
 
 def exit_when_told() -> None:
-    """Turns SIGTERM and SIGHUP into SystemExit(128 + number), once: what the program then undoes is not cut off by another.
+    """Turns SIGTERM and SIGHUP into SystemExit(128 + number), once:
+    what the program then undoes is not cut off by another.
 
     A signal that is ignored already (SIGHUP under nohup) stays so. Call it in the main thread.
     """

@@ -1,11 +1,11 @@
 """One way to read and write a local folder, a shared folder, `s3://` or `gs://`, through pyarrow.fs.
 
-A `Store` is a folder given by its URI; every path is relative to it, with `/` between its parts. A `Store` can be pickled
-and opened again on another machine. On a file system a write is whole or absent (by rename); an object store may keep an
-object that a failure cut short, so what must not be half there is committed by a manifest that names its size and hash.
+A `Store` is a folder given by its URI; every path is relative to it, with `/` between its parts. A `Store` can be
+pickled and opened again on another machine. On a file system a write is whole or absent (by rename); an object store
+may keep half an object, so what must not be half there is committed by a manifest that names its size and hash.
 
-A write is durable when it returns: a power cut after it neither loses it nor leaves it empty. Only what is written often, and is
-found damaged and made again, or is only there to be looked at, asks for `durable=False`.
+A write is durable when it returns: a power cut after it neither loses it nor leaves it empty. Only what is written
+often, and is found damaged and made again, or is only there to be looked at, asks for `durable=False`.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -36,9 +36,10 @@ _DENIED = {errno.EACCES, errno.EPERM}
 _TLS_REMEDIES = {
     "subject name": "the certificate is another host's: give the endpoint by a name that it has",
     "has expired": "have the endpoint's certificate renewed, or set this machine's clock",
-    "curlCode: 77": "the file of certificates that SSL_CERT_FILE or tls_ca_file_path names cannot be read: check it, on every node",
-    "curlCode: 60": "nobody here trusts the endpoint's certificate: set SSL_CERT_FILE to a file in PEM with the one that signed "
-                    "it, on every node, or end the URI with ?tls_ca_file_path=FILE (after other options: "
+    "curlCode: 77": "the file of certificates that SSL_CERT_FILE or tls_ca_file_path names cannot be read: check it, "
+                    "on every node",
+    "curlCode: 60": "nobody here trusts the endpoint's certificate: set SSL_CERT_FILE to a file in PEM with the one "
+                    "that signed it, on every node, or end the URI with ?tls_ca_file_path=FILE (after other options: "
                     "&tls_ca_file_path=FILE); AWS_CA_BUNDLE is not read",
 }
 """By what curl's message says, the first that fits."""
@@ -73,7 +74,7 @@ class Store:
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Raises: StorageError if the URI's scheme is unknown or malformed, ConfigError for `~` without a home. Touches nothing."""
+        """Touches nothing. Raises: StorageError for a scheme that is unknown, ConfigError for `~` without a home."""
         if "://" not in uri:
             return Store(uri, pafs.LocalFileSystem(), os.path.abspath(expanded(uri)))  # noqa: PTH100
         try:
@@ -119,7 +120,7 @@ class Store:
 
     @contextmanager
     def reading(self, path: str) -> Generator[Any]:
-        """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError, StorageError if it is a pipe, a socket or a device."""
+        """An open, seekable pyarrow NativeFile. Raises: FileNotFoundError, StorageError if it is a pipe or a device."""
         self._refuse_special(path)
         with self._fs.open_input_file(self._absolute(path)) as stream:
             moved()
@@ -173,7 +174,8 @@ class Store:
             found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
             files = [FileInfo(info.path[prefix:], info.size or 0, (info.mtime_ns or 0) / 1e9) for info in found]
         moved()
-        return sorted((file for file in files if unfinished or not file.path.endswith(".partial")), key=lambda file: file.path)
+        return sorted((file for file in files if unfinished or not file.path.endswith(".partial")),
+                      key=lambda file: file.path)
 
     def folders(self, path: str = "") -> list[str]:
         """The names of the direct sub-folders, sorted."""
@@ -196,7 +198,7 @@ class Store:
             moved()
 
     def room(self) -> tuple[int, int] | None:
-        """Bytes that are free, and all there are; None where nobody knows: of an object store, or before the folder is there."""
+        """Bytes that are free, and all; None where nobody knows: of an object store, or before the folder is there."""
         if not self.is_local:
             return None
         try:
@@ -206,8 +208,8 @@ class Store:
         return usage.free, usage.total
 
     def make_durable(self, path: str) -> None:
-        """Returns once a file that something else has written, and its name, have reached the disk; object stores see to it
-        themselves. Raises: StorageFullError, StorageError."""
+        """Returns once a file that something else has written, and its name, have reached the disk; object stores see
+        to it themselves. Raises: StorageFullError, StorageError."""
         if not self.is_local:
             return
         try:
@@ -239,7 +241,8 @@ class Store:
             return
         kind = stat.S_IFMT(os.stat(self._absolute(path)).st_mode)  # noqa: PTH116
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
-            raise StorageError(f"{self.location(path)} is not a file, but a pipe, a socket or a device: put the file there again")
+            raise StorageError(f"{self.location(path)} is not a file, but a pipe, a socket or a device: put the file "
+                               "there again")
 
     def _forget(self, partial: str) -> None:
         if self.is_local:
@@ -247,7 +250,8 @@ class Store:
                 Path(partial).unlink(missing_ok=True)
 
     def explain(self, error: OSError, path: str) -> Exception:
-        """The error to raise for one met while writing a file: StorageFullError or StorageError where it is one of those."""
+        """The error to raise for one met while writing a file:
+        StorageFullError or StorageError where it is one of those."""
         if error.errno in _FULL:
             why = "read-only" if error.errno == errno.EROFS else "full"
             remedy = "make room or make it writable, then run the same command again"
@@ -259,12 +263,13 @@ class Store:
 
 
 def tls_remedy(error: BaseException) -> str | None:
-    """What to do about the certificate of an object store's endpoint, where that is what an error is about; else None."""
+    """What to do about the certificate of an object store's endpoint, if an error is about that; else None."""
     return next((remedy for sign, remedy in _TLS_REMEDIES.items() if sign in str(error)), None)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it where they are missing; the names of new ones have reached the disk when it returns."""
+    """Makes a folder and those above it where they are missing;
+    the names of new ones have reached the disk when it returns."""
     if path.is_dir():
         return
     missing = [place for place in (path, *path.parents) if not place.exists()]

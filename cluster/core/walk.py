@@ -1,7 +1,7 @@
 """Lists the files of a local folder. Links to folders are followed, and each real folder is listed once.
 
-So links that form a loop end the listing instead of repeating what is there until the operating system gives up, and data that
-two names lead to is not taken twice.
+So links that form a loop end the listing instead of repeating what is there until the operating system gives up, and
+data that two names lead to is not taken twice.
 """
 
 import errno

@@ -1,6 +1,7 @@
 """What is asked of a Kubernetes API server, in plain dictionaries: one object, all of a kind, a new one, a log.
 
-Through the official client, which knows kubeconfig files, their plugins, and a pod's service account. Every call has a deadline.
+Through the official client, which knows kubeconfig files, their plugins, and a pod's service account.
+Every call has a deadline.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingImports=false
@@ -32,7 +33,8 @@ class NotAllowedError(ClusterError):
 
 
 class Kube:
-    """One namespace of a Kubernetes cluster. Every method raises ClusterError; NotAllowedError where a right is missing."""
+    """One namespace of a Kubernetes cluster.
+    Every method raises ClusterError; NotAllowedError where a right is missing."""
 
     def __init__(self, client: Any, namespace: str) -> None:
         self._client, self.namespace = client, namespace
@@ -53,8 +55,8 @@ class Kube:
             if (_SERVICE_ACCOUNT / "token").exists() and context is None:
                 here = Kube.of_this_pod()
                 return Kube(here._client, namespace or here.namespace)
-            raise ClusterError(f"no Kubernetes cluster is known here ({error}): set KUBECONFIG to a kubeconfig file, or pass a "
-                               "--context that it has") from error
+            raise ClusterError(f"no Kubernetes cluster is known here ({error}): set KUBECONFIG to a kubeconfig file, "
+                               "or pass a --context that it has") from error
         settings.retries = False
         return Kube(kubernetes.client.ApiClient(settings), chosen)
 
@@ -106,7 +108,8 @@ class Kube:
                 answer.release_conn()
 
     def through_service(self, service: str, port: int, path: str, token: str = "") -> Any:
-        """What a service answers to GET, as JSON, by way of the API server. token: Ray's; the server takes Authorization itself."""
+        """What a service answers to GET, as JSON, by way of the API server.
+        token: Ray's; the server takes Authorization itself."""
         headers = {"X-Ray-Authorization": f"Bearer {token}"} if token else {}
         path, _, query = path.partition("?")
         below = f"/api/v1/namespaces/{self.namespace}/services/{service}:{port}/proxy/{path}"
@@ -124,14 +127,16 @@ class Kube:
             try:
                 answer = self._client.call_api(path, "GET", {}, list(query.items()), dict(headers or {}),
                                                auth_settings=["BearerToken"],
-                                               _return_http_data_only=True, _preload_content=False, _request_timeout=TIMEOUT_S)
+                                               _return_http_data_only=True, _preload_content=False,
+                                               _request_timeout=TIMEOUT_S)
                 return parse_json(answer.data, JSON_VALUE)
             except _kubernetes().client.ApiException as error:
                 if error.status == 404:
                     return None
                 raise
             except ValueError as error:
-                raise ClusterError(f"{path} of the Kubernetes API server is no JSON ({error}): is something in between?") from error
+                raise ClusterError(f"{path} of the Kubernetes API server is no JSON ({error}): is something in "
+                                   "between?") from error
 
     @contextmanager
     def _explained(self, what: str, *, refusals_are_the_users: bool = False) -> Generator[None]:
@@ -142,18 +147,20 @@ class Kube:
         except _kubernetes().client.ApiException as error:
             said = _message(error)
             if error.status == 401:
-                raise ClusterError(f"the Kubernetes API server does not know who asks ({said}): renew the credentials in the "
-                                   "kubeconfig file") from error
+                raise ClusterError(f"the Kubernetes API server does not know who asks ({said}): renew the credentials "
+                                   "in the kubeconfig file") from error
             if error.status == 403 and ("is forbidden: User" in said or not said):
-                raise NotAllowedError(f"not allowed to {what} in namespace {self.namespace} ({said}): ask for a Role that allows it"
+                raise NotAllowedError(f"not allowed to {what} in namespace {self.namespace} ({said}): ask for a Role "
+                                      "that allows it"
                                       ) from error
             if refusals_are_the_users and error.status in (400, 403, 404, 409, 422):
                 raise ConfigError(f"the Kubernetes API server refuses it ({said}): mend that and try again") from error
-            raise ClusterError(f"cannot {what}: the Kubernetes API server says {error.status} ({said or error.reason})") from error
+            raise ClusterError(f"cannot {what}: the Kubernetes API server says {error.status} "
+                               f"({said or error.reason})") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             host = self._client.configuration.host
-            raise ClusterError(f"the Kubernetes API server at {host} does not answer ({_cause(error)}): check the network, a VPN, "
-                               "and the kubeconfig's context") from error
+            raise ClusterError(f"the Kubernetes API server at {host} does not answer ({_cause(error)}): check the "
+                               "network, a VPN, and the kubeconfig's context") from error
 
 
 def own_namespace() -> str:
@@ -166,7 +173,8 @@ def _kubernetes() -> ModuleType:
     try:
         import kubernetes  # with its client and config
     except ImportError as error:
-        raise ConfigError("this needs the Kubernetes client: pip install 'trainyard[kubernetes]' -c lock.txt") from error
+        raise ConfigError("this needs the Kubernetes client: pip install 'trainyard[kubernetes]' -c "
+                          "lock.txt") from error
     return kubernetes
 
 

@@ -1,7 +1,8 @@
-"""Why a RayJob, RayCluster or RayService does not get on: from its conditions, its pods, their events, and Kueue's workload.
+"""Why a RayJob, RayCluster or RayService does not get on: from its conditions, its pods, their events,
+and Kueue's workload.
 
-Pure: it gets what a reader found (cluster/kubernetes/status.py) and says sentences, each with its remedy, the nearest cause first.
-What is known of one pod is said once for all that share it.
+Pure: it gets what a reader found (cluster/kubernetes/status.py) and says sentences, each with its remedy, the nearest
+cause first. What is known of one pod is said once for all that share it.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -15,14 +16,15 @@ from cluster.kubernetes.pods import Object, conditions, first_line, newest, of_p
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _LONGEST_WAIT_S = 60.0
 """An init container, or a submitter without a job status, that runs for longer waits for what does not come."""
-_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get networkpolicy): "
-              "those of k8s/ go by the pods' labels app.kubernetes.io/part-of and app.kubernetes.io/component, and by the "
-              "operator's namespace")
+_UNREACHED = ("check that names resolve there (DNS) and that NetworkPolicies let it through (kubectl get "
+              "networkpolicy): those of k8s/ go by the pods' labels app.kubernetes.io/part-of and "
+              "app.kubernetes.io/component, and by the operator's namespace")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What there is in a namespace of one owner (a RayJob, RayService, or a RayCluster of its own), as the API server gives it."""
+    """What there is in a namespace of one owner (a RayJob, RayService, or a RayCluster of its own),
+    as the API server gives it."""
 
     owner: Object
     clusters: Sequence[Object] = ()
@@ -66,13 +68,16 @@ def _of_the_job(found: Found, status: Object) -> Generator[str]:
     if state == "ValidationFailed" and not any(e.get("reason", "").startswith("Invalid") for e in found.events):
         yield f"{found.name} is invalid: {said}: correct it and apply it again"
     if state == "Failed":
-        yield f"{found.name} has failed ({status.get('reason', 'no reason')}): {said or 'no message'}: {_after_failure(status)}"
+        yield (f"{found.name} has failed ({status.get('reason', 'no reason')}): {said or 'no message'}: "
+               f"{_after_failure(status)}")
     if state == "Retrying":
-        yield f"{found.name} has failed {status.get('failed', 1)} time(s) and is tried again: {said}: {_after_failure(status)}"
+        yield (f"{found.name} has failed {status.get('failed', 1)} time(s) and is tried again: {said}: "
+               f"{_after_failure(status)}")
 
 
 def _after_failure(status: Object) -> str:
-    remedies = {"DeadlineExceeded": "raise activeDeadlineSeconds or preRunningDeadlineSeconds; its checkpoints are kept",
+    remedies = {"DeadlineExceeded": "raise activeDeadlineSeconds or preRunningDeadlineSeconds; its checkpoints are "
+                                    "kept",
                 "SubmissionFailed": "read the submitter's log (kubectl logs -l job-name=NAME)"}
     code = re.search(r"exit code (\d+)", status.get("message", ""))
     by_code = {"1": "read the log, then submit it again: it goes on from its last checkpoint",
@@ -94,14 +99,16 @@ def _of_the_service(found: Found, status: Object) -> Generator[str]:
 
 def _not_made(found: Found) -> Generator[str]:
     """Pods that the operator could not even create."""
-    failed = [e for e in found.events if re.match(r"FailedTo?Create", e.get("reason", "")) and not _over(e, found.clusters)]
+    failed = [e for e in found.events if re.match(r"FailedTo?Create", e.get("reason", ""))
+              and not _over(e, found.clusters)]
     for event in newest(failed):
         said = text_of(event)
         if "exceeded quota" in said:
-            yield (f"quota: {_cut(said, 'exceeded quota')}: free some of it (kubectl describe quota), ask for less, or have it "
-                   "raised")
+            yield (f"quota: {_cut(said, 'exceeded quota')}: free some of it (kubectl describe quota), ask for less, or "
+                   "have it raised")
         elif "violates PodSecurity" in said:
-            yield f"Pod Security refuses the pods: {_cut(said, 'violates PodSecurity')}: set the securityContext that it names"
+            yield (f"Pod Security refuses the pods: {_cut(said, 'violates PodSecurity')}: set the securityContext that "
+                   "it names")
         elif "serviceaccount" in said.lower():
             yield f"the pods' service account is missing: {said}: create it, or mend serviceAccountName"
         else:
@@ -116,8 +123,10 @@ def _not_made(found: Found) -> Generator[str]:
 
 def _over(event: Object, clusters: Sequence[Object]) -> bool:
     """Whether all the pods that a cluster wants are there by now. Kubernetes keeps an event for an hour."""
-    about = (c.get("status") or {} for c in clusters if c["metadata"]["name"] == event.get("involvedObject", {}).get("name"))
-    return any(s.get("state") == "ready" and s.get("readyWorkerReplicas", 0) >= s.get("desiredWorkerReplicas", 0) for s in about)
+    about = (c.get("status") or {} for c in clusters
+             if c["metadata"]["name"] == event.get("involvedObject", {}).get("name"))
+    return any(s.get("state") == "ready" and s.get("readyWorkerReplicas", 0) >= s.get("desiredWorkerReplicas", 0)
+               for s in about)
 
 
 # ── Kueue ──
@@ -132,8 +141,8 @@ def _queued(found: Found) -> Generator[str]:
     if queue not in found.queues and found.queues:
         yield f"{found.name} names the queue {queue}, which is not there: there are {', '.join(found.queues)}"
     if not found.workloads:
-        yield (f"{found.name} waits for Kueue (queue {queue}), which has not taken notice of it: check that Kueue runs and that "
-               "its integrations include ray.io/rayjob")
+        yield (f"{found.name} waits for Kueue (queue {queue}), which has not taken notice of it: check that Kueue runs "
+               "and that its integrations include ray.io/rayjob")
     for workload in found.workloads:
         yield from _of_workload(found.name, queue, workload)
 
@@ -143,7 +152,8 @@ def _of_workload(name: str, queue: str, workload: Object) -> Generator[str]:
     reserved, evicted = state.get("QuotaReserved"), state.get("Evicted")
     if evicted and evicted["status"] == "True":
         why = "preempted by Kueue" if evicted["reason"] == "Preempted" else f"evicted by Kueue ({evicted['reason']})"
-        yield f"{name} was {why}: {evicted['message']}: it starts again when there is room, and goes on from its last checkpoint"
+        yield (f"{name} was {why}: {evicted['message']}: it starts again when there is room, and goes on from its last "
+               "checkpoint")
     if reserved is None or reserved["status"] != "True":
         said = reserved["message"] if reserved else "it is being looked at"
         remedy = ("create the queue, or mend the label" if reserved and reserved["reason"] == "Inadmissible" else
@@ -188,8 +198,8 @@ def _unheard(found: Found, status: Object) -> Generator[str]:
             running = (container.get("state") or {}).get("running") or {}
             if running and _seconds_since(running, found.now) > _LONGEST_WAIT_S:
                 yield (f"{found.name} has no job status although its submitter {name} has run for more than "
-                       f"{_LONGEST_WAIT_S:g} s: the submitter, or KubeRay's operator, does not reach the head's dashboard "
-                       f"(port 8265): read its log (kubectl logs {name}); {_UNREACHED}")
+                       f"{_LONGEST_WAIT_S:g} s: the submitter, or KubeRay's operator, does not reach the head's "
+                       f"dashboard (port 8265): read its log (kubectl logs {name}); {_UNREACHED}")
 
 
 def _is_submitter(pod: Object, found: Found) -> bool:
@@ -206,7 +216,8 @@ def _seconds_since(running: Object, now: datetime) -> float:
 
 
 def _unbound(found: Found) -> Generator[str]:
-    used = {volume["persistentVolumeClaim"]["claimName"] for pod in found.pods for volume in pod["spec"].get("volumes", [])
+    used = {volume["persistentVolumeClaim"]["claimName"] for pod in found.pods
+            for volume in pod["spec"].get("volumes", [])
             if "persistentVolumeClaim" in volume}
     for claim in found.claims:
         name = claim["metadata"]["name"]

@@ -21,7 +21,8 @@ def of_pod(pod: Object, events: Sequence[Object]) -> Generator[str]:
     """One sentence for each thing that is wrong with a pod, with its remedy."""
     status: Object = pod.get("status") or {}
     mine = [e for e in events if e.get("involvedObject", {}).get("name") == pod["metadata"]["name"]]
-    if status.get("phase") == "Failed" or any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in conditions(pod)):
+    if status.get("phase") == "Failed" or any(c["type"] == "DisruptionTarget" and c["status"] == "True"
+                                              for c in conditions(pod)):
         yield from _taken_away(pod, mine)
         return
     scheduled = next((c for c in conditions(pod) if c["type"] == "PodScheduled"), None)
@@ -71,7 +72,8 @@ def _mounting(events: Sequence[Object], status: Object) -> Generator[str]:
     if status.get("phase") != "Pending":
         return
     for event in newest(e for e in events if e.get("reason") in ("FailedMount", "FailedAttachVolume")):
-        yield f"a volume cannot be mounted: {text_of(event)}: create the Secret, ConfigMap or claim that it names, or free the disk"
+        yield (f"a volume cannot be mounted: {text_of(event)}: create the Secret, ConfigMap or claim that it names, or "
+               "free the disk")
 
 
 def _of_container(container: Object) -> Generator[str]:
@@ -79,13 +81,14 @@ def _of_container(container: Object) -> Generator[str]:
     last: Object = (container.get("lastState") or {}).get("terminated") or {}
     reason, said = waiting.get("reason", ""), first_line(waiting.get("message", ""))
     if reason in _BAD_IMAGE:
-        yield (f"the image {container['image']} cannot be pulled ({said or reason}): mend its name or tag, push it, or give "
-               "imagePullSecrets")
+        yield (f"the image {container['image']} cannot be pulled ({said or reason}): mend its name or tag, push it, or "
+               "give imagePullSecrets")
     elif reason in _BAD_CONFIG:
-        yield f"container {container['name']} cannot be made ({said or reason}): create the Secret or ConfigMap that it names"
+        yield (f"container {container['name']} cannot be made ({said or reason}): create the Secret or ConfigMap that "
+               "it names")
     elif last.get("reason") == "OOMKilled":
-        yield (f"container {container['name']} was killed for want of memory {container.get('restartCount', 1)} time(s): raise its "
-               "memory limit, or use less")
+        yield (f"container {container['name']} was killed for want of memory {container.get('restartCount', 1)} "
+               "time(s): raise its memory limit, or use less")
     elif reason == "CrashLoopBackOff":
         yield (f"container {container['name']} ends again and again (exit code {last.get('exitCode', 'unknown')}, "
                f"{container.get('restartCount', 0)} restarts): read its log (kubectl logs --previous)")
@@ -93,12 +96,14 @@ def _of_container(container: Object) -> Generator[str]:
 
 def conditions(thing: Object) -> list[Object]:
     """The conditions of an object, each with a reason and a message, though empty."""
-    return [{"reason": "", "message": "", **condition} for condition in (thing.get("status") or {}).get("conditions", [])]
+    return [{"reason": "", "message": "", **condition}
+            for condition in (thing.get("status") or {}).get("conditions", [])]
 
 
 def newest(events: Iterable[Object]) -> list[Object]:
     """The last one of each reason and object."""
-    return list({(e.get("reason"), e.get("involvedObject", {}).get("name")): e for e in sorted(events, key=_when)}.values())
+    return list({(e.get("reason"), e.get("involvedObject", {}).get("name")): e
+                 for e in sorted(events, key=_when)}.values())
 
 
 def _when(event: Object) -> str:

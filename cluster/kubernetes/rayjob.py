@@ -1,7 +1,9 @@
-"""`python -m cluster submit JOB --kubernetes`: a RayJob with the same command line, followed to its end and its exit code.
+"""`python -m cluster submit JOB --kubernetes`: a RayJob with the same command line,
+followed to its end and its exit code.
 
-From a template (a RayJob's YAML, such as `kubectl kustomize` prints), or a small one made here for an image. KubeRay makes the
-Ray cluster, submits the command to it and takes the cluster away again; the job is KubeRay's, and Ctrl-C ends the following only.
+From a template (a RayJob's YAML, such as `kubectl kustomize` prints), or a small one made here for an image. KubeRay
+makes the Ray cluster, submits the command to it and takes the cluster away again;
+the job is KubeRay's, and Ctrl-C ends the following only.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -41,7 +43,8 @@ _RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop
                        "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | None, template: str | None, image: str | None,
+def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | None, template: str | None,
+                  image: str | None,
                   workers: int, cpus: int, memory: str, gpus: int, wait: bool) -> int:
     """Returns the job's exit code: 0, 1, 2 or 3. Raises: ConfigError, ClusterError."""
     command = command_of(job)
@@ -51,7 +54,8 @@ def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | Non
             minimal(image or _needs_image(), workers=workers, cpus=cpus, memory=memory, gpus=gpus))
     made = with_command(made, name, module, flags)
     kube.create("rayjobs", made)
-    print(f"created RayJob {name} in namespace {kube.namespace}: {shlex.join(['python', '-m', module, *flags])}", flush=True)
+    print(f"created RayJob {name} in namespace {kube.namespace}: {shlex.join(['python', '-m', module, *flags])}",
+          flush=True)
     if not wait:
         print(_how_to(kube, name))
         return 0
@@ -92,13 +96,14 @@ def read_template(path: str, image: str | None) -> Object:
 def minimal(image: str, *, workers: int, cpus: int, memory: str, gpus: int) -> Object:
     """A head that does no work, `workers` workers, token authentication; admitted under Pod Security `restricted`.
 
-    Its pods have the labels by which the network policies of k8s/ let them reach each other. It states what the operator
-    would add, as k8s/base/raycluster.yaml does.
+    Its pods have the labels by which the network policies of k8s/ let them reach each other. It states what the
+    operator would add, as k8s/base/raycluster.yaml does.
     """
     return {
         "apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "job"},
         "spec": {
-            "entrypoint": "", "submissionMode": "K8sJobMode", "shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 0,
+            "entrypoint": "", "submissionMode": "K8sJobMode", "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 0,
             "backoffLimit": 0,
             "submitterPodTemplate": _pod("submitter", _container("ray-job-submitter", image, "500m", "1Gi", 0),
                                          restartPolicy="Never"),
@@ -124,7 +129,8 @@ def _pod(component: str, container: Object, **more: object) -> Object:
 def _container(name: str, image: str, cpu: str, memory: str, gpus: int) -> Object:
     wanted = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     return {"name": name, "image": image, "resources": {"requests": wanted, "limits": dict(wanted)},
-            "env": [{"name": key, "value": value} for key, value in RAY_SETTINGS.items()], "securityContext": deepcopy(_RESTRICTED)}
+            "env": [{"name": key, "value": value} for key, value in RAY_SETTINGS.items()],
+            "securityContext": deepcopy(_RESTRICTED)}
 
 
 def with_command(template: Object, name: str, module: str, flags: Sequence[str]) -> Object:
@@ -133,7 +139,8 @@ def with_command(template: Object, name: str, module: str, flags: Sequence[str])
     Raises: ConfigError for a name that KubeRay does not take, or a flag that would not arrive as it is.
     """
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        raise ConfigError(f"--name {name}: use at most {_LONGEST_NAME} small letters, digits and '-', beginning with a letter")
+        raise ConfigError(f"--name {name}: use at most {_LONGEST_NAME} small letters, digits and '-', beginning with a "
+                          "letter")
     made = deepcopy(template)
     spec: Object = made.setdefault("spec", {})
     twice = spec.get("submissionMode", "K8sJobMode") != "HTTPMode"
@@ -149,8 +156,9 @@ def with_command(template: Object, name: str, module: str, flags: Sequence[str])
 
 
 def _twice(flag: str) -> str:
-    """For two shells: the submitter's, and the job's. Between them `ray job submit` makes one line of the words: it puts those with
-    spaces into double quotes, and a backslash before each double quote of a word's own (subprocess.list2cmdline)."""
+    """For two shells: the submitter's, and the job's. Between them `ray job submit` makes one line of the words: it
+    puts those with spaces into double quotes,
+    and a backslash before each double quote of a word's own (subprocess.list2cmdline)."""
     if shlex.quote(flag) == flag:
         return flag
     spaced = not flag or bool(re.search(r"[ \t]", flag))
@@ -160,26 +168,29 @@ def _twice(flag: str) -> str:
 
 
 def _needs_image() -> str:
-    raise ConfigError("a RayJob needs an image or a template: pass --image with this repository and its packages in it, "
-                      "or --template FILE with the YAML of a RayJob")
+    raise ConfigError("a RayJob needs an image or a template: pass --image with this repository and its packages in "
+                      "it, or --template FILE with the YAML of a RayJob")
 
 
 # ── following ──
 class Following:
     """Says what becomes of a RayJob: its states, why it waits, the log of its submitter, and how it ended."""
 
-    def __init__(self, kube: Kube, name: str, *, poll_s: float = _POLL_S, explain_after_s: float = _EXPLAIN_AFTER_S) -> None:
+    def __init__(self, kube: Kube, name: str, *, poll_s: float = _POLL_S,
+                 explain_after_s: float = _EXPLAIN_AFTER_S) -> None:
         self._kube, self._name, self._poll_s, self._explain_after_s = kube, name, poll_s, explain_after_s
         self._said: set[str] = set()
         self._state, self._since = "", time.monotonic()
         self._reading: dict[str, Future[None]] = {}
 
     def to_its_end(self) -> int:
-        """The exit code. Raises: ClusterError if the API server is lost for a minute, StoppedError if the RayJob is deleted."""
+        """The exit code. Raises: ClusterError if the API server is lost for a minute,
+        StoppedError if the RayJob is deleted."""
         while True:
             found = self._look()
             if found is None:
-                raise StoppedError(f"RayJob {self._name} was deleted: submit it again; it goes on from its last checkpoint")
+                raise StoppedError(f"RayJob {self._name} was deleted: submit it again; it goes on from its last "
+                                   "checkpoint")
             status: Object = found.get("status") or {}
             self._show(state_of({"kind": "RayJob", **found}))
             self._read_log()
@@ -216,12 +227,14 @@ class Following:
         """Of each submitter's pod that has begun, once."""
         for pod in self._attempt(lambda: self._kube.all("pods", f"job-name={self._name}")):
             name = pod["metadata"]["name"]
-            if name not in self._reading and (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed"):
+            if (name not in self._reading
+                and (pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed")):
                 self._reading[name] = in_background("trainyard-log", partial(self._print_log, name))
                 self._reading[name].add_done_callback(logged(f"the log of pod {name}"))
 
     def _print_log(self, pod: str) -> None:
-        """To its end. A connection that is lost is made again, for a minute; the lines of its last second may come twice."""
+        """To its end. A connection that is lost is made again, for a minute;
+        the lines of its last second may come twice."""
         since_s, lost_at, heard_at, clock = None, None, time.monotonic(), LoopClock()
         while True:
             try:
@@ -267,4 +280,5 @@ def _how_to(kube: Kube, name: str) -> str:
     there = f"--namespace {kube.namespace}"
     return (f"  look at it:  python -m cluster status --kubernetes {name} {there}\n"
             f"  follow it:   kubectl logs -f -l job-name={name} {there}\n"
-            f"  stop it:     kubectl delete rayjob {name} {there}    (submitted again, it goes on from its last checkpoint)")
+            f"  stop it:     kubectl delete rayjob {name} {there}    (submitted again, it goes on from its last "
+            "checkpoint)")

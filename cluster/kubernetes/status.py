@@ -1,4 +1,5 @@
-"""`python -m cluster status --kubernetes [NAME]`: RayJobs, RayClusters, RayServices with their pods, events and Ray, together."""
+"""`python -m cluster status --kubernetes [NAME]`: RayJobs, RayClusters, RayServices with their pods,
+events and Ray, together."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import base64
@@ -56,7 +57,8 @@ class _Reader:
 def read_kube_status(kube: Kube, name: str | None = None) -> KubeStatus:
     """name: of one RayJob, RayService or RayCluster; by default all of the namespace.
 
-    Raises: ConfigError if there is none of that name; ClusterError if the API server does not answer, or may not be asked for any.
+    Raises: ConfigError if there is none of that name;
+    ClusterError if the API server does not answer, or may not be asked for any.
     """
     reader = _Reader(kube)
     things = {kind: [{"kind": label, **each} for each in reader.all(kind)] for kind, label in KINDS.items()}
@@ -84,8 +86,8 @@ def _owners(things: dict[str, list[Object]], name: str | None, namespace: str) -
     chosen = [each for each in every if each["metadata"]["name"] == name]
     if not chosen:
         names = ", ".join(each["metadata"]["name"] for each in every) or "none at all"
-        raise ConfigError(f"there is no RayJob, RayService or RayCluster {name!r} in namespace {namespace}: there is {names}; pass "
-                          "--namespace for another one")
+        raise ConfigError(f"there is no RayJob, RayService or RayCluster {name!r} in namespace {namespace}: there is "
+                          f"{names}; pass --namespace for another one")
     return chosen
 
 
@@ -98,7 +100,8 @@ def _gathered(owner: Object, clusters: Sequence[Object], rest: dict[str, list[Ob
     claims = rest["persistentvolumeclaims"]
     spoken_of = {each["metadata"]["name"]: each["metadata"].get("uid") for each in (owner, *mine, *pods, *claims)}
     return Found(
-        owner=owner, clusters=mine, pods=pods, claims=claims, queues=[q["metadata"]["name"] for q in rest["localqueues"]],
+        owner=owner, clusters=mine, pods=pods, claims=claims,
+        queues=[q["metadata"]["name"] for q in rest["localqueues"]],
         events=[e for e in rest["events"] if _is_about(e.get("involvedObject", {}), spoken_of)],
         workloads=[w for w in rest["workloads"] if {name, *names} & _owner_names(w)],
     )
@@ -147,8 +150,8 @@ def waiting(name: str, report: str) -> list[str]:
     _, _, demands = report.partition("Demands:\n")
     lines = itertools.takewhile(lambda line: line.startswith(" "), demands.splitlines())
     wanted = [line.strip() for line in lines if not line.strip().startswith("(")]
-    return [f"Ray in {name} waits for {line.replace('+ pending', ' pending')}: raise the maxReplicas of a group that has it, "
-            "or ask for less (--run.workers, --run.cpus-per-worker)" for line in wanted]
+    return [f"Ray in {name} waits for {line.replace('+ pending', ' pending')}: raise the maxReplicas of a group that "
+            "has it, or ask for less (--run.workers, --run.cpus-per-worker)" for line in wanted]
 
 
 def _ready(pod: Object) -> bool:
@@ -186,7 +189,8 @@ def _owner_table(found: Sequence[Found]) -> Table:
             of: Object = cluster.get("status") or {}
             name = cluster["metadata"]["name"] if cluster else "–"
             pods = [p for p in each.pods if not cluster or _labels(p).get(_CLUSTER) == name]
-            own = [each.owner["kind"], each.owner["metadata"]["name"], state_of(each.owner)] if number == 0 else ["", "", ""]
+            own = ([each.owner["kind"], each.owner["metadata"]["name"], state_of(each.owner)] if number == 0
+                   else ["", "", ""])
             table.add_row(*(escape(text) for text in own), escape(name), f"{of.get('readyWorkerReplicas', 0)} of "
                           f"{of.get('desiredWorkerReplicas', 0)}", escape(_phases(pods)))
     return table
@@ -200,7 +204,8 @@ def state_of(owner: Object) -> str:
         return ", ".join(part for part in parts if part)
     if owner["kind"] == "RayService":
         return status.get("serviceStatus") or next(
-            (c["reason"] for c in status.get("conditions", []) if (c["type"], c["status"]) == ("Ready", "True")), "not ready")
+            (c["reason"] for c in status.get("conditions", []) if (c["type"], c["status"]) == ("Ready", "True")),
+            "not ready")
     return "suspended" if owner["spec"].get("suspend") else status.get("state") or "not ready"
 
 

@@ -46,7 +46,8 @@ CUT_OFF = ("the local cluster is still starting, or its start was cut off: wait,
 class LocalCluster:
     """What `up` started. address: of the control store; dashboard_url: where jobs are submitted.
 
-    nodes: none while `up` is at work, and after it was killed: its processes are then known by the cluster's mark alone.
+    nodes: none while `up` is at work, and after it was killed:
+    its processes are then known by the cluster's mark alone.
     """
 
     cluster_id: str
@@ -78,8 +79,8 @@ def current() -> LocalCluster | None:
     except FileNotFoundError:
         return None
     except DocumentError as error:
-        raise ClusterError(f"{_state_file()} is damaged ({error}), so what runs is not known: end what is left of the cluster "
-                           "(`ps` shows it), and delete the file") from error
+        raise ClusterError(f"{_state_file()} is damaged ({error}), so what runs is not known: end what is left of the "
+                           "cluster (`ps` shows it), and delete the file") from error
 
 
 def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str = LOOPBACK, port: int = 0,
@@ -87,10 +88,10 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
        start_timeout_s: float = START_TIMEOUT_S) -> LocalCluster:
     """Starts a head and so many worker nodes, and returns when all have joined.
 
-    cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these CPUs,
-    with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is free).
-    start_timeout_s: how long a node may get no further.
-    Raises: ClusterError if one is up already or it does not start; then nothing is left of it. ConfigError without a home folder.
+    cpus_per_node: by default the machine's cores, divided among the nodes. Without worker nodes the head has these
+    CPUs, with them it has none, as on a real cluster. Ports: 0 takes a free one (the dashboard's: 8265 if that is
+    free). start_timeout_s: how long a node may get no further. Raises: ClusterError if one is up already or it does not
+    start; then nothing is left of it. ConfigError without a home folder.
     """
     require_home()
     _refuse_long_tmpdir()
@@ -111,10 +112,11 @@ def up(*, nodes: int = 0, cpus_per_node: int | None = None, dashboard_host: str 
 
 
 def bound_head(num_cpus: int | None) -> tuple[str, BoundHead]:
-    """A cluster of one node for this process alone, and its address. It has no dashboard, which takes a second to start and would
-    end with the process. Raises: ClusterError if it does not start."""
+    """A cluster of one node for this process alone, and its address. It has no dashboard, which takes a second to start
+    and would end with the process. Raises: ClusterError if it does not start."""
     cluster = _new_cluster()
-    spec = _head(cluster, num_nodes=1, num_cpus=num_cpus or os.cpu_count() or 1, dashboard_host=LOOPBACK, dashboard_port=0,
+    spec = _head(cluster, num_nodes=1, num_cpus=num_cpus or os.cpu_count() or 1, dashboard_host=LOOPBACK,
+                 dashboard_port=0,
                  gpu_share=(0, 1), autoscaling_config=None)
     spec = dataclasses.replace(spec, dashboard=False, working_dir=os.getcwd())  # noqa: PTH109
     return cluster.address, BoundHead(spec, cluster.cluster_id)
@@ -177,13 +179,16 @@ def _new_cluster(port: int = 0) -> LocalCluster:
 def _head(cluster: LocalCluster, *, num_nodes: int, num_cpus: int, dashboard_host: str, dashboard_port: int,
           gpu_share: tuple[int, int], autoscaling_config: str | None) -> NodeSpec:
     return NodeSpec(name="head", is_head=True, address=cluster.address, folder=cluster.folder, num_cpus=num_cpus,
-                    object_store_bytes=object_store_bytes(num_nodes), dashboard_host=dashboard_host, gpu_share=gpu_share,
+                    object_store_bytes=object_store_bytes(num_nodes), dashboard_host=dashboard_host,
+                    gpu_share=gpu_share,
                     dashboard_port=dashboard_port or free_dashboard_port(dashboard_host),
                     autoscaling_config=autoscaling_config)
 
 
-def _worker(cluster: LocalCluster, number: int, num_cpus: int, num_nodes: int, *, gpu_share: tuple[int, int]) -> NodeSpec:
-    return NodeSpec(name=f"worker-{number}", is_head=False, address=cluster.address, folder=cluster.folder, num_cpus=num_cpus,
+def _worker(cluster: LocalCluster, number: int, num_cpus: int, num_nodes: int, *,
+            gpu_share: tuple[int, int]) -> NodeSpec:
+    return NodeSpec(name=f"worker-{number}", is_head=False, address=cluster.address, folder=cluster.folder,
+                    num_cpus=num_cpus,
                     object_store_bytes=object_store_bytes(num_nodes), gpu_share=gpu_share)
 
 
@@ -223,17 +228,18 @@ def _refuse_second() -> None:
 
 
 def _refuse_long_tmpdir() -> None:
-    """The dashboard's processes are started by Python's fork server, whose socket is TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX."""
+    """The dashboard's processes are started by Python's fork server, whose socket is
+    TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX."""
     folder, most = tempfile.gettempdir(), _LONGEST_SOCKET - _SOCKET_NAME
     if (length := len(os.fsencode(folder))) > most:
-        raise ClusterError(f"TMPDIR is {folder}, of {length} characters: Ray's dashboard puts a socket there, whose path may have "
-                           f"{_LONGEST_SOCKET}: set TMPDIR to a folder of {most} or fewer, such as /tmp")
+        raise ClusterError(f"TMPDIR is {folder}, of {length} characters: Ray's dashboard puts a socket there, whose "
+                           f"path may have {_LONGEST_SOCKET}: set TMPDIR to a folder of {most} or fewer, such as /tmp")
 
 
 def _refuse_foreign(host: str) -> None:
     if (why := why_not_local(host)) is not None:
-        raise ClusterError(f"--dashboard-host {host} cannot be listened on ({why}): give an address of this machine, 127.0.0.1 "
-                           "by default, or 0.0.0.0 for all of them")
+        raise ClusterError(f"--dashboard-host {host} cannot be listened on ({why}): give an address of this machine, "
+                           "127.0.0.1 by default, or 0.0.0.0 for all of them")
 
 
 def _refuse_taken(flag: str, host: str, port: int) -> None:

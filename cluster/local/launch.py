@@ -73,8 +73,10 @@ def launch(spec: NodeSpec, cluster_id: str) -> Process:
     spec.ready_file.unlink(missing_ok=True)  # of a node of this name that was removed
     with spec.log_file.open("wb") as log:
         shell = subprocess.run(
-            ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command(spec)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=log, env=_environment(cluster_id, token_environment()), cwd=_ROOT, check=True, start_new_session=True,
+            ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *command(spec)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log, env=_environment(cluster_id, token_environment()), cwd=_ROOT, check=True,
+            start_new_session=True,
         )
     return Process.of(int(shell.stdout))
 
@@ -127,8 +129,9 @@ def end_processes(roots: list[Process], folder: Path, cluster_id: str | None = N
     while left := processes_of(roots, folder, cluster_id):
         if (rest := deadline - time.monotonic()) <= 0:
             pids = ", ".join(str(process.pid) for process in left)
-            raise ClusterError(f"processes {pids} of the cluster did not end within {timeout_s:g} s: end them as root (`sudo kill "
-                               "-9`), or restart the machine if they are stuck in its kernel, then run `python -m cluster down`")
+            raise ClusterError(f"processes {pids} of the cluster did not end within {timeout_s:g} s: end them as root "
+                               "(`sudo kill -9`), or restart the machine if they are stuck in its kernel, then run "
+                               "`python -m cluster down`")
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()

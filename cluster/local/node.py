@@ -1,4 +1,5 @@
-"""One Ray node of a local cluster: the process that starts it, stays its parent, and ends with it. Started by cluster.py.
+"""One Ray node of a local cluster: the process that starts it, stays its parent, and ends with it.
+Started by cluster.py.
 
     python -m cluster.local.node '{"name": "worker-1", …}'     (the fields of NodeSpec)
 
@@ -40,8 +41,8 @@ _VITAL = ("raylet", "gcs_server")
 class NodeSpec:
     """How one node is started. address: HOST:PORT of the control store, which the head serves and the others join.
 
-    folder: the cluster's own. A node's files lie in a sub-folder, because nodes that start at once and share one take each
-    other's socket names.
+    folder: the cluster's own. A node's files lie in a sub-folder,
+    because nodes that start at once and share one take each other's socket names.
     """
 
     name: str
@@ -62,7 +63,8 @@ class NodeSpec:
     """A file for Ray's autoscaler, which only the head takes."""
 
     def dashboard_at(self, told: str) -> str:
-        """HOST:PORT of the head's dashboard. told: what Ray says, which has the node's own address for any but loopback."""
+        """HOST:PORT of the head's dashboard.
+        told: what Ray says, which has the node's own address for any but loopback."""
         host = LOOPBACK if self.dashboard_host in ("0.0.0.0", "::") else self.dashboard_host
         return f"[{host}]:{told.rpartition(':')[2]}" if ":" in host else f"{host}:{told.rpartition(':')[2]}"
 
@@ -233,7 +235,8 @@ def _signal(processes: Iterable[psutil.Process], number: int) -> None:
 
 
 def command(spec: NodeSpec, *, bound: bool = False) -> list[str]:
-    """To be run where the package `cluster` is. bound: its standard input is a pipe that ends when the node is to end."""
+    """To be run where the package `cluster` is.
+    bound: its standard input is a pipe that ends when the node is to end."""
     return [sys.executable, "-m", "cluster.local.node", *(["-"] if bound else []), json.dumps(dataclasses.asdict(spec))]
 
 

@@ -1,8 +1,9 @@
 """Which processes of this machine belong to a local cluster, wherever they were moved to.
 
-A process belongs to it if one of its node processes is its ancestor, or if it carries the cluster's mark in its environment;
-Ray overwrites the environment of its workers with their titles, so one that is in a node's session and holds a file of the
-cluster's folder open belongs to it too. A user's own driver holds such a file as well, but is in a session of its own.
+A process belongs to it if one of its node processes is its ancestor, or if it carries the cluster's mark in its
+environment; Ray overwrites the environment of its workers with their titles, so one that is in a node's session and
+holds a file of the cluster's folder open belongs to it too.
+A user's own driver holds such a file as well, but is in a session of its own.
 """
 
 import contextlib

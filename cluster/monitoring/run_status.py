@@ -1,7 +1,7 @@
 """What the training runs of a cluster say of themselves, for `python -m cluster status`: kept in Ray's control store.
 
-A run's driver writes a status every two seconds, under its job's id, and removes it when it ends; of a driver that was killed the
-status stays, and is not shown since its job no longer runs.
+A run's driver writes a status every two seconds, under its job's id, and removes it when it ends; of a driver that was
+killed the status stays, and is not shown since its job no longer runs.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -30,7 +30,8 @@ _SILENT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class RankTime:
-    """Of one worker. busy_s: seconds of a step that it does not wait for others, median. passes: micro-batches of a step."""
+    """Of one worker. busy_s: seconds of a step that it does not wait for others, median.
+    passes: micro-batches of a step."""
 
     rank: int
     host: str
@@ -65,7 +66,8 @@ class RunStatus:
 
 
 class RunStatusPublisher:
-    """Publishes the status of a driver's run. A thread of its own does: a control store that hangs keeps nobody waiting."""
+    """Publishes the status of a driver's run.
+    A thread of its own does: a control store that hangs keeps nobody waiting."""
 
     def __init__(self, address: str, job_id: str) -> None:
         self._gcs, self._key = Gcs(address, timeout_s=_TIMEOUT_S), f"{_PREFIX}{job_id}".encode()
@@ -114,7 +116,8 @@ def read_runs(gcs: Gcs, jobs: Sequence[JobInfo]) -> list[RunStatus]:
 
 
 def run_table(runs: Sequence[RunStatus]) -> Table:
-    table = Table("run", "job", "step", "workers", "s a step", "computing, s", "goodput", "restarts", title="training runs",
+    table = Table("run", "job", "step", "workers", "s a step", "computing, s", "goodput", "restarts",
+                  title="training runs",
                   title_justify="left")
     for run in runs:
         busy = [rank.busy_s for rank in run.ranks]

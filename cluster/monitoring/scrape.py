@@ -1,4 +1,5 @@
-"""Reads the metrics that the nodes of a Ray cluster export, as a Prometheus would: each node's own port, all at once."""
+"""Reads the metrics that the nodes of a Ray cluster export, as a Prometheus would: each node's own port,
+all at once."""
 
 import http.client
 import urllib.request
@@ -15,7 +16,8 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """For what is of the cluster itself: no proxy of the environment sees its metrics, or its token."""
 
 _TIMEOUT_S = 3.0
-_OF_PROCESS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_name", "otel_scope_version",
+_OF_PROCESS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_name",
+               "otel_scope_version",
                "otel_scope_schema_url"}
 Labels = tuple[tuple[str, str], ...]
 
@@ -29,7 +31,8 @@ class Scrape:
     """The nodes that did not answer."""
 
     def by(self, name: str, *labels: str, of: Callable[[Iterable[float]], float] = sum) -> dict[tuple[str, ...], float]:
-        """A sample's values by some of its labels, those of other labels and processes added up (or what `of` makes of them)."""
+        """A sample's values by some of its labels,
+        those of other labels and processes added up (or what `of` makes of them)."""
         found: dict[tuple[str, ...], list[float]] = {}
         for (each, own), values in self.values.items():
             if each == name:
@@ -38,7 +41,8 @@ class Scrape:
 
 
 def scrape(nodes: Sequence[Node]) -> Scrape:
-    """All live nodes that export metrics. One that does not answer is waited for _TIMEOUT_S, with 31 others at a time."""
+    """All live nodes that export metrics.
+    One that does not answer is waited for _TIMEOUT_S, with 31 others at a time."""
     asked = [node for node in nodes if node.alive and node.metrics_port]
     with ThreadPoolExecutor(max_workers=32) as threads:
         texts = list(threads.map(_read, asked))
@@ -52,16 +56,19 @@ def parse(texts: Iterable[str]) -> dict[tuple[str, Labels], list[float]]:
 
     values: dict[tuple[str, Labels], list[float]] = {}
     for text in texts:
-        own = "\n".join(line for line in text.splitlines() if PREFIX in line)  # the parser is slow, and Ray's own are thousands
+        # the parser is slow, and Ray's own are thousands
+        own = "\n".join(line for line in text.splitlines() if PREFIX in line)
         for family in text_string_to_metric_families(f"{own}\n"):
             for sample in family.samples:
-                labels = tuple(sorted((name, value) for name, value in sample.labels.items() if name not in _OF_PROCESS))
+                labels = tuple(sorted((name, value) for name, value in sample.labels.items()
+                                      if name not in _OF_PROCESS))
                 values.setdefault((sample.name.removeprefix(PREFIX), labels), []).append(sample.value)
     return values
 
 
 def quantile(buckets: dict[float, float], q: float) -> float | None:
-    """Of a histogram, by its cumulative counts (upper bound: count), interpolated as Prometheus does; None if it is empty."""
+    """Of a histogram, by its cumulative counts (upper bound: count), interpolated as Prometheus does;
+    None if it is empty."""
     bounds = sorted(buckets)
     if not bounds or buckets[bounds[-1]] <= 0:
         return None

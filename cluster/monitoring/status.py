@@ -76,7 +76,8 @@ def served(actors: Sequence[Actor]) -> list[Served]:
 
 
 def show(status: Status, console: Console) -> None:
-    console.print(f"[bold]Ray cluster[/bold] {status.address}  Ray {status.versions['ray']}  Python {status.versions['python']}")
+    console.print(f"[bold]Ray cluster[/bold] {status.address}  Ray {status.versions['ray']}  Python "
+                  f"{status.versions['python']}")
     console.print(f"dashboard {status.dashboard_url or 'none'}")
     console.print(node_table(status.nodes))
     console.print(_job_table(status.jobs) if status.jobs else "no running jobs")
@@ -93,10 +94,12 @@ def show(status: Status, console: Console) -> None:
 def node_table(nodes: list[Node]) -> Table:
     """What each node has, and how much of it is in use."""
     alive = [node for node in nodes if node.alive]
-    table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB", title="nodes (in use of total)",
+    table = Table("node", "address", "state", "CPUs", "GPUs", "memory, GiB", "objects, GiB",
+                  title="nodes (in use of total)",
                   title_justify="left", show_footer=len(alive) > 1)
     for node in nodes:
-        table.add_row(escape(node.name or node.node_id[:12]), node.ip, "head" if node.is_head and node.usable else _state(node),
+        table.add_row(escape(node.name or node.node_id[:12]), node.ip,
+                      "head" if node.is_head and node.usable else _state(node),
                       *_amounts([node] if node.alive else []))
     for column, text in zip(table.columns, ["all", "", f"{len(alive)} alive", *_amounts(alive)], strict=True):
         column.footer = text
@@ -149,7 +152,8 @@ def _age(seconds: float) -> str:
 
 
 def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
-    problems = [f"node {node.name or node.node_id[:12]} ({node.ip}) is dead: start it again, or ignore it if it was removed"
+    problems = [f"node {node.name or node.node_id[:12]} ({node.ip}) is dead: start it again, or ignore it if it was "
+                "removed"
                 for node in nodes if not node.alive and not node.removed]
     if not any(node.resources.get("CPU") for node in nodes if node.alive):
         problems.append("no live node has CPUs: add worker nodes")
@@ -159,14 +163,15 @@ def _node_problems(nodes: list[Node], local: LocalCluster | None) -> list[str]:
 
 
 def _silent_problems(nodes: list[Node]) -> list[str]:
-    return [f"node {node.name or node.node_id[:12]} ({node.ip}) does not answer, though the cluster takes it for alive: it hangs, "
-            "or cannot be reached from here; restart it, or remove it" for node in silent_nodes([n for n in nodes if n.alive])]
+    return [f"node {node.name or node.node_id[:12]} ({node.ip}) does not answer, though the cluster takes it for "
+            "alive: it hangs, or cannot be reached from here; restart it, or remove it"
+            for node in silent_nodes([n for n in nodes if n.alive])]
 
 
 def _version_problems(versions: Mapping[str, str]) -> list[str]:
     ours = {"ray": version("ray"), "python": platform.python_version()}
-    return [f"the cluster runs {name} {versions[name]}, this environment {ours[name]}: use `ray job submit`, or install the same "
-            "version here" for name in ours if versions[name] not in ("", ours[name])]
+    return [f"the cluster runs {name} {versions[name]}, this environment {ours[name]}: use `ray job submit`, or "
+            "install the same version here" for name in ours if versions[name] not in ("", ours[name])]
 
 
 def _waiting_problems(state: Any, nodes: list[Node]) -> list[str]:
@@ -177,7 +182,8 @@ def _waiting_problems(state: Any, nodes: list[Node]) -> list[str]:
     wanted = {tuple(sorted(shape.resources_bundle.items())) for shape in shapes}
     totals = [node.resources for node in nodes if node.alive]
     hopeless = [bundle for bundle in wanted if not any(_holds(total, bundle) for total in totals)]
-    return [f"a task, actor or placement group waits for {_listed(bundle)}, which no node has: add such a node or cancel it"
+    return [f"a task, actor or placement group waits for {_listed(bundle)}, which no node has: add such a node or "
+            "cancel it"
             for bundle in hopeless]
 
 
@@ -193,4 +199,5 @@ def _dashboard_problems(url: str) -> list[str]:
     if not url:
         return ["the cluster has no dashboard, so jobs cannot be submitted: restart it with one"]
     why = reachable(url)
-    return [f"the dashboard at {url} does not answer ({why}), so jobs cannot be submitted: restart the cluster"] if why else []
+    return [f"the dashboard at {url} does not answer ({why}), so jobs cannot be submitted: restart the "
+            "cluster"] if why else []

@@ -1,7 +1,7 @@
 """`python -m cluster watch`: what goes on in a cluster, for people without Grafana: runs, endpoints, nodes, alerts.
 
-It joins nothing and holds nothing: it asks the control store, the nodes' metrics ports (as Prometheus would), the dashboard for
-Serve's state, and a Prometheus, if one is named, for its alerts.
+It joins nothing and holds nothing: it asks the control store, the nodes' metrics ports (as Prometheus would), the
+dashboard for Serve's state, and a Prometheus, if one is named, for its alerts.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -27,7 +27,8 @@ T = TypeVar("T")
 WINDOW_S = 60.0
 _TIMEOUT_S = 3.0
 _OF_RUN = {
-    "step": "train_step", "loss": "train_loss", "step_s": "train_step_seconds", "samples_per_s": "train_samples_per_second",
+    "step": "train_step", "loss": "train_loss", "step_s": "train_step_seconds",
+    "samples_per_s": "train_samples_per_second",
     "workers": "train_workers", "goodput": "train_goodput_ratio", "restarts": "train_restarts_total",
     "lost_steps": "train_lost_steps_total", "checkpoint_s": "checkpoint_seconds",
 }
@@ -35,7 +36,8 @@ _OF_RUN = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """A run that a driver exports metrics of. values: by the names of _OF_RUN; what is not exported (yet) is not there."""
+    """A run that a driver exports metrics of.
+    values: by the names of _OF_RUN; what is not exported (yet) is not there."""
 
     job: str
     run: str
@@ -94,7 +96,8 @@ class Watcher:
         serves = self._serves()
         applications = self._ask(lambda: _applications(status.dashboard_url) if serves else [], "Serve", warnings)
         firing = self._ask(lambda: alerts_of(self._prometheus) if self._prometheus else [], "Prometheus", warnings)
-        broken = [f"application {each.name} is {each.status}: {each.message}: look at it with `python -m serving status`"
+        broken = [f"application {each.name} is {each.status}: {each.message}: look at it with `python -m serving "
+                  "status`"
                   for each in applications if each.status in ("DEPLOY_FAILED", "UNHEALTHY")]
         endpoints = endpoints_of(now, *self._earlier()) if serves else []  # a process's metrics outlive it by 20 s
         return Page(status=status, runs=runs_of(now), endpoints=endpoints, applications=applications,
@@ -177,7 +180,8 @@ def alerts_of(prometheus: str) -> list[str]:
 
 def _alert(alert: JsonObject) -> str:
     labels, notes = alert["labels"], alert.get("annotations", {})
-    said = notes.get("summary") or notes.get("description") or ", ".join(f"{k} {v}" for k, v in labels.items() if k != "alertname")
+    said = (notes.get("summary") or notes.get("description")
+            or ", ".join(f"{k} {v}" for k, v in labels.items() if k != "alertname"))
     runbook = notes.get("runbook") or notes.get("runbook_url")  # of our own rules; as many others call it
     return f"{labels['alertname']} ({labels.get('severity', 'no severity')}): {said}{f': {runbook}' if runbook else ''}"
 

@@ -10,7 +10,8 @@ from jobs.common.vision.config import ImageConfig, ImageTrainConfig, OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Blocks of convolutions, each followed by max pooling, then a classifier; input size and classes come from the data."""
+    """Blocks of convolutions, each followed by max pooling, then a classifier;
+    input size and classes come from the data."""
 
     name: Literal["cnn"] = "cnn"
     """The architecture."""
@@ -38,7 +39,8 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
-        require(bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.build)), "model.build", self.build, "use MODULE:FUNCTION")
+        require(bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.build)), "model.build", self.build,
+                "use MODULE:FUNCTION")
         for name in ("width", "depth", "convolutions", "kernel"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
         require(all(width >= 1 for width in self.dense), "model.dense", self.dense, "every width must be at least 1")
@@ -72,11 +74,13 @@ class CnnTrainConfig(ImageTrainConfig):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: the rows of each class count the same in all, so that rare classes are not neglected."""
     most_steps_per_call: int = 64
-    """Most steps that TensorFlow makes before it returns to Python; fewer where they take long. The result is the same."""
+    """Most steps that TensorFlow makes before it returns to Python; fewer where they take long.
+    The result is the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.most_steps_per_call >= 1, "train.most_steps_per_call", self.most_steps_per_call, "must be at least 1")
+        require(self.most_steps_per_call >= 1, "train.most_steps_per_call", self.most_steps_per_call,
+                "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,8 @@ class HardwareConfig:
     """How the arithmetic is done."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """`bf16`: convolutions and matrix products in bfloat16, weights and sums in float32. `fp16`: for GPUs, with loss scaling."""
+    """`bf16`: convolutions and matrix products in bfloat16, weights and sums in float32.
+    `fp16`: for GPUs, with loss scaling."""
     xla: bool = False
     """Compiles forward and backward pass with XLA: slow to start; often faster on GPUs, slower on CPUs."""
 

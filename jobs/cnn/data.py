@@ -30,8 +30,8 @@ def check(config: CnnConfig) -> None:
     except ModuleNotFoundError:
         known = False
     if not known:
-        raise ConfigError(f"--model.build {config.model.build}: there is no module {module} here: it must be MODULE:FUNCTION, "
-                          "importable from the folder that the job is started in, on every node")
+        raise ConfigError(f"--model.build {config.model.build}: there is no module {module} here: it must be "
+                          "MODULE:FUNCTION, importable from the folder that the job is started in, on every node")
 
 
 def prepare(config: CnnConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
@@ -40,15 +40,17 @@ def prepare(config: CnnConfig, storage: Store, *, use_ray: bool, say: Say) -> Da
     height, width, _ = ImageFacts.of(dataset).shape
     smallest = config.model.smallest_side
     if config.model.build == OWN and min(height, width) < smallest:
-        raise ConfigError(f"--model.depth {config.model.depth}: its convolutions and poolings need images of {smallest}×{smallest}"
-                          f" pixels or more, and these are {height}×{width}: pass a smaller --model.depth, or --model.padding same")
+        raise ConfigError(f"--model.depth {config.model.depth}: its convolutions and poolings need images of "
+                          f"{smallest}×{smallest} pixels or more, and these are {height}×{width}: pass a smaller "
+                          "--model.depth, or --model.padding same")
     return dataset
 
 
 def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
     model, classes = trained.config.model, len(trained.dataset.class_names)
-    kind = f"A convolutional network of {model.depth} blocks" if model.build == OWN else f"A network built by {model.build}"
+    kind = (f"A convolutional network of {model.depth} blocks" if model.build == OWN
+            else f"A network built by {model.build}")
     about = f"{kind} that tells {classes} classes of images apart."
     return describe_images(trained, verdict, about=about, how_to_load=HOW_TO_LOAD, preprocessing={})
 

@@ -1,4 +1,5 @@
-"""What a network's answer rests on: integrated gradients (Sundararajan et al. 2017) and Grad-CAM (Selvaraju et al. 2017).
+"""What a network's answer rests on: integrated gradients (Sundararajan et al.
+2017) and Grad-CAM (Selvaraju et al. 2017).
 
 Shapes: B rows, H × W × C pixels, K classes.
 """
@@ -16,18 +17,21 @@ STEPS = 50
 
 def integrated_gradients(logits: keras.Model, images: Floats, baselines: Floats, target: npt.NDArray[np.integer],
                          steps: int = STEPS) -> tuple[Floats, Floats, Floats]:
-    """How much each pixel moves the log odds of the target class, on the straight way from the baseline (their equation 1).
+    """How much each pixel moves the log odds of the target class,
+    on the straight way from the baseline (their equation 1).
 
-    logits: a model from images, baselines (B, H, W, C) to logits (B, K). target: (B,). steps: points of the Gauss-Legendre sum.
-    Returns attributions (B, H, W, C), and of each row the completeness gap, |Σ attributions - (f(x) - f(baseline))|, and
-    f(x) - f(baseline) itself.
+    logits: a model from images, baselines (B, H, W, C) to logits (B, K). target: (B,). steps: points of the
+    Gauss-Legendre sum. Returns attributions (B, H, W, C), and of each row the completeness gap, |Σ attributions - (f(x)
+    - f(baseline))|, and f(x) - f(baseline) itself.
     """
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = ((nodes + 1) / 2).astype(np.float32)
-    attributions, gaps, differences = np.zeros_like(images), np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
+    attributions, gaps, differences = (np.zeros_like(images), np.zeros(len(images), np.float32),
+                                       np.zeros(len(images), np.float32))
     for row in range(len(images)):
         change = images[row] - baselines[row]
-        gradients = _gradient_of_log_odds(logits, baselines[row] + places[:, None, None, None] * change, int(target[row]))
+        gradients = _gradient_of_log_odds(logits, baselines[row] + places[:, None, None, None] * change,
+                                          int(target[row]))
         attributions[row] = change * np.tensordot((weights / 2).astype(np.float32), gradients, 1)
         ends = log_odds(logits(np.stack([images[row], baselines[row]]), training=False), int(target[row])).numpy()
         differences[row] = ends[0] - ends[1]

@@ -1,4 +1,5 @@
-"""From the best checkpoint to what is handed over: a `.keras` file that is the same for the same weights, and an ONNX file."""
+"""From the best checkpoint to what is handed over: a `.keras` file that is the same for the same weights,
+and an ONNX file."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
@@ -26,7 +27,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def model_files(trained: TrainingResult) -> dict[str, bytes]:
-    """The artifact's model, from pixels to probabilities: Keras's as it was trained and judged, ONNX's all in float32."""
+    """The artifact's model, from pixels to probabilities: Keras's as it was trained and judged,
+    ONNX's all in float32."""
     return {KERAS_FILE: keras_file(best_model(trained)), ONNX_FILE: onnx_file(best_model(trained, precision="fp32"))}
 
 
@@ -67,9 +69,11 @@ def keras_file(model: keras.Model) -> bytes:
 
 
 def _renumbered(config: str) -> str:
-    """Objects that layers share are told by a number each, which is where they were in memory: counted from 1 instead."""
+    """Objects that layers share are told by a number each, which is where they were in memory:
+    counted from 1 instead."""
     places: dict[str, int] = {}
-    return re.sub(r'("shared_object_id": )(\d+)', lambda at: at[1] + str(places.setdefault(at[2], len(places) + 1)), config)
+    return re.sub(r'("shared_object_id": )(\d+)', lambda at: at[1] + str(places.setdefault(at[2], len(places) + 1)),
+                  config)
 
 
 def onnx_file(model: keras.Model) -> bytes:
@@ -83,7 +87,8 @@ def onnx_file(model: keras.Model) -> bytes:
 
 
 def renamed(data: bytes) -> bytes:
-    """An ONNX model with names in the order of its nodes: tf2onnx's count what it has converted before, and the passes it made."""
+    """An ONNX model with names in the order of its nodes: tf2onnx's count what it has converted before,
+    and the passes it made."""
     import onnx
 
     model = onnx.load_from_string(data)
@@ -99,7 +104,8 @@ def renamed(data: bytes) -> bytes:
             side[:] = [names[name] for name in side]
         if any(attribute.HasField("g") for attribute in node.attribute):
             return data  # a loop, whose body has names of its own
-    kept = {names[constant.name]: onnx.numpy_helper.to_array(constant) for constant in graph.initializer if constant.name in names}
+    kept = {names[constant.name]: onnx.numpy_helper.to_array(constant) for constant in graph.initializer
+            if constant.name in names}
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(onnx.numpy_helper.from_array(kept[name], name) for name in sorted(kept))
     graph.doc_string = ""

@@ -1,7 +1,8 @@
 """TensorFlow and Keras, imported in half the time: `from jobs.cnn.framework import keras, tf`.
 
-Keras imports scikit-learn, matplotlib and pandas if it finds them, for wrappers and plots that nobody here uses. They are kept
-from it while it is imported, and are there again afterwards. This is the only module that may import TensorFlow first in a process.
+Keras imports scikit-learn, matplotlib and pandas if it finds them, for wrappers and plots that nobody here uses. They
+are kept from it while it is imported, and are there again afterwards.
+This is the only module that may import TensorFlow first in a process.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -34,7 +35,8 @@ def _without(names: tuple[str, ...]) -> Generator[None]:
 
 @contextmanager
 def _silent() -> Generator[None]:
-    """What C++ writes to standard error is shown only if the block fails: TensorFlow greets, whatever its own settings say."""
+    """What C++ writes to standard error is shown only if the block fails: TensorFlow greets,
+    whatever its own settings say."""
     with tempfile.TemporaryFile() as heard:
         sys.stderr.flush()
         own = os.dup(2)
@@ -53,8 +55,9 @@ def _silent() -> Generator[None]:
 def _agree_with_triton() -> None:
     """Loads triton's library, where triton is installed (PyPI's torch brings it), before TensorFlow's.
 
-    A process that loads it after TensorFlow ends with a segmentation fault (triton 3.7.1, TensorFlow 2.21.0), and torch._dynamo
-    does so at the first optimiser step. Where TensorFlow is there already, triton is hidden: PyTorch does without it.
+    A process that loads it after TensorFlow ends with a segmentation fault (triton 3.7.1, TensorFlow 2.21.0), and
+    torch._dynamo does so at the first optimiser step.
+    Where TensorFlow is there already, triton is hidden: PyTorch does without it.
     """
     if "tensorflow" in sys.modules:
         cast(dict[str, object], sys.modules).setdefault("triton", None)

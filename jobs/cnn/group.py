@@ -1,8 +1,8 @@
 """The workers of one generation under MultiWorkerMirroredStrategy, and the one all-reduce of a step.
 
-TensorFlow forms a cluster once in a process's life. A survivor of a dead peer joins the next one all the same: it gives up its
-whole TensorFlow context, with everything in it, and makes another. Tried with TensorFlow 2.21: a second of work, where a new
-process needs that and its imports.
+TensorFlow forms a cluster once in a process's life. A survivor of a dead peer joins the next one all the same: it gives
+up its whole TensorFlow context, with everything in it, and makes another. Tried with TensorFlow 2.21: a second of work,
+where a new process needs that and its imports.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
@@ -44,7 +44,8 @@ class Group:
             self._connect()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.strategy = self._total = None
 
     def _connect(self) -> None:
@@ -56,7 +57,8 @@ class Group:
             gpu = context.device != "cpu"
             kind = tf.distribute.experimental.CommunicationImplementation
             options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpu else kind.RING)
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver, communication_options=options)
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver,
+                                                                      communication_options=options)
             self.total(np.zeros(1))
         except (tf.errors.OpError, OSError) as error:
             raise PeerLostError("the workers did not come together") from error
@@ -96,18 +98,21 @@ def peers_needed() -> Generator[None]:
 
 
 def _set_up(device: str, threads: int, *, deterministic: bool, anew: bool) -> None:
-    """A TensorFlow context with these threads: another number of them sums in another order. anew: not the one there is."""
+    """A TensorFlow context with these threads: another number of them sums in another order.
+    anew: not the one there is."""
     if has_context() and (anew or tf.config.threading.get_intra_op_parallelism_threads() != threads):
-        gc.collect()  # what an earlier generation has left, its pipeline's threads first of all, before the context that it is in
+        # what an earlier generation has left, its pipeline's threads first of all, before the context that it is in
+        gc.collect()
         drop_context()
     if not has_context():
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)  # two operations at a time would wait for each other's cores
+        # two operations at a time would wait for each other's cores
+        tf.config.threading.set_inter_op_parallelism_threads(1)
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         elif not tf.config.list_physical_devices("GPU"):
-            raise ConfigError("--run.gpus-per-worker 1: this TensorFlow sees no GPU: install tensorflow[and-cuda] and a driver, "
-                              "or pass 0")
+            raise ConfigError("--run.gpus-per-worker 1: this TensorFlow sees no GPU: install tensorflow[and-cuda] and "
+                              "a driver, or pass 0")
     set_determinism(deterministic)
 
 

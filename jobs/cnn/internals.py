@@ -21,7 +21,8 @@ def drop_context() -> None:
 
 
 def _eager() -> Any:
-    from tensorflow.python.eager import context  # not at the top, where it would come before what `framework` loads first
+    # not at the top, where it would come before what `framework` loads first
+    from tensorflow.python.eager import context
 
     return context
 

@@ -32,8 +32,8 @@ def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfi
                 std: Sequence[float]) -> keras.Model:
     """Pixels (B, H, W, C) to logits (B, K). Put your own in its place with `--model.build MODULE:FUNCTION`.
 
-    It is called once on every worker, with the seeds of Python, NumPy and Keras set. mean, std: of each channel, in pixel units.
-    What must hold: a `keras.Model` of one input and one output, with logits and no softmax at its end.
+    It is called once on every worker, with the seeds of Python, NumPy and Keras set. mean, std: of each channel, in
+    pixel units. What must hold: a `keras.Model` of one input and one output, with logits and no softmax at its end.
     """
     layers = keras.layers
     pixels = keras.Input(shape, name="image")
@@ -42,14 +42,16 @@ def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfi
     x = layers.Rescaling(scale, offset, dtype="float32", name="normalise")(pixels)
     for block in range(1, model.depth + 1):
         for place in range(1, model.convolutions + 1):
-            x = layers.Conv2D(model.width * 2 ** (block - 1), model.kernel, padding=model.padding, use_bias=not model.batch_norm,
+            x = layers.Conv2D(model.width * 2 ** (block - 1), model.kernel, padding=model.padding,
+                              use_bias=not model.batch_norm,
                               activation=None if model.batch_norm else "relu", kernel_initializer="he_normal",
                               name=f"convolution_{block}_{place}")(x)
             if model.batch_norm:
                 x = layers.BatchNormalization(momentum=0.95, name=f"normalisation_{block}_{place}")(x)
                 x = layers.ReLU(name=f"relu_{block}_{place}")(x)
         x = layers.MaxPooling2D(2, name=f"pooling_{block}")(x)
-    x = layers.Flatten(name="features")(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name="features")(x)
+    x = (layers.Flatten(name="features")(x) if model.head == "flatten"
+         else layers.GlobalAveragePooling2D(name="features")(x))
     for place, width in enumerate(model.dense, 1):
         x = layers.Dropout(model.dropout, name=f"dropout_{place}")(x) if model.dropout else x
         x = layers.Dense(width, activation="relu", name=f"dense_{place}")(x)
@@ -58,7 +60,8 @@ def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfi
 
 
 def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> keras.Model:
-    """The config's model with its first weights, a function of the run's seed. Raises: ConfigError for one that cannot be used."""
+    """The config's model with its first weights, a function of the run's seed.
+    Raises: ConfigError for one that cannot be used."""
     keras.utils.clear_session()  # layers are named as in a new process
     keras.utils.set_random_seed(config.run.seed % 2**32)
     mean, std = normalisation(images, config.model.normalise)
@@ -69,7 +72,8 @@ def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> keras.
         if isinstance(model, keras.Sequential):
             model = keras.Model(model.inputs, model.outputs[0], name=model.name)
     except ValueError as error:
-        raise ConfigError(f"--model.build {config.model.build} cannot be built for images of {images.shape}: {error}") from error
+        raise ConfigError(f"--model.build {config.model.build} cannot be built for images of {images.shape}: "
+                          f"{error}") from error
     finally:
         keras.config.set_dtype_policy(before)
     _check(model, config.model.build, num_classes)
@@ -80,7 +84,8 @@ def _builder(name: str) -> Callable[..., keras.Model]:
     try:
         return load_object(name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--model.build {name}: {error}; it must be MODULE:FUNCTION, importable where the job runs") from error
+        raise ConfigError(f"--model.build {name}: {error}; it must be MODULE:FUNCTION, importable where the job "
+                          "runs") from error
 
 
 def _check(model: object, name: str, num_classes: int) -> None:
@@ -88,10 +93,12 @@ def _check(model: object, name: str, num_classes: int) -> None:
         raise ConfigError(f"--model.build {name} gave {model!r}: it must return a built keras.Model whose output is "
                           f"(None, {num_classes})")
     if getattr(model.layers[-1], "activation", None) is keras.activations.softmax:
-        raise ConfigError(f"--model.build {name} ends in a softmax: leave it out, the loss wants logits (the artifact gets one)")
+        raise ConfigError(f"--model.build {name} ends in a softmax: leave it out, the loss wants logits (the artifact "
+                          "gets one)")
     odd = [v.path for v in model.non_trainable_variables if not is_seed(v) and not v.dtype.startswith("float")]
     if odd:
-        raise ConfigError(f"--model.build {name}: the state {odd[0]} is not of floats, so workers cannot agree on its mean")
+        raise ConfigError(f"--model.build {name}: the state {odd[0]} is not of floats, so workers cannot agree on its "
+                          "mean")
     paths = [v.path for v in model.variables]
     if len(set(paths)) < len(paths):
         raise ConfigError(f"--model.build {name}: two of its weights have the same path: name each layer differently")
@@ -104,7 +111,8 @@ def is_seed(variable: keras.Variable) -> bool:
 
 def with_probabilities(model: keras.Model) -> keras.Model:
     """The same model with a softmax behind its logits, which is what an artifact holds."""
-    return keras.Model(model.input, keras.layers.Softmax(dtype="float32", name="probabilities")(model.output), name=model.name)
+    return keras.Model(model.input, keras.layers.Softmax(dtype="float32", name="probabilities")(model.output),
+                       name=model.name)
 
 
 class Classifier:
@@ -122,11 +130,11 @@ class Classifier:
                 baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
         """How much each pixel speaks for a class: integrated gradients of its log odds, ln(p / (1 - p)).
 
-        images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline: (H, W, C) or
-        (B, H, W, C), the images that they are compared with; None: an even image of each image's own mean.
+        images: (B, H, W, C) as in the training data. target: (B,) class indices; None: the predicted ones. baseline:
+        (H, W, C) or (B, H, W, C), the images that they are compared with; None: an even image of each image's own mean.
 
-        Returns attributions (B, H, W, C), completeness gaps (B,): how far their sum is from the change of the log odds, and that
-        change (B,).
+        Returns attributions (B, H, W, C), completeness gaps (B,): how far their sum is from the change of the log odds,
+        and that change (B,).
         """
         from jobs.cnn.explain import integrated_gradients
 
@@ -136,7 +144,8 @@ class Classifier:
         return integrated_gradients(self._logits, pixels, np.broadcast_to(start, pixels.shape), classes)
 
     def regions(self, images: Array, target: Array | None = None) -> npt.NDArray[np.float32] | None:
-        """(B, H, W), 0 or more: the region that speaks for a class (Grad-CAM); None of a model without a convolution."""
+        """(B, H, W), 0 or more: the region that speaks for a class (Grad-CAM);
+        None of a model without a convolution."""
         from jobs.cnn.explain import grad_cam
 
         classes = self.predict(images).argmax(1) if target is None else np.asarray(target)

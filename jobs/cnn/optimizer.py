@@ -1,6 +1,7 @@
 """AdamW and SGD, each variable in one kernel: Keras's own make a dozen passes over memory, which a small network feels.
 
-Keras's would also sum the gradients over the workers by themselves, once more; here a step has summed them in one all-reduce.
+Keras's would also sum the gradients over the workers by themselves, once more;
+here a step has summed them in one all-reduce.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
@@ -31,8 +32,8 @@ def build_optimizer(weights: Sequence[tf.Variable], paths: Sequence[str], config
 
 
 class AdamW:
-    """Adam (Kingma & Ba 2015, algorithm 1, with epsilon as in the text below it) with decoupled weight decay (Loshchilov & Hutter
-    2019), of kernels only: not of biases and normalisations."""
+    """Adam (Kingma & Ba 2015, algorithm 1, with epsilon as in the text below it) with decoupled weight decay
+    (Loshchilov & Hutter 2019), of kernels only: not of biases and normalisations."""
 
     def __init__(self, weights: Sequence[tf.Variable], paths: Sequence[str], config: OptimConfig) -> None:
         self._weights, self._decay = weights, config.weight_decay
@@ -48,7 +49,8 @@ class AdamW:
         for weight, first, second, gradient in zip(self._weights, self._first, self._second, gradients, strict=True):
             if self._decay and len(weight.shape) > 1:
                 weight.assign_sub(lr * self._decay * weight)
-            tf.raw_ops.ResourceApplyAdam(var=weight.handle, m=first.handle, v=second.handle, lr=lr, beta1=BETA_1, beta2=BETA_2,
+            tf.raw_ops.ResourceApplyAdam(var=weight.handle, m=first.handle, v=second.handle, lr=lr, beta1=BETA_1,
+                                         beta2=BETA_2,
                                          epsilon=EPSILON, grad=gradient, **powers)
 
 
@@ -64,15 +66,17 @@ class Sgd:
         for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
             slope = gradient + self._decay * weight if self._decay and len(weight.shape) > 1 else gradient
             if self._momentum:
-                tf.raw_ops.ResourceApplyKerasMomentum(var=weight.handle, accum=self._moving[place].handle, lr=lr, grad=slope,
+                tf.raw_ops.ResourceApplyKerasMomentum(var=weight.handle, accum=self._moving[place].handle, lr=lr,
+                                                      grad=slope,
                                                       momentum=self._momentum)
             else:
                 tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=lr, delta=slope)
 
 
 class LossScale:
-    """Keeps gradients of half precision from vanishing: the loss is multiplied before the backward pass, and the scale halved when
-    that was too much, doubled after 2,000 steps when it was not (Micikevicius et al. 2018). `active`: else it is 1."""
+    """Keeps gradients of half precision from vanishing: the loss is multiplied before the backward pass, and the scale
+    halved when that was too much, doubled after 2,000 steps when it was not (Micikevicius et al. 2018).
+    `active`: else it is 1."""
 
     def __init__(self, active: bool) -> None:
         self.active = active

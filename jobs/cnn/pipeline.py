@@ -1,7 +1,9 @@
-"""The way of a row from the data loader's windows into TensorFlow: `tf.data` over the order of contract 2, augmented in its graph.
+"""The way of a row from the data loader's windows into TensorFlow: `tf.data` over the order of contract 2,
+augmented in its graph.
 
-The data loader hands out the micro-batches of some steps at a time, views of one shuffled window; they are copied once, into a
-tensor, on a thread of the pipeline, then cut into steps, and warped by numbers that are a function of (seed, epoch, row id).
+The data loader hands out the micro-batches of some steps at a time, views of one shuffled window; they are copied once,
+into a tensor, on a thread of the pipeline, then cut into steps, and warped by numbers that are a function of (seed,
+epoch, row id).
 
 Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H × W × C pixels.
 """
@@ -44,22 +46,26 @@ class Pipeline:
 
     @property
     def rows_per_pass(self) -> int:
-        return min(self.config.train.max_rows_per_pass or self.loader.order.micro_batch_size, self.loader.order.micro_batch_size)
+        return min(self.config.train.max_rows_per_pass or self.loader.order.micro_batch_size,
+                   self.loader.order.micro_batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.loader.steps_per_epoch
 
     def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Iterator[Batch]]:
-        """An item a call, always the same one: the iterator over `elements`, from which the call takes what its steps need."""
+        """An item a call, always the same one: the iterator over `elements`,
+        from which the call takes what its steps need."""
         return itertools.repeat(iter(self.elements(epoch, start_step, left_out)))
 
     def elements(self, epoch: int, start_step: int, left_out: frozenset[int]) -> "tf.data.Dataset[Batch]":
-        """A `tf.data.Dataset` with an element a step, from one within the epoch to its end, without those in `left_out`.
+        """A `tf.data.Dataset` with an element a step, from one within the epoch to its end,
+        without those in `left_out`.
 
         image (S, m, H, W, C), augmented ones float32; label, row_id (S, m) int64; seed (S · P,) int64.
         """
-        data = tf.data.Dataset.from_generator(lambda: self._chunks(epoch, start_step, left_out), output_signature=self._signature())
+        data = tf.data.Dataset.from_generator(lambda: self._chunks(epoch, start_step, left_out),
+                                              output_signature=self._signature())
         data = cast("tf.data.Dataset[Batch]", data.unbatch())
         if self.config.augment.active:
             data = data.map(tf.autograph.experimental.do_not_convert(self._warped))
@@ -75,8 +81,9 @@ class Pipeline:
             steps = [step for step in range(first, first + count) if step not in left_out]
             if steps:
                 kept = np.array(steps) - first if len(steps) < count else slice(None)
-                yield self._chunk(epoch, steps, {s: {k: v.reshape(count, size, *v.shape[1:])[kept] for k, v in rows.items()}
-                                                 for s, rows in shards.items()})
+                yield self._chunk(epoch, steps,
+                                  {s: {k: v.reshape(count, size, *v.shape[1:])[kept] for k, v in rows.items()}
+                                   for s, rows in shards.items()})
 
     def _chunk(self, epoch: int, steps: list[int], shards: dict[int, Element]) -> Element:
         """Of some steps, each array (steps, …) as `steps` says."""
@@ -103,7 +110,8 @@ class Pipeline:
         """Bilinear; what comes from outside is 0."""
         shape = self.images.shape
         moved = tf.raw_ops.ImageProjectiveTransformV3(
-            images=tf.reshape(tf.cast(element["image"], tf.float32), (-1, *shape)), transforms=tf.reshape(element["warp"], (-1, 8)),
+            images=tf.reshape(tf.cast(element["image"], tf.float32), (-1, *shape)),
+            transforms=tf.reshape(element["warp"], (-1, 8)),
             output_shape=shape[:2], interpolation="BILINEAR", fill_mode="CONSTANT", fill_value=0.0)
         rest = {name: value for name, value in element.items() if name != "warp"}
         return rest | {"image": tf.reshape(moved, (*element["label"].shape, *shape))}

@@ -1,8 +1,9 @@
-"""Many training steps in one call of TensorFlow: forward and backward passes, one all-reduce, one update, again and again.
+"""Many training steps in one call of TensorFlow: forward and backward passes, one all-reduce, one update,
+again and again.
 
-The model is called without side effects (`stateless_call`): its weights and its state (moving statistics) go in as tensors, and
-what the state would become comes out. So a step can decide what it takes of that: the mean over all micro-batches of the global
-batch, which is the same whoever owns which, and nothing of a step that is not finite.
+The model is called without side effects (`stateless_call`): its weights and its state (moving statistics) go in as
+tensors, and what the state would become comes out. So a step can decide what it takes of that: the mean over all
+micro-batches of the global batch, which is the same whoever owns which, and nothing of a step that is not finite.
 
 Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H × W × C pixels, K classes.
 """
@@ -46,7 +47,8 @@ class Settings:
 
 
 class Trainer:
-    """A model, its optimiser, and the compiled function that makes steps. `variables`: what a checkpoint keeps, by name."""
+    """A model, its optimiser, and the compiled function that makes steps.
+    `variables`: what a checkpoint keeps, by name."""
 
     def __init__(self, model: keras.Model, config: CnnConfig, settings: Settings, group: Group) -> None:
         self.model, self._config, self._settings, self._group = model, config, settings, group
@@ -58,19 +60,20 @@ class Trainer:
             **{f"model.{v.path}": v.value for v in model.variables if not is_seed(v)},
             **{f"optimizer.{name}": v for name, v in {**self._optimizer.variables, **self._scale.variables}.items()}}
         self.steps = tf.function(self._steps, autograph=False)  # AutoGraph takes most of the time until the first step
-        compiled = tf.function(self._gradients, autograph=False, jit_compile=True) if config.hardware.xla else self._gradients
+        compiled = tf.function(self._gradients, autograph=False,
+                               jit_compile=True) if config.hardware.xla else self._gradients
         self._gradients_of = compiled
         pixels, labels = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int64)
         self._answers = tf.function(self._answer, [pixels], autograph=False)
         self._slopes = tf.function(self.gradient, [pixels, labels], autograph=False)
 
     def _steps(self, batches: Iterator[Batch], count: Tensor, rates: Tensor, extra: Tensor) -> tuple[Tensor, ...]:
-        """batches: an iterator over `Pipeline.elements`, of which `count` are made. rates: (n,) float32, n at least count, the
-        learning rate of each step. extra: (e,) float32, this worker's own numbers, which are summed over the workers with the
-        gradients.
+        """batches: an iterator over `Pipeline.elements`, of which `count` are made. rates: (n,) float32, n at least
+        count, the learning rate of each step.
+        extra: (e,) float32, this worker's own numbers, which are summed over the workers with the gradients.
 
-        Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in all-reduces,
-        and where they are wanted the row ids (count, S, m).
+        Returns the losses (count,), what became of each step (count,), the sums (e,), the seconds spent waiting in
+        all-reduces, and where they are wanted the row ids (count, S, m).
         """
         def one(i: Tensor, losses: tf.TensorArray, outcomes: tf.TensorArray, rows: tf.TensorArray, sums: Tensor,
                 waited: Tensor):
@@ -83,7 +86,8 @@ class Trainer:
         kept = (tf.TensorArray(tf.float32, count), tf.TensorArray(tf.int32, count), tf.TensorArray(tf.int64, count))
         begin = (*kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
         _, losses, outcomes, rows, sums, waited = _repeated(count, one, begin)
-        return losses.stack(), outcomes.stack(), sums, waited, rows.stack() if self._config.run.trace_rows else tf.constant(0)
+        return (losses.stack(), outcomes.stack(), sums, waited,
+                rows.stack() if self._config.run.trace_rows else tf.constant(0))
 
     def _step(self, batch: Batch, lr: Tensor, extra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale = self._scale.value
@@ -93,8 +97,10 @@ class Trainer:
         if self._scale.active:
             gradients = [gradient / scale for gradient in gradients]
         clip_norm = self._config.optim.clip_norm
-        # Where nothing is clipped a sum will do, at a fraction of the cost: with one value that is not finite it is not either.
-        size = tf.add_n([tf.reduce_sum(g) for g in gradients]) if clip_norm is None else tf.linalg.global_norm(gradients)
+        # Where nothing is clipped a sum will do, at a fraction of the cost: with one value that is not finite it is not
+        # either.
+        size = tf.add_n([tf.reduce_sum(g)
+                         for g in gradients]) if clip_norm is None else tf.linalg.global_norm(gradients)
         if clip_norm is not None:
             share = tf.minimum(1.0, clip_norm / (size + 1e-6))
             gradients = [gradient * share for gradient in gradients]
@@ -103,7 +109,8 @@ class Trainer:
         return loss, outcome, sums, waited
 
     def _summed(self, tensors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Over all workers, in one all-reduce; and the seconds that it took, which are longest where the others are waited for."""
+        """Over all workers, in one all-reduce;
+        and the seconds that it took, which are longest where the others are waited for."""
         if self._group.world_size == 1:
             return tensors, tf.constant(0.0, tf.float64)
         mine = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
@@ -176,7 +183,8 @@ class Trainer:
 
     def _gradients(self, images: Tensor, labels: Tensor, seed: Tensor,
                    scale: Tensor | float) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Of one pass: its rows' share of the global loss, its gradient (times `scale`), and of what the state becomes."""
+        """Of one pass: its rows' share of the global loss, its gradient (times `scale`),
+        and of what the state becomes."""
         images = tf.cast(images, tf.float32)
         weights = [tf.convert_to_tensor(weight) for weight in self._weights]
         attack = self._settings.attack
@@ -194,7 +202,8 @@ class Trainer:
         return loss, [tf.convert_to_tensor(g) for g in found], [value * share for value in state]
 
     def _called(self, weights: Sequence[Tensor], images: Tensor, seed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits of a training pass, and the state after it. What layers draw comes from `seed` and their place in the model."""
+        """Logits of a training pass, and the state after it.
+        What layers draw comes from `seed` and their place in the model."""
         model = self.model
         given = [tf.stack([seed, tf.constant(place, tf.int64)]) if is_seed(v) else tf.convert_to_tensor(v.value)
                  for place, v in enumerate(model.non_trainable_variables)]
@@ -214,7 +223,8 @@ class Trainer:
         return tf.reduce_sum(losses)
 
     def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of each row's cross entropy with respect to its pixels (B, H, W, C), for an attack: the model as it answers."""
+        """Of each row's cross entropy with respect to its pixels (B, H, W, C), for an attack:
+        the model as it answers."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             logits = tf.cast(self.model(images, training=False), tf.float32)

@@ -1,8 +1,8 @@
 """How the CNN is trained, from the pipeline to the answers. Run it with `python -m jobs.cnn`.
 
 Data parallel under MultiWorkerMirroredStrategy, with a step of our own (`step.py`): Keras's `fit` does not work there
-(keras#20585). A call of TensorFlow makes many steps, as many as the loop says (`step_batcher.py`); what is computed does not
-depend on it.
+(keras#20585). A call of TensorFlow makes many steps, as many as the loop says (`step_batcher.py`);
+what is computed does not depend on it.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
@@ -30,7 +30,8 @@ from jobs.common.vision.robustness import Attack, predict_changed
 
 def train(context: TrainContext, config: CnnConfig) -> Outcome:
     """One generation: to the end, or to a stop that all ranks agree on."""
-    # XLA has no deterministic gradient of max pooling for GPUs, and refuses it everywhere; on a CPU all of XLA is deterministic.
+    # XLA has no deterministic gradient of max pooling for GPUs, and refuses it everywhere; on a CPU all of XLA is
+    # deterministic.
     with Group(context, config.run.cpus_per_worker, deterministic=not config.hardware.xla) as group:
         pipeline = Pipeline(context.data_loader(), config, ImageFacts.of(context.dataset))
         return fit(context, CnnTraining(context, config, pipeline, group), pipeline, metric=config.eval.metric,
@@ -55,14 +56,16 @@ class CnnTraining:
 
     def step(self, batch: Iterator[Batch], state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
         """batch: an iterator over the pipeline's elements, of which each step takes one."""
-        padded = np.zeros(self.config.train.most_steps_per_call, np.float32)  # one size: another would be compiled for again
+        # one size: another would be compiled for again
+        padded = np.zeros(self.config.train.most_steps_per_call, np.float32)
         padded[: len(rates)] = rates
         extra = tf.constant(np.array(wishes(), np.float32))
         with peers_needed():
             made = self.trainer.steps(batch, tf.constant(len(rates)), tf.constant(padded), extra)
             losses, outcomes, agreed, waited, rows = (found.numpy() for found in made)
         self.context.count_waiting(float(waited))
-        traced = [dict(zip(self.context.shards, ids, strict=True)) for ids in rows] if self.config.run.trace_rows else ()
+        traced = [dict(zip(self.context.shards, ids, strict=True))
+                  for ids in rows] if self.config.run.trace_rows else ()
         return StepResult(losses.tolist(), [OUTCOMES[outcome] for outcome in outcomes], agreed.tolist(), traced)
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -112,7 +115,8 @@ def build_trainer(context: TrainContext, config: CnnConfig, pipeline: Pipeline, 
     model = new_model(config, pipeline.images, len(dataset.class_names))
     settings = Settings(
         passes=pipeline.passes, rows_per_pass=pipeline.rows_per_pass,
-        class_weights=balanced(dataset.splits["train"].class_counts) if config.train.class_weights == "balanced" else None,
+        class_weights=balanced(dataset.splits["train"].class_counts)
+        if config.train.class_weights == "balanced" else None,
         attack=Attack.in_training(dataset, config))
     return Trainer(model, config, settings, group)
 

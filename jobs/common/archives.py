@@ -4,7 +4,8 @@ import zipfile
 
 
 def expansion_refusal(archive: zipfile.ZipFile, size: int) -> str | None:
-    """Why a zip archive of `size` bytes is not unpacked. Keras and NumPy compress nothing, so what is in one has at most its size.
+    """Why a zip archive of `size` bytes is not unpacked.
+    Keras and NumPy compress nothing, so what is in one has at most its size.
 
     What an archive says of a compressed member's size binds nobody: Python unpacks up to 2 GB before it looks.
     """

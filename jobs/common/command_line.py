@@ -30,7 +30,8 @@ def flatten(values: Overrides, prefix: str = "") -> dict[str, object]:
 
 
 def split_recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """The file of `--config FILE`, if there is one, and the other arguments. Raises: ConfigError for one without a file."""
+    """The file of `--config FILE`, if there is one, and the other arguments.
+    Raises: ConfigError for one without a file."""
     for i, argument in enumerate(arguments):
         if argument == "--config":
             if i + 1 == len(arguments):

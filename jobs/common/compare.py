@@ -1,9 +1,10 @@
 """Finished runs of classifiers side by side, on one page, and whether their difference is real.
 
-    python -m jobs.common.compare digits-mlp digits-cnn            # runs of ~/trainyard, or of --storage; a path is taken as it is
+    python -m jobs.common.compare digits-mlp digits-cnn    # runs of ~/trainyard, or of --storage, or paths
 
-All must have been tested on the same rows. Each pair is put to McNemar's exact test: of the rows that one gets right and the other
-wrong, would so uneven a split happen by chance? With more than two runs the p-values are Holm's, for all pairs together.
+All must have been tested on the same rows. Each pair is put to McNemar's exact test: of the rows that one gets right
+and the other wrong, would so uneven a split happen by chance? With more than two runs the p-values are Holm's,
+for all pairs together.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -38,7 +39,8 @@ from jobs.common.training.predictions import Predictions
 
 SIGNIFICANT = 0.05
 PROG = "python -m jobs.common.compare"
-_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",
+_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
+            "log_loss": "log loss",
             "auc_macro": "AUC, macro", "expected_calibration_error": "calibration error"}
 
 
@@ -75,8 +77,8 @@ class Paired:
 
     @property
     def difference(self) -> tuple[float, float, float]:
-        """Accuracy of the second less that of the first, and the ends of its 95% interval (Agresti & Min 2005: half a row is added
-        to each of the four counts)."""
+        """Accuracy of the second less that of the first, and the ends of its 95% interval (Agresti & Min 2005: half a
+        row is added to each of the four counts)."""
         rows = self.both + self.only_first + self.only_second + self.neither
         b, c, n = self.only_second + 0.5, self.only_first + 0.5, rows + 2
         middle, half = (b - c) / n, 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
@@ -106,7 +108,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=prog, description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("runs", nargs="+", metavar="RUN", help="two or more names of runs, or paths or URIs of their folders")
+    made.add_argument("runs", nargs="+", metavar="RUN",
+                      help="two or more names of runs, or paths or URIs of their folders")
     made.add_argument("--storage", default=RunConfig().storage, help="folder of the runs (default: %(default)s)")
     made.add_argument("--out", type=Path, default=Path("comparison.html"), help="the page (default: %(default)s)")
     return made
@@ -121,15 +124,18 @@ def finished(run: str, storage: str) -> Finished:
     if not record:
         raise ConfigError(f"no run at {top.location()}: name one of the runs in --storage {storage}, or its folder")
     if result.get("status") != "done":
-        raise ConfigError(f"run {run!r} is not done ({result.get('status', 'it has no result yet')}): let it finish first")
+        raise ConfigError(f"run {run!r} is not done ({result.get('status', 'it has no result yet')}): let it finish "
+                          "first")
     names = record["data"].get("classes")
     if not names:
         raise ConfigError(f"run {run!r} is not a classifier's: only classifiers can be compared row by row")
     generation = Checkpoints(store.child("checkpoints")).current_generation()
     assert generation is not None, "a run that is done has a generation"
     test, how = predictions.read(store, generation, "test"), record["config"]["eval"]
-    judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"], bootstrap_samples=how["bootstrap_samples"])
-    return Finished(name=record["name"], config=record["config"], result=result, history=RunState.open(store).history, test=test,
+    judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"],
+                      bootstrap_samples=how["bootstrap_samples"])
+    return Finished(name=record["name"], config=record["config"], result=result, history=RunState.open(store).history,
+                    test=test,
                     evaluation=judged)
 
 
@@ -139,10 +145,11 @@ def check(runs: Sequence[Finished]) -> None:
         raise ConfigError("one run is nothing to compare: name two or more")
     first = runs[0]
     for other in runs[1:]:
-        same = np.array_equal(first.test.row_ids, other.test.row_ids) and np.array_equal(first.test.labels, other.test.labels)
+        same = (np.array_equal(first.test.row_ids, other.test.row_ids)
+                and np.array_equal(first.test.labels, other.test.labels))
         if not same:
-            raise ConfigError(f"runs {first.name!r} and {other.name!r} were not tested on the same rows: train both with the same "
-                              "--data.uri and --data.split-seed")
+            raise ConfigError(f"runs {first.name!r} and {other.name!r} were not tested on the same rows: train both "
+                              "with the same --data.uri and --data.split-seed")
 
 
 # ── comparing ──
@@ -155,12 +162,14 @@ def compared(runs: Sequence[Finished]) -> list[Paired]:
 
 def _paired(a: Finished, b: Finished) -> Paired:
     only_a, only_b = int((a.right & ~b.right).sum()), int((~a.right & b.right).sum())
-    return Paired(first=a.name, second=b.name, both=int((a.right & b.right).sum()), only_first=only_a, only_second=only_b,
+    return Paired(first=a.name, second=b.name, both=int((a.right & b.right).sum()), only_first=only_a,
+                  only_second=only_b,
                   neither=int((~a.right & ~b.right).sum()), p_value=mcnemar(only_a, only_b))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: a fair coin thrown for each row that one alone got right (McNemar 1947)."""
+    """Two-sided p-value of McNemar's exact test:
+    a fair coin thrown for each row that one alone got right (McNemar 1947)."""
     from scipy.stats import binomtest
 
     rows = only_first + only_second
@@ -179,7 +188,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def sentence(pair: Paired) -> str:
     """What a pair's numbers mean."""
     gap, low, high = pair.difference
-    numbers = f"(difference {100 * gap:+.2f} points, 95% interval {100 * low:+.2f} to {100 * high:+.2f}; p = {pair.p_value:.2g})"
+    numbers = (f"(difference {100 * gap:+.2f} points, 95% interval {100 * low:+.2f} to {100 * high:+.2f}; p = "
+               f"{pair.p_value:.2g})")
     if pair.p_value >= SIGNIFICANT:
         return f"{pair.second} against {pair.first}: no real difference is shown {numbers}"
     return f"{pair.second} is {'better' if gap > 0 else 'worse'} than {pair.first} {numbers}"
@@ -202,7 +212,8 @@ def _difference(p: Paired) -> tuple[object, ...]:
 
 def _metrics(runs: Sequence[Finished]) -> list[list[str]]:
     rows = [[title, *(number(getattr(run.evaluation, key)) for run in runs)] for key, title in _METRICS.items()]
-    rows.insert(1, ["… its 95% interval", *(f"{r.evaluation.accuracy_low:.4f} – {r.evaluation.accuracy_high:.4f}" for r in runs)])
+    rows.insert(1, ["… its 95% interval",
+                    *(f"{r.evaluation.accuracy_low:.4f} – {r.evaluation.accuracy_high:.4f}" for r in runs)])
     return [*rows, ["steps", *(shown(int(run.result["steps"])) for run in runs)],
             ["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)],
             ["time", *(duration(run.result["wall_s"]) for run in runs)]]
@@ -222,7 +233,8 @@ def _line(run: Finished, key: str) -> charts.Line:
 def _recalls(runs: Sequence[Finished]) -> list[list[str]]:
     """By class, those that differ most first."""
     recalls = [[score.recall for score in run.evaluation.classes] for run in runs]
-    spread = [max((r or 0.0) for r in column) - min((r or 0.0) for r in column) for column in zip(*recalls, strict=True)]
+    spread = [max((r or 0.0) for r in column) - min((r or 0.0) for r in column)
+              for column in zip(*recalls, strict=True)]
     order = sorted(range(len(spread)), key=lambda k: -spread[k])[:20]
     return [[runs[0].evaluation.class_names[k], *(number(of_run[k]) for of_run in recalls)] for k in order]
 
@@ -230,7 +242,8 @@ def _recalls(runs: Sequence[Finished]) -> list[list[str]]:
 def _fields(runs: Sequence[Finished]) -> list[list[str]]:
     """Those of the config that are not the same."""
     flat = [flatten(run.config) for run in runs]
-    keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if len({shown(values.get(key)) for values in flat}) > 1]
+    keys = [key for key in dict.fromkeys(itertools.chain(*flat))
+            if len({shown(values.get(key)) for values in flat}) > 1]
     return [[key, *(shown(values.get(key)) for values in flat)] for key in keys if key != "run.name"]
 
 

@@ -1,8 +1,8 @@
 """Contract 1: a job's configuration is frozen dataclasses, parsed by tyro from `--config FILE.yaml` and then flags.
 
-The YAML's scalars become flags placed before the user's, so one parser checks everything. Each field has a type, a default
-and a docstring with its unit; values are checked at construction, and a wrong one is a ConfigError that names the field,
-the value and the remedy. A resolved config, saved beside a run, is a valid `--config`.
+The YAML's scalars become flags placed before the user's, so one parser checks everything. Each field has a type, a
+default and a docstring with its unit; values are checked at construction, and a wrong one is a ConfigError that names
+the field, the value and the remedy. A resolved config, saved beside a run, is a valid `--config`.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, 
 from jobs.common.provenance import without_secrets
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
-"""What is in a storage beside the runs: prepared data, and the registry. (Others begin with `.`, as no run's name does.)"""
+"""What is in a storage beside the runs: prepared data, and the registry.
+(Others begin with `.`, as no run's name does.)"""
 
 C = TypeVar("C", bound="Config")
 
@@ -55,14 +56,17 @@ class RunConfig:
     max_failures: int = 3
     """How many times the workers may die before the run fails; -1: no limit."""
     spares: int = 0
-    """Workers more than are needed, loaded and waiting: one takes a dead worker's place at once. Each holds its resources."""
+    """Workers more than are needed, loaded and waiting: one takes a dead worker's place at once.
+    Each holds its resources."""
     checkpoint_every_steps: int | Literal["auto"] = "auto"
-    """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time, or, where it is known
-    how often the run fails, loses the least time to checkpoints and failures together."""
+    """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time, or, where it
+    is known how often the run fails, loses the least time to checkpoints and failures together."""
     mtbf_h: float | None = None
-    """Mean hours between failures of one node, for `auto`; by default what the run itself has seen, after three failures."""
+    """Mean hours between failures of one node, for `auto`;
+    by default what the run itself has seen, after three failures."""
     check_weights_every_steps: int = 1000
-    """Compares a hash of the weights over all workers after so many steps, and fails where one has other weights; 0: never."""
+    """Compares a hash of the weights over all workers after so many steps,
+    and fails where one has other weights; 0: never."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept, beside the best one."""
     resume: Literal["auto", "never"] = "auto"
@@ -82,8 +86,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
                 "use 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER) or self.name.startswith(DATABASE_FILE)  # and its lock and journal
-        require(not taken, "run.name", self.name, "a storage keeps something else of its own under that name: use another")
+        # and its lock and journal
+        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER) or self.name.startswith(DATABASE_FILE)
+        require(not taken, "run.name", self.name,
+                "a storage keeps something else of its own under that name: use another")
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")
@@ -137,7 +143,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
-        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows, "must be at least 1")
+        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
+                "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
 
 
@@ -243,23 +250,27 @@ def to_yaml(config: Config) -> str:
 
 
 def _refuse_secrets(values: Overrides) -> None:
-    """Raises: ConfigError, without the value, for a URI with a password or key in it: a config is printed and stored."""
+    """Raises: ConfigError, without the value, for a URI with a password or key in it:
+    a config is printed and stored."""
     for name, value in flatten(values).items():
         if isinstance(value, str) and "://" in value and without_secrets(value) != value:
-            raise ConfigError(f"--{name.replace('_', '-')}: its URI holds a password or key, which logs, config.yaml and the list "
-                              "of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                              "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment")
+            raise ConfigError(f"--{name.replace('_', '-')}: its URI holds a password or key, which logs, config.yaml "
+                              "and the list of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and "
+                              "AWS_SECRET_ACCESS_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
+                              "environment")
 
 
 def differences(old: Overrides, new: Overrides) -> list[str]:
     """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
     before, after = flatten(old), flatten(new)
     keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if _plain_value(before.get(k)) != _plain_value(after.get(k))]
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
+            if _plain_value(before.get(k)) != _plain_value(after.get(k))]
 
 
 def is_decisive(field_name: str) -> bool:
-    """Whether a field decides what is computed. All of `run` but the seed may change between attempts; so may the cache."""
+    """Whether a field decides what is computed.
+    All of `run` but the seed may change between attempts; so may the cache."""
     return field_name == "run.seed" or not field_name.startswith(("run.", "data.cache_"))
 
 

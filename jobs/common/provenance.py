@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def code_version(root: Path = ROOT) -> str:
-    """`git:COMMIT`, with `+changes` where the tree differs from it; without git (a submitted job), `sha256:…` of the source.
+    """`git:COMMIT`, with `+changes` where the tree differs from it;
+    without git (a submitted job), `sha256:…` of the source.
 
     The hash is over the paths and contents of the Python and YAML files of this project's folders.
     """
@@ -65,7 +66,8 @@ def environment() -> dict[str, object]:
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    """What is no longer the same, so that bit-identical results are not promised any more; one line each, none if all is.
+    """What is no longer the same, so that bit-identical results are not promised any more;
+    one line each, none if all is.
 
     Something that only one of the two knows does not count.
     """
@@ -86,7 +88,8 @@ def without_secrets(value: object) -> Any:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
+                              check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -67,7 +67,8 @@ def _explained(forward: Callable[..., Tensor], inputs: Tensor, baselines: Tensor
     return attributions.float(), delta.abs().float(), (attributions.flatten(1).sum(1) - delta).float()
 
 
-def _checked(inputs: Tensor, baselines: Tensor, target: Tensor, context: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(inputs: Tensor, baselines: Tensor, target: Tensor,
+             context: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     if target.shape != inputs.shape[:1] or any(len(c) != len(inputs) for c in context):
         others = [len(c) for c in context]
         raise ValueError(f"{len(inputs)} rows, a target of shape {tuple(target.shape)}, context of {others} rows: one "

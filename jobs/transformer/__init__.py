@@ -1,1 +1,2 @@
-"""The Transformer job: classifying and generating text, `python -m jobs.transformer`. See README.md beside this file."""
+"""The Transformer job: classifying and generating text, `python -m jobs.transformer`.
+See README.md beside this file."""

@@ -1,4 +1,5 @@
-"""What is refused of a pretrained model, a folder or a name on the hub, before anything of it is loaded. Imports no framework."""
+"""What is refused of a pretrained model, a folder or a name on the hub, before anything of it is loaded.
+Imports no framework."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
@@ -35,11 +36,11 @@ def check_weights(name: str) -> None:
         convert = ("from transformers import AutoModel; "
                    f"AutoModel.from_pretrained({quoted}, use_safetensors=False).save_pretrained({quoted})")
         raise ConfigError(
-            f"--model.name {name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. If "
-            f"you trust it, convert it once: python -c {shlex.quote(convert)}")
+            f"--model.name {name}: its weights are a pickle ({pickles[0].name}), which can run code when it is read. "
+            f"If you trust it, convert it once: python -c {shlex.quote(convert)}")
     if (folder / "adapter_config.json").exists():
-        raise ConfigError(f"--model.name {name}: adapter_config.json names another model, which would be loaded too: merge the "
-                          "adapter into it first, with peft's merge_and_unload, and pass that folder")
+        raise ConfigError(f"--model.name {name}: adapter_config.json names another model, which would be loaded too: "
+                          "merge the adapter into it first, with peft's merge_and_unload, and pass that folder")
 
 
 def _check_on_hub(name: str) -> None:
@@ -51,4 +52,5 @@ def _check_on_hub(name: str) -> None:
     except (OSError, ValueError):
         return
     if why := model_config.refusal("config.json", json.dumps(found, default=str).encode()):
-        raise ConfigError(f"--model.name {name}: its config.json {why}: take a model that transformers itself has the code of")
+        raise ConfigError(f"--model.name {name}: its config.json {why}: take a model that transformers itself has the "
+                          "code of")

@@ -20,7 +20,8 @@ def letters(trained: TrainingResult) -> Evaluation:
 
 
 def fitted(config: TransformerConfig) -> Predictions:
-    """TF-IDF of 1 to 4 letters within words (min_df 2, sublinear) and logistic regression (C 10): on the split's test rows."""
+    """TF-IDF of 1 to 4 letters within words (min_df 2, sublinear) and logistic regression (C 10):
+    on the split's test rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 

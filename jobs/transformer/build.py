@@ -78,22 +78,25 @@ def _architecture(config: TransformerConfig, details: JsonObject, class_names: S
     return known
 
 
-_DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
+_DROPOUTS = ("dropout", "attention_dropout", "seq_classif_dropout", "hidden_dropout_prob",
+             "attention_probs_dropout_prob",
              "classifier_dropout", "embedding_dropout", "mlp_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def _attention(config: TransformerConfig) -> str:
     if config.model.attention != "auto":
         return config.model.attention
-    usable = config.run.gpus_per_worker and config.hardware.precision != "fp32" and importlib.util.find_spec("flash_attn")
+    usable = (config.run.gpus_per_worker and config.hardware.precision != "fp32"
+              and importlib.util.find_spec("flash_attn"))
     return "flash_attention_2" if usable else "sdpa"
 
 
 def attention_kernels(config: TransformerConfig, device: str) -> AbstractContextManager[object]:
     """For as long as a model is trained: which of SDPA's kernels may be used.
 
-    On a CPU the backward pass of the fused one takes about 20 µs a row and head in bfloat16, however short the rows are, ten
-    times what the plain one takes for 16 tokens; for 128 it is about as fast (torch 2.13, tests/benchmarks/attention.py).
+    On a CPU the backward pass of the fused one takes about 20 µs a row and head in bfloat16, however short the rows
+    are, ten times what the plain one takes for 16 tokens;
+    for 128 it is about as fast (torch 2.13, tests/benchmarks/attention.py).
     """
     slow = device == "cpu" and config.hardware.precision == "bf16" and config.data.max_length <= _PLAIN_ATTENTION_TOKENS
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
@@ -102,11 +105,12 @@ def attention_kernels(config: TransformerConfig, device: str) -> AbstractContext
 def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any) -> None:
     most = getattr(architecture, "max_position_embeddings", None)
     if most is not None and details["max_length"] > most:
-        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass {most} or "
-                          "less")
+        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass "
+                          f"{most} or less")
     if details["vocab_size"] > architecture.vocab_size:
-        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.name} only "
-                          f"{architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or another model")
+        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.name} "
+                          f"only {architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or "
+                          "another model")
 
 
 def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
@@ -122,11 +126,13 @@ def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
 
 
 def _check_missing(name: str, prefix: str, missing: Sequence[str]) -> None:
-    """A head for the task is new in each fine-tuning, as is a pooler, which not every pretraining has; anything else is damage."""
+    """A head for the task is new in each fine-tuning, as is a pooler, which not every pretraining has;
+    anything else is damage."""
     body = [each for each in missing if each.startswith(f"{prefix}.") and ".pooler." not in each]
     if body:
-        raise ConfigError(f"--model.name {name}: its weights lack {len(body)} of the model's tensors ({', '.join(body[:3])}): they "
-                          "would be random: copy all of its files again, or train from nothing with --model.no-pretrained")
+        raise ConfigError(f"--model.name {name}: its weights lack {len(body)} of the model's tensors "
+                          f"({', '.join(body[:3])}): they would be random: copy all of its files again, or train from "
+                          "nothing with --model.no-pretrained")
     if missing:
         _log.warning("%s has no %s: they begin with random values, and are learnt", name, ", ".join(missing))
 
@@ -150,9 +156,9 @@ def _looking_for(name: str, load: Callable[[], T]) -> T:
         return load()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--model.name {name}: is no preset, and not to be had as a folder or from the hub: {first_lines(error)}. Looked for "
-            "config.json, model.safetensors and tokenizer.json: where there is no network, copy a folder with these files here "
-            "and pass its path") from error
+            f"--model.name {name}: is no preset, and not to be had as a folder or from the hub: {first_lines(error)}. "
+            "Looked for config.json, model.safetensors and tokenizer.json: where there is no network, copy a folder "
+            "with these files here and pass its path") from error
 
 
 def first_lines(error: Exception) -> str:
@@ -168,5 +174,6 @@ def _with_lora(model: nn.Module, wanted: ModelConfig) -> nn.Module:
                      if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
-        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha), target_modules=layers,
+        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha),
+                                                target_modules=layers,
                                                 modules_to_save=heads or None))

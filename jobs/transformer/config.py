@@ -1,4 +1,5 @@
-"""The Transformer job's config: the common groups with text in them, and its model, optimiser, scale strategy and hardware."""
+"""The Transformer job's config: the common groups with text in them, and its model, optimiser,
+scale strategy and hardware."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -48,7 +49,8 @@ class ModelConfig:
     """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
 
     name: str = "tiny"
-    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, llama-8b, …), a local folder, or a hub name."""
+    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, llama-8b, …), a local folder,
+    or a hub name."""
     layers: int | None = None
     """Of a preset: how many layers, where not its own number."""
     heads: int | None = None
@@ -56,7 +58,8 @@ class ModelConfig:
     width: int | None = None
     """Of a preset: the hidden size."""
     attention_window: int | None = None
-    """Of `tiny`, when classifying: tokens to each side that one attends to in each layer; None: all. With few, n-grams count."""
+    """Of `tiny`, when classifying: tokens to each side that one attends to in each layer; None: all.
+    With few, n-grams count."""
     pretrained: bool = True
     """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
     dropout: float | None = None
@@ -129,9 +132,11 @@ class ScaleConfig:
     """How the model's state is spread over the workers."""
 
     strategy: StrategyName = "ddp"
-    """`ddp`: all on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too; `zero3`, weights too."""
+    """`ddp`: all on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too;
+    `zero3`, weights too."""
     offload: Offload = "none"
-    """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, or on a disk (zero3 only)."""
+    """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory,
+    or on a disk (zero3 only)."""
     offload_parameters: bool = False
     """With zero3 and `--scale.offload cpu`: the weights lie there too."""
     offload_path: str | None = None
@@ -139,7 +144,8 @@ class ScaleConfig:
     bucket_mb: float = 25.0
     """Gradients that are summed over the workers at a time, in 10^6 bytes."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """What `ddp` sends and sums gradients in: `bf16` is half as much for a slow network, rounded to 8 significant bits."""
+    """What `ddp` sends and sums gradients in: `bf16` is half as much for a slow network,
+    rounded to 8 significant bits."""
     deepspeed_json: str | None = None
     """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
 
@@ -149,8 +155,8 @@ class ScaleConfig:
         require(self.offload == "none" or len(able.offloads) > 1, "scale.offload", self.offload,
                 f"needs --scale.strategy {those_that(lambda each: len(each.offloads) > 1)}")
         require(self.offload in able.offloads, "scale.offload", self.offload,
-                f"a disk is used by --scale.strategy {those_that(lambda each: 'nvme' in each.offloads)} only: pass that, "
-                "or --scale.offload cpu")
+                f"a disk is used by --scale.strategy {those_that(lambda each: 'nvme' in each.offloads)} only: pass "
+                "that, or --scale.offload cpu")
         require(self.offload != "nvme" or bool(self.offload_path), "scale.offload", self.offload,
                 "needs --scale.offload-path, a folder on each worker's own disk")
         require(self.offload_path is None or self.offload == "nvme", "scale.offload_path", self.offload_path,
@@ -176,14 +182,16 @@ class HardwareConfig:
     """How the arithmetic is done."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """`bf16`: matrix products in bfloat16, the optimiser's state in float32. `fp16`: with loss scaling, on GPUs only."""
+    """`bf16`: matrix products in bfloat16, the optimiser's state in float32.
+    `fp16`: with loss scaling, on GPUs only."""
     compile: bool = False
     """torch.compile: slow to start, faster after; with `ddp` only."""
     peak_tflops: float | None = None
     """Dense peak of a worker's device in 10^12 FLOP/s, for the MFU; by default from a table of GPUs."""
 
     def __post_init__(self) -> None:
-        require(self.peak_tflops is None or self.peak_tflops > 0, "hardware.peak_tflops", self.peak_tflops, "must be more than 0")
+        require(self.peak_tflops is None or self.peak_tflops > 0, "hardware.peak_tflops", self.peak_tflops,
+                "must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,11 +205,13 @@ class TextTrainConfig(TrainConfig):
     evaluate_every_steps: int | None = None
     """Evaluates after so many steps, too, not only at an epoch's end."""
     mask_tokens: float = 0.0
-    """Of a training row's tokens, how many are hidden on average, when classifying: a row's share is drawn from 0 to twice that."""
+    """Of a training row's tokens, how many are hidden on average, when classifying:
+    a row's share is drawn from 0 to twice that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.mask_tokens <= 0.5, "train.mask_tokens", self.mask_tokens, "must be at least 0 and at most 0.5")
+        require(0 <= self.mask_tokens <= 0.5, "train.mask_tokens", self.mask_tokens,
+                "must be at least 0 and at most 0.5")
         require(self.evaluate_every_steps is None or self.evaluate_every_steps >= 1, "train.evaluate_every_steps",
                 self.evaluate_every_steps, "must be at least 1")
 
@@ -215,7 +225,8 @@ class TextEvalConfig(EvalConfig):
     batch_size: int = 64
     """Rows per forward pass, per worker."""
     robustness_rows: int = 500
-    """Test rows that are judged again with typos, without case, without accents and shortened, when classifying; 0: none."""
+    """Test rows that are judged again with typos, without case, without accents and shortened,
+    when classifying; 0: none."""
     explained_rows: int = 10
     """Test rows whose prediction the report explains, when classifying; 0: none."""
     baseline: bool = False

@@ -1,4 +1,5 @@
-"""What a model costs: the arithmetic of a token, beside what a device can do (MFU); and the bytes that it keeps, by its shape."""
+"""What a model costs: the arithmetic of a token, beside what a device can do (MFU);
+and the bytes that it keeps, by its shape."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import re
@@ -28,12 +29,13 @@ PEAK_TFLOPS: tuple[tuple[str, float, str], ...] = (
     ("V100", 125.0, "V100 data sheet, SXM2: float16"),
     ("T4", 65.0, "T4 data sheet: float16"),
 )
-"""Dense bfloat16 peak of NVIDIA's GPUs in 10^12 FLOP/s (of V100 and T4, which have none, float16), with what the data sheet of the
-product prints; by words of the device's name, of which the first that fit count."""
+"""Dense bfloat16 peak of NVIDIA's GPUs in 10^12 FLOP/s (of V100 and T4, which have none, float16), with what the data
+sheet of the product prints; by words of the device's name, of which the first that fit count."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s of a GPU by its name (torch.cuda.get_device_name); None if it is not in the table, or is a part of a GPU (MIG)."""
+    """FLOP/s of a GPU by its name (torch.cuda.get_device_name);
+    None if it is not in the table, or is a part of a GPU (MIG)."""
     words = set(re.split(r"[\s_-]+", device_name.upper()))
     if "MIG" in words:
         return None
@@ -43,9 +45,10 @@ def peak_flops(device_name: str) -> float | None:
 def flops_per_token(config: Any, parameters: int, sequence_length: int, *, causal: bool) -> float:
     """Of a forward and backward pass: 6 N + 12 L H Q T (Chowdhery et al. 2022, PaLM, appendix B).
 
-    config: a Hugging Face configuration (L layers, H heads of Q, together the width). parameters: N, without the input embeddings
-    (`counted_parameters`). Attention looks at T positions, on average at half of them where it is causal. What activation
-    checkpointing computes again does not count; weights that LoRA leaves as they are count as if they were trained.
+    config: a Hugging Face configuration (L layers, H heads of Q, together the width). parameters: N, without the input
+    embeddings (`counted_parameters`). Attention looks at T positions, on average at half of them where it is causal.
+    What activation checkpointing computes again does not count;
+    weights that LoRA leaves as they are count as if they were trained.
     """
     layers = config.num_hidden_layers
     width = config.hidden_size
@@ -54,7 +57,8 @@ def flops_per_token(config: Any, parameters: int, sequence_length: int, *, causa
 
 
 def counted_parameters(model: Any) -> int:
-    """N: all parameters but the input embeddings; a matrix that is output embedding as well counts, as it is multiplied with."""
+    """N: all parameters but the input embeddings;
+    a matrix that is output embedding as well counts, as it is multiplied with."""
     embedding = model.get_input_embeddings().weight
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = output is not None and output.weight is embedding
@@ -114,7 +118,8 @@ def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     in_layers = [m for name, m in linear.items() if re.search(r"\.\d+\.", name)]
     mlp = getattr(about, "intermediate_size", None) or about.hidden_dim
-    fused = any(m.out_features == 2 * mlp for m in in_layers)  # gate and up in one matrix, as query, key and value then are
+    # gate and up in one matrix, as query, key and value then are
+    fused = any(m.out_features == 2 * mlp for m in in_layers)
     causal = "CausalLM" in type(model).__name__
     heads, layers = about.num_attention_heads, about.num_hidden_layers
     return Shape(
@@ -122,13 +127,15 @@ def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
         kv_heads=getattr(about, "num_key_value_heads", None) or heads, mlp_width=mlp, fused=fused,
         gated=fused or any(name.endswith("gate_proj") for name in linear),
         rms_norm=any("RMSNorm" in type(m).__name__ for m in model.modules()),
-        projections=sum(m.in_features == about.hidden_size for m in in_layers) // layers - 1,  # attention's output is one as well
+        # attention's output is one as well
+        projections=sum(m.in_features == about.hidden_size for m in in_layers) // layers - 1,
         outputs=about.vocab_size if causal else 0, masked=0 if causal else _masked(about, mlp),
     )
 
 
 def _counts(model: Any, linear: dict[str, Any], lora_rank: int | None) -> dict[str, int]:
-    """Numbers of parameters. Updates of low rank are those that build.py adds: to all linear layers but heads, which are copied."""
+    """Numbers of parameters. Updates of low rank are those that build.py adds: to all linear layers but heads,
+    which are copied."""
     total = sum(p.numel() for p in model.parameters())
     heads = ("classifier", "pre_classifier", "score")
     whole = [p.numel() for p in model.parameters() if p.requires_grad]
@@ -148,24 +155,28 @@ def _counts(model: Any, linear: dict[str, Any], lora_rank: int | None) -> dict[s
 
 
 def _masked(about: Any, mlp: int) -> int:
-    """DistilBERT has a dropout after the MLP, ModernBERT inside it, BERT and its kin after the MLP and after attention."""
+    """DistilBERT has a dropout after the MLP, ModernBERT inside it,
+    BERT and its kin after the MLP and after attention."""
     if getattr(about, "mlp_dropout", 0.0):
         return mlp
-    return about.hidden_size * (bool(getattr(about, "dropout", 0.0)) + 2 * bool(getattr(about, "hidden_dropout_prob", 0.0)))
+    return about.hidden_size * (bool(getattr(about, "dropout", 0.0))
+                                + 2 * bool(getattr(about, "hidden_dropout_prob", 0.0)))
 
 
 def layer_bytes(shape: Shape, *, element: int, residual: int) -> float:
     """What one layer keeps of one token for the backward pass.
 
-    Korthikanti et al. 2022, section 4.1, count 34 bytes a unit of width, for GPT with 2-byte elements and dropout, and a matrix of
-    scores; here attention keeps none (Dao et al. 2022), key and value have their own number of heads, and the MLP may be gated.
-    element: bytes of what is multiplied. residual: bytes between layers, which is 4 under autocast, where each linear layer keeps
-    its own copy of its input.
+    Korthikanti et al. 2022, section 4.1, count 34 bytes a unit of width, for GPT with 2-byte elements and dropout, and
+    a matrix of scores; here attention keeps none (Dao et al. 2022), key and value have their own number of heads, and
+    the MLP may be gated. element: bytes of what is multiplied. residual: bytes between layers, which is 4 under
+    autocast, where each linear layer keeps its own copy of its input.
     """
     w = shape.width
     inputs = (2 if residual == element else shape.projections) * element * w
-    attention = element * (2 * w + 2 * w * shape.kv_heads / shape.heads + 2 * w * shape.fused)  # query, output; key, value; before
-    mlp = element * (4 if shape.gated else 2) * shape.mlp_width  # gate, its SiLU, up, their product; or before and after GELU
+    # query, output; key, value; before
+    attention = element * (2 * w + 2 * w * shape.kv_heads / shape.heads + 2 * w * shape.fused)
+    # gate, its SiLU, up, their product; or before and after GELU
+    mlp = element * (4 if shape.gated else 2) * shape.mlp_width
     return 2 * _norm_bytes(shape, residual) + inputs + attention + mlp + shape.masked
 
 
@@ -184,7 +195,8 @@ def kept_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkp
 def activation_bytes(shape: Shape, tokens: int, *, element: int, residual: int, checkpointing: bool) -> float:
     """The most at a time: as the loss is computed or, with checkpointing, as a layer is computed again.
 
-    Logits are there in `element` bytes, in float32, and as logarithms of probabilities (Korthikanti et al. 2022, section 4.3).
+    Logits are there in `element` bytes, in float32, and as logarithms of probabilities (Korthikanti et al.
+    2022, section 4.3).
     """
     loss = tokens * shape.outputs * (8.0 + (element if element < 4 else 0.0))
     again = tokens * layer_bytes(shape, element=element, residual=residual) if checkpointing else 0.0

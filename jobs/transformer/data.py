@@ -40,20 +40,23 @@ def _of_classes(trained: TrainingResult) -> EvaluationResult:
     shown, count = sample(trained.dataset), probe_rows(trained)
     verdict = judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
     features = TextFeatures(load_tokenizer(trained.dataset).backend_tokenizer.to_str())(shown.texts)
-    return replace(verdict, reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
+    return replace(verdict,
+                   reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
 
 
 def _of_tokens(trained: TrainingResult) -> EvaluationResult:
-    metrics = {split: _language_metrics(trained, split) for split in SPLITS[1:] if trained.dataset.splits[split].num_rows}
+    metrics = {split: _language_metrics(trained, split) for split in SPLITS[1:]
+               if trained.dataset.splits[split].num_rows}
     if not all(math.isfinite(value) for of_split in metrics.values() for value in of_split.values()):
-        raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training loss for "
-                                  "signs of divergence (--optim.lr)")
+        raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training "
+                                  "loss for signs of divergence (--optim.lr)")
     first = trained.predictions("test")
     tokens = trained.rows("test", np.arange(probe_rows(trained)))["tokens"]
     test = metrics["test"]
     return EvaluationResult(
         metrics=metrics,
-        probe=Probe(inputs={"tokens": tokens}, outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
+        probe=Probe(inputs={"tokens": tokens},
+                    outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
         headlines=[("test loss", f"{test['loss']:.4f} nats a token"), ("perplexity", f"{test['perplexity']:.3f}"),
                    ("bits per byte", f"{test['bits_per_byte']:.4f}")],
     )
@@ -81,10 +84,12 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))) if classify
                  else TensorSpec(name="negative_log_likelihood", datatype="FP32", shape=(-1,)),),
         labels=dataset.class_names,
-        preprocessing={name: about[name] for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
+        preprocessing={name: about[name]
+                       for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
         metrics=verdict.metrics, config=to_dict(config), data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
-              + (f"tells {len(dataset.class_names)} classes of texts apart." if classify else "says which token comes next."),
+              + (f"tells {len(dataset.class_names)} classes of texts apart."
+                 if classify else "says which token comes next."),
         limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
                  f"Texts are cut to {about['max_length']} tokens.") if classify
                 else ("What it writes is likely text, not truth.",)),
@@ -116,7 +121,8 @@ def _robustness(trained: TrainingResult) -> dict[str, Evaluation]:
 
     if not trained.config.eval.robustness_rows:
         return {}
-    return {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *PERTURBATIONS)}
+    return {name: judge_split(trained, trained.predictions(f"robustness {name}"))
+            for name in ("untouched", *PERTURBATIONS)}
 
 
 def check(config: TransformerConfig) -> None:

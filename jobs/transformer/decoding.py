@@ -1,8 +1,10 @@
-"""Texts that are continued together, a token each a step, by the model's own `forward` with its cache of keys and values.
+"""Texts that are continued together, a token each a step,
+by the model's own `forward` with its cache of keys and values.
 
-A row may join and leave between any two steps. Rows of different lengths lie right-aligned in the cache, and what is to the left of
-the shorter ones is masked. A row draws from a generator of its own, one number a token, so its text is the same whoever shares its
-batch, as long as rounding does not decide: the logits of a row differ by about 1e-6 with the rows beside it.
+A row may join and leave between any two steps. Rows of different lengths lie right-aligned in the cache, and what is to
+the left of the shorter ones is masked. A row draws from a generator of its own, one number a token, so its text is the
+same whoever shares its batch, as long as rounding does not decide:
+the logits of a row differ by about 1e-6 with the rows beside it.
 
 Shapes: B rows, T tokens in the cache, V words of the vocabulary.
 """
@@ -28,7 +30,8 @@ _CLOSE = 1e-3
 
 @dataclass(kw_only=True, eq=False)
 class Row:
-    """One text that is continued. `token` is its last, which the cache does not have yet, after `length` that it has."""
+    """One text that is continued.
+    `token` is its last, which the cache does not have yet, after `length` that it has."""
 
     temperature: float = 1.0
     """0: always the likeliest token."""
@@ -61,7 +64,8 @@ class Decoder:
         return [self._start_id, *encoded.ids]
 
     def pieces(self) -> Callable[[int], str]:
-        """A function of a row's tokens, one after the other, to the text that each adds: none until a character is whole."""
+        """A function of a row's tokens, one after the other, to the text that each adds:
+        none until a character is whole."""
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(skip_special_tokens=True)
@@ -114,7 +118,8 @@ class Decoder:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Raises: ArtifactError for a model whose rows are not the same beside others as alone, in a cache like this one."""
+        """Raises: ArtifactError for a model whose rows are not the same beside others as alone,
+        in a cache like this one."""
         prompts = [[self._start_id, *(k % self.vocab_size for k in range(size))] for size in (7, 2)]
         for prompt in prompts:
             self.join(prompt, [self.row(0.0, 1.0, np.random.default_rng(0))])
@@ -125,12 +130,14 @@ class Decoder:
             alone = self._model(input_ids=torch.tensor([row])).logits[0, -1]
             far = float((found - alone).abs().max())
             if not far <= _CLOSE * float(alone.abs().max()):
-                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row beside a longer one than for it "
-                                    f"alone (they differ by {far:.3g}): it cannot write several texts at a time")
+                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row beside a longer one "
+                                    f"than for it alone (they differ by {far:.3g}): it cannot write several texts at a "
+                                    "time")
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, places: Tensor, cache: object) -> Tensor:
         """(B, V) of the last token of each row. tokens, places: (B, new tokens); mask: (B, T)."""
-        return self._model(input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True,
+        return self._model(input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache,
+                           use_cache=True,
                            logits_to_keep=1).logits[:, -1]
 
 
@@ -169,7 +176,8 @@ def chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def _nucleus(chances: Tensor, tops: Tensor) -> Tensor:
-    """(B, V) with zeros for all tokens beyond the smallest set that has `tops` of the probability (Holtzman et al. 2020)."""
+    """(B, V) with zeros for all tokens beyond the smallest set that has `tops` of
+    the probability (Holtzman et al. 2020)."""
     ordered, places = chances.sort(1, descending=True)
     beyond = ordered.cumsum(1) - ordered >= tops[:, None]
     return chances.masked_fill(torch.zeros_like(beyond).scatter(1, places, beyond), 0.0)

@@ -76,14 +76,16 @@ def sorted_batches(rows: Columns, size: int) -> Iterator[Columns]:
 def _most(context: TrainContext, split: SplitName, size: int) -> int:
     """Batches of the worker that has most."""
     rows = context.dataset.splits[split].num_rows
-    shares = [rows * (rank + 1) // context.world_size - rows * rank // context.world_size for rank in range(context.world_size)]
+    shares = [rows * (rank + 1) // context.world_size - rows * rank // context.world_size
+              for rank in range(context.world_size)]
     return max(share // (size * _SORTED_BATCHES) * _SORTED_BATCHES + -(-(share % (size * _SORTED_BATCHES)) // size)
                for share in shares)
 
 
 # ── at the end ──
 def predict_perturbed(context: TrainContext, model: Strategy, task: Task, config: TransformerConfig) -> None:
-    """Each worker its share of the sample's texts, perturbed in each of the ways, when classifying; the driver judges them."""
+    """Each worker its share of the sample's texts, perturbed in each of the ways, when classifying;
+    the driver judges them."""
     if config.task != "classify" or not config.eval.robustness_rows:
         return
     tokenizer, size = load_tokenizer(context.dataset), config.eval.batch_size

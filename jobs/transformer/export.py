@@ -1,4 +1,5 @@
-"""From a checkpoint's slices to a Hugging Face folder, one tensor in memory at a time: never two copies of a model on one host."""
+"""From a checkpoint's slices to a Hugging Face folder, one tensor in memory at a time:
+never two copies of a model on one host."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
@@ -35,7 +36,8 @@ def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) ->
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     model.config.use_cache = True
     model.config.architectures = [type(model).__name__]  # other engines choose their own class by it
-    return {"config.json": (model.config.to_json_string(use_diff=False) + "\n").encode(), **_weights(shapes, read, most_bytes)}
+    return {"config.json": (model.config.to_json_string(use_diff=False) + "\n").encode(),
+            **_weights(shapes, read, most_bytes)}
 
 
 def _merged(model: Any, slices: "Slices") -> Any:
@@ -49,14 +51,16 @@ def _merged(model: Any, slices: "Slices") -> Any:
     return model.merge_and_unload()
 
 
-def _weights(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Array], most_bytes: int) -> dict[str, Content]:
+def _weights(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str],
+                                                                   Array], most_bytes: int) -> dict[str, Content]:
     groups = _grouped(shapes, most_bytes)
     if len(groups) == 1:
         return {"model.safetensors": _safetensors(groups[0], shapes, read)}
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     places = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
     index = {"metadata": {"total_size": sum(map(_nbytes, shapes.values()))}, "weight_map": places}
-    made: dict[str, Content] = {name: _safetensors(group, shapes, read) for name, group in zip(names, groups, strict=True)}
+    made: dict[str, Content] = {
+        name: _safetensors(group, shapes, read) for name, group in zip(names, groups, strict=True)}
     return made | {"model.safetensors.index.json": json.dumps(index, indent=1, sort_keys=True).encode()}
 
 

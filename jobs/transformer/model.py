@@ -1,6 +1,6 @@
 """The model's inputs and losses, and the model of an artifact, loaded back without Ray (build.py builds a new one).
 
-    python -c "from jobs.transformer.model import load; print(load('PATH/TO/artifact').predict(['Where is the station?']))"
+    python -c "from jobs.transformer.model import load; print(load('PATH/TO/artifact').predict(['Where is it?']))"
 
 Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 """
@@ -46,7 +46,8 @@ def packed_inputs(tokens: Array, start_id: int, end_id: int | None,
     """Packed rows as (model inputs, targets (B, T)). tokens: (B, T + 1), -1 where there is none.
 
     Positions begin anew at each document, by which the model's own masks keep documents apart; a row without a second
-    document needs none, and takes the fast causal path. The start of a document is no target where it does not end the one before.
+    document needs none, and takes the fast causal path.
+    The start of a document is no target where it does not end the one before.
     """
     rows = torch.from_numpy(np.ascontiguousarray(tokens)).to(device, torch.int64)
     inputs, targets = rows[:, :-1], rows[:, 1:].clone()
@@ -76,7 +77,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 # ── an artifact, as an application sees it ──
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What speaks for a prediction: `pieces` put together are the text, as far as it was read; an attribution each, in log-odds."""
+    """What speaks for a prediction: `pieces` put together are the text, as far as it was read;
+    an attribution each, in log-odds."""
 
     predicted: int
     pieces: list[str]
@@ -119,13 +121,15 @@ class Classifier:
         """
         from jobs.pytorch.attribution import integrated_gradients
 
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt",
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length,
+                               return_tensors="pt",
                                return_offsets_mapping=True, return_special_tokens_mask=True)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         embed = self.model.get_input_embeddings()
         with torch.no_grad():
             target = self.model(input_ids=ids, attention_mask=mask).logits.argmax(1)
-            blank = torch.where(batch["special_tokens_mask"].bool(), ids, torch.full_like(ids, self.tokenizer.pad_token_id))
+            blank = torch.where(batch["special_tokens_mask"].bool(), ids,
+                                torch.full_like(ids, self.tokenizer.pad_token_id))
             inputs, baselines = embed(ids), embed(blank)
 
         def forward(rows: Tensor, there: Tensor) -> Tensor:
@@ -139,7 +143,8 @@ class Classifier:
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask (B, T), cut to what the model was trained on."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length,
+                               return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def of_tokens(self) -> "TokenClassifier":
@@ -172,7 +177,8 @@ class LanguageModel:
         torch.manual_seed(seed)
         ends = self.start_id if self.end_id is None else self.end_id
         with torch.inference_mode():
-            answer = self.model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=True, use_cache=True,
+            answer = self.model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=True,
+                                         use_cache=True,
                                          temperature=temperature, eos_token_id=ends, pad_token_id=ends,
                                          attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
         return self.tokenizer.decode(answer[0, len(ids):], skip_special_tokens=True)
@@ -197,7 +203,8 @@ def load(where: artifact.Where | Artifact) -> Classifier | LanguageModel:
     except TrainyardError:
         raise
     except Exception as error:  # whatever transformers raises for files that are not as it wants them
-        raise artifact.refused(opened.uri, [f"model/ cannot be loaded ({first_lines(error) or type(error).__name__})"]) from error
+        raise artifact.refused(opened.uri,
+                               [f"model/ cannot be loaded ({first_lines(error) or type(error).__name__})"]) from error
     if about.labels:
         return Classifier(model, tokenizer, about.labels, before.max_length)
     if before.start_id is None:
@@ -214,7 +221,8 @@ class _Preprocessing:
 
 
 def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:
-    """Model and tokenizer. What transformers opens is a private copy of the small files; the weights are given to it."""
+    """Model and tokenizer. What transformers opens is a private copy of the small files;
+    the weights are given to it."""
     from transformers import AutoConfig, AutoTokenizer
 
     auto: Any = AutoConfig
@@ -226,10 +234,12 @@ def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:
             expected = kind.from_config(architecture, trust_remote_code=False)
         weights = _weights(opened)
         _check_shapes(opened, expected, weights)
-        model, found = type(expected).from_pretrained(None, config=architecture, state_dict=weights, dtype=torch.float32,
+        model, found = type(expected).from_pretrained(None, config=architecture, state_dict=weights,
+                                                      dtype=torch.float32,
                                                       output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
-        raise artifact.refused(opened.uri, [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])
+        raise artifact.refused(opened.uri,
+                               [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])
     return model, tokenizer
 
 
@@ -251,14 +261,17 @@ def _weights(opened: Artifact) -> dict[str, Tensor]:
 
 
 def _tensor(values: Array) -> Tensor:
-    return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16 else torch.from_numpy(values)
+    return (torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16
+            else torch.from_numpy(values))
 
 
 def _check_shapes(opened: Artifact, expected: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Before memory is taken for what a config says. expected: the model on torch's meta device."""
     shapes = {name: parameter.shape for name, parameter in expected.named_parameters()}
     if wrong := [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]:
-        raise artifact.refused(opened.uri, [f"weight {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}, and by config.json "
-                                             f"{tuple(shapes[wrong[0]])}"])
+        raise artifact.refused(opened.uri,
+                               [f"weight {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}, and by config.json "
+                                 f"{tuple(shapes[wrong[0]])}"])
     if missing := sorted(shapes.keys() - weights):
-        raise artifact.refused(opened.uri, [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])
+        raise artifact.refused(opened.uri,
+                               [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])

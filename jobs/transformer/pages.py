@@ -1,4 +1,5 @@
-"""What the report shows of a text model: the worst mistakes, explained predictions and robustness, or sampled continuations."""
+"""What the report shows of a text model: the worst mistakes, explained predictions and robustness,
+or sampled continuations."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
@@ -18,14 +19,16 @@ from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import ABOUT
 
 MOST_PARAMETERS = 300_000_000
-"""A larger model is not run by the driver: its artifact can be asked to explain and to write, where there is a machine for it."""
+"""A larger model is not run by the driver: its artifact can be asked to explain and to write,
+where there is a machine for it."""
 _BASELINE = "a text of nothing but padding"
 _SHOWN_CHARACTERS = 300
 
 
 def classifier_sections(trained: TrainingResult, judged: Evaluation, made: Artifact,
                         perturbed: Mapping[str, Evaluation]) -> list[Section]:
-    """Where it is asked for a comparison; mistakes, robustness, and as many test rows explained as the config asks for."""
+    """Where it is asked for a comparison;
+    mistakes, robustness, and as many test rows explained as the config asks for."""
     sections = _mistakes(trained)
     if trained.config.eval.baseline:
         from jobs.transformer import baseline
@@ -46,7 +49,8 @@ def _mistakes(trained: TrainingResult) -> list[Section]:
     texts = decoded(trained, worst)
     said = test.probabilities[worst].argmax(1)
     rows = [(text, names[label], names[k], f"{test.probabilities[i, k]:.1%}")
-            for text, label, k, i in zip(texts, test.labels[worst].tolist(), said.tolist(), worst.tolist(), strict=True)]
+            for text, label, k, i in zip(texts, test.labels[worst].tolist(), said.tolist(), worst.tolist(),
+                                         strict=True)]
     intro = "Rows of the test split that the model got wrong with the greatest confidence, as its tokenizer has them."
     return [html.section("Worst mistakes", intro, ["text", "true class", "predicted class", "sure"], rows)]
 
@@ -62,7 +66,8 @@ def decoded(trained: TrainingResult, positions: Array) -> list[str]:
 
 def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
     if (size := parameters_of(made)) > MOST_PARAMETERS:
-        return [html.section("Explained predictions", f"The model has {size / 1e6:,.0f} million parameters, too many for "
+        return [html.section("Explained predictions",
+                             f"The model has {size / 1e6:,.0f} million parameters, too many for "
                              "the driver: load the artifact on a worker's machine, and call explain.")]
     from jobs.transformer.model import Classifier, load
 
@@ -93,7 +98,8 @@ def parameters_of(made: Artifact) -> int:
 # ── generating ──
 def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made: Artifact) -> list[Section]:
     """The figures, and continuations of the beginnings of test documents."""
-    shown = {"loss": ("loss, nats a token", ".4f"), "perplexity": ("perplexity", ",.3f"), "bits_per_byte": ("bits per byte", ".4f"),
+    shown = {"loss": ("loss, nats a token", ".4f"), "perplexity": ("perplexity", ",.3f"),
+             "bits_per_byte": ("bits per byte", ".4f"),
              "targets": ("tokens predicted", ",.0f")}
     rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
             for name, (title, style) in shown.items()]
@@ -118,4 +124,5 @@ def prompts(trained: TrainingResult, tokenizer: Any) -> Sequence[str]:
     total, count = trained.dataset.splits["test"].num_rows, trained.config.eval.samples
     length = max(4, min(24, trained.config.data.max_length // 4))
     rows = trained.rows("test", np.unique(np.linspace(0, total - 1, count).astype(np.int64)))["tokens"]
-    return [tokenizer.decode([t for t in tokens[:length].tolist() if t >= 0], skip_special_tokens=True) for tokens in rows]
+    return [tokenizer.decode([t for t in tokens[:length].tolist() if t >= 0], skip_special_tokens=True)
+            for tokens in rows]

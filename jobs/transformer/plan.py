@@ -3,8 +3,9 @@
     python -m jobs.transformer.plan --model.name llama-8b --gpus 8 --gpu-memory 80
 
 Needs no cluster and no GPU: parameters are counted on torch's meta device, the rest is arithmetic. What ZeRO spreads is
-Rajbhandari et al. 2020, sections 3 and 5, with what DeepSpeed 0.19 holds beside it; activations are counted as Korthikanti et
-al. 2022 do in section 4, for the layers that there are here. tests/unit/test_plan.py holds both against tensors really kept.
+Rajbhandari et al. 2020, sections 3 and 5, with what DeepSpeed 0.19 holds beside it; activations are counted as
+Korthikanti et al. 2022 do in section 4, for the layers that there are here.
+tests/unit/test_plan.py holds both against tensors really kept.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
@@ -27,7 +28,8 @@ RESERVED = 2.0e9
 _BUCKET_ELEMENTS = ScaleConfig().bucket_mb * 1e6 / 4
 _REUSE_ELEMENTS = 1e9
 """DeepSpeed's default of stage3_max_reuse_distance, and of sub_group_size."""
-_STRATEGIES = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero1", "cpu"), ("zero2", "cpu"),
+_STRATEGIES = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero1", "cpu"),
+               ("zero2", "cpu"),
                ("zero3", "cpu"), ("zero3", "cpu, weights too"))
 """From the least that is sent and moved to the most."""
 
@@ -104,7 +106,8 @@ def shape_of(config: PlanConfig) -> Shape:
 
 # ── strategies ──
 def plan(config: PlanConfig, shape: Shape | None = None) -> list[Row]:
-    """A row for each strategy and offload, the cheapest first. Raises: ConfigError for a model that is not to be had."""
+    """A row for each strategy and offload, the cheapest first.
+    Raises: ConfigError for a model that is not to be had."""
     shape = shape or shape_of(config)
     return [_zero(config, shape, stage, offload) if (stage := STRATEGIES[name].zero_stage) else _ddp(config, shape)
             for name, offload in _STRATEGIES]
@@ -117,33 +120,38 @@ def _ddp(config: PlanConfig, shape: Shape) -> Row:
     """
     element = _element(config)
     copies = element * shape.cast if element < 4 else 0.0
-    return Row(strategy="ddp", offload="none", parameters=4.0 * shape.parameters + copies, gradients=4.0 * shape.trained,
-               optimizer=8.0 * shape.trained, activations=_activations(config, shape, residual=4), buffers=0.0, step=0.0, host=0.0)
+    return Row(strategy="ddp", offload="none", parameters=4.0 * shape.parameters + copies,
+               gradients=4.0 * shape.trained,
+               optimizer=8.0 * shape.trained, activations=_activations(config, shape, residual=4), buffers=0.0,
+               step=0.0, host=0.0)
 
 
 def _zero(config: PlanConfig, shape: Shape, stage: int, offload: str) -> Row:
     """DeepSpeed 0.19 holds weights and gradients in `precision`, and a float32 copy of the weights with two moments.
 
-    That copy and the moments (12 bytes a trained parameter) are spread by all stages, gradients by 2 and 3, weights by 3
-    (Rajbhandari et al. 2020, section 5, figure 1). Stage 1 holds whole gradients between the passes of a step; DeepSpeed's own
-    estimate_zero2_model_states_mem_needs is the sum for stage 2, less AdamW's scratch in `step`.
+    That copy and the moments (12 bytes a trained parameter) are spread by all stages, gradients by 2 and 3, weights by
+    3 (Rajbhandari et al. 2020, section 5, figure 1). Stage 1 holds whole gradients between the passes of a step;
+    DeepSpeed's own estimate_zero2_model_states_mem_needs is the sum for stage 2, less AdamW's scratch in `step`.
     """
     e, n, trained = _element(config), config.gpus, shape.trained
     weights = e * shape.parameters / (n if stage == 3 else 1)
     gradients, optimizer = e * trained / (n if stage > 1 else 1), 12.0 * trained / n
-    step, host = 8.0 * min(trained / n, _REUSE_ELEMENTS), 0.0  # the gradient in float32, and the root of the second moment
+    # the gradient in float32, and the root of the second moment
+    step, host = 8.0 * min(trained / n, _REUSE_ELEMENTS), 0.0
     if offload != "none":
         host, optimizer, step = optimizer + _offloaded(shape, e, n, stage), 0.0, 0.0
         gradients = gradients if stage == 1 else 0.0
     if "weights" in offload:
         host, weights = host + weights, 0.0
-    return Row(strategy=f"zero{stage}", offload=offload, parameters=weights, gradients=gradients, optimizer=optimizer, step=step,
-               activations=_activations(config, shape, residual=e), buffers=_buffers(shape, e, stage, offload), host=host)
+    return Row(strategy=f"zero{stage}", offload=offload, parameters=weights, gradients=gradients, optimizer=optimizer,
+               step=step,
+               activations=_activations(config, shape, residual=e), buffers=_buffers(shape, e, stage, offload),
+               host=host)
 
 
 def _offloaded(shape: Shape, element: int, gpus: int, stage: int) -> float:
-    """In the host's memory beside weights and moments: gradients in float32 and in `precision`; stages 1 and 2 copy the new weights
-    there, stage 2 sums up the passes, and both have room for the largest gradient."""
+    """In the host's memory beside weights and moments: gradients in float32 and in `precision`; stages 1 and 2 copy the
+    new weights there, stage 2 sums up the passes, and both have room for the largest gradient."""
     copies = {1: 1, 2: 2, 3: 1}[stage]
     return (4.0 + copies * element) * shape.trained / gpus + (element * shape.largest_trained if stage < 3 else 0.0)
 
@@ -151,8 +159,8 @@ def _offloaded(shape: Shape, element: int, gpus: int, stage: int) -> float:
 def _buffers(shape: Shape, element: int, stage: int, offload: str) -> float:
     """Two buckets; the largest gradient before it is spread; and of stage 3 the weights that are gathered.
 
-    Those are one module's and a bucket fetched ahead; but DeepSpeed lets none go that is used again within 10^9 elements
-    (stage3_max_reuse_distance), so that where forward turns into backward the last half of these are there.
+    Those are one module's and a bucket fetched ahead; but DeepSpeed lets none go that is used again within 10^9
+    elements (stage3_max_reuse_distance), so that where forward turns into backward the last half of these are there.
     """
     whole = shape.largest_trained if stage > 1 or offload != "none" else 0
     gathered = min(shape.parameters, max(shape.largest, _REUSE_ELEMENTS / 2) + _BUCKET_ELEMENTS) if stage == 3 else 0.0
@@ -164,7 +172,8 @@ def _element(config: PlanConfig) -> int:
 
 
 def _activations(config: PlanConfig, shape: Shape, residual: int) -> float:
-    return activation_bytes(shape, config.rows_per_gpu * config.sequence_length, element=_element(config), residual=residual,
+    return activation_bytes(shape, config.rows_per_gpu * config.sequence_length, element=_element(config),
+                            residual=residual,
                             checkpointing=config.model.activation_checkpointing)
 
 
@@ -172,19 +181,21 @@ def _activations(config: PlanConfig, shape: Shape, residual: int) -> float:
 def table(config: PlanConfig, rows: Sequence[Row], shape: Shape) -> str:
     """10^9 bytes on one GPU, and what to use."""
     room = config.gpu_memory * 1e9 - RESERVED
-    head = ("strategy", "offload", "weights", "gradients", "optimiser", "activations", "buffers", "step", "total", "host", "")
+    head = ("strategy", "offload", "weights", "gradients", "optimiser", "activations", "buffers", "step", "total",
+            "host", "")
     lines = [head, *((r.strategy, r.offload, *(f"{value / 1e9:.2f}" for value in (
         r.parameters, r.gradients, r.optimizer, r.activations, r.buffers, r.step, r.total, r.host)),
         "fits" if r.total <= room else "too large") for r in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    cells = [[cell.ljust(w) if i in (0, 1, 10) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+    cells = [[cell.ljust(w) if i in (0, 1, 10) else cell.rjust(w)
+              for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
              for line in lines]
     text = "\n".join("  ".join(line).rstrip() for line in cells)
     title = (f"{config.model.name}: {shape.parameters / 1e9:.3f} x 10^9 parameters, {config.hardware.precision}, "
              f"{config.gpus} GPUs of {config.gpu_memory:g} GB ({RESERVED / 1e9:g} GB kept free), "
              f"{config.rows_per_gpu} x {config.sequence_length} tokens a pass")
-    legend = ("GB (10^9 bytes) on each GPU; total: weights, gradients, optimiser, and the larger of activations with buffers, and\n"
-              "what a step of the optimiser adds; host: memory of the machine for each GPU:")
+    legend = ("GB (10^9 bytes) on each GPU; total: weights, gradients, optimiser, and the larger of activations with "
+              "buffers, and\nwhat a step of the optimiser adds; host: memory of the machine for each GPU:")
     return f"{title}\n{legend}\n{text}\n{advice(config, rows, room)}"
 
 

@@ -1,4 +1,5 @@
-"""Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens, and text that goes on."""
+"""Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens,
+and text that goes on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -79,7 +80,8 @@ def token_inputs(artifact: Artifact, tokens: Array) -> tuple[Array, Array]:
 
 
 class LikelihoodPredictor:
-    """Packed tokens to their negative log-likelihood: what an artifact's own probe asks of a language model, which writes too."""
+    """Packed tokens to their negative log-likelihood: what an artifact's own probe asks of a language model,
+    which writes too."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -97,7 +99,8 @@ class LikelihoodPredictor:
     def predict(self, rows: Array) -> Array:
         """A few rows at a time: the scores of all tokens of all words are many times what the rows are."""
         few = max(1, _TOKENS_PER_PASS // rows.shape[1])
-        return np.concatenate([self._model.negative_log_likelihood(rows[i : i + few]) for i in range(0, len(rows), few)])
+        return np.concatenate([self._model.negative_log_likelihood(rows[i : i + few])
+                               for i in range(0, len(rows), few)])
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"negative_log_likelihood": predicted}

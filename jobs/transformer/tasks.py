@@ -39,7 +39,8 @@ class Task(Protocol):
         ...
 
     def sizes(self, batches: Sequence[Batch]) -> Tensor:
-        """(2,) float64: what the sum of losses is divided by (rows or target tokens), and real tokens, of this worker."""
+        """(2,) float64: what the sum of losses is divided by (rows or target tokens), and real tokens,
+        of this worker."""
         ...
 
     def loss(self, forward: Forward, rows: Columns) -> Tensor:
@@ -47,7 +48,8 @@ class Task(Protocol):
         ...
 
     def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
-        """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics): see `metrics`."""
+        """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics):
+        see `metrics`."""
         ...
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:
@@ -57,7 +59,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classify:
-    """Sums: rows, rows that are right, loss, then of each class rows, rows predicted to be of it, and those that are both."""
+    """Sums: rows, rows that are right, loss, then of each class rows, rows predicted to be of it,
+    and those that are both."""
 
     num_classes: int
     pad_id: int
@@ -110,10 +113,12 @@ class Mask:
     share: float
 
     def hide(self, ids: Tensor) -> Tensor:
-        """ids: (m, T). A row's share of hidden tokens is uniform from 0 to 2 `share`; special ones stay. Draws from torch."""
+        """ids: (m, T). A row's share of hidden tokens is uniform from 0 to 2 `share`; special ones stay.
+        Draws from torch."""
         chance = torch.rand(len(ids), 1) * 2 * self.share  # on the CPU: the same rows whatever the device
         hidden = (torch.rand(ids.shape) < chance).to(ids.device)
-        return ids.masked_fill(hidden & ~torch.isin(ids, torch.tensor(self.special_ids, device=ids.device)), self.mask_id)
+        return ids.masked_fill(hidden & ~torch.isin(ids, torch.tensor(self.special_ids, device=ids.device)),
+                               self.mask_id)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ class Generate:
 def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -> Task:
     about = dataset.details
     if config.task == "classify":
-        return Classify(len(dataset.class_names), about["pad_id"], config.optim.label_smoothing, device, _mask(about, config))
+        return Classify(len(dataset.class_names), about["pad_id"], config.optim.label_smoothing, device,
+                        _mask(about, config))
     return Generate(about["start_id"], about["end_id"], device)
 
 
@@ -161,6 +167,6 @@ def _mask(about: JsonObject, config: TransformerConfig) -> Mask | None:
     if not config.train.mask_tokens:
         return None
     if about["mask_id"] is None:
-        raise ConfigError(f"--train.mask-tokens {config.train.mask_tokens}: the tokenizer of {config.model.name} has no mask "
-                          "token: leave the option out")
+        raise ConfigError(f"--train.mask-tokens {config.train.mask_tokens}: the tokenizer of {config.model.name} has "
+                          "no mask token: leave the option out")
     return Mask(about["mask_id"], tuple({*about["special_ids"], about["pad_id"]}), config.train.mask_tokens)

@@ -30,8 +30,10 @@ class Throughput:
     @staticmethod
     def of(context: TrainContext, config: TransformerConfig, model: Any, device: torch.device) -> "Throughput":
         known = config.hardware.peak_tflops
-        peak = known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        flops = flops_per_token(model.config, counted_parameters(model), config.data.max_length, causal=config.task == "generate")
+        peak = (known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda"
+                else None)
+        flops = flops_per_token(model.config, counted_parameters(model), config.data.max_length,
+                                causal=config.task == "generate")
         return Throughput(flops, peak * context.world_size if peak else None)
 
     def step(self, context: TrainContext, tokens: float) -> None:

@@ -1,8 +1,10 @@
-"""How the Transformer is trained, from a micro-batch of tokens to the optimiser. Run it with `python -m jobs.transformer`.
+"""How the Transformer is trained, from a micro-batch of tokens to the optimiser.
+Run it with `python -m jobs.transformer`.
 
-The same for both tasks and all strategies. A step is the passes over the micro-batches of the shards that this worker owns; the
-loss is a sum over rows (to classify) or target tokens (to generate), divided by their *global* number, never a mean of means.
-How weights, gradients and moments are spread over the workers, and summed, is the strategy's: strategies/ddp.py or zero.py.
+The same for both tasks and all strategies. A step is the passes over the micro-batches of the shards that this worker
+owns; the loss is a sum over rows (to classify) or target tokens (to generate), divided by their *global* number, never
+a mean of means. How weights, gradients and moments are spread over the workers, and summed, is the strategy's:
+strategies/ddp.py or zero.py.
 
 Shapes: m rows of a micro-batch, T tokens, V words of the vocabulary, K classes.
 """
@@ -113,7 +115,8 @@ class TransformerTraining:
 
 
 # ── the passes of one step ──
-def passes(context: TrainContext, micro_batches: MicroBatches, config: TransformerConfig, *, lockstep: bool) -> Iterator[Batch]:
+def passes(context: TrainContext, micro_batches: MicroBatches, config: TransformerConfig, *,
+           lockstep: bool) -> Iterator[Batch]:
     """The forward passes of this worker's micro-batches, each cut where one may not take all its rows.
 
     lockstep: workers with fewer shards than others make as many passes, the surplus at zero weight.

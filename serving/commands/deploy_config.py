@@ -1,4 +1,5 @@
-"""From models that a person names to the configuration that Serve deploys, the same for `up`, `serve deploy` and a RayService."""
+"""From models that a person names to the configuration that Serve deploys, the same for `up`,
+`serve deploy` and a RayService."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,9 @@ SERVE_SETTINGS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.hardening.serve_patches:keep_calls_to_this_node",
 }
-"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py. An ingress that ends goes on
-answering for so many seconds, in which HAProxy, on the same machine, learns of it in less than one; by itself it would for 30.
+"""Of the environment of all of a cluster's processes. Measured in tests/benchmarks/serving_http.py. An ingress that
+ends goes on answering for so many seconds, in which HAProxy, on the same machine, learns of it in less than one;
+by itself it would for 30.
 """
 _NAME = re.compile(r"[a-z0-9][a-z0-9._\-]{0,61}")
 
@@ -49,8 +51,8 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
     """
     name, equals, where = spec.partition("=")
     if not equals or not _NAME.fullmatch(name):
-        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, _ and ., "
-                          "beginning with a letter or digit")
+        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, "
+                          "_ and ., beginning with a letter or digit")
     if where.startswith("models:/"):
         found = open_registry(tracking_uri, storage, name).resolve(where)
         version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name
@@ -63,8 +65,10 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,
-           http: Mapping[str, object], grpc_port: int | None = None, shared: SharedSettings | None = None) -> dict[str, object]:
-    """A Serve config: an application for each version of a model, or one that they share, and the ingress in front of them.
+           http: Mapping[str, object], grpc_port: int | None = None,
+           shared: SharedSettings | None = None) -> dict[str, object]:
+    """A Serve config: an application for each version of a model, or one that they share,
+    and the ingress in front of them.
 
     grpc_port: None for no gRPC.
     """
@@ -79,7 +83,8 @@ def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, f
         "name": ENDPOINT, "import_path": "serving.endpoint.app:endpoint", "route_prefix": "/", "args": asdict(endpoint),
         "deployments": [{"name": INGRESS, "user_config": routes(weights, by_application)}]})
     timeout_s = endpoint.timeout_s + 5
-    grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.endpoint.grpc:add_to_server"], "request_timeout_s": timeout_s,
+    grpc = {"port": grpc_port, "grpc_servicer_functions": ["serving.endpoint.grpc:add_to_server"],
+            "request_timeout_s": timeout_s,
             "enable_reflection": False}
     return {"proxy_location": "EveryNode", "http_options": {"request_timeout_s": timeout_s, **http},
             **({} if grpc_port is None else {"grpc_options": grpc}),

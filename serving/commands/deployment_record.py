@@ -1,6 +1,8 @@
-"""Which versions of a model get how much of its requests: changed while the endpoint runs, without a restart of any of them.
+"""Which versions of a model get how much of its requests: changed while the endpoint runs,
+without a restart of any of them.
 
-The record of a running endpoint is a file in this user's folder (cluster/core/auth.py); what is in it is the config that Serve has.
+The record of a running endpoint is a file in this user's folder (cluster/core/auth.py);
+what is in it is the config that Serve has.
 """
 
 import copy
@@ -47,7 +49,8 @@ class Running:
         try:
             return read_json(Running.file(port), Running)
         except DocumentError as error:
-            raise ConfigError(f"{Running.file(port)} is damaged ({error}): end that endpoint by hand, and delete it") from None
+            raise ConfigError(f"{Running.file(port)} is damaged ({error}): end that endpoint by hand, and delete "
+                              "it") from None
         except FileNotFoundError:
             return None
 
@@ -105,8 +108,10 @@ def parse_weights(words: str) -> Weights:
         found = {version: float(weight) for version, weight in pairs}
     except ValueError:
         raise ConfigError(f"--weights {words}: it must be VERSION=WEIGHT,…, such as 3=90,4=10") from None
-    if len(found) < len(pairs) or not all(0 <= weight < float("inf") for weight in found.values()) or not sum(found.values()) > 0:
-        raise ConfigError(f"--weights {words}: weights must be 0 or more, one of them more than 0, and each version's given once")
+    if len(found) < len(pairs) or not all(0 <= weight < float("inf")
+                                          for weight in found.values()) or not sum(found.values()) > 0:
+        raise ConfigError(f"--weights {words}: weights must be 0 or more, one of them more than 0, and each version's "
+                          "given once")
     total = sum(found.values())
     return {version: weight / total for version, weight in found.items()}
 
@@ -115,8 +120,8 @@ def with_weights(config: JsonObject, name: str, weights: Weights, new: Sequence[
                  guard: Canary | None = None) -> JsonObject:
     """A config in which a model's versions have these weights. new: versions that it does not have yet.
 
-    A version that had requests until now stays, with none, so that they can go back to it, and so does a shadow; one that had none
-    already goes.
+    A version that had requests until now stays, with none, so that they can go back to it, and so does a shadow;
+    one that had none already goes.
     """
     made = copy.deepcopy(config)
     user_config = _ingress(made)["user_config"]
@@ -139,8 +144,10 @@ def with_weights(config: JsonObject, name: str, weights: Weights, new: Sequence[
     return made
 
 
-def with_shadow(config: JsonObject, name: str, version: str, share: float, new: Sequence[ModelSettings] = ()) -> JsonObject:
-    """A config in which a version is asked, beside the others, a share of a model's requests. share: 0 for no shadow any more."""
+def with_shadow(config: JsonObject, name: str, version: str, share: float,
+                new: Sequence[ModelSettings] = ()) -> JsonObject:
+    """A config in which a version is asked, beside the others, a share of a model's requests.
+    share: 0 for no shadow any more."""
     made = copy.deepcopy(config)
     for settings in new:
         _add(made, settings, 0.0)
@@ -173,10 +180,11 @@ def _applications(new: Sequence[ModelSettings]) -> list[JsonObject]:
 
 def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSettings], ready: Callable[[], object],
            before: Weights, guard: Canary | None) -> None:
-    """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed. before: the weights
-    that a rollback goes back to.
+    """Starts what is new, then moves the requests. ready: called in between; if it raises, nothing has changed. before:
+    the weights that a rollback goes back to.
 
-    Needs a connected process. Raises: ClusterError if a new version does not start, and then nothing has changed either.
+    Needs a connected process. Raises: ClusterError if a new version does not start,
+    and then nothing has changed either.
     """
     with _or_as_before(running):
         _start(running, new, ready)
@@ -186,7 +194,8 @@ def change(running: Running, name: str, weights: Weights, new: Sequence[ModelSet
 
 
 def follow(running: Running, name: str, version: str, share: float, new: Sequence[ModelSettings]) -> None:
-    """Makes a version a shadow, or ends it (share 0). Needs a connected process. Raises: ClusterError, as `change` does."""
+    """Makes a version a shadow, or ends it (share 0). Needs a connected process.
+    Raises: ClusterError, as `change` does."""
     with _or_as_before(running):
         _start(running, new, lambda: None)
         _deploy(running, with_shadow(running.config, name, version, share, new))

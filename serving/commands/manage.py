@@ -1,4 +1,5 @@
-"""What `python -m serving` does with an endpoint that runs: says how it is, changes which versions answer, and ends it."""
+"""What `python -m serving` does with an endpoint that runs: says how it is, changes which versions answer,
+and ends it."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -16,7 +17,16 @@ from cluster.core.errors import ClusterError, ConfigError
 from cluster.core.storage import Store
 from jobs.common.registry.connection import open_registry
 from jobs.common.registry.registry import CHAMPION, Registry
-from serving.commands.deployment_record import Running, Weights, change, follow, missing, new_id, parse_weights, with_weights
+from serving.commands.deployment_record import (
+    Running,
+    Weights,
+    change,
+    follow,
+    missing,
+    new_id,
+    parse_weights,
+    with_weights,
+)
 from serving.core.settings import ENDPOINT, SHARED, ModelSettings
 from serving.traffic.canary import Canary
 
@@ -110,7 +120,8 @@ def _of_shadow(record: Running, name: str, shadows: Told) -> list[str]:
     seen = shadows.get(name)
     rows: Mapping[str, int] = seen["rows"] if seen is not None and seen["id"] == shadow["id"] else {}
     found = ", ".join(f"{count} {outcome}" for outcome, count in sorted(rows.items())) or "none yet"
-    return [f"shadow: version {shadow['version']} is asked {100 * shadow['share']:g} % of the requests too; rows: {found}"]
+    return [f"shadow: version {shadow['version']} is asked {100 * shadow['share']:g} % of the requests too; rows: "
+            f"{found}"]
 
 
 def _weights(record: Running, name: str, watched: Told) -> Weights:
@@ -139,7 +150,8 @@ def promote(options: argparse.Namespace) -> int:
 
 
 def rollback(options: argparse.Namespace) -> int:
-    """Undoes `promote` in the registry too: if the champion loses all requests to one version, that becomes the champion."""
+    """Undoes `promote` in the registry too: if the champion loses all requests to one version,
+    that becomes the champion."""
     record = Running.load(options.port)
     lost = _only(record.weights(options.model))
     if options.model not in record.before:
@@ -173,7 +185,8 @@ def shadow(options: argparse.Namespace) -> int:
     record = Running.load(options.port)
     weights = record.weights(options.model)
     if weights.get(options.version, 0) > 0 and options.share > 0:
-        raise ConfigError(f"version {options.version} of {options.model} answers requests itself: a shadow is one that does not")
+        raise ConfigError(f"version {options.version} of {options.model} answers requests itself: a shadow is one that "
+                          "does not")
     new = _new(options, record, {options.version: 0.0}) if options.share else []
     with connected(record):
         follow(record, options.model, options.version, options.share, new)
@@ -191,7 +204,8 @@ def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], N
 
         before = _weights(record, options.model, told("watched"))
         record.config = with_weights(record.config, options.model, before)
-        change(record, options.model, weights, new, ready, before, _guard(options, before, weights) if guarded else None)
+        change(record, options.model, weights, new, ready, before,
+               _guard(options, before, weights) if guarded else None)
     for version, weight in record.weights(options.model).items():
         print(f"{options.model} version {version}: {100 * weight:.1f} %")
     return 0
@@ -214,7 +228,8 @@ def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list
     for version in missing(record, options.model, weights):
         like = ModelSettings(**record.models()[options.model][0]["settings"])
         if not like.registered:
-            raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as models:/NAME@ALIAS")
+            raise ConfigError(f"{options.model} is served from a path, so it has one version: serve it as "
+                              "models:/NAME@ALIAS")
         spec = f"{options.model}=models:/{like.registered}/{version}"
         served = deploy_config.find(spec, options.tracking_uri, Store.open(options.storage), like.jobs)
         found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest))

@@ -98,7 +98,8 @@ def metrics_urls() -> list[str]:
     """Where a Prometheus gets the metrics of each node."""
     import ray
 
-    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes() if node["Alive"]]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()
+            if node["Alive"]]
 
 
 def _reason(state: "ApplicationDetails") -> str:

@@ -28,7 +28,8 @@ from serving.hardening import haproxy, tls
 
 def key(options: argparse.Namespace) -> int:
     made, line = keys.new_key(options.name)
-    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or {keys.VARIABLE}.")
+    print(f"key:   {made}\nline:  {line}\nThe key is not kept anywhere; the line goes into the --keys file, or "
+          f"{keys.VARIABLE}.")
     return 0
 
 
@@ -166,8 +167,10 @@ def _config(options: argparse.Namespace) -> JsonObject:
 
     endpoint = EndpointSettings(
         auth=not options.no_auth, keys_file=os.path.abspath(options.keys) if options.keys else None,  # noqa: PTH100
-        max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued, timeout_s=options.timeout_s,
-        requests_per_s=options.requests_per_s, min_replicas=options.ingress_replicas, max_replicas=options.ingress_replicas,
+        max_request_bytes=int(options.max_request_mib * (1 << 20)), max_queued=options.max_queued,
+        timeout_s=options.timeout_s,
+        requests_per_s=options.requests_per_s, min_replicas=options.ingress_replicas,
+        max_replicas=options.ingress_replicas,
         downscale_delay_s=options.downscale_delay_s, host=options.host, cors_origins=options.cors_origin,
         root_path=options.root_path,
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
@@ -177,8 +180,8 @@ def _config(options: argparse.Namespace) -> JsonObject:
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
     if options.placement == "shared" and (texts := [each.name for each in served if each.generates]):
-        raise ConfigError(f"--placement shared: {', '.join(texts)} writes text, which needs replicas of its own: pass --placement "
-                          "replicas")
+        raise ConfigError(f"--placement shared: {', '.join(texts)} writes text, which needs replicas of its own: pass "
+                          "--placement replicas")
     models = [ModelSettings(
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
         generates=each.generates, min_replicas=options.min_replicas,
@@ -194,7 +197,8 @@ def _config(options: argparse.Namespace) -> JsonObject:
         endpoint = replace(endpoint, own=[asdict(model) for model in models], min_replicas=max(1, options.min_replicas),
                            max_replicas=max(1, options.max_replicas, options.min_replicas))
     weights = {model.name: {model.version: 1.0} for model in models}
-    return deploy_config.config(models, weights, endpoint, {"host": options.host, "port": options.port}, options.grpc_port,
+    return deploy_config.config(models, weights, endpoint, {"host": options.host, "port": options.port},
+                                options.grpc_port,
                          _shared(options))
 
 
@@ -202,7 +206,8 @@ def _shared(options: argparse.Namespace) -> SharedSettings | None:
     if options.placement != "shared":
         return None
     return SharedSettings(max_loaded=options.max_loaded, min_replicas=options.min_replicas,
-                          max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
+                          max_replicas=max(options.max_replicas, options.min_replicas, 1),
+                          cpus=options.cpus_per_replica,
                           gpus=options.gpus_per_replica, downscale_delay_s=options.downscale_delay_s)
 
 
@@ -214,10 +219,13 @@ def _in_ingress(options: argparse.Namespace) -> bool:
 
 def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
     if options.no_auth and not _is_loopback(options.host):
-        raise ConfigError(f"--no-auth: without keys an endpoint answers on loopback only, not on {options.host}: pass --keys FILE")
-    if options.engine == "vllm" and (not options.no_auth or options.keys or options.requests_per_s or options.access_log):
-        raise ConfigError("--engine vllm: Ray's ingress for it checks no keys, limits no rates and writes no access log: pass "
-                          "--no-auth, without --keys, --requests-per-s and --access-log, and put a gateway in front of it")
+        raise ConfigError(f"--no-auth: without keys an endpoint answers on loopback only, not on {options.host}: pass "
+                          "--keys FILE")
+    if options.engine == "vllm" and (not options.no_auth or options.keys or options.requests_per_s
+                                     or options.access_log):
+        raise ConfigError("--engine vllm: Ray's ingress for it checks no keys, limits no rates and writes no access "
+                          "log: pass --no-auth, without --keys, --requests-per-s and --access-log, and put a gateway "
+                          "in front of it")
     browsers.check(endpoint)
     if endpoint.auth and options.command == "up":
         keys.check(endpoint.keys_file)
@@ -249,7 +257,8 @@ def _check_port(host: str, port: int, flag: str) -> None:
 def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.pid and getattr(connection.laddr, "port", 0) == port:
+            if (connection.status == psutil.CONN_LISTEN and connection.pid
+                and getattr(connection.laddr, "port", 0) == port):
                 process = psutil.Process(connection.pid)
                 return f"process {process.pid} ({' '.join(process.cmdline())[:80]})"
     except psutil.Error:

@@ -2,9 +2,9 @@
 
     python -m serving key NAME          prints a new key once, and the line to put into the file
 
-A line is `NAME:SHA256`; several lines may have one name, so that a new key works before the old one goes. Keys are random and
-long, so a plain hash does; they are compared in constant time. What is in the file now is what holds: a key whose line is gone, is
-damaged, or cannot be read works no more.
+A line is `NAME:SHA256`; several lines may have one name, so that a new key works before the old one goes. Keys are
+random and long, so a plain hash does; they are compared in constant time. What is in the file now is what holds: a key
+whose line is gone, is damaged, or cannot be read works no more.
 """
 
 import hashlib
@@ -27,15 +27,16 @@ _NAME = r"[\w.\-]{1,64}"
 _LINE = re.compile(rf"({_NAME}):([0-9a-f]{{64}})")
 _LOOK_EVERY_S = 0.25
 _GONE_S = 1.0
-"""A file that was readable within so many seconds may be one that is being replaced: its keys hold until then, and no longer."""
+"""A file that was readable within so many seconds may be one that is being replaced: its keys hold until then,
+and no longer."""
 _log = logging.getLogger(__name__)
 
 
 def new_key(name: str) -> tuple[str, str]:
     """A key, and its line for the file. Raises: ConfigError for a name that a line cannot hold."""
     if not re.fullmatch(_NAME, name):
-        raise ConfigError(f"key {name!r}: a name has 1 to 64 letters, digits, `.`, `_` or `-`, which is all that a line of the "
-                          "key file can hold")
+        raise ConfigError(f"key {name!r}: a name has 1 to 64 letters, digits, `.`, `_` or `-`, which is all that a "
+                          "line of the key file can hold")
     key = f"ty_{secrets.token_urlsafe(32)}"
     return key, f"{name}:{digest(key)}"
 
@@ -72,19 +73,21 @@ def parse(text: str) -> Lines:
 
 
 def check(file: str | None) -> None:
-    """Raises: ConfigError if an endpoint that starts has no keys, or a line is not a key's. file: None for the environment's."""
+    """Raises: ConfigError if an endpoint that starts has no keys, or a line is not a key's.
+    file: None for the environment's."""
     where = VARIABLE if file is None else f"--keys {file}"
     try:
         problem = parse(_text(file)).problem
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem:
-        raise ConfigError(f"{where}: {problem}: make a key with `python -m serving key NAME`, or pass --no-auth, which serves "
-                          "this machine only")
+        raise ConfigError(f"{where}: {problem}: make a key with `python -m serving key NAME`, or pass --no-auth, which "
+                          "serves this machine only")
 
 
 class Keys:
-    """Who may ask, as the file says now. Lines that are damaged are left out; where no key is left, nobody is let in."""
+    """Who may ask, as the file says now.
+    Lines that are damaged are left out; where no key is left, nobody is let in."""
 
     def __init__(self, file: str | None) -> None:
         """file: None for the environment's, which stays as it was when the process began."""
@@ -129,7 +132,8 @@ class Keys:
 
     def _say(self, problem: str) -> None:
         if problem and problem != self._problem:
-            _log.error("the keys of %s: %s (%d keys are known)", self._file or VARIABLE, problem, len(self._lines.known))
+            _log.error("the keys of %s: %s (%d keys are known)", self._file or VARIABLE, problem,
+                       len(self._lines.known))
         self._problem = problem
 
 

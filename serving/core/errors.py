@@ -1,4 +1,5 @@
-"""What an endpoint answers with instead of a result: HTTP's status or gRPC's code, and a message (over HTTP, `{"error": …}`).
+"""What an endpoint answers with instead of a result: HTTP's status or gRPC's code, and a message (over HTTP,
+`{"error": …}`).
 
     RefusedError                    status, code
     ├── BadRequestError             400  INVALID_ARGUMENT    the request is not what the model takes
@@ -13,7 +14,7 @@
     ├── OverloadedError             503  UNAVAILABLE         with Retry-After
     ├── DeadlineError               504  DEADLINE_EXCEEDED
     ├── GoneError                   503  UNAVAILABLE         with Retry-After
-    ├── NotLoadedError              500  INTERNAL            what the model's artifact is, or answers, is not what it should be
+    ├── NotLoadedError              500  INTERNAL            the model's artifact, or its answer, is not as it should be
     └── ModelError                  500  INTERNAL            our own mistake, without details
 """
 

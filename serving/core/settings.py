@@ -1,4 +1,5 @@
-"""What an endpoint and the models behind it are told: plain values, which go through `serve deploy`'s YAML as they are."""
+"""What an endpoint and the models behind it are told: plain values,
+which go through `serve deploy`'s YAML as they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,8 @@ ENDPOINT, SHARED = "endpoint", "shared"
 INGRESS, MODEL = "Ingress", "Model"
 """The deployment of the endpoint's application, and of all others."""
 HEARTBEAT_S = 1.0
-"""Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each) is no more exported."""
+"""Between two settings of a gauge: what is not set again within two of Ray's report intervals (10 s each)
+is no more exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +103,13 @@ class EndpointSettings:
     root_path: str = ""
     """What stands before every path where a proxy gives it out under one, such as `/models`; no slash at its end."""
     own: Sequence[JsonObject] = ()
-    """Models that each replica of the ingress computes itself, as ModelSettings: nothing lies between a request and the model."""
+    """Models that each replica of the ingress computes itself, as ModelSettings:
+    nothing lies between a request and the model."""
 
 
 def routes(models: Mapping[str, Mapping[str, float]], settings: Mapping[str, ModelSettings]) -> JsonObject:
-    """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight. settings: by application."""
+    """The ingress's `user_config`, which changes without a restart. models: name -> version -> weight.
+    settings: by application."""
     return {"models": {name: [{"weight": weight, "settings": asdict(settings[f"{name}-{version}"])}
                               for version, weight in versions.items()] for name, versions in models.items()},
             "guards": {}, "shadows": {}}

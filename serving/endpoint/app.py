@@ -1,5 +1,5 @@
-"""The Serve applications, as `serve deploy` imports them from `serving.endpoint.app`: `endpoint`, and one `model` a version, or
-`shared` for many.
+"""The Serve applications, as `serve deploy` imports them from `serving.endpoint.app`: `endpoint`,
+and one `model` a version, or `shared` for many.
 
     serve deploy FILE.yaml                 a file that `python -m serving config …` writes
 """
@@ -29,7 +29,8 @@ from serving.traffic.shared_state import Reporter, lease
 
 _INGRESS_ONGOING = 16.0
 _SHARED_ONGOING = 1000
-"""The ingress sends as many of each model as to replicas of its own, and those that wait for a model to load hold up no other."""
+"""The ingress sends as many of each model as to replicas of its own,
+and those that wait for a model to load hold up no other."""
 
 
 @serve.ingress()
@@ -73,7 +74,8 @@ class Ingress:
     def _replicas(self) -> JsonObject:
         """How many run: of the ingress, and of each model."""
         return {"endpoint": len(self._ingress.replicas()),
-                "models": {name: sum(map(self._running, versions)) for name, versions in self._table.settings().items()}}
+                "models": {name: sum(map(self._running, versions))
+                           for name, versions in self._table.settings().items()}}
 
     def _running(self, settings: ModelSettings) -> int:
         """Replicas of a version; of those that models share, the ones that have it loaded."""
@@ -127,7 +129,8 @@ def endpoint(args: JsonObject) -> serve.Application:
     resources = {"num_cpus": sum(each.cpus for each in own), "num_gpus": sum(each.gpus for each in own)}
     deployment: Any = serve.deployment(Ingress)
     return deployment.options(
-        name=INGRESS, max_ongoing_requests=10 * settings.max_queued, ray_actor_options=resources, health_check_period_s=5,
+        name=INGRESS, max_ongoing_requests=10 * settings.max_queued, ray_actor_options=resources,
+        health_check_period_s=5,
         graceful_shutdown_timeout_s=10, **_scaling(settings.min_replicas, settings.max_replicas, _INGRESS_ONGOING,
                                                settings.downscale_delay_s)).bind(asdict(settings))
 
@@ -136,7 +139,8 @@ def _scaling(min_replicas: int, max_replicas: int, ongoing: float, downscale_del
     """ongoing: calls under way of one replica, at which it is as busy as it is to be."""
     if min_replicas == max_replicas:
         return {"num_replicas": max_replicas}
-    return {"autoscaling_config": {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": ongoing,
+    return {"autoscaling_config": {"min_replicas": min_replicas, "max_replicas": max_replicas,
+                                   "target_ongoing_requests": ongoing,
                                    "upscale_delay_s": 2.0, "downscale_delay_s": downscale_delay_s}}
 
 
@@ -147,7 +151,8 @@ def model(args: JsonObject) -> serve.Application:
     scaling = _scaling(settings.min_replicas, settings.max_replicas, max(1.0, texts / 8), settings.downscale_delay_s)
     deployment: Any = serve.deployment(GeneratingReplica if settings.generates else Replica)
     return deployment.options(
-        name=MODEL, max_ongoing_requests=3 + texts, ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        name=MODEL, max_ongoing_requests=3 + texts,
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling).bind(asdict(settings))
 
 

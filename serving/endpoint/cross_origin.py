@@ -1,8 +1,9 @@
 """What web pages may do with an endpoint, by way of the browser of somebody who reaches it.
 
-An endpoint without keys takes whoever reaches loopback for its owner, and every page that its owner's browser shows reaches that:
-by the name of its own host, led to 127.0.0.1 (DNS rebinding), or by a form that it posts there blindly. So it is asked by a name of
-loopback, and by pages of its own. With keys a page needs one. `--cors-origin` lets pages of other hosts ask, and read the answers.
+An endpoint without keys takes whoever reaches loopback for its owner, and every page that its owner's browser shows
+reaches that: by the name of its own host, led to 127.0.0.1 (DNS rebinding), or by a form that it posts there blindly.
+So it is asked by a name of loopback, and by pages of its own. With keys a page needs one.
+`--cors-origin` lets pages of other hosts ask, and read the answers.
 """
 
 import ipaddress
@@ -25,10 +26,11 @@ def check(settings: EndpointSettings) -> None:
     """Raises: ConfigError for what no browser sends as an origin, or is not the beginning of a path."""
     for origin in settings.cors_origins:
         if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(f"--cors-origin {origin}: it must be what a browser sends, such as https://example.com or "
-                              "http://localhost:3000, in lower case and without a path")
+            raise ConfigError(f"--cors-origin {origin}: it must be what a browser sends, such as https://example.com "
+                              "or http://localhost:3000, in lower case and without a path")
     if not re.fullmatch(r"(/[\w.~\-]+)*", settings.root_path):
-        raise ConfigError(f"--root-path {settings.root_path}: it must begin with a slash and not end with one, such as /models")
+        raise ConfigError(f"--root-path {settings.root_path}: it must begin with a slash and not end with one, such as "
+                          "/models")
 
 
 class Browsers:
@@ -45,10 +47,11 @@ class Browsers:
         if not self._open:
             return
         if host is not None and not self._is_ours(host):
-            raise ForbiddenError("without keys an endpoint is asked as localhost or 127.0.0.1, not by another name: start it with "
-                                 "--keys FILE, or pass --cors-origin with the address that browsers show")
+            raise ForbiddenError("without keys an endpoint is asked as localhost or 127.0.0.1, not by another name: "
+                                 "start it with --keys FILE, or pass --cors-origin with the address that browsers show")
         if origin is not None and origin not in self._origins and origin.partition(b"://")[2] != host:
-            raise ForbiddenError("a page of another origin may not ask this endpoint: pass --cors-origin with its origin")
+            raise ForbiddenError("a page of another origin may not ask this endpoint: pass --cors-origin with its "
+                                 "origin")
 
     def _is_ours(self, host: bytes) -> bool:
         try:
@@ -59,7 +62,8 @@ class Browsers:
             return False
 
     def preflight(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """What a browser is told that asks whether a page may ask, which it does without a key; None: it does not ask that."""
+        """What a browser is told that asks whether a page may ask, which it does without a key;
+        None: it does not ask that."""
         if method != "OPTIONS" or headers.get(b"origin") not in self._origins:
             return None
         return ((b"access-control-allow-methods", b"GET, POST"), (b"access-control-allow-headers", _ASKED),
@@ -72,4 +76,5 @@ class Browsers:
         origin = headers.get(b"origin")
         if origin is None or origin not in self._origins:
             return ((b"vary", b"origin"),)
-        return ((b"vary", b"origin"), (b"access-control-allow-origin", origin), (b"access-control-expose-headers", _READ))
+        return ((b"vary", b"origin"), (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", _READ))

@@ -1,7 +1,7 @@
 """The endpoint over gRPC, in front of pipeline.py: the service `inference.GRPCInferenceService` on Serve's gRPC proxy.
 
-Serve calls a method of the ingress by each call's name; which calls there are it is told by `add_to_server`. A key is the metadata
-`authorization: Bearer KEY`.
+Serve calls a method of the ingress by each call's name; which calls there are it is told by `add_to_server`. A key is
+the metadata `authorization: Bearer KEY`.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -96,7 +96,8 @@ def _headers(context: Any) -> dict[bytes, bytes]:
 
 
 def add_to_server(servicer: Any, server: Any) -> None:
-    """What Serve is told to import, as it would be generated. Messages stay bytes: who has no key is not worth reading."""
+    """What Serve is told to import, as it would be generated.
+    Messages stay bytes: who has no key is not worth reading."""
     import grpc
 
     handlers = {method: grpc.unary_unary_rpc_method_handler(getattr(servicer, method)) for method in METHODS}

@@ -86,6 +86,8 @@ class Application:
             coming.cancel()
 
     def replicas(self) -> list[Collection[str]]:
-        """Of each one that runs, the models that it has loaded on demand. The handle is told of them, so nobody is asked."""
+        """Of each one that runs, the models that it has loaded on demand.
+        The handle is told of them, so nobody is asked."""
         router = self._handle._router._asyncio_router.request_router  # there is no public way to it
-        return [replica.multiplexed_model_ids for replica in router.curr_replicas.values()] if router is not None else []
+        return [replica.multiplexed_model_ids
+                for replica in router.curr_replicas.values()] if router is not None else []

@@ -146,5 +146,6 @@ def _refusal(path: str, error: RefusedError) -> Answer:
     if isinstance(error, CompressedError):
         headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, UnauthorisedError):
-        headers.append((b"www-authenticate", b'Basic realm="trainyard: any name, and a key as the password", charset="UTF-8"'))
+        headers.append((b"www-authenticate",
+                        b'Basic realm="trainyard: any name, and a key as the password", charset="UTF-8"'))
     return Answer(body, error.status, headers=tuple(headers))

@@ -1,4 +1,5 @@
-"""An operation of the endpoint: a route of Starlette's router and, from the same definition, a part of /openapi.json."""
+"""An operation of the endpoint: a route of Starlette's router and, from the same definition,
+a part of /openapi.json."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ class Operation(Route):
     """A path with its method, what answers it, whether that needs a key, and what is asked and answered."""
 
     def __init__(self, path: str, answer: Callable[..., Awaitable[Any]], summary: str = "", name: str = "", *,
-                 method: str = "GET", keyless: bool = False, details: str = "", returns: object = None, streams: object = None,
+                 method: str = "GET", keyless: bool = False, details: str = "", returns: object = None,
+                 streams: object = None,
                  takes: Callable[[Sequence[Model]], tuple[object, object]] | None = None,
                  refused: Mapping[int, str] | None = None, error: object = Error,
                  of: Callable[[Model], object] | None = None) -> None:
@@ -61,7 +63,8 @@ class Operation(Route):
         answers = {"200": {"description": "OK", "content": content(self.returns) | stream}}
         for status, why in self.refused.items():
             answers[str(status)] = {"description": why, "content": content(self.error)}
-        made: JsonObject = {"summary": self.summary.format(**fields), "operationId": self.name + suffix, "responses": answers}
+        made: JsonObject = {"summary": self.summary.format(**fields), "operationId": self.name + suffix,
+                            "responses": answers}
         if self.takes is not None:
             schema, example = self.takes(models)
             body = {"application/json": {"schema": schema, "example": example}}
@@ -93,7 +96,8 @@ def openapi(operations: Iterable[Operation], models: Sequence[Model], root_path:
 
 def _placed(operation: Operation, models: Sequence[Model], schemas: Mapping[object, object]) \
         -> Iterator[tuple[tuple[bool, int, int], str, JsonObject]]:
-    """Its place in the order, which goes model by model and then version by version; each of its paths, and what is there."""
+    """Its place in the order, which goes model by model and then version by version;
+    each of its paths, and what is there."""
     path, text, method = operation.path, operation.path.startswith("/v1/"), operation.allowed[0].lower()
     meant = [(number, model) for number, model in enumerate(models) if operation.of is None or operation.of(model)]
     if "{model}" not in path:

@@ -26,14 +26,16 @@ from serving.traffic.routing import Route
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _JSON, _BINARY, _HTML = b"application/json", b"application/octet-stream", b"text/html; charset=utf-8"
-_POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"
-_ATTRIBUTIONS = ("`attributions` say how much each value of the input speaks for the most probable class, or against it "
-                 "(integrated gradients of its log odds). They sum to `difference`, the log odds less a baseline's, "
+_POLICY = (b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+           b"img-src 'self' blob: data:")
+_ATTRIBUTIONS = ("`attributions` say how much each value of the input speaks for the most probable class, or against "
+                 "it (integrated gradients of its log odds). They sum to `difference`, the log odds less a baseline's, "
                  "but for `gap`.")
 
 
 class Answer:
-    """What goes back: status, body, and headers beside its type and length. text: in place of a body, as it is written."""
+    """What goes back: status, body, and headers beside its type and length.
+    text: in place of a body, as it is written."""
 
     __slots__ = ("body", "content_type", "headers", "status", "text")
 
@@ -75,7 +77,8 @@ class Operations:
                 Operation(path, self._model, "What {name} takes and gives", "metadata", returns=schema.ModelMetadata),
                 Operation(f"{path}/ready", self._model_ready, "Whether {name} answers", "ready", refused=NOT_YET,
                           returns=schema.ModelReady),
-                infer(f"{path}/infer", self._infer, "Answers of {name} ({properties[task]})", "infer", takes=schema.infer_request),
+                infer(f"{path}/infer", self._infer, "Answers of {name} ({properties[task]})", "infer",
+                      takes=schema.infer_request),
                 infer(f"{path}/explain", self._explain, f"What {{name}}'s answers rest on, of at most {MOST_ROWS} rows",
                       "explain", takes=partial(schema.infer_request, outputs="explanation"), details=_ATTRIBUTIONS,
                       of=itemgetter("explanation")))),
@@ -172,7 +175,8 @@ def _read(name: str) -> bytes:
     return (Path(__file__).parent / name).read_bytes()
 
 
-def _found(request: protocol.InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], route: Route) -> Answer:
+def _found(request: protocol.InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec],
+           route: Route) -> Answer:
     data, json_length = protocol.answer(request, outputs, specs, route.said)
     if json_length is None:
         return Answer(data, headers=route.headers)

@@ -19,7 +19,14 @@ import orjson
 
 from cluster.core.documents import JsonObject
 from serving.core.api_keys import Keys
-from serving.core.errors import BadRequestError, DeadlineError, ModelError, RefusedError, UnauthorisedError, UnknownModelError
+from serving.core.errors import (
+    BadRequestError,
+    DeadlineError,
+    ModelError,
+    RefusedError,
+    UnauthorisedError,
+    UnknownModelError,
+)
 from serving.core.settings import EndpointSettings
 from serving.protocols.classification import likeliest
 from serving.protocols.open_inference_json import QUICK_BYTES, InferRequest
@@ -94,16 +101,18 @@ def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 class RequestPipeline:
     """Of one ingress. `table` says which model answers."""
 
-    def __init__(self, settings: EndpointSettings, table: Table, measures: EndpointMetrics, lease: Lease | None = None) -> None:
+    def __init__(self, settings: EndpointSettings, table: Table, measures: EndpointMetrics,
+                 lease: Lease | None = None) -> None:
         """lease: see Limits."""
         self.settings, self.table, self.measures = settings, table, measures
         self.keys = Keys(settings.keys_file) if settings.auth else None
         self._limits = None if settings.requests_per_s is None else Limits(settings.requests_per_s, lease)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
 
-    async def attempt(self, request: Request, answering: Awaitable[Answer], refused: Callable[[RefusedError], Answer]) -> Answer:
-        """What a request is answered with, counted and logged if that is all. refused: what is said instead, whose message may be
-        shown.
+    async def attempt(self, request: Request, answering: Awaitable[Answer],
+                      refused: Callable[[RefusedError], Answer]) -> Answer:
+        """What a request is answered with, counted and logged if that is all.
+        refused: what is said instead, whose message may be shown.
         """
         cause = ""
         try:
@@ -127,8 +136,10 @@ class RequestPipeline:
         seconds = time.perf_counter() - request.began
         self.measures.request(request.route, status, cause, seconds, explained=request.explained)
         if _access.isEnabledFor(logging.INFO):
-            _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path, "status": status,
-                                       "ms": round(1000 * seconds, 2), "caller": request.caller, "bytes": size}).decode())
+            _access.info(orjson.dumps({"id": request.id, "method": request.method, "path": request.path,
+                                       "status": status,
+                                       "ms": round(1000 * seconds, 2), "caller": request.caller,
+                                       "bytes": size}).decode())
 
     def timeout_s(self, request: Request) -> float:
         """What a request may take, by its headers. Raises: BadRequestError."""
@@ -178,7 +189,8 @@ class RequestPipeline:
         if request.explained and not about["explanation"]:
             raise UnknownModelError(f"model {route.settings.name!r} does not explain its answers")
         asked = await self.read(request, parse, about)
-        timeout_s = _timeout(asked.parameters, request.headers, self.settings.timeout_s) - (time.perf_counter() - request.began)
+        timeout_s = _timeout(asked.parameters, request.headers,
+                             self.settings.timeout_s) - (time.perf_counter() - request.began)
         if timeout_s <= 0:
             raise DeadlineError("the deadline had passed when the request had come in")
         return asked, timeout_s, about
@@ -204,7 +216,8 @@ def _key(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def _timeout(parameters: Mapping[str, object], headers: Mapping[bytes, bytes], most_s: float) -> float:
-    """The smallest of the server's, the header's (seconds) and the request's `timeout` (microseconds, as Triton has it)."""
+    """The smallest of the server's, the header's (seconds) and the request's `timeout` (microseconds,
+    as Triton has it)."""
     found = [most_s]
     if (given := headers.get(b"x-request-timeout-seconds")) is not None:
         try:

@@ -1,10 +1,10 @@
 #!/usr/bin/env -S python3 -P
-"""HAProxy as an endpoint needs it: what Serve opens beside the endpoint is closed, nobody can hold all of its connections, what it
-answers by itself has the protocol's form, and TLS is added where it is asked for.
+"""HAProxy as an endpoint needs it: what Serve opens beside the endpoint is closed, nobody can hold all of its
+connections, what it answers by itself has the protocol's form, and TLS is added where it is asked for.
 
-A program in HAProxy's place, by RAY_SERVE_HAPROXY_BINARY_PATH: it rewrites the configuration that Serve gives it, then becomes
-HAProxy. TRAINYARD_TLS_CERT and TRAINYARD_TLS_KEY are files in PEM, which are read again whenever Serve starts it anew;
-TRAINYARD_CONNECTIONS_PER_SOURCE is how many connections one address may have at a time.
+A program in HAProxy's place, by RAY_SERVE_HAPROXY_BINARY_PATH: it rewrites the configuration that Serve gives it, then
+becomes HAProxy. TRAINYARD_TLS_CERT and TRAINYARD_TLS_KEY are files in PEM, which are read again whenever Serve starts
+it anew; TRAINYARD_CONNECTIONS_PER_SOURCE is how many connections one address may have at a time.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -18,26 +18,31 @@ from pathlib import Path
 CERT, KEY = "TRAINYARD_TLS_CERT", "TRAINYARD_TLS_KEY"
 PER_SOURCE = "TRAINYARD_CONNECTIONS_PER_SOURCE"
 MOST_PER_SOURCE = 1024
-"""A quarter of the connections that HAProxy takes (RAY_SERVE_HAPROXY_MAXCONN): many callers may be behind one address."""
+"""A quarter of the connections that HAProxy takes (RAY_SERVE_HAPROXY_MAXCONN):
+many callers may be behind one address."""
 _OUTSIDE = ("http_frontend", "grpc_frontend")
 _LISTED = "use_backend grpc_fallback_backend if is_list_applications"
-_NOT_LISTED = ('http-request return status 200 content-type application/grpc hdr grpc-status 12 hdr grpc-message "not offered" '
+_NOT_LISTED = ('http-request return status 200 content-type application/grpc hdr grpc-status 12 hdr grpc-message "not '
+               'offered" '
                "if is_list_applications")
 """Serve's list of its applications names every model, to whoever asks."""
 _ENDPOINT = "    http-request set-header application endpoint"
 """Serve's own proxy, which takes over while no ingress runs, has the models' applications to choose from, too."""
 _REPLACED = ((re.compile(r"timeout client 3600s$"), "timeout client 60s"), (re.compile(r"^ +errorfile .*"), ""),
              (re.compile(r"^( +stats socket .*) mode 666 "), r"\1 mode 600 "))
-"""Serve lets a caller be silent for an hour, answers 500 in place of 502, 503 and 504, and lets everyone give HAProxy orders."""
+"""Serve lets a caller be silent for an hour, answers 500 in place of 502, 503 and 504,
+and lets everyone give HAProxy orders."""
 _DEFAULTS = """\
-    # Serve names its own proxy by its node's name, which is its address unless `ray start --node-name` gave it another. Where that
-    # name leads nowhere, HAProxy would not start at all; with this it only does without that proxy.
+    # Serve names its own proxy by its node's name, which is its address unless `ray start --node-name` gave it another.
+    # Where that name leads nowhere, HAProxy would not start at all; with this it only does without that proxy.
     default-server init-addr last,libc,none
     # How long an answer may take is for the ingress to say: this ends what hangs for good.
     timeout server 3600s
     timeout http-request 10s"""
-_ERRORS = {502: "the connection to the ingress broke: try again", 503: "no ingress runs: try again", 504: "not answered in time"}
-"""What HAProxy answers in place of an ingress. What is no request, or half of one, it refuses (400, 408) in its own words."""
+_ERRORS = {502: "the connection to the ingress broke: try again", 503: "no ingress runs: try again",
+           504: "not answered in time"}
+"""What HAProxy answers in place of an ingress.
+What is no request, or half of one, it refuses (400, 408) in its own words."""
 _SOURCES = "backend sources\n    stick-table type ipv6 size 100k expire 1m store conn_cur"
 """Addresses with their connections; of IPv6 the network, which is one caller's."""
 
@@ -112,7 +117,8 @@ def _said(status: int, message: str) -> str:
 
 
 def _in_time() -> list[str]:
-    """The rules by which Serve's 408 becomes 504, in the form of its path: it stands for an ingress that did not answer in time.
+    """The rules by which Serve's 408 becomes 504, in the form of its path:
+    it stands for an ingress that did not answer in time.
 
     An ingress has no 408 of its own.
     """

@@ -1,13 +1,14 @@
 """What Ray Serve opens beside the endpoint, kept to where it is needed.
 
-HAProxy by itself listens for statistics and metrics on all interfaces (haproxy.py puts that on loopback), at fixed ports,
-and keeps its configuration, and sockets that anyone may write to, in /tmp/haproxy-serve, where the endpoints of one machine get in
-each other's way. Every replica takes calls from other deployments on all interfaces, without the cluster's token,
-and unpickles them: who reaches that port can run code there. And behind HAProxy, replicas listen to callers, as does a proxy that
-stands in for them: over gRPC on all interfaces, over HTTP wherever the endpoint does, and without its TLS.
+HAProxy by itself listens for statistics and metrics on all interfaces (haproxy.py puts that on loopback), at fixed
+ports, and keeps its configuration, and sockets that anyone may write to, in /tmp/haproxy-serve, where the endpoints of
+one machine get in each other's way. Every replica takes calls from other deployments on all interfaces, without the
+cluster's token, and unpickles them: who reaches that port can run code there. And behind HAProxy, replicas listen to
+callers, as does a proxy that stands in for them: over gRPC on all interfaces, over HTTP wherever the endpoint does,
+and without its TLS.
 
-Serve has settings for the ports, none for the interfaces, so its functions are replaced. Read in Ray 2.60.0, with uvicorn;
-tests/unit/test_internals.py holds each symbol.
+Serve has settings for the ports, none for the interfaces, so its functions are replaced. Read in Ray 2.60.0, with
+uvicorn; tests/unit/test_internals.py holds each symbol.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false
@@ -27,22 +28,25 @@ from serving.hardening import haproxy
 
 
 def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[str, str]:
-    """Environment variables for the processes of a cluster, by which its HAProxy works in a folder that only its user can open.
+    """Environment variables for the processes of a cluster,
+    by which its HAProxy works in a folder that only its user can open.
 
-    folder: its path may have 25 characters, since a socket's may have 97, of which Serve takes the rest. tls: the files of a
-    certificate and its key. Raises: ConfigError if the variable that bounds connections is not a number.
+    folder: its path may have 25 characters, since a socket's may have 97, of which Serve takes the rest. tls: the files
+    of a certificate and its key. Raises: ConfigError if the variable that bounds connections is not a number.
     """
     try:
         haproxy.per_source(os.environ)
     except ValueError as error:
-        raise ConfigError(f"{haproxy.PER_SOURCE}={os.environ[haproxy.PER_SOURCE]}: it must be a number of connections, 1 or more"
+        raise ConfigError(f"{haproxy.PER_SOURCE}={os.environ[haproxy.PER_SOURCE]}: it must be a number of connections, "
+                          "1 or more"
                           ) from error
     folder.chmod(0o700)
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P {shlex.quote(str(haproxy.__file__))} "$@"\n')
     program.chmod(0o700)
     return {
-        **({} if tls is None else {haproxy.CERT: str(Path(tls[0]).absolute()), haproxy.KEY: str(Path(tls[1]).absolute())}),
+        **({} if tls is None else {haproxy.CERT: str(Path(tls[0]).absolute()),
+                                   haproxy.KEY: str(Path(tls[1]).absolute())}),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -58,10 +62,11 @@ def haproxy_settings(folder: Path, tls: tuple[str, str] | None = None) -> dict[s
 
 @cache
 def keep_calls_to_this_node() -> None:
-    """In a process of Serve's, before it listens: it does so on its node's own address, which is loopback for a local cluster.
+    """In a process of Serve's, before it listens: it does so on its node's own address,
+    which is loopback for a local cluster.
 
-    Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. What comes there by HTTP has
-    the headers that it began with.
+    Replicas call it themselves; Serve's own proxy does by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. What comes there
+    by HTTP has the headers that it began with.
     """
     ignore_trailers()
     import ray
@@ -87,7 +92,8 @@ def keep_calls_to_this_node() -> None:
 
 
 def ignore_trailers() -> None:
-    """What follows a body in pieces is no header: uvicorn adds it to them, where it would be one more key, which came last."""
+    """What follows a body in pieces is no header: uvicorn adds it to them, where it would be one more key,
+    which came last."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     protocol: Any = HttpToolsProtocol

@@ -1,4 +1,5 @@
-"""A certificate and its key for an endpoint: checked before anything starts, and seen at work before it is announced."""
+"""A certificate and its key for an endpoint: checked before anything starts,
+and seen at work before it is announced."""
 
 import socket
 import ssl
@@ -30,7 +31,8 @@ def check(cert: str, key: str) -> None:
         context.load_cert_chain(cert, key, lambda: b"")
     except (ssl.SSLError, ValueError) as error:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {cert}: pass the one that it was made with") from error
+            raise ConfigError(f"--tls-key {key} is not the key of --tls-cert {cert}: pass the one that it was made "
+                              "with") from error
         raise ConfigError(f"--tls-cert {cert} is no certificate, or --tls-key {key} no key without a password, in PEM "
                           f"({error})") from error
 
@@ -38,10 +40,11 @@ def check(cert: str, key: str) -> None:
 def check_spoken(host: str, port: int) -> None:
     """Raises: ClusterError if a port does not speak TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # only whether, not who: the certificate may be anyone's
+    # only whether, not who: the certificate may be anyone's
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         with socket.create_connection((host, port), timeout=10) as plain, context.wrap_socket(plain):
             return
     except OSError as error:
-        raise ClusterError(f"port {port} does not speak TLS ({error}): a cluster that runs already is told of it by its own "
-                           "environment, see serving/README.md") from error
+        raise ClusterError(f"port {port} does not speak TLS ({error}): a cluster that runs already is told of it by "
+                           "its own environment, see serving/README.md") from error

@@ -1,10 +1,10 @@
 """How far what a replica is asked, and what it answers, is from its artifact's reference: a gauge a feature.
 
     request ─► decode ─► predict ─► the answer
-                 └──────────┴─► at most ROWS_A_SECOND are kept ─► counted into bins ─► PSI over the last WINDOW_ROWS of them
+                 └──────────┴─► at most ROWS_A_SECOND are kept ─► counted into bins ─► PSI over the last WINDOW_ROWS
 
-`count` is called once a second, between requests, or by the model's own thread where it has one: what it costs does not grow with
-the requests. The window holds the places of rows in bins, and nothing of what is in them.
+`count` is called once a second, between requests, or by the model's own thread where it has one: what it costs does not
+grow with the requests. The window holds the places of rows in bins, and nothing of what is in them.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -64,7 +64,8 @@ class Drift:
         """PSI by feature, over the last rows; without those for which they are too few."""
         seen = self._window[: self._rows]
         return {name: histogram.psi(np.bincount(seen[:, at], minlength=len(histogram.counts)))
-                for at, (name, histogram) in enumerate(self._histograms.items()) if histogram.noise(len(seen)) <= MOST_NOISE}
+                for at, (name, histogram) in enumerate(self._histograms.items())
+                if histogram.noise(len(seen)) <= MOST_NOISE}
 
 
 def watch(artifact: Artifact, predictor: Predictor, settings: ModelSettings) -> Drift | None:
@@ -76,7 +77,8 @@ def watch(artifact: Artifact, predictor: Predictor, settings: ModelSettings) -> 
     rows = predictor.decode(probe.inputs)
     known = predictor.features(rows) | prediction_features(predictor.predict(rows))
     if strange := sorted(set(reference.features) - set(known)):
-        _log.warning("artifact %s: drift of %s is not measured: this program does not know it", artifact.uri, ", ".join(strange))
+        _log.warning("artifact %s: drift of %s is not measured: this program does not know it", artifact.uri,
+                     ", ".join(strange))
     from ray.util.metrics import Gauge
 
     gauge = Gauge("trainyard_serving_drift_psi", "How far a feature of requests or answers is from the reference.",

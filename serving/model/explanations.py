@@ -1,13 +1,15 @@
-"""What a model's answer rests on, asked for like an inference: `POST /v2/models/M[/versions/V]/explain`, with the same body.
+"""What a model's answer rests on, asked for like an inference: `POST /v2/models/M[/versions/V]/explain`,
+with the same body.
 
-The protocol has no explanations (KServe's `:explain` belongs to its older one, and its answer is what each explainer likes), so
-this is the protocol's own form of one: a path beside `infer`, and tensors with a row for each row of the request.
+The protocol has no explanations (KServe's `:explain` belongs to its older one, and its answer is what each explainer
+likes), so this is the protocol's own form of one: a path beside `infer`,
+and tensors with a row for each row of the request.
 
     predicted      INT64  (B,)    the class that is explained, which is the most probable one
     label          BYTES  (B,)    its name
-    attributions   FP32   (B, …)  by how much each value of the input moves the log odds of that class, ln(p / (1 - p)), away from
+    attributions   FP32   (B, …)  by how much each value of the input moves that class's log odds, ln(p / (1 - p)), from
                                   a baseline, in the input's own shape; of texts (B, P), one for each piece
-    pieces         BYTES  (B, P)  of texts: put together, the text as far as it was read; a row that has fewer ends in empty ones
+    pieces         BYTES  (B, P)  of texts: together, the text as far as it was read; rows with fewer end in empty ones
     difference     FP32   (B,)    the log odds of the class, less those of the baseline: what the attributions sum to,
     gap            FP32   (B,)    and how far they are from it
 """
@@ -51,7 +53,8 @@ def _filled(arrays: Sequence[Array]) -> list[Array]:
 
 
 class Explanations:
-    """Of one model: as many at a time as it has replicas, beside its predictions and not in their queue. Used by one event loop."""
+    """Of one model: as many at a time as it has replicas, beside its predictions and not in their queue.
+    Used by one event loop."""
 
     def __init__(self, ask: Callable[..., Awaitable[Tensors | RefusedError]], at_a_time: int) -> None:
         self._ask, self._turns, self._waiting = ask, asyncio.Semaphore(at_a_time), 0

@@ -1,7 +1,8 @@
-"""Replicas that many models share: each loads a model when it is asked for it, and the one that was asked least recently goes.
+"""Replicas that many models share: each loads a model when it is asked for it,
+and the one that was asked least recently goes.
 
-Which replica has which model is Serve's to know (its model multiplexing): a request goes where its model is loaded. A call brings
-the model's settings along, so a new version needs no restart.
+Which replica has which model is Serve's to know (its model multiplexing): a request goes where its model is loaded. A
+call brings the model's settings along, so a new version needs no restart.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUntypedFunctionDecorator=false

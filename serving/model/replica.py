@@ -1,4 +1,5 @@
-"""One replica of a version of a model: a verified artifact, checked against its own probe rows and warmed up before it answers."""
+"""One replica of a version of a model: a verified artifact,
+checked against its own probe rows and warmed up before it answers."""
 
 import asyncio
 import logging
@@ -69,7 +70,8 @@ class Replica:
         return work() if self._thread is None else await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _unpacked(self, requests: Sequence[Tensors]) -> list[Array | RefusedError]:
-        """The rows of requests of which some have files: in threads, beside the model, which answers others meanwhile."""
+        """The rows of requests of which some have files: in threads, beside the model,
+        which answers others meanwhile."""
         loop = asyncio.get_running_loop()
         coming = [loop.run_in_executor(self._decoding, decoded, self._predictor, each) for each in requests]
         return await asyncio.gather(*coming)
@@ -89,14 +91,16 @@ class Replica:
         return True
 
     async def explain(self, inputs: Tensors) -> Tensors | RefusedError:
-        """Row by row in a thread of its own: predictions go on, and a request that is called off ends at its next row."""
+        """Row by row in a thread of its own: predictions go on,
+        and a request that is called off ends at its next row."""
         loop = asyncio.get_running_loop()
         explain = cast(Explaining, self._predictor).explain
         rows = await loop.run_in_executor(self._explaining, decoded, self._predictor, inputs)
         if isinstance(rows, RefusedError):
             return rows
         try:
-            found = [await loop.run_in_executor(self._explaining, explain, rows[place : place + 1]) for place in range(len(rows))]
+            found = [await loop.run_in_executor(self._explaining, explain, rows[place : place + 1])
+                     for place in range(len(rows))]
         except InputError as error:
             return BadRequestError(str(error))
         except Exception:  # noqa: BLE001  (as in `decoded`)
@@ -118,12 +122,14 @@ def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
     jobs: as in ModelSettings.
     """
     about = artifact.manifest.description
-    return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs, "labels": about.labels,
+    return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs,
+            "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
             "explanation": specs(about.inputs) if explains(artifact, jobs) else ()}
 
 
-def answers(predictor: Predictor, requests: Sequence[Tensors], drift: Drift | None = None) -> list[Tensors | RefusedError]:
+def answers(predictor: Predictor, requests: Sequence[Tensors],
+            drift: Drift | None = None) -> list[Tensors | RefusedError]:
     """Of several requests, whose rows go through the model together. What is wrong with one leaves the others be."""
     return answered(predictor, [decoded(predictor, inputs) for inputs in requests], drift)
 
@@ -159,7 +165,8 @@ def _predicted(predictor: Predictor, batches: Sequence[Array], drift: Drift | No
         raise
     except BaseException:  # noqa: BLE001  (as in `decoded`; a panic of Rust's code, as in tokenizers, is no Exception)
         _log.exception("the model failed with %d rows of %d requests", sum(map(len, batches)), len(batches))
-        return [ModelError(_FAILED)] if len(batches) == 1 else [_predicted(predictor, [each], drift)[0] for each in batches]
+        return [ModelError(_FAILED)] if len(batches) == 1 else [_predicted(predictor, [each], drift)[0]
+                                                                for each in batches]
     if drift is not None:
         drift.see(rows, predicted)
     return [*made]
@@ -176,8 +183,8 @@ def check_probe(predictor: Predictor, artifact: Artifact) -> None:
     for name, wanted in probe.outputs.items():
         if not np.allclose(found[name], wanted, _PROBE_RTOL, atol):
             far = float(np.abs(np.asarray(found[name], np.float64) - wanted).max())
-            raise ArtifactError(f"artifact {artifact.uri} does not serve: its answers for its own probe rows differ by {far:.3g} "
-                                f"in {name} from those in it")
+            raise ArtifactError(f"artifact {artifact.uri} does not serve: its answers for its own probe rows differ by "
+                                f"{far:.3g} in {name} from those in it")
 
 
 def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
@@ -196,6 +203,7 @@ def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
 
 def use_threads(count: int) -> None:
     """Of the frameworks, which read it when they are imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS"):  # the last: tokenizers
+    # the last: tokenizers
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(count)
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"

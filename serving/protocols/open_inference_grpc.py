@@ -1,7 +1,7 @@
 """The Open Inference Protocol's messages of gRPC: to requests and from answers, as open_inference_json.py has them.
 
-They are those of open_inference.proto, compiled by `make proto`, in a pool of their own: a client in the same process, such as
-Triton's, brings others of the same names.
+They are those of open_inference.proto, compiled by `make proto`, in a pool of their own: a client in the same process,
+such as Triton's, brings others of the same names.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -28,7 +28,8 @@ _NUMBER_BYTES = 10
 PACKAGE = "inference"
 DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
 _CONTENTS = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents",
     "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
@@ -127,8 +128,8 @@ def _described(tensor: Any, raw: bytes | None, tail: list[bytes]) -> JsonObject:
     fields = [field.name for field, _ in contents.ListFields()]
     if fields and tensor.datatype in DTYPES and (raw is not None or fields != [where]):
         place = where if raw is None and where else "raw_input_contents"
-        raise BadRequestError(f"input {tensor.name[:60]!r} is {tensor.datatype}, and has {' and '.join(fields)}: its values go "
-                              f"into {place} alone")
+        raise BadRequestError(f"input {tensor.name[:60]!r} is {tensor.datatype}, and has {' and '.join(fields)}: its "
+                              f"values go into {place} alone")
     if raw is None and tensor.datatype == "BYTES":
         raw = tensor_values.joined(contents.bytes_contents)
     if raw is None:
@@ -152,7 +153,8 @@ def _parameters(holder: Any) -> JsonObject:
 def answer_call(call: Any, request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec],
                 about: JsonObject) -> Any:
     """A ModelInferResponse: raw where the request was raw, or an output is FP16. about: as in `protocol.answer`."""
-    made = message("ModelInferResponse")(model_name=about["model_name"], model_version=about["model_version"], id=request.id or "")
+    made = message("ModelInferResponse")(model_name=about["model_name"], model_version=about["model_version"],
+                                         id=request.id or "")
     for name, value in about["parameters"].items():
         made.parameters[name].string_param = value
     chosen = protocol.chosen(request, specs)

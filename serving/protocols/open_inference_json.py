@@ -1,7 +1,7 @@
 """The Open Inference Protocol (v2) over HTTP: requests to arrays, arrays to answers, in JSON and with binary tensors.
 
-https://github.com/kserve/open-inference-protocol. The binary extension is Triton's: a body is JSON, then the tensors' bytes, little
-endian, in the order of the JSON; the header `Inference-Header-Content-Length` says how long the JSON is.
+https://github.com/kserve/open-inference-protocol. The binary extension is Triton's: a body is JSON, then the tensors'
+bytes, little endian, in the order of the JSON; the header `Inference-Header-Content-Length` says how long the JSON is.
 """
 
 import re
@@ -22,13 +22,14 @@ HEADER_LENGTH = "inference-header-content-length"
 QUICK_BYTES = 1 << 16
 """What is shorter is read in the event loop: handing it to a thread costs more than it frees."""
 MOST_VALUES, MOST_BRACKETS = 1 << 19, 1 << 16
-"""Commas and opening brackets of a body's JSON. While it becomes objects Python's lock is held, whichever thread reads it,
-and nobody is answered: with so many that takes some 50 ms, whatever they are."""
+"""Commas and opening brackets of a body's JSON. While it becomes objects Python's lock is held, whichever thread reads
+it, and nobody is answered: with so many that takes some 50 ms, whatever they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One that is asked for. binary: as a binary tensor. classes: how many of its likeliest come in its place; 0: none do."""
+    """One that is asked for. binary: as a binary tensor.
+    classes: how many of its likeliest come in its place; 0: none do."""
 
     binary: bool
     classes: int = 0
@@ -36,7 +37,8 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """A request that fits the model. inputs: by name; an element of BYTES is a `bytes`. rows: the first dimension of all."""
+    """A request that fits the model. inputs: by name; an element of BYTES is a `bytes`.
+    rows: the first dimension of all."""
 
     inputs: Mapping[str, Array]
     rows: int
@@ -75,8 +77,8 @@ def json_object(body: bytes, example: str) -> JsonObject:
 
 def _check_size(what: str, found: int, most: int) -> None:
     if found > most:
-        raise BadRequestError(f"the JSON has {found:,} {what}: at most {most:,}. Send tensors as binary ones, `data` that is "
-                              "not nested, or fewer rows in one request")
+        raise BadRequestError(f"the JSON has {found:,} {what}: at most {most:,}. Send tensors as binary ones, `data` "
+                              "that is not nested, or fewer rows in one request")
 
 
 def fitted(message: Mapping[str, object], tail: memoryview, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
@@ -98,8 +100,8 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     if header_length is None:
         return body, memoryview(b"")
     if not re.fullmatch("[0-9]{1,18}", header_length) or int(header_length) > len(body):
-        raise BadRequestError(f"Inference-Header-Content-Length is {header_length[:20]!r}, and the body has {len(body)} bytes: it "
-                              "is the length of the JSON that the body begins with")
+        raise BadRequestError(f"Inference-Header-Content-Length is {header_length[:20]!r}, and the body has "
+                              f"{len(body)} bytes: it is the length of the JSON that the body begins with")
     length = int(header_length)
     return body[:length], memoryview(body)[length:]
 
@@ -154,7 +156,8 @@ def _output(name: str, parameters: Mapping[str, object], binary: bool) -> Output
                               "know: there are binary_data and classification")
     classes = parameters.get("classification", 0)
     if type(classes) is not int or classes < 0:
-        raise BadRequestError(f"`classification` of output {name!r} is {shown(classes)}: it must be a number of classes")
+        raise BadRequestError(f"`classification` of output {name!r} is {shown(classes)}: it must be a number of "
+                              "classes")
     return Output(binary=_flag(parameters, "binary_data") if "binary_data" in parameters else binary, classes=classes)
 
 
@@ -165,7 +168,8 @@ def _rows(shapes: Mapping[str, Sequence[int]], max_rows: int, limit: str) -> int
         raise BadRequestError("the first dimension of all inputs must be the same number of rows, 1 or more: they have "
                               f"{have[:150]}")
     if found > max_rows:
-        raise BadRequestError(f"{found} rows in one request: at most {max_rows} ({limit}). Send them in several requests")
+        raise BadRequestError(f"{found} rows in one request: at most {max_rows} ({limit}). Send them in several "
+                              "requests")
     return found
 
 
@@ -181,7 +185,8 @@ def _inputs(tensors: Iterable[tuple[JsonObject, TensorSpec]], shapes: Mapping[st
         found[spec.name] = of_bytes(tail[at : at + size], spec, shapes[spec.name])
         at += size
     if at != len(tail):
-        raise BadRequestError(f"{len(tail) - at} bytes of the body belong to no tensor: their `binary_data_size` must add up to it")
+        raise BadRequestError(f"{len(tail) - at} bytes of the body belong to no tensor: their `binary_data_size` must "
+                              "add up to it")
     return found
 
 
@@ -193,12 +198,14 @@ def _binary_size(tensor: Mapping[str, object], spec: TensorSpec, left: int) -> i
     if tensor.get("data") is not None:
         raise BadRequestError(f"input {spec.name!r} has both `data` and `binary_data_size`: send one of them")
     if type(size) is not int or not 0 <= size <= left:
-        raise BadRequestError(f"binary_data_size of {spec.name!r} is {shown(size)}, and {left} bytes are left in the body")
+        raise BadRequestError(f"binary_data_size of {spec.name!r} is {shown(size)}, and {left} bytes are left in the "
+                              "body")
     return size
 
 
 def _spec(tensor: JsonObject, specs: Sequence[TensorSpec]) -> TensorSpec:
-    """The spec that a tensor is to keep: the model's, or BYTES of one element a row, such as the bytes of an image file."""
+    """The spec that a tensor is to keep: the model's, or BYTES of one element a row,
+    such as the bytes of an image file."""
     spec, datatype = next((each for each in specs if each.name == tensor["name"]), None), tensor.get("datatype")
     if spec is None:
         known = ", ".join(each.name for each in specs)
@@ -219,15 +226,18 @@ def _shape(tensor: Mapping[str, object], spec: TensorSpec) -> tuple[int, ...]:
     sizes = cast(list[int], shape) if isinstance(shape, list) else []
     if set(map(type, sizes)) != {int} or min(sizes) < 0:
         raise BadRequestError(f"shape of input {spec.name!r} is missing, or no list of whole numbers: {wanted}")
-    if len(sizes) != len(spec.shape) or not all(want in (-1, have) for want, have in zip(spec.shape, sizes, strict=True)):
+    if len(sizes) != len(spec.shape) or not all(want in (-1, have)
+                                                for want, have in zip(spec.shape, sizes, strict=True)):
         raise BadRequestError(f"input {spec.name!r} has shape {str(sizes[:8])[:80]}: {wanted}")
     return tuple(sizes)
 
 
 # ── answers ──
-def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec], about: Mapping[str, object]) \
+def answer(request: InferRequest, outputs: Mapping[str, Array], specs: Sequence[TensorSpec],
+           about: Mapping[str, object]) \
         -> tuple[bytes, int | None]:
-    """A response's body, and the length of its JSON if binary tensors follow it. about: model_name, model_version, parameters."""
+    """A response's body, and the length of its JSON if binary tensors follow it.
+    about: model_name, model_version, parameters."""
     tensors: list[dict[str, object]] = []
     tail: list[bytes] = []
     for spec in chosen(request, specs):

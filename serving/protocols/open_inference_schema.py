@@ -70,7 +70,8 @@ class InferResponse(TypedDict):
 
 
 def infer_request(models: Sequence[JsonObject], outputs: str = "outputs") -> tuple[JsonObject, JsonObject]:
-    """The schema of a request to one model (`Table.described`), and an example. BYTES stands for an image file or a text.
+    """The schema of a request to one model (`Table.described`), and an example.
+    BYTES stands for an image file or a text.
 
     outputs: the field of the description that has the tensors which may be asked for.
     """

@@ -1,4 +1,5 @@
-"""The values of one tensor, from JSON or bytes and back. Whatever is wrong with them is a BadRequestError that names the input."""
+"""The values of one tensor, from JSON or bytes and back.
+Whatever is wrong with them is a BadRequestError that names the input."""
 
 import base64
 import binascii
@@ -47,7 +48,8 @@ def of_json(tensor: Mapping[str, object], spec: TensorSpec, shape: tuple[int, ..
         words = " and ".join(sorted({_WORDS.get(each, each.__name__) for each in strange}))
         raise BadRequestError(f"`data` of input {spec.name!r} holds {words}: {spec.datatype} is "
                               f"{' and '.join(sorted({_WORDS[each] for each in wanted}))}")
-    return (_texts(flat, parameters_of(tensor), spec) if spec.datatype == "BYTES" else _numbers(flat, spec)).reshape(shape)
+    return (_texts(flat, parameters_of(tensor), spec)
+            if spec.datatype == "BYTES" else _numbers(flat, spec)).reshape(shape)
 
 
 def _flat(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> list[Any]:
@@ -56,8 +58,8 @@ def _flat(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> list[Any
     while data and type(data[0]) is list and len(found) < len(shape):
         sizes: set[int] = set(map(len, data)) if set(map(type, data)) == {list} else set()
         if len(sizes) != 1:
-            raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape {list(shape)} says, or not "
-                                  "at all")
+            raise BadRequestError(f"`data` of input {spec.name!r} is ragged: nest it as its shape {list(shape)} says, "
+                                  "or not at all")
         found = (*found, sizes.pop())
         data = list(chain.from_iterable(data))
     if len(data) != math.prod(shape) or (len(found) > 1 and found != shape):
@@ -77,7 +79,8 @@ def _numbers(flat: list[float], spec: TensorSpec) -> Array:
 
 def _whole(flat: list[float], spec: TensorSpec, wanted: np.dtype[np.generic]) -> Array:
     values: Array = np.asarray(flat)
-    if values.dtype.kind != "i":  # NumPy would round whole numbers that are beyond int64, or beside a 3.0: Python does not
+    # NumPy would round whole numbers that are beyond int64, or beside a 3.0: Python does not
+    if values.dtype.kind != "i":
         if not all(value.is_integer() for value in flat if type(value) is float):
             raise BadRequestError(f"`data` of input {spec.name!r} holds fractions, and is {spec.datatype}")
         values = np.array(list(map(int, flat)), object)
@@ -111,8 +114,8 @@ def of_bytes(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Arra
         return _objects(_elements(data, spec, count)).reshape(shape)
     wanted = np.dtype(DTYPES[spec.datatype]).newbyteorder("<")
     if len(data) != count * wanted.itemsize:
-        raise BadRequestError(f"input {spec.name!r} has {len(data)} bytes: {count} values of {spec.datatype}, as its shape "
-                              f"{list(shape)} says, are {count * wanted.itemsize}")
+        raise BadRequestError(f"input {spec.name!r} has {len(data)} bytes: {count} values of {spec.datatype}, as its "
+                              f"shape {list(shape)} says, are {count * wanted.itemsize}")
     if spec.datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise BadRequestError(f"input {spec.name!r} holds bytes that are neither 0 nor 1")
     return _finite(np.frombuffer(data, wanted).reshape(shape), spec)
@@ -124,7 +127,8 @@ def _elements(data: memoryview, spec: TensorSpec, count: int) -> list[bytes]:
     at = 0
     while at < len(data) and len(found) <= count:
         if at + 4 > len(data) or at + 4 + (size := struct.unpack_from("<I", data, at)[0]) > len(data):
-            raise BadRequestError(f"input {spec.name!r} ends in the middle of an element: each is 4 bytes of length, then itself")
+            raise BadRequestError(f"input {spec.name!r} ends in the middle of an element: each is 4 bytes of length, "
+                                  "then itself")
         found.append(bytes(data[at + 4 : at + 4 + size]))
         at += 4 + size
     if len(found) != count:

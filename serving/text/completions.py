@@ -1,4 +1,5 @@
-"""Text as OpenAI's clients get it: `POST /v1/completions`, in one piece or as server-sent events, and `GET /v1/models[/NAME]`."""
+"""Text as OpenAI's clients get it: `POST /v1/completions`, in one piece or as server-sent events,
+and `GET /v1/models[/NAME]`."""
 
 import asyncio
 import logging
@@ -42,7 +43,8 @@ async def model_list(table: Table) -> ModelList:
 async def model(route: Route) -> Model:
     about = await route.about()
     return {"id": route.settings.name, "object": "model", "created": route.since, "owned_by": "trainyard",
-            "max_model_len": about["max_tokens"], "version": route.settings.version, "artifact_digest": route.settings.digest}
+            "max_model_len": about["max_tokens"], "version": route.settings.version,
+            "artifact_digest": route.settings.digest}
 
 
 # ── answers ──
@@ -55,7 +57,8 @@ class Completion:
         self._until = asyncio.get_running_loop().time() + timeout_s
         self._prompt_tokens = self._tokens = 0
         self._same = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-                      "model": route.settings.name, "system_fingerprint": f"{route.settings.version}-{route.settings.digest}"}
+                      "model": route.settings.name,
+                      "system_fingerprint": f"{route.settings.version}-{route.settings.digest}"}
         self._first: list[Piece] = []
         self._coming: AsyncGenerator[list[Piece]] | None = None
         self.cause = ""
@@ -78,7 +81,8 @@ class Completion:
                         reasons[number] = reason or ""
         finally:
             self._measure()
-        choices = [_choice(number, text, reason) for number, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
+        choices = [_choice(number, text, reason)
+                   for number, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
         return orjson.dumps({**self._same, "choices": choices, "usage": self._usage()})
 
     async def begin(self) -> None:

@@ -1,7 +1,8 @@
-"""A replica that continues texts: one thread computes a token a step for all of them, and tells of each as its tokens come.
+"""A replica that continues texts: one thread computes a token a step for all of them,
+and tells of each as its tokens come.
 
-What a job gives is `Generator`, by its predictor's `generator()`. A text ends with the model's own end, a stop sequence, or as many
-tokens as it may have; it leaves its batch before the next token if nobody listens any more.
+What a job gives is `Generator`, by its predictor's `generator()`. A text ends with the model's own end, a stop
+sequence, or as many tokens as it may have; it leaves its batch before the next token if nobody listens any more.
 """
 
 import asyncio
@@ -18,10 +19,11 @@ from serving.core.errors import ModelError, ParameterError, RefusedError
 from serving.text.generation import GenerationRequest, Generator, Row
 
 Piece = tuple[int, str, int, str | None]
-"""Which choice; what its text goes on with; tokens that were computed for it; why it ended, if it has: `stop` or `length`."""
+"""Which choice; what its text goes on with; tokens that were computed for it;
+why it ended, if it has: `stop` or `length`."""
 _PACE_S = 0.001
-"""Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its token does,
-so the more there are, the more tokens a piece has."""
+"""Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its
+token does, so the more there are, the more tokens a piece has."""
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +94,8 @@ class _Choice:
 
 
 class ContinuousBatcher:
-    """The thread, and the requests that it writes for. A request whose rows fit waits for nothing; others wait in their order."""
+    """The thread, and the requests that it writes for.
+    A request whose rows fit waits for nothing; others wait in their order."""
 
     def __init__(self, generator: Generator, max_rows: int) -> None:
         """max_rows: texts that are continued together."""
@@ -111,8 +114,8 @@ class ContinuousBatcher:
         return len(self._written)
 
     async def write(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece]]:
-        """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends them.
-        Raises: ParameterError for a prompt that does not fit the model, ModelError.
+        """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends
+        them. Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
         asked.check(self._max_rows)
         prompts = await asyncio.to_thread(lambda: [self._prompt(each, asked.max_tokens) for each in asked.prompts])

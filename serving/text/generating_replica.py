@@ -12,7 +12,8 @@ from serving.text.generation import GenerationRequest, Generator
 
 
 class GeneratingReplica(Replica):
-    """A Serve deployment's class, for a model that continues texts; of tensors it answers their likelihood, as any replica."""
+    """A Serve deployment's class, for a model that continues texts;
+    of tensors it answers their likelihood, as any replica."""
 
     def __init__(self, settings: JsonObject) -> None:
         super().__init__(settings)
@@ -28,7 +29,8 @@ class GeneratingReplica(Replica):
         self._writer.check()
 
     async def generate(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
-        """As `ContinuousBatcher.write`. What it refuses comes as a value: as an exception it would not pass between processes."""
+        """As `ContinuousBatcher.write`.
+        What it refuses comes as a value: as an exception it would not pass between processes."""
         try:
             async with aclosing(self._writer.write(asked)) as coming:
                 async for found in coming:

@@ -74,5 +74,5 @@ class GenerationRequest:
             raise ParameterError(f"{self.choices} texts in one request: at most {max_rows} (--max-batch-rows)", "n")
         characters = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
         if characters > MOST_CHARACTERS:
-            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request. "
-                                 "Longer ones may come as tokens", "prompt")
+            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one "
+                                 "request. Longer ones may come as tokens", "prompt")

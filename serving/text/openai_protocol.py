@@ -1,6 +1,7 @@
 """OpenAI's protocol for text: requests from JSON, refusals in its form, and how /openapi.json describes it.
 
-https://platform.openai.com/docs/api-reference/completions. What may be asked for there and is not given here is refused by name.
+https://platform.openai.com/docs/api-reference/completions.
+What may be asked for there and is not given here is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from serving.text.generation import GenerationRequest
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
 MOST_STOP_CHARACTERS = 1000
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (), "presence_penalty": (0,),
+    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (),
+    "presence_penalty": (0,),
     "suffix": ("",)}
 """What is not supported, and the values at which it asks for nothing, as null does."""
 _MUST = {
@@ -49,7 +51,8 @@ class CompletionRequest(BaseModel):
     temperature: float = Field(1.0, ge=0, le=MOST_TEMPERATURE, description="0: likeliest")
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS, fail_fast=True)] = Field(default_factory=list[_Stop])
+    stop: _Stop | Annotated[list[_Stop],
+                            Field(max_length=MOST_STOPS, fail_fast=True)] = Field(default_factory=list[_Stop])
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | SkipJsonSchema[None] = Field(
         None, description="the same request with it gives the same text")
     stream: bool = False
@@ -114,7 +117,8 @@ def _check_options(request: CompletionRequest) -> None:
         raise ParameterError(f"`stream_options` {_MUST['stream_options']}", "stream_options")
     for name, value in options.items():
         if name != "include_usage" and value not in (None, False):
-            raise ParameterError(f"`stream_options.{name[:60]}` is not supported by this endpoint: leave it out", "stream_options")
+            raise ParameterError(f"`stream_options.{name[:60]}` is not supported by this endpoint: leave it out",
+                                 "stream_options")
     if not isinstance(options.get("include_usage", False), bool):
         raise ParameterError("`include_usage` is neither true nor false", "include_usage")
 
@@ -172,7 +176,8 @@ class Refusal(TypedDict):
 def refusal(error: RefusedError) -> bytes:
     """In OpenAI's form."""
     message = "internal error" if error.status == 500 else str(error)
-    code = "model_not_found" if isinstance(error, UnknownModelError) and error.param else _CODES.get(error.status, error.cause)
+    code = ("model_not_found" if isinstance(error, UnknownModelError) and error.param
+            else _CODES.get(error.status, error.cause))
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     return orjson.dumps({"error": {"message": message, "type": kind, "param": error.param, "code": code}})
 

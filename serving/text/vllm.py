@@ -1,4 +1,5 @@
-"""Models that write text on GPUs, by vLLM in Ray's own application for it: what `python -m serving config --engine vllm` writes.
+"""Models that write text on GPUs, by vLLM in Ray's own application for it:
+what `python -m serving config --engine vllm` writes.
 
 None of this project's code runs there: Ray's ingress answers, and vLLM loads the files. `NOTES` says what that means.
 """
@@ -11,11 +12,12 @@ from jobs.common.artifact.artifact import open_artifact
 from serving.core.settings import ModelSettings
 
 NOTES = """\
-# Ray's own application for vLLM answers /v1/completions and /v1/models here, not this project's endpoint. It checks no keys and has
-# no limit per key, no bound on a request's size and no deadline but request_timeout_s: it listens on loopback, so put a gateway in
-# front of it that does. Its answers do not name the artifact's digest. The artifact was verified when this file was written, and is
-# not when vLLM loads it: keep its folder where nobody else can write. vLLM puts no start of a document before a prompt of text.
-# It needs `pip install 'ray[llm]'` and GPUs on the nodes that serve.
+# Ray's own application for vLLM answers /v1/completions and /v1/models here, not this project's endpoint. It checks no
+# keys and has no limit per key, no bound on a request's size and no deadline but request_timeout_s: it listens on
+# loopback, so put a gateway in front of it that does. Its answers do not name the artifact's digest. The artifact was
+# verified when this file was written, and is not when vLLM loads it: keep its folder where nobody else can write. vLLM
+# puts no start of a document before a prompt of text. It needs `pip install 'ray[llm]'` and GPUs on the nodes that
+# serve.
 """
 _REMOTE = ("s3://", "gs://", "abfss://", "azure://")
 
@@ -51,8 +53,9 @@ def _folder(model: ModelSettings) -> str:
     """The artifact's folder in Hugging Face's form, where every node can read it."""
     artifact = open_artifact(model.uri, model.digest)
     if not parse_json(artifact.read("model/config.json")).get("architectures"):
-        raise ConfigError(f"artifact {artifact.uri} does not name its architecture in model/config.json, by which vLLM chooses its "
-                          "own class: train it again")
+        raise ConfigError(f"artifact {artifact.uri} does not name its architecture in model/config.json, by which vLLM "
+                          "chooses its own class: train it again")
     if not artifact.store.is_local and not artifact.uri.startswith(_REMOTE):
-        raise ConfigError(f"artifact {artifact.uri}: vLLM reads from folders and from {', '.join(_REMOTE)}: copy it there")
+        raise ConfigError(f"artifact {artifact.uri}: vLLM reads from folders and from {', '.join(_REMOTE)}: copy it "
+                          "there")
     return f"{artifact.uri.rstrip('/')}/model"

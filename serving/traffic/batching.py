@@ -1,8 +1,8 @@
 """Collects requests that wait for one model into batches, while others of them are being answered.
 
-A batch leaves as soon as fewer than `max_calls` are under way, so a request that comes alone waits for nothing, and the busier an
-endpoint is, the larger its batches are: one call to a replica then carries many requests. Who has gone, or whose deadline has come,
-leaves before it is batched.
+A batch leaves as soon as fewer than `max_calls` are under way, so a request that comes alone waits for nothing, and the
+busier an endpoint is, the larger its batches are: one call to a replica then carries many requests. Who has gone, or
+whose deadline has come, leaves before it is batched.
 """
 
 import asyncio

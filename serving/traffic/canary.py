@@ -1,4 +1,5 @@
-"""Whether a version that has just been given requests keeps to its limits; if not, they go back to where they went before.
+"""Whether a version that has just been given requests keeps to its limits;
+if not, they go back to where they went before.
 
 Each ingress tallies what its versions answered (`Tally`), and tells it every second to the coordinator of all of them
 (serving/traffic/shared_state.py), which sums it over a window and judges (`CanaryWindow`).
@@ -35,7 +36,8 @@ class Canary:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What a version answered: requests, those that failed through no fault of the caller's, and bins of the others' latencies."""
+    """What a version answered: requests, those that failed through no fault of the caller's,
+    and bins of the others' latencies."""
 
     requests: int = 0
     errors: int = 0
@@ -52,7 +54,8 @@ class Tally:
             self.bins[max(0, math.ceil(math.log(max(seconds, _FIRST_S) / _FIRST_S, _RATIO)))] += 1
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(requests=self.requests + other.requests, errors=self.errors + other.errors, bins=self.bins + other.bins)
+        return Tally(requests=self.requests + other.requests, errors=self.errors + other.errors,
+                     bins=self.bins + other.bins)
 
     @property
     def error_rate(self) -> float:
@@ -82,12 +85,14 @@ class CanaryWindow:
         self._recent: dict[str, deque[tuple[float, Tally]]] = {}
 
     def hear(self, tallies: Mapping[str, Tally], now: float | None = None) -> str | None:
-        """Of one ingress, since it was last heard of. Returns the reason for which the requests are to go back, if there is one."""
+        """Of one ingress, since it was last heard of.
+        Returns the reason for which the requests are to go back, if there is one."""
         at = time.monotonic() if now is None else now
         for version, tally in tallies.items():
             recent = self._recent.setdefault(version, deque())
             recent.append((at, tally))
-            while recent[0][0] < at - WINDOW_S and self.seen(version).requests - recent[0][1].requests >= self.guard.min_requests:
+            while (recent[0][0] < at - WINDOW_S
+                   and self.seen(version).requests - recent[0][1].requests >= self.guard.min_requests):
                 recent.popleft()
         if self.reason is None:
             self.reason = self._verdict()
@@ -109,8 +114,9 @@ class CanaryWindow:
             if seen.requests < guard.min_requests:
                 continue
             if seen.error_rate - others.error_rate > guard.max_error_rate:
-                return (f"{seen.errors} of {seen.requests} requests to version {version} failed, {100 * seen.error_rate:.1f} %, "
-                        f"against {100 * others.error_rate:.1f} % elsewhere: {100 * guard.max_error_rate:g} points more may")
+                return (f"{seen.errors} of {seen.requests} requests to version {version} failed, "
+                        f"{100 * seen.error_rate:.1f} %, against {100 * others.error_rate:.1f} % elsewhere: "
+                        f"{100 * guard.max_error_rate:g} points more may")
             if guard.max_p95_ms is not None and (p95 := seen.p95_ms) is not None and p95 > guard.max_p95_ms:
                 return f"the p95 of version {version} is {p95:.3g} ms: {guard.max_p95_ms:g} ms are allowed"
         return None

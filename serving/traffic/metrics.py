@@ -22,19 +22,26 @@ class EndpointMetrics:
 
         of_model = ("model", "version")
         self._requests = Counter("trainyard_serving_requests_total", "Answers by HTTP status.", (*of_model, "status"))
-        self._errors = Counter("trainyard_serving_errors_total", "Refused and failed requests by cause.", (*of_model, "cause"))
+        self._errors = Counter("trainyard_serving_errors_total", "Refused and failed requests by cause.",
+                               (*of_model, "cause"))
         self._rows = Counter("trainyard_serving_rows_total", "Rows that were answered.", of_model)
-        self._latency = Histogram("trainyard_serving_latency_seconds", "From the first byte to the answer.", _LATENCIES_S, of_model)
-        self._explanation = Histogram("trainyard_serving_explanation_seconds", "The same, of explanations.", _LATENCIES_S, of_model)
-        self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES, of_model)
+        self._latency = Histogram("trainyard_serving_latency_seconds", "From the first byte to the answer.",
+                                  _LATENCIES_S, of_model)
+        self._explanation = Histogram("trainyard_serving_explanation_seconds", "The same, of explanations.",
+                                      _LATENCIES_S, of_model)
+        self._batch = Histogram("trainyard_serving_batch_rows", "Rows that went to a replica together.", _SIZES,
+                                of_model)
         self._queue = Gauge("trainyard_serving_queued_requests", "Requests that no replica has yet.", of_model)
         self._keys = Gauge("trainyard_serving_keys", "API keys that an ingress knows: with 0 it lets nobody in.")
         self._shadow = Counter("trainyard_serving_shadow_rows_total", "Rows that a shadow was asked too, by outcome.",
                                (*of_model, "outcome"))
-        self._went_back = Gauge("trainyard_serving_went_back", "1 where a change's requests went back to the versions before.",
+        self._went_back = Gauge("trainyard_serving_went_back",
+                                "1 where a change's requests went back to the versions before.",
                                 ("model",))
-        self._tokens = Counter("trainyard_serving_tokens_total", "Of texts that were asked for, by kind.", (*of_model, "kind"))
-        self._first = Histogram("trainyard_serving_first_token_seconds", "From the request to the first of its text.", _LATENCIES_S,
+        self._tokens = Counter("trainyard_serving_tokens_total", "Of texts that were asked for, by kind.",
+                               (*of_model, "kind"))
+        self._first = Histogram("trainyard_serving_first_token_seconds", "From the request to the first of its text.",
+                                _LATENCIES_S,
                                 of_model)
         self._tags: dict[tuple[str, ...], dict[str, str]] = {}
         self._recent: deque[tuple[int, Tally]] = deque()

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from serving.core.errors import RateLimitError
 
 Lease = Callable[[str, float, int], Awaitable[tuple[int, float]]]
-"""Of a key's name, its rate and how many tokens are wanted: how many it gets, and if none, after how many seconds there is one."""
+"""Of a key's name, its rate and how many tokens are wanted: how many it gets, and if none,
+after how many seconds there is one."""
 _SHARE_S = 0.1
 """An ingress takes so many seconds' worth of tokens at a time from what all replicas share."""
 _log = logging.getLogger(__name__)

@@ -79,8 +79,8 @@ class Table:
     def __init__(self, settings: EndpointSettings, connect: Callable[[ModelSettings], Connection],
                  seen: Callable[[ModelSettings, int, int], None],
                  compared: Callable[[ModelSettings, str, int], None] = lambda settings, outcome, rows: None) -> None:
-        """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each batch, its
-        requests and its rows. compared: of a shadow's answers, an outcome and its rows.
+        """connect: gives what asks a version's replicas, and what says whether there is one. seen: is told of each
+        batch, its requests and its rows. compared: of a shadow's answers, an outcome and its rows.
         """
         self._settings, self._connect, self._seen, self._compared = settings, connect, seen, compared
         self._routes: dict[str, dict[str, Route]] = {}
@@ -103,9 +103,8 @@ class Table:
 
     def change(self, models: Mapping[str, Sequence[JsonObject]], guards: Mapping[str, JsonObject] | None = None,
                shadows: Mapping[str, JsonObject] | None = None) -> None:
-        """models: name -> versions, each with its weight and settings, as `settings.routes` makes them. guards: name -> Guard.
-        shadows: name -> id, and the version that is asked a share of the
-        requests too.
+        """models: name -> versions, each with its weight and settings, as `settings.routes` makes them. guards: name ->
+        Guard. shadows: name -> id, and the version that is asked a share of the requests too.
         """
         made: dict[str, dict[str, Route]] = {}
         for name, versions in models.items():
@@ -157,14 +156,17 @@ class Table:
 
     def _route(self, settings: ModelSettings) -> Route:
         ask, ready = self._connect(settings)
-        batcher = Batcher(lambda requests: ask("infer", requests), max_rows=settings.max_batch_rows, max_calls=settings.max_calls,
+        batcher = Batcher(lambda requests: ask("infer", requests), max_rows=settings.max_batch_rows,
+                          max_calls=settings.max_calls,
                           max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
                           seen=lambda requests, rows: self._seen(settings, requests, rows))
-        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready, max_queued=self._settings.max_queued,
+        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready,
+                     max_queued=self._settings.max_queued,
                      explanations=Explanations(ask, settings.max_replicas),
                      said={"model_name": settings.name, "model_version": settings.version,
                            "parameters": {"artifact_digest": settings.digest}},
-                     headers=((b"x-model-version", settings.version.encode()), (b"x-artifact-digest", settings.digest.encode())))
+                     headers=((b"x-model-version", settings.version.encode()),
+                              (b"x-artifact-digest", settings.digest.encode())))
 
     def route(self, name: str, version: str | None) -> Route:
         """The version that is asked for, or one by weight. Raises: UnknownModelError."""
@@ -182,7 +184,8 @@ class Table:
 
     def is_ready(self) -> bool:
         """Whether every version that gets requests has a replica, or gets one when it is asked."""
-        return bool(self._routes) and all(route.ready() for versions in self._routes.values() for route in versions.values()
+        return bool(self._routes) and all(route.ready() for versions in self._routes.values()
+                                          for route in versions.values()
                                           if route.weight > 0)
 
     # ── as the protocol describes it ──
@@ -194,7 +197,8 @@ class Table:
     async def metadata(self, name: str, route: Route) -> JsonObject:
         about = await route.about()
         return {"name": name, "versions": list(self._routes[name]), "platform": f"trainyard_{about['job']}",
-                "inputs": protocol.tensor_metadata(about["inputs"]), "outputs": protocol.tensor_metadata(about["outputs"]),
+                "inputs": protocol.tensor_metadata(about["inputs"]),
+                "outputs": protocol.tensor_metadata(about["outputs"]),
                 "properties": {"task": about["task"], "artifact_digest": route.settings.digest,
                                **({"variant": about["variant"]} if about.get("variant") else {})}}
 
@@ -206,7 +210,8 @@ class Table:
         example = [{"name": spec.name, "datatype": spec.datatype, "shape": [1, *spec.shape[1:]],
                     "data": _plain(probe.inputs[spec.name][:1])} for spec in about["inputs"]]
         return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
-                "weights": {version: each.weight for version, each in self._routes[name].items()}, "example": {"inputs": example},
+                "weights": {version: each.weight for version, each in self._routes[name].items()},
+                "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates}
 
     async def all_described(self) -> list[JsonObject]:

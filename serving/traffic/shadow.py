@@ -1,4 +1,5 @@
-"""Shadow traffic: a version gets a share of what another one has answered, and its answers are compared and never returned."""
+"""Shadow traffic: a version gets a share of what another one has answered,
+and its answers are compared and never returned."""
 
 import asyncio
 import random
@@ -24,7 +25,8 @@ class Shadow:
     """Of one model. An outcome of a row: `same`, `other`, `failed`, `dropped`."""
 
     def __init__(self, batcher: Batcher, *, id: str, version: str, share: float, timeout_s: float, seen: Seen) -> None:
-        """id: of the change that began it. share: of the requests, from 0 to 1. seen: is told an outcome, and how many rows had it.
+        """id: of the change that began it. share: of the requests, from 0 to 1.
+        seen: is told an outcome, and how many rows had it.
         """
         self.id, self.version = id, version
         self.outcomes: Counter[str] = Counter()

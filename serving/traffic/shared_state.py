@@ -35,7 +35,8 @@ class SharedState:
         return self._buckets.take(name, per_s, wanted)
 
     def report(self, model: str, guard: Canary, tallies: Mapping[str, Tally], reason: str | None) -> str | None:
-        """Of one ingress, since its last report. Returns why the requests are to go back to where they were, if they are."""
+        """Of one ingress, since its last report.
+        Returns why the requests are to go back to where they were, if they are."""
         watch = self._watches.get(model)
         if watch is None or watch.guard.id != guard.id:
             watch = self._watches[model] = CanaryWindow(guard)
@@ -50,7 +51,8 @@ class SharedState:
 
     def shadows(self) -> dict[str, JsonObject]:
         """By model: the change's id, the version, and its rows by outcome."""
-        return {model: {"id": id, "version": version, "rows": dict(rows)} for model, (id, version, rows) in self._shadows.items()}
+        return {model: {"id": id, "version": version, "rows": dict(rows)}
+                for model, (id, version, rows) in self._shadows.items()}
 
     def watched(self) -> dict[str, JsonObject]:
         """By model: the change's id, the reason, and each version's requests, error rate and p95 (ms) in the window."""
@@ -75,7 +77,8 @@ async def lease(name: str, per_s: float, wanted: int) -> tuple[int, float]:
 
 
 def told(method: str) -> dict[str, JsonObject]:
-    """What `SharedState.watched` or `SharedState.shadows` says; empty where there is nothing to say. Needs a connected process."""
+    """What `SharedState.watched` or `SharedState.shadows` says; empty where there is nothing to say.
+    Needs a connected process."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
@@ -97,7 +100,8 @@ def forget() -> None:
 
 
 class Reporter:
-    """Of one ingress: tells the actor how its versions and shadows do, as long as there is something to tell, and hears of it."""
+    """Of one ingress: tells the actor how its versions and shadows do, as long as there is something to tell,
+    and hears of it."""
 
     def __init__(self, table: Table, went_back: Callable[[str, bool], None]) -> None:
         """went_back: is told of each model that is watched, whether its requests went back."""
@@ -105,7 +109,8 @@ class Reporter:
         self._task: asyncio.Task[None] | None = None
 
     async def follow(self) -> None:
-        """After a change of the table. A replica that has just started hears what was decided before it answers anything."""
+        """After a change of the table.
+        A replica that has just started hears what was decided before it answers anything."""
         if self._table.guards or self._table.shadows:
             await self._report()
             if self._task is None:

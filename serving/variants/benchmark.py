@@ -1,4 +1,5 @@
-"""How good a model is on the very rows that it was tested on, and how quick: its prepared data is known by its fingerprint."""
+"""How good a model is on the very rows that it was tested on, and how quick:
+its prepared data is known by its fingerprint."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ BATCH_ROWS = 64
 """Of a full batch, as `python -m serving up` forms them."""
 _FEWEST_TURNS = 5
 _SAME = 0.01
-"""How far a parent's metrics may be from those that its manifest states: other hardware, or bfloat16 where it was judged."""
+"""How far a parent's metrics may be from those that its manifest states: other hardware,
+or bfloat16 where it was judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ class Data:
 
     @staticmethod
     def of(artifact: Artifact, column: str, storage: Store, elsewhere: Mapping[str, str], say: Say) -> "Data":
-        """The data as it is in the storage, or else prepared again by the manifest's config and its job, which is imported.
+        """The data as it is in the storage, or else prepared again by the manifest's config and its job,
+        which is imported.
 
         elsewhere: fields of the config's `data` that are no longer right, such as its `uri`.
         Raises: DataError if it cannot be had, or is not the same.
@@ -60,8 +63,8 @@ class Data:
         dataset = _found(wanted, [storage, Store.open(config.run.storage)]) or _prepared(job, config, storage, say)
         if dataset.fingerprint != wanted:
             raise DataError(f"data {config.data.uri!r} is not what {artifact.uri} was trained on (fingerprint "
-                            f"{dataset.fingerprint[:12]}, not {wanted[:12]}), so nothing can be said of its test rows: pass "
-                            "--data.uri with where that data is now")
+                            f"{dataset.fingerprint[:12]}, not {wanted[:12]}), so nothing can be said of its test rows: "
+                            "pass --data.uri with where that data is now")
         return Data(dataset=dataset, config=config, column=column)
 
     def training_rows(self, count: int) -> Array:
@@ -91,8 +94,9 @@ def check_reproduced(artifact: Artifact, judged: Judged) -> None:
     far = [f"{name} {judged.metrics[name]:.4f}, not {value:.4f}" for name, value in stated.items()
            if name in judged.metrics and abs(judged.metrics[name] - value) > _SAME * max(1.0, abs(value))]
     if far:
-        raise ArtifactError(f"artifact {artifact.uri} does not do on its test rows what its manifest says ({'; '.join(far)}): "
-                            "nothing can be compared with it; use the library versions that it was made with, or train again")
+        raise ArtifactError(f"artifact {artifact.uri} does not do on its test rows what its manifest says "
+                            f"({'; '.join(far)}): nothing can be compared with it; use the library versions that it "
+                            "was made with, or train again")
 
 
 def latencies(predictors: Mapping[str, Predictor], probe: Probe, seconds: float) -> dict[str, dict[int, float]]:
@@ -134,5 +138,6 @@ def _prepared(job: Job, config: Config, storage: Store, say: Say) -> Dataset:
         job.check(config)
         return job.prepare(config, storage, use_ray=False, say=say)
     except TrainyardError as error:
-        raise DataError(f"the data that the model was tested on cannot be had again: {error}. It was {config.data.uri!r}: pass "
-                        "--data.uri with where it is now, or --storage of the run, where it lies prepared") from error
+        raise DataError(f"the data that the model was tested on cannot be had again: {error}. It was "
+                        f"{config.data.uri!r}: pass --data.uri with where it is now, or --storage of the run, where it "
+                        "lies prepared") from error

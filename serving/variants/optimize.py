@@ -1,8 +1,10 @@
-"""`python -m serving optimize ARTIFACT`: variants of a trained classifier, artifacts of their own that say what they gain and lose.
+"""`python -m serving optimize ARTIFACT`: variants of a trained classifier,
+artifacts of their own that say what they gain and lose.
 
-    find ─► judge the parent, as its manifest does ─► make variants, judge them ─► time all by turns ─► write those that are as good
+    find ─► judge the parent, as its manifest does ─► make variants, judge them ─► time all by turns ─► write
 
-A variant is loaded from a draft on this machine's disk as a replica would load it, so what is measured is what is served.
+A variant is loaded from a draft on this machine's disk as a replica would load it,
+so what is measured is what is served.
 """
 
 import argparse
@@ -29,7 +31,7 @@ _HOW_TO_LOAD = """from jobs.common.artifact.artifact import open_artifact
 from jobs.common.predictor.find import load_predictor
 artifact = open_artifact("ARTIFACT")
 predictor = load_predictor(artifact)
-outputs = predictor.encode(predictor.predict(predictor.decode(artifact.probe().inputs)))  # or inputs of your own, by name"""
+outputs = predictor.encode(predictor.predict(predictor.decode(artifact.probe().inputs)))  # or inputs of yours"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,8 @@ class Candidate:
 
 
 def optimize(options: argparse.Namespace) -> int:
-    """Raises: ConfigError, RegistryError, DataError; ArtifactError, of a variant that is refused after the others are written."""
+    """Raises: ConfigError, RegistryError, DataError;
+    ArtifactError, of a variant that is refused after the others are written."""
     _check(options)
     storage = Store.open(options.storage)
     source = _source(options, storage)
@@ -88,11 +91,13 @@ def optimize(options: argparse.Namespace) -> int:
     context = VariantContext(source.artifact, recipe, data.training_rows(_CALIBRATION_ROWS))
     with tempfile.TemporaryDirectory(prefix="trainyard-optimise-") as folder:
         made, refused = _candidates(names, source, parent, context, data, Store.open(folder), options.max_loss)
-        timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(), options.seconds)
+        timed = latencies({each.name: each.predictor for each in (parent, *made)}, source.artifact.probe(),
+                          options.seconds)
         figures = {each.name: each.figures(timed[each.name]) for each in (parent, *made)}
         written = {each.name: _written(each, parent, figures, source, places[each.name])
                    for each in made if each.name not in refused}
-    versions = {name: _registered(artifact, source, options, storage) for name, artifact in written.items() if options.register}
+    versions = {name: _registered(artifact, source, options, storage) for name, artifact in written.items()
+                if options.register}
     print(table(figures, written, versions, refused))
     if refused:
         raise ArtifactError("\n".join(refused.values()))
@@ -107,8 +112,8 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.max_loss <= 100:
         raise ConfigError(f"--max-loss {options.max_loss:g}: it must be 0 to 100, in points of accuracy")
     if options.register and not options.artifact.startswith("models:/"):
-        raise ConfigError(f"--register: {options.artifact} is a path, and no registered model: pass models:/NAME@ALIAS or "
-                          "models:/NAME/VERSION, of which variants become versions")
+        raise ConfigError(f"--register: {options.artifact} is a path, and no registered model: pass models:/NAME@ALIAS "
+                          "or models:/NAME/VERSION, of which variants become versions")
 
 
 def _source(options: argparse.Namespace, storage: Store) -> Source:
@@ -124,19 +129,22 @@ def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> lis
     names = list(offered) if asked is None else list(dict.fromkeys(asked.split(",")))
     if unknown := [name for name in names if name not in offered]:
         job = artifact.manifest.description.job
-        raise ConfigError(f"--variants {asked}: a model of the job {job} has no {unknown[0]!r}: it has {', '.join(offered)}")
+        raise ConfigError(f"--variants {asked}: a model of the job {job} has no {unknown[0]!r}: it has "
+                          f"{', '.join(offered)}")
     return names
 
 
 def _places(artifact: Artifact, output: str | None, names: Sequence[str]) -> dict[str, tuple[Store, str]]:
-    """Store and folder of each variant: beside the parent, if no other is asked for. Raises: ConfigError for one that is taken."""
+    """Store and folder of each variant: beside the parent, if no other is asked for.
+    Raises: ConfigError for one that is taken."""
     uri, mark, rest = artifact.uri.partition("?" if "://" in artifact.uri else "\0")
     beside, _, own = uri.rpartition("/")
-    places = {name: (Store.open(output), name) if output else (Store.open(beside + mark + rest), f"{own}-{name}") for name in names}
+    places = {name: (Store.open(output), name) if output else (Store.open(beside + mark + rest), f"{own}-{name}")
+              for name in names}
     for store, path in places.values():
         if store.exists(f"{path}/{MANIFEST}"):  # an endpoint may be serving it
-            raise ConfigError(f"{store.location(path)} is an artifact already: pass another --output, or delete it, if nothing "
-                              "serves it")
+            raise ConfigError(f"{store.location(path)} is an artifact already: pass another --output, or delete it, if "
+                              "nothing serves it")
     return places
 
 
@@ -154,7 +162,8 @@ def _parent(source: Source, data: Data) -> Candidate:
     return Candidate(name="parent", artifact=source.artifact, predictor=predictor, judged=judged)
 
 
-def _candidates(names: Sequence[str], source: Source, parent: Candidate, context: VariantContext, data: Data, drafts: Store,
+def _candidates(names: Sequence[str], source: Source, parent: Candidate, context: VariantContext, data: Data,
+                drafts: Store,
                 max_loss: float) -> tuple[list[Candidate], dict[str, str]]:
     """Those that could be made, and by name why some are refused."""
     made: list[Candidate] = []
@@ -181,8 +190,9 @@ def _candidate(name: str, context: VariantContext, source: Source, data: Data, d
 def _check_loss(parent: Candidate, made: Candidate, max_loss: float) -> None:
     loss = 100 * (parent.accuracy - made.accuracy)
     if loss > max_loss + 1e-9:
-        raise ArtifactError(f"{made.name} is refused: its test accuracy is {made.accuracy:.4f}, {loss:.2f} points less than the "
-                            f"parent's {parent.accuracy:.4f}, and --max-loss is {max_loss:g}: it was not written")
+        raise ArtifactError(f"{made.name} is refused: its test accuracy is {made.accuracy:.4f}, {loss:.2f} points less "
+                            f"than the parent's {parent.accuracy:.4f}, and --max-loss is {max_loss:g}: it was not "
+                            "written")
 
 
 # ── the artifact ──
@@ -197,7 +207,8 @@ def _written(made: Candidate, parent: Candidate, figures: Mapping[str, Mapping[s
         parent_figures=figures[parent.name],
         largest_difference=float(np.abs(made.judged.probabilities - parent.judged.probabilities).max()))
     store, path = place
-    written = write_artifact(store, path, description=_described(parent.artifact.manifest.description, variant, made.judged),
+    written = write_artifact(store, path,
+                             description=_described(parent.artifact.manifest.description, variant, made.judged),
                              probe=Probe(inputs=inputs, outputs=outputs),
                              files={path: made.artifact.store.local_path(path) for path in made.paths})
     opened = open_artifact(written.store, written.digest)
@@ -207,13 +218,15 @@ def _written(made: Candidate, parent: Candidate, figures: Mapping[str, Mapping[s
 
 def _variant(name: str, parent_digest: str) -> Variant:
     """Without what is found out later."""
-    return Variant(name=name, parent_digest=parent_digest, parent_version="", largest_difference=0.0, machine=machine(), figures={},
+    return Variant(name=name, parent_digest=parent_digest, parent_version="", largest_difference=0.0, machine=machine(),
+                   figures={},
                    parent_figures={})
 
 
 def _described(parent: Description, variant: Variant, judged: Judged) -> Description:
     about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
-    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about, how_to_load=_HOW_TO_LOAD,
+    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about,
+                   how_to_load=_HOW_TO_LOAD,
                    code=code_version(), libraries=library_versions())
 
 
@@ -240,8 +253,10 @@ def table(figures: Mapping[str, Mapping[str, float]], written: Mapping[str, Arti
     for name, of in figures.items():
         change = "" if name == "parent" else f"{100 * (of['test_accuracy'] - base):+.2f}"
         rows.append([name, f"{of['size_bytes'] / 1000:,.0f}", f"{of['latency_ms_1_row']:.3f}",
-                     f"{of[f'latency_ms_{BATCH_ROWS}_rows']:.3f}", f"{of['test_accuracy']:.4f}", change, versions.get(name, ""),
+                     f"{of[f'latency_ms_{BATCH_ROWS}_rows']:.3f}", f"{of['test_accuracy']:.4f}", change,
+                     versions.get(name, ""),
                      "refused" if name in refused else written[name].uri if name in written else ""])
     rows += [[name, "-", "-", "-", "-", "-", "", "refused"] for name in refused if name not in figures]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in rows)

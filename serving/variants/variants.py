@@ -32,11 +32,11 @@ def recipe_of(artifact: Artifact, jobs: Sequence[str] = ()) -> Recipe:
     """
     about = artifact.manifest.description
     if about.variant is not None:
-        raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: optimise that "
-                            f"one, whose digest begins with {about.variant.parent_digest[:12]}")
+        raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: "
+                            f"optimise that one, whose digest begins with {about.variant.parent_digest[:12]}")
     if not about.labels or "accuracy" not in about.metrics.get("test", {}):
-        raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss of accuracy "
-                            "can be told; serve this one as it is")
+        raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss "
+                            "of accuracy can be told; serve this one as it is")
     recipe = getattr(module_of(artifact, jobs), "RECIPE", None)
     if recipe is None:
         raise ArtifactError(f"artifact {artifact.uri} is of the job {about.job}, whose predictor.py has no RECIPE to "
@@ -54,7 +54,8 @@ class VariantContext:
     def files(self, name: str) -> dict[str, Content]:
         """What a variant's artifact holds, but its probe and card. Raises: ArtifactError if it cannot be made."""
         try:
-            made: Mapping[str, bytes] = {} if name == COMPILED else {MODEL: self._onnx if name == ONNX else self._int8()}
+            graph = None if name == COMPILED else self._onnx if name == ONNX else self._int8()
+            made: Mapping[str, bytes] = {MODEL: graph} if graph else {}
         except TrainyardError:
             raise
         except Exception as error:
@@ -68,7 +69,8 @@ class VariantContext:
     def _onnx(self) -> bytes:
         size = sum(entry.size for entry in self._artifact.manifest.files if entry.path.endswith(_WEIGHTS))
         if size > _MOST_ONNX_BYTES:
-            raise ArtifactError(f"the weights of {self._artifact.uri} have {size / 1e9:.1f} GB: an ONNX file holds less than 2 GB")
+            raise ArtifactError(f"the weights of {self._artifact.uri} have {size / 1e9:.1f} GB: an ONNX file holds "
+                                "less than 2 GB")
         return self._recipe.to_onnx(self._artifact)
 
     def _int8(self) -> bytes:

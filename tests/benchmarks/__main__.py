@@ -1,5 +1,5 @@
-"""`make bench` and `make soak`: `python -m tests.benchmarks [NAME …] [--soak] [--quick]` measures, writes results/NAME.json and the
-READMEs' tables.
+"""`make bench` and `make soak`: `python -m tests.benchmarks [NAME …] [--soak] [--quick]` measures, writes
+results/NAME.json and the READMEs' tables.
 
 Exit code 1 if a threshold is missed. `--quick` only tries the benchmarks out: tiny settings, nothing is written.
 """
@@ -17,7 +17,8 @@ from tests.benchmarks import results
 
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
          "cnn_throughput", "cnn_scaling", "cnn_startup", "cnn_accuracy",
-         "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library", "shakespeare",
+         "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library",
+         "shakespeare",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
          "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale")
 SOAKS = ("strategies", "serving_soak", "hosts")
@@ -29,7 +30,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS], metavar="NAME",
                         help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join(SOAKS)}")
     parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
-    parser.add_argument("--quick", action="store_true", help="tiny settings, to try it out; writes nothing, checks nothing")
+    parser.add_argument("--quick", action="store_true",
+                        help="tiny settings, to try it out; writes nothing, checks nothing")
     parser.add_argument("--folder", type=Path, help="where data and runs go meanwhile (a temporary folder)")
     asked = parser.parse_args()
     failures: list[str] = []

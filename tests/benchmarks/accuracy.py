@@ -1,4 +1,5 @@
-"""Ten splits of the digits: the default preset against scikit-learn's MLPClassifier with its defaults, and the textbook preset."""
+"""Ten splits of the digits: the default preset against scikit-learn's MLPClassifier with its defaults,
+and the textbook preset."""
 
 import json
 import statistics
@@ -29,10 +30,12 @@ class Settings:
 
 QUICK = Settings(splits=2)
 NOTES = (
-    "Each split is --data.split_seed 0 to 9 with run.seed 0: 64% training, 16% validation, 20% test rows. The job's model is "
-    "that of the epoch that was best on the validation rows; every choice in the preset was made on validation rows.",
-    "MLPClassifier has its defaults (100 hidden units, Adam, 200 epochs, random_state = split_seed), fitted on the same prepared "
-    "28 × 28 pixels over 255: on the same training rows, and, since it uses no validation rows, on both together.",
+    "Each split is --data.split_seed 0 to 9 with run.seed 0: 64% training, 16% validation, 20% test rows. The job's "
+    "model is that of the epoch that was best on the validation rows; every choice in the preset was made on "
+    "validation rows.",
+    "MLPClassifier has its defaults (100 hidden units, Adam, 200 epochs, random_state = split_seed), fitted on the "
+    "same prepared 28 × 28 pixels over 255: on the same training rows, and, since it uses no validation rows, on both "
+    "together.",
     "Intervals are Student's t at 95% over the paired differences, one a split.",
 )
 
@@ -42,7 +45,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     found = {preset: [job_accuracy(storage / f"{preset.split()[0]}-{seed}", seed, flags) for seed in seeds]
              for preset, flags in PRESETS.items()}
     datasets = [prepare(ImageDataConfig(split_seed=seed), Store.open(str(storage)), use_ray=False) for seed in seeds]
-    found["MLPClassifier, same rows"] = [classifier_accuracy(data, seed, ("train",)) for seed, data in enumerate(datasets)]
+    found["MLPClassifier, same rows"] = [classifier_accuracy(data, seed, ("train",))
+                                         for seed, data in enumerate(datasets)]
     found["MLPClassifier, training and validation rows"] = [
         classifier_accuracy(data, seed, ("train", "validation")) for seed, data in enumerate(datasets)]
     figures = [Figure(name=name, value=statistics.fmean(values)) for name, values in found.items()]
@@ -58,7 +62,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
 
 def job_accuracy(folder: Path, split_seed: int, flags: tuple[str, ...]) -> float:
     """On the test rows, as result.json has it."""
-    command = ["jobs.mlp", *flags, "--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
+    command = ["jobs.mlp", *flags, "--run.engine", "local", "--run.storage", str(folder.parent), "--run.name",
+               folder.name,
                "--data.split-seed", str(split_seed), *stopwatch.BARE]
     with python(*command, folder=folder) as job:
         result: dict[str, Any] = job.finished(300)

@@ -1,4 +1,5 @@
-"""SDPA on a CPU, forward and backward: why jobs/transformer/model.py does without the fused kernel for short rows in bf16."""
+"""SDPA on a CPU, forward and backward:
+why jobs/transformer/model.py does without the fused kernel for short rows in bf16."""
 
 import statistics
 import time
@@ -19,7 +20,8 @@ class Settings:
 
 QUICK = Settings(repetitions=2)
 NOTES = (
-    "Rows × heads × tokens × width of a head, causal, one thread, by turns: how many times faster the plain kernel is, of medians.",
+    "Rows × heads × tokens × width of a head, causal, one thread, by turns: how many times faster the plain kernel is, "
+    "of medians.",
 )
 
 

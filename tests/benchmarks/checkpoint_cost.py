@@ -41,11 +41,11 @@ class Settings:
 
 QUICK = Settings(hidden=(512, 512), every_steps=8, checkpoints_per_phase=2, pairs=2, threads=(1,))
 NOTES = (
-    "One run of the real loop, in which checkpoints are on for two snapshots' time, off for as long, and so on; each phase with "
-    "them is compared with the mean of the two beside it. A step's time is everything from one step's end to the next: also "
-    "the copy of the tensors, and waiting for a commit that is late.",
-    "With --run.checkpoint-every-steps 50 a snapshot is taken every 38 steps, so that at most 50 are ever lost: more often than "
-    "every 50 steps.",
+    "One run of the real loop, in which checkpoints are on for two snapshots' time, off for as long, and so on; each "
+    "phase with them is compared with the mean of the two beside it. A step's time is everything from one step's end "
+    "to the next: also the copy of the tensors, and waiting for a commit that is late.",
+    "With --run.checkpoint-every-steps 50 a snapshot is taken every 38 steps, so that at most 50 are ever lost: more "
+    "often than every 50 steps.",
     "Memory: a snapshot is kept in the process while it is written, so the peak grows by the checkpoint's size.",
 )
 
@@ -57,14 +57,18 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     for threads in settings.threads:
         record = stopwatch.carried_out(
             workspace / "storage" / f"threads-{threads}", Watch(stamps=True, checkpoint_phases=settings.phase),
-            "--config", str(ROOT / "jobs/mlp/textbook.yaml"), "--run.engine", "local", "--run.cpus-per-worker", str(threads),
+            "--config", str(ROOT / "jobs/mlp/textbook.yaml"), "--run.engine", "local", "--run.cpus-per-worker",
+            str(threads),
             "--run.checkpoint-every-steps", str(settings.every_steps), "--data.uri", str(data), "--data.cache-dir",
-            str(workspace / "cache"), "--model.hidden", *map(str, settings.hidden), "--optim.name", "adamw", "--optim.lr", "1e-5",
+            str(workspace / "cache"), "--model.hidden", *map(str, settings.hidden), "--optim.name", "adamw",
+            "--optim.lr", "1e-5",
             "--train.global-batch-size", str(settings.batch_size), "--train.epochs", "1",
         )[0]
         means = phase_means(record.stamps, settings.phase)
-        figures += figures_of(f"{threads} thread{'s' * (threads > 1)}: ", record, means, settings, threshold=threads == 1)
-        samples[f"{threads} threads"] = {"phase_means_s": means, "checkpoints": record.checkpoints, "peak_rss": record.peak_rss}
+        figures += figures_of(f"{threads} thread{'s' * (threads > 1)}: ", record, means, settings,
+                              threshold=threads == 1)
+        samples[f"{threads} threads"] = {"phase_means_s": means, "checkpoints": record.checkpoints,
+                                         "peak_rss": record.peak_rss}
     return Outcome(figures=tuple(figures), samples=samples, notes=NOTES)
 
 

@@ -1,4 +1,5 @@
-"""Ten splits of the digits: the CNN's default preset against an RBF support-vector machine, and the seconds of training."""
+"""Ten splits of the digits: the CNN's default preset against an RBF support-vector machine,
+and the seconds of training."""
 
 import statistics
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ class Settings:
 
 QUICK = Settings(splits=2)
 NOTES = (
-    "Each split is --data.split_seed 0 to 9 with run.seed 0: 64% training, 16% validation, 20% test rows. The job's model is that "
-    "of the epoch that was best on the validation rows; the preset was chosen among seven by what they reached on validation rows.",
-    "The support-vector machine is scikit-learn's SVC with an RBF kernel, C = 10 and gamma = scale, on the same prepared pixels "
-    "and the same training rows.",
-    "Two threads. Seconds are those of the whole run but start-up: training, an evaluation after each epoch, checkpoints.",
+    "Each split is --data.split_seed 0 to 9 with run.seed 0: 64% training, 16% validation, 20% test rows. The job's "
+    "model is that of the epoch that was best on the validation rows; the preset was chosen among seven by what they "
+    "reached on validation rows.",
+    "The support-vector machine is scikit-learn's SVC with an RBF kernel, C = 10 and gamma = scale, on the same "
+    "prepared pixels and the same training rows.",
+    "Two threads. Seconds are those of the whole run but start-up: training, an evaluation after each epoch, "
+    "checkpoints.",
     "Intervals are Student's t at 95% over the paired differences, one a split.",
 )
 
@@ -56,7 +59,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
 
 def run(folder: Path, split_seed: int) -> dict[str, Any]:
     command = ["jobs.cnn", "--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
-               "--run.cpus-per-worker", "2", "--data.split-seed", str(split_seed), "--eval.robustness-rows", "0", *stopwatch.BARE]
+               "--run.cpus-per-worker", "2", "--data.split-seed", str(split_seed), "--eval.robustness-rows", "0",
+               *stopwatch.BARE]
     with python(*command, folder=folder) as job:
         return job.finished(600)
 

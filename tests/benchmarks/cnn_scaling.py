@@ -25,13 +25,14 @@ class Settings:
 
 QUICK = Settings(rows=2_400, epochs=2, ray_epochs=3)
 NOTES = (
-    "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and step, local "
-    "processes of one thread each, by turns. A third run is of two workers that leave the all-reduce out: what it takes less than "
-    "the second is what that costs, waiting for the slower worker included; what it takes more than one worker, is what two cost "
-    "each other on one processor's caches, memory and clock. A negative part says that the run without sums was the slower one.",
+    "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and "
+    "step, local processes of one thread each, by turns. A third run is of two workers that leave the all-reduce out: "
+    "what it takes less than the second is what that costs, waiting for the slower worker included; what it takes more "
+    "than one worker, is what two cost each other on one processor's caches, memory and clock. A negative part says "
+    "that the run without sums was the slower one.",
     "The all-reduce is TensorFlow's ring over gRPC, of one tensor with all gradients.",
-    "Ray's share: one worker each, the textbook network, both runs alive and training an epoch by turns; the median over "
-    "neighbouring turns.",
+    "Ray's share: one worker each, the textbook network, both runs alive and training an epoch by turns; the median "
+    "over neighbouring turns.",
 )
 
 
@@ -49,18 +50,22 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     pairs = list(zip(local.legs[1:], ray.legs[1:], strict=True))
     ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs)
     figures += [
-        Figure(name="a step under Ray Train over one under the local session", value=statistics.median(ratios), at_most=1.02),
+        Figure(name="a step under Ray Train over one under the local session", value=statistics.median(ratios),
+               at_most=1.02),
         Figure(name="its lower quartile", value=ratios[len(ratios) // 4]),
         Figure(name="its upper quartile", value=ratios[len(ratios) * 3 // 4]),
-        Figure(name="the same in CPU time of the worker", value=statistics.median(b["cpu"] / a["cpu"] for a, b in pairs)),
+        Figure(name="the same in CPU time of the worker",
+               value=statistics.median(b["cpu"] / a["cpu"] for a, b in pairs)),
     ]
     return Outcome(figures=tuple(figures), samples=samples | {"local": local.legs, "ray": ray.legs}, notes=NOTES)
 
 
-def two_against_one(place: Path, data: Path, batch: int, epochs: int, recipe: tuple[str, ...]) -> tuple[list[dict], ...]:
+def two_against_one(place: Path, data: Path, batch: int, epochs: int, recipe: tuple[str,
+                                                                                    ...]) -> tuple[list[dict], ...]:
     """Legs of one worker, of two, and of two that sum nothing."""
     def flags(workers: int) -> list[str]:
-        return [*recipe, "--run.engine", "local", "--run.workers", str(workers), "--data.uri", str(data), "--data.cache-dir",
+        return [*recipe, "--run.engine", "local", "--run.workers", str(workers), "--data.uri", str(data),
+                "--data.cache-dir",
                 str(place / "cache"), "--train.global-batch-size", str(batch * workers), "--train.epochs", str(epochs),
                 "--eval.robustness-rows", "0"]
 

@@ -1,4 +1,5 @@
-"""From `python -m jobs.cnn` to the first step, and how long TensorFlow and Keras take to be imported, as they are and as here."""
+"""From `python -m jobs.cnn` to the first step, and how long TensorFlow and Keras take to be imported,
+as they are and as here."""
 
 import statistics
 import subprocess
@@ -11,7 +12,8 @@ from tests.benchmarks.results import Figure, Outcome
 from tests.runs import ROOT
 
 TITLE = "seconds from `python -m jobs.cnn` to the first step, data prepared before"
-IMPORTS = {"import tensorflow, keras": "import tensorflow, keras", "jobs.cnn.framework": "from jobs.cnn.framework import keras, tf"}
+IMPORTS = {"import tensorflow, keras": "import tensorflow, keras",
+           "jobs.cnn.framework": "from jobs.cnn.framework import keras, tf"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +24,11 @@ class Settings:
 
 QUICK = Settings(repetitions=1)
 NOTES = (
-    "Imports: in a new process each, by turns, medians; Keras's optional imports of scikit-learn, matplotlib and pandas are what "
-    "is left out.",
+    "Imports: in a new process each, by turns, medians; Keras's optional imports of scikit-learn, matplotlib and "
+    "pandas are what is left out.",
     *startup.NOTES[1:],
-    "first_step includes building the model, and tracing and optimising its graph: TensorFlow does that anew in every process.",
+    "first_step includes building the model, and tracing and optimising its graph: TensorFlow does that anew in every "
+    "process.",
 )
 
 

@@ -1,7 +1,9 @@
-"""jobs.cnn with a stopwatch: `python -m tests.benchmarks.cnn_watched …` takes the job's flags, and reads watch.json (stopwatch.py).
+"""jobs.cnn with a stopwatch: `python -m tests.benchmarks.cnn_watched …` takes the job's flags,
+and reads watch.json (stopwatch.py).
 
-The loop is not changed: what it calls is. A *leg* is one epoch's calls of TensorFlow, without evaluation and the checkpoint at
-the epoch's end. `without_sum` leaves the all-reduce of each step out, which is what a step of several workers costs besides.
+The loop is not changed: what it calls is. A *leg* is one epoch's calls of TensorFlow, without evaluation and the
+checkpoint at the epoch's end.
+`without_sum` leaves the all-reduce of each step out, which is what a step of several workers costs besides.
 """
 
 import json
@@ -58,7 +60,8 @@ def _beginning(steps: Callable[..., Any], session: Session, record: Record, turn
     def timed(pipeline: Pipeline, *args: Any) -> Any:
         if turns:
             turns.begin()
-        session.all_gather(f"turn {len(record.legs)}", True)  # so that the other ranks do not run ahead where nothing is summed
+        # so that the other ranks do not run ahead where nothing is summed
+        session.all_gather(f"turn {len(record.legs)}", True)
         record.legs.append({"began": time.perf_counter(), "cpu": -time.process_time(),
                             "steps": pipeline.steps_per_epoch})
         return steps(pipeline, *args)

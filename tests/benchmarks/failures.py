@@ -9,7 +9,8 @@ from tests.benchmarks.goodput_model import expected_goodput
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """Seconds: a step; how long a checkpoint keeps the loop, and until it is committed; between failures; until it goes on."""
+    """Seconds: a step; how long a checkpoint keeps the loop, and until it is committed; between failures;
+    until it goes on."""
 
     step_s: float
     blocking_s: float
@@ -35,12 +36,14 @@ def simulate(life: Life, *, failures: int, seed: int) -> Found:
     now, committed, highest = 0.0, 0, 0
     for _ in range(failures):
         fails_at = now + rng.expovariate(1 / life.mtbf_s)
-        now, committed = _generation(life, now + life.recovery_s, fails_at, committed) if now + life.recovery_s < fails_at else (
+        now, committed = _generation(life, now + life.recovery_s, fails_at,
+                                     committed) if now + life.recovery_s < fails_at else (
             fails_at, committed)
         highest = max(highest, committed)
     every = _cadence(life, 0).every_steps
     interval_s = (every - every // 4) * life.step_s
-    model = expected_goodput(interval_s, life.blocking_s, life.mtbf_s, commit_s=life.write_s, recovery_s=life.recovery_s)
+    model = expected_goodput(interval_s, life.blocking_s, life.mtbf_s, commit_s=life.write_s,
+                             recovery_s=life.recovery_s)
     return Found(goodput=highest * life.step_s / now, model=model, interval_s=interval_s)
 
 

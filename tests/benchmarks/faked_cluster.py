@@ -1,6 +1,8 @@
-"""A control store that says it has as many nodes as one likes. All of them are one server: it answers for each node's raylet too.
+"""A control store that says it has as many nodes as one likes.
+All of them are one server: it answers for each node's raylet too.
 
-What is real: our own code, gRPC, the messages' sizes. What is not: that a thousand machines answer one after the other, or not.
+What is real: our own code, gRPC, the messages' sizes.
+What is not: that a thousand machines answer one after the other, or not.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -35,7 +37,8 @@ def _replies(num_nodes: int, cpus: float, busy: float, port: int) -> dict[str, C
     ids = [number.to_bytes(28, "big") for number in range(num_nodes)]
     total = {"CPU": cpus, "memory": 2.0**38, "object_store_memory": 2.0**36}
     nodes = pb.GetAllNodeInfoReply(node_info_list=[
-        gcs_pb2.GcsNodeInfo(node_id=node, node_name=f"node-{number}", node_manager_address="127.0.0.1", node_manager_port=port,
+        gcs_pb2.GcsNodeInfo(node_id=node, node_name=f"node-{number}", node_manager_address="127.0.0.1",
+                            node_manager_port=port,
                             is_head_node=number == 0, resources_total=total) for number, node in enumerate(ids)])
     free = pb.GetAllAvailableResourcesReply(resources_list=[
         gcs_pb2.AvailableResources(node_id=node, resources_available=total | {"CPU": cpus - busy}) for node in ids])
@@ -43,7 +46,8 @@ def _replies(num_nodes: int, cpus: float, busy: float, port: int) -> dict[str, C
 
     def value(request: bytes) -> bytes:
         known = {b"CLUSTER_METADATA": metadata, b"dashboard": f"127.0.0.1:{port}".encode()}
-        return pb.InternalKVGetReply(value=known.get(pb.InternalKVGetRequest.FromString(request).key, b"")).SerializeToString()
+        return pb.InternalKVGetReply(value=known.get(pb.InternalKVGetRequest.FromString(request).key,
+                                                     b"")).SerializeToString()
 
     fixed: dict[str, Any] = {
         "GetAllNodeInfo": nodes, "GetAllAvailableResources": free, "GetDrainingNodes": pb.GetDrainingNodesReply(),
@@ -51,7 +55,8 @@ def _replies(num_nodes: int, cpus: float, busy: float, port: int) -> dict[str, C
         "CheckAlive": pb.CheckAliveReply(ray_version=ray.__version__),
     }
     packed = {name: reply.SerializeToString() for name, reply in fixed.items()}
-    return {"InternalKVGet": value, "Check": lambda _: b"", **{name: lambda _, text=text: text for name, text in packed.items()}}
+    return {"InternalKVGet": value, "Check": lambda _: b"",
+            **{name: lambda _, text=text: text for name, text in packed.items()}}
 
 
 class _Answers(grpc.GenericRpcHandler):

@@ -28,9 +28,9 @@ class Settings:
 
 QUICK = Settings(steps=12, seeds=1)
 NOTES = (
-    "all-MiniLM-L6-v2 with a new head for 4 classes, 2,048 training and 512 validation rows cut to 128 tokens, batch 16, fp32, "
-    "two threads, one epoch: learning rate 1e-4 after 20 steps, weight decay 0.01; Trainer with its defaults. By turns; medians "
-    "over the seeds. Seconds: of the steps alone, the first 5 left out.",
+    "all-MiniLM-L6-v2 with a new head for 4 classes, 2,048 training and 512 validation rows cut to 128 tokens, batch "
+    "16, fp32, two threads, one epoch: learning rate 1e-4 after 20 steps, weight decay 0.01; Trainer with its "
+    "defaults. By turns; medians over the seeds. Seconds: of the steps alone, the first 5 left out.",
 )
 
 
@@ -40,25 +40,32 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     data = prepare(config, Store.open(str(workspace / "storage")), use_ray=False).store.location()
     found: dict[str, list[dict[str, float]]] = {"Trainer": [], "job": []}
     for seed in range(settings.seeds):
-        found["Trainer"].append(trained(Recipe(data=data, model=model, steps=settings.steps, lr=1e-4, warmup_steps=20, seed=seed,
+        found["Trainer"].append(trained(Recipe(data=data, model=model, steps=settings.steps, lr=1e-4, warmup_steps=20,
+                                               seed=seed,
                                                judge=True)))
         found["job"].append(job(workspace / f"storage/seed-{seed}", uri, model, settings.steps, seed))
 
     def median(who: str, what: str) -> float:
         return statistics.median(run[what] for run in found[who])
 
-    figures = [Figure(name=f"{who}: validation loss after {settings.steps} steps", value=median(who, "loss")) for who in found]
-    figures.append(Figure(name="loss, job over Trainer", value=median("job", "loss") / median("Trainer", "loss"), at_most=1.02))
-    figures.append(Figure(name="seconds, job over Trainer", value=median("job", "seconds") / median("Trainer", "seconds"),
+    figures = [Figure(name=f"{who}: validation loss after {settings.steps} steps", value=median(who, "loss"))
+               for who in found]
+    figures.append(Figure(name="loss, job over Trainer", value=median("job", "loss") / median("Trainer", "loss"),
+                          at_most=1.02))
+    figures.append(Figure(name="seconds, job over Trainer",
+                          value=median("job", "seconds") / median("Trainer", "seconds"),
                           at_most=1.0))
     return Outcome(figures=tuple(figures), samples=found, notes=NOTES)
 
 
 def job(folder: Path, uri: Path, model: str, steps: int, seed: int) -> dict[str, Any]:
-    flags = ["--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name, "--run.cpus-per-worker", "2",
+    flags = ["--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
+             "--run.cpus-per-worker", "2",
              "--run.tracking-uri", "none", "--run.seed", str(seed), "--data.uri", str(uri), "--data.max-length", "128",
-             "--model.name", model, "--train.global-batch-size", "16", "--train.max-steps", str(steps), "--train.epochs", "1",
-             "--optim.lr", "1e-4", "--optim.schedule", "linear", "--optim.warmup-steps", "20", "--optim.weight-decay", "0.01",
+             "--model.name", model, "--train.global-batch-size", "16", "--train.max-steps", str(steps),
+             "--train.epochs", "1",
+             "--optim.lr", "1e-4", "--optim.schedule", "linear", "--optim.warmup-steps", "20", "--optim.weight-decay",
+             "0.01",
              "--optim.clip-norm", "1.0", "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
     with python("tests.benchmarks.transformer_watched", *flags, folder=folder) as started:
         loss = started.finished(600)["metrics"]["validation"]["log_loss"]

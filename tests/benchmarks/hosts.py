@@ -22,8 +22,9 @@ class Settings:
 
 QUICK = Settings(only=("MLP",))
 NOTES = (
-    "Hosts are Linux namespaces with an address, shared memory and process numbers of their own, one worker each; the driver is on "
-    "the first. The same: all tensors of the last checkpoint, model and optimiser, byte for byte, and the artifact's sha256.",
+    "Hosts are Linux namespaces with an address, shared memory and process numbers of their own, one worker each; the "
+    "driver is on the first. The same: all tensors of the last checkpoint, model and optimiser, byte for byte, and the "
+    "artifact's sha256.",
 )
 
 
@@ -40,7 +41,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
         for name, (job, flags) in jobs.items():
             if not settings.only or name in settings.only:
                 samples[name] = compared(cluster, workspace / name.replace(", ", "-"), job, flags)
-    figures = [Figure(name=f"{name}: equal bit for bit", value=found["equal"], at_least=1) for name, found in samples.items()]
+    figures = [Figure(name=f"{name}: equal bit for bit", value=found["equal"], at_least=1)
+               for name, found in samples.items()]
     return Outcome(figures=tuple(figures), samples=samples, notes=NOTES)
 
 
@@ -54,7 +56,8 @@ def compared(cluster: Cluster, folder: Path, job: str, flags: list[str]) -> dict
         result = started.finished(300)
     mine, theirs = state(job, across), state(job, alone)
     equal = mine.keys() == theirs.keys() and all(mine[key].tobytes() == theirs[key].tobytes() for key in mine)
-    return {"equal": int(equal and digest(job, across) == digest(job, alone)), "tensors": len(mine), "restarts": result["restarts"],
+    return {"equal": int(equal and digest(job, across) == digest(job, alone)), "tensors": len(mine),
+            "restarts": result["restarts"],
             "seconds": round(time.monotonic() - began, 1)}
 
 

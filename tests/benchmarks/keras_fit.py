@@ -36,7 +36,8 @@ def run(settings: dict) -> dict:
     keras.utils.set_random_seed(settings["seed"])
     model = keras.Sequential([
         keras.Input((28, 28, 1)), keras.layers.Conv2D(32, 3, activation="relu"), keras.layers.MaxPooling2D(2),
-        keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"), keras.layers.Dense(10, activation="softmax")])
+        keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"),
+        keras.layers.Dense(10, activation="softmax")])
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     legs: list[dict] = []
     accuracies: list[float] = []

@@ -22,10 +22,11 @@ class Settings:
 
 QUICK = Settings(max_steps=20)
 NOTES = (
-    "`--config jobs/transformer/languages.yaml --run.workers 2`: two local processes with a thread each. Seconds: all of the run, "
-    "from the start of the workers to the predictions for the test rows, without preparing, artifact and report.",
-    "The linear model: TF-IDF of 1 to 4 characters within words (min_df 2, sublinear), logistic regression (C 10) on the same "
-    "training rows (jobs/transformer/baseline.py).",
+    "`--config jobs/transformer/languages.yaml --run.workers 2`: two local processes with a thread each. Seconds: all "
+    "of the run, from the start of the workers to the predictions for the test rows, without preparing, artifact and "
+    "report.",
+    "The linear model: TF-IDF of 1 to 4 characters within words (min_df 2, sublinear), logistic regression (C 10) on "
+    "the same training rows (jobs/transformer/baseline.py).",
     "The test rows are of entities that neither saw in training in any language; choices were made on validation rows.",
 )
 

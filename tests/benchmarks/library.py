@@ -1,4 +1,5 @@
-"""Python's own standard library: bits a byte after 10 minutes of training, beside what gzip and xz make of the same test files."""
+"""Python's own standard library: bits a byte after 10 minutes of training,
+beside what gzip and xz make of the same test files."""
 
 import gzip
 import lzma
@@ -22,10 +23,10 @@ class Settings:
 
 QUICK = Settings(max_steps=10)
 NOTES = (
-    "`--config jobs/transformer/library.yaml --run.workers 2`: two local processes with a thread each. Seconds: all of the run "
-    "without preparing, artifact and report.",
-    "gzip -9 and xz -9e have all test files in one stream, which favours them; the model sees at most one row (its context) of "
-    "them at a time, but has seen the training files. Its own size is not counted.",
+    "`--config jobs/transformer/library.yaml --run.workers 2`: two local processes with a thread each. Seconds: all of "
+    "the run without preparing, artifact and report.",
+    "gzip -9 and xz -9e have all test files in one stream, which favours them; the model sees at most one row (its "
+    "context) of them at a time, but has seen the training files. Its own size is not counted.",
 )
 
 

@@ -29,9 +29,10 @@ class Settings:
 
 QUICK = Settings(data_bytes=80_000_000, files=2, cache_gb=0.04, epochs=2, other_rows=500, batch_size=256)
 NOTES = (
-    "Unshared memory is Private_Clean + Private_Dirty of /proc/PID/smaps_rollup, sampled ten times a second from the first "
-    "step to the end of training; the cache is what its files take on the disk, at the same moments.",
-    "Waiting for data is the part of the epochs' time in which the loop had no rows; each worker begins with an empty cache.",
+    "Unshared memory is Private_Clean + Private_Dirty of /proc/PID/smaps_rollup, sampled ten times a second from the "
+    "first step to the end of training; the cache is what its files take on the disk, at the same moments.",
+    "Waiting for data is the part of the epochs' time in which the loop had no rows; each worker begins with an empty "
+    "cache.",
 )
 
 
@@ -54,7 +55,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     figures = (
         Figure(name="training data", value=rows * images.SIDE**2 / 1e9, unit="GB"),
         Figure(name="highest unshared memory of a worker", value=max(seen["private"]) / 1e6, unit="MB", at_most=1000),
-        Figure(name="largest size of the cache", value=max(seen["cache"]) / 1e6, unit="MB", at_most=settings.cache_gb * 1000),
+        Figure(name="largest size of the cache", value=max(seen["cache"]) / 1e6, unit="MB",
+               at_most=settings.cache_gb * 1000),
         Figure(name="time waiting for data", value=100 * waited / trained, unit="%", at_most=5),
         Figure(name="consumed", value=settings.batch_size * images.SIDE**2 / steps_s / 1e6, unit="MB/s"),
         Figure(name="preparing the data, once", value=prepared_s, unit="s"),
@@ -64,7 +66,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
 
 
 def flags(settings: Settings, data: Path, cache: Path) -> list[str]:
-    return ["--config", str(ROOT / "jobs/mlp/textbook.yaml"), "--run.engine", "local", "--run.workers", str(settings.workers),
+    return ["--config", str(ROOT / "jobs/mlp/textbook.yaml"), "--run.engine", "local", "--run.workers",
+            str(settings.workers),
             "--data.uri", str(data), "--data.cache-dir", str(cache), "--data.cache-gb", str(settings.cache_gb),
             "--train.global-batch-size", str(settings.batch_size), "--train.epochs", str(settings.epochs)]
 

@@ -25,12 +25,12 @@ class Settings:
 
 QUICK = Settings(rows=4_000, other_rows=200, epochs=3)
 NOTES = (
-    "Both loops run by turns, an epoch each, in a process each; the ratio is the median over pairs of neighbouring turns. An "
-    "epoch is all of its steps: batches taken (ours: shuffled windows out of the memory-mapped cache, filled by a thread), "
-    "forward, backward, optimiser, the loss as a number; ours also the check for NaN, the beat to the driver and the decision "
-    "on checkpoints. Left out of both: start-up, the first epoch, evaluation.",
-    "One thread is what both give to PyTorch. Ours has others beside it, for data, beats and the driver, on the machine's second "
-    "core: `CPU time of all threads` counts them too.",
+    "Both loops run by turns, an epoch each, in a process each; the ratio is the median over pairs of neighbouring "
+    "turns. An epoch is all of its steps: batches taken (ours: shuffled windows out of the memory-mapped cache, filled "
+    "by a thread), forward, backward, optimiser, the loss as a number; ours also the check for NaN, the beat to the "
+    "driver and the decision on checkpoints. Left out of both: start-up, the first epoch, evaluation.",
+    "One thread is what both give to PyTorch. Ours has others beside it, for data, beats and the driver, on the "
+    "machine's second core: `CPU time of all threads` counts them too.",
     "The textbook loop has all its images in memory, as float32, before it begins.",
     "Losses: the textbook loop was given our rows in our order, read from the raw Parquet file by row id.",
 )
@@ -52,7 +52,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
             Figure(name=f"batch {batch_size}: times the textbook loop", value=statistics.median(ratios), at_least=1.3,
                    aim_at_least=2.0),
             Figure(name=f"batch {batch_size}: the same in CPU time of the loop's thread", value=statistics.median(cpu)),
-            Figure(name=f"batch {batch_size}: the same in CPU time of all threads", value=statistics.median(process_cpu)),
+            Figure(name=f"batch {batch_size}: the same in CPU time of all threads",
+                   value=statistics.median(process_cpu)),
             Figure(name=f"batch {batch_size}: ours", value=statistics.median(rates[0]), unit="samples/s"),
             Figure(name=f"batch {batch_size}: textbook", value=statistics.median(rates[1]), unit="samples/s"),
             Figure(name=f"batch {batch_size}: time waiting for data", unit="%",
@@ -68,7 +69,8 @@ def by_turns(workspace: Path, data: Path, settings: Settings, batch_size: int) -
     folder = workspace / "storage" / f"throughput-{batch_size}"
     book = textbook_settings(workspace, data, batch_size) | {"turns": (turns, 1, 2), "epochs": settings.epochs}
     watch = Watch(turns=(turns, 0, 2))
-    with stopwatch.started(folder, watch, *flags(data, batch_size, settings.epochs)) as job, textbook(workspace, book) as other:
+    with stopwatch.started(folder, watch, *flags(data, batch_size,
+                                                 settings.epochs)) as job, textbook(workspace, book) as other:
         job.finished(1800)
         assert other.wait(60) == 0, other.text
     return stopwatch.records(folder)[0].legs, json.loads(Path(book["out"]).read_text())["legs"]
@@ -80,7 +82,8 @@ def loss_difference(workspace: Path, data: Path, settings: Settings, batch_size:
     record = stopwatch.carried_out(folder, Watch(losses=True), *flags(data, batch_size, 1), "--run.trace-rows")[0]
     rows = consumed_rows(folder)
     book = textbook_settings(workspace, data, batch_size) | {
-        "turns": (str(workspace / f"alone-{batch_size}"), 0, 1), "epochs": 1, "rows": [rows[key] for key in sorted(rows)]}
+        "turns": (str(workspace / f"alone-{batch_size}"), 0, 1), "epochs": 1,
+        "rows": [rows[key] for key in sorted(rows)]}
     with textbook(workspace, book) as other:
         assert other.wait(600) == 0, other.text
     theirs = json.loads(Path(book["out"]).read_text())["losses"]
@@ -94,7 +97,8 @@ def flags(data: Path, batch_size: int, epochs: int) -> list[str]:
 
 
 def textbook_settings(workspace: Path, data: Path, batch_size: int) -> dict[str, Any]:
-    return {"file": str(data / "train-0.parquet"), "batch_size": batch_size, "out": str(workspace / f"textbook-{batch_size}.json")}
+    return {"file": str(data / "train-0.parquet"), "batch_size": batch_size,
+            "out": str(workspace / f"textbook-{batch_size}.json")}
 
 
 def textbook(workspace: Path, settings: dict[str, Any]) -> Any:

@@ -1,4 +1,5 @@
-"""What `python -m serving optimize` makes of a normally trained model of each job: size, latency with one thread, accuracy."""
+"""What `python -m serving optimize` makes of a normally trained model of each job: size,
+latency with one thread, accuracy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "cnn": (),
     "transformer": ("--config", str(ROOT / "jobs/transformer/languages.yaml"), "--run.workers", "2"),
 }
-VARIANTS = {"mlp": ("onnx", "onnx-int8"), "cnn": ("onnx", "onnx-int8", "compiled"), "transformer": ("onnx", "onnx-int8")}
+VARIANTS = {"mlp": ("onnx", "onnx-int8"), "cnn": ("onnx", "onnx-int8", "compiled"),
+            "transformer": ("onnx", "onnx-int8")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,10 @@ class Settings:
 
 QUICK = Settings(max_steps=60, seconds=0.2)
 NOTES = (
-    "The default presets on the digits, and `--config jobs/transformer/languages.yaml`; trained whole. One thread, as a replica "
-    "with one CPU has; medians, by turns with the parent. A row's way: tensors, decode, predict, encode, tensors; of the "
-    "Transformer it begins with a text. The parents: PyTorch's eager mode, and Keras's call of the model, as they are served.",
+    "The default presets on the digits, and `--config jobs/transformer/languages.yaml`; trained whole. One thread, as "
+    "a replica with one CPU has; medians, by turns with the parent. A row's way: tensors, decode, predict, encode, "
+    "tensors; of the Transformer it begins with a text. The parents: PyTorch's eager mode, and Keras's call of the "
+    "model, as they are served.",
     "Size: all files but probe and card. The CNN's parent holds its ONNX file too, beside Keras's.",
     "Accuracy: points on the test split, of which 0.5 may be lost (`--max-loss`).",
 )
@@ -67,6 +70,8 @@ def _shown(job: str, name: str, before: Any, after: Any, *, parent: bool) -> lis
     figures += [Figure(name=f"{job}, {name}: {what}, times as fast", value=before[key] / after[key], at_least=1.0)
                 for what, key in kinds]
     share = after["size_bytes"] / before["size_bytes"]
-    return [*figures, Figure(name=f"{job}, {name}: share of the size", value=share, at_most=0.5 if name == "onnx-int8" else None),
-            Figure(name=f"{job}, {name}: accuracy, points", value=100 * (after["test_accuracy"] - before["test_accuracy"]),
+    return [*figures,
+            Figure(name=f"{job}, {name}: share of the size", value=share, at_most=0.5 if name == "onnx-int8" else None),
+            Figure(name=f"{job}, {name}: accuracy, points",
+                   value=100 * (after["test_accuracy"] - before["test_accuracy"]),
                    at_least=-0.5)]

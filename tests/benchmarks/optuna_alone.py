@@ -32,7 +32,8 @@ def main(folder: Path, threads: int, num_trials: int, epochs: int) -> None:
         seconds.append(time.perf_counter() - began)
         return max(row["validation_accuracy"] for row in rows)
 
-    optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)).optimize(objective, n_trials=num_trials)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    study.optimize(objective, n_trials=num_trials)
     (folder / "seconds.json").write_text(json.dumps(seconds))
 
 

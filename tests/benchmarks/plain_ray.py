@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.plain_ray FOLDER STEPS MAX_FAILURES
 
-Its checkpoints are one `torch.save` in FOLDER every 8 steps: cheaper than `ray.train.report`, which waits 2 s (FACTS.md).
-Each worker logs its steps as the watched job does, and its process id.
+Its checkpoints are one `torch.save` in FOLDER every 8 steps: cheaper than `ray.train.report`, which waits 2 s
+(FACTS.md). Each worker logs its steps as the watched job does, and its process id.
 """
 
 import json
@@ -45,7 +45,8 @@ def train_func(settings: dict) -> None:
         step += 1
         log.write(f"{time.time()} {step}\n")
         if rank == 0 and step % CHECKPOINT_EVERY_STEPS == 0:
-            torch.save({"model": plain.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, f"{checkpoint}.partial")
+            torch.save({"model": plain.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
+                       f"{checkpoint}.partial")
             Path(f"{checkpoint}.partial").replace(checkpoint)
         time.sleep(settings["pause_s"])
 

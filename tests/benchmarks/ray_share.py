@@ -1,4 +1,5 @@
-"""What Ray Train adds to a step: the same loop by turns under it and under the local session; then two workers against one."""
+"""What Ray Train adds to a step: the same loop by turns under it and under the local session;
+then two workers against one."""
 
 import statistics
 import time
@@ -29,21 +30,23 @@ class Settings:
 
 QUICK = Settings(rows=4_000, other_rows=200, epochs=3, scaling_rows=6_000, scaling_epochs=3)
 NOTE = (
-    "Ray's share: one worker each, the textbook network, both runs alive and training an epoch by turns; the ratio is the "
-    "median over neighbouring turns. What Ray's own processes (control store, raylet, dashboard, agents) use meanwhile is given "
-    "beside it: on a machine with a core to spare it costs the loop nothing."
+    "Ray's share: one worker each, the textbook network, both runs alive and training an epoch by turns; the ratio is "
+    "the median over neighbouring turns. What Ray's own processes (control store, raylet, dashboard, agents) use "
+    "meanwhile is given beside it: on a machine with a core to spare it costs the loop nothing."
 )
 
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
     share = ray_against_local(settings, workspace / "share")
-    scaling = two_workers.measure(settings.scaling_rows, settings.other_rows, settings.scaling_epochs, workspace / "scaling")
+    scaling = two_workers.measure(settings.scaling_rows, settings.other_rows, settings.scaling_epochs,
+                                  workspace / "scaling")
     return Outcome(figures=share.figures + scaling.figures, samples=share.samples | scaling.samples,
                    notes=share.notes + scaling.notes)
 
 
 def ray_against_local(settings: Settings, workspace: Path) -> Outcome:
-    data = images.prepared(images.write_splits(workspace / "images", settings.rows, settings.other_rows), workspace / "storage")
+    data = images.prepared(images.write_splits(workspace / "images", settings.rows, settings.other_rows),
+                           workspace / "storage")
     flags = ["--config", str(ROOT / "jobs/mlp/textbook.yaml"), "--data.uri", str(data), "--data.cache-dir",
              str(workspace / "cache"), "--train.global-batch-size", str(settings.batch_size), "--train.epochs",
              str(settings.epochs)]
@@ -57,10 +60,12 @@ def ray_against_local(settings: Settings, workspace: Path) -> Outcome:
     seconds = after.pop(0) - before[0]
     own = sum(after[pid] - before[pid] for pid in after if pid in before) / seconds
     figures = (
-        Figure(name="a step under Ray Train over one under the local session", value=statistics.median(ratios), at_most=1.02),
+        Figure(name="a step under Ray Train over one under the local session", value=statistics.median(ratios),
+               at_most=1.02),
         Figure(name="its lower quartile", value=ratios[len(ratios) // 4]),
         Figure(name="its upper quartile", value=ratios[len(ratios) * 3 // 4]),
-        Figure(name="the same in CPU time of the loop's thread", value=statistics.median(b["cpu"] / a["cpu"] for a, b in pairs)),
+        Figure(name="the same in CPU time of the loop's thread",
+               value=statistics.median(b["cpu"] / a["cpu"] for a, b in pairs)),
         Figure(name="Ray's own processes meanwhile", value=100 * own, unit="% of a core"),
     )
     return Outcome(figures=figures, samples={"local": local.legs, "ray": ray.legs, "ray_cpu_share": own}, notes=(NOTE,))

@@ -31,12 +31,13 @@ class Settings:
 
 QUICK = Settings(kills=1, between_s=1.0)
 NOTES = (
-    "A useful step is one beyond those that had been done before the kill: what was lost since the last checkpoint is repeated "
-    "first. The kills follow each other in one run; both ranks are killed by turns.",
+    "A useful step is one beyond those that had been done before the kill: what was lost since the last checkpoint is "
+    "repeated first. The kills follow each other in one run; both ranks are killed by turns.",
     "Ours: the default preset on the digits, two workers, --run.checkpoint-every-steps 8. Ray alone: `plain_ray.py`, a "
-    "TorchTrainer with DDP and FailureConfig, a checkpoint every 8 steps without `ray.train.report`, which waits 2 s each time.",
-    "Goodput: unique steps times the uninterrupted median step, over the wall time from the start of the workers to a step after "
-    "the last kill.",
+    "TorchTrainer with DDP and FailureConfig, a checkpoint every 8 steps without `ray.train.report`, which waits 2 s "
+    "each time.",
+    "Goodput: unique steps times the uninterrupted median step, over the wall time from the start of the workers to a "
+    "step after the last kill.",
 )
 
 
@@ -44,15 +45,18 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     samples: dict[str, Any] = {}
     with ray_cluster.running(3):
         samples["Ray binding"] = kills(ours(workspace / "ray/run", "ray"), settings)
-        samples["Ray binding, one spare worker"] = kills(ours(workspace / "spare/run", "ray", "--run.spares", "1"), settings)
+        samples["Ray binding, one spare worker"] = kills(ours(workspace / "spare/run", "ray", "--run.spares", "1"),
+                                                         settings)
         samples[ALONE] = kills(ray_alone(workspace / "plain", settings), settings)
     samples["local binding"] = kills(ours(workspace / "local/run", "local"), settings)
     figures: list[Figure] = []
     for name, found in samples.items():
         figures += [
-            Figure(name=f"{name}: to the next useful step", value=statistics.median(kill["useful_s"] for kill in found), unit="s",
+            Figure(name=f"{name}: to the next useful step", value=statistics.median(kill["useful_s"] for kill in found),
+                   unit="s",
                    aim_at_most=None if name == ALONE else 4.0),
-            Figure(name=f"{name}: to the next step", value=statistics.median(kill["next_s"] for kill in found), unit="s"),
+            Figure(name=f"{name}: to the next step", value=statistics.median(kill["next_s"] for kill in found),
+                   unit="s"),
             Figure(name=f"{name}: steps lost", value=statistics.median(kill["lost"] for kill in found), unit="steps"),
         ]
         if "goodput" in found[-1]:
@@ -61,7 +65,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
 
 
 def ours(folder: Path, engine: str, *flags: str) -> AbstractContextManager[Job]:
-    return stopwatch.started(folder, Watch(log_steps=True), "--run.engine", engine, "--run.workers", "2", "--run.max-failures",
+    return stopwatch.started(folder, Watch(log_steps=True), "--run.engine", engine, "--run.workers", "2",
+                             "--run.max-failures",
                              "-1", "--run.checkpoint-every-steps", "8", "--train.epochs", ENDLESS, *flags)
 
 

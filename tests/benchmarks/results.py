@@ -153,7 +153,8 @@ def section(result: Result) -> str:
     missed = f"\n\n**Missed:** {result.missed}" if result.missed else ""
     where = f"{result.machine['processor']}, {result.machine['cores']} cores"
     return (f"### {result.name}: {result.title}\n{result.date}, {where}, load {result.load['before'][0]:.1f} before; "
-            f"`{result.commit[:16]}`\n\n| what | measured | wanted | met |\n|---|---|---|---|\n{rows}\n{notes}{missed}\n")
+            f"`{result.commit[:16]}`\n\n| what | measured | wanted | met "
+            f"|\n|---|---|---|---|\n{rows}\n{notes}{missed}\n")
 
 
 def _between(value: float, low: float | None, high: float | None) -> bool:

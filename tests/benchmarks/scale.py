@@ -1,4 +1,5 @@
-"""What grows with workers, nodes, data and time: each model of it, held against a measurement at the size that fits here."""
+"""What grows with workers, nodes, data and time: each model of it,
+held against a measurement at the size that fits here."""
 
 import statistics
 import threading
@@ -60,16 +61,17 @@ class Settings:
 QUICK = Settings(rows=10**9, shards=100, places=20, parts=(50, 100, 300), nodes=(20, 40, 80), checkpoint_mb=(16, 32),
                  bandwidths_mb_s=(50,), failures=40, weights_mb=16)
 NOTES = (
-    "Order: how long the row ids of one shard's micro-batch take to find, anywhere in the run, with nothing kept from before; all "
-    "ids found at places drawn at random must be different and within the data. Windows hold at most 128 MiB over all shards, "
-    "and at least one block.",
-    "Manifests: a checkpoint of so many parts, in a local folder: its manifest written and read, the notes of all ranks read by "
-    "rank 0, and all listed for pruning. Time = a + b × parts, fitted to the smaller sizes, predicts the largest. Notes are "
-    "written without fsync, by one process: here it is their reader that is measured.",
-    "Nodes: `status` and the part of preflight that looks for room, against a control store that is faked (`faked_cluster.py`): "
-    "one server answers for all nodes. The small task that preflight runs on every node is not in it. Predicted like manifests.",
-    "Checkpoint time: the real writer into a local folder; bandwidth is limited by sleeping in it. Time = bytes / (own rate) + "
-    "bytes / bandwidth, its own rate taken from the smaller size without a limit.",
+    "Order: how long the row ids of one shard's micro-batch take to find, anywhere in the run, with nothing kept from "
+    "before; all ids found at places drawn at random must be different and within the data. Windows hold at most 128 "
+    "MiB over all shards, and at least one block.",
+    "Manifests: a checkpoint of so many parts, in a local folder: its manifest written and read, the notes of all "
+    "ranks read by rank 0, and all listed for pruning. Time = a + b × parts, fitted to the smaller sizes, predicts the "
+    "largest. Notes are written without fsync, by one process: here it is their reader that is measured.",
+    "Nodes: `status` and the part of preflight that looks for room, against a control store that is faked "
+    "(`faked_cluster.py`): one server answers for all nodes. The small task that preflight runs on every node is not "
+    "in it. Predicted like manifests.",
+    "Checkpoint time: the real writer into a local folder; bandwidth is limited by sleeping in it. Time = bytes / (own "
+    "rate) + bytes / bandwidth, its own rate taken from the smaller size without a limit.",
     "Goodput: a simulation of a run that fails at random, in which the real `CheckpointSchedule` says when it saves "
     "(`failures.py`), against the formula (`optimal_interval.py`), which then gives the best cadence for fleets "
     "that nobody has here.",
@@ -94,15 +96,18 @@ def order_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
     size, shards = f"{settings.rows:.0e} rows, {settings.shards:,} shards", f"{settings.shards:,} shards"
     return [
         Figure(name=f"order at {size}: one micro-batch", value=1e3 * statistics.median(many), unit="ms", at_most=50),
-        Figure(name="the same, for a row of a window, over that at small size", value=per_row[1] / per_row[0], at_most=4),
+        Figure(name="the same, for a row of a window, over that at small size", value=per_row[1] / per_row[0],
+               at_most=4),
         Figure(name=f"rows of a window at {shards}", value=large.window_rows),
-        Figure(name=f"ids drawn at {size} that come twice or lie outside", value=wrong_ids(large, settings.places), at_most=0),
+        Figure(name=f"ids drawn at {size} that come twice or lie outside", value=wrong_ids(large, settings.places),
+               at_most=0),
     ]
 
 
 def order_of(settings: Settings, rows: int, shards: int) -> SamplingOrder:
     window = resolve_window_rows(65536, shards, settings.row_bytes, settings.block_rows)
-    return SamplingOrder(num_rows=rows, num_shards=shards, global_batch_size=64 * shards, block_rows=settings.block_rows,
+    return SamplingOrder(num_rows=rows, num_shards=shards, global_batch_size=64 * shards,
+                         block_rows=settings.block_rows,
                          window_rows=window, seed=0)
 
 
@@ -125,7 +130,8 @@ def wrong_ids(order: SamplingOrder, count: int) -> int:
 # ── checkpoints of many parts ──
 def manifest_figures(settings: Settings, workspace: Path, samples: dict[str, Any]) -> list[Figure]:
     with mock.patch.object(storage, "_sync"):
-        times = {count: manifest_times(Store.open(str(workspace / f"parts-{count}")), count) for count in settings.parts}
+        times = {count: manifest_times(Store.open(str(workspace / f"parts-{count}")), count)
+                 for count in settings.parts}
     samples["manifests"] = times
     figures: list[Figure] = []
     for what in ("write the manifest", "read it", "collect the ranks' notes", "list all, to prune"):
@@ -136,8 +142,10 @@ def manifest_figures(settings: Settings, workspace: Path, samples: dict[str, Any
 
 def manifest_times(store: Store, count: int) -> dict[str, float]:
     save = SaveName("000001-00000000", 1, 10)
-    files = tuple(FileEntry(path=save.part(rank), size=1 << 30, sha256=f"{rank:064x}", rank=rank) for rank in range(count))
-    whole = Checkpoint(generation=save.generation, sequence=1, step=10, epoch=0, state={}, metric=None, config_fingerprint="f",
+    files = tuple(FileEntry(path=save.part(rank), size=1 << 30, sha256=f"{rank:064x}", rank=rank)
+                  for rank in range(count))
+    whole = Checkpoint(generation=save.generation, sequence=1, step=10, epoch=0, state={}, metric=None,
+                       config_fingerprint="f",
                        world_size=count, created=0.0, environment={}, files=files)
     for entry in files[1:]:
         announce(store, save, entry.rank, entry)
@@ -179,17 +187,20 @@ def checkpoint_figures(settings: Settings, workspace: Path, samples: dict[str, A
     small, large = settings.checkpoint_mb
     own_s = write_time(workspace / "own", small, None)
     rate = small / own_s
-    cases = {f"{large} MB": (large, None), **{f"{small} MB at {mb} MB/s": (small, mb) for mb in settings.bandwidths_mb_s}}
+    cases = {f"{large} MB": (large, None),
+             **{f"{small} MB at {mb} MB/s": (small, mb) for mb in settings.bandwidths_mb_s}}
     figures = [Figure(name="a checkpoint is hashed and written at", value=rate, unit="MB/s")]
     taken: dict[str, dict[str, float]] = {}
     for name, (size, bandwidth) in cases.items():
         found, model = write_time(workspace / name.replace(" ", "-").replace("/", "-"), size, bandwidth), checkpoint_s(
             size, rate, bandwidth)
         taken[name] = {"measured_s": found, "model_s": model}
-        figures.append(Figure(name=f"checkpoint of {name}: measured over model", value=found / model, at_least=0.6, at_most=1.6))
+        figures.append(Figure(name=f"checkpoint of {name}: measured over model", value=found / model, at_least=0.6,
+                              at_most=1.6))
     samples["checkpoints"] = {"own_s": own_s, **taken}
     return figures + [
-        Figure(name=f"model: a part of {gb} GB at {mb} MB/s", value=checkpoint_s(1000.0 * gb, rate, mb) / 60, unit="min")
+        Figure(name=f"model: a part of {gb} GB at {mb} MB/s", value=checkpoint_s(1000.0 * gb, rate, mb) / 60,
+               unit="min")
         for gb in (10, 100) for mb in (100, 1000)]
 
 
@@ -202,7 +213,8 @@ def write_time(folder: Path, mb: int, bandwidth_mb_s: int | None) -> float:
     """Of the second of two checkpoints: the first one's memory is new."""
     tensors = {"weights": np.random.default_rng(0).standard_normal(mb * 250_000, dtype=np.float32)}
     store = Store.open(str(folder))
-    with throttled(bandwidth_mb_s), CheckpointWriter(store, Checkpoints(store).begin_generation(), config_fingerprint="f",
+    with throttled(bandwidth_mb_s), CheckpointWriter(store, Checkpoints(store).begin_generation(),
+                                                     config_fingerprint="f",
                                                      environment={}, keep_last=1) as writer:
         for step in (1, 2):
             writer.save(tensors, {}, step=step, epoch=0)
@@ -240,7 +252,8 @@ def goodput_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]
                               at_least=-0.02, at_most=0.02))
     samples["goodput"] = {name: vars(result) for name, result in found.items()}
     best, others = found["auto"].goodput, [found[f"every {every} steps"].goodput for every in (20, 400)]
-    figures.append(Figure(name="goodput with auto less the better of every 20 and 400 steps", value=best - max(others), at_least=0))
+    figures.append(Figure(name="goodput with auto less the better of every 20 and 400 steps", value=best - max(others),
+                          at_least=0))
     for nodes in settings.fleets:
         mtbf_s = mean_time_between_failures_s(settings.node_mtbf_h, nodes)
         interval_s = best_interval_s(settings.checkpoint_cost_s, mtbf_s)
@@ -254,7 +267,8 @@ def goodput_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]
 def weight_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
     from jobs.pytorch.weight_digest import digest_of
 
-    arrays = [np.random.default_rng(0).standard_normal(settings.weights_mb * 25_000, dtype=np.float32) for _ in range(10)]
+    arrays = [np.random.default_rng(0).standard_normal(settings.weights_mb * 25_000, dtype=np.float32)
+              for _ in range(10)]
     import torch
 
     torch.set_num_threads(1)
@@ -263,7 +277,8 @@ def weight_figures(settings: Settings, samples: dict[str, Any]) -> list[Figure]:
     times = {name: [timed(way) for _ in range(5)] for name, way in ways.items()}
     samples["weights"] = times
     assert ways["NumPy"]() == ways["PyTorch"]()
-    return [Figure(name=f"weights are hashed, {name}, one thread", value=settings.weights_mb / 1e3 / statistics.median(taken),
+    return [Figure(name=f"weights are hashed, {name}, one thread",
+                   value=settings.weights_mb / 1e3 / statistics.median(taken),
                    unit="GB/s", at_least=0.5) for name, taken in times.items()]
 
 

@@ -1,4 +1,5 @@
-"""An endpoint against FastAPI and LitServe: the same MLP, the same body, one replica each; requests a second, p50 and p99."""
+"""An endpoint against FastAPI and LitServe: the same MLP, the same body, one replica each;
+requests a second, p50 and p99."""
 
 import json
 import re
@@ -32,11 +33,11 @@ class Settings:
 
 QUICK = Settings(rounds=1, seconds=1, clients=(1,))
 NOTES = (
-    "The default perceptron of the digits; a body of 784 JSON floats; wrk with one thread on the same two cores; by turns, medians "
-    "over the rounds. Each server computes with one thread. Ours: `python -m serving up` as it is, so with a key, validation, "
-    "metrics and HAProxy, the model in the ingress's process (`--placement auto`); `--batch-wait-ms 0`, so batches form of what "
-    "waits while the replica is busy. FastAPI: one uvicorn process that calls the model in its event loop, without "
-    "key, validation or metrics. LitServe: its defaults with one worker.",
+    "The default perceptron of the digits; a body of 784 JSON floats; wrk with one thread on the same two cores; by "
+    "turns, medians over the rounds. Each server computes with one thread. Ours: `python -m serving up` as it is, so "
+    "with a key, validation, metrics and HAProxy, the model in the ingress's process (`--placement auto`); "
+    "`--batch-wait-ms 0`, so batches form of what waits while the replica is busy. FastAPI: one uvicorn process that "
+    "calls the model in its event loop, without key, validation or metrics. LitServe: its defaults with one worker.",
     "Rows of a request of 64, as binary tensors and as JSON: one client.",
 )
 _WRK = re.compile(r"50%\s+([\d.]+)(us|ms|s).*?99%\s+([\d.]+)(us|ms|s).*?Requests/sec:\s+([\d.]+)", re.DOTALL)
@@ -51,7 +52,8 @@ class Server:
 
     def ask(self, body: bytes, headers: dict[str, str] | None = None) -> bytes:
         name, _, value = self.header.partition(": ")
-        request = urllib.request.Request(self.url, body, {name: value, "Content-Type": "application/json", **(headers or {})})
+        request = urllib.request.Request(self.url, body,
+                                         {name: value, "Content-Type": "application/json", **(headers or {})})
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.read()
 
@@ -63,7 +65,8 @@ def server(name: str, artifact: str, folder: Path) -> Iterator[Server]:
     if name == "trainyard":
         key, line = new_key("benchmark")
         (folder / "keys").write_text(line)
-        command = ["serving", "up", "--model", f"digits={artifact}", "--port", str(port), "--keys", str(folder / "keys")]
+        command = ["serving", "up", "--model", f"digits={artifact}", "--port", str(port), "--keys",
+                   str(folder / "keys")]
         made = Server(f"http://127.0.0.1:{port}/v2/models/digits/infer", f"Authorization: Bearer {key}")
     else:
         command = ["tests.benchmarks.peer_servers", name.lower(), artifact, str(port)]
@@ -85,7 +88,8 @@ def images(rows: int) -> np.ndarray:
 
 
 def body_of(pixels: np.ndarray) -> bytes:
-    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.astype(float).ravel().tolist()}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape),
+              "data": pixels.astype(float).ravel().tolist()}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
@@ -161,14 +165,19 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     figures: list[Figure] = []
     for clients in settings.clients:
         for name in SERVERS:
-            figures += [Figure(name=f"{clients} clients, {name}: requests a second", value=medians[f"{name}, {clients}: rate"]),
-                        Figure(name=f"{clients} clients, {name}: p50", value=medians[f"{name}, {clients}: p50"], unit="ms"),
-                        Figure(name=f"{clients} clients, {name}: p99", value=medians[f"{name}, {clients}: p99"], unit="ms")]
+            figures += [Figure(name=f"{clients} clients, {name}: requests a second",
+                               value=medians[f"{name}, {clients}: rate"]),
+                        Figure(name=f"{clients} clients, {name}: p50", value=medians[f"{name}, {clients}: p50"],
+                               unit="ms"),
+                        Figure(name=f"{clients} clients, {name}: p99", value=medians[f"{name}, {clients}: p99"],
+                               unit="ms")]
         mine, fast, lit = (medians[f"{name}, {clients}: rate"] for name in SERVERS)
-        figures.append(Figure(name=f"{clients} clients: requests a second over LitServe's", value=mine / lit, at_least=1.0,
+        figures.append(Figure(name=f"{clients} clients: requests a second over LitServe's", value=mine / lit,
+                              at_least=1.0,
                               aim_at_least=fast / lit))
         for quantile in ("p50", "p99"):
             ratio = medians[f"trainyard, {clients}: {quantile}"] / medians[f"LitServe, {clients}: {quantile}"]
             figures.append(Figure(name=f"{clients} clients: {quantile} over LitServe's", value=ratio, at_most=1.0))
-    figures += [Figure(name=f"{name}: rows a second", value=value) for name, value in medians.items() if name.startswith("64")]
+    figures += [Figure(name=f"{name}: rows a second", value=value) for name, value in medians.items()
+                if name.startswith("64")]
     return Outcome(figures=tuple(figures), samples=found, notes=NOTES)

@@ -1,4 +1,5 @@
-"""Replicas of an endpoint: two against one, how soon a new one answers, and how soon one answers when there was none."""
+"""Replicas of an endpoint: two against one, how soon a new one answers,
+and how soon one answers when there was none."""
 
 import json
 import statistics
@@ -30,13 +31,14 @@ class Settings:
 QUICK = Settings(rounds=1, seconds=2, placements=("replicas",))
 CLIENTS = 32
 NOTES = (
-    "The default perceptron of the digits, one a request, wrk with 32 connections, all on two cores: the clients, HAProxy and "
-    "Serve's own processes have their share of them, so a second replica has little to compute with. `ingress`: replicas of the "
-    "ingress compute the model themselves; `replicas`: it has replicas of its own behind one ingress.",
-    "Load step: from nothing to 32 connections, one replica that may become two (`--max-replicas 2`), until the ingress has a "
-    "second one to send requests to, as `/live` says; two of these seconds are `upscale_delay_s`. From none: `--min-replicas 0`, a "
-    "request when the last replica's process has ended, until its answer; with the process, the import of PyTorch, the artifact's "
-    "verification and the warm-up in it.",
+    "The default perceptron of the digits, one a request, wrk with 32 connections, all on two cores: the clients, "
+    "HAProxy and Serve's own processes have their share of them, so a second replica has little to compute with. "
+    "`ingress`: replicas of the ingress compute the model themselves; `replicas`: it has replicas of its own behind "
+    "one ingress.",
+    "Load step: from nothing to 32 connections, one replica that may become two (`--max-replicas 2`), until the "
+    "ingress has a second one to send requests to, as `/live` says; two of these seconds are `upscale_delay_s`. From "
+    "none: `--min-replicas 0`, a request when the last replica's process has ended, until its answer; with the "
+    "process, the import of PyTorch, the artifact's verification and the warm-up in it.",
 )
 
 
@@ -44,7 +46,8 @@ NOTES = (
 def endpoint(artifact: str, folder: Path, *flags: str) -> Iterator[Server]:
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    with python("serving", "up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), *flags, folder=folder,
+    with python("serving", "up", "--model", f"digits={artifact}", "--no-auth", "--port", str(port), *flags,
+                folder=folder,
                 env={"TRAINYARD_HOME": str(folder / "home")}) as job:
         job.until(lambda: "ready: " in job.text, 120)
         yield Server(f"http://127.0.0.1:{port}/v2/models/digits/infer")
@@ -58,7 +61,8 @@ def replicas(target: Server) -> int:
 
 
 def rate(artifact: str, folder: Path, settings: Settings, placement: str, count: int) -> float:
-    with endpoint(artifact, folder, "--placement", placement, "--min-replicas", str(count), "--max-replicas", str(count)) as target:
+    with endpoint(artifact, folder, "--placement", placement, "--min-replicas", str(count), "--max-replicas",
+                  str(count)) as target:
         loaded(target, folder, CLIENTS, 1, body_of(images(1)))
         return loaded(target, folder, CLIENTS, settings.seconds, body_of(images(1)))["rate"]
 
@@ -112,7 +116,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
             for count in (1, 2):
                 value = rate(artifact, workspace / f"{placement}-{count}-{turn}", settings, placement, count)
                 found.setdefault(f"{placement}, {count}: requests a second", []).append(value)
-        found.setdefault("load step: seconds to a second replica", []).append(load_step(artifact, workspace / f"step-{turn}"))
+        found.setdefault("load step: seconds to a second replica",
+                         []).append(load_step(artifact, workspace / f"step-{turn}"))
         gone, first = from_none(artifact, workspace / f"none-{turn}")
         found.setdefault("seconds from the last answer to no replica", []).append(gone)
         found.setdefault("from none: seconds to the first answer", []).append(first)

@@ -38,11 +38,12 @@ class Settings:
 
 QUICK = Settings(seconds=30, warm_s=10, every_s=1.0, cycles=6, warm_cycles=2)
 NOTES = (
-    "wrk asks for one digit a request (784 JSON floats) over eight connections, as fast as it is answered. Resident memory of the "
-    "ingress, of Serve's controller and of HAProxy together, every five seconds from the second minute on: its slope by least "
-    "squares, and the upper end of the slope's 95% interval (Student's t).",
-    "A cycle is `serving promote` of one of two other versions, by turns, and `serving rollback`, by the commands themselves: "
-    "a version that has had no requests for two changes ends, so each promotion starts replicas. Memory is taken after each.",
+    "wrk asks for one digit a request (784 JSON floats) over eight connections, as fast as it is answered. Resident "
+    "memory of the ingress, of Serve's controller and of HAProxy together, every five seconds from the second minute "
+    "on: its slope by least squares, and the upper end of the slope's 95% interval (Student's t).",
+    "A cycle is `serving promote` of one of two other versions, by turns, and `serving rollback`, by the commands "
+    "themselves: a version that has had no requests for two changes ends, so each promotion starts replicas. Memory is "
+    "taken after each.",
 )
 PROCESSES = ("ServeReplica", "ServeController", "haproxy")
 
@@ -89,7 +90,8 @@ def under_load(job: Job, url: str, body: bytes, settings: Settings,
 
 
 def register(workspace: Path) -> None:
-    """Trains a model, and makes it three versions of `digits`: one a run of the registry, which has no more than one."""
+    """Trains a model, and makes it three versions of `digits`: one a run of the registry,
+    which has no more than one."""
     with run(workspace / "digits", "--run.tracking-uri", "none", "--train.epochs", "1", "--eval.robustness-rows", "0",
              quick=False) as job:
         artifact = open_artifact(job.finished()["artifact"])
@@ -119,7 +121,8 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     where = ["--port", str(port), "--storage", str(workspace)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(workspace / "home"))
-        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", "--cpus-per-replica", "0.25",  # three beside each other
+        # three beside each other
+        command = ["up", "--model", "digits=models:/digits/1", "--no-auth", "--cpus-per-replica", "0.25",
                    *where]
         with python("serving", *command, folder=workspace / "up") as started:
             started.until(lambda: "ready: " in started.text)

@@ -1,4 +1,5 @@
-"""Text from an endpoint: tokens a second of 1, 8 and 32 streams, and the time to the first token, against plain `generate`."""
+"""Text from an endpoint: tokens a second of 1, 8 and 32 streams, and the time to the first token,
+against plain `generate`."""
 
 import argparse
 import ast
@@ -37,13 +38,13 @@ QUICK = Settings(rounds=1, tokens=30, streams=(1, 8), train_steps=20)
 SOURCES = (argparse, ast, inspect, statistics, tarfile, threading, typing)
 PLACEMENTS = ("ingress", "replicas")
 NOTES = (
-    "The Transformer job's `tiny` preset (4 layers of width 128, 4,096 words), trained for a moment on some Python source; each "
-    "prompt is a few tokens long, each text drawn at temperature 1 with a seed of its own, up to the stated number of tokens or "
-    "the model's own end. By turns, medians over the rounds; each computes with one thread.",
-    "Ours: `python -m serving up`, so with a key, validation, metrics and HAProxy, streamed as server-sent events to one client "
-    "process with a thread a stream; the model in the ingress's process, and in a replica of its own.",
-    "`generate`: transformers' own, called for one prompt after the other in a process that does nothing else; the first token of "
-    "a text comes when those before it are done, as for callers who came together.",
+    "The Transformer job's `tiny` preset (4 layers of width 128, 4,096 words), trained for a moment on some Python "
+    "source; each prompt is a few tokens long, each text drawn at temperature 1 with a seed of its own, up to the "
+    "stated number of tokens or the model's own end. By turns, medians over the rounds; each computes with one thread.",
+    "Ours: `python -m serving up`, so with a key, validation, metrics and HAProxy, streamed as server-sent events to "
+    "one client process with a thread a stream; the model in the ingress's process, and in a replica of its own.",
+    "`generate`: transformers' own, called for one prompt after the other in a process that does nothing else; the "
+    "first token of a text comes when those before it are done, as for callers who came together.",
 )
 
 
@@ -54,8 +55,10 @@ class Server:
 
     def stream(self, number: int, tokens: int) -> tuple[int, float]:
         """Tokens, and seconds to the first."""
-        body = asked(number) | {"model": "lm", "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}}
-        connection, began, first, written = http.client.HTTPConnection("127.0.0.1", self.port), time.perf_counter(), 0.0, 0
+        body = asked(number) | {"model": "lm", "max_tokens": tokens, "stream": True,
+                                "stream_options": {"include_usage": True}}
+        connection, began, first, written = http.client.HTTPConnection("127.0.0.1",
+                                                                       self.port), time.perf_counter(), 0.0, 0
         connection.request("POST", "/v1/completions", json.dumps(body), {"Authorization": f"Bearer {self.key}"})
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
@@ -121,7 +124,8 @@ class Alone:
             streamer = _First()
             with torch.inference_mode():
                 made = model.model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=True, temperature=1.0, top_k=0,
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=True, temperature=1.0,
+                    top_k=0,
                     use_cache=True, eos_token_id=model.start_id, pad_token_id=model.start_id, streamer=streamer)
             written += made.shape[1] - ids.shape[1]
             firsts.append(streamer.at - began)
@@ -145,8 +149,10 @@ class _First:
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
     (workspace / "source.txt").write_text("".join(inspect.getsource(module) for module in SOURCES))
-    with run(workspace / "lm", "--task", "generate", "--data.uri", str(workspace / "source.txt"), "--data.tokenizer", "bpe",
-             "--data.vocab-size", "4096", "--data.max-length", "256", "--run.tracking-uri", "none", "--train.epochs", "20",
+    with run(workspace / "lm", "--task", "generate", "--data.uri", str(workspace / "source.txt"), "--data.tokenizer",
+             "bpe",
+             "--data.vocab-size", "4096", "--data.max-length", "256", "--run.tracking-uri", "none", "--train.epochs",
+             "20",
              "--train.max-steps", str(settings.train_steps), "--eval.samples", "0", "--eval.bootstrap-samples", "100",
              "--train.global-batch-size", "8", quick=False, job="transformer") as job:
         artifact = open_artifact(job.finished(900)["artifact"]).uri

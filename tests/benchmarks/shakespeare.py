@@ -17,15 +17,16 @@ class Settings:
 
 QUICK = Settings(max_steps=20)
 NOTES = (
-    "4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout: as many tokens as with the command that "
-    "nanoGPT's README gives for a CPU, for which it reports a loss of 1.88. The first 90% of the text is for training; the loss is "
-    "over all of the rest, in nats a character.",
+    "4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout: as many tokens as with the command "
+    "that nanoGPT's README gives for a CPU, for which it reports a loss of 1.88. The first 90% of the text is for "
+    "training; the loss is over all of the rest, in nats a character.",
     "One local worker with one thread. Seconds: all of the run without preparing, artifact and report.",
 )
 
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
-    flags = ["--config", str(ROOT / "jobs/transformer/shakespeare.yaml"), "--data.uri", str(SOURCE), "--train.max-steps",
+    flags = ["--config", str(ROOT / "jobs/transformer/shakespeare.yaml"), "--data.uri", str(SOURCE),
+             "--train.max-steps",
              str(settings.max_steps), "--run.tracking-uri", "none"]
     with run(workspace / "storage/shakespeare", *flags, job="transformer", quick=False) as job:
         found = job.finished(1800)

@@ -14,7 +14,8 @@ TITLE = "a training step over 100 Mbit/s and 20 ms, by strategy"
 FAST = "one machine's memory as the network"
 ROWS = 12
 """Of a pass on a worker."""
-FLAGS = ("--task", "generate", "--data.tokenizer", "characters", "--data.max-length", "64", "--model.layers", "4", "--model.heads",
+FLAGS = ("--task", "generate", "--data.tokenizer", "characters", "--data.max-length", "64", "--model.layers", "4",
+         "--model.heads",
          "4", "--model.dropout", "0", "--run.tracking-uri", "none", "--eval.samples", "0", "--run.workers", "2",
          "--run.max-failures", "0", "--run.checkpoint-every-steps", "1000000",
          "--train.epochs", "1000000", "--train.max-rows-per-pass", str(ROWS))
@@ -44,11 +45,12 @@ class Settings:
 
 QUICK = Settings(width=64, steps=30, cases=("ddp", "zero3"))
 NOTES = (
-    "Two hosts (Linux namespaces of one machine) with a worker each, and the head on a third. Links of 100 Mbit/s each way (tc "
-    "tbf); what a host sends is 20 ms on its way (tests/faults/wire.py), so 40 ms there and back.",
+    "Two hosts (Linux namespaces of one machine) with a worker each, and the head on a third. Links of 100 Mbit/s each "
+    "way (tc tbf); what a host sends is 20 ms on its way (tests/faults/wire.py), so 40 ms there and back.",
     "From a run's own samples per second, of both workers, its first 20 steps left out. With more "
     "passes a step it sums more rows at a time, so another batch size and learning rate.",
-    "Both workers and all of Ray share two cores, so without a slow network too a row takes longer than on machines of their own.",
+    "Both workers and all of Ray share two cores, so without a slow network too a row takes longer than on machines of "
+    "their own.",
 )
 
 
@@ -86,7 +88,8 @@ def figures(samples: dict[str, dict[str, list[dict[str, Any]]]]) -> list[Figure]
 
 def trained(cluster: ray_hosts.Cluster, folder: Path, text: Path, settings: Settings, passes: int,
             flags: tuple[str, ...]) -> dict[str, Any]:
-    every = [*FLAGS, "--data.uri", str(text), "--model.width", str(settings.width), "--train.max-steps", str(settings.steps),
+    every = [*FLAGS, "--data.uri", str(text), "--model.width", str(settings.width), "--train.max-steps",
+             str(settings.steps),
              "--train.global-batch-size", str(2 * ROWS * passes), *flags]
     with run(folder, *every, quick=False, job="transformer", engine="ray", env=cluster.environment(),
              on=cluster.workers[0].command()) as job:

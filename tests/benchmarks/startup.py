@@ -20,16 +20,17 @@ class Settings:
 
 QUICK = Settings(repetitions=1)
 NOTES = (
-    "The embedded digits, the default preset; from the start of the process to the end of the first step; `startup_s` of "
-    "result.json, medians.",
-    "Parts: imports (the driver's), connect (Ray), preflight, data (found prepared), registry_and_lock, worker_process (until a "
-    "worker runs its first line), worker_imports (torch), generation (the workers meet), first_step.",
+    "The embedded digits, the default preset; from the start of the process to the end of the first step; `startup_s` "
+    "of result.json, medians.",
+    "Parts: imports (the driver's), connect (Ray), preflight, data (found prepared), registry_and_lock, worker_process "
+    "(until a worker runs its first line), worker_imports (torch), generation (the workers meet), first_step.",
 )
 
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
     found = by_case(settings.repetitions, settings.workers, workspace / "storage", "mlp")
-    return Outcome(figures=tuple(figure for case, runs in found.items() for figure in figures_of(case, runs)), samples=found,
+    return Outcome(figures=tuple(figure for case, runs in found.items() for figure in figures_of(case, runs)),
+                   samples=found,
                    notes=NOTES)
 
 
@@ -37,7 +38,8 @@ def by_case(repetitions: int, numbers: tuple[int, ...], storage: Path, job: str)
     """Seconds of each part of each start of a job, by binding and number of workers."""
     once(storage / "prepare-the-data", ["--run.engine", "local"], job)
     found: dict[str, list[dict[str, float]]] = {}
-    for engine, running in (("local", False), ("ray, a cluster of its own", False), ("ray, on a running cluster", True)):
+    for engine, running in (("local", False), ("ray, a cluster of its own", False),
+                            ("ray, on a running cluster", True)):
         with ray_cluster.running(max(numbers)) if running else nullcontext():
             for repetition in range(repetitions):
                 for workers in numbers:
@@ -50,7 +52,8 @@ def by_case(repetitions: int, numbers: tuple[int, ...], storage: Path, job: str)
 
 def once(folder: Path, flags: list[str], job: str) -> dict[str, float]:
     """Seconds of each part, and their total, as the run itself reports them."""
-    command = [f"jobs.{job}", "--eval.robustness-rows", "0", "--train.max-steps", "1", "--run.storage", str(folder.parent),
+    command = [f"jobs.{job}", "--eval.robustness-rows", "0", "--train.max-steps", "1", "--run.storage",
+               str(folder.parent),
                "--run.name", folder.name, *flags]
     with python(*command, *stopwatch.BARE, folder=folder) as started:
         return started.finished(300)["startup_s"]

@@ -1,4 +1,5 @@
-"""The MLP job with a stopwatch around its real loop, in a process of its own; what was measured is read back as records.
+"""The MLP job with a stopwatch around its real loop, in a process of its own;
+what was measured is read back as records.
 
     with stopwatch.started(folder, Watch(losses=True), "--run.engine", "local", …) as job:
         job.finished()
@@ -57,7 +58,8 @@ class Record:
 
 @contextmanager
 def started(folder: Path, watch: Watch, *flags: str, module: str = "tests.benchmarks.stopwatch") -> Iterator[Job]:
-    """A watched run in `folder`, whose parent is its storage; all that it started ends with the block. module: what runs it."""
+    """A watched run in `folder`, whose parent is its storage; all that it started ends with the block.
+    module: what runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WATCH_FILE).write_text(json.dumps(asdict(watch)))
     command = [module, "--run.storage", str(folder.parent), "--run.name", folder.name, *BARE, *flags]
@@ -77,7 +79,8 @@ def by_turns(runs: list[tuple[Path, Watch, list[str]]], when_all_are_here: Calla
     """The records of several runs (folder, watch, flags) of one storage, which train an epoch each by turns."""
     turns = runs[0][0].parent / f"turns-{runs[0][0].name}"
     with ExitStack() as stack:
-        jobs = [stack.enter_context(started(folder, replace(watch, turns=(str(turns), place, len(runs))), *flags, module=module))
+        jobs = [stack.enter_context(started(folder, replace(watch, turns=(str(turns), place, len(runs))), *flags,
+                                            module=module))
                 for place, (folder, watch, flags) in enumerate(runs)]
         jobs[0].until(lambda: len(list(turns.glob("here-*"))) == len(runs), 300)
         when_all_are_here()

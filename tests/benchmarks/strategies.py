@@ -1,4 +1,5 @@
-"""The full matrix of the Transformer's scale options: each combination trains, is written as slices, and is put together again."""
+"""The full matrix of the Transformer's scale options: each combination trains, is written as slices,
+and is put together again."""
 
 import itertools
 import json
@@ -29,11 +30,12 @@ class Settings:
 
 QUICK = Settings(most=2)
 NOTES = (
-    "A combination passes if 4 steps on 3 workers are finite and do not raise the loss, and a new group of workers that is filled "
-    "from the slices of step 3 holds bit-identical weights and moments. Options: " + "; ".join(
-        f"{name}: {', '.join(map(str, values))}" for name, values in OPTIONS.items()) + ". What the config refuses is left out.",
-    "With torch.compile (ddp only) the same on one worker. With the optimiser's state on a disk (zero3 only) the same with a model "
-    "of width 256 instead of 32: DeepSpeed swaps tensors of 1 MiB and more, so none of LoRA's.",
+    "A combination passes if 4 steps on 3 workers are finite and do not raise the loss, and a new group of workers "
+    "that is filled from the slices of step 3 holds bit-identical weights and moments. Options: " + "; ".join(
+        f"{name}: {', '.join(map(str, values))}" for name, values in OPTIONS.items())
+    + ". What the config refuses is left out.",
+    "With torch.compile (ddp only) the same on one worker. With the optimiser's state on a disk (zero3 only) the same "
+    "with a model of width 256 instead of 32: DeepSpeed swaps tensors of 1 MiB and more, so none of LoRA's.",
 )
 
 
@@ -42,11 +44,13 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     chosen = [combination for combination in every if allowed(combination)][: settings.most]
     found = {"without torch.compile": verdicts(workspace / "plain", chosen, settings.workers),
              "with torch.compile": verdicts(workspace / "compiled", all_of(COMPILED)[: settings.most], 1, compile=True),
-             "with the optimiser on a disk": verdicts(workspace / "swapped", all_of(SWAPPED)[: settings.most], settings.workers,
+             "with the optimiser on a disk": verdicts(workspace / "swapped", all_of(SWAPPED)[: settings.most],
+                                                      settings.workers,
                                                       width=256)}
     figures = [Figure(name=f"combinations refused, of {len(every)}", value=len([c for c in every if not allowed(c)]))]
     for name, rows in found.items():
-        figures.append(Figure(name=f"combinations that pass, {name}, of {len(rows)}", value=sum(row["passes"] for row in rows),
+        figures.append(Figure(name=f"combinations that pass, {name}, of {len(rows)}",
+                              value=sum(row["passes"] for row in rows),
                               at_least=len(rows)))
     return Outcome(figures=tuple(figures), samples=found, notes=NOTES)
 
@@ -66,7 +70,8 @@ def verdicts(folder: Path, combinations: list[Combination], workers: int, *, com
         if each["scale"]["offload"] == "nvme":
             each["scale"] |= {"offload_path": str(folder / "disk")}
     (folder / "combinations.json").write_text(json.dumps(fields))
-    config = config_of(run={"workers": str(workers), "name": folder.name, "hang_timeout_s": 300.0}, model={"width": width})
+    config = config_of(run={"workers": str(workers), "name": folder.name, "hang_timeout_s": 300.0},
+                       model={"width": width})
     run_group(folder, dataset, config, "tests.unit.strategy_loops:covers", workers)
     of_ranks = [json.loads((folder / f"covers-{rank}.json").read_text()) for rank in range(workers)]
     rows: list[dict[str, Any]] = []

@@ -39,7 +39,8 @@ class Recipe:
 
 def trained(recipe: Recipe) -> dict[str, float]:
     """tokens_per_s: real ones; seconds: from the first step that counts to the last; loss: of the validation rows."""
-    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(recipe))], env=os.environ | {"OMP_NUM_THREADS": "2"},
+    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(recipe))],
+                          env=os.environ | {"OMP_NUM_THREADS": "2"},
                           cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -71,15 +72,18 @@ def train(recipe: Recipe) -> dict[str, float]:
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(folder, per_device_train_batch_size=16, per_device_eval_batch_size=64, max_steps=recipe.steps,
-                                      save_strategy="no", report_to=[], learning_rate=recipe.lr, warmup_steps=recipe.warmup_steps,
+        arguments = TrainingArguments(folder, per_device_train_batch_size=16, per_device_eval_batch_size=64,
+                                      max_steps=recipe.steps,
+                                      save_strategy="no", report_to=[], learning_rate=recipe.lr,
+                                      warmup_steps=recipe.warmup_steps,
                                       weight_decay=0.01, seed=recipe.seed, use_cpu=True, disable_tqdm=True)
         trainer = Trainer(model=build_model(config, dataset.details, dataset.class_names), args=arguments,
                           train_dataset=examples(dataset, "train"), data_collator=counted, callbacks=[clock])
         trainer.train()
         skipped = min(SKIPPED, recipe.steps - 2)
         seconds = clock.at[recipe.steps - 1] - clock.at[skipped]
-        found = {"seconds": seconds, "tokens_per_s": sum(count for _, count in seen[skipped + 1 : recipe.steps]) / seconds}
+        found = {"seconds": seconds,
+                 "tokens_per_s": sum(count for _, count in seen[skipped + 1 : recipe.steps]) / seconds}
         if recipe.judge:
             found["loss"] = trainer.evaluate(examples(dataset, "validation"))["eval_loss"]
     return found

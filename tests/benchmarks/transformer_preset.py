@@ -1,4 +1,5 @@
-"""Whether what a search found on a quarter of the rows is better than the Transformer's default preset on all of them."""
+"""Whether what a search found on a quarter of the rows is better than the
+Transformer's default preset on all of them."""
 
 import statistics
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from pathlib import Path
 from tests.benchmarks.results import Figure, Outcome
 from tests.benchmarks.tuning_presets import interval, train
 
-TITLE = "the Transformer's default preset against the best that a search found on a quarter of the rows: all rows, paired"
+TITLE = ("the Transformer's default preset against the best that a search found on a quarter of the rows: all rows, "
+         "paired")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +20,15 @@ class Settings:
 
 
 QUICK = Settings(seeds=1, flags=("--data.max-train-rows", "200", "--train.epochs", "1"))
-FOUND = ("--optim.lr", "0.00126124683378618", "--optim.schedule", "linear", "--optim.warmup-steps", "41", "--optim.beta2", "0.999",
+FOUND = ("--optim.lr", "0.00126124683378618", "--optim.schedule", "linear", "--optim.warmup-steps", "41",
+         "--optim.beta2", "0.999",
          "--optim.weight-decay", "0.010643426690114099", "--optim.label-smoothing", "0.03260858719715447",
          "--model.dropout", "0.21275751187312247", "--train.global-batch-size", "16")
 """The best of the 30 trials of tuning_presets."""
 NOTES = (
-    "Test accuracy of `python -m jobs.transformer` with no options but a seed, and with what the search of `tuning_presets` found, "
-    "by turns. The difference is real where zero is not between the ends of its 95% interval (Student's t over the pairs).",
+    "Test accuracy of `python -m jobs.transformer` with no options but a seed, and with what the search of "
+    "`tuning_presets` found, by turns. The difference is real where zero is not between the ends of its 95% interval "
+    "(Student's t over the pairs).",
 )
 _FIRST_SEED = 200
 

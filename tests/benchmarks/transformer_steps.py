@@ -1,4 +1,5 @@
-"""Where a step of the Transformer job goes: data, communication, checkpoint, compute; one worker and two; and tokenising."""
+"""Where a step of the Transformer job goes: data, communication, checkpoint, compute; one worker and two;
+and tokenising."""
 
 import json
 import statistics
@@ -29,12 +30,14 @@ class Settings:
 
 QUICK = Settings(steps=8, rounds=1)
 NOTES = (
-    "One thread a worker, local processes, by turns; medians over the rounds of each run's mean step, the first 5 left out. A "
-    "worker has 16 rows of AG News (DistilBERT: 49 million parameters) or 64 phrases (tiny on `languages`: 0.7 million).",
-    "Efficiency: real tokens a second of two workers over twice those of one. The two share the machine's caches, memory bandwidth "
-    "and clock: compute takes longer for that alone.",
-    "Communication is what the loop waits for: the loss's and the counts' collectives, and what is left of the gradients' when the "
-    "backward pass is over. `without overlap`: all gradients in one bucket, which can only be sent then.",
+    "One thread a worker, local processes, by turns; medians over the rounds of each run's mean step, the first 5 left "
+    "out. A worker has 16 rows of AG News (DistilBERT: 49 million parameters) or 64 phrases (tiny on `languages`: 0.7 "
+    "million).",
+    "Efficiency: real tokens a second of two workers over twice those of one. The two share the machine's caches, "
+    "memory bandwidth and clock: compute takes longer for that alone.",
+    "Communication is what the loop waits for: the loss's and the counts' collectives, and what is left of the "
+    "gradients' when the backward pass is over. `without overlap`: all gradients in one bucket, which can only be sent "
+    "then.",
     "Checkpoint: what saving takes out of the steps' own thread, at the job's own cadence.",
     "Tokenising: text in UTF-8 over CPU seconds of all threads, with the tokenizer that the job trains for each set.",
 )
@@ -43,8 +46,10 @@ NOTES = (
 def measure(settings: Settings, workspace: Path) -> Outcome:
     news = rows_of(workspace / "in")
     cases = {
-        "DistilBERT": (16, settings.steps, ["--data.uri", str(news), "--model.name", "distilbert", "--optim.lr", "5e-5"]),
-        "tiny": (64, 10 * settings.steps, ["--data.uri", "languages", "--data.tokenizer", "characters", "--data.max-length", "64"]),
+        "DistilBERT": (16, settings.steps,
+                       ["--data.uri", str(news), "--model.name", "distilbert", "--optim.lr", "5e-5"]),
+        "tiny": (64, 10 * settings.steps,
+                 ["--data.uri", "languages", "--data.tokenizer", "characters", "--data.max-length", "64"]),
     }
     samples: dict[str, Any] = {}
     figures: list[Figure] = []
@@ -55,8 +60,9 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
                 workers = 1 if how == "one" else 2
                 more = ["--scale.bucket-mb", "100000"] if how == "without overlap" else []
                 folder = workspace / f"storage/{name.lower()}-{number}-{turn}"
-                of_case.append(means(folder, workers, ["--train.global-batch-size", str(rows * workers), "--train.max-steps",
-                                                       str(steps), *flags, *more]))
+                of_case.append(means(folder, workers,
+                                     ["--train.global-batch-size", str(rows * workers), "--train.max-steps",
+                                      str(steps), *flags, *more]))
         samples[name] = found
         figures += figures_of(name, found)
     samples["tokenising"] = speeds = {name: tokenising(*of) for name, of in SETS.items()}
@@ -95,7 +101,8 @@ def figures_of(name: str, found: dict[str, list[list[dict[str, float]]]]) -> lis
             share, most = 100 * median(how, part) / median(how, "at"), 2.0 if part == "data" else None
             figures.append(Figure(name=f"{name}, {title}: {part}", value=share, unit="% of a step", at_most=most))
     apart = 100 * median("without overlap", "communication") / median("without overlap", "at")
-    return [*figures, Figure(name=f"{name}, two workers without overlap: communication", value=apart, unit="% of a step")]
+    return [*figures,
+            Figure(name=f"{name}, two workers without overlap: communication", value=apart, unit="% of a step")]
 
 
 SETS = {"byte-level BPE of 8,192, stdlib": ("generate", "stdlib", "bpe"),

@@ -1,4 +1,5 @@
-"""Real (unpadded) tokens a second of DistilBERT on AG News: the job against the textbook recipe with transformers.Trainer."""
+"""Real (unpadded) tokens a second of DistilBERT on AG News:
+the job against the textbook recipe with transformers.Trainer."""
 
 import csv
 import time
@@ -32,12 +33,13 @@ class Settings:
 
 QUICK = Settings(steps=12, trainer_steps=10, rounds=1)
 NOTES = (
-    "The preset distilbert (random weights, a WordPiece of 8,192 tokens: 49 million parameters), texts cut to 128: the same "
-    "prepared rows for both. Trainer has its defaults (fp32, random batches padded to their longest row); the job sorts 64 steps "
-    "by length.",
+    "The preset distilbert (random weights, a WordPiece of 8,192 tokens: 49 million parameters), texts cut to 128: the "
+    "same prepared rows for both. Trainer has its defaults (fp32, random batches padded to their longest row); the job "
+    "sorts 64 steps by length.",
     "Two threads each, one after the other, in turns; the first 5 steps of each are left out. Median over the rounds.",
-    "Parts of a step: of the operators' own CPU time by torch.profiler, a bare loop (forward, backward, AdamW in one kernel) with "
-    "the same model on 16 rows of like length. The product of 784 × 768 and 768 × 3,072 alone: what this machine can.",
+    "Parts of a step: of the operators' own CPU time by torch.profiler, a bare loop (forward, backward, AdamW in one "
+    "kernel) with the same model on 16 rows of like length. The product of 784 × 768 and 768 × 3,072 alone: what this "
+    "machine can.",
 )
 PARTS = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm"), "dropout's random numbers": ("aten::bernoulli_",),
          "AdamW": ("aten::_fused_adamw_",), "copies and casts": ("aten::copy_",)}
@@ -45,7 +47,8 @@ PARTS = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm"), "dropout's
 
 def measure(settings: Settings, workspace: Path) -> Outcome:
     uri = rows_of(workspace / "in")
-    config = from_dict(TransformerConfig, {"data": {"uri": str(uri), "max_length": 128}, "model": {"name": "distilbert"}})
+    config = from_dict(TransformerConfig,
+                       {"data": {"uri": str(uri), "max_length": 128}, "model": {"name": "distilbert"}})
     dataset = prepare(config, Store.open(str(workspace / "storage")), use_ray=False)
     found: dict[str, list[float]] = {"Trainer": [], "fp32": [], "bf16": []}
     for turn in range(settings.rounds):
@@ -55,11 +58,14 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
             found[precision].append(job(workspace / f"storage/{precision}-{turn}", uri, precision, settings.steps))
     medians = {name: float(np.median(values)) for name, values in found.items()}
     figures = [Figure(name=f"{name}, tokens a second", value=value) for name, value in medians.items()]
-    figures += [Figure(name="fp32 against Trainer", value=medians["fp32"] / medians["Trainer"], at_least=1.7, aim_at_least=5.0),
-                Figure(name="bf16 against Trainer", value=medians["bf16"] / medians["Trainer"], at_least=3.0, aim_at_least=5.0)]
+    figures += [Figure(name="fp32 against Trainer", value=medians["fp32"] / medians["Trainer"], at_least=1.7,
+                       aim_at_least=5.0),
+                Figure(name="bf16 against Trainer", value=medians["bf16"] / medians["Trainer"], at_least=3.0,
+                       aim_at_least=5.0)]
     profiles = {precision: profile(dataset, precision) for precision in ("fp32", "bf16")}
     for precision, parts in profiles.items():
-        figures += [Figure(name=f"{precision}: {name}", value=value, unit=unit) for name, (value, unit) in parts.items()]
+        figures += [Figure(name=f"{precision}: {name}", value=value, unit=unit)
+                    for name, (value, unit) in parts.items()]
     return Outcome(figures=tuple(figures), samples={"tokens a second": found, "profiles": profiles}, notes=NOTES)
 
 
@@ -71,14 +77,18 @@ def rows_of(folder: Path, validation: int = 64) -> Path:
     judged, last = 2048, 2048 + validation
     for name, part in (("train", rows[:judged]), ("val", rows[judged:last]), ("test", rows[last : last + 64])):
         with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("label", "text"), *((label, f"{title} {text}") for label, title, text in part)])
+            csv.writer(file).writerows([("label", "text"),
+                                        *((label, f"{title} {text}") for label, title, text in part)])
     return folder
 
 
 def job(folder: Path, uri: Path, precision: str, steps: int) -> float:
-    flags = ["--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name, "--run.cpus-per-worker", "2",
-             "--run.tracking-uri", "none", "--data.uri", str(uri), "--model.name", "distilbert", "--train.global-batch-size", "16",
-             "--train.max-steps", str(steps), "--train.epochs", "1", "--hardware.precision", precision, "--optim.lr", "5e-5",
+    flags = ["--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
+             "--run.cpus-per-worker", "2",
+             "--run.tracking-uri", "none", "--data.uri", str(uri), "--model.name", "distilbert",
+             "--train.global-batch-size", "16",
+             "--train.max-steps", str(steps), "--train.epochs", "1", "--hardware.precision", precision, "--optim.lr",
+             "5e-5",
              "--optim.schedule", "linear", "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
     with python("jobs.transformer", *flags, folder=folder) as started:
         started.finished(600)
@@ -104,7 +114,8 @@ def profile(dataset: Dataset, precision: str) -> dict[str, tuple[float, str]]:
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), attention_kernels(config, "cpu"):
-            loss = model(input_ids=words, attention_mask=torch.ones_like(words), labels=torch.zeros(16, dtype=torch.long)).loss
+            loss = model(input_ids=words, attention_mask=torch.ones_like(words),
+                         labels=torch.zeros(16, dtype=torch.long)).loss
         loss.backward()
         optimizer.step()
 
@@ -115,10 +126,12 @@ def profile(dataset: Dataset, precision: str) -> dict[str, tuple[float, str]]:
             step()
     own = {event.key: event.self_cpu_time_total / 1e6 for event in taken.key_averages()}
     total = sum(own.values())
-    found = {name: (100 * sum(own.get(key, 0.0) for key in keys) / total, "% of a step") for name, keys in PARTS.items()}
+    found = {name: (100 * sum(own.get(key, 0.0) for key in keys) / total, "% of a step")
+             for name, keys in PARTS.items()}
     blocks = [p.numel() for name, p in model.named_parameters() if ".layer." in name and p.dim() == 2]
     products = 5 * 6 * sum(blocks) * 16 * TOKENS / sum(own[key] for key in ("aten::mm", "aten::addmm"))
-    return {**found, "its matrix products": (products / 1e9, "GFLOP/s"), "such products alone": (alone(precision), "GFLOP/s")}
+    return {**found, "its matrix products": (products / 1e9, "GFLOP/s"),
+            "such products alone": (alone(precision), "GFLOP/s")}
 
 
 def alone(precision: str) -> float:

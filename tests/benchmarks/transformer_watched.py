@@ -1,7 +1,9 @@
-"""jobs.transformer with clocks: where a step's time goes. `python -m tests.benchmarks.transformer_watched …` takes the job's flags.
+"""jobs.transformer with clocks: where a step's time goes.
+`python -m tests.benchmarks.transformer_watched …` takes the job's flags.
 
-The loop is not changed: the session and the functions that it calls are. What is no communication, data or checkpoint is compute.
-Each rank leaves steps/rank-N.json: of each step its seconds, its real tokens, and how much of it went where.
+The loop is not changed: the session and the functions that it calls are. What is no communication, data or checkpoint
+is compute. Each rank leaves steps/rank-N.json: of each step its seconds, its real tokens,
+and how much of it went where.
 """
 
 import itertools

@@ -33,7 +33,8 @@ class Trivial(Trainable):
         pass
 
     def step(self) -> dict[str, Any]:
-        return {EVENT: json.dumps({"row": {"step": 1, "epoch": 1, "validation_accuracy": self.config["config"]["dropout"]}})}
+        return {EVENT: json.dumps({"row": {"step": 1, "epoch": 1,
+                                           "validation_accuracy": self.config["config"]["dropout"]}})}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True
@@ -73,7 +74,8 @@ def main(folder: Path, num_trials: int) -> None:
 
     connect("local", num_cpus=2)
     try:
-        run_trials(TrialRunner(search=search, order=order, request=Request(num_workers=1, cpus_per_worker=1), watcher=watcher,
+        run_trials(TrialRunner(search=search, order=order, request=Request(num_workers=1, cpus_per_worker=1),
+                               watcher=watcher,
                                max_concurrent=None), max_failures=0, actor=Trivial)
     finally:
         disconnect()

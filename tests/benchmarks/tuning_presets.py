@@ -1,4 +1,5 @@
-"""Whether the default spaces earn their place: the best of 30 trials against the job's default preset, on fresh seeds, paired."""
+"""Whether the default spaces earn their place: the best of 30 trials against the job's default preset,
+on fresh seeds, paired."""
 
 import statistics
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ QUICK = Settings(trials=2, seeds=1, jobs=("mlp",), epochs=1)
 FEWER = {"transformer": ["--data.max-train-rows", "6000"]}
 """Flags of trials and trainings alike, so that they end."""
 NOTES = (
-    "`python -m tuning.JOB --num-trials 30` with its defaults (TPE, ASHA), then best.yaml and no options at all with seeds that "
-    "the search has not seen, by turns. Difference: best less default, in points of test accuracy; it is real where zero is not "
-    "between the ends of its 95% interval (Student's t over the pairs). The Transformer's trials and trainings have 6,000 of the "
-    "24,000 training rows.",
+    "`python -m tuning.JOB --num-trials 30` with its defaults (TPE, ASHA), then best.yaml and no options at all with "
+    "seeds that the search has not seen, by turns. Difference: best less default, in points of test accuracy; it is "
+    "real where zero is not between the ends of its 95% interval (Student's t over the pairs). The Transformer's "
+    "trials and trainings have 6,000 of the 24,000 training rows.",
 )
 _FIRST_SEED = 100
 
@@ -34,7 +35,8 @@ _FIRST_SEED = 100
 def train(job: str, folder: Path, seed: int, *flags: str) -> float:
     """Test accuracy."""
     command = [*flags, "--run.engine", "local", "--run.storage", str(folder.parent), "--run.name", folder.name,
-               "--run.seed", str(seed), "--run.tracking-uri", "none", "--eval.robustness-rows", "0", "--run.cpus-per-worker", "2"]
+               "--run.seed", str(seed), "--run.tracking-uri", "none", "--eval.robustness-rows", "0",
+               "--run.cpus-per-worker", "2"]
     with python(f"jobs.{job}", *command, folder=folder) as started:
         return started.finished(3600)["metrics"]["test"]["accuracy"]
 

@@ -1,4 +1,5 @@
-"""How far from the best possible value the best of 30 trials is, with TPE and with chance, on a function whose minimum is known."""
+"""How far from the best possible value the best of 30 trials is, with TPE and with chance,
+on a function whose minimum is known."""
 
 import math
 import statistics
@@ -33,12 +34,14 @@ SPACE = Space.from_dict({name: {"uniform": [0.0, 0.99] if name in FIELDS[1:] els
 MINIMUM = -3.32237
 """Of Hartmann's function in six dimensions, at (0.202, 0.150, 0.477, 0.275, 0.312, 0.657) (Dixon and Szego 1978)."""
 _ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
-_A = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])
+_A = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8],
+               [17, 8, 0.05, 10, 0.1, 14]])
 _P = 1e-4 * np.array([[1312, 1696, 5569, 124, 8283, 5886], [2329, 4135, 8307, 3736, 1004, 9991],
                       [2348, 1451, 3522, 2883, 3047, 6650], [4047, 8828, 8732, 5743, 1091, 381]])
 NOTES = (
-    "Hartmann's function of six variables, whose minimum is -3.32237, in place of a trial's validation loss; the six fields of the "
-    "space are its variables, each from 0 to 0.99. Regret: the best value found less the minimum. Seeds differ in what is drawn.",
+    "Hartmann's function of six variables, whose minimum is -3.32237, in place of a trial's validation loss; the six "
+    "fields of the space are its variables, each from 0 to 0.99. Regret: the best value found less the minimum. Seeds "
+    "differ in what is drawn.",
 )
 
 
@@ -55,7 +58,8 @@ def regret(folder: Path, kind: str, seed: int, num_trials: int) -> float:
     store = Store.open(str(folder))
     journal = Journal.open(store, b"of this benchmark")
     journal.begin({})
-    search = Search(journal, store, options, base_config(options, MlpConfig), SPACE, {}, Goal(metrics={"validation_loss": "min"}))
+    search = Search(journal, store, options, base_config(options, MlpConfig), SPACE, {},
+                    Goal(metrics={"validation_loss": "min"}))
     best = math.inf
     while not search.over:
         trial, _ = search.next() or (None, 0)
@@ -71,6 +75,7 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     found = {kind: [regret(workspace / f"{kind}-{seed}", kind, seed, settings.trials) for seed in range(settings.seeds)]
              for kind in ("optuna", "random")}
     medians = {kind: statistics.median(values) for kind, values in found.items()}
-    figures = [Figure(name=f"{kind}: regret after {settings.trials} trials", value=value) for kind, value in medians.items()]
+    figures = [Figure(name=f"{kind}: regret after {settings.trials} trials", value=value)
+               for kind, value in medians.items()]
     figures.append(Figure(name="regret, TPE over random", value=medians["optuna"] / medians["random"], at_most=1.0))
     return Outcome(figures=tuple(figures), samples=found, notes=NOTES)

@@ -18,9 +18,10 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 PARTS = ("backward", "reduce", "all_reduce", "step_if_finite")
 NOTE = (
-    "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and step, "
-    "local processes, by turns. The parts are medians per step, and add up to the step of two workers less the step of one. "
-    "The two share one processor's caches, memory and clock, and its cores with whatever else runs: `backward takes longer`."
+    "Efficiency of two workers: samples per second of two over twice those of one, with the same rows per worker and "
+    "step, local processes, by turns. The parts are medians per step, and add up to the step of two workers less the "
+    "step of one. The two share one processor's caches, memory and clock, and its cores with whatever else runs: "
+    "`backward takes longer`."
 )
 
 
@@ -31,14 +32,17 @@ def measure(rows: int, other_rows: int, epochs: int, workspace: Path) -> Outcome
     samples = {}
     for number, (name, (batch_size, recipe)) in enumerate(CASES.items()):
         def flags(workers: int, batch_size: int = batch_size, recipe: tuple[str, ...] = recipe) -> list[str]:
-            return [*recipe, "--run.engine", "local", "--run.workers", str(workers), "--data.uri", str(data), "--data.cache-dir",
+            return [*recipe, "--run.engine", "local", "--run.workers", str(workers), "--data.uri", str(data),
+                    "--data.cache-dir",
                     str(workspace / "cache"), "--train.global-batch-size", str(batch_size * workers), "--train.epochs",
                     str(epochs * workers)]
 
         watch = Watch(parts=True)
-        one, two = stopwatch.by_turns([(workspace / f"storage/{count}-{number}", watch, flags(count)) for count in (1, 2)])
+        one, two = stopwatch.by_turns([(workspace / f"storage/{count}-{number}", watch, flags(count))
+                                       for count in (1, 2)])
         figures += figures_of(name, one, two)
-        samples[name] = {"one worker": _without_calls(one[0]), "two workers": [_without_calls(record) for record in two]}
+        samples[name] = {"one worker": _without_calls(one[0]),
+                         "two workers": [_without_calls(record) for record in two]}
     return Outcome(figures=tuple(figures), samples=samples, notes=(NOTE,))
 
 
@@ -60,7 +64,8 @@ def figures_of(name: str, one: list[Record], two: list[Record]) -> list[Figure]:
 
 
 def _calls(record: Record, name: str) -> list[float]:
-    """Seconds of each call in the legs, without the first leg, and without each leg's first call, which waits for the turn."""
+    """Seconds of each call in the legs, without the first leg, and without each leg's first call,
+    which waits for the turn."""
     return [seconds for leg in record.legs[1:] for seconds in leg[name][1:]]
 
 

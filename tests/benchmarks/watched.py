@@ -1,7 +1,8 @@
 """jobs.mlp.train with clocks around it: what the workers of a watched run load (see stopwatch.py).
 
-The loop is not changed: the session that it is given is. A *leg* is one epoch's steps: taking batches, forward, backward,
-all-reduce, optimiser and everything else in the step path, without evaluation and the checkpoint at the epoch's end.
+The loop is not changed: the session that it is given is. A *leg* is one epoch's steps: taking batches, forward,
+backward, all-reduce, optimiser and everything else in the step path,
+without evaluation and the checkpoint at the epoch's end.
 """
 
 import json
@@ -75,7 +76,8 @@ def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: di
                     steps += 1
                     yield taken
             finally:  # the loop breaks out of the last epoch
-                leg: dict[str, Any] = {"seconds": time.perf_counter() - began, "cpu": time.thread_time() - cpu[0], "steps": steps,
+                leg: dict[str, Any] = {"seconds": time.perf_counter() - began, "cpu": time.thread_time() - cpu[0],
+                                       "steps": steps,
                                        "process_cpu": time.process_time() - cpu[1], "wait": loader.wait_s - wait}
                 record.legs.append(leg | {name: list(each) for name, each in parts.items()})
 
@@ -88,7 +90,8 @@ def _watch_legs(session: Session, record: Record, turns: Turns | None, parts: di
 def _watch_parts() -> dict[str, list[float]]:
     """Clocks around the loop's functions, in this process: seconds of each call, by the function's name."""
     parts: dict[str, list[float]] = {}
-    for owner, name in ((loop, "backward"), (image_training, "step_if_finite"), (Group, "reduce"), (Group, "_all_reduce")):
+    for owner, name in ((loop, "backward"), (image_training, "step_if_finite"), (Group, "reduce"),
+                        (Group, "_all_reduce")):
         setattr(owner, name, _clocked(getattr(owner, name), parts.setdefault(name.strip("_"), [])))
     return parts
 

@@ -1,4 +1,5 @@
-"""The CNN run that fault tests do things to: three workers, a tiny network with batch normalisation, dropout and augmentation."""
+"""The CNN run that fault tests do things to: three workers, a tiny network with batch normalisation,
+dropout and augmentation."""
 
 import json
 from pathlib import Path
@@ -9,8 +10,10 @@ from tests import runs
 INTERVAL = 8
 EPOCHS = 8
 FLAGS = ["--model.width", "8", "--model.depth", "2", "--model.head", "flatten", "--model.dense", "32",
-         "--train.epochs", str(EPOCHS), "--run.checkpoint-every-steps", str(INTERVAL), "--train.global-batch-size", "60",
-         "--run.tracking-uri", "none", "--run.trace-rows", "--eval.robustness-rows", "0", "--eval.bootstrap-samples", "100",
+         "--train.epochs", str(EPOCHS), "--run.checkpoint-every-steps", str(INTERVAL), "--train.global-batch-size",
+         "60",
+         "--run.tracking-uri", "none", "--run.trace-rows", "--eval.robustness-rows", "0", "--eval.bootstrap-samples",
+         "100",
          "--optim.warmup-steps", "10"]
 STEPS = EPOCHS * runs.STEPS_PER_EPOCH
 
@@ -27,7 +30,8 @@ def keras_digest(folder: Path) -> str:
 def same(folder: Path, reference: Path) -> None:
     mine, theirs = runs.weights(folder), runs.weights(reference)
     assert any("moving_mean" in name for name in theirs) and any(name.startswith("optimizer.second") for name in theirs)
-    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes() for name, t in theirs.items()}
+    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes()
+                                                                         for name, t in theirs.items()}
     assert keras_digest(folder) == keras_digest(reference)
     mine, theirs = runs.consumed_rows(folder), runs.consumed_rows(reference)
     assert mine.items() <= theirs.items()

@@ -44,7 +44,8 @@ def same_result(folder: Path, reference: Path) -> None:
     assert runs.artifact_digest(folder) == runs.artifact_digest(reference)
     mine, theirs = runs.weights(folder), runs.weights(reference)
     assert len(mine) > 6
-    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes() for name, t in theirs.items()}
+    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes()
+                                                                         for name, t in theirs.items()}
     rows = runs.consumed_rows(reference)
     assert len(rows) == EPOCHS * runs.STEPS_PER_EPOCH * 3
     assert runs.consumed_rows(folder) == rows

@@ -1,8 +1,9 @@
-"""A disk whose power can be cut: an ext4 of its own in a file. What was not synced by then is lost, by the file system's own doing.
+"""A disk whose power can be cut: an ext4 of its own in a file.
+What was not synced by then is lost, by the file system's own doing.
 
-The kernel's loop device writes to the file what ext4 sends to its disk, and nothing else: a copy of the file is what a real disk
-would hold at that moment. ext4 is mounted so that it forgives nothing: it neither writes a file out because it is renamed
-(`noauto_da_alloc`) nor commits its journal by itself within five seconds.
+The kernel's loop device writes to the file what ext4 sends to its disk, and nothing else: a copy of the file is what a
+real disk would hold at that moment. ext4 is mounted so that it forgives nothing: it neither writes a file out because
+it is renamed (`noauto_da_alloc`) nor commits its journal by itself within five seconds.
 """
 
 import os
@@ -50,5 +51,6 @@ class Disk:
         subprocess.run(self._mounting, check=True)
 
     def remove(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True)  # after a failure, perhaps with files still open
+        # after a failure, perhaps with files still open
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
         self._image.unlink()

@@ -4,9 +4,10 @@
         net.hosts[1].run("ping", "-c1", net.hosts[0].ip)
         net.cut(net.hosts[1])
 
-A host has network, process numbers, host name and shared memory of its own; files are this machine's. Its first process is a
-child of this one: the kernel ends it with this one, and with it all that runs there and its interfaces, so nothing is left
-however a test ends. A link can be cut, given a bandwidth (tc tbf), and a delay and losses (tests/faults/wire.py).
+A host has network, process numbers, host name and shared memory of its own; files are this machine's. Its first process
+is a child of this one: the kernel ends it with this one, and with it all that runs there and its interfaces, so nothing
+is left however a test ends. A link can be cut, given a bandwidth (tc tbf),
+and a delay and losses (tests/faults/wire.py).
 """
 
 import contextlib
@@ -25,7 +26,8 @@ import psutil
 ROOT = Path(__file__).parents[2]
 _TEST_NETWORK = "198.18"
 """Set aside for tests of networks (RFC 2544)."""
-_ISOLATED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child",
+_ISOLATED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork",
+             "--kill-child",
              "--mount-proc")
 _FIRST_PROCESS = """
 hostname "$1"
@@ -62,12 +64,14 @@ class Host:
         self.log = folder / f"{name}.log"
         """What was started there has written."""
         self._etc_hosts = folder / f"{name}.hosts"
-        self._etc_hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as Debian has it: its name is no way to reach it
+        # as Debian has it: its name is no way to reach it
+        self._etc_hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
         self._keeper: subprocess.Popen[str] | None = None
         self._started: list[subprocess.Popen[bytes]] = []
 
     def switch_on(self) -> None:
-        self._keeper = subprocess.Popen([*_ISOLATED, "sh", "-ec", _FIRST_PROCESS, "sh", self.name, str(self._etc_hosts)],
+        self._keeper = subprocess.Popen([*_ISOLATED, "sh", "-ec", _FIRST_PROCESS, "sh", self.name,
+                                         str(self._etc_hosts)],
                                         text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT)
         assert self._keeper.stdout is not None
@@ -90,11 +94,13 @@ class Host:
 
     def command(self, *arguments: str) -> list[str]:
         """What runs there when it is run here."""
-        return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--ipc", "--mount", "--pid", f"--wd={ROOT}", *arguments]
+        return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--ipc", "--mount", "--pid", f"--wd={ROOT}",
+                *arguments]
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 60) -> str:
         """Standard output. Raises: AssertionError with all that it wrote, if it fails."""
-        done = subprocess.run(self.command(*arguments), env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(self.command(*arguments), env=env, capture_output=True, text=True, timeout=timeout_s,
+                              check=False)
         assert done.returncode == 0, f"{arguments} on {self.name}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -104,7 +110,8 @@ class Host:
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
         """Runs until it ends, or the host does."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen(self.command(*arguments), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(self.command(*arguments), env=env, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=log)
         self._started.append(process)
         return process
 
@@ -121,7 +128,8 @@ class Network:
 
     def switch_on(self) -> None:
         self.switch.switch_on()
-        self.switch.shell(f"ip link add bridge type bridge; ip address add {self.switch.ip}/24 dev bridge; ip link set bridge up")
+        self.switch.shell(f"ip link add bridge type bridge; ip address add {self.switch.ip}/24 dev bridge; ip link set "
+                          "bridge up")
         self._connect("outside", self._here, os.getpid())
         for command in (["address", "add", f"{self.ip}/24", "dev", self._here], ["link", "set", self._here, "up"]):
             subprocess.run(["ip", *command], check=True)
@@ -155,7 +163,8 @@ class Network:
         host.run("tc", "qdisc", "replace", "dev", "eth0", *bucket)
 
     def delay(self, host: Host, seconds: float, loss: float = 0.0) -> None:
-        """What the host sends arrives so much later, or with a probability not at all; what is sent to it is not delayed."""
+        """What the host sends arrives so much later, or with a probability not at all;
+        what is sent to it is not delayed."""
         self.straighten(host)
         near, far = host.name, f"{host.name}-w"
         self.switch.shell(f"ip link add {far} type veth peer name {far}b; ip link set {near} nomaster; "
@@ -178,7 +187,8 @@ class Network:
 
     def _connect(self, port: str, interface: str, pid: int) -> None:
         """A cable from a port of the switch to where a process is."""
-        subprocess.run(["ip", "link", "add", "name", port, "netns", str(self.switch.pid), "type", "veth", "peer", "name",
+        subprocess.run(["ip", "link", "add", "name", port, "netns", str(self.switch.pid), "type", "veth", "peer",
+                        "name",
                         interface, "netns", str(pid)], check=True)
         self.switch.shell(f"ip link set {port} master bridge; ip link set {port} up")
 
@@ -187,7 +197,8 @@ class Network:
 def network(number: int) -> Iterator[Network]:
     """So many hosts, switched on; all of it is gone after the block. One at a time in a process."""
     _sweep()
-    folder = Path(f"/tmp/ty{os.getpid()}")  # short: a socket's path, below it, may have 107 characters, and HAProxy's 97
+    # short: a socket's path, below it, may have 107 characters, and HAProxy's 97
+    folder = Path(f"/tmp/ty{os.getpid()}")
     folder.mkdir(mode=0o700)
     net = Network(folder, number)
     try:

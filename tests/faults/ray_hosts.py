@@ -1,7 +1,8 @@
 """A Ray cluster on the hosts of tests/faults/hosts.py: `ray start` on each, as an administrator, or KubeRay, starts it.
 
-A node that has ended is started again, as kubelet or systemd would. The control store keeps its state in a Redis on the switch,
-where one is asked for. Its password is on the head's command lines: Ray 2.60 takes it, and hands it on, in no other way.
+A node that has ended is started again, as kubelet or systemd would. The control store keeps its state in a Redis on the
+switch, where one is asked for.
+Its password is on the head's command lines: Ray 2.60 takes it, and hands it on, in no other way.
 """
 
 import os
@@ -46,7 +47,8 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """Of whoever uses it."""
-        return {**self.authentication, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": f"http://{self.head.ip}:8265",
+        return {**self.authentication, "RAY_ADDRESS": self.address,
+                "RAY_API_SERVER_ADDRESS": f"http://{self.head.ip}:8265",
                 "TRAINYARD_HOME": str(self.net.folder / "home"), "PYTHONPATH": str(ROOT)}
 
     def start(self) -> None:
@@ -65,8 +67,10 @@ class Cluster:
         which = (["--address", self.address] if number else
                  ["--head", "--port", "6379", "--dashboard-host", host.ip, "--disable-usage-stats",
                   *(["--redis-password", self._password] if self.redis else [])])
-        command = [RAY, "start", "--block", *which, "--node-ip-address", host.ip, "--node-name", host.name, "--num-cpus",
-                   str(self.cpus[number]), "--num-gpus", "0", "--temp-dir", str(place), "--object-store-memory", str(_STORE_BYTES)]
+        command = [RAY, "start", "--block", *which, "--node-ip-address", host.ip, "--node-name", host.name,
+                   "--num-cpus",
+                   str(self.cpus[number]), "--num-gpus", "0", "--temp-dir", str(place), "--object-store-memory",
+                   str(_STORE_BYTES)]
         host.start("sh", "-c", _AGAIN_AND_AGAIN, "sh", *command, env=self._node_environment(serve))
 
     def _node_environment(self, serve: Path) -> dict[str, str]:
@@ -81,8 +85,8 @@ class Cluster:
         program = shutil.which("redis-server")
         assert program is not None
         config = self.net.folder / "redis.conf"
-        write_private(config, f"bind {self.net.switch.ip}\nport 6379\nrequirepass {self._password}\ndir {self.net.folder}\n"
-                              "appendonly yes\nsave \"\"\n")
+        write_private(config, f"bind {self.net.switch.ip}\nport 6379\nrequirepass {self._password}\ndir "
+                              f"{self.net.folder}\nappendonly yes\nsave \"\"\n")
         self.net.switch.start(program, str(config))
         within(10, lambda: reachable(f"{self.net.switch.ip}:6379") is None)
         self.redis = True
@@ -119,7 +123,8 @@ class Cluster:
         """Tells Ray that a host is about to be taken away."""
         (node,) = [node for node in self.nodes() if node.ip == host.ip]
         self.head.run(RAY, "drain-node", "--address", self.address, "--node-id", node.node_id, "--reason",
-                      "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds", "600",
+                      "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds",
+                      "600",
                       env={**os.environ, **self.environment()})
 
 

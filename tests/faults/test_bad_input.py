@@ -1,7 +1,8 @@
 """Whatever a user can get wrong ends the command with exit code 2 and one clear message, and leaves nothing in storage.
 
-Most cases call the command line in this process; those below under `own process` see it as a shell does. What is wrong with
-more kinds of data is in tests/unit/test_bad_data.py; what needs Ray is in tests/integration/test_refused_on_ray.py.
+Most cases call the command line in this process; those below under `own process` see it as a shell does. What is wrong
+with more kinds of data is in tests/unit/test_bad_data.py; what needs Ray is in
+tests/integration/test_refused_on_ray.py.
 """
 
 import ctypes
@@ -39,7 +40,8 @@ ASKED = ["--run.engine", "local", "--run.name", "bad"]
 # ── data sets, most with something wrong ──
 def parquet(folder: Path, images: Any = None, labels: Any = None) -> None:
     folder.mkdir()
-    table = {"image": pa.array(IMAGES.tolist()) if images is None else images, "label": LABELS if labels is None else labels}
+    table = {"image": pa.array(IMAGES.tolist()) if images is None else images,
+             "label": LABELS if labels is None else labels}
     pq.write_table(pa.table(table), folder / "rows.parquet")
 
 
@@ -90,8 +92,10 @@ DATA = {
     "missing path": Case(("/in", "no such file or folder", "check the path"), lambda _: None),
     "empty folder": Case(("/in", "no files", "give Parquet"), Path.mkdir),
     "no rows": Case(("/in", "no rows", "give"), no_rows),
-    "class with one row": Case(("class 'rare' has 1 row", "too few"), lambda p: parquet(p, labels=["a", "b"] * 29 + ["a", "rare"])),
-    "sizes differ": Case(("row 23", "rows.parquet", "3x4", "4x4"), lambda p: parquet(p, with_image([[1, 2, 3, 4]] * 3))),
+    "class with one row": Case(("class 'rare' has 1 row", "too few"),
+                               lambda p: parquet(p, labels=["a", "b"] * 29 + ["a", "rare"])),
+    "sizes differ": Case(("row 23", "rows.parquet", "3x4", "4x4"),
+                         lambda p: parquet(p, with_image([[1, 2, 3, 4]] * 3))),
     "NaN pixel": Case(("row 17", "rows.parquet", "not a number"), lambda p: parquet(p, with_pixel(float("nan")))),
     "infinite pixel": Case(("row 17", "rows.parquet", "infinite"), lambda p: parquet(p, with_pixel(float("inf")))),
     "label out of range": Case(("-1", "row 31", "rows.parquet"), lambda p: parquet(p, labels=with_label(31, -1))),
@@ -114,7 +118,8 @@ FLAGS = {
     "batch not divisible": (["--run.workers", "7"], ("--train.global-batch-size 60", "7", "nearest is 63")),
     "recipe not there": (["--config", "/nowhere.yaml"], ("--config /nowhere.yaml", "cannot be read")),
     "GPU under one worker": (["--run.gpus-per-worker", "1"], ("--run.gpus-per-worker 1", "has no GPU", "pass 0")),
-    "dead tracking server": (["--run.tracking-uri", "http://127.0.0.1:1"], ("http://127.0.0.1:1", "Connection refused", "`none`")),
+    "dead tracking server": (["--run.tracking-uri", "http://127.0.0.1:1"],
+                             ("http://127.0.0.1:1", "Connection refused", "`none`")),
 }
 
 
@@ -170,11 +175,13 @@ def test_a_batch_larger_than_the_data_is_refused_and_leaves_no_run(refused: Call
     message = refused("--run.storage", str(tmp_path / "storage"), "--data.uri", str(tmp_path / "in"),
                       "--train.global-batch-size", "1000")
     assert "--train.global-batch-size 1000: there are 39 training rows: pass 39 or less" in message
-    assert [path.name for path in (tmp_path / "storage").iterdir()] == ["data"], "what was prepared is whole, and used again"
+    assert [path.name
+            for path in (tmp_path / "storage").iterdir()] == ["data"], "what was prepared is whole, and used again"
     assert len(list((tmp_path / "storage").glob("data/*/dataset.json"))) == 1
 
 
-def test_an_object_store_that_cannot_be_used_is_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_store_that_cannot_be_used_is_refused(refused: Callable[..., str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     message = refused("--run.storage", "s3://bucket/runs?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
@@ -214,9 +221,11 @@ def mixed_pictures(folder: Path) -> None:
     (parquet, (), ("--model.depth 3", "8×8", "these are 4×4", "smaller --model.depth")),
     (parquet, ("--model.depth", "1", "--model.padding", "valid"), ("--model.depth 1", "6×6", "these are 4×4")),
     (mixed_pictures, (), ("07.png", "9x9x3", "the first image is 9x9x1")),
-    (parquet, ("--model.depth", "1", "--model.build", "no_package.at_all:build"), ("no_package.at_all:build", "MODULE:FUNCTION")),
+    (parquet, ("--model.depth", "1", "--model.build", "no_package.at_all:build"),
+     ("no_package.at_all:build", "MODULE:FUNCTION")),
 ], ids=["too small", "too small for valid padding", "channels differ", "no such network"])
-def test_what_a_cnn_cannot_be_trained_on_is_refused(make: Callable[[Path], None], flags: tuple[str, ...], says: tuple[str, ...],
+def test_what_a_cnn_cannot_be_trained_on_is_refused(make: Callable[[Path], None], flags: tuple[str, ...],
+                                                    says: tuple[str, ...],
                                                     refused: Callable[..., str], tmp_path: Path) -> None:
     pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
     make(tmp_path / "in")
@@ -242,7 +251,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # ── in its own process ──
 def command_line(*flags: str, preexec: Callable[[], None] | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "jobs.mlp", *ASKED, *flags], cwd=runs.ROOT, text=True, capture_output=True,
+    return subprocess.run([sys.executable, "-m", "jobs.mlp", *ASKED, *flags], cwd=runs.ROOT, text=True,
+                          capture_output=True,
                           timeout=60, check=False, preexec_fn=preexec)
 
 
@@ -250,7 +260,8 @@ def command_line(*flags: str, preexec: Callable[[], None] | None = None) -> "sub
 def test_a_shell_sees_exit_code_2_and_one_line(name: str, tmp_path: Path) -> None:
     case = DATA[name]
     case.make(tmp_path / "in")
-    done = command_line("--run.storage", str(tmp_path / "storage"), "--data.uri", str(tmp_path / "in"), "--run.workers", "2")
+    done = command_line("--run.storage", str(tmp_path / "storage"), "--data.uri", str(tmp_path / "in"), "--run.workers",
+                        "2")
     assert done.returncode == 2
     assert len(one_message(done.stdout, done.stderr).splitlines()) == 1, done.stderr
     assert not (tmp_path / "storage").exists()
@@ -266,7 +277,8 @@ def test_a_shell_sees_the_nearest_known_flag(tmp_path: Path) -> None:
 
 def test_storage_that_is_read_only_is_refused(tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
-    done = command_line("--run.storage", str(tmp_path / "storage"), preexec=lambda: make_read_only(tmp_path / "storage"))
+    done = command_line("--run.storage", str(tmp_path / "storage"),
+                        preexec=lambda: make_read_only(tmp_path / "storage"))
     if done.returncode == 77:
         pytest.skip("this user may not mount, and its own permissions do not bind it")
     assert done.returncode == 2
@@ -278,7 +290,8 @@ def test_storage_that_is_read_only_is_refused(tmp_path: Path) -> None:
 
 
 def make_read_only(folder: Path) -> None:
-    """For this process only: a read-only tmpfs in a mount namespace of its own, for root; permissions for anybody else."""
+    """For this process only: a read-only tmpfs in a mount namespace of its own, for root;
+    permissions for anybody else."""
     if os.geteuid():
         folder.chmod(0o555)
         return

@@ -1,7 +1,7 @@
 """The CNN under MultiWorkerMirroredStrategy: killed, stopped, resumed on other numbers of workers, damaged.
 
-Three workers under the local binding, a tiny network with batch normalisation, dropout and augmentation: the result is the
-uninterrupted run's bit for bit, or with another number of workers within rounding.
+Three workers under the local binding, a tiny network with batch normalisation, dropout and augmentation: the result is
+the uninterrupted run's bit for bit, or with another number of workers within rounding.
 """
 
 import os
@@ -20,8 +20,10 @@ from jobs.common.config import parse
 from tests import image_loops, runs
 from tests.faults import cnn
 
-SMOOTH = ["--model.build", "tests.unit.own_networks:smooth", "--optim.name", "sgd", "--optim.momentum", "0.9", "--optim.lr", "0.02"]
-"""Rounding stays rounding: maxima and ReLU's kinks would decide by it, and Adam makes whole steps of it where a gradient is 0."""
+SMOOTH = ["--model.build", "tests.unit.own_networks:smooth", "--optim.name", "sgd", "--optim.momentum", "0.9",
+          "--optim.lr", "0.02"]
+"""Rounding stays rounding: maxima and ReLU's kinks would decide by it,
+and Adam makes whole steps of it where a gradient is 0."""
 
 
 def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(cnn_reference: Path, tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ def test_three_workers_compute_what_one_does(alone: tuple[Path, list[dict[str, A
         assert mine["validation_accuracy"] == pytest.approx(theirs["validation_accuracy"], abs=1.1 / 287)
 
 
-def test_stopped_on_three_workers_and_gone_on_with_on_two_and_on_one(alone: tuple[Path, list[dict[str, Any]]], cnn_reference: Path,
+def test_stopped_on_three_workers_and_gone_on_with_on_two_and_on_one(alone: tuple[Path, list[dict[str, Any]]],
+                                                                     cnn_reference: Path,
                                                                      tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for workers, step in ((3, 25), (2, 60)):

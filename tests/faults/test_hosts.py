@@ -1,7 +1,8 @@
-"""Several hosts: trained and served across them, while links are cut, hosts are drained, and the head dies, with Redis and without.
+"""Several hosts: trained and served across them, while links are cut, hosts are drained, and the head dies,
+with Redis and without.
 
-One cluster serves all, in this order; a head of 1 CPU and two hosts of 2, so that 3 workers never fit on one of them. A run must
-equal the local binding's uninterrupted one bit for bit.
+One cluster serves all, in this order; a head of 1 CPU and two hosts of 2, so that 3 workers never fit on one of them. A
+run must equal the local binding's uninterrupted one bit for bit.
 """
 
 import json
@@ -30,7 +31,8 @@ pytestmark = [
     ray_hosts.needs_hosts(),
     pytest.mark.in_order,
     pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
 ]
 INTERVAL = 8
 STEP_MBIT_PER_S = 30
@@ -156,15 +158,18 @@ def served(cluster: Cluster, artifact: Path, folder: Path) -> Iterator[list[Keye
     """A replica on each of the two hosts, and for each a client that asks all the time."""
     key, line = new_key("test")
     (folder / "keys").write_text(line + "\n")
-    command = ["up", "--model", f"digits={artifact}", "--host", "0.0.0.0", "--keys", str(folder / "keys"), "--placement", "ingress",
+    command = ["up", "--model", f"digits={artifact}", "--host", "0.0.0.0", "--keys", str(folder / "keys"),
+               "--placement", "ingress",
                "--min-replicas", "2", "--max-replicas", "2", "--access-log", "/dev/shm/access"]  # each host's own
-    with runs.python("serving", *command, folder=folder, env=cluster.environment(), on=cluster.workers[0].command()) as job:
+    with runs.python("serving", *command, folder=folder, env=cluster.environment(),
+                     on=cluster.workers[0].command()) as job:
         job.until(lambda: "ready: " in job.text, RECOVERED_S)
         pixels = open_artifact(str(artifact)).probe().inputs["image"][:1]
         tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]}).encode()
         for host in cluster.workers:
-            job.until(lambda host=host: healthy(f"http://{host.ip}:8000/-/healthz"), 30)  # its HAProxy has checked the replicas
+            # its HAProxy has checked the replicas
+            job.until(lambda host=host: healthy(f"http://{host.ip}:8000/-/healthz"), 30)
         yield [KeyedClient(f"http://{host.ip}:8000/v2/models/digits/infer", body, key=key) for host in cluster.workers]
 
 
@@ -200,7 +205,8 @@ def test_with_redis_a_dead_head_comes_back_and_meanwhile_endpoints_answer_and_a_
         job.finished()
     driver = cluster.workers[1].command()
     with served(cluster, reference / "artifact", tmp_path) as clients, asking(clients), \
-            runs.run(folder, *flags, quick=False, job="transformer", engine="ray", env=cluster.environment(), on=driver) as job:
+            runs.run(folder, *flags, quick=False, job="transformer", engine="ray", env=cluster.environment(),
+                     on=driver) as job:
         job.until_step(20)
         assert set(places(cluster, job).values()) == set(cluster.workers)
         before = [client.answers for client in clients]
@@ -214,7 +220,8 @@ def test_with_redis_a_dead_head_comes_back_and_meanwhile_endpoints_answer_and_a_
         result = job.finished(RECOVERED_S)
     answers = [client.answers for client in clients]
     first = [each for client in clients for each in client.first_failures]
-    print(f"{sum(answers)} answers, {len(first)} failures without a second try: {sorted(set(first))}; {result['events']}")
+    print(f"{sum(answers)} answers, {len(first)} failures without a second try: {sorted(set(first))}; "
+          f"{result['events']}")
     assert all(b < w < a for b, w, a in zip(before, while_away, answers, strict=True)), "each host answers throughout"
     assert [each for client in clients for each in client.failures] == []
     assert len(first) < 20

@@ -1,4 +1,5 @@
-"""Processes are killed, stopped and told to end, under the local binding; the result is the uninterrupted run's, bit for bit."""
+"""Processes are killed, stopped and told to end, under the local binding;
+the result is the uninterrupted run's, bit for bit."""
 
 import os
 import signal
@@ -22,11 +23,13 @@ def gone(pids: Iterable[int]) -> bool:
 
 def listening(pid: int) -> set[str]:
     """The addresses that a process listens at."""
-    return {connection.laddr.ip for connection in psutil.Process(pid).net_connections() if connection.status == "LISTEN"}
+    return {connection.laddr.ip for connection in psutil.Process(pid).net_connections()
+            if connection.status == "LISTEN"}
 
 
 @pytest.mark.parametrize(("slot", "spares"), [(0, 0), (2, 1)])
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spares: int, reference: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spares: int, reference: Path,
+                                                                tmp_path: Path) -> None:
     with runs.run(tmp_path / "run", *FLAGS, "--run.spares", str(spares)) as job:
         job.until_past_a_checkpoint(some_step())
         others = {s: pid for s, pid in job.workers().items() if s != slot}
@@ -41,7 +44,8 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spare
     same_result(job.folder, reference)
 
 
-def test_stops_and_a_killed_driver_leave_no_process_and_the_same_command_continues(reference: Path, tmp_path: Path) -> None:
+def test_stops_and_a_killed_driver_leave_no_process_and_the_same_command_continues(reference: Path,
+                                                                                   tmp_path: Path) -> None:
     """SIGTERM, Ctrl-C and SIGKILL, one after the other: only the last one costs steps."""
     folder, reached = tmp_path / "run", 0
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,7 +93,8 @@ def test_max_failures_spent_is_exit_code_1_and_the_run_can_still_be_continued(tm
     flags = ["--run.workers", "2", "--train.epochs", "300"]
     with runs.run(tmp_path / "run", *flags, "--run.max-failures", "0") as job:
         job.until_step(20)
-        assert {where for pid in job.workers().values() for where in listening(pid)} == {"127.0.0.1"}, "open to the network"
+        assert {where for pid in job.workers().values()
+                for where in listening(pid)} == {"127.0.0.1"}, "open to the network"
         job.kill_worker(1)
         assert job.wait() == 1
     assert "--run.max-failures 0 is spent" in job.text

@@ -77,7 +77,8 @@ def until_answered(host: Host, other: Host) -> None:
 
 
 def least(host: Host, other: Host, size: int = 1) -> float:
-    """Seconds of a question of so many bytes and its answer, of several times the shortest: a busy machine only adds to them."""
+    """Seconds of a question of so many bytes and its answer, of several times the shortest:
+    a busy machine only adds to them."""
     return min(asked(host, other, size)[1] for _ in range(3))
 
 

@@ -38,7 +38,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def empty_files(folder: Path) -> list[str]:
     """Files of which the power cut has left nothing but the name."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and not path.stat().st_size)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+                  and not path.stat().st_size)
 
 
 def test_a_disk_forgets_what_was_not_synced(disk: Disk) -> None:

@@ -1,4 +1,5 @@
-"""The same under Ray Train, end to end, on a cluster of separate nodes that `cluster up` started; real processes are killed.
+"""The same under Ray Train, end to end, on a cluster of separate nodes that `cluster up` started;
+real processes are killed.
 
 One cluster serves all tests. Every result must equal the local binding's uninterrupted one bit for bit.
 """
@@ -29,9 +30,11 @@ pytestmark = pytest.mark.in_order  # a node that one test takes away is away for
 RAY = str(Path(sys.executable).with_name("ray"))
 INTERVAL = 8
 CLUSTER_S = 240
-EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "trainyard_train_loss", "trainyard_train_workers",
+EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "trainyard_train_loss",
+            "trainyard_train_workers",
             "trainyard_train_step_seconds", "trainyard_train_goodput_ratio", "trainyard_checkpoint_seconds",
-            "trainyard_checkpoint_blocking_seconds", "trainyard_checkpoint_size_bytes", "trainyard_data_wait_seconds_total"}
+            "trainyard_checkpoint_blocking_seconds", "trainyard_checkpoint_size_bytes",
+            "trainyard_data_wait_seconds_total"}
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +84,16 @@ def test_a_killed_and_a_hung_worker_are_replaced_by_spares_and_no_other_process_
     stacks = sorted((job.folder / "logs/stacks").glob("*/*.txt"))
     assert [path.name for path in stacks] == ["rank-0.txt", "rank-1.txt", "rank-2.txt"]
     assert all("jobs/mlp/train.py" in path.read_text() for path in stacks)
-    assert set(result["startup_s"]) >= {"imports", "connect", "preflight", "data", "worker_process", "worker_imports", "total"}
+    assert set(result["startup_s"]) >= {"imports", "connect", "preflight", "data", "worker_process", "worker_imports",
+                                        "total"}
     same_result(job.folder, reference)
 
 
 def test_a_killed_driver_and_a_lost_node_cost_at_most_an_interval_each(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """The job is submitted again with Ray's own snapshots truncated; then the workers' node dies, and they start on the other."""
+    """The job is submitted again with Ray's own snapshots truncated;
+    then the workers' node dies, and they start on the other."""
     with ray_run(cluster, tmp_path / "run") as job:
         lost = job.freeze(some_step(25, 80))
         job.kill_driver()
@@ -110,7 +115,8 @@ def test_an_elastic_run_grows_and_leaves_a_node_without_a_lost_step_and_sees_the
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
     """One node is left, half of it taken: 2 workers; a node joins: 3; it is preempted: 2; then the run is stopped."""
-    with holding(cluster, cpus=2), ray_run(cluster, tmp_path / "run", "--run.workers", "1:3", "--train.epochs", "100000") as job:
+    with holding(cluster, cpus=2), ray_run(cluster, tmp_path / "run", "--run.workers", "1:3", "--train.epochs",
+                                           "100000") as job:
         job.until(lambda: "training on 2 workers" in job.text, 120)
         job.until_step(40)
         added = add_node(2)
@@ -143,7 +149,8 @@ def same_rows(rows: dict[tuple[int, int, int], list[int]], reference: dict[tuple
 def test_ray_job_stop_and_a_preemption_leave_a_checkpoint_and_exit_code_3(
     cluster: local.LocalCluster, reference: Path, tmp_path: Path
 ) -> None:
-    """The only node is preempted, and nothing takes its place; then another joins, and the job is stopped; then it goes on."""
+    """The only node is preempted, and nothing takes its place; then another joins, and the job is stopped;
+    then it goes on."""
     folder, (node,) = tmp_path / "run", worker_nodes()
     submit(cluster, folder, "preempted", "--run.wait", "0")
     with standing_still(folder, some_step(25, 60)):
@@ -175,10 +182,11 @@ def test_a_gpu_that_no_node_has_is_refused(cluster: local.LocalCluster, tmp_path
 
 
 def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:
-    code = ("import sys, ray, time\nfrom cluster.connect import connect\nfrom jobs.common.execution.ray_executor import claim\n"
-            "connect()\nlink = claim(sys.argv[1], 'run')\nprint('claimed', flush=True)\ntime.sleep(60)\n")
+    code = ("import sys, ray, time\nfrom cluster.connect import connect\nfrom jobs.common.execution.ray_executor "
+            "import claim\nconnect()\nlink = claim(sys.argv[1], 'run')\nprint('claimed', flush=True)\ntime.sleep(60)\n")
     env = {**os.environ, **cluster.environment()}
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=runs.ROOT, env=env, stdout=subprocess.PIPE) as first:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=runs.ROOT, env=env,
+                          stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         try:
             assert first.stdout.readline() == b"claimed\n"
@@ -189,7 +197,8 @@ def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.Local
             first.kill()
 
 
-def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, cnn_reference: Path, tmp_path: Path) -> None:
+def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, cnn_reference: Path,
+                                                   tmp_path: Path) -> None:
     add_node(4)
     with cnn.started(tmp_path / "run", 3, engine="ray", env=cluster.environment()) as job:
         job.until_step(20)
@@ -204,7 +213,8 @@ def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, 
 
 def preempt(cluster: local.LocalCluster, node: local.LocalNode) -> None:
     """Tells Ray that a node is about to be taken away, as an autoscaler or a cloud's watcher does."""
-    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds", "600"]
+    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test", "--deadline-remaining-seconds",
+           "600"]
     subprocess.run([RAY, "drain-node", "--address", cluster.address, "--node-id", node.node_id, *why],
                    env={**os.environ, **cluster.environment()}, check=True, capture_output=True, timeout=60)
 
@@ -222,7 +232,8 @@ def ray_job(cluster: local.LocalCluster, *arguments: str) -> None:
 
 @contextmanager
 def standing_still(folder: Path, step: int) -> Iterator[None]:
-    """Rank 0 of a submitted run stands still from a step on while the block runs, so that what is done comes in mid-training."""
+    """Rank 0 of a submitted run stands still from a step on while the block runs,
+    so that what is done comes in mid-training."""
     until(lambda: runs.progress(folder).get("highest_step", 0) >= step)
     newest = sorted((folder / "logs/workers").glob("*.json"))[-1]
     pid = json.loads(newest.read_text())["0"]["pid"]
@@ -235,7 +246,8 @@ def standing_still(folder: Path, step: int) -> Iterator[None]:
 
 def until_logged(cluster: local.LocalCluster, submission_id: str, words: str) -> None:
     """Waits until a submitted job's output has these words."""
-    until(lambda: any(words in log.read_text() for log in Path(cluster.folder).rglob(f"job-driver-{submission_id}.log")), 30)
+    until(lambda: any(words in log.read_text()
+                      for log in Path(cluster.folder).rglob(f"job-driver-{submission_id}.log")), 30)
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
@@ -260,7 +272,8 @@ def exported(cluster: local.LocalCluster) -> set[str]:
         for target in (t for group in json.loads(found.read_text()) for t in group["targets"]):
             try:
                 with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
-                    names |= {line.split("{")[0] for line in answer.read().decode().splitlines() if not line.startswith("#")}
+                    names |= {line.split("{")[0] for line in answer.read().decode().splitlines()
+                              if not line.startswith("#")}
             except (OSError, http.client.HTTPException):
                 continue  # a node that has been removed, or what listens there now
     return names
@@ -271,7 +284,8 @@ def job_info(cluster: local.LocalCluster, submission_id: str) -> dict[str, objec
     code = ("import json, sys\nfrom ray.job_submission import JobSubmissionClient\n"
             "print(json.dumps(JobSubmissionClient().get_job_info(sys.argv[1]).__dict__, default=str))")
     env = {**os.environ, **cluster.environment()}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, submission_id], env=env, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, submission_id], env=env, check=True,
+                          capture_output=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -282,7 +296,8 @@ def holding(cluster: local.LocalCluster, cpus: int) -> Iterator[None]:
             "group = ray.util.placement_group([{'CPU': int(sys.argv[1])}])\nray.get(group.ready())\n"
             "print('held', flush=True)\ntime.sleep(600)\n")
     env = {**os.environ, **cluster.environment()}
-    with subprocess.Popen([sys.executable, "-c", code, str(cpus)], cwd=runs.ROOT, env=env, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", code, str(cpus)], cwd=runs.ROOT, env=env,
+                          stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         try:
             assert holder.stdout.readline() == b"held\n"

@@ -81,7 +81,8 @@ def test_damaged_checkpoints_are_named_and_the_result_is_the_same(reference: Pat
 
 
 def stopped_at(folder: Path, flags: list[str], step: int, damaged: int, before: int) -> None:
-    """The run goes on to about a step, from the checkpoint before the damaged one, which it names; then it is stopped."""
+    """The run goes on to about a step, from the checkpoint before the damaged one, which it names;
+    then it is stopped."""
     with runs.run(folder, *flags) as job:
         job.until(lambda: job.step() >= step and "training on 3 workers" in job.text)
         os.kill(job.process.pid, signal.SIGTERM)
@@ -147,7 +148,8 @@ def poisoned(folder: Path, rows: list[int]) -> list[str]:
     return flags
 
 
-NAN = ["--model.normalise", "unit", "--augment.shift", "0", "--augment.rotate", "0", "--augment.scale", "0", "--train.epochs", "1",
+NAN = ["--model.normalise", "unit", "--augment.shift", "0", "--augment.rotate", "0", "--augment.scale", "0",
+       "--train.epochs", "1",
        "--train.global-batch-size", "8", "--run.checkpoint-every-steps", "2", "--run.keep-checkpoints", "1000"]
 
 

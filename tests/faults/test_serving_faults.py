@@ -1,4 +1,5 @@
-"""Replicas of an endpoint are killed while it is asked: a client that tries again, as the README says, sees no failure."""
+"""Replicas of an endpoint are killed while it is asked: a client that tries again, as the README says,
+sees no failure."""
 
 import http.client
 import json
@@ -34,7 +35,8 @@ from tests.benchmarks import serving_soak
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
 ]
 ATTEMPTS, WITHIN_S = 3, 2.0
 CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
@@ -42,7 +44,8 @@ CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
 
 @dataclass
 class Client:
-    """Asks all the time; counts what a client without a second try sees, and what one with the documented tries does."""
+    """Asks all the time; counts what a client without a second try sees,
+    and what one with the documented tries does."""
 
     url: str
     body: bytes
@@ -85,7 +88,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
 def endpoint(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[list[Client], runs.Job]]:
     port = free_port()
     served = shutil.copytree(artifact, tmp_path / "artifact")
-    command = ["up", "--model", f"digits={served}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5", *request.param]
+    command = ["up", "--model", f"digits={served}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5",
+               *request.param]
     with runs.python("serving", *command, folder=tmp_path, env={"TRAINYARD_HOME": str(tmp_path / "home")}) as job:
         job.until(lambda: "ready: " in job.text, 120)
         pixels = open_artifact(artifact).probe().inputs["image"][:1]
@@ -159,7 +163,8 @@ def kill(victim: psutil.Process) -> None:
 
 
 def run_out_of_memory(victim: psutil.Process) -> None:
-    """The kernel kills it for the next memory that it asks for. Where this user may not make a cgroup, it is only killed."""
+    """The kernel kills it for the next memory that it asks for.
+    Where this user may not make a cgroup, it is only killed."""
     groups = Path("/sys/fs/cgroup")
     second = (groups / "cgroup.controllers").exists()  # version 2: one tree for all controllers
     group = groups / f"{'' if second else 'memory/'}trainyard-test-{victim.pid}"
@@ -218,7 +223,8 @@ def test_neither_killed_nor_ended_replicas_are_noticed_by_who_tries_again(
             client._stop.set()
         for thread in threads:
             thread.join()
-    answers, first = sum(client.answers for client in clients), [each for client in clients for each in client.first_failures]
+    answers, first = (sum(client.answers for client in clients),
+                      [each for client in clients for each in client.first_failures])
     print(f"{answers} answers, {len(first)} failures without a second try: {sorted(set(first))}")
     assert answers > 1000
     assert len(first) < 60

@@ -1,4 +1,5 @@
-"""The storage fills up, or becomes read-only, in the middle of a run: a clear end, and after it is mended the same result."""
+"""The storage fills up, or becomes read-only, in the middle of a run: a clear end,
+and after it is mended the same result."""
 
 import contextlib
 import os
@@ -112,4 +113,5 @@ def test_storage_that_fails_in_the_middle_ends_clearly_and_the_same_command_cont
     assert result["status"] == "done"
     assert runs.artifact_digest(folder) == runs.artifact_digest(reference)
     mine, theirs = runs.weights(folder), runs.weights(reference)
-    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes() for name, t in theirs.items()}
+    assert {name: tensor.tobytes() for name, tensor in mine.items()} == {name: t.tobytes()
+                                                                         for name, t in theirs.items()}

@@ -1,7 +1,7 @@
 """The Transformer under each way of spreading its state: killed, stopped, resumed on other numbers of workers, damaged.
 
-Three workers under the local binding, a tiny model, and text that the test makes: the result is the uninterrupted run's, bit for
-bit, or with another number of workers within rounding.
+Three workers under the local binding, a tiny model, and text that the test makes: the result is the uninterrupted
+run's, bit for bit, or with another number of workers within rounding.
 """
 
 import json
@@ -22,9 +22,11 @@ STRATEGIES = ("ddp", "zero3")
 """zero2 is in the matrix of `make soak`."""
 INTERVAL = 4
 FLAGS = [
-    "--task", "generate", "--data.tokenizer", "characters", "--data.max-length", "32", "--model.layers", "2", "--model.heads", "2",
+    "--task", "generate", "--data.tokenizer", "characters", "--data.max-length", "32", "--model.layers", "2",
+    "--model.heads", "2",
     "--model.width", "32", "--model.dropout", "0.1", "--train.global-batch-size", "12", "--train.epochs", "2",
-    "--run.checkpoint-every-steps", str(INTERVAL), "--run.tracking-uri", "none", "--run.trace-rows", "--run.keep-checkpoints", "3",
+    "--run.checkpoint-every-steps", str(INTERVAL), "--run.tracking-uri", "none", "--run.trace-rows",
+    "--run.keep-checkpoints", "3",
     "--eval.samples", "0", "--optim.warmup-steps", "5",
 ]
 STEPS = 2 * 33
@@ -37,7 +39,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written_text(folder: Path) -> Path:
     """400 training rows of sentences that have something to learn."""
-    rng, words = random.Random(0), ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "near", "two", "birds"]
+    rng, words = random.Random(0), ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "near", "two",
+                                    "birds"]
     path = folder / "input.txt"
     path.write_text(" ".join(rng.choice(words) for _ in range(3600))[:14_300])
     return path
@@ -71,7 +74,8 @@ def state(folder: Path) -> dict[tuple[str, str], np.ndarray]:
         for key, values in load_file(path).items():
             piece = Slice.parse(key)
             pieces.setdefault((piece.kind, piece.name), []).append((piece.start, values))
-    return {key: np.concatenate([values for _, values in sorted(found, key=lambda item: item[0])]) for key, found in pieces.items()}
+    return {key: np.concatenate([values for _, values in sorted(found, key=lambda item: item[0])])
+            for key, found in pieces.items()}
 
 
 def same(folder: Path, reference: Path) -> None:
@@ -96,7 +100,8 @@ def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(refere
     with started(folder, strategy, text) as job:
         job.until(lambda: job.step() >= 10 and runs.manifests(folder))
         job.kill_worker(1)
-        job.until(lambda: job.text.count("training on 3 workers") == 2 and job.step() > STEPS // 2 and in_flight(folder))
+        job.until(lambda: job.text.count("training on 3 workers") == 2 and job.step() > STEPS // 2
+                  and in_flight(folder))
         os.kill(job.process.pid, signal.SIGKILL)
         job.process.wait()
     with started(folder, strategy, text) as again:
@@ -116,7 +121,8 @@ def test_stopped_on_three_workers_and_gone_on_with_on_two_and_on_one(reference: 
             os.kill(job.process.pid, signal.SIGTERM)
             assert job.wait() == 3, job.text
         damaged = runs.manifests(folder)[-1]
-    part = folder / "checkpoints/data" / damaged.parent.name / damaged.stem / f"rank-{int(strategy != 'ddp')}.safetensors"
+    name = f"rank-{int(strategy != 'ddp')}.safetensors"
+    part = folder / "checkpoints/data" / damaged.parent.name / damaged.stem / name
     part.write_bytes(part.read_bytes()[:-8])
     with started(folder, strategy, text, 1) as job:
         job.finished()

@@ -17,7 +17,8 @@ from tests import runs
 from tests.s3 import BUCKET, s3_server
 
 FLAGS = ["--eval.bootstrap-samples", "100", "--run.tracking-uri", "none", "--model.hidden", "64", "--train.epochs", "9"]
-SPACE = "optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0.5]}\noptim.warmup_steps: {log_integer: [5, 50]}\n"
+SPACE = ("optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0.5]}\noptim.warmup_steps: "
+         "{log_integer: [5, 50]}\n")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
 @contextmanager
 def started(cluster: local.LocalCluster, folder: Path, *flags: str, space: str = SPACE) -> Iterator[runs.Job]:
     (folder.parent / "space.yaml").write_text(space)
-    command = [*FLAGS, "--space", str(folder.parent / "space.yaml"), "--run.storage", str(folder.parent), "--run.name", folder.name]
+    command = [*FLAGS, "--space", str(folder.parent / "space.yaml"), "--run.storage", str(folder.parent), "--run.name",
+               folder.name]
     with runs.python("tuning", "mlp", *command, *flags, folder=folder, env=cluster.environment()) as job:
         yield job
 
@@ -76,7 +78,8 @@ def test_a_search_whose_driver_is_killed_decides_what_an_uninterrupted_one_does(
     with started(cluster, folder, *flags) as job:
         assert job.wait() == 0, job.text
     assert decisions(folder) == expected
-    assert runs.result(folder)["best"] | {"evaluation": None} == runs.result(tmp_path / "whole")["best"] | {"evaluation": None}
+    best, whole = (runs.result(each)["best"] | {"evaluation": None} for each in (folder, tmp_path / "whole"))
+    assert best == whole
 
 
 def test_a_search_on_s3_outlives_its_whole_cluster(tmp_path: Path) -> None:
@@ -89,13 +92,15 @@ def test_a_search_on_s3_outlives_its_whole_cluster(tmp_path: Path) -> None:
                       for record in records for event in record["events"] if event["kind"] == "evaluation")
 
     def so_far() -> int:
-        """Evaluations in the journal, which is being written: a read may see an object's old length and its new bytes."""
+        """Evaluations in the journal, which is being written:
+        a read may see an object's old length and its new bytes."""
         with suppress(ValueError):
             return len(kept())
         return 0
 
     (tmp_path / "space.yaml").write_text(SPACE)
-    command = [*FLAGS, "--space", str(tmp_path / "space.yaml"), "--run.storage", f"s3://{BUCKET}", "--run.name", "search",
+    command = [*FLAGS, "--space", str(tmp_path / "space.yaml"), "--run.storage", f"s3://{BUCKET}", "--run.name",
+               "search",
                "--num-trials", "4", "--scheduler", "none", "--train.epochs", "6"]
     with s3_server():
         with runs.python("tuning", "mlp", *command, folder=tmp_path) as job:
@@ -113,7 +118,8 @@ def test_a_search_on_s3_outlives_its_whole_cluster(tmp_path: Path) -> None:
         assert {"best.yaml", "leaderboard.csv", "report.html"} <= {file.path for file in store.files()}
 
 
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: local.LocalCluster, tmp_path: Path) -> None:
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: local.LocalCluster,
+                                                                     tmp_path: Path) -> None:
     folder = tmp_path / "search"
     flags = ["--num-trials", "2", "--scheduler", "none", "--train.epochs", "150"]
     with started(cluster, folder, *flags) as job:
@@ -134,10 +140,12 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: lo
     assert "its process died" in (folder / "report.html").read_text()
 
 
-def test_a_trial_that_cannot_work_is_marked_failed_and_the_search_goes_on(cluster: local.LocalCluster, tmp_path: Path) -> None:
+def test_a_trial_that_cannot_work_is_marked_failed_and_the_search_goes_on(cluster: local.LocalCluster,
+                                                                          tmp_path: Path) -> None:
     folder = tmp_path / "search"
     space = "optim.lr: {choice: [1e-3, 1e38]}\ntrain.global_batch_size: {choice: [60, 60000]}\n"
-    flags = ["--num-trials", "4", "--search", "grid", "--scheduler", "none", "--train.epochs", "2", "--run.max-failures", "1",
+    flags = ["--num-trials", "4", "--search", "grid", "--scheduler", "none", "--train.epochs", "2",
+             "--run.max-failures", "1",
              "--optim.clip-norm", "None"]
     with started(cluster, folder, *flags, space=space) as job:
         assert job.wait() == 0, job.text
@@ -177,14 +185,16 @@ def test_an_interrupted_search_writes_its_report_and_goes_on(cluster: local.Loca
     with started(cluster, folder, *flags) as job:
         assert job.wait() == 0, job.text
     assert len(events(folder)) > before
-    assert all(runs.progress(folder / f"trials/t000{n}")["lost_steps"] == 0 for n in (0, 1)), "each had made a checkpoint"
+    assert all(runs.progress(folder / f"trials/t000{n}")["lost_steps"] == 0
+               for n in (0, 1)), "each had made a checkpoint"
     assert runs.result(folder)["epochs"] == 240
 
 
 def test_an_interrupted_search_waits_for_no_epochs_end(cluster: local.LocalCluster, tmp_path: Path) -> None:
     """1,150 steps an epoch, of which each takes tens of milliseconds: half a minute."""
     folder = tmp_path / "search"
-    flags = ["--num-trials", "1", "--train.global-batch-size", "1", "--model.hidden", "2048", "2048", "--scheduler", "none"]
+    flags = ["--num-trials", "1", "--train.global-batch-size", "1", "--model.hidden", "2048", "2048", "--scheduler",
+             "none"]
     with started(cluster, folder, *flags) as job:
         job.until(lambda: runs.progress(folder / "trials/t0000").get("highest_step", 0) >= 5)
         job.process.send_signal(signal.SIGTERM)

@@ -1,9 +1,10 @@
-"""A wire between two interfaces that delays, and loses, what goes one way: what `tc netem` does, which not every kernel has.
+"""A wire between two interfaces that delays, and loses, what goes one way: what `tc netem` does,
+which not every kernel has.
 
-    python wire.py NEAR FAR SECONDS LOSS     what comes in at NEAR goes out at FAR so much later; the other way it goes at once
+    python wire.py NEAR FAR SECONDS LOSS     what comes in at NEAR goes out at FAR so much later; back it goes at once
 
-Frames are passed on as the kernel has them: up to 64 KB, to be cut into packets, and summed, further on (PACKET_VNET_HDR). So a
-loss is that of a frame.
+Frames are passed on as the kernel has them: up to 64 KB, to be cut into packets, and summed, further on
+(PACKET_VNET_HDR). So a loss is that of a frame.
 """
 
 import contextlib

@@ -21,7 +21,8 @@ def server():
 def artifact(request):
     scores = TensorSpec(name="scores", datatype="FP32", shape=(-1, 2))
     description = Description(
-        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"), preprocessing={},
+        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
+        preprocessing={},
         metrics={}, config={}, data={}, about="A test.",
     )  # fmt: skip
     rows = {"scores": np.zeros((1, 2), np.float32)}

@@ -1,4 +1,5 @@
-"""`python -m cluster` and `connect()`, on real clusters of this machine: closed, guarded, quick to find out what is wrong."""
+"""`python -m cluster` and `connect()`, on real clusters of this machine: closed, guarded,
+quick to find out what is wrong."""
 
 import json
 import os
@@ -37,7 +38,8 @@ RAY_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *auth.AUTH_VARIABLES)
 
 
 def cli(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "cluster", *arguments], capture_output=True, text=True, timeout=timeout,
+    return subprocess.run([sys.executable, "-m", "cluster", *arguments], capture_output=True, text=True,
+                          timeout=timeout,
                           check=False, cwd=ROOT, env={**os.environ, "COLUMNS": "120", **environment})
 
 
@@ -170,7 +172,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from cluster.connect import connect
 info = connect()
 daemon = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-print("said", json.dumps({{"python": sys.executable, "address": info.address, "started": info.started, "pid": os.getpid(),
+print("said", json.dumps({{"python": sys.executable, "address": info.address, "started": info.started,
+                          "pid": os.getpid(),
       "daemon": daemon.pid, "stop": os.environ["RAY_JOB_STOP_WAIT_TIME_S"]}}), flush=True)
 time.sleep(float(sys.argv[1]))
 print("the last line", flush=True)
@@ -183,7 +186,8 @@ def running_job(up: LocalCluster, job_folder: Path) -> Iterator[dict[str, object
     """Submitted with what `env` prints, and still running."""
     exports = dict(re.findall(r"^export (\w+)=(\S+)$", cli("env").stdout, re.MULTILINE))
     submit = subprocess.Popen(
-        [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", str(job_folder), "--", "python", "job.py", "300"],
+        [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", str(job_folder), "--", "python",
+         "job.py", "300"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=job_folder,
         env={**os.environ, **exports, "PYTHONUNBUFFERED": "1"})  # else it keeps the line to itself
     assert submit.stdout is not None
@@ -202,7 +206,8 @@ def running_job(up: LocalCluster, job_folder: Path) -> Iterator[dict[str, object
         submit.stdout.close()
 
 
-def test_a_submitted_job_runs_by_this_python_and_joins_its_cluster(up: LocalCluster, running_job: dict[str, object]) -> None:
+def test_a_submitted_job_runs_by_this_python_and_joins_its_cluster(up: LocalCluster,
+                                                                   running_job: dict[str, object]) -> None:
     assert running_job["python"] == sys.executable
     assert (running_job["address"], running_job["started"]) == (up.address, False)
     assert running_job["stop"] == "60"
@@ -220,8 +225,8 @@ def test_status_shows_nodes_versions_and_running_jobs(up: LocalCluster, running_
 def test_status_of_no_cluster_is_one_message(tmp_path: Path) -> None:
     done = cli("status", TRAINYARD_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip() == ("there is no local cluster, and RAY_ADDRESS is not set: start one with `python -m cluster up`, "
-                                   "or give --address")
+    assert done.stderr.strip() == ("there is no local cluster, and RAY_ADDRESS is not set: start one with `python -m "
+                                   "cluster up`, or give --address")
 
 
 def test_status_of_a_dead_address_is_one_message(tmp_path: Path) -> None:
@@ -252,7 +257,8 @@ def test_connect_takes_ray_address(up: LocalCluster, monkeypatch: pytest.MonkeyP
         assert auth.current() == {}
 
 
-def test_what_workers_print_and_ray_says_stays_out_of_the_terminal(joined: LocalCluster, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_workers_print_and_ray_says_stays_out_of_the_terminal(joined: LocalCluster,
+                                                                   capfd: pytest.CaptureFixture[str]) -> None:
     @ray.remote(num_cpus=0)
     def speak() -> None:
         print("a worker speaks")
@@ -270,13 +276,15 @@ def test_a_wrong_token_is_found_out(up: LocalCluster, monkeypatch: pytest.Monkey
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         auth.apply(auth.current())
-        with refused(f"the Ray cluster at {up.address} refuses this token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"):
+        with refused(f"the Ray cluster at {up.address} refuses this token: set RAY_AUTH_MODE=token and "
+                     "RAY_AUTH_TOKEN_PATH"):
             connect(up.address)
         monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("address", "message"), [
-    ("127.0.0.1:1", r"no Ray cluster answers at 127.0.0.1:1 \(Connection refused\): start one with `python -m cluster up`"),
+    ("127.0.0.1:1",
+     r"no Ray cluster answers at 127.0.0.1:1 \(Connection refused\): start one with `python -m cluster up`"),
     ("no-such-host.invalid:6379", "no Ray cluster answers at no-such-host.invalid:6379"),
     ("http://127.0.0.1:8265", "http:// is for `ray job submit`"),
     ("ray://127.0.0.1:10001", "ray:// clients are not supported"),
@@ -315,7 +323,8 @@ def test_status_names_a_node_that_hangs(up: LocalCluster) -> None:
 def test_another_version_of_ray_is_refused(up: LocalCluster, gcs: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(probe(up.address)) == 3
     monkeypatch.setattr(ray, "__version__", "1.2.3")
-    with pytest.raises(ClusterError, match=r"runs ray 2\..*, this environment ray 1\.2\.3: install the same version here"):
+    with pytest.raises(ClusterError,
+                       match=r"runs ray 2\..*, this environment ray 1\.2\.3: install the same version here"):
         probe(up.address)
 
 
@@ -399,12 +408,14 @@ def test_a_node_that_is_not_there_is_said_not_raised(joined: LocalCluster) -> No
 
 
 # ── submit and watch ──
-TINY = ["--run.tracking-uri", "none", "--model.hidden", "16", "--train.global-batch-size", "60", "--eval.bootstrap-samples", "100",
+TINY = ["--run.tracking-uri", "none", "--model.hidden", "16", "--train.global-batch-size", "60",
+        "--eval.bootstrap-samples", "100",
         "--eval.robustness-rows", "0"]
 
 
 def test_a_submitted_job_is_followed_to_its_end_and_its_code(up: LocalCluster, tmp_path: Path) -> None:
-    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path), "--run.name", "tiny", "--train.max-steps", "5",
+    done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path), "--run.name", "tiny", "--train.max-steps",
+               "5",
                timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("submitted raysubmit_")
@@ -417,11 +428,13 @@ def test_a_refused_job_ends_with_2(up: LocalCluster, tmp_path: Path) -> None:
     done = cli("submit", "mlp", "--", *TINY, "--run.storage", str(tmp_path / "s"), "--run.workers", "9",
                "--train.global-batch-size", "90")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "error: needs 9 workers with 1 CPU each, the cluster has room for 2 and cannot grow: pass --run.workers 2" in done.stdout
+    assert ("error: needs 9 workers with 1 CPU each, the cluster has room for 2 and cannot grow: pass --run.workers 2"
+            in done.stdout)
     assert not (tmp_path / "s").exists()
 
 
-def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs, up: LocalCluster, tmp_path: Path) -> None:
+def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs, up: LocalCluster,
+                                                                        tmp_path: Path) -> None:
     """As KubeRay does: the same command and metadata, under another submission id."""
     from ray.job_submission import JobSubmissionClient
 
@@ -444,10 +457,13 @@ def test_what_was_refused_is_refused_at_once_when_it_is_submitted_again(gcs: Gcs
 def test_watch_shows_a_run_and_ctrl_c_ends_the_following_only(up: LocalCluster, tmp_path: Path) -> None:
     folder = tmp_path / "long"
     submit = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "submit", "mlp", "--submission-id", "long", "--", *TINY, "--run.storage", str(tmp_path),
-         "--run.name", "long", "--train.epochs", "100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        [sys.executable, "-m", "cluster", "submit", "mlp", "--submission-id", "long", "--", *TINY, "--run.storage",
+         str(tmp_path),
+         "--run.name", "long", "--train.epochs", "100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT)
     try:
-        until(lambda: (folder / "progress.json").exists() and json.loads((folder / "progress.json").read_text())["highest_step"],
+        until(lambda: (folder / "progress.json").exists()
+              and json.loads((folder / "progress.json").read_text())["highest_step"],
               90)
         until(lambda: re.search(r"long .*mlp .*1 ", cli("watch", "--once").stdout), 60)
         page = cli("watch", "--once")
@@ -457,14 +473,16 @@ def test_watch_shows_a_run_and_ctrl_c_ends_the_following_only(up: LocalCluster, 
         submit.send_signal(signal.SIGINT)
         out, _ = submit.communicate(timeout=60)
         assert submit.returncode == 130
-        assert ("not followed any more; the job goes on\n  follow it:  ray job logs --follow long\n  stop it:    ray job stop long"
+        assert ("not followed any more; the job goes on\n  follow it:  ray job logs --follow long\n  stop it:    ray "
+                "job stop long"
                 in out)
         assert "jobs.mlp" in cli("status").stdout
     finally:
         submit.kill()
         submit.communicate()
         exports = dict(re.findall(r"^export (\w+)=(\S+)$", cli("env").stdout, re.MULTILINE))
-        subprocess.run([Path(sys.executable).with_name("ray"), "job", "stop", "long"], env={**os.environ, **exports}, timeout=60,
+        subprocess.run([Path(sys.executable).with_name("ray"), "job", "stop", "long"], env={**os.environ, **exports},
+                       timeout=60,
                        capture_output=True, check=True)
     assert json.loads((folder / "result.json").read_text())["exit_code"] == 3
 
@@ -516,13 +534,15 @@ def test_a_node_can_be_added_and_switched_off_and_status_says_so(up: LocalCluste
 
 # ── down; no test below uses this cluster ──
 @pytest.mark.in_order
-def test_down_ends_what_up_started_and_nothing_else(up: LocalCluster, running_job: dict[str, object], home: Path) -> None:
+def test_down_ends_what_up_started_and_nothing_else(up: LocalCluster, running_job: dict[str, object],
+                                                    home: Path) -> None:
     log = next(Path(up.folder).rglob("gcs_server.out"))
     with log.open() as file:
         bystander = subprocess.Popen(["sleep", "1000"], stdin=file, start_new_session=True)  # holds a file of it open
     mine = [psutil.Process(int(str(running_job[name]))) for name in ("pid", "daemon")]
     everything = [*up.processes(), *mine]
-    assert {process.pid for process in mine} <= {process.pid for process in up.processes()}, "a job's daemon belongs to it too"
+    assert {process.pid for process in mine} <= {process.pid
+                                                 for process in up.processes()}, "a job's daemon belongs to it too"
     os.kill(of_node(up, "worker-1").process.pid, signal.SIGKILL)  # what it kept is now nobody's
     try:
         done = cli("down")
@@ -550,12 +570,14 @@ def test_a_taken_port_is_said_at_once(own_home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = cli("up", "--dashboard-port", str(port))
-    assert (done.returncode, done.stderr) == (2, f"port {port} of 127.0.0.1 is taken: pass another --dashboard-port, or none\n")
+    assert (done.returncode, done.stderr) == (2, f"port {port} of 127.0.0.1 is taken: pass another --dashboard-port, "
+                                                 "or none\n")
 
 
 def test_a_start_that_fails_halfway_leaves_nothing(own_home: Path) -> None:
     before = set(Path("/tmp").glob("trainyard-*"))
-    starting = subprocess.Popen([sys.executable, "-m", "cluster", "up", "--nodes", "1"], stderr=subprocess.PIPE, text=True,
+    starting = subprocess.Popen([sys.executable, "-m", "cluster", "up", "--nodes", "1"], stderr=subprocess.PIPE,
+                                text=True,
                                 cwd=ROOT)
     keeper = wait_for(lambda: [p for p in processes_of(own_home) if '"worker-1"' in " ".join(command_of(p))])[0]
     wait_for(lambda: [p for p in processes_of(own_home) if "gcs_server" in " ".join(command_of(p))])
@@ -571,7 +593,8 @@ def test_a_start_that_fails_halfway_leaves_nothing(own_home: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_an_up_that_is_ended_halfway_leaves_nothing_or_what_down_finds(own_home: Path, number: signal.Signals) -> None:
     code = ("import signal, sys\nfrom cluster.__main__ import main\n"
-            "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run below nohup\nsys.exit(main(['up']))")
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run below "
+            "nohup\nsys.exit(main(['up']))")
     starting = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     try:
         wait_for(lambda: [p for p in processes_of(own_home) if "cluster.local.node" in command_of(p)])

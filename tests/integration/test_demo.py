@@ -1,5 +1,5 @@
-"""`make demo`, as a newcomer without any privilege types it: progress, results, a test image with the answer, and nothing left
-running."""
+"""`make demo`, as a newcomer without any privilege types it: progress, results, a test image with the answer,
+and nothing left running."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,8 @@ from tests import contained, newcomer, unprivileged
 
 RAYS = re.compile(r"^.*(?:\.(?:py|cc):\d+ -- |\bpid=\d+\)|Tailing logs|Next steps).*$", re.MULTILINE)
 """Lines that Ray's tools and processes print."""
-PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4} samples/s \d+ workers 2 restarts 0 eta \S+$", re.MULTILINE)
+PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4} samples/s \d+ workers 2 restarts 0 eta \S+$",
+                      re.MULTILINE)
 
 
 @pytest.mark.timeout(600)
@@ -47,7 +48,8 @@ def demo(done: contained.Done, home: Path) -> None:
 
 def results(output: str) -> None:
     """The table has every figure, and the accuracy is that of a model that has learnt."""
-    table = dict(re.findall(r"^  (\S.*?)  +(\S.*)$", output.partition("\nresult\n")[2].partition("\nartifact: ")[0], re.MULTILINE))
+    table = dict(re.findall(r"^  (\S.*?)  +(\S.*)$", output.partition("\nresult\n")[2].partition("\nartifact: ")[0],
+                            re.MULTILINE))
     assert float(table["test accuracy"].split()[0]) > 0.95
     assert table["restarts, steps lost"] == "0, 0"
     assert table["model version"] == "1"

@@ -1,4 +1,5 @@
-"""What users of an earlier version keep is read: runs go on to the same bits, their data, configs and registry are found."""
+"""What users of an earlier version keep is read: runs go on to the same bits, their data,
+configs and registry are found."""
 
 import json
 import shutil
@@ -25,7 +26,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("job", "last_step"), [("mlp", 38), ("cnn", 62), ("transformer", 36)])
-def test_a_run_goes_on_from_its_checkpoint_to_the_weights_that_it_would_have_had(storage: Path, job: str, last_step: int) -> None:
+def test_a_run_goes_on_from_its_checkpoint_to_the_weights_that_it_would_have_had(storage: Path, job: str,
+                                                                                 last_step: int) -> None:
     folder = storage / job
     made_on = json.loads(runs.manifests(folder)[-1].read_text())["content"]["environment"]
     config = ["--config", str(folder / "config.yaml")]  # what was saved is a valid --config
@@ -37,7 +39,8 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_weights_that_it_would_have_had
     before, after = _weights(kept.artifact(job)), _weights(folder / "artifact")
     assert sorted(before) == sorted(after)
     if machine()["processor"] in json.dumps(made_on):
-        assert {name: each.tobytes() for name, each in after.items()} == {name: each.tobytes() for name, each in before.items()}
+        assert {name: each.tobytes() for name, each in after.items()} == {name: each.tobytes()
+                                                                          for name, each in before.items()}
     for name in before:  # another processor sums in another order
         np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-4)
 

@@ -1,7 +1,7 @@
 """A real Prometheus watches a cluster on which a run trains, a search looks, an endpoint answers, and a node dies.
 
-Every query of every rule and dashboard is about metrics and labels that it really scraped. What cannot be here (a GPU, texts) is
-listed with the reason, and looked up where it is defined.
+Every query of every rule and dashboard is about metrics and labels that it really scraped. What cannot be here (a GPU,
+texts) is listed with the reason, and looked up where it is defined.
 """
 
 import json
@@ -97,7 +97,8 @@ def everything(folder: Path) -> Iterator[Prometheus]:
         lost = add_node(0)
         artifact = str(kept.artifact("mlp"))
         env = cluster.environment()
-        with runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1", engine="ray", env=env) as job:
+        with runs.run(folder / "endless", "--train.epochs", "1000000", "--run.workers", "1", engine="ray",
+                      env=env) as job:
             seen.until(job, "ray_trainyard_checkpoint_seconds", "trainyard:storage_free:ratio")
             remove_node(lost.name)
             job.freeze(20)  # past a checkpoint, so that steps are lost
@@ -109,7 +110,8 @@ def everything(folder: Path) -> Iterator[Prometheus]:
         with endpoint(folder, artifact, env) as (job, ask_it):
             while not seen.value("ray_trainyard_serving_drift_psi"):
                 ask_it()
-            seen.until(job, "rate(ray_trainyard_serving_explanation_seconds_bucket[1m])", "trainyard:serving_errors:ratio_rate3d",
+            seen.until(job, "rate(ray_trainyard_serving_explanation_seconds_bucket[1m])",
+                       "trainyard:serving_errors:ratio_rate3d",
                        "rate(ray_trainyard_serving_errors_total[1m])", "ray_serve_replica_processing_queries")
         yield seen
 
@@ -128,7 +130,8 @@ def endpoint(folder: Path, artifact: str, env: dict[str, str]) -> Iterator[tuple
     port = free_port()
     key, line = new_key("tester")
     (folder / "keys").write_text(line)
-    flags = ["up", "--model", f"digits={artifact}", "--keys", str(folder / "keys"), "--port", str(port), "--placement", "replicas",
+    flags = ["up", "--model", f"digits={artifact}", "--keys", str(folder / "keys"), "--port", str(port), "--placement",
+             "replicas",
              "--cpus-per-replica", "0.5", "--address", env["RAY_ADDRESS"]]
     with runs.python("serving", *flags, folder=folder, env=env) as job:
         job.until(lambda: "ready: " in job.text)
@@ -143,7 +146,8 @@ def ask(host: str, artifact: str, headers: dict[str, str]) -> None:
                   "data": images.ravel().tolist() * copies}
         for _ in range(times):
             body = json.dumps({"inputs": [tensor]}).encode()
-            urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/{path}", body, headers), timeout=30).close()
+            urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/{path}", body, headers),
+                                   timeout=30).close()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(urllib.request.Request(f"{host}/v2/models/digits/infer", b"{", headers), timeout=30)
     refused.value.close()
@@ -155,16 +159,20 @@ def of_a_gpu() -> dict[str, set[str]]:
     from ray.dashboard.consts import GPU_TAG_KEYS
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-    return {f"ray_{name}": {*GPU_TAG_KEYS, "instance"} for name in METRICS_GAUGES if name.startswith(("node_gpu", "node_gram"))}
+    return {f"ray_{name}": {*GPU_TAG_KEYS, "instance"} for name in METRICS_GAUGES
+            if name.startswith(("node_gpu", "node_gram"))}
 
 
 def of_texts_and_changes() -> dict[str, set[str]]:
-    """A model that writes, a shadow, and a change that fails are not here; tests/integration/serving has them, and compares the
-    table with what is scraped."""
-    rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]+) \|", (runs.ROOT / "serving/README.md").read_text(), re.MULTILINE)
-    known = {name + ("_bucket" if kind == "histogram" else ""): set(labels.split(", ")) | ({"le"} if kind == "histogram" else set())
+    """A model that writes, a shadow, and a change that fails are not here; tests/integration/serving has them, and
+    compares the table with what is scraped."""
+    rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]+) \|", (runs.ROOT / "serving/README.md").read_text(),
+                      re.MULTILINE)
+    known = {name + ("_bucket" if kind == "histogram" else ""): set(labels.split(", "))
+             | ({"le"} if kind == "histogram" else set())
              for name, kind, labels in rows}
-    return {name: labels for name, labels in known.items() if re.search("tokens_total|first_token|shadow_rows|went_back", name)}
+    return {name: labels for name, labels in known.items()
+            if re.search("tokens_total|first_token|shadow_rows|went_back", name)}
 
 
 def of_a_loss_that_is_not_finite() -> dict[str, set[str]]:
@@ -174,7 +182,8 @@ def of_a_loss_that_is_not_finite() -> dict[str, set[str]]:
 
 def follows_from_these() -> dict[str, set[str]]:
     """Records of metrics that are not here."""
-    return {"trainyard:serving_first_token_seconds:p99_rate5m": {"namespace", "model"}, "trainyard:gpus_idle:sum": {"instance"}}
+    return {"trainyard:serving_first_token_seconds:p99_rate5m": {"namespace", "model"},
+            "trainyard:gpus_idle:sum": {"instance"}}
 
 
 ELSEWHERE = of_a_gpu() | of_texts_and_changes() | of_a_loss_that_is_not_finite() | follows_from_these()
@@ -215,7 +224,8 @@ def test_every_query_is_about_metrics_and_labels_that_are_scraped(labels_of: dic
         for metric, matchers in used:
             names = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
             wrong += [f"{whose}: {metric} has no label {name}" for name in names - labels_of[metric] - FROM_THE_TARGET]
-        grouped = {name for names in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query) for name in re.split(r",\s*", names)}
+        grouped = {name for names in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", query)
+                   for name in re.split(r",\s*", names)}
         known = set[str]().union(*(labels_of[metric] for metric, _ in used))
         wrong += [f"{whose}: nothing has a label {name}" for name in grouped - known - FROM_THE_TARGET]
     assert wrong == []
@@ -238,4 +248,5 @@ def test_what_is_said_to_be_elsewhere_is_not_here(watched: Prometheus) -> None:
 def test_a_node_that_died_is_told_of_and_a_run_that_goes_on_is_not(watched: Prometheus) -> None:
     firing = {found["metric"]["alertname"] for found in watched.answers('ALERTS{alertstate="firing"}')}
     assert "TrainyardNodeLost" in firing
-    assert not firing & {"TrainyardTrainingStalled", "TrainyardCheckpointTooOld", "TrainyardLossNotFinite", "TrainyardServingDown"}
+    assert not firing & {"TrainyardTrainingStalled", "TrainyardCheckpointTooOld", "TrainyardLossNotFinite",
+                         "TrainyardServingDown"}

@@ -32,7 +32,8 @@ def env(place: own_job.Place, tmp_path_factory: pytest.TempPathFactory) -> Itera
     made = {**os.environ, **place.env, "TRAINYARD_HOME": str(home)}
     command = [sys.executable, "-m", "cluster"]
     try:
-        subprocess.run([*command, "up", "--cpus-per-node", "2", "--dashboard-port", str(free_port())], cwd=home, env=made,
+        subprocess.run([*command, "up", "--cpus-per-node", "2", "--dashboard-port", str(free_port())], cwd=home,
+                       env=made,
                        check=True)
         yield made
     finally:

@@ -68,7 +68,8 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def up(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head without CPUs, through which this process works, and two nodes with two CPUs each."""
-    with pytest.MonkeyPatch.context() as patch, joined(patch, tmp_path_factory.mktemp("home"), nodes=2, cpus_per_node=2) as cluster:
+    with pytest.MonkeyPatch.context() as patch, joined(patch, tmp_path_factory.mktemp("home"), nodes=2,
+                                                       cpus_per_node=2) as cluster:
         yield cluster
 
 
@@ -96,9 +97,12 @@ def test_every_node_visits_an_object_store(up: LocalCluster) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "message"), [
-    (request(5), r"needs 5 workers with 1 CPU each, the cluster has room for 4 and cannot grow: pass --run.workers 4, or"),
-    (request(1, cpus=3), r"no node has that \(the most CPUs in one node: 2\) and cannot grow: pass --run.cpus-per-worker 2"),
-    (request(2, gpus=1), r"needs 2 workers with 1 CPU and 1 GPU each, the cluster has no GPU and cannot grow: pass --run.gpus-per"),
+    (request(5),
+     r"needs 5 workers with 1 CPU each, the cluster has room for 4 and cannot grow: pass --run.workers 4, or"),
+    (request(1, cpus=3),
+     r"no node has that \(the most CPUs in one node: 2\) and cannot grow: pass --run.cpus-per-worker 2"),
+    (request(2, gpus=1),
+     r"needs 2 workers with 1 CPU and 1 GPU each, the cluster has no GPU and cannot grow: pass --run.gpus-per"),
 ])
 def test_what_can_never_be_is_refused_at_once(up: LocalCluster, store: Store, wanted: Request, message: str) -> None:
     with refused(ResourceError, message):
@@ -110,7 +114,8 @@ def test_a_busy_cluster_is_waited_for_and_said_so(up: LocalCluster, store: Store
     said: list[str] = []
     held = ray.util.placement_group([{"CPU": 1}] * 3)
     ray.get(held.ready())
-    with refused(ResourceError, r"needs 2 workers .* has room for 1 now and did not get more in 1 s: pass a longer --run.wait"):
+    with refused(ResourceError,
+                 r"needs 2 workers .* has room for 1 now and did not get more in 1 s: pass a longer --run.wait"):
         preflight(request(2), store, wait_s=1, say=said.append)
     assert said == ["waiting up to 1 s for 2 workers with 1 CPU each: the cluster is busy"]
     given_back: list[float] = []
@@ -121,15 +126,19 @@ def test_a_busy_cluster_is_waited_for_and_said_so(up: LocalCluster, store: Store
 
     threading.Timer(1, give_back).start()
     preflight(request(4), store, wait_s=120, say=said.append)
-    assert given_back and time.monotonic() - given_back[0] < 60, "it goes on when there is room, not when its time is over"
+    assert given_back and time.monotonic() - given_back[0] < 60, (
+        "it goes on when there is room, not when its time is over")
     preflight(request(4), store, wait_s=60)  # what was granted was given back
 
 
-def test_storage_that_only_the_driver_sees_is_refused(up: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_only_the_driver_sees_is_refused(up: LocalCluster, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """A path that means another folder in another process, as a local disk's does on another machine."""
     monkeypatch.chdir(tmp_path)
-    with refused(StorageError, r"on node worker-1 \(127.0.0.1\): storage /proc/self/cwd/runs on this node is not the storage "
-                               r"that the driver sees, though its name is the same: use a folder that all nodes share, s3:// "
+    with refused(StorageError,
+                 r"on node worker-1 \(127.0.0.1\): storage /proc/self/cwd/runs on this node is not the storage "
+                               r"that the driver sees, though its name is the same: use a folder that all nodes "
+                                r"share, s3:// "
                                r"or gs:// \(--run.storage\)"):
         preflight(request(1), Store.open("/proc/self/cwd/runs"), 0)
     assert list(tmp_path.iterdir()) == []
@@ -206,7 +215,8 @@ def test_an_autoscaler_counts_for_what_it_can_add(up: LocalCluster, store: Store
     said: list[str] = []
     with joined(monkeypatch, tmp_path / "home", nodes=0, cpus_per_node=0, port=port, autoscaling_config=str(config)):
         wait_until(autoscaler_is_up)
-        with refused(ResourceError, r"needs 8 workers .* the autoscaler says that its node types can never hold that: ask"):
+        with refused(ResourceError,
+                     r"needs 8 workers .* the autoscaler says that its node types can never hold that: ask"):
             preflight(request(8), store, wait_s=60, say=said.append)
         said.clear()
         preflight(request(3), store, wait_s=60, say=said.append)
@@ -223,7 +233,8 @@ def what_a_ray_cluster_says_counts(store: Store) -> None:
     """What cannot be is known before any wait; what can be is waited for as long as is said."""
     said: list[str] = []
     listed = "group worker: at most 3 nodes with 2 CPUs"
-    with refused(ResourceError, rf"needs 8 workers .* can grow to 6 \({listed}\): pass --run.workers 6, or raise maxReplicas"):
+    with refused(ResourceError,
+                 rf"needs 8 workers .* can grow to 6 \({listed}\): pass --run.workers 6, or raise maxReplicas"):
         preflight(request(8), store, wait_s=60, say=said.append)
     assert said == []
     with refused(ResourceError, r"needs 6 workers .* has room for 4 now and did not get more in 0.5 s"):
@@ -261,7 +272,8 @@ def test_messages_name_flags_that_exist() -> None:
     """Every `--run.x` in a remedy is a field of the run's configuration."""
     from jobs.common.config import RunConfig
 
-    text = "".join((Path(__file__).parents[2] / "cluster" / name).read_text() for name in ("capacity.py", "preflight.py"))
+    text = "".join((Path(__file__).parents[2] / "cluster" / name).read_text()
+                   for name in ("capacity.py", "preflight.py"))
     named = {flag.replace("-", "_") for flag in re.findall(r"--run\.([a-z-]+)", text)}
     assert named
     assert named <= set(RunConfig.__dataclass_fields__)

@@ -46,7 +46,8 @@ def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd:
     ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
     assert ray.fingerprint == here.fingerprint
     assert (ray.splits, ray.details) == (here.splits, here.details)
-    blocks = [{path.relative_to(tmp_path / name / "data" / ray.store.uri.rpartition("/")[2] / dataset.blocks): path.read_bytes()
+    key = ray.store.uri.rpartition("/")[2]
+    blocks = [{path.relative_to(tmp_path / name / "data" / key / dataset.blocks): path.read_bytes()
                for path in (tmp_path / name).rglob("*.parquet")} for name, dataset in (("ray", ray), ("here", here))]
     assert blocks[0] == blocks[1]
     assert len(blocks[0]) == 6

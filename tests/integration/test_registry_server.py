@@ -44,7 +44,8 @@ def wait_until_it_answers(url, process):
 
 
 class Server:
-    """`mlflow server` with SQLite and a local artifact root, in a process group of its own; can be killed and started."""
+    """`mlflow server` with SQLite and a local artifact root, in a process group of its own;
+    can be killed and started."""
 
     def __init__(self, folder):
         self.folder, self.port = folder, free_port()
@@ -52,7 +53,8 @@ class Server:
         self.process = None
 
     def start(self):
-        line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+        line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers",
+                "1",
                 "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
                 "--artifacts-destination", str(self.folder / "kept")]  # fmt: skip
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -101,7 +103,8 @@ def make_artifact(store):
     scores = TensorSpec(name="scores", datatype="FP32", shape=(-1, 2))
     rows = {"scores": np.zeros((1, 2), np.float32)}
     description = Description(
-        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"), preprocessing={},
+        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
+        preprocessing={},
         metrics={"test": {"accuracy": 0.98}}, config={}, data={"fingerprint": "f00d"}, about="A test.",
     )  # fmt: skip
     weights = {"w": np.arange(100_000, dtype=np.float32)}
@@ -221,7 +224,8 @@ def test_a_server_that_dies_neither_stops_nor_delays_training_and_the_remedy_wor
         running.start()
         return JOB.judge(trained)
 
-    flags = ["--run.engine", "local", "--run.tracking-uri", running.url, "--train.max-steps", "3", "--model.hidden", "8",
+    flags = ["--run.engine", "local", "--run.tracking-uri", running.url, "--train.max-steps", "3", "--model.hidden",
+             "8",
              "--eval.bootstrap-samples", "100", "--run.storage", storage.location(), "--run.name", "back"]  # fmt: skip
     assert run_job(replace(JOB, prepare=prepare, judge=judge), flags) == 0
     assert "registry: " not in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Attacks on a cluster as `python -m cluster up` starts it, and what a run leaves: k8s/SECURITY.md says what each is about."""
+"""Attacks on a cluster as `python -m cluster up` starts it, and what a run leaves:
+k8s/SECURITY.md says what each is about."""
 
 import http.client
 import json
@@ -44,7 +45,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def asked(url: str, method: str = "GET", body: Any = None, **headers: str) -> tuple[int, bytes]:
     """Status and body of the answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json", **headers})
+    request = urllib.request.Request(url, data=data, method=method,
+                                     headers={"Content-Type": "application/json", **headers})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, answer.read()
@@ -65,9 +67,11 @@ def bearer(value: str) -> dict[str, str]:
 ATTACKS = {
     "submit a job (ShadowRay)": ("POST", "/api/jobs/"), "list jobs": ("GET", "/api/jobs/"),
     "stop a job": ("POST", "/api/jobs/raysubmit_1/stop"), "read a job's log": ("GET", "/api/jobs/raysubmit_1/logs"),
-    "upload code": ("PUT", "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"), "read nodes": ("GET", "/nodes?view=summary"),
+    "upload code": ("PUT", "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"),
+    "read nodes": ("GET", "/nodes?view=summary"),
     "read actors": ("GET", "/api/v0/actors"), "read log files": ("GET", "/api/v0/logs?node_ip=127.0.0.1"),
-    "deploy to Serve": ("PUT", "/api/serve/applications/"), "end Serve (CVE-2026-27482)": ("DELETE", "/api/serve/applications/"),
+    "deploy to Serve": ("PUT", "/api/serve/applications/"),
+    "end Serve (CVE-2026-27482)": ("DELETE", "/api/serve/applications/"),
     "read a worker's stack": ("GET", "/worker/traceback?pid=1&ip=127.0.0.1"),
 }
 
@@ -84,7 +88,8 @@ def test_the_dashboard_does_nothing_without_the_token(what: str, up: LocalCluste
 
 @pytest.mark.parametrize("headers", [{"User-Agent": "Mozilla/5.0"}, {"Origin": "http://evil.example"},
                                      {"Sec-Fetch-Site": "cross-site"}])
-def test_a_browser_cannot_submit_a_job_though_it_has_the_token(headers: dict[str, str], up: LocalCluster, tmp_path: Path) -> None:
+def test_a_browser_cannot_submit_a_job_though_it_has_the_token(headers: dict[str, str], up: LocalCluster,
+                                                               tmp_path: Path) -> None:
     """CVE-2025-62593: a page makes the browser of somebody inside send it; a dashboard's cookie would go along."""
     body = {"entrypoint": f"touch {tmp_path}/owned"}
     status, _ = asked(f"{up.dashboard_url}/api/jobs/", "POST", body, **bearer(token()), **headers)
@@ -99,7 +104,8 @@ def test_the_control_store_does_nothing_without_the_token(sent: str | None, up: 
                   pb.InternalKVPutRequest(key=b"owned", value=b"1", namespace=b"n", overwrite=True)),
         "read": ("InternalKVGcsService", "InternalKVKeys", pb.InternalKVKeysRequest(prefix=b"", namespace=b"fun")),
         "jobs": ("JobInfoGcsService", "GetAllJobInfo", pb.GetAllJobInfoRequest()),
-        "kill": ("ActorInfoGcsService", "KillActorViaGcs", pb.KillActorViaGcsRequest(actor_id=b"0" * 16, force_kill=True)),
+        "kill": ("ActorInfoGcsService", "KillActorViaGcs",
+                 pb.KillActorViaGcsRequest(actor_id=b"0" * 16, force_kill=True)),
         "nodes": ("NodeInfoGcsService", "GetAllNodeInfo", pb.GetAllNodeInfoRequest()),
     }
     metadata = [] if sent is None else [("authorization", f"Bearer {sent}")]
@@ -122,7 +128,8 @@ def test_a_nodes_own_port_does_nothing_without_the_token(up: LocalCluster) -> No
 
 # ── what the token does not guard, and who reaches it ──
 def test_metrics_ask_for_no_token_and_only_this_machine_reaches_them(up: LocalCluster) -> None:
-    """So much is open: who has an account on the machine reads names and load. NetworkPolicy keeps others off on Kubernetes."""
+    """So much is open: who has an account on the machine reads names and load.
+    NetworkPolicy keeps others off on Kubernetes."""
     ports = {connection.laddr.port for process in up.processes() for connection in process.net_connections("inet")
              if connection.status == psutil.CONN_LISTEN}
     outer = [a.address for addresses in psutil.net_if_addrs().values() for a in addresses
@@ -150,7 +157,8 @@ def test_no_secret_is_in_ps_logs_or_files_and_status_shows_the_run(up: LocalClus
     with runs.run(tmp_path / "watched", "--train.epochs", "5000", engine="ray", env=environment) as job:
         seen = job.until(lambda: [run for run in read_runs(owner(up), owner(up).jobs()) if run.ranks and run.step > 50])
         assert [(run.name, run.job, len(run.ranks), run.straggler) for run in seen] == [("watched", "mlp", 1, None)]
-        command_lines = [" ".join(command) for process in psutil.process_iter(["cmdline"]) if (command := process.info["cmdline"])]
+        command_lines = [" ".join(command) for process in psutil.process_iter(["cmdline"])
+                         if (command := process.info["cmdline"])]
         gauge = 'ray_trainyard_train_rank_step_seconds{'
         exported = job.until(lambda: [line for port in _exporters(up) for line in _metrics(port).splitlines()
                                       if line.startswith(gauge)])

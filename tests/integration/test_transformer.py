@@ -1,4 +1,5 @@
-"""Whole runs of the Transformer job: both tasks, from text to an artifact that transformers loads; DeepSpeed on a Ray cluster."""
+"""Whole runs of the Transformer job: both tasks, from text to an artifact that transformers loads;
+DeepSpeed on a Ray cluster."""
 
 import json
 import random
@@ -49,7 +50,8 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate")
     rng = random.Random(0)
     (folder / "text.txt").write_text(" ".join(rng.choice(["the", "cat", "sat", "on", "a", "mat"]) for _ in range(6000)))
-    flags = ["--task", "generate", "--data.uri", str(folder / "text.txt"), "--data.tokenizer", "characters", "--train.epochs", "3",
+    flags = ["--task", "generate", "--data.uri", str(folder / "text.txt"), "--data.tokenizer", "characters",
+             "--train.epochs", "3",
              "--run.workers", "2", "--scale.strategy", "zero3", "--eval.sample-tokens", "20", "--optim.lr", "3e-3",
              "--optim.warmup-steps", "5"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer", engine="ray") as job:
@@ -76,8 +78,10 @@ def test_an_explanation_is_complete_and_finds_the_words_that_count(classified: P
     texts = ["small the lion dog a cat", "soup a cheese the bread", "horse mouse the lion cat"]
     for text, found in zip(texts, model.explain(texts), strict=True):
         assert "".join(found.pieces) == text
-        assert found.gap <= max(0.02 * abs(found.difference), 1e-2), "completeness: they sum to the difference that they explain"
-        telling = [value for piece, value in zip(found.pieces, found.attributions, strict=True) if piece.strip() in ANIMALS + FOOD]
+        assert found.gap <= max(0.02 * abs(found.difference),
+                                1e-2), "completeness: they sum to the difference that they explain"
+        telling = [value for piece, value in zip(found.pieces, found.attributions, strict=True)
+                   if piece.strip() in ANIMALS + FOOD]
         assert sum(telling) > 0.5 * sum(map(abs, found.attributions))
 
 
@@ -94,7 +98,8 @@ def test_an_endpoint_explains_as_the_model_does(classified: Path) -> None:
 
 def test_the_classifier_s_report_has_its_pages(classified: Path) -> None:
     text = (classified / "report.html").read_text()
-    for title in ("Against a linear model", "What the answers rest on", "Robustness", "typos", "lost case", "lost accents",
+    for title in ("Against a linear model", "What the answers rest on", "Robustness", "typos", "lost case",
+                  "lost accents",
                   "shortened", "ROC"):
         assert title in text, title
 
@@ -106,7 +111,8 @@ def test_a_language_model_from_zero3_on_ray_is_one_plain_folder(generated: Path)
     model = load(generated / "artifact")
     assert isinstance(model, LanguageModel)
     probe = open_artifact(generated / "artifact").probe()
-    np.testing.assert_allclose(model.negative_log_likelihood(probe.inputs["tokens"]), probe.outputs["negative_log_likelihood"],
+    np.testing.assert_allclose(model.negative_log_likelihood(probe.inputs["tokens"]),
+                               probe.outputs["negative_log_likelihood"],
                                rtol=1e-5)
     plain: Any = AutoModelForCausalLM.from_pretrained(generated / "artifact/model")
     assert sum(p.numel() for p in plain.parameters()) > 10_000

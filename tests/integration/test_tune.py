@@ -1,4 +1,5 @@
-"""Searches as a user starts them, on a real Ray cluster of two CPUs: `python -m tuning.JOB`. One cluster serves all tests."""
+"""Searches as a user starts them, on a real Ray cluster of two CPUs: `python -m tuning.JOB`.
+One cluster serves all tests."""
 
 import json
 import os
@@ -26,7 +27,8 @@ from tests import kept, runs
 from tuning.journal import KEY_VARIABLE
 from tuning.run import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
+# MLflow's, of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
 QUICK = ["--eval.bootstrap-samples", "100", "--eval.robustness-rows", "0", "--run.tracking-uri", "none"]
 NARROW = "optim.lr: {log_uniform: [1e-3, 1e-2], mutable: true}\nmodel.dropout: {uniform: [0.0, 0.4], mutable: true}\n"
 SMALL = ["--model.hidden", "64"]
@@ -38,7 +40,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.LocalClu
         yield made
 
 
-def search(cluster: local.LocalCluster, folder: Path, *flags: str, job: str = "mlp", code: int = 0, quick: bool = True) -> str:
+def search(cluster: local.LocalCluster, folder: Path, *flags: str, job: str = "mlp", code: int = 0,
+           quick: bool = True) -> str:
     """Runs a search to its end. Returns what it printed."""
     command = [*(QUICK if quick else []), "--run.storage", str(folder.parent), "--run.name", folder.name, *flags]
     with runs.python("tuning", job, *command, folder=folder, env=cluster.environment()) as started:
@@ -63,7 +66,8 @@ def rows(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return {name: tensor.tobytes() for name, tensor in one.items()} == {name: tensor.tobytes() for name, tensor in other.items()}
+    return ({name: tensor.tobytes() for name, tensor in one.items()} == {name: tensor.tobytes()
+                                                                         for name, tensor in other.items()})
 
 
 # ── one trial ──
@@ -108,11 +112,14 @@ def test_a_trial_whose_workers_may_change_is_refused(tmp_path: Path) -> None:
 def searched(cluster: local.LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """6 trials of up to 3 epochs, then two final trainings, recorded in MLflow."""
     folder = tmp_path_factory.mktemp("storage") / "mine"
-    flags = ["--num-trials", "6", "--train.epochs", "3", "--then-train", "2", *SMALL, "--fix", "model.hidden=[64]", *QUICK[:4]]
+    flags = ["--num-trials", "6", "--train.epochs", "3", "--then-train", "2", *SMALL, "--fix", "model.hidden=[64]",
+             *QUICK[:4]]
     return folder, search(cluster, folder, *flags, quick=False)
 
 
-def test_a_search_leaves_a_leaderboard_a_best_config_a_report_and_a_registered_model(searched: tuple[Path, str]) -> None:
+def test_a_search_leaves_a_leaderboard_a_best_config_a_report_and_a_registered_model(
+    searched: tuple[Path, str]
+) -> None:
     folder, text = searched
     result = runs.result(folder)
     assert (result["status"], result["exit_code"]) == ("done", 0)
@@ -146,7 +153,8 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
         assert child.info.status == "FINISHED"
         assert float(child.data.params["optim.lr"]) == events[0]["values"]["optim.lr"]
         logged = client.get_metric_history(child.info.run_id, "validation_accuracy")
-        assert [(m.step, m.value) for m in logged] == [(row["step"], row["validation_accuracy"]) for row in rows(events)]
+        assert [(m.step, m.value) for m in logged] == [(row["step"], row["validation_accuracy"])
+                                                       for row in rows(events)]
     from cluster.core.storage import Store
 
     versions = open_registry(None, Store.open(str(folder.parent)), "mine").versions("mine")
@@ -180,7 +188,8 @@ def test_what_the_registry_had_not_heard_of_a_trial_is_told_when_a_search_goes_o
         assert tracking.problem is None
         trial.evaluations[:], trial.status = rest, status
     client: Any = connect(f"sqlite:///{tmp_path}/mlflow.db")
-    found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("again").experiment_id])}
+    found = {run.info.run_name: run
+             for run in client.search_runs([client.get_experiment_by_name("again").experiment_id])}
     assert set(found) == {"again", "again-t0000"}
     child = found["again-t0000"].info
     assert child.status == "FINISHED"
@@ -217,7 +226,8 @@ def test_a_search_of_an_earlier_version_goes_on(
     folder = kept.storage(tmp_path / "storage") / "search"
     monkeypatch.setenv(KEY_VARIABLE, kept.SEARCH_KEY)
     before = trials(folder)
-    search(cluster, folder, "--num-trials", "5", "--max-concurrent", "1", "--train.epochs", "1", "--fix", "model.hidden=[16]")
+    search(cluster, folder, "--num-trials", "5", "--max-concurrent", "1", "--train.epochs", "1", "--fix",
+           "model.hidden=[16]")
     after = trials(folder)
     assert sorted(before) == [0, 1, 2, 3] and sorted(after) == [0, 1, 2, 3, 4]
     assert {number: after[number] for number in before} == before
@@ -239,8 +249,10 @@ def test_a_changed_space_or_config_is_refused_with_the_difference(
 
 
 # ── other kinds of search ──
-def test_trials_of_several_workers_take_turns_where_there_is_room_for_one(cluster: local.LocalCluster, tmp_path: Path) -> None:
-    """Each trial's group of two workers lies in the trial's own placement group, or the second trial would wait for ever."""
+def test_trials_of_several_workers_take_turns_where_there_is_room_for_one(cluster: local.LocalCluster,
+                                                                          tmp_path: Path) -> None:
+    """Each trial's group of two workers lies in the trial's own placement group,
+    or the second trial would wait for ever."""
     folder = tmp_path / "groups"
     search(cluster, folder, "--run.workers", "2", "--num-trials", "2", "--train.epochs", "1", *SMALL, *space(tmp_path))
     assert runs.result(folder)["trials"]["completed"] == 2
@@ -250,7 +262,8 @@ def test_trials_of_several_workers_take_turns_where_there_is_room_for_one(cluste
 
 def test_a_member_of_a_population_goes_on_from_the_others_weights(cluster: local.LocalCluster, tmp_path: Path) -> None:
     folder = tmp_path / "population"
-    search(cluster, folder, "--scheduler", "pbt", "--search", "random", "--num-trials", "4", "--perturb-every-epochs", "2",
+    search(cluster, folder, "--scheduler", "pbt", "--search", "random", "--num-trials", "4", "--perturb-every-epochs",
+           "2",
            "--train.epochs", "4", "--run.keep-checkpoints", "9", *SMALL, *space(tmp_path))
     assert runs.result(folder)["trials"]["completed"] == 4
     moves = {number: event for number, events in trials(folder).items() for event in events if event["kind"] == "moved"}
@@ -268,7 +281,8 @@ def test_a_member_of_a_population_goes_on_from_the_others_weights(cluster: local
 def test_the_cnn_is_searched_for_accuracy_and_size(cluster: local.LocalCluster, tmp_path: Path) -> None:
     folder = tmp_path / "cnn"
     small = "model.width: {choice: [2, 4, 8]}\noptim.lr: {log_uniform: [1e-3, 1e-2]}\n"
-    search(cluster, folder, "--num-trials", "4", "--train.epochs", "1", "--objective", "validation_accuracy", "parameters",
+    search(cluster, folder, "--num-trials", "4", "--train.epochs", "1", "--objective", "validation_accuracy",
+           "parameters",
            "--scheduler", "none", "--constraint", "parameters<=10000", *space(tmp_path, small), job="cnn")
     result = runs.result(folder)
     sizes = {number: rows(events)[0]["parameters"] for number, events in trials(folder).items()}
@@ -305,10 +319,14 @@ def test_budgets_end_a_search_which_goes_on_with_a_larger_one(cluster: local.Loc
 def test_a_time_budget_ends_a_submitted_search_with_exit_code_0(cluster: local.LocalCluster, tmp_path: Path) -> None:
     """Started by `ray job submit`, from a folder of no importance, on the cluster's own Python."""
     folder = tmp_path / "submitted"
-    flags = ["--num-trials", "500", "--time-budget", "15s", "--train.epochs", "1", "--scheduler", "none", *SMALL, *space(tmp_path)]
-    program = ["python", "-m", "tuning", "mlp", *QUICK, "--run.storage", str(tmp_path), "--run.name", folder.name, *flags]
-    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(_empty(tmp_path)), "--", *program]
-    done = subprocess.run(submit, env={**os.environ, **cluster.environment()}, capture_output=True, text=True, timeout=120)
+    flags = ["--num-trials", "500", "--time-budget", "15s", "--train.epochs", "1", "--scheduler", "none", *SMALL,
+             *space(tmp_path)]
+    program = ["python", "-m", "tuning", "mlp", *QUICK, "--run.storage", str(tmp_path), "--run.name", folder.name,
+               *flags]
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(_empty(tmp_path)), "--",
+              *program]
+    done = subprocess.run(submit, env={**os.environ, **cluster.environment()}, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--time-budget 15s" in done.stdout
     result = runs.result(folder)
@@ -328,7 +346,8 @@ def test_what_can_never_be_is_refused_before_anything_is_written(
     cluster: local.LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = search(cluster, tmp_path / "gpu", "--run.gpus-per-worker", "1", code=2)
-    assert "needs 1 worker with 1 CPU and 1 GPU each, the cluster has no GPU and cannot grow: pass --run.gpus-per-worker 0" in text
+    assert ("needs 1 worker with 1 CPU and 1 GPU each, the cluster has no GPU and cannot grow: pass "
+            "--run.gpus-per-worker 0") in text
     assert "Traceback" not in text
     assert not (tmp_path / "gpu").exists()
     for flags, message in (
@@ -340,7 +359,8 @@ def test_what_can_never_be_is_refused_before_anything_is_written(
         (["--search", "grid"], "a grid has no end of values"),
         (["--objective", "validation_macro_f1"], "the job does not report it"),
         (["--num-trial", "3"], "--num-trials"),
-        (["--scheduler", "pbt", "--search", "random", *space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}")], "no field of the"),
+        (["--scheduler", "pbt", "--search", "random", *space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}")],
+         "no field of the"),
     ):
         assert main(JOB, ["--run.storage", str(tmp_path / "storage"), *QUICK, *flags]) == 2, flags
         assert message in capsys.readouterr().err, flags
@@ -352,7 +372,8 @@ def test_a_time_budget_that_one_trial_does_not_fit_is_refused_by_the_pace_of_its
 ) -> None:
     flags = ["--num-trials", "2", "--train.epochs", "100000", "--scheduler", "none", *SMALL, *space(tmp_path)]
     text = search(cluster, tmp_path / "time", "--time-budget", "2m", *flags, code=2)
-    assert re.search(r"--time-budget 2m: one trial of 100000 epochs takes about (\d+h\d\dm|\d+m\d\ds): pass a longer budget", text)
+    assert re.search(r"--time-budget 2m: one trial of 100000 epochs takes about (\d+h\d\dm|\d+m\d\ds): pass a longer "
+                     r"budget", text)
     assert (tmp_path / "time/report.html").exists()
 
 
@@ -373,7 +394,8 @@ def test_the_best_trials_folder_becomes_an_artifact_by_the_jobs_own_command(
     trained = folder / f"trials/t{number:04d}"
     place = yaml.safe_load((trained / "config.yaml").read_text())["run"]["storage"]
     storage = place.replace(str(searched[0].parent), str(folder.parent))
-    with runs.python("jobs.mlp", "--config", str(trained / "config.yaml"), "--run.engine", "local", "--run.storage", storage,
+    with runs.python("jobs.mlp", "--config", str(trained / "config.yaml"), "--run.engine", "local", "--run.storage",
+                     storage,
                      folder=trained) as job:
         result = job.finished()
     kept = load_file(trained / "artifact/model.safetensors")

@@ -21,7 +21,8 @@ SCALES: list[dict[str, Any]] = [
 
 
 def held(session: Session, config: TransformerConfig, group: Group) -> dict[str, int]:
-    """Bytes of this worker's tensors between two passes of a step, by kind; `gathered`: of whole weights, before backward."""
+    """Bytes of this worker's tensors between two passes of a step, by kind;
+    `gathered`: of whole weights, before backward."""
     before = storages(tensors_alive())
     gathered = 0
     with strategy(session, config, group) as model:
@@ -29,7 +30,8 @@ def held(session: Session, config: TransformerConfig, group: Group) -> dict[str,
             with model.passing():
                 loss = token_losses(model.forward(input_ids=torch.ones(1, 8, dtype=torch.int64)).logits,
                                     torch.ones(1, 8, dtype=torch.int64)).mean()
-            gathered = sum(storages(p.data for p in model.model.parameters()).values()) if config.scale.strategy == "zero3" else 0
+            gathered = (sum(storages(p.data for p in model.model.parameters()).values())
+                        if config.scale.strategy == "zero3" else 0)
             model.backward(loss, last=last)
             del loss
             if last:
@@ -48,9 +50,11 @@ def tensors_alive() -> list[torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some objects are proxies that warn when they are looked at
         found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-        return [t for t in (*found, *(t.grad for t in found if t.is_leaf and t.grad is not None)) if t.device.type == "cpu"]
+        return [t for t in (*found, *(t.grad for t in found if t.is_leaf and t.grad is not None))
+                if t.device.type == "cpu"]
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Bytes by address, each storage once."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.untyped_storage().nbytes()}
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors
+            if t.untyped_storage().nbytes()}

@@ -54,7 +54,8 @@ def _save(session: Session, step: int) -> None:
 
 
 def block(session: Session, config: Any) -> Literal["finished", "stopped"]:
-    """Makes a step, and a checkpoint in the place of whose file a pipe lies that nobody reads: the system call does not return."""
+    """Makes a step, and a checkpoint in the place of whose file a pipe lies that nobody reads:
+    the system call does not return."""
     session.update_status(total_steps=2, epochs=1, epoch=0)
     session.progress.pace.start()
     session.progress.on_step_end(step=1, epoch=0, rows=1, loss=1.0, skipped=0)

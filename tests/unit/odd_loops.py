@@ -1,5 +1,5 @@
-"""The jobs' own training loops, in which one rank is slow, and later has other weights than the rest, or dies while the ranks meet.
-Workers load them by name."""
+"""The jobs' own training loops, in which one rank is slow, and later has other weights than the rest, or dies while the
+ranks meet. Workers load them by name."""
 
 import os
 import time
@@ -28,7 +28,8 @@ def mlp(session: Session, config: Any) -> End:
         _dawdle(session)
         return backward(*args)
 
-    with _corrupting(loop.MlpTraining, lambda training: training.model.parameters()), mock.patch.object(loop, "backward", slow):
+    with (_corrupting(loop.MlpTraining, lambda training: training.model.parameters()),
+          mock.patch.object(loop, "backward", slow)):
         return loop.train(session, config)
 
 
@@ -84,7 +85,8 @@ def cnn(session: Session, config: Any) -> End:
             variable.assign_add(tf.fill(variable.shape, 1e-4))
         return weights(trainer)
 
-    with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights", corrupting):
+    with mock.patch.object(steps.Trainer, "_over_micro_batches", slow), mock.patch.object(steps.Trainer, "weights",
+                                                                                          corrupting):
         return loop.train(session, config)
 
 

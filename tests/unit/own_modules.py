@@ -30,7 +30,8 @@ class Tied(nn.Module):
     def __init__(self, info: BuildInfo) -> None:
         super().__init__()
         size = info.shape[0] * info.shape[1] * info.shape[2]
-        self.first, self.second, self.last = nn.Linear(size, size), nn.Linear(size, size), nn.Linear(size, info.num_classes)
+        self.first, self.second, self.last = (nn.Linear(size, size), nn.Linear(size, size),
+                                              nn.Linear(size, info.num_classes))
         self.second.weight = self.first.weight
 
     def forward(self, images: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def dropped(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
 
 
 def softmax(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
-    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(num_classes, activation="softmax")])
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(),
+                             keras.layers.Dense(num_classes, activation="softmax")])
 
 
 def too_few(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
@@ -28,7 +29,8 @@ def too_few(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
 
 
 def too_deep(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
-    return keras.Sequential([keras.Input(shape), *(keras.layers.MaxPooling2D(4) for _ in range(9)), keras.layers.Flatten(),
+    return keras.Sequential([keras.Input(shape), *(keras.layers.MaxPooling2D(4) for _ in range(9)),
+                             keras.layers.Flatten(),
                              keras.layers.Dense(num_classes)])
 
 
@@ -38,7 +40,8 @@ def with_lambda(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
 
 
 def smooth(shape: tuple[int, int, int], num_classes: int, *_: Any) -> Any:
-    """Has no kinks, at which rounding would decide which way a gradient goes: runs that sum in another order stay together."""
+    """Has no kinks, at which rounding would decide which way a gradient goes:
+    runs that sum in another order stay together."""
     layers, pixels = keras.layers, keras.Input(shape)
     x = layers.BatchNormalization(momentum=0.9)(pixels)
     x = layers.Conv2D(6, 3, activation="tanh")(x)

@@ -1,4 +1,5 @@
-"""Training loops of tests/unit/test_strategies.py: its workers load them by name. Many strategies in one group of workers."""
+"""Training loops of tests/unit/test_strategies.py: its workers load them by name.
+Many strategies in one group of workers."""
 
 import itertools
 import json
@@ -24,7 +25,8 @@ from tests.unit.token_rows import config_of
 
 STEPS = 24
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "ddp": {"strategy": "ddp"}, "zero1": {"strategy": "zero1"}, "zero2": {"strategy": "zero2"}, "zero3": {"strategy": "zero3"},
+    "ddp": {"strategy": "ddp"}, "zero1": {"strategy": "zero1"}, "zero2": {"strategy": "zero2"},
+    "zero3": {"strategy": "zero3"},
     "ddp+bf16": {"strategy": "ddp", "gradients": "bf16"},
     "zero3+offload": {"strategy": "zero3", "offload": "cpu", "offload_parameters": True},
 }
@@ -35,10 +37,11 @@ LARGER = {"model": {"layers": 6, "heads": 4, "width": 128}, "hardware": {"precis
 
 
 def everything(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
-    """What test_strategies.py asks of three workers, who load PyTorch and DeepSpeed once: a JSON file a worker for each question.
+    """What test_strategies.py asks of three workers, who load PyTorch and DeepSpeed once:
+    a JSON file a worker for each question.
 
-    `held`: what a strategy holds of a larger model. `curves`: the loss of each of the first steps, by strategy, from the same
-    weights on the same rows. `covers`: as `covers`.
+    `held`: what a strategy holds of a larger model. `curves`: the loss of each of the first steps, by strategy, from
+    the same weights on the same rows. `covers`: as `covers`.
     """
     session.update_status(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
@@ -47,7 +50,8 @@ def everything(session: Session, config: TransformerConfig) -> Literal["finished
         _write(session, "held", [
             held(session, replace(larger, scale=ScaleConfig(**scale, bucket_mb=0.004)), group) for scale in SCALES])
         _write(session, "curves", {
-            name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS) for name, scale in STRATEGIES.items()})
+            name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
+            for name, scale in STRATEGIES.items()})
         _cover_all(session, config, group)
     return "finished"
 
@@ -57,7 +61,8 @@ def _write(session: Session, name: str, found: Any) -> None:
 
 
 def curve(session: Session, config: TransformerConfig, group: Group, steps: int) -> dict[str, Any]:
-    """Losses, and the bytes that this worker holds between steps: of weights, and of the optimiser with its copy of them."""
+    """Losses, and the bytes that this worker holds between steps: of weights,
+    and of the optimiser with its copy of them."""
     losses: list[float] = []
     with strategy(session, config, group) as model:
         for _ in take(session, config, model, group, losses, steps):
@@ -70,7 +75,8 @@ def curve(session: Session, config: TransformerConfig, group: Group, steps: int)
 
 def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int,
          first: int = 0) -> Any:
-    """Takes the steps from `first` to before `steps` as the loop does, without its bookkeeping, and yields after each."""
+    """Takes the steps from `first` to before `steps` as the loop does, without its bookkeeping,
+    and yields after each."""
     task = task_of(session.dataset, config, torch.device("cpu"))
     loader = session.data_loader()
     rows = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
@@ -94,7 +100,8 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
 OPTIONS: dict[str, Sequence[Any]] = {
     "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"),
     "precision": ("fp32", "bf16"),
-    "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True), "lora_rank": (None, 4),
+    "max_rows_per_pass": (None, 3), "clip_norm": (None, 0.5), "activation_checkpointing": (False, True),
+    "lora_rank": (None, 4),
 }
 """What is combined, here pairwise and by `make soak` all of it; the GPU's own options are left to a GPU."""
 
@@ -111,14 +118,16 @@ def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
     return {
         "scale": {"strategy": combination["strategy"], "offload": offload.split(" ")[0],
                   "offload_parameters": offload.endswith("parameters")},
-        "hardware": {"precision": combination["precision"]}, "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
+        "hardware": {"precision": combination["precision"]},
+        "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
         "optim": {"clip_norm": combination["clip_norm"]},
         "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")},
     }
 
 
 def covers(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
-    """Each combination that config.run.name's JSON file lists: trains some steps, is put into a new object, and trains on alike."""
+    """Each combination that config.run.name's JSON file lists: trains some steps, is put into a new object,
+    and trains on alike."""
     session.update_status(total_steps=1, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
     with Group(session, device, even_alone=True) as group:
@@ -151,7 +160,8 @@ def cover(session: Session, config: TransformerConfig, group: Group) -> dict[str
     again: list[float] = []
     with strategy(session, config, group) as model:
         fill([*model.weights(), *model.fragments(3)], parts)
-        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters() if p.requires_grad}
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.model.named_parameters()
+                  if p.requires_grad}
         own = _own(model, 3)
         now = gathered(items(_all_parts(group, own)), shapes)
         next(take(session, config, model, group, again, 4, first=3))

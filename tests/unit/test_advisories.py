@@ -28,7 +28,8 @@ def test_the_lock_is_not_affected_or_a_test_shows_what_holds_it_off(advisory: di
     if not SpecifierSet(advisory["affected"]).contains(version, prereleases=True):
         return
     if "held_off_by" not in advisory:
-        assert advisory.get("why"), f"{advisory['package']} {version} is affected by {advisory['id']}: {advisory['what']}"
+        assert advisory.get("why"), (
+            f"{advisory['package']} {version} is affected by {advisory['id']}: {advisory['what']}")
         return
     file, _, name = advisory["held_off_by"].partition("::")
     assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)

@@ -45,7 +45,8 @@ def test_a_key_comes_and_goes_without_a_restart(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["", "# nobody now", "anna", "anna:123", "\xff\0", "OTHER"])
-def test_a_key_whose_line_is_gone_or_damaged_works_no_more(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_whose_line_is_gone_or_damaged_works_no_more(text: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """OTHER: beside a damaged line, another key's."""
     (key, line), (other, more) = new_key("anna"), new_key("other")
     path, clock = tmp_path / "keys", Clock(monkeypatch)
@@ -58,7 +59,8 @@ def test_a_key_whose_line_is_gone_or_damaged_works_no_more(text: str, tmp_path: 
     assert known.count == (text == "OTHER")
 
 
-def test_a_damaged_line_is_left_out_and_logged_without_what_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_line_is_left_out_and_logged_without_what_it_holds(tmp_path: Path,
+                                                                     caplog: pytest.LogCaptureFixture) -> None:
     (key, line), (raw, _) = new_key("anna"), new_key("careless")
     (tmp_path / "keys").write_text(f"# who may ask\ncareless:{raw}\n{line}")
     assert Keys(str(tmp_path / "keys")).name_of(key) == "anna"

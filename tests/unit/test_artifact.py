@@ -28,8 +28,10 @@ OUTPUT = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2))
 
 def describe(**changes):
     fields = {
-        "job": "mlp", "task": "image-classification", "inputs": (INPUT,), "outputs": (OUTPUT,), "labels": ("cat", "dog"),
-        "preprocessing": {"mean": [127.5], "std": [64.0]}, "about": "Tells cats from dogs.", "limits": ("Not for birds.",),
+        "job": "mlp", "task": "image-classification", "inputs": (INPUT,), "outputs": (OUTPUT,),
+        "labels": ("cat", "dog"),
+        "preprocessing": {"mean": [127.5], "std": [64.0]}, "about": "Tells cats from dogs.",
+        "limits": ("Not for birds.",),
         "metrics": {"test": {"accuracy": 0.975, "accuracy_low": 0.96, "accuracy_high": 0.98, "log_loss": 0.1}},
         "config": {"run": {"seed": 0}}, "data": {"fingerprint": "abc", "rows": {"train": 10}},
         "code": "git:1234", "libraries": {"python": "3.11.7"},
@@ -39,7 +41,8 @@ def describe(**changes):
 
 def a_probe():
     images = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
-    return Probe(inputs={"image": images}, outputs={"probabilities": np.array([[0.1, 0.9], [1 / 3, 2 / 3]], np.float32)})
+    return Probe(inputs={"image": images},
+                 outputs={"probabilities": np.array([[0.1, 0.9], [1 / 3, 2 / 3]], np.float32)})
 
 
 def the_weights():
@@ -60,7 +63,8 @@ def test_what_was_written_is_read_back(artifact):
     for name, values in the_weights().items():
         np.testing.assert_array_equal(opened.weights()[name], values, strict=True)
     np.testing.assert_array_equal(opened.probe().inputs["image"], a_probe().inputs["image"], strict=True)
-    np.testing.assert_array_equal(opened.probe().outputs["probabilities"], a_probe().outputs["probabilities"], strict=True)
+    np.testing.assert_array_equal(opened.probe().outputs["probabilities"], a_probe().outputs["probabilities"],
+                                  strict=True)
     assert opened.read("tokenizer/vocab.txt") == b"a\nb\n"
 
 
@@ -139,7 +143,8 @@ def test_weights_that_change_after_verification_are_refused(artifact):
         opened.weights()
 
 
-@pytest.mark.parametrize("name", ["w.pkl", "w.pt", "w.bin", "w.ckpt", "w.npy", "W.PTH", "pickle", "code.py", "sub/x.joblib"])
+@pytest.mark.parametrize("name", ["w.pkl", "w.pt", "w.bin", "w.ckpt", "w.npy", "W.PTH", "pickle", "code.py",
+                                  "sub/x.joblib"])
 def test_a_format_that_may_hold_a_pickle_is_refused_and_nothing_is_lost(artifact, name):
     with pytest.raises(ArtifactError, match="not in a safe format"):
         write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={name: b"{}"})
@@ -201,7 +206,8 @@ def test_a_plain_onnx_file_is_taken(tmp_path):
 def test_an_onnx_file_that_reads_other_files_is_refused(tmp_path, where):
     from onnx import StringStringEntryProto, TensorProto, numpy_helper
 
-    outside = {"data_location": TensorProto.EXTERNAL, "external_data": [StringStringEntryProto(key="location", value="../secret")]}
+    outside = {"data_location": TensorProto.EXTERNAL,
+               "external_data": [StringStringEntryProto(key="location", value="../secret")]}
     made = an_onnx(**outside if where == "branch" else {})
     if where == "initializer":
         made.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2), np.float32), "w"))
@@ -212,7 +218,8 @@ def test_an_onnx_file_that_reads_other_files_is_refused(tmp_path, where):
 def test_an_onnx_file_that_needs_native_code_is_refused(tmp_path):
     made = an_onnx()
     made.graph.node[1].domain = "com.example.evil"
-    check_refused_written_and_opened(tmp_path, "model.onnx", made.SerializeToString(), "needs the operators of 'com.example.evil'")
+    check_refused_written_and_opened(tmp_path, "model.onnx", made.SerializeToString(),
+                                     "needs the operators of 'com.example.evil'")
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\x08\x07", b"\xff" * 40, an_onnx().SerializeToString()[:-3]])
@@ -227,7 +234,8 @@ def test_what_onnx_runtime_would_take_for_its_own_format_is_refused(tmp_path):
 
 
 def test_a_field_of_number_0_is_no_onnx(tmp_path):
-    check_refused_written_and_opened(tmp_path, "model.onnx", b"\x02\x01x" + an_onnx().SerializeToString(), "is not ONNX")
+    check_refused_written_and_opened(tmp_path, "model.onnx", b"\x02\x01x" + an_onnx().SerializeToString(),
+                                     "is not ONNX")
 
 
 def test_a_session_is_told_that_it_reads_onnx(tmp_path):
@@ -311,8 +319,9 @@ def test_json_that_asks_for_code_or_leads_elsewhere_or_is_too_deep_is_refused(ar
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("label2id", {"auto_map": 0, "quantization_config": 1}), ("auto_map", None),
-                                             ("attn_implementation", "sdpa")])
+@pytest.mark.parametrize(("name", "value"),
+                         [("label2id", {"auto_map": 0, "quantization_config": 1}), ("auto_map", None),
+                          ("attn_implementation", "sdpa")])
 def test_a_config_that_asks_for_nothing_is_taken(artifact, name, value):
     forge(artifact.store.local_path(), *model_file("config.json", **{name: value}))
     forge(artifact.store.local_path(), "model/vocab.json", b'{"auto_map": 1}')
@@ -339,7 +348,8 @@ def test_a_probe_or_reference_of_wrong_types_is_refused_in_one_line(artifact, pa
 
 
 @pytest.mark.parametrize("change", [
-    {"job": 5}, {"labels": {}}, {"labels": [1]}, {"inputs": 5}, {"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [1]}]},
+    {"job": 5}, {"labels": {}}, {"labels": [1]}, {"inputs": 5},
+    {"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [1]}]},
     {"metrics": []}, {"config": 5}, {"files": {}}, {"files": [{"path": 1, "size": 1, "sha256": ""}]}, {"variant": 5},
     {"unheard_of": 1}, {"files": [{"path": "../w.json", "size": 1, "sha256": ""}]},
     {"files": 2 * [{"path": "a.json", "size": 1, "sha256": ""}]}, {"schema_version": "1"}, {"schema_version": True},
@@ -431,7 +441,8 @@ def test_a_file_outside_the_folder_is_refused(tmp_path, name):
 
 
 def test_a_rewritten_artifact_keeps_nothing_of_the_old_one(artifact):
-    write_artifact(artifact.store, "", description=describe(), probe=a_probe(), files={WEIGHTS: weights_file(the_weights())})
+    write_artifact(artifact.store, "", description=describe(), probe=a_probe(),
+                   files={WEIGHTS: weights_file(the_weights())})
     assert "tokenizer/vocab.txt" not in open_artifact(artifact.uri).manifest.paths
 
 
@@ -457,7 +468,8 @@ def test_strings_travel_as_bytes_tensors():
     spec = TensorSpec(name="text", datatype="BYTES", shape=(-1, 1))
     texts = np.array([["Grüße"], ["日本"]], dtype=object)
     carried = to_json([spec], {"text": texts})
-    inputs, outputs = parse_probe(json.dumps({"request": {"inputs": carried}, "response": {"outputs": carried}}).encode())
+    inputs, outputs = parse_probe(json.dumps({"request": {"inputs": carried},
+                                              "response": {"outputs": carried}}).encode())
     assert inputs["text"].tolist() == outputs["text"].tolist() == texts.tolist()
 
 
@@ -479,7 +491,8 @@ def test_the_card_tells_figures_with_interval_tensors_limits_and_escapes_names(t
 
 
 def test_credentials_in_addresses_are_blotted_out():
-    config = {"run": {"tracking_uri": "http://me:hush@host/"}, "uris": ("s3://b?access_key=A&secret_key=hush&region=x", 3)}
+    config = {"run": {"tracking_uri": "http://me:hush@host/"},
+              "uris": ("s3://b?access_key=A&secret_key=hush&region=x", 3)}
     assert without_secrets(config) == {
         "run": {"tracking_uri": "http://***@host/"}, "uris": ["s3://b?access_key=***&secret_key=***&region=x", 3],
     }  # fmt: skip

@@ -37,7 +37,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_an_own_cluster_is_guarded_though_a_token_without_a_mode_is_set(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_own_cluster_is_guarded_though_a_token_without_a_mode_is_set(variable: str,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
 
     def look(num_cpus: int | None) -> None:
@@ -58,7 +59,8 @@ def test_a_mode_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 CLUSTER = local.LocalCluster(cluster_id="c" * 32, address="127.0.0.1:1", folder="/tmp/none", nodes=(
-    local.LocalNode(name="head", node_id="0f", num_cpus=1, process=Process(1, 0.0), pids={}, dashboard_url="http://127.0.0.1:2"),))
+    local.LocalNode(name="head", node_id="0f", num_cpus=1, process=Process(1, 0.0), pids={},
+                    dashboard_url="http://127.0.0.1:2"),))
 
 
 def test_a_token_of_the_shell_does_not_beat_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ def test_each_group_counts_with_its_most_nodes() -> None:
 
 
 def test_without_an_autoscaler_the_replicas_are_what_there_can_be() -> None:
-    found = groups_of(raycluster("c", of=None, spec=autoscaling(group("small", cpu="2", most=9, replicas=2), enabled=False)))
+    found = groups_of(raycluster("c", of=None,
+                                 spec=autoscaling(group("small", cpu="2", most=9, replicas=2), enabled=False)))
     assert [g.most for g in found] == [1, 2]
 
 
@@ -50,7 +51,9 @@ def test_a_pod_reads_its_own_cluster_with_its_service_account(tmp_path: Path, mo
 
 def test_without_the_right_to_it_the_autoscaler_is_left_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with in_a_pod(monkeypatch, tmp_path) as api:
-        api.refused["rayclusters"] = 403, 'rayclusters is forbidden: User "system:serviceaccount:team:default" cannot get resource'
+        api.refused["rayclusters"] = (403,
+                                      'rayclusters is forbidden: User "system:serviceaccount:team:default" cannot get '
+                                      'resource')
         assert node_groups() is None
     monkeypatch.delenv(autoscaler.CLUSTER_NAME)
     assert node_groups() is None
@@ -62,24 +65,28 @@ NODE = Node(node_id="ab", name="n", ip="10.0.0.1", port=1, alive=True, is_head=F
 
 def growth_of(patch: pytest.MonkeyPatch, wanted: Request, *, scales: bool = True, known: bool = True) -> str:
     patch.setattr(capacity, "autoscaled", lambda gcs: scales)
-    patch.setattr(capacity, "node_groups", lambda: [NodeGroup(name="small", most=3, resources={"CPU": 2.0})] if known else None)
+    patch.setattr(capacity, "node_groups",
+                  lambda: [NodeGroup(name="small", most=3, resources={"CPU": 2.0})] if known else None)
     return capacity._growth(wanted, [NODE], 2, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_max_replicas_cannot_hold_is_refused_before_any_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceError,
-                       match=r"^needs 8 workers with 1 CPU each, and the RayCluster can grow to 6 \(group small: at most "
+                       match=r"^needs 8 workers with 1 CPU each, and the RayCluster can grow to 6 \(group small: "
+                              r"at most "
                                             r"3 nodes with 2 CPUs\): pass --run.workers 6, or raise maxReplicas in the "
                                             r"RayCluster$"):
         growth_of(monkeypatch, Request(num_workers=8, cpus_per_worker=1))
-    with pytest.raises(ResourceError, match=r"can grow to 0 .*: ask for less .* or add a group of larger nodes to the RayCluster"):
+    with pytest.raises(ResourceError,
+                       match=r"can grow to 0 .*: ask for less .* or add a group of larger nodes to the RayCluster"):
         growth_of(monkeypatch, Request(num_workers=1, cpus_per_worker=4))
 
 
 def test_what_is_waited_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Request(num_workers=6, cpus_per_worker=1)
     assert growth_of(monkeypatch, wanted) == "the autoscaler may add nodes (group small: at most 3 nodes with 2 CPUs)"
-    assert growth_of(monkeypatch, wanted, scales=False).startswith("the pods of the RayCluster are not all up (group small")
+    assert growth_of(monkeypatch, wanted,
+                     scales=False).startswith("the pods of the RayCluster are not all up (group small")
     assert growth_of(monkeypatch, wanted, known=False) == "the autoscaler may add nodes"
     with pytest.raises(ResourceError, match="the cluster has room for 2 and cannot grow"):
         growth_of(monkeypatch, wanted, scales=False, known=False)
@@ -90,7 +97,8 @@ def test_nodes_on_their_way_and_refused_ones_are_said() -> None:
 
     state = pb.AutoscalingState(
         pending_instance_requests=[pb.PendingInstanceRequest(ray_node_type_name="small", count=2)],
-        pending_instances=[pb.PendingInstance(ray_node_type_name="small"), pb.PendingInstance(ray_node_type_name="gpu")],
+        pending_instances=[pb.PendingInstance(ray_node_type_name="small"),
+                           pb.PendingInstance(ray_node_type_name="gpu")],
         failed_instance_requests=[pb.FailedInstanceRequest(ray_node_type_name="gpu", reason="no quota")])
     gcs: Any = SimpleNamespace(cluster_status=lambda: SimpleNamespace(autoscaling_state=state))
     assert being_added(gcs) == "nodes on their way: 1 of gpu, 3 of small; not granted: gpu: no quota"

@@ -1,4 +1,5 @@
-"""Threads and tasks beside the caller's: what ends one is raised where somebody waits for it, and logged where nobody does."""
+"""Threads and tasks beside the caller's: what ends one is raised where somebody waits for it,
+and logged where nobody does."""
 
 import ast
 import asyncio
@@ -38,7 +39,9 @@ def test_what_ends_a_thread_that_nobody_waits_for_is_logged(caplog: pytest.LogCa
     assert "as the test wants it" in caplog.text
 
 
-def test_what_ends_a_task_that_nobody_awaits_is_logged_and_its_cancelling_is_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_ends_a_task_that_nobody_awaits_is_logged_and_its_cancelling_is_not(
+    caplog: pytest.LogCaptureFixture
+) -> None:
     async def broken() -> None:
         raise ValueError("as the test wants it")
 
@@ -62,7 +65,8 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 def called(node: ast.AST) -> str:
     """The last part of the name of what is called."""
     function = node.func if isinstance(node, ast.Call) else None
-    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    return (function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name)
+            else "")
 
 
 def test_every_thread_and_task_of_ours_is_started_in_the_one_place_that_loses_no_error() -> None:
@@ -70,5 +74,6 @@ def test_every_thread_and_task_of_ours_is_started_in_the_one_place_that_loses_no
     starting = {path for path, tree in modules() for node in ast.walk(tree) if called(node) in STARTERS}
     assert starting == {"cluster/core/background.py"}
     dropped = [f"{path}:{node.lineno}" for path, tree in modules() for node in ast.walk(tree)
-               if isinstance(node, ast.Expr) and called(node.value) in ("submit", "in_background", "in_loop", "run_in_executor")]
+               if isinstance(node, ast.Expr)
+               and called(node.value) in ("submit", "in_background", "in_loop", "run_in_executor")]
     assert dropped == []

@@ -1,4 +1,5 @@
-"""Whatever is wrong with the data is one clear DataError, raised before or while preparing, and nothing stays in storage."""
+"""Whatever is wrong with the data is one clear DataError, raised before or while preparing,
+and nothing stays in storage."""
 
 import gzip
 import io
@@ -90,10 +91,13 @@ CASES: dict[str, Case] = {
     "empty folder": (lambda p: p.mkdir(), r"no files in .*/in: give Parquet"),
     "unknown format": (lambda p: _picture(p / "a.csv"), r"cannot tell .*\(a\.csv .*give Parquet"),
     "no rows": (lambda p: _table(p / "a.parquet", pa.array([], pa.list_(pa.uint8())), []), r"holds no rows"),
-    "no rows, one row group": (lambda p: (_table(p / "a.parquet"), _table(p / "b.parquet", pa.array([], pa.list_(pa.uint8())), []),
+    "no rows, one row group": (lambda p: (_table(p / "a.parquet"),
+                                          _table(p / "b.parquet", pa.array([], pa.list_(pa.uint8())), []),
                                           (p / "a.parquet").unlink()), r"holds no rows"),
-    "not parquet": (lambda p: _picture(p / "a.parquet", b"nonsense" * 10), r"a\.parquet cannot be read .*not whole Parquet"),
-    "cut parquet": (lambda p: (_table(p / "a.parquet"), _picture(p / "a.parquet", (p / "a.parquet").read_bytes()[:-20])),
+    "not parquet": (lambda p: _picture(p / "a.parquet", b"nonsense" * 10),
+                    r"a\.parquet cannot be read .*not whole Parquet"),
+    "cut parquet": (lambda p: (_table(p / "a.parquet"),
+                               _picture(p / "a.parquet", (p / "a.parquet").read_bytes()[:-20])),
                     r"a\.parquet cannot be read"),
     "corrupt page": (lambda p: (p.mkdir(), _corrupt_page(p / "a.parquet")), r"a\.parquet"),
     "image column missing": (lambda p: _table(p / "a.parquet"),
@@ -104,10 +108,12 @@ CASES: dict[str, Case] = {
     "one class": (lambda p: _table(p / "a.parquet", labels=["a"] * ROWS), r"one class only \('a'\)"),
     "negative label": (lambda p: _table(p / "a.parquet", labels=[*LABELS[:7], -1, *LABELS[8:]]),
                        r"is -1 in row 7 of .*a\.parquet"),
-    "label gap": (lambda p: _table(p / "a.parquet", labels=[n * 2 for n in LABELS]), r"up to 2 but never is 1 .*2.* row 1 "),
+    "label gap": (lambda p: _table(p / "a.parquet", labels=[n * 2 for n in LABELS]),
+                  r"up to 2 but never is 1 .*2.* row 1 "),
     "labels from one": (lambda p: _table(p / "a.parquet", labels=[n + 1 for n in LABELS]), r"up to 2 but never is 0"),
     "fraction": (lambda p: _table(p / "a.parquet", labels=[0.5, *map(float, LABELS[1:])]), r"is 0\.5 in row 0 of"),
-    "NaN label": (lambda p: _table(p / "a.parquet", labels=[*map(float, LABELS[1:]), math.nan]), r"is nan in row 11 of"),
+    "NaN label": (lambda p: _table(p / "a.parquet", labels=[*map(float, LABELS[1:]), math.nan]),
+                  r"is nan in row 11 of"),
     "null label": (lambda p: _table(p / "a.parquet", labels=[*LABELS[:5], None, *LABELS[6:]], row_group_size=4),
                    r"empty \(null\) in row 5 of"),
     "list label": (lambda p: _table(p / "a.parquet", labels=[[n] for n in LABELS]),
@@ -129,7 +135,8 @@ CASES: dict[str, Case] = {
                   r"row 5 of .* is 4x3, .* is 3x3"),
     "two widths": (lambda p: _table(p / "a.parquet", pa.array(_replaced(5, [[1, 2]] * 3))),
                    r"row 5 of .* is 3x2, .* is 3x3"),
-    "two sizes in two files": (lambda p: (_table(p / "a.parquet"), _table(p / "b.parquet", pa.array([[[1, 2]] * 2] * ROWS))),
+    "two sizes in two files": (lambda p: (_table(p / "a.parquet"),
+                                          _table(p / "b.parquet", pa.array([[[1, 2]] * 2] * ROWS))),
                                r"row 0 of .*b\.parquet is 2x2x1, the first image is 3x3x1"),
     "ragged": (lambda p: _table(p / "a.parquet", pa.array(_replaced(5, [[1, 2, 3], [1, 2], [1, 2, 3]]))),
                r"row 5 of .*ragged"),
@@ -145,10 +152,13 @@ CASES: dict[str, Case] = {
     "numbers for images": (lambda p: _table(p / "a.parquet", pa.array(range(ROWS))), r"row 0 of .* is "),
     "undecodable bytes": (lambda p: _table(p / "a.parquet", pa.array([_png()] * 9 + [b"no image"] * 3)),
                           r"row 9 .*cannot be decoded"),
-    "null bytes": (lambda p: _table(p / "a.parquet", pa.array([_png()] * 9 + [None] * 3)), r"row 9 .*no image \(null\)"),
-    "undecodable file": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png()[:40])), r"/in/1/9\.png cannot be decoded"),
+    "null bytes": (lambda p: _table(p / "a.parquet", pa.array([_png()] * 9 + [None] * 3)),
+                   r"row 9 .*no image \(null\)"),
+    "undecodable file": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png()[:40])),
+                         r"/in/1/9\.png cannot be decoded"),
     "EPS, which Ghostscript would run": (
-        lambda p: (_pictures(p), _picture(p / "1/9.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 5\n%%EndComments\n")),
+        lambda p: (_pictures(p),
+                   _picture(p / "1/9.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 5\n%%EndComments\n")),
         r"/in/1/9\.png cannot be decoded as an image \(cannot identify image file"),
     "empty file": (lambda p: (_pictures(p), _picture(p / "1/9.png", b"")), r"/in/1/9\.png cannot be decoded"),
     "file of another size": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png((3, 4)))),
@@ -171,7 +181,8 @@ CASES: dict[str, Case] = {
                        r"labels-idx1-ubyte has 13 bytes, its header announces 20"),
     "idx without end": (lambda p: _idx(p, struct.pack(">4B3I", 0, 0, 14, 3, *[2**32 - 1] * 3) + bytes(99)),
                         r"images-idx3-ubyte has 115 bytes, its header announces [\d,]{39}:"),
-    "idx without end in gzip": (lambda p: _idx(p, gzip.compress(struct.pack(">4B4I", 0, 0, 14, 4, *[2**32 - 1] * 4)), ending=".gz"),
+    "idx without end in gzip": (lambda p: _idx(p, gzip.compress(struct.pack(">4B4I", 0, 0, 14, 4, *[2**32 - 1] * 4)),
+                                               ending=".gz"),
                                 r"ubyte\.gz has \d+ bytes of gzip, its header announces [\d,]+:"),
     "idx labels without end": (lambda p: _idx(p, labels=struct.pack(">4BI", 0, 0, 8, 1, 2**32 - 1) + bytes(LABELS)),
                                r"labels-idx1-ubyte has 20 bytes, its header announces 4,294,967,303"),
@@ -214,6 +225,7 @@ def test_a_pattern_without_a_match_is_refused(tmp_path: Path) -> None:
 def test_an_image_shape_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     _table(tmp_path / "a.parquet", pa.array(IMAGES.reshape(ROWS, 9).tolist()))
     with pytest.raises(DataError, match=r"row 0 .* is 9, which is not --data\.image-shape 4x4x1"):
-        prepare(ImageDataConfig(uri=f"{tmp_path}/a.parquet", image_shape="4x4"), Store.open(f"{tmp_path}/out"), use_ray=False)
+        prepare(ImageDataConfig(uri=f"{tmp_path}/a.parquet", image_shape="4x4"), Store.open(f"{tmp_path}/out"),
+                use_ray=False)
     with pytest.raises(ConfigError, match="image-shape 28: use HEIGHTxWIDTHxCHANNELS"):
         ImageDataConfig(image_shape="28")

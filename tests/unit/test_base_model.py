@@ -99,7 +99,8 @@ def fine_tuning(base: Path) -> Any:
 
 
 # ── an artifact ──
-def test_an_artifact_loads_from_what_was_verified_whatever_its_folder_becomes(artifact: Path, original: Artifact) -> None:
+def test_an_artifact_loads_from_what_was_verified_whatever_its_folder_becomes(artifact: Path,
+                                                                              original: Artifact) -> None:
     opened = open_artifact(artifact)
     model = load(opened)
     assert isinstance(model, Classifier)
@@ -148,7 +149,8 @@ def test_a_model_that_lacks_weights_is_refused(artifact: Path) -> None:
     (with_fields(model_type=5), "model/ cannot be loaded"),
     (lambda text: b"[]", "model/ cannot be loaded"),
 ])
-def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_it(artifact: Path, change: Any, says: str) -> None:
+def test_a_config_that_does_not_fit_is_refused_before_memory_is_taken_for_it(artifact: Path, change: Any,
+                                                                             says: str) -> None:
     forge(artifact, "model/config.json", change)
     with pytest.raises(ArtifactError, match=says) as caught:
         load(artifact)

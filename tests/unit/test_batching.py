@@ -24,7 +24,8 @@ class Model:
         await self.gate.wait()
         if any(int(request["x"][0]) == 666 for request in requests):
             raise RuntimeError("broken")
-        return [BadRequestError("odd") if int(request["x"][0]) == 13 else {"y": 2 * request["x"]} for request in requests]
+        return [BadRequestError("odd") if int(request["x"][0]) == 13 else {"y": 2 * request["x"]}
+                for request in requests]
 
 
 def batcher(model: Model, **settings: Any) -> Batcher:
@@ -56,7 +57,8 @@ def test_several_calls_are_under_way_at_a_time_and_a_large_request_goes_alone() 
         model = Model()
         made = batcher(model, max_calls=2)
         model.gate.clear()
-        tasks = [asyncio.create_task(ask(made, n, rows)) for n, rows in ((1, 1), (2, 1), (3, 5), (4, 5), (5, 3), (6, 100))]
+        tasks = [asyncio.create_task(ask(made, n, rows))
+                 for n, rows in ((1, 1), (2, 1), (3, 5), (4, 5), (5, 3), (6, 100))]
         await asyncio.sleep(0)
         assert model.asked == [] or model.asked == [[1], [2]]
         await asyncio.sleep(0)

@@ -88,9 +88,10 @@ def test_the_tables_replace_what_is_between_the_markers(tmp_path: Path) -> None:
 def test_processes_take_turns_until_they_leave(tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path; from tests.benchmarks.turns import Turns\n"
             "place, rounds = int(sys.argv[2]), int(sys.argv[3]); turns = Turns(Path(sys.argv[1]), place, 2)\n"
-            "for _ in range(rounds):\n    turns.begin()\n    print(place, flush=True, file=open(sys.argv[1] + '/heard', 'a'))\n"
-            "turns.leave()")
-    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(place), str(rounds)], cwd=results.HERE.parents[1])
+            "for _ in range(rounds):\n    turns.begin()\n    print(place, flush=True, file=open(sys.argv[1] + "
+            "'/heard', 'a'))\nturns.leave()")
+    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(place), str(rounds)],
+                               cwd=results.HERE.parents[1])
               for place, rounds in ((0, 2), (1, 4))]
     assert [process.wait(60) for process in others] == [0, 0]
     assert (tmp_path / "heard").read_text().split() == ["0", "1", "0", "1", "1", "1"]

@@ -67,7 +67,8 @@ def test_a_dropped_block_stays_readable_while_it_is_held(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "trailer"])
-def test_a_damaged_block_is_noticed_and_fetched_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_block_is_noticed_and_fetched_again(tmp_path: Path, damage: str,
+                                                      caplog: pytest.LogCaptureFixture) -> None:
     cache = BlockCache(tmp_path, 10**6)
     cache.get("a.arrow", lambda: _block(3))
     path = tmp_path / "a.arrow"

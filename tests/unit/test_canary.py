@@ -1,4 +1,5 @@
-"""A change of weights that is watched: when requests go back by themselves, and that all replicas of an ingress do the same."""
+"""A change of weights that is watched: when requests go back by themselves,
+and that all replicas of an ingress do the same."""
 
 import asyncio
 from collections import Counter
@@ -140,7 +141,8 @@ def test_every_ingress_takes_the_requests_back_and_a_new_one_hears_of_it(monkeyp
     ([[0.9, 0.1]], None, [False]),
     ([[0.9, 0.1]], [[0.9, 0.1, 0.0]], [False]),
 ])
-def test_a_row_says_the_same_if_its_class_or_its_values_are_the_same(answered: Any, shadow: Any, same: list[bool]) -> None:
+def test_a_row_says_the_same_if_its_class_or_its_values_are_the_same(answered: Any, shadow: Any,
+                                                                     same: list[bool]) -> None:
     assert same_rows(np.array(answered), None if shadow is None else np.array(shadow)).tolist() == same
     texts = np.array(["a", "b"], object)
     assert same_rows(texts, np.array(["a", "c"], object)).tolist() == [True, False]

@@ -23,7 +23,8 @@ from cluster.preflight import Trace, Visit, check_own_node, check_storage, check
 
 
 def node(cpus: float, gpus: float = 0) -> Node:
-    return Node(node_id="ab", name="n", ip="10.0.0.1", port=1, alive=True, is_head=False, resources={"CPU": cpus, "GPU": gpus})
+    return Node(node_id="ab", name="n", ip="10.0.0.1", port=1, alive=True, is_head=False,
+                resources={"CPU": cpus, "GPU": gpus})
 
 
 def request(workers: int, cpus: int = 1, gpus: int = 0) -> Request:
@@ -63,7 +64,8 @@ def test_mixed_versions_are_named_with_their_nodes() -> None:
     same = Visit(ray=ray.__version__, python=platform.python_version(), problem=None)
     check_versions({"a": same})
     other = Visit(ray="2.59.0", python="3.12.1", problem=None)
-    with pytest.raises(ClusterError, match=r"node b \(10.0.0.2\) runs Ray 2\.59\.0 and Python 3\.12\.1, this process .*install"):
+    with pytest.raises(ClusterError,
+                       match=r"node b \(10.0.0.2\) runs Ray 2\.59\.0 and Python 3\.12\.1, this process .*install"):
         check_versions({"a": same, "b (10.0.0.2)": other})
 
 
@@ -164,14 +166,16 @@ class Hangs(Store):
 
 def test_storage_that_hangs_when_it_is_looked_at_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_probe, "_LOOK_TIMEOUT_S", 0.1)
-    with monkeypatch.context() as patch, pytest.raises(StorageError, match=f"storage {tmp_path} does not answer within 0.1 s"):
+    with monkeypatch.context() as patch, pytest.raises(StorageError,
+                                                       match=f"storage {tmp_path} does not answer within 0.1 s"):
         patch.setattr(Path, "exists", lambda self: threading.Event().wait())
         with remove_traces(Store.open(str(tmp_path))):
             pass
 
 
 @pytest.mark.parametrize("kind", [Hangs, Store])
-def test_removing_what_a_check_wrote_has_an_end(kind: type[Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_what_a_check_wrote_has_an_end(kind: type[Store], tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_probe, "REMOVE_TIMEOUT_S", 0.1)
     store = Store.open(str(tmp_path / "new"))
     began = time.monotonic()
@@ -193,7 +197,8 @@ def test_a_worker_on_a_node_that_came_later_finds_out_itself(tmp_path: Path) -> 
     store = Store.open(str(tmp_path))
     with pytest.raises(StorageError, match=rf"^on node n: storage {tmp_path} on this node is not the storage that the"):
         check_own_node(store, "run.json", versions(), "n")
-    with pytest.raises(ClusterError, match=r"^node n runs Ray .* and Python .*, the driver Ray 1\.2\.3 and Python 3\.9"):
+    with pytest.raises(ClusterError,
+                       match=r"^node n runs Ray .* and Python .*, the driver Ray 1\.2\.3 and Python 3\.9"):
         check_own_node(store, "run.json", {"Ray": "1.2.3", "Python": "3.9.0"}, "n")
     assert list(tmp_path.iterdir()) == []
 

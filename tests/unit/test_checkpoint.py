@@ -37,7 +37,8 @@ def local(tmp_path: Path) -> Store:
 def tensors_at(step: int) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(step)
     return {
-        "model.weight": rng.random((300, 7), np.float32), "model.bias": rng.random(7), "half": rng.random(5).astype(np.float16),
+        "model.weight": rng.random((300, 7), np.float32), "model.bias": rng.random(7),
+        "half": rng.random(5).astype(np.float16),
         "optimizer.step": np.asarray(step), "flags": rng.random((2, 3)) > 0.5, "empty": np.zeros((0, 4), np.float32),
         "bytes": rng.integers(0, 256, (3, 1, 2), np.uint8), "transposed": rng.random((4, 9), np.float32).T,
         "big-endian": rng.random(3).astype(">f4"),
@@ -54,7 +55,8 @@ def save_steps(store: Store, steps: list[int], metrics: dict[int, float] | None 
     generation = Checkpoints(store).begin_generation()
     with writer_for(store, generation, **more) as writer:
         for step in steps:
-            writer.save(tensors_at(step), {"epoch": 0, "step": step}, step=step, epoch=0, metric=(metrics or {}).get(step))
+            writer.save(tensors_at(step), {"epoch": 0, "step": step}, step=step, epoch=0,
+                        metric=(metrics or {}).get(step))
     return generation
 
 
@@ -74,7 +76,8 @@ def steps(store: Store) -> list[int]:
 # ── what is written comes back ──
 def test_what_was_saved_comes_back(store: Store) -> None:
     generation = Checkpoints(store).begin_generation()
-    state = {"epoch": 3, "rng": {"state": 2**100 + 1}, "excluded": (4, 5), "best": None, "lr": 0.1 + 0.2, "n": np.int64(7)}
+    state = {"epoch": 3, "rng": {"state": 2**100 + 1}, "excluded": (4, 5), "best": None, "lr": 0.1 + 0.2,
+             "n": np.int64(7)}
     with writer_for(store, generation, environment={"threads": 2}) as writer:
         writer.save(tensors_at(40), state, step=40, epoch=3, metric=0.75)
         writer.wait()
@@ -85,7 +88,8 @@ def test_what_was_saved_comes_back(store: Store) -> None:
     assert same(Checkpoints(store).load(checkpoint), tensors_at(40))
     assert checkpoint.state == {**state, "excluded": [4, 5], "n": 7}
     assert (checkpoint.step, checkpoint.epoch, checkpoint.metric, checkpoint.world_size) == (40, 3, 0.75, 1)
-    assert (checkpoint.generation, checkpoint.config_fingerprint, checkpoint.environment) == (generation, "f", {"threads": 2})
+    assert (checkpoint.generation, checkpoint.config_fingerprint, checkpoint.environment) == (generation, "f",
+                                                                                              {"threads": 2})
     assert abs(checkpoint.created - time.time()) < 60
 
 
@@ -311,8 +315,8 @@ def test_an_old_process_that_was_stopped_and_wakes_up_is_harmless(local: Store) 
     code = (
         "import sys, numpy as np\nfrom cluster.core.storage import Store\n"
         "from jobs.common.checkpoint.writer import CheckpointWriter\n"
-        "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, keep_last=2)\n"
-        "for step in range(1, 100000):\n    w.save({'w': np.full(50000, step)}, {}, step=step, epoch=0)\n"
+        "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, "
+        "keep_last=2)\nfor step in range(1, 100000):\n    w.save({'w': np.full(50000, step)}, {}, step=step, epoch=0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, local.uri, generation], stderr=subprocess.PIPE, text=True)
     try:
@@ -381,7 +385,8 @@ def test_without_every_rank_nothing_is_committed(store: Store) -> None:
         writer.save(tensors_at(1), {}, step=1, epoch=0)
     rank_0 = writer_for(store, generation, 0, 3, part_timeout_s=0.3)
     rank_0.save(tensors_at(1), {}, step=1, epoch=0)
-    with pytest.raises(CheckpointError, match=r"step 1 is not committed: rank 2 of 3 did not write its part within 0\.3 s"):
+    with pytest.raises(CheckpointError,
+                       match=r"step 1 is not committed: rank 2 of 3 did not write its part within 0\.3 s"):
         rank_0.close()
     assert steps(store) == []
     assert newest(store)[0] is None
@@ -420,7 +425,8 @@ def test_the_loop_goes_on_while_a_checkpoint_is_in_flight_and_waits_with_the_nex
 def test_a_checkpoint_is_written_where_priorities_may_not_be_raised_and_none_is(
     local: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's workers run at nice 15, mostly without CAP_SYS_NICE. A thread has the priority of the thread that starts it."""
+    """Ray's workers run at nice 15, mostly without CAP_SYS_NICE.
+    A thread has the priority of the thread that starts it."""
     found: list[int] = []
 
     def refused(which: int, who: int, priority: int) -> None:

@@ -1,4 +1,5 @@
-"""Damaged, half-written and missing checkpoints: the newest intact one is found and the damage is named. Storage that fills up."""
+"""Damaged, half-written and missing checkpoints: the newest intact one is found and the damage is named.
+Storage that fills up."""
 
 import os
 import subprocess
@@ -197,8 +198,8 @@ def test_a_writer_killed_in_the_middle_of_its_saves_leaves_an_intact_checkpoint(
     code = (
         "import os, signal, sys, threading, numpy as np\n"
         "from cluster.core.storage import Store\nfrom jobs.common.checkpoint.writer import CheckpointWriter\n"
-        "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, keep_last=2)\n"
-        "for step in range(1, 100000):\n"
+        "w = CheckpointWriter(Store.open(sys.argv[1]), sys.argv[2], config_fingerprint='f', environment={}, "
+        "keep_last=2)\nfor step in range(1, 100000):\n"
         "    w.save({'w': np.full(600000, step, np.int64)}, {'step': step}, step=step, epoch=0)\n"
         "    if step == int(sys.argv[3]):\n"
         "        threading.Event().wait(float(sys.argv[4])); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -303,7 +304,8 @@ def test_a_full_storage_is_said_and_the_last_good_checkpoint_stays(small_disk: P
     writer = writer_for(store, generation)
     writer.save(weights_at(10), {}, step=10, epoch=0)
     writer.save({"w": np.ones(4_000_000, np.float32)}, {}, step=20, epoch=0)
-    with pytest.raises(StorageFullError, match=r"is full, data/.*step-20/rank-0\.safetensors was not written: make room"):
+    with pytest.raises(StorageFullError,
+                       match=r"is full, data/.*step-20/rank-0\.safetensors was not written: make room"):
         writer.wait()
     assert writer.committed_step == 10
     require_resumed(store, 10)
@@ -326,7 +328,8 @@ def test_no_room_for_the_manifest_commits_nothing(small_disk: Path) -> None:
     writer.save(weights_at(10), {}, step=10, epoch=0)
     writer.wait()
     room = os.statvfs(small_disk).f_bfree * 4096
-    writer.save({"w": np.ones((room - 4096) // 4 // 1024 * 1024 - 1024, np.float32)}, {"log": "x" * 50_000}, step=20, epoch=0)
+    writer.save({"w": np.ones((room - 4096) // 4 // 1024 * 1024 - 1024, np.float32)}, {"log": "x" * 50_000}, step=20,
+                epoch=0)
     with pytest.raises(StorageFullError, match="manifests/"):
         writer.wait()
     assert os.statvfs(small_disk).f_bfree * 4096 >= room - 50_000  # its data do not fill the storage for nothing

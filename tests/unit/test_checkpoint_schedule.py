@@ -96,8 +96,10 @@ def test_small_intervals_hold_too(every_steps: int) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(1, 64), st.integers(5, 50))
-def test_steps_in_one_go_never_cost_more_than_every_steps(every_steps: int, write_steps: int, most: int, epoch_steps: int) -> None:
-    """How many come next is settled a call ahead, before it is known whether a checkpoint is taken; one is at each epoch's end."""
+def test_steps_in_one_go_never_cost_more_than_every_steps(every_steps: int, write_steps: int, most: int,
+                                                          epoch_steps: int) -> None:
+    """How many come next is settled a call ahead, before it is known whether a checkpoint is taken;
+    one is at each epoch's end."""
     cadence, step, count, committed, worst = CheckpointSchedule(every_steps, 0), 0, 1, 0, 0
     in_flight: int | None = None
     while step < 400:

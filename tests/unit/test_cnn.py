@@ -1,4 +1,5 @@
-"""The CNN: its network and presets, a step against Keras's own, what state and dropout are made of, the way to an artifact."""
+"""The CNN: its network and presets, a step against Keras's own, what state and dropout are made of,
+the way to an artifact."""
 
 import importlib.util
 import io
@@ -35,7 +36,8 @@ from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # Keras's
+# Keras's
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SMALL = {"augment": {"shift": 0, "rotate": 0, "scale": 0}, "eval": {"robustness_rows": 0},
          "model": {"width": 4, "dense": [8], "dropout": 0.0, "depth": 1, "head": "flatten"},
@@ -90,7 +92,8 @@ def over(batches: list[Any]) -> Any:
 
 
 def steps(trainer: Any, batches: list[Any], lr: float) -> list[Any]:
-    made = trainer.steps(over(batches), tf.constant(len(batches)), tf.constant([lr] * len(batches)), tf.constant([0.0, 0.0]))
+    made = trainer.steps(over(batches), tf.constant(len(batches)), tf.constant([lr] * len(batches)),
+                         tf.constant([0.0, 0.0]))
     return [value.numpy() for value in made]
 
 
@@ -106,13 +109,15 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     assert model.count_params() == 320 + 5408 * 128 + 128 + 1290
     last = with_probabilities(model).layers[-1]
     assert isinstance(last, keras.layers.Softmax)
-    assert (config.train.epochs, config.train.global_batch_size, config.optim.name, config.optim.lr) == (10, 32, "adamw", 1e-3)
+    assert (config.train.epochs, config.train.global_batch_size) == (10, 32)
+    assert (config.optim.name, config.optim.lr) == ("adamw", 1e-3)
     assert (config.optim.weight_decay, config.optim.clip_norm, config.augment.active) == (0, None, False)
     np.testing.assert_allclose(model.layers[1](np.full((1, 28, 28, 1), 255.0, np.float32)), 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("model", [{"depth": 2, "convolutions": 1}, {"head": "average", "dense": []},
-                                   {"padding": "valid", "kernel": 2, "convolutions": 1, "batch_norm": False, "normalise": "unit"}])
+                                   {"padding": "valid", "kernel": 2, "convolutions": 1, "batch_norm": False,
+                                    "normalise": "unit"}])
 def test_any_shape_depth_and_number_of_classes_trains(model: dict[str, Any], odd: Dataset, tmp_path: Path) -> None:
     config = config_of(model={"width": 8, **model}, optim={"lr": 0.02, "warmup_steps": 0},
                        train={"epochs": 15, "max_steps": None, "global_batch_size": 32})
@@ -140,7 +145,8 @@ def test_the_smallest_side_is_the_smallest_that_can_be_built(model: dict[str, An
     ({"name": "adamw", "weight_decay": 0.1}, lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)),
     ({"name": "sgd", "weight_decay": 0.0}, lambda: keras.optimizers.SGD(0.01)),
     ({"name": "sgd", "weight_decay": 0.0, "momentum": 0.9}, lambda: keras.optimizers.SGD(0.01, momentum=0.9)),
-    ({"name": "adamw", "weight_decay": 0.0, "clip_norm": 0.05}, lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.05)),
+    ({"name": "adamw", "weight_decay": 0.0, "clip_norm": 0.05},
+     lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.05)),
 ], ids=["adam", "adamw", "sgd", "momentum", "clipped"])
 def test_three_steps_are_those_of_keras(optim: dict[str, Any], theirs: Any, digits: Dataset, tmp_path: Path) -> None:
     config = config_of(model={"batch_norm": False},
@@ -157,8 +163,10 @@ def test_three_steps_are_those_of_keras(optim: dict[str, Any], theirs: Any, digi
     expected = []
     for batch in batches:
         with tf.GradientTape() as tape:
-            loss = criterion(tf.one_hot(batch["label"][0], 10), model(tf.cast(batch["image"][0], tf.float32), training=True))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+            loss = criterion(tf.one_hot(batch["label"][0], 10),
+                             model(tf.cast(batch["image"][0], tf.float32), training=True))
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables,
+                                      strict=True))
         expected.append(float(loss))
     losses, outcomes, *_ = steps(trainer, batches, 0.01)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -170,7 +178,8 @@ def test_three_steps_are_those_of_keras(optim: dict[str, Any], theirs: Any, digi
 def test_how_many_steps_a_call_makes_changes_nothing(digits: Dataset, tmp_path: Path) -> None:
     groups: dict[str, Any] = {"model": {"dropout": 0.3}, "augment": {"shift": 1, "rotate": 9}}
     for most in (1, 64):
-        train(tmp_path / str(most), digits, config_of(**groups, train={"max_steps": 40, "epochs": 3, "most_steps_per_call": most}))
+        train(tmp_path / str(most), digits,
+              config_of(**groups, train={"max_steps": 40, "epochs": 3, "most_steps_per_call": most}))
     assert image_loops.same(tmp_path / "1", tmp_path / "64")
 
 
@@ -193,7 +202,8 @@ def test_stopping_after_every_call_changes_nothing(limit: dict[str, Any], odd: D
 def test_a_batch_in_passes_gives_the_same_step(digits: Dataset, tmp_path: Path) -> None:
     optim = {"name": "sgd", "lr": 0.1, "warmup_steps": 0}
     for name, rows in (("whole", None), ("passes", 7)):
-        train(tmp_path / name, digits, config_of(model={"batch_norm": False}, optim=optim, train={"max_rows_per_pass": rows}))
+        train(tmp_path / name, digits,
+              config_of(model={"batch_norm": False}, optim=optim, train={"max_rows_per_pass": rows}))
     mine, theirs = tensors(tmp_path / "passes"), tensors(tmp_path / "whole")
     for name, array in theirs.items():
         assert np.linalg.norm(mine[name] - array) <= 2e-6 * np.linalg.norm(array) + 1e-7, name
@@ -253,7 +263,8 @@ def test_a_step_that_is_not_finite_leaves_weights_and_state_alone(digits: Datase
     poisoned = [dict(batch, image=tf.cast(batch["image"], tf.float32) * (float("nan") if place == 1 else 1.0))
                 for place, batch in enumerate(batches[:3])]
     assert steps(trainer, poisoned[1:2], 0.01)[1].tolist() == [NOT_FINITE]
-    assert {name: array.tobytes() for name, array in trainer.tensors().items()} == {n: a.tobytes() for n, a in before.items()}
+    assert {name: array.tobytes() for name, array in trainer.tensors().items()} == {n: a.tobytes()
+                                                                                    for n, a in before.items()}
     assert steps(trainer, poisoned, 0.01)[1].tolist() == [TAKEN, NOT_FINITE, TAKEN]
     assert trainer.tensors()["optimizer.taken"] == 2
 
@@ -292,7 +303,8 @@ def fp32(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[flo
     return with_hardware(tmp_path_factory.mktemp("fp32"), digits)
 
 
-@pytest.mark.parametrize("hardware", [{"precision": "bf16"}, {"precision": "fp16"}, {"xla": True}], ids=["bf16", "fp16", "xla"])
+@pytest.mark.parametrize("hardware", [{"precision": "bf16"}, {"precision": "fp16"}, {"xla": True}],
+                         ids=["bf16", "fp16", "xla"])
 def test_other_arithmetic_trains_to_nearly_the_same(hardware: dict[str, Any], fp32: tuple[float, dict[str, np.ndarray]],
                                                     digits: Dataset, tmp_path: Path) -> None:
     loss, mine = with_hardware(tmp_path, digits, **hardware)
@@ -323,7 +335,8 @@ def test_images_are_warped_as_pytorch_warps_them(odd: Dataset, tmp_path: Path) -
     for warped, batch in zip(batches, plain, strict=True):
         ids = batch["row_id"].numpy()[0]
         assert np.array_equal(warped["row_id"].numpy()[0], ids)
-        expected = augment(torch.from_numpy(batch["image"].numpy()[0]), ids, AugmentConfig(shift=1.0, rotate=40, scale=0.2), 0, 0)
+        expected = augment(torch.from_numpy(batch["image"].numpy()[0]), ids,
+                           AugmentConfig(shift=1.0, rotate=40, scale=0.2), 0, 0)
         np.testing.assert_allclose(warped["image"].numpy()[0], expected.numpy(), atol=0.02)
 
 
@@ -384,7 +397,8 @@ print(json.dumps({"difference": float(np.abs(found - probe.outputs["probabilitie
 
 
 def test_an_artifact_loads_without_ray_and_answers_as_its_probe_says_also_as_onnx(run: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LOAD, str(run / "artifact")], cwd=runs.ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", LOAD, str(run / "artifact")], cwd=runs.ROOT, capture_output=True,
+                          text=True,
                           check=True, timeout=60)
     found = json.loads(done.stdout)
     assert found["difference"] < 1e-6
@@ -427,7 +441,8 @@ def _layer(module: str, name: str, **config: Any) -> dict[str, Any]:
 EVIL_LAYERS = {
     "a saved model elsewhere": (_layer("keras.layers", "TFSMLayer", filepath="/elsewhere"), "TFSMLayer"),
     "a program": (_layer("os", "system", command="id"), "Could not locate class 'system'"),
-    "a function of Keras": (_layer("keras.src.utils.file_utils", "get_file", origin="http://example.com/x"), "get_file' because"),
+    "a function of Keras": (_layer("keras.src.utils.file_utils", "get_file", origin="http://example.com/x"),
+                            "get_file' because"),
     "a file elsewhere": (_layer("keras.layers", "StringLookup", vocabulary="/etc/passwd"), "vocabulary"),
 }
 
@@ -533,7 +548,8 @@ def test_importing_keras_leaves_out_what_it_does_not_need_and_gives_it_back() ->
     ("tensorflow", "jobs.cnn.framework", "torch._dynamo"),  # in a program of somebody else's
 ], ids=" ".join)
 def test_frameworks_may_be_loaded_in_any_order(order: tuple[str, ...]) -> None:
-    """triton after TensorFlow was a segmentation fault; a shared replica answers for a CNN and then for a Transformer."""
+    """triton after TensorFlow was a segmentation fault;
+    a shared replica answers for a CNN and then for a Transformer."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed (the dev extra brings it on Linux x86-64)")
     code = ("import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
@@ -547,7 +563,8 @@ def test_without_tensorflow_the_extra_to_install_is_named(tmp_path: Path) -> Non
     code = ("import importlib.util, sys\nfind = importlib.util.find_spec\n"
             "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest)\n"
             "from jobs.cnn.job import JOB\nfrom jobs.common.runs.run import main\nsys.exit(main(JOB))")
-    done = subprocess.run([sys.executable, "-c", code, "--run.engine", "local", "--run.storage", str(tmp_path / "storage")],
+    done = subprocess.run([sys.executable, "-c", code, "--run.engine", "local", "--run.storage",
+                           str(tmp_path / "storage")],
                           cwd=runs.ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'trainyard[tensorflow]'" in done.stderr + done.stdout

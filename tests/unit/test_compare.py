@@ -27,7 +27,8 @@ def finished(name: str, right: float, seed: int, rows: int = ROWS) -> Finished:
     said = np.where(rng.random(rows) < right, labels, (labels + 1) % 3)
     probabilities = np.full((rows, 3), 0.1, np.float32)
     probabilities[np.arange(rows), said] = 0.8
-    history = [{"kind": "evaluation", "step": 10 * k, "epoch": k, "validation_loss": 1 / k, "validation_accuracy": right}
+    history = [{"kind": "evaluation", "step": 10 * k, "epoch": k, "validation_loss": 1 / k,
+                "validation_accuracy": right}
                for k in (1, 2)]
     return Finished(name=name, config={"optim": {"lr": seed}, "run": {"name": name, "seed": 0}},
                     result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0}, history=history,
@@ -96,7 +97,8 @@ def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_p
     assert "run.seed" in out.read_text()
     for asked, words in ((["one"], "nothing to compare"), (["one", "three"], "no run at"),
                          (["one", "two", "--out", "/nowhere/page.html"], "name a file that can")):
-        assert main([*asked, "--storage", str(tmp_path), *([] if "--out" in asked else ["--out", str(tmp_path / "no.html")])]) == 2
+        assert main([*asked, "--storage", str(tmp_path),
+                     *([] if "--out" in asked else ["--out", str(tmp_path / "no.html")])]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
     assert not (tmp_path / "no.html").exists()

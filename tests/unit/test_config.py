@@ -73,7 +73,8 @@ def test_a_recipe_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> Non
 def test_differences_leave_out_what_does_not_decide_the_result() -> None:
     old = parse("--run.workers", "2")
     new = parse("--run.workers", "3", "--run.seed", "1", "--optim.lr", "0.1", "--data.cache-gb", "1")
-    assert configs.differences(configs.to_dict(old), configs.to_dict(new)) == ["optim.lr: 0.002 -> 0.1", "run.seed: 0 -> 1"]
+    assert configs.differences(configs.to_dict(old), configs.to_dict(new)) == ["optim.lr: 0.002 -> 0.1", "run.seed: 0 "
+                                                                                                         "-> 1"]
 
 
 def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from jobs.common.runs.console import RunConsole, duration, progress_line
 from jobs.common.training.rendezvous import Heartbeat
 
-BEAT = Heartbeat(epochs=20, epoch=2, step=120, total_steps=1000, loss=0.12344, samples_per_s=50123.4, median_step_s=0.0135)
+BEAT = Heartbeat(epochs=20, epoch=2, step=120, total_steps=1000, loss=0.12344, samples_per_s=50123.4,
+                 median_step_s=0.0135)
 
 
 def test_the_line_says_what_the_issue_says() -> None:

@@ -1,4 +1,5 @@
-"""What the controller makes of what its executor and its workers meet: real rendezvous, sessions and checkpoints, one worker."""
+"""What the controller makes of what its executor and its workers meet: real rendezvous, sessions and checkpoints,
+one worker."""
 
 import os
 import signal
@@ -99,16 +100,20 @@ class Case:
         self.store = Store.open(str(folder / "run"))
         self.away_s = 0.0
         dataset = prepare(ImageDataConfig(), Store.open(str(folder)), use_ray=False)
-        config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run}, "train": {"max_steps": STEPS}})
-        task = WorkerSpec(train=f"tests.unit.loops:{loop}", config_type="jobs.common.config:Config", config=to_dict(config),
+        config = from_dict(Config, {"run": {"checkpoint_every_steps": 20, "wait": 0.0, **run},
+                                    "train": {"max_steps": STEPS}})
+        task = WorkerSpec(train=f"tests.unit.loops:{loop}", config_type="jobs.common.config:Config",
+                          config=to_dict(config),
                           config_fingerprint="f", run_uri=self.store.location(), dataset_uri=dataset.store.location())
         self.executor = executor or ThreadEngine(Rendezvous(self.now))
         self.run_state, self.said = RunState.open(self.store), list[str]()
         self.alive: list[int] = []
         self.stuck: set[str] = set()
         self.stop_requested: Callable[[], bool] = lambda: False
-        callbacks = ControllerCallbacks(on_update=self._listen, log=self.said.append, stop_requested=lambda: self.stop_requested())
-        self.controller = Controller(run=config.run, executor=self.executor, spec=task, run_store=self.store, num_shards=1,
+        callbacks = ControllerCallbacks(on_update=self._listen, log=self.said.append,
+                                        stop_requested=lambda: self.stop_requested())
+        self.controller = Controller(run=config.run, executor=self.executor, spec=task, run_store=self.store,
+                                     num_shards=1,
                                      run_state=self.run_state, callbacks=callbacks, now=self.now)
 
     def now(self) -> float:
@@ -232,7 +237,8 @@ def test_a_cluster_is_asked_for_room_and_the_run_goes_on_when_it_has_added_some(
 
 
 @pytest.mark.parametrize(("room", "started"), [(2, 2), (1, 1)])
-def test_a_spare_worker_takes_room_that_is_left_and_keeps_nobody_from_training(tmp_path: Path, room: int, started: int) -> None:
+def test_a_spare_worker_takes_room_that_is_left_and_keeps_nobody_from_training(tmp_path: Path, room: int,
+                                                                               started: int) -> None:
     """Of one worker and one spare, on a cluster that has lost a node."""
     case = Case(tmp_path, spares=1)
     case.executor.who_leaves = case.once_at(20, lambda: "workers", otherwise="")
@@ -260,14 +266,16 @@ def test_what_a_worker_of_an_earlier_generation_met_does_not_end_the_run(tmp_pat
 
     def complain() -> None:
         if case.executor.starts == 2 and first and case.controller._current.generation:
-            case.executor.rendezvous.deregister(WorkerExit(slot=0, worker=first.pop(), outcome="error", kind="RunConflictError"))
+            case.executor.rendezvous.deregister(WorkerExit(slot=0, worker=first.pop(), outcome="error",
+                                                           kind="RunConflictError"))
 
     case.executor.who_leaves, case.executor.at_look = case.once_at(20, move, otherwise=""), complain
     assert case.carry_out() == "finished"
     assert first == []
 
 
-def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """It beats five times a second, and is looked at more often."""
     monkeypatch.setattr(hang_policy, "TOLD_AFTER_S", 0.0)
     case = Case(tmp_path)
@@ -281,7 +289,8 @@ def test_a_worker_that_is_not_heard_of_is_named_once_with_its_host(tmp_path: Pat
 def test_a_checkpoint_that_storage_never_takes_ends_the_run_resumable_and_is_told_of_before(tmp_path: Path) -> None:
     """Its thread is in a system call that does not return."""
     case = Case(tmp_path, "block", hang_timeout_s=2.0, storage_timeout_s=4.0)
-    with pytest.raises(StorageError, match=r"has neither taken nor given anything for \d s, and a checkpoint waits for it"):
+    with pytest.raises(StorageError,
+                       match=r"has neither taken nor given anything for \d s, and a checkpoint waits for it"):
         case.carry_out()
     told = [text for text in case.said if "has waited" in text]
     assert len(told) == 1
@@ -305,14 +314,17 @@ def let_go(folder: Path) -> None:
     os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the worker is a thread, and ends so
-def test_a_checkpoint_thread_that_dies_at_once_is_a_failure_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# the worker is a thread, and ends so
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_checkpoint_thread_that_dies_at_once_is_a_failure_with_its_error(tmp_path: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     def die() -> None:
         raise PermissionError("as the test wants it")
 
     monkeypatch.setattr(writer, "_lower_priority", die)
     case = Case(tmp_path, max_failures=1)
-    with pytest.raises(TrainingFailedError, match=r"PermissionError: as the test wants it\), and --run\.max-failures 1 is spent"):
+    with pytest.raises(TrainingFailedError,
+                       match=r"PermissionError: as the test wants it\), and --run\.max-failures 1 is spent"):
         case.carry_out()
     assert case.executor.starts == 2
     assert case.said.count("worker 0 failed: PermissionError: as the test wants it") == 2

@@ -1,4 +1,5 @@
-"""Whatever a request holds, others are answered meanwhile: real models behind the ingress, in one event loop, without Ray."""
+"""Whatever a request holds, others are answered meanwhile: real models behind the ingress, in one event loop,
+without Ray."""
 
 import asyncio
 import base64
@@ -44,7 +45,8 @@ def text_model(folder: Path) -> Replica:
     spec = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
     config = config_of(task="classify", data={"uri": "languages", "tokenizer": "wordpiece", "max_length": 32})
     tokenizer = train(config, ["the cat sat on a mat", "a dog ran to the cat"])
-    details = {"max_length": 32, "vocab_size": len(tokenizer), "pad_id": tokenizer.pad_token_id, "start_id": 0, "end_id": None}
+    details = {"max_length": 32, "vocab_size": len(tokenizer), "pad_id": tokenizer.pad_token_id, "start_id": 0,
+               "end_id": None}
     model = build_model(config, details, ("a", "b")).eval()
     model.save_pretrained(folder / "saved")
     files = files_of(tokenizer) | {path.name: path.read_bytes() for path in (folder / "saved").iterdir()}
@@ -101,7 +103,8 @@ def with_scans(count: int) -> bytes:
 
 
 def of_files(*files: bytes) -> dict[str, Any]:
-    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)], "parameters": {"content_type": "base64"},
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)],
+                        "parameters": {"content_type": "base64"},
                         "data": [base64.b64encode(file).decode() for file in files]}]}
 
 
@@ -115,22 +118,27 @@ def of_pixels(data: Any) -> dict[str, Any]:
 
 IMAGES, TEXTS, COMPLETIONS = "/v2/models/images/infer", "/v2/models/texts/infer", "/v1/completions"
 COSTLY: dict[str, tuple[str, Callable[[], Any], int, str]] = {
-    "strings among numbers": (IMAGES, lambda: of_pixels(["x" * 50_000, *[""] * (ROWS * 784 - 1)]), 400, "holds strings"),
+    "strings among numbers": (IMAGES, lambda: of_pixels(["x" * 50_000, *[""] * (ROWS * 784 - 1)]), 400,
+                              "holds strings"),
     "as many numbers as are read": (IMAGES, lambda: of_pixels([128] * (MOST_VALUES - 9)), 400, "28, 28, 1] says 50176"),
     "as many lists as are read": (IMAGES, lambda: of_pixels([[]] * 65_000), 400, "has 0 values in shape [65000, 0]"),
     "empty objects": (IMAGES, lambda: b'{"inputs": [' + b"{}," * 5_000_000 + b"{}]}", 400, "commas: at most"),
     "large pictures": (IMAGES, lambda: of_files(*[picture("PNG")] * ROWS), 400, "25,000,000 pixels together"),
-    "large pictures to explain": ("/v2/models/images/explain", lambda: of_files(*[picture("PNG")] * 8), 400, "pixels together"),
+    "large pictures to explain": ("/v2/models/images/explain", lambda: of_files(*[picture("PNG")] * 8), 400,
+                                  "pixels together"),
     "a PNG": (IMAGES, lambda: of_files(picture("PNG")), 200, ""),
     "a JPEG": (IMAGES, lambda: of_files(picture("JPEG", progressive=True)), 200, ""),
     "a WebP": (IMAGES, lambda: of_files(picture("WEBP", method=0)), 200, ""),
     "a JPEG of many scans": (IMAGES, lambda: of_files(with_scans(1000)), 400, "compressed texts or scans"),
     "a PNG of many profiles": (IMAGES, lambda: of_files(with_profiles(1000)), 400, "compressed texts or scans"),
     "long texts": (TEXTS, lambda: of_texts(*["the cat! " * 455] * ROWS), 200, ""),
-    "a text that is too long": (TEXTS, lambda: of_texts("the cat! " * 500_000), 400, "4,500,000 characters: at most 262,144"),
+    "a text that is too long": (TEXTS, lambda: of_texts("the cat! " * 500_000), 400,
+                                "4,500,000 characters: at most 262,144"),
     "a long text to explain": ("/v2/models/texts/explain", lambda: of_texts("the cat! " * 29_000), 200, ""),
-    "a long prompt": (COMPLETIONS, lambda: {"model": "lm", "prompt": "def " * (MOST_CHARACTERS // 4)}, 400, "the model takes 2048"),
-    "a prompt that is too long": (COMPLETIONS, lambda: {"model": "lm", "prompt": "def " * 1_000_000}, 400, "at most 262,144"),
+    "a long prompt": (COMPLETIONS, lambda: {"model": "lm", "prompt": "def " * (MOST_CHARACTERS // 4)}, 400,
+                      "the model takes 2048"),
+    "a prompt that is too long": (COMPLETIONS, lambda: {"model": "lm", "prompt": "def " * 1_000_000}, 400,
+                                  "at most 262,144"),
     "many prompts": (COMPLETIONS, lambda: {"model": "lm", "prompt": ["a"] * 10**6}, 400, "commas: at most"),
     "many prompts that are read": (COMPLETIONS, lambda: {"model": "lm", "prompt": ["a"] * 400_000}, 400, "at most 64"),
     "many tokens": (COMPLETIONS, lambda: {"model": "lm", "prompt": [1] * 500_000}, 400, "the model takes 2048"),
@@ -138,8 +146,8 @@ COSTLY: dict[str, tuple[str, Callable[[], Any], int, str]] = {
 
 
 async def lag(app: Endpoint, request: Awaitable[Any]) -> tuple[Any, float]:
-    """What is answered, and the longest time for which `/v2/health/live` was not, in seconds that this process computed: a machine
-    that is busy with others' work makes these no more.
+    """What is answered, and the longest time for which `/v2/health/live` was not, in seconds that this process
+    computed: a machine that is busy with others' work makes these no more.
     """
     longest, task, last = 0.0, asyncio.ensure_future(request), time.process_time()
     while not task.done():
@@ -178,7 +186,8 @@ def test_so_it_is_over_grpc(app: Endpoint) -> None:
 
     def typed(count: int) -> bytes:
         call = message("ModelInferRequest")(model_name="images")
-        call.inputs.add(name="image", datatype="UINT8", shape=[ROWS, 28, 28, 1]).contents.uint_contents.extend([1] * count)
+        call.inputs.add(name="image", datatype="UINT8",
+                        shape=[ROWS, 28, 28, 1]).contents.uint_contents.extend([1] * count)
         return call.SerializeToString()
 
     def of_files_alone(*files: bytes) -> bytes:

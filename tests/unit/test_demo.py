@@ -9,7 +9,8 @@ from jobs.mlp import demo
 
 RAYS = ["2026-11-29 10:00:00,123\tINFO job_manager.py:581 -- Runtime env is setting up.",
         "[2026-11-29 10:00:01,456 W 12 34] core_worker.cc:99: slow"]
-OURS = ["submitted raysubmit_1 to http://127.0.0.1:8265: python -m jobs.mlp", "epoch 1/1 step 9/9", "error: something of ours"]
+OURS = ["submitted raysubmit_1 to http://127.0.0.1:8265: python -m jobs.mlp", "epoch 1/1 step 9/9",
+        "error: something of ours"]
 
 
 def test_rays_lines_go_to_the_log_and_ours_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

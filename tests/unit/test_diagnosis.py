@@ -1,4 +1,5 @@
-"""cluster/kubernetes/diagnosis.py: each reason for which nothing gets on is named, with its remedy, and nothing else is."""
+"""cluster/kubernetes/diagnosis.py: each reason for which nothing gets on is named, with its remedy,
+and nothing else is."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -23,8 +24,10 @@ from tests.kube_objects import (
 )
 
 WAITS = rayjob(jobDeploymentStatus="Initializing")
-NO_ROOM = "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: true}, 2 Insufficient cpu. preemption: not helpful"
-NO_QUOTA = ('failed to create worker Pod, pods "train-abcde-workers-x" is forbidden: exceeded quota: team-quota, requested: '
+NO_ROOM = ("0/3 nodes are available: 1 node(s) had untolerated taint {gpu: true}, 2 Insufficient cpu. preemption: not "
+           "helpful")
+NO_QUOTA = ('failed to create worker Pod, pods "train-abcde-workers-x" is forbidden: exceeded quota: team-quota, '
+            'requested: '
             "requests.cpu=8, used: requests.cpu=16, limited: requests.cpu=20")
 QUEUED = {"labels": {QUEUE_LABEL: "team-queue"}, "suspend": True}
 
@@ -42,7 +45,8 @@ def only(found: list[str], *words: str) -> None:
 def test_what_gets_on_has_no_problems() -> None:
     running = rayjob(jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert problems(running, pods=[ready("head", kind="head"), ready("w-1")]) == []
-    assert problems(rayjob(jobDeploymentStatus="Complete", jobStatus="SUCCEEDED"), pods=[pod("w", phase="Failed")]) == []
+    assert problems(rayjob(jobDeploymentStatus="Complete", jobStatus="SUCCEEDED"),
+                    pods=[pod("w", phase="Failed")]) == []
     assert problems(pods=[pod("w-1", conditions=[condition("PodScheduled", "True")],
                               containers=[waiting("ContainerCreating")])]) == []
 
@@ -58,7 +62,8 @@ def test_pods_for_which_there_is_no_node_are_said_once_with_both_remedies() -> N
     ("NotTriggerScaleUp", "the cluster autoscaler cannot add one"),
 ])
 def test_what_the_cluster_autoscaler_does_about_it_is_said(reason: str, words: str) -> None:
-    only(problems(pods=[pod("w", conditions=unscheduled(NO_ROOM))], events=[event("w", reason, "pod triggered scale-up")]), words)
+    only(problems(pods=[pod("w", conditions=unscheduled(NO_ROOM))],
+                  events=[event("w", reason, "pod triggered scale-up")]), words)
 
 
 @pytest.mark.parametrize(("message", "remedy"), [
@@ -80,7 +85,8 @@ def test_a_quota_is_named_once_however_often_it_was_met() -> None:
 
 
 def test_a_quota_that_was_met_and_an_object_that_was_invalid_are_past_when_all_is_well() -> None:
-    met = [event("train-abcde", "FailedToCreateWorkerPod", NO_QUOTA), event("train", "InvalidRayJobSpec", "entrypoint missing")]
+    met = [event("train-abcde", "FailedToCreateWorkerPod", NO_QUOTA),
+           event("train", "InvalidRayJobSpec", "entrypoint missing")]
     running = rayjob(jobDeploymentStatus="Running", jobStatus="RUNNING")
     one, both = (raycluster(state="ready", desiredWorkerReplicas=2, readyWorkerReplicas=count) for count in (1, 2))
     assert problems(running, clusters=[both], events=met) == []
@@ -123,7 +129,8 @@ def test_a_missing_secret_is_said() -> None:
     said = 'secret "s3-keys" not found'
     only(problems(pods=[pod("w", containers=[waiting("CreateContainerConfigError", said)])]), said,
          "create the Secret or ConfigMap")
-    only(problems(pods=[pod("w")], events=[event("w", "FailedMount", f'MountVolume.SetUp failed: {said}')]), "cannot be mounted",
+    only(problems(pods=[pod("w")], events=[event("w", "FailedMount", f'MountVolume.SetUp failed: {said}')]),
+         "cannot be mounted",
          said)
 
 
@@ -175,8 +182,10 @@ def test_a_submitter_that_runs_without_a_job_status_is_said_with_dns_and_policie
 def test_preemption_is_told_from_a_lost_node() -> None:
     gone = pod("w", phase="Failed",
                conditions=[condition("DisruptionTarget", "True", "PreemptionByScheduler", "preempted by urgent")])
-    only(problems(pods=[gone]), "preempted for another one of higher priority (preempted by urgent)", "priorityClassName")
-    lost = pod("w", phase="Running", conditions=[condition("DisruptionTarget", "True", "DeletionByTaintManager", "node is gone")])
+    only(problems(pods=[gone]), "preempted for another one of higher priority (preempted by urgent)",
+         "priorityClassName")
+    lost = pod("w", phase="Running",
+               conditions=[condition("DisruptionTarget", "True", "DeletionByTaintManager", "node is gone")])
     only(problems(pods=[lost]), "taken away with its node (DeletionByTaintManager: node is gone)")
     evicted = pod("w", phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
     only(problems(pods=[evicted]), "evicted (The node was low on resource: memory)")
@@ -187,7 +196,8 @@ def test_a_claim_that_is_not_bound_is_said_if_a_pod_waits_for_it() -> None:
     said = 'storageclass.storage.k8s.io "fast" not found'
     user = pod("w", claims=("runs",),
                conditions=unscheduled("0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."))
-    found = problems(pods=[user], claims=[claim("runs"), claim("of-others")], events=[event("runs", "ProvisioningFailed", said)])
+    found = problems(pods=[user], claims=[claim("runs"), claim("of-others")],
+                     events=[event("runs", "ProvisioningFailed", said)])
     assert len(found) == 2, found
     assert f"volume claim runs is not bound ({said})" in found[0] and "storage class fast" in found[0]
     assert "pod w: waits for storage" in found[1]
@@ -195,12 +205,14 @@ def test_a_claim_that_is_not_bound_is_said_if_a_pod_waits_for_it() -> None:
 
 def test_a_claim_that_waits_for_its_pod_is_none_of_its_own() -> None:
     user = pod("w", claims=("runs",), conditions=unscheduled("0/3 nodes are available: 3 Insufficient memory."))
-    only(problems(pods=[user], claims=[claim("runs")], events=[event("runs", "WaitForFirstConsumer", "waiting")]), "no node fits")
+    only(problems(pods=[user], claims=[claim("runs")], events=[event("runs", "WaitForFirstConsumer", "waiting")]),
+         "no node fits")
 
 
 # ── Kueue ──
 def test_waiting_for_kueue_is_said_with_what_is_short() -> None:
-    short = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor a100, 2 more needed"
+    short = ("couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor a100, 2 "
+             "more needed")
     only(problems(rayjob(**QUEUED, jobDeploymentStatus="Suspended"),
                   workloads=[workload(condition("QuotaReserved", "False", "Pending", short))]),
          "waits for Kueue (queue team-queue)", "2 more needed", "kubectl get workloads")
@@ -208,7 +220,8 @@ def test_waiting_for_kueue_is_said_with_what_is_short() -> None:
 
 @pytest.mark.parametrize(("found", "words"), [
     ({"workloads": []}, "has not taken notice of it: check that Kueue runs"),
-    ({"workloads": [workload(condition("QuotaReserved", "False", "Inadmissible", "LocalQueue team-queue doesn't exist"))]},
+    ({"workloads": [workload(condition("QuotaReserved", "False", "Inadmissible",
+                                       "LocalQueue team-queue doesn't exist"))]},
      "LocalQueue team-queue doesn't exist: create the queue"),
     ({"workloads": [workload(condition("QuotaReserved", "True"),
                              checks=[{"name": "prov", "state": "Pending", "message": "asked"}])]},
@@ -239,13 +252,17 @@ def test_what_a_person_suspended_is_no_matter_of_kueue() -> None:
 
 # ── how a job ended, and services ──
 @pytest.mark.parametrize(("status", "words"), [
-    ({"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "Job entrypoint command failed with exit code 2, last"},
+    ({"jobDeploymentStatus": "Failed", "reason": "AppFailed",
+      "message": "Job entrypoint command failed with exit code 2, last"},
      "do what the job's message says"),
-    ({"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "Job entrypoint command failed with exit code 3, last"},
+    ({"jobDeploymentStatus": "Failed", "reason": "AppFailed",
+      "message": "Job entrypoint command failed with exit code 3, last"},
      "it stopped with a checkpoint: submit it again"),
-    ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "The RayJob has passed the activeDeadlineSeconds"},
+    ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded",
+      "message": "The RayJob has passed the activeDeadlineSeconds"},
      "raise activeDeadlineSeconds"),
-    ({"jobDeploymentStatus": "Retrying", "failed": 1, "message": "Job entrypoint command failed with exit code 1, last"},
+    ({"jobDeploymentStatus": "Retrying", "failed": 1,
+      "message": "Job entrypoint command failed with exit code 1, last"},
      "has failed 1 time(s) and is tried again"),
 ])
 def test_a_job_that_failed_says_what_to_do(status: dict[str, Any], words: str) -> None:
@@ -255,4 +272,5 @@ def test_a_job_that_failed_says_what_to_do(status: dict[str, Any], words: str) -
 def test_an_application_that_was_not_deployed_is_said() -> None:
     served = rayservice(activeServiceStatus={"applicationStatuses": {"mlp": {"status": "DEPLOY_FAILED",
                                                                              "message": "no such artifact"}}})
-    only(problems(served, clusters=[]), "application mlp of RayService digits is DEPLOY_FAILED (no such artifact)", "serveConfigV2")
+    only(problems(served, clusters=[]), "application mlp of RayService digits is DEPLOY_FAILED (no such artifact)",
+         "serveConfigV2")

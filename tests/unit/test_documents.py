@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.core.documents import DocumentError, load_json, parse_json, parse_yaml, parse_yaml_documents, read_json, read_yaml
+from cluster.core.documents import (
+    DocumentError,
+    load_json,
+    parse_json,
+    parse_yaml,
+    parse_yaml_documents,
+    read_json,
+    read_yaml,
+)
 from cluster.core.errors import StorageError
 from cluster.core.storage import Store
 

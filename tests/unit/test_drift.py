@@ -76,7 +76,8 @@ def test_without_any_change_its_mean_is_what_noise_says() -> None:
     (np.arange(70), [24, 23, 23]),  # as many bins as there are rows for
     (np.arange(34), [34]),
 ])
-def test_bins_hold_like_numbers_of_rows_and_a_value_that_is_frequent_has_its_own(values: Any, counts: list[int]) -> None:
+def test_bins_hold_like_numbers_of_rows_and_a_value_that_is_frequent_has_its_own(values: Any,
+                                                                                 counts: list[int]) -> None:
     edges = quantile_edges(values, 10)
     histogram = Histogram.of(values, edges)
     assert histogram.counts.tolist() == counts
@@ -94,7 +95,8 @@ def test_too_few_rows_give_no_reference() -> None:
 
 
 def test_a_reference_is_the_same_after_a_way_through_json() -> None:
-    columns = {"a": RNG.normal(size=500).astype(np.float32), "b": RNG.integers(0, 3, 500), "c": np.full(500, np.float32(0.1))}
+    columns = {"a": RNG.normal(size=500).astype(np.float32), "b": RNG.integers(0, 3, 500),
+               "c": np.full(500, np.float32(0.1))}
     answers = RNG.dirichlet([1, 2, 3], 500)
     reference = Reference.of(columns, answers)
     assert reference is not None
@@ -152,9 +154,11 @@ def test_digits_as_trained_on_have_not_drifted(digits: Digits) -> None:
     ("noise", {"sharpness"}), ("moved", {"centre_x"}), ("upside down", {"predicted_class", "confidence"}),
     ("darker", {"brightness", "contrast"}),
 ])
-def test_digits_that_are_changed_have_drifted_in_what_was_changed(digits: Digits, change: str, features: set[str]) -> None:
+def test_digits_that_are_changed_have_drifted_in_what_was_changed(digits: Digits, change: str,
+                                                                  features: set[str]) -> None:
     images, ids = digits.images, np.arange(len(digits.images))
-    changed = {"inverted": lambda: 255 - images, "moved": lambda: np.roll(images, 3, 2), "upside down": lambda: images[:, ::-1],
+    changed = {"inverted": lambda: 255 - images, "moved": lambda: np.roll(images, 3, 2),
+               "upside down": lambda: images[:, ::-1],
                "darker": lambda: images // 2}
     found = changed[change]() if change in changed else np.clip(CHANGES[change](images, ids, 0, 255.0), 0, 255)
     figures = digits.psi(found)
@@ -176,7 +180,8 @@ def test_a_change_of_the_classes_alone_is_seen_also_if_one_is_new(digits: Digits
 def test_figures_are_finite_whatever_is_asked(digits: Digits) -> None:
     for value in (0, 255, 77, np.nan, np.inf, -np.inf, 3e38):
         images = np.full((50, 28, 28, 1), value, np.float32)
-        figures = psi(digits.reference, digits.predictor.features(images) | prediction_features(np.full((50, 10), np.nan)))
+        figures = psi(digits.reference,
+                      digits.predictor.features(images) | prediction_features(np.full((50, 10), np.nan)))
         assert np.isfinite(list(figures.values())).all()
         assert figures["brightness"] > DRIFTED
     assert image_features(np.zeros((2, 1, 1, 3), np.uint8), [1, 1, 1])["sharpness"].tolist() == [0, 0]
@@ -191,7 +196,8 @@ def test_features_of_an_image_are_what_they_say() -> None:
         "centre_x": (225 * (0.125 + 0.375 + 0.625) + 2025 * 0.875) / (225 * 3 + 2025), "centre_y": 0.5,
         "channel_0": 7.5, "channel_1": 15, "channel_2": 22.5})
     large = np.repeat(np.repeat(RNG.integers(0, 255, (3, 64, 64, 1), np.uint8), 4, 1), 4, 2)
-    assert image_features(large, [77])["brightness"] == pytest.approx(image_features(large[:, ::4, ::4], [77])["brightness"])
+    assert image_features(large,
+                          [77])["brightness"] == pytest.approx(image_features(large[:, ::4, ::4], [77])["brightness"])
 
 
 # ── texts ──
@@ -208,7 +214,8 @@ class Phrases:
 @pytest.fixture(scope="module")
 def phrases(tmp_path_factory: pytest.TempPathFactory) -> Phrases:
     """Some of the test phrases of 33 languages as the reference, and the others."""
-    config = from_dict(TransformerConfig, {"data": {"uri": "languages", "tokenizer": "characters", "max_train_rows": 2000}})
+    config = from_dict(TransformerConfig,
+                       {"data": {"uri": "languages", "tokenizer": "characters", "max_train_rows": 2000}})
     dataset = prepare(config, Store.open(str(tmp_path_factory.mktemp("phrases"))), use_ray=False)
     features, shown = TextFeatures(load_tokenizer(dataset).backend_tokenizer.to_str()), sample(dataset)
     found = features(shown.texts[:1000])
@@ -263,7 +270,8 @@ def served(digits: Digits) -> Served:
     return Served(Drift(digits.reference, digits.predictor, shown.__setitem__), digits.predictor, shown)
 
 
-def test_the_reference_s_own_rows_have_not_drifted_at_all_when_they_are_served(served: Served, dataset: Dataset) -> None:
+def test_the_reference_s_own_rows_have_not_drifted_at_all_when_they_are_served(served: Served,
+                                                                               dataset: Dataset) -> None:
     test = rows_of(dataset, "test")["image"]
     served.ask(test)
     assert served.figures == {}, "too few"
@@ -296,7 +304,8 @@ def test_what_is_kept_between_two_counts_does_not_grow_with_the_requests(served:
 
 def test_an_older_artifact_and_a_language_model_serve_without(artifact: Artifact, tmp_path: Path) -> None:
     assert "reference.json" in artifact.manifest.paths
-    older = write_artifact(Store.open(str(tmp_path)), "older", description=artifact.manifest.description, probe=artifact.probe(),
+    older = write_artifact(Store.open(str(tmp_path)), "older", description=artifact.manifest.description,
+                           probe=artifact.probe(),
                            files={"model.safetensors": artifact.read("model.safetensors")})
     settings = ModelSettings(name="m", version="1", uri="", digest="")
     assert watch(older, load_predictor(older), settings) is None

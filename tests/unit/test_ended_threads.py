@@ -23,8 +23,10 @@ class OwnRendezvous(Rendezvous):
 def test_what_ends_the_thread_that_carries_ray_train_is_a_lost_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", None)
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    engine: Any = RayExecutor(OwnRendezvous(), Request(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))  # type: ignore[arg-type]
-    engine.start(WorkerSpec(train="", config_type="", config={}, config_fingerprint="", run_uri="/x", dataset_uri=""), 1)
+    engine: Any = RayExecutor(OwnRendezvous(),
+                              Request(num_workers=1, cpus_per_worker=1, gpus_per_worker=0))  # type: ignore[arg-type]
+    engine.start(WorkerSpec(train="", config_type="", config={}, config_fingerprint="", run_uri="/x", dataset_uri=""),
+                 1)
     engine._fitting.exception(20)
     assert engine.ended()
     with pytest.raises(GroupLostError, match=r"Ray Train gave the workers up: import of ray\.train halted"):

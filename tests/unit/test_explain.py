@@ -1,4 +1,5 @@
-"""Explanations: they add up, leave out what never changes, are what a formula says of a linear model, and reach the report."""
+"""Explanations: they add up, leave out what never changes, are what a formula says of a linear model,
+and reach the report."""
 
 import re
 import subprocess
@@ -28,9 +29,11 @@ from tests import runs
 EVIL = "<script>alert('x')</script>\"&"
 
 
-def classifier(shape: tuple[int, int, int] = (6, 5, 2), hidden: tuple[int, ...] = (32, 16), mean: float = 90.0) -> Classifier:
+def classifier(shape: tuple[int, int, int] = (6, 5, 2), hidden: tuple[int, ...] = (32, 16),
+               mean: float = 90.0) -> Classifier:
     torch.manual_seed(0)
-    return of_perceptron(Mlp(shape, 4, hidden, 0.5, (mean,) * shape[2], (60.0,) * shape[2]), shape, ["a", "b", "c", "d"])
+    return of_perceptron(Mlp(shape, 4, hidden, 0.5, (mean,) * shape[2], (60.0,) * shape[2]), shape,
+                         ["a", "b", "c", "d"])
 
 
 def some_images(count: int = 12, shape: tuple[int, int, int] = (6, 5, 2)) -> npt.NDArray[np.uint8]:
@@ -77,15 +80,19 @@ def test_how_the_rows_are_batched_and_what_goes_with_them_changes_no_row() -> No
     def forward(rows: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return torch.tanh(rows * kept) @ weight.T
 
-    together, *_ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=10_000)
+    together, *_ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,),
+                                        rows_per_pass=10_000)
     apart, *_ = integrated_gradients(forward, inputs, torch.zeros(1, 9), target, context=(mask,), rows_per_pass=1)
     torch.testing.assert_close(together, apart)
     assert bool((together[mask == 0] == 0).all())
-    assert integrated_gradients(forward, inputs[:0], torch.zeros(1, 9), target[:0], context=(mask[:0],))[0].shape == (0, 9)
+    assert integrated_gradients(forward, inputs[:0], torch.zeros(1, 9), target[:0], context=(mask[:0],
+                                                                                             ))[0].shape == (0, 9)
 
 
-@pytest.mark.parametrize("changes", [{"target": torch.zeros(2)}, {"baselines": torch.zeros(2, 4)}, {"baselines": torch.zeros(1, 3)},
-                                     {"context": (torch.zeros(2),)}])
+@pytest.mark.parametrize("changes",
+                         [{"target": torch.zeros(2)}, {"baselines": torch.zeros(2, 4)},
+                          {"baselines": torch.zeros(1, 3)},
+                          {"context": (torch.zeros(2),)}])
 def test_rows_that_do_not_match_are_refused(changes: dict[str, Any]) -> None:
     fits: dict[str, Any] = {"inputs": torch.zeros(3, 4), "baselines": torch.zeros(1, 4), "target": torch.zeros(3)}
     with pytest.raises(ValueError, match="one"):
@@ -163,13 +170,15 @@ def even_image(model: Classifier, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def image_row(**changes: Any) -> ImageAttribution:
     rng = np.random.default_rng(0)
-    fields = {"pixels": rng.integers(0, 256, (8, 8, 1), np.uint8), "attribution": rng.normal(size=(8, 8)), "label": "seven",
+    fields = {"pixels": rng.integers(0, 256, (8, 8, 1), np.uint8), "attribution": rng.normal(size=(8, 8)),
+              "label": "seven",
               "predicted": "one", "confidence": 0.931, "gap": 0.002}
     return ImageAttribution(**{**fields, **changes})
 
 
 def text_row(**changes: Any) -> TextAttribution:
-    fields = {"tokens": ["un", "kind", " words"], "attributions": np.array([-1.0, 0.0, 0.5]), "label": "bad", "predicted": "bad",
+    fields = {"tokens": ["un", "kind", " words"], "attributions": np.array([-1.0, 0.0, 0.5]), "label": "bad",
+              "predicted": "bad",
               "confidence": 0.8, "gap": None}
     return TextAttribution(**{**fields, **changes})
 
@@ -195,7 +204,8 @@ def test_images_of_any_kind_are_drawn(shape: tuple[int, int, int], dtype: type) 
 def test_a_token_has_its_number_and_a_colour_by_sign_and_strength() -> None:
     html = text_section([text_row()]).html
     spans = re.findall(r'<span style="([^"]*)" title="([^"]*)">([^<]*)</span>', html)
-    assert [(title, token) for _, title, token in spans] == [("-1.0000", "un"), ("+0.0000", "kind"), ("+0.5000", " words")]
+    assert [(title, token) for _, title, token in spans] == [("-1.0000", "un"), ("+0.0000", "kind"),
+                                                             ("+0.5000", " words")]
     against, neither, speaking = (style for style, _, _ in spans)
     assert "series-0) 50%" in against and "background" not in neither and "series-4) 25%" in speaking
     assert "<b>bad</b>, recognised, 80.0% sure" in html
@@ -231,5 +241,6 @@ def test_attributions_of_another_size_are_refused() -> None:
 
 
 def test_nothing_of_it_imports_a_framework_before_it_explains() -> None:
-    code = "import sys, jobs.mlp.data, jobs.common.report.attributions; assert not {'torch', 'captum', 'PIL'} & set(sys.modules)"
+    code = ("import sys, jobs.mlp.data, jobs.common.report.attributions; assert not {'torch', 'captum', 'PIL'} & "
+            "set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, check=True)

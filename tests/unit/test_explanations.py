@@ -125,12 +125,14 @@ def test_what_cannot_be_explained_is_refused() -> None:
         assert (await ask(app, EXPLAIN, json.dumps(nine).encode()))[::2] == (400, {
             "error": "9 rows in one request: at most 8 (explanations). Send them in several requests"})
         asked = json.loads(BODY) | {"outputs": [{"name": "label"}]}
-        assert [each["name"] for each in (await ask(app, EXPLAIN, json.dumps(asked).encode()))[2]["outputs"]] == ["label"]
+        assert [each["name"]
+                for each in (await ask(app, EXPLAIN, json.dumps(asked).encode()))[2]["outputs"]] == ["label"]
         assert (await ask(app, EXPLAIN, method="GET"))[0] == 405
         assert (await ask(app, "/v2/models/m/versions/1/explain"))[0] == 200
         assert (await ask(app, "/v2/models/m/versions/2/explain"))[0] == 404
         replicas.about = {**ABOUT, "explanation": ()}
-        assert (await ask(endpoint(replicas), EXPLAIN))[::2] == (404, {"error": "model 'm' does not explain its answers"})
+        assert (await ask(endpoint(replicas),
+                          EXPLAIN))[::2] == (404, {"error": "model 'm' does not explain its answers"})
 
     asyncio.run(scene())
 

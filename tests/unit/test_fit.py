@@ -74,7 +74,8 @@ class Counter:
         self.weight = np.array(next(parts)["weight"])
 
 
-def carried_out(job: Counter, folder: Path, dataset: Dataset, kind: type[Session] = Session, *, metric: str = "accuracy",
+def carried_out(job: Counter, folder: Path, dataset: Dataset, kind: type[Session] = Session, *,
+                metric: str = "accuracy",
                 run: dict[str, Any] | None = None, train: dict[str, Any] | None = None,
                 **options: Any) -> tuple[Outcome, list[dict[str, Any]]]:
     """One generation of two epochs of three steps, and the evaluations that it reported."""
@@ -101,7 +102,8 @@ def steps_of(job: Counter) -> list[int]:
     return [entry[1] for entry in job.log if entry[0] == "step"]
 
 
-def test_a_run_is_epochs_of_steps_each_evaluated_and_saved_then_predictions_with_the_best(odd: Dataset, tmp_path: Path) -> None:
+def test_a_run_is_epochs_of_steps_each_evaluated_and_saved_then_predictions_with_the_best(odd: Dataset,
+                                                                                          tmp_path: Path) -> None:
     job = Counter()
     outcome, evaluations = carried_out(job, tmp_path, odd)
     assert outcome == "finished"
@@ -118,7 +120,8 @@ def test_the_loss_chooses_the_best_where_it_is_asked_for(odd: Dataset, tmp_path:
     assert ("predict", "test", 6.0) in job.log
 
 
-def test_evaluations_in_the_middle_of_an_epoch_save_too_and_none_comes_twice_at_its_end(odd: Dataset, tmp_path: Path) -> None:
+def test_evaluations_in_the_middle_of_an_epoch_save_too_and_none_comes_twice_at_its_end(odd: Dataset,
+                                                                                        tmp_path: Path) -> None:
     job = Counter()
     _, evaluations = carried_out(job, tmp_path, odd, evaluate_every_steps=2)
     assert [(row["step"], row["epoch"]) for row in evaluations] == [(2, 0), (3, 1), (4, 1), (6, 2)]
@@ -143,7 +146,8 @@ def test_a_stop_is_saved_and_committed_and_what_is_left_is_done_when_it_continue
         assert len(outcomes) <= 7
     assert outcomes.count("stopped") == 6
     assert job.log[0] == ("load", 6)
-    assert job.log[1:3] == [("evaluate", "validation"), ("save", 6)], "stopped at an epoch's last step, it has yet to be evaluated"
+    assert job.log[1:3] == [("evaluate", "validation"),
+                            ("save", 6)], "stopped at an epoch's last step, it has yet to be evaluated"
 
 
 def test_steps_that_are_left_out_count_but_are_not_made(odd: Dataset, tmp_path: Path) -> None:
@@ -154,12 +158,14 @@ def test_steps_that_are_left_out_count_but_are_not_made(odd: Dataset, tmp_path: 
     assert [entry[1] for entry in job.log if entry[0] == "save"] == [2, 4], "steps taken"
 
 
-def test_a_call_of_many_steps_ends_where_something_is_due(odd: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_many_steps_ends_where_something_is_due(odd: Dataset, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepBatcher, "_wish", lambda *_: 50)
     job = Counter()
     carried_out(job, tmp_path, odd, leaving_out(4), most_steps_per_call=50, train={"epochs": 3, "max_steps": 8})
     made = [(step, len(rates)) for name, step, rates in [entry for entry in job.log if entry[0] == "step"]]
-    assert made == [(0, 1), (1, 2), (3, 1), (5, 1), (6, 2)], "the first call is short; an epoch's end, a step left out, the last"
+    assert made == [(0, 1), (1, 2), (3, 1), (5, 1),
+                    (6, 2)], "the first call is short; an epoch's end, a step left out, the last"
     job = Counter()
     carried_out(job, tmp_path / "evaluated", odd, most_steps_per_call=50, evaluate_every_steps=2)
     assert steps_of(job) == [0, 1, 2, 3, 4], "nor beyond an evaluation"

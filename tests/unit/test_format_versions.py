@@ -1,4 +1,5 @@
-"""What a newer Trainyard wrote is refused by name, with the way out; what was written before there were versions is read."""
+"""What a newer Trainyard wrote is refused by name, with the way out;
+what was written before there were versions is read."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +31,8 @@ REMEDY = "written by a newer Trainyard .*: go on with that one, or "
 def store(tmp_path: Path) -> Store:
     """Checkpoints at steps 10 and 20."""
     store = Store.open(str(tmp_path / "checkpoints"))
-    writer = CheckpointWriter(store, Checkpoints(store).begin_generation(), config_fingerprint="f", environment={}, keep_last=3)
+    writer = CheckpointWriter(store, Checkpoints(store).begin_generation(), config_fingerprint="f", environment={},
+                              keep_last=3)
     with writer:
         for step in (10, 20):
             writer.save({"w": np.ones(step)}, {"step": step}, step=step, epoch=0)
@@ -44,7 +46,8 @@ def rewrite(store: Store, path: str, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize(("changed", "why"), [({"schema_version": 2}, "version 2, this one reads up to 1"),
-                                              ({"schema_version": "2026"}, "version '2026'"), ({"tide": 1}, "its field 'tide'")])
+                                              ({"schema_version": "2026"}, "version '2026'"),
+                                              ({"tide": 1}, "its field 'tide'")])
 def test_a_newer_checkpoint_is_refused_by_name_and_no_older_one_resumed_instead(store: Store, changed: dict[str, Any],
                                                                                 why: str) -> None:
     path = Checkpoints(store).committed()[0].name.manifest
@@ -84,7 +87,8 @@ def test_checkpoints_without_a_version_are_read() -> None:
     assert "schema_version" not in store.read_text(manifest)
     checkpoint = Checkpoints(store).newest_intact(pytest.fail)
     assert checkpoint is not None
-    assert TrainState.saved({key: value for key, value in checkpoint.state.items() if key in asdict(TrainState())}).step == 18
+    assert TrainState.saved({key: value for key, value in checkpoint.state.items()
+                             if key in asdict(TrainState())}).step == 18
 
 
 def test_new_checkpoints_say_their_version(store: Store) -> None:
@@ -122,7 +126,8 @@ def _journal(store: Store, monkeypatch: pytest.MonkeyPatch, version: int | None)
 def test_a_newer_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(str(tmp_path))
     _journal(store, monkeypatch, 2)
-    with pytest.raises(NewerVersionError, match=rf"journal/0000\.json was {REMEDY}begin another search with --run.name"):
+    with pytest.raises(NewerVersionError,
+                       match=rf"journal/0000\.json was {REMEDY}begin another search with --run.name"):
         Journal.open(store, KEY)
 
 
@@ -144,11 +149,14 @@ def test_a_newer_record_of_an_endpoint_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = asdict(ModelSettings(name="digits", version="1", uri="/m", digest="d"))
     for extra, outcome in (({}, None), ({"tide": 1}, "its field 'tide'")):
-        user_config = {"models": {"digits": [{"weight": 1.0, "settings": settings | extra}]}, "guards": {}, "shadows": {}}
-        config = {"applications": [{"name": "endpoint", "deployments": [{"name": INGRESS, "user_config": user_config}]}]}
+        user_config = {"models": {"digits": [{"weight": 1.0, "settings": settings | extra}]}, "guards": {},
+                       "shadows": {}}
+        config = {"applications": [{"name": "endpoint",
+                                    "deployments": [{"name": INGRESS, "user_config": user_config}]}]}
         read: Callable[[], Any] = Running(port=8000, pid=1, address="a", config=config).models
         if outcome is None:
             assert read()["digits"][0]["settings"] == settings
         else:
-            with pytest.raises(NewerVersionError, match=rf"serving-8000\.json was .*{outcome}.*: go on with that one, or end that"):
+            with pytest.raises(NewerVersionError,
+                               match=rf"serving-8000\.json was .*{outcome}.*: go on with that one, or end that"):
                 read()

@@ -23,7 +23,8 @@ from serving.hardening import haproxy
 from serving.hardening import serve_patches as closed
 from tests.unit.test_tls import certificate
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
+# Ray Serve's, of Pydantic
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 
 
 def configuration(folder: Path, host: str, proxy: str = "127.0.0.1", port: int = 24110, ingress: int | None = None,
@@ -49,7 +50,8 @@ def configuration(folder: Path, host: str, proxy: str = "127.0.0.1", port: int =
 def started(path: Path, **environ: str) -> str:
     """HAProxy's own check of what the program made of it. Returns that."""
     environ = {"RAY_SERVE_HAPROXY_BINARY_PATH": haproxy.__file__, "PATH": "/usr/bin:/bin", **environ}
-    done = subprocess.run([sys.executable, "-P", haproxy.__file__, "-c", "-f", str(path)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-P", haproxy.__file__, "-c", "-f", str(path)], capture_output=True,
+                          text=True,
                           env=environ, timeout=60)
     assert done.returncode == 0, done.stderr
     return path.read_text()
@@ -59,7 +61,8 @@ def started(path: Path, **environ: str) -> str:
 def test_only_the_endpoint_itself_is_open_to_others(tmp_path: Path, host: str, bound: str) -> None:
     made = started(configuration(tmp_path, host))
     binds = sorted(line.strip() for line in made.splitlines() if line.strip().startswith("bind "))
-    assert binds == sorted([f"bind {bound}:24110", f"bind {bound}:24111 proto h2", "bind 127.0.0.1:8404", "bind 127.0.0.1:9101"])
+    assert binds == sorted([f"bind {bound}:24110", f"bind {bound}:24111 proto h2", "bind 127.0.0.1:8404",
+                            "bind 127.0.0.1:9101"])
 
 
 def test_a_node_whose_name_leads_nowhere_keeps_nobody_from_starting(tmp_path: Path) -> None:
@@ -157,7 +160,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                          metrics_port=free_port())
     made = started(path, **{haproxy.PER_SOURCE: "100"})
     assert all(each in made for each in ("timeout http-request 10s", "timeout client 60s"))
-    path.write_text(made.replace("timeout http-request 10s", "timeout http-request 1s").replace("client 60s", "client 1s"))
+    quick = made.replace("timeout http-request 10s", "timeout http-request 1s").replace("client 60s", "client 1s")
+    path.write_text(quick)
     with begun(path) as port:
         yield Running(port=port)
     server.shutdown()
@@ -168,7 +172,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def begun(path: Path) -> Generator[int]:
     """The port where it answers."""
     port = int(path.read_text().partition("frontend http_frontend")[2].partition(":")[2].split()[0])
-    process = subprocess.Popen([sys.executable, "-P", haproxy.__file__, "-db", "-f", str(path)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-P", haproxy.__file__, "-db", "-f", str(path)],
+                               stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 30
         while True:
@@ -251,7 +256,8 @@ def test_only_its_user_gives_haproxy_orders_and_writes_its_sockets(tmp_path: Pat
 
     paths = {name for name, value in vars(constants).items()
              if name.startswith("RAY_SERVE_HAPROXY_") and str(value).startswith("/tmp/haproxy-serve")}
-    assert {name for name in paths if Path(made[name]) != tmp_path and tmp_path not in Path(made[name]).parents} == set()
+    assert {name for name in paths if Path(made[name]) != tmp_path
+            and tmp_path not in Path(made[name]).parents} == set()
 
 
 @pytest.mark.parametrize("number", ["many", "0", "-1", ""])

@@ -31,7 +31,8 @@ from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-         "labels": (), "task": "sum", "job": "test", "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
+         "labels": (), "task": "sum", "job": "test",
+         "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
          "example": Probe(inputs={"x": np.ones((1, 2), np.float32)}, outputs={"y": np.array([2], np.float32)})}
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2]}]}).encode()
 
@@ -56,7 +57,8 @@ def endpoint(replicas: Replicas, weights: dict[str, float] | None = None, **sett
     made, measures = EndpointSettings(**{"auth": False} | settings), EndpointMetrics()
     table = Table(made, lambda model: (replicas.ask, lambda: True), measures.batch)
     shares = weights or {"1": 1.0}
-    models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}") for version in shares}
+    models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}")
+              for version in shares}
     table.change(routes({"m": shares}, models)["models"])
     return Endpoint(made, table, measures)
 
@@ -72,9 +74,11 @@ async def ask(app: Endpoint, path: str = "/v2/models/m/infer", body: bytes = BOD
     async def whole() -> dict[str, Any]:
         return {"type": "http.request", "body": body}
 
-    raw = [(name.lower().encode(), value.encode()) for name, value in (headers.items() if isinstance(headers, dict) else headers)]
+    raw = [(name.lower().encode(), value.encode())
+           for name, value in (headers.items() if isinstance(headers, dict) else headers)]
     await app({"type": "http", "path": path, "method": method, "headers": raw}, receive or whole, send)
-    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, json.loads(sent[1]["body"] or "null")
+    return (sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]},
+            json.loads(sent[1]["body"] or "null"))
 
 
 def test_a_request_goes_to_the_model_and_its_answer_says_which() -> None:
@@ -95,7 +99,8 @@ def test_the_smallest_of_all_deadlines_holds() -> None:
         return status, time.perf_counter() - began
 
     micro = json.loads(BODY) | {"parameters": {"timeout": 50_000}}
-    for asked in ({"server": 0.05}, {"headers": {"X-Request-Timeout-Seconds": "0.05"}}, {"body": json.dumps(micro).encode()},
+    for asked in ({"server": 0.05}, {"headers": {"X-Request-Timeout-Seconds": "0.05"}},
+                  {"body": json.dumps(micro).encode()},
                   {"server": 9.0, "headers": {"X-Request-Timeout-Seconds": "8"}, "body": json.dumps(micro).encode()}):
         status, seconds = asyncio.run(took(**asked))
         assert status == 504, asked
@@ -115,7 +120,8 @@ def test_what_only_describes_a_model_has_a_deadline_too(path: str) -> None:
     replicas = Replicas()
     replicas.start_s = 60.0
     began = time.perf_counter()
-    assert asyncio.run(ask(endpoint(replicas), path, method="GET", headers={"X-Request-Timeout-Seconds": "0.05"}))[::2] == (
+    assert asyncio.run(ask(endpoint(replicas), path, method="GET",
+                           headers={"X-Request-Timeout-Seconds": "0.05"}))[::2] == (
         504, {"error": "not answered within 0.0475 s"})
     assert time.perf_counter() - began < 30
 
@@ -135,7 +141,8 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
     app = endpoint(Replicas(), timeout_s=0.2, max_request_bytes=10**6)
     status, _, said = asyncio.run(ask(app, receive=never))
     assert (status, said) == (504, {"error": "the body did not come within 0.2 s"})
-    status, _, said = asyncio.run(ask(endpoint(Replicas()), headers={"X-Request-Timeout-Seconds": "0.1"}, receive=never))
+    status, _, said = asyncio.run(ask(endpoint(Replicas()), headers={"X-Request-Timeout-Seconds": "0.1"},
+                                      receive=never))
     assert (status, said) == (504, {"error": "the body did not come within 0.095 s"})
     assert asyncio.run(ask(app, receive=drop_by_drop))[0] == 504
     assert asyncio.run(ask(app, receive=gone))[0] == 400
@@ -180,7 +187,8 @@ def test_our_own_mistake_is_said_without_its_details() -> None:
     assert asyncio.run(ask(endpoint(replicas)))[::2] == (500, {"error": "internal error"})
 
 
-def test_a_key_that_asks_too_often_has_to_wait_and_the_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_asks_too_often_has_to_wait_and_the_others_do_not(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(rate_limit, "time", clock)
     (one, line), (other, more) = new_key("one"), new_key("other")
@@ -238,10 +246,12 @@ def test_of_two_keys_neither_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("headers", "status"), [
     ({"Inference-Header-Content-Length": "9" * 5000}, 400), ({"Inference-Header-Content-Length": "٣"}, 400),
-    ({"Inference-Header-Content-Length": "-1"}, 400), ({"Content-Length": "9" * 5000}, 400), ({"Content-Length": "9" * 18}, 413),
+    ({"Inference-Header-Content-Length": "-1"}, 400), ({"Content-Length": "9" * 5000}, 400),
+    ({"Content-Length": "9" * 18}, 413),
     ({"X-Request-Timeout-Seconds": "9" * 5000}, 200), ({"X-Request-Timeout-Seconds": "nan"}, 200),
     ({"X-Request-Id": "9" * 5000}, 200),
-    ({"Content-Encoding": "gzip"}, 415), ({"Content-Encoding": "IDENTITY"}, 200), ({"Content-Encoding": "identity, gzip"}, 415),
+    ({"Content-Encoding": "gzip"}, 415), ({"Content-Encoding": "IDENTITY"}, 200),
+    ({"Content-Encoding": "identity, gzip"}, 415),
 ])
 def test_a_header_that_is_not_what_it_should_be_is_the_callers_mistake(headers: dict[str, str], status: int) -> None:
     found, said, body = asyncio.run(ask(endpoint(Replicas()), headers=headers))
@@ -249,7 +259,8 @@ def test_a_header_that_is_not_what_it_should_be_is_the_callers_mistake(headers: 
     assert said.get("accept-encoding") == ("identity" if status == 415 else None)
 
 
-@pytest.mark.parametrize("path", ["/v2/models/m/infer/", "/v2/models/m/", "/v2/models/", "/v2/nothing", "/v1/completions/",
+@pytest.mark.parametrize("path", ["/v2/models/m/infer/", "/v2/models/m/", "/v2/models/", "/v2/nothing",
+                                  "/v1/completions/",
                                   "/v1/models/", "/v1/models/m/", "/docs/", "/v3", "//", "/v2/models/m/infer/x",
                                   "/v2/health", "/v2/health/live/", "/docs\n", "/v2/models/m/infer\n"])
 def test_there_is_nothing_at_an_unknown_path_whatever_the_method(path: str) -> None:
@@ -260,7 +271,8 @@ def test_there_is_nothing_at_an_unknown_path_whatever_the_method(path: str) -> N
 
 
 @pytest.mark.parametrize(("path", "allowed"), [
-    ("/v2/models/m/infer", "POST"), ("/v2/models/m/explain", "POST"), ("/v2/models/m", "GET, HEAD"), ("/v1/completions", "POST"),
+    ("/v2/models/m/infer", "POST"), ("/v2/models/m/explain", "POST"), ("/v2/models/m", "GET, HEAD"),
+    ("/v1/completions", "POST"),
     ("/v2/", "GET, HEAD"), ("/v2/health/live", "GET, HEAD")])
 def test_a_path_says_which_methods_it_takes(path: str, allowed: str) -> None:
     status, headers, _ = asyncio.run(ask(endpoint(Replicas()), path, method="DELETE"))
@@ -269,7 +281,8 @@ def test_a_path_says_which_methods_it_takes(path: str, allowed: str) -> None:
 
 # ── browsers ──
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1:8000",
-                                  "localhost.evil.example", "[::2]:8000", "", "a:b:c", "[", "user@localhost@evil.example"])
+                                  "localhost.evil.example", "[::2]:8000", "", "a:b:c", "[",
+                                  "user@localhost@evil.example"])
 def test_without_keys_an_endpoint_is_not_asked_by_another_name(host: str) -> None:
     for path, method in (("/v2/models/m/infer", "POST"), ("/v2/models", "GET"), ("/", "GET")):
         status, _, said = asyncio.run(ask(endpoint(Replicas()), path, method=method, headers={"Host": host}))
@@ -277,13 +290,16 @@ def test_without_keys_an_endpoint_is_not_asked_by_another_name(host: str) -> Non
         assert "localhost or 127.0.0.1" in said["error"]
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000", "box:8000", None])
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000",
+                                  "box:8000", None])
 def test_without_keys_an_endpoint_is_asked_by_loopbacks_names_and_its_own(host: str | None) -> None:
     headers = {} if host is None else {"Host": host, "Origin": f"http://{host}"}
     assert asyncio.run(ask(endpoint(Replicas(), host="box"), headers=headers))[0] == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:8000", "file://", ""])
+@pytest.mark.parametrize("origin",
+                         ["http://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:8000", "file://",
+                          ""])
 def test_without_keys_a_page_elsewhere_cannot_post_blindly(origin: str) -> None:
     headers = {"Host": "localhost:8000", "Origin": origin, "Content-Type": "text/plain"}
     status, _, said = asyncio.run(ask(endpoint(Replicas()), headers=headers))
@@ -298,7 +314,8 @@ def test_a_page_of_a_named_origin_asks_and_reads(tmp_path: Path) -> None:
     for app, keys in ((endpoint(Replicas(), cors_origins=[page]), {}), (guarded, {"Authorization": f"Bearer {key}"})):
         asked = {"Host": "localhost", "Origin": page, "Access-Control-Request-Method": "POST"}
         status, told, _ = asyncio.run(ask(app, method="OPTIONS", headers=asked))
-        assert (status, told["access-control-allow-origin"], told["access-control-allow-methods"]) == (200, page, "GET, POST")
+        assert (status, told["access-control-allow-origin"]) == (200, page)
+        assert told["access-control-allow-methods"] == "GET, POST"
         assert "authorization" in told["access-control-allow-headers"]
         status, told, _ = asyncio.run(ask(app, headers={"Host": "localhost", "Origin": page, **keys}))
         assert (status, told["access-control-allow-origin"], told["vary"]) == (200, page, "origin")
@@ -323,16 +340,18 @@ def test_a_key_that_a_browser_remembers_is_not_for_other_pages(site: str, tmp_pa
 
 def test_an_endpoint_is_given_out_under_a_path() -> None:
     app = endpoint(Replicas(), root_path="/models")
-    for path in ("/models/v2/models/m/infer", "/v2/models/m/infer"):  # proxies that leave it there, and that take it away
+    # proxies that leave it there, and that take it away
+    for path in ("/models/v2/models/m/infer", "/v2/models/m/infer"):
         assert asyncio.run(ask(app, path))[0] == 200
     assert asyncio.run(ask(app, "/modelsv2/models/m/infer"))[0] == 404
     assert asyncio.run(ask(app, "/models", method="GET"))[:2][1]["location"] == "/models/"
     assert asyncio.run(ask(app, "/models/openapi.json", method="GET"))[2]["servers"] == [{"url": "/models"}]
 
 
-@pytest.mark.parametrize("flags", [["--cors-origin", "*"], ["--cors-origin", "https://a.example/"], ["--cors-origin", "null"],
-                                   ["--cors-origin", "a.example"], ["--root-path", "models"], ["--root-path", "/models/"],
-                                   ["--root-path", "/"]])
+@pytest.mark.parametrize("flags",
+                         [["--cors-origin", "*"], ["--cors-origin", "https://a.example/"], ["--cors-origin", "null"],
+                          ["--cors-origin", "a.example"], ["--root-path", "models"], ["--root-path", "/models/"],
+                          ["--root-path", "/"]])
 def test_what_no_browser_or_proxy_would_send_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--model", "m=/none", "--no-auth", *flags]) == 2
     assert f"{flags[0]} {flags[1]}: it must " in capsys.readouterr().err
@@ -382,8 +401,10 @@ def test_what_follows_a_body_is_no_header(tmp_path: Path) -> None:
         for pieces in ((f"{head}\r\n{chunk}{right}\r\n",), (f"{head}\r\n", chunk, f"{right}\r\n")):
             assert said(port, *pieces).startswith(b"HTTP/1.1 401 "), "a key that comes afterwards"
         assert said(port, f"{head}{wrong}\r\n{chunk}{right}\r\n").startswith(b"HTTP/1.1 401 ")
-        assert said(port, f"{head}{right}\r\n{chunk}{wrong}\r\n").startswith(b"HTTP/1.1 200 "), "it does not undo one either"
-        assert b"X-Request-Id: b" not in said(port, f"{head}{right}X-Request-Id: a\r\n\r\n{chunk}X-Request-Id: b\r\n\r\n")
+        assert said(port,
+                    f"{head}{right}\r\n{chunk}{wrong}\r\n").startswith(b"HTTP/1.1 200 "), "it does not undo one either"
+        assert b"X-Request-Id: b" not in said(port, f"{head}{right}X-Request-Id: a\r\n\r\n{chunk}X-Request-Id: "
+                                                    "b\r\n\r\n")
 
 
 def test_a_websocket_is_answered_as_the_request_that_it_begins_with(tmp_path: Path) -> None:

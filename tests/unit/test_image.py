@@ -36,7 +36,8 @@ class Stage:
 
 def stages(text: str) -> tuple[dict[str, str], list[Stage]]:
     """The arguments before the first stage, and the stages."""
-    lines = re.sub(r"\\\n", " ", "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))).splitlines()
+    lines = re.sub(r"\\\n", " ",
+                   "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))).splitlines()
     arguments: dict[str, str] = {}
     found: list[Stage] = []
     for line in filter(str.strip, lines):
@@ -121,7 +122,8 @@ def test_debian_has_every_package() -> None:
 
 
 def test_debian_s_image_has_what_kuberay_s_probes_and_commands_call() -> None:
-    """wget for the probes; bash, which runs `ulimit …; ray start …` as one process, so that Ray itself is told to end."""
+    """wget for the probes; bash, which runs `ulimit …;
+    ray start …` as one process, so that Ray itself is told to end."""
     assert {"wget", "ca-certificates"} <= set(apt_packages())
     told = subprocess.Popen(["bash", "-c", "--", "ulimit -n 1024; sleep 30 --"])
     try:
@@ -226,7 +228,8 @@ def test_what_is_copied_is_there_and_in_the_context() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert ignored[0] == "*", "a context is what is let in, not what is left out"
     let_in = [line[1:] for line in ignored if line.startswith("!")]
-    sources = [word for stage in STAGES for words in stage.of("COPY") if "--from" not in words for word in words.split()[:-1]]
+    sources = [word for stage in STAGES for words in stage.of("COPY") if "--from" not in words
+               for word in words.split()[:-1]]
     assert sorted({*sources}) == sorted(let_in)
     assert all((ROOT / source).exists() for source in sources)
     assert not any(fnmatch.fnmatch(".git", pattern) or pattern in (".venv", "tests") for pattern in let_in)

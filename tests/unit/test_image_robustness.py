@@ -1,4 +1,5 @@
-"""Images changed by the world and by an adversary: within their budget, a function of the row, and harder for the model."""
+"""Images changed by the world and by an adversary: within their budget, a function of the row,
+and harder for the model."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests import image_loops
 
 CONFIG: dict[str, dict[str, Any]] = {
     "augment": {"shift": 0, "rotate": 0, "scale": 0}, "model": {"hidden": [64], "dropout": 0},
-    "train": {"epochs": 15, "global_batch_size": 60}, "eval": {"robustness_rows": 120}, "optim": {"lr": 0.01, "warmup_steps": 0}}
+    "train": {"epochs": 15, "global_batch_size": 60}, "eval": {"robustness_rows": 120},
+    "optim": {"lr": 0.01, "warmup_steps": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,8 @@ def test_every_framework_takes_the_same_way() -> None:
     attack = Attack(budget=12.0, steps=5, low=0.0, high=255.0)
     middle = np.float32(100.0)
     expected = projected_gradient(before, lambda x: x - middle, attack, sign=np.sign, clip=np.clip)
-    found = projected_gradient(torch.from_numpy(before), lambda x: x - middle, attack, sign=torch.sign, clip=torch.clamp)
+    found = projected_gradient(torch.from_numpy(before), lambda x: x - middle, attack, sign=torch.sign,
+                               clip=torch.clamp)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
     tf = pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow").tf
     found = projected_gradient(tf.constant(before), lambda x: x - middle, attack, sign=tf.sign, clip=tf.clip_by_value)
@@ -73,7 +76,8 @@ def test_more_steps_raise_a_loss_that_bends_more() -> None:
         return F.cross_entropy(model(x), labels, reduction="sum").item()
 
     found = [loss(projected_gradient(before, lambda x: gradient_of_loss(model, x, labels),
-                                     Attack(budget=0.2, steps=steps, low=0.0, high=1.0), sign=torch.sign, clip=torch.clamp))
+                                     Attack(budget=0.2, steps=steps, low=0.0, high=1.0), sign=torch.sign,
+                                     clip=torch.clamp))
              for steps in (1, 20)]
     assert loss(before) < found[0] < found[1]
 
@@ -129,17 +133,20 @@ def accuracies(folder: Path, dataset: Dataset, **groups: dict[str, Any]) -> dict
     from jobs.common.checkpoint.store import Checkpoints
     from jobs.common.training import predictions
 
-    config = from_dict(MlpConfig, {name: {**CONFIG.get(name, {}), **groups.get(name, {})} for name in {*CONFIG, *groups}})
+    config = from_dict(MlpConfig,
+                       {name: {**CONFIG.get(name, {}), **groups.get(name, {})} for name in {*CONFIG, *groups}})
     image_loops.train(loop.train, folder, dataset, config)
     store = Store.open(str(folder))
     generation = Checkpoints(store.child("checkpoints")).current_generation()
     assert generation is not None
-    found = {name: predictions.read(store, generation, f"robustness {name}") for name in ("untouched", *ATTACKS, *CHANGES)}
+    found = {name: predictions.read(store, generation, f"robustness {name}")
+             for name in ("untouched", *ATTACKS, *CHANGES)}
     assert {len(each.labels) for each in found.values()} == {120}
     return {name: float((each.probabilities.argmax(1) == each.labels).mean()) for name, each in found.items()}
 
 
-def test_a_run_is_judged_by_every_change_and_training_against_an_adversary_helps(digits: Dataset, tmp_path: Path) -> None:
+def test_a_run_is_judged_by_every_change_and_training_against_an_adversary_helps(digits: Dataset,
+                                                                                 tmp_path: Path) -> None:
     plain = accuracies(tmp_path / "plain", digits)
     hardened = accuracies(tmp_path / "hardened", digits, train={"adversarial": 0.1, "adversarial_steps": 3})
     assert plain["untouched"] > 0.9
@@ -150,7 +157,8 @@ def test_a_run_is_judged_by_every_change_and_training_against_an_adversary_helps
 
 
 def test_no_rows_are_judged_where_none_are_asked_for(digits: Dataset, tmp_path: Path) -> None:
-    config = from_dict(MlpConfig, {**CONFIG, "eval": {"robustness_rows": 0}, "train": {"max_steps": 1, "global_batch_size": 60}})
+    config = from_dict(MlpConfig,
+                       {**CONFIG, "eval": {"robustness_rows": 0}, "train": {"max_steps": 1, "global_batch_size": 60}})
     image_loops.train(loop.train, tmp_path, digits, config)
     assert not list(tmp_path.rglob("*robustness*"))
     trained: Any = type("Trained", (), {"config": config})

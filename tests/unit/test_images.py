@@ -29,7 +29,8 @@ LABELS = np.arange(ROWS) % 3
 
 def _all_rows(dataset: Dataset, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of all splits together, in the order of row ids."""
-    parts = [Reader(dataset, split, BlockCache(folder, 10**8)).rows(0, dataset.splits[split].num_rows) for split in SPLITS]
+    parts = [Reader(dataset, split, BlockCache(folder, 10**8)).rows(0, dataset.splits[split].num_rows)
+             for split in SPLITS]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "label", "row_id")}
     order = np.argsort(joined["row_id"])
     assert joined["row_id"][order].tolist() == list(range(len(order)))
@@ -55,7 +56,8 @@ def _encode(image: np.ndarray, form: str = "PNG") -> bytes:
 
 def _parquet(path: Path, images: pa.Array, labels: pa.Array | None = None, **options: int) -> None:
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"image": images, "label": pa.array(LABELS) if labels is None else labels}), path, **options)
+    pq.write_table(pa.table({"image": images, "label": pa.array(LABELS) if labels is None else labels}), path,
+                   **options)
 
 
 def _idx(path: Path, values: np.ndarray, code: int, dtype: str) -> None:
@@ -140,7 +142,8 @@ TEXT = pa.array([f"class {'xyz'[n]}" for n in LABELS])
 
 
 @pytest.mark.parametrize("labels", [
-    TEXT, TEXT.dictionary_encode(), TEXT.cast(pa.large_string()), pa.array(LABELS.astype(float)), pa.array(LABELS.astype(np.uint8)),
+    TEXT, TEXT.dictionary_encode(), TEXT.cast(pa.large_string()), pa.array(LABELS.astype(float)),
+    pa.array(LABELS.astype(np.uint8)),
 ], ids=["text", "dictionary", "large text", "whole floats", "uint8"])
 def test_labels_may_be_text_or_whole_numbers(tmp_path: Path, labels: pa.Array) -> None:
     _parquet(tmp_path / "in/a.parquet", pa.array(GRAY[..., 0].tolist()), labels, row_group_size=9)
@@ -162,7 +165,8 @@ def test_a_folder_and_a_pattern_read_files_in_the_order_of_their_paths(tmp_path:
 
 def test_the_content_decides_the_fingerprint_not_its_encoding(tmp_path: Path) -> None:
     prints: set[str] = set()
-    for form, options in (("lists", {"row_group_size": 3}), ("fixed-size lists", {"compression": "zstd"}), ("tensor", {})):
+    for form, options in (("lists", {"row_group_size": 3}), ("fixed-size lists", {"compression": "zstd"}),
+                          ("tensor", {})):
         _parquet(tmp_path / form.replace(" ", "") / "a.parquet", NESTED[form], **options)
         prints.add(_check(tmp_path, COLOUR, tmp_path / form.replace(" ", "")).fingerprint)
     assert len(prints) == 1
@@ -238,8 +242,10 @@ def test_paletted_and_black_and_white_images_are_understood(tmp_path: Path) -> N
                 (tmp_path / name / label).mkdir(parents=True, exist_ok=True)
                 image.save(tmp_path / name / label / f"{row}.png")
     storage = Store.open(str(tmp_path / "out"))
-    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "a")), storage, use_ray=False)).shape == (HEIGHT, WIDTH, 3)
-    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "b")), storage, use_ray=False)).shape == (HEIGHT, WIDTH, 1)
+    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "a")), storage,
+                                 use_ray=False)).shape == (HEIGHT, WIDTH, 3)
+    assert ImageFacts.of(prepare(ImageDataConfig(uri=str(tmp_path / "b")), storage,
+                                 use_ray=False)).shape == (HEIGHT, WIDTH, 1)
 
 
 def test_arrow_columns_go_both_ways_also_when_sliced() -> None:

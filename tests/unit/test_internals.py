@@ -34,16 +34,17 @@ CALLS = {
     "ray._private.node.Node.dead_processes": "self",
     "ray._private.node.Node.get_session_dir_path": "self",
     "ray._private.parameter.RayParams": (
-        "node_ip_address=, node_name=, temp_dir=, num_cpus=, num_gpus=, object_store_memory=, dashboard_agent_listen_port=, "
-        "min_worker_port=, max_worker_port=, gcs_address=, include_log_monitor=, gcs_server_port=, include_dashboard=, "
-        "dashboard_host=, dashboard_port=, autoscaling_config="),
+        "node_ip_address=, node_name=, temp_dir=, num_cpus=, num_gpus=, object_store_memory=, "
+        "dashboard_agent_listen_port=, min_worker_port=, max_worker_port=, gcs_address=, include_log_monitor=, "
+        "gcs_server_port=, include_dashboard=, dashboard_host=, dashboard_port=, autoscaling_config="),
     "ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids": "",
     "ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators": "",
     # jobs/common/execution/ray_internals.py
     "ray.train.v2._internal.execution.callback.ControllerCallback.after_controller_start": "self, train_run_context",
     "ray.train.v2._internal.execution.worker_group.DefaultPlacementGroupHandle": "placement_group",
     "ray.train.v2._internal.execution.worker_group.DefaultPlacementGroupHandle.shutdown": "self",
-    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._create_placement_group": "self, scaling, context",
+    "ray.train.v2._internal.execution.worker_group.worker_group.WorkerGroup._create_placement_group": "self, scaling, "
+                                                                                                      "context",
     "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": "self",
     # serving
     "ray.serve._private.api.serve_start": "http_options=, grpc_options=, proxy_location=, global_logging_config=",
@@ -69,7 +70,8 @@ CALLS = {
     # tuning/sampler.py
     "optuna.trial.Trial": "study, trial_id",
 }
-"""Functions with what they are called with: `name=` is a keyword. What is patched or overridden is called so by the library."""
+"""Functions with what they are called with: `name=` is a keyword.
+What is patched or overridden is called so by the library."""
 VALUES: dict[str, type] = {
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER": bool,
     "ray._private.ray_constants.DASHBOARD_CLIENT_MAX_SIZE": int,
@@ -101,7 +103,8 @@ WORDS = {
     "ray.serve._private.router": ["self._asyncio_router", "def request_router("],
     "ray.serve._private.request_router.request_router": ["def curr_replicas("],
     "torch.optim.optimizer": ['getattr(self.__class__.step, "hooked", None)'],
-    "deepspeed.runtime.zero.stage_1_and_2": ["self.bit16_groups", "self.single_partition_of_fp32_groups", "._hp_mapping"],
+    "deepspeed.runtime.zero.stage_1_and_2": ["self.bit16_groups", "self.single_partition_of_fp32_groups",
+                                             "._hp_mapping"],
     "deepspeed.runtime.zero.stage3": ["self.fp32_partitioned_groups_flat", "self.grad_position"],
     "deepspeed.runtime.zero.partition_parameters": [".ds_numel", ".ds_tensor"],
     "deepspeed.utils.tensor_fragment": ["hp_fragment_address", "lp_fragment_address"],
@@ -114,12 +117,14 @@ GCS = {
     "NodeInfoGcsService.GetAllNodeInfo": ([], [f"node_info_list.{name}" for name in (
         "node_id", "node_name", "node_manager_address", "node_manager_port", "state", "is_head_node", "resources_total",
         "death_info.reason", "metrics_export_port")]),
-    "NodeResourceInfoGcsService.GetAllAvailableResources": ([], ["resources_list.node_id", "resources_list.resources_available"]),
+    "NodeResourceInfoGcsService.GetAllAvailableResources": ([], ["resources_list.node_id",
+                                                                 "resources_list.resources_available"]),
     "NodeResourceInfoGcsService.GetDrainingNodes": ([], ["draining_nodes.node_id"]),
     "JobInfoGcsService.GetAllJobInfo": (["skip_submission_job_info_field", "skip_is_running_tasks_field"], [
         f"job_info_list.{name}" for name in ("job_id", "config.metadata", "config.ray_namespace", "entrypoint",
                                              "driver_address.ip_address", "start_time", "is_dead")]),
-    "ActorInfoGcsService.GetNamedActorInfo": (["name", "ray_namespace"], ["actor_table_data.actor_id", "actor_table_data.state"]),
+    "ActorInfoGcsService.GetNamedActorInfo": (["name", "ray_namespace"],
+                                              ["actor_table_data.actor_id", "actor_table_data.state"]),
     "ActorInfoGcsService.GetAllActorInfo": (["filters.state"], [
         f"actor_table_data.{name}" for name in ("name", "node_id", "required_resources", "ray_namespace")]),
     "PlacementGroupInfoGcsService.GetAllPlacementGroup": ([], ["placement_group_table_data"]),
@@ -128,7 +133,8 @@ GCS = {
     "InternalKVGcsService.InternalKVDel": (["key", "namespace"], []),
     "AutoscalerStateService.GetClusterStatus": ([], [f"autoscaling_state.{name}" for name in (
         "pending_instance_requests.ray_node_type_name", "pending_instance_requests.count",
-        "pending_instances.ray_node_type_name", "failed_instance_requests.ray_node_type_name", "failed_instance_requests.reason")]),
+        "pending_instances.ray_node_type_name", "failed_instance_requests.ray_node_type_name",
+        "failed_instance_requests.reason")]),
 }
 """Calls of the control store, with the fields of the request and of the reply."""
 
@@ -165,14 +171,16 @@ def test_the_control_store_takes_and_answers_the_same_fields(call: str) -> None:
     assert found is not None, f"{call} moved"
     assert found.input_type.name == f"{method}Request"
     for message, fields in zip((found.input_type, found.output_type), GCS[call], strict=True):
-        assert [field for field in fields if not _has_field(message, field.split("."))] == [], f"{call}: moved from {message.name}"
+        assert [field for field in fields
+                if not _has_field(message, field.split("."))] == [], f"{call}: moved from {message.name}"
 
 
 def test_the_numbers_of_deaths_and_states_are_the_same() -> None:
     from ray.core.generated.common_pb2 import NodeDeathInfo
     from ray.core.generated.gcs_pb2 import ActorTableData, GcsNodeInfo
 
-    assert {"EXPECTED_TERMINATION", "AUTOSCALER_DRAIN_IDLE", "AUTOSCALER_DRAIN_PREEMPTED"} <= set(NodeDeathInfo.Reason.keys())
+    assert {"EXPECTED_TERMINATION", "AUTOSCALER_DRAIN_IDLE",
+            "AUTOSCALER_DRAIN_PREEMPTED"} <= set(NodeDeathInfo.Reason.keys())
     assert (ActorTableData.ALIVE, GcsNodeInfo.ALIVE) == (2, 0)
 
 
@@ -195,7 +203,8 @@ def test_each_symbol_of_an_internals_module_is_in_these_tables() -> None:
     known = [*CALLS, *VALUES, *(f"{module}.{word.strip('().')}" for module, words in WORDS.items() for word in words)]
     missing = [(path.name, symbol) for path in internals_modules() for symbol in private_symbols(path.read_text())
                if not symbol.startswith("ray.core.generated")
-               and not any(f"{name}.".startswith(f"{symbol}.") or symbol.rpartition(".")[2] in name.split(".") for name in known)]
+               and not any(f"{name}.".startswith(f"{symbol}.") or symbol.rpartition(".")[2] in name.split(".")
+                           for name in known)]
     assert missing == []
 
 

@@ -42,7 +42,8 @@ def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tm
 
 
 @pytest.mark.parametrize("start_step", [0, 5])
-def test_several_steps_at_once_are_the_same_rows_one_after_the_other(dataset: Dataset, tmp_path: Path, start_step: int) -> None:
+def test_several_steps_at_once_are_the_same_rows_one_after_the_other(dataset: Dataset, tmp_path: Path,
+                                                                     start_step: int) -> None:
     order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50,
                           window_rows=120, seed=1)
     singly, together = (loader_of(dataset, order, (0, 2), tmp_path) for _ in range(2))
@@ -70,7 +71,8 @@ def test_after_an_epochs_last_step_there_is_nothing_left_of_it(dataset: Dataset,
 
 
 def test_a_micro_batch_inside_a_window_is_a_view_of_it(dataset: Dataset, tmp_path: Path) -> None:
-    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64, block_rows=5000,
+    order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=1, global_batch_size=64,
+                          block_rows=5000,
                   window_rows=5000, seed=1)
     loader = loader_of(dataset, order, (0,), tmp_path)
     batches = [rows[0]["image"] for _, rows in loader.epoch(0)]

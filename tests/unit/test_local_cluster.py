@@ -1,4 +1,5 @@
-"""cluster/local/cluster.py without a Ray of its own: what a start that was cut off leaves, and starts that are refused."""
+"""cluster/local/cluster.py without a Ray of its own: what a start that was cut off leaves,
+and starts that are refused."""
 
 import argparse
 import dataclasses
@@ -89,9 +90,11 @@ def test_down_ends_the_nodes_of_a_start_that_was_cut_off(cut_off: local.LocalClu
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--dashboard-host", "10.9.9.9"], "--dashboard-host 10.9.9.9 cannot be listened on (Cannot assign requested address): give"),
+    (["--dashboard-host", "10.9.9.9"],
+     "--dashboard-host 10.9.9.9 cannot be listened on (Cannot assign requested address): give"),
     (["--dashboard-host", "no-such-host.invalid"], "--dashboard-host no-such-host.invalid cannot be listened on ("),
-    (["--dashboard-host", "no-such-host.invalid", "--dashboard-port", "8270"], "--dashboard-host no-such-host.invalid cannot"),
+    (["--dashboard-host", "no-such-host.invalid", "--dashboard-port", "8270"],
+     "--dashboard-host no-such-host.invalid cannot"),
     (["--dashboard-host", ""], "--dashboard-host  cannot be listened on"),
     (["--port", "70000"], "--port 70000 is no port: give one of 1 to 65535, or none"),
     (["--dashboard-port", "70000"], "--dashboard-port 70000 is no port"),
@@ -134,7 +137,8 @@ def test_a_start_that_fails_in_this_process_says_why(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("host", "where"), [
-    ("127.0.0.1", "127.0.0.1:8265"), ("0.0.0.0", "127.0.0.1:8265"), ("10.0.0.5", "10.0.0.5:8265"), ("fd00::5", "[fd00::5]:8265"),
+    ("127.0.0.1", "127.0.0.1:8265"), ("0.0.0.0", "127.0.0.1:8265"), ("10.0.0.5", "10.0.0.5:8265"),
+    ("fd00::5", "[fd00::5]:8265"),
 ])
 def test_a_dashboard_is_said_to_be_where_it_listens(host: str, where: str) -> None:
     spec = NodeSpec(name="head", address="127.0.0.1:1", folder="/f", is_head=True, num_cpus=1, object_store_bytes=1,
@@ -151,7 +155,8 @@ def test_the_dashboard_host_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(local, "_start", start)  # real nodes take seconds
     assert main(["up", "--nodes", "1", "--dashboard-host", "0.0.0.0"]) == 2
-    assert [(spec.name, _parameters(spec).get("dashboard_host")) for spec in started] == [("head", "0.0.0.0"), ("worker-1", None)]
+    assert [(spec.name, _parameters(spec).get("dashboard_host")) for spec in started] == [("head", "0.0.0.0"),
+                                                                                          ("worker-1", None)]
 
 
 def test_a_cluster_without_nodes_is_said_to_be_cut_off(cut_off: local.LocalCluster) -> None:
@@ -177,11 +182,13 @@ def test_a_start_is_waited_for_while_it_gets_further(tmp_path: Path, monkeypatch
     spec, clock, began = starting(tmp_path), Clock(), 1000.0
 
     def go_on(_: float) -> None:
-        """In place of a look's sleep: half a minute passes, in which a log more appears, and after ten the node is there."""
+        """In place of a look's sleep: half a minute passes, in which a log more appears,
+        and after ten the node is there."""
         clock.now += 30.0
         (spec.ray_logs / f"{clock.now}.log").touch()
         if clock.now > began + 600:
-            spec.ready_file.write_text(json.dumps({"node_id": "0f", "session_dir": "", "pids": {}, "dashboard_url": ""}))
+            spec.ready_file.write_text(json.dumps({"node_id": "0f", "session_dir": "", "pids": {},
+                                                   "dashboard_url": ""}))
 
     monkeypatch.setattr(clock, "sleep", go_on)
     monkeypatch.setattr(launch, "time", clock)
@@ -260,7 +267,8 @@ def test_a_temporary_folder_whose_sockets_would_have_too_long_a_path_is_refused(
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    with pytest.raises(ClusterError, match=r"TMPDIR is .*x, of \d+ characters: .* set TMPDIR to a folder of 75 or fewer"):
+    with pytest.raises(ClusterError,
+                       match=r"TMPDIR is .*x, of \d+ characters: .* set TMPDIR to a folder of 75 or fewer"):
         local.up()
     with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="AF_UNIX path too long"):
         listener.bind(f"{folder}/pymp-12345678/listener-12345678")

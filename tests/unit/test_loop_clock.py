@@ -35,7 +35,8 @@ def test_a_clock_counts_what_its_loop_was_there_to_see() -> None:
     assert clock.look() - began == 0.5 + MOST_S, "an hour away is a moment"
     assert clock.look() - began == 0.75 + MOST_S
     for turn in (1, 2):
-        assert clock.look() - began == 0.75 + MOST_S * (1 + turn), "one that is always slow comes to its bound all the same"
+        assert clock.look() - began == 0.75 + MOST_S * (1 + turn), (
+            "one that is always slow comes to its bound all the same")
 
 
 def test_a_deadline_that_passed_in_a_pause_still_waits_for_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +51,8 @@ def test_a_deadline_that_passed_in_a_pause_still_waits_for_the_call(monkeypatch:
     assert control_store.within(5, call, ClusterError("late")) == 7
 
 
-def test_the_parts_of_a_checkpoint_are_waited_for_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_checkpoint_are_waited_for_after_a_pause(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine stood still for longer than a part may take, and the other rank's process with it."""
     paused, store, save = Paused(), Store.open(str(tmp_path)), SaveName("000001-ab", 1, 8)
     part = FileEntry(path=save.part(1), size=1, sha256="0", rank=1)

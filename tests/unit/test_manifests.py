@@ -1,7 +1,7 @@
 """Every combination of overlay, components and job of k8s/ renders, and is what the API server and KubeRay take.
 
-No cluster is at hand: rendered by `kubectl kustomize`, validated against the resources' own schemas, and against what no schema
-says (tests/manifest_rules.py).
+No cluster is at hand: rendered by `kubectl kustomize`, validated against the resources' own schemas, and against what
+no schema says (tests/manifest_rules.py).
 """
 
 import copy
@@ -76,7 +76,8 @@ def validator() -> tuple[ModuleType, dict[Any, Any]]:
 
 def refusals(document: Document) -> list[str]:
     module, schemas = validator()
-    return [f"{document['kind']}/{document['metadata']['name']}: {each}" for each in module.check(document, schemas, KUBERNETES)]
+    return [f"{document['kind']}/{document['metadata']['name']}: {each}"
+            for each in module.check(document, schemas, KUBERNETES)]
 
 
 def test_every_combination_is_valid_for_the_api_server() -> None:
@@ -106,7 +107,8 @@ def with_defaults(document: Document) -> Document:
 
 
 def test_what_the_api_server_would_add_is_stated() -> None:
-    """workerGroupSpecs is one value to it: where a default is left out, the next apply changes what the operator owns."""
+    """workerGroupSpecs is one value to it: where a default is left out,
+    the next apply changes what the operator owns."""
     ours = [each for each in every_document() if each["apiVersion"].startswith("ray.io/")]
     ours.append(minimal("x:1", workers=1, cpus=1, memory="1Gi", gpus=1))
     assert {each["kind"] for each in ours} == {"RayCluster", "RayJob", "RayService", "RayCronJob"}
@@ -125,7 +127,8 @@ def test_what_the_api_server_would_add_is_stated() -> None:
 # ── what it does not check ──
 @pytest.mark.parametrize("rule", rules.OF_ONE, ids=lambda rule: rule.__name__)
 def test_documents_keep_the_rule(rule: Callable[[Document], rules.Problems]) -> None:
-    assert [f"{each['kind']}/{each['metadata']['name']}: {problem}" for each in every_document() for problem in rule(each)] == []
+    assert [f"{each['kind']}/{each['metadata']['name']}: {problem}"
+            for each in every_document() for problem in rule(each)] == []
 
 
 @pytest.mark.parametrize("rule", rules.OF_ALL, ids=lambda rule: rule.__name__)
@@ -135,7 +138,8 @@ def test_renderings_keep_the_rule(rule: Callable[[tuple[Document, ...]], rules.P
 
 def _worker(document: Document) -> Document:
     spec = document["spec"]
-    return spec.get("rayClusterSpec", spec.get("rayClusterConfig"))["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    return spec.get("rayClusterSpec",
+                    spec.get("rayClusterConfig"))["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
 
 
 BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
@@ -167,7 +171,8 @@ BROKEN: list[tuple[str, str, Callable[[Document], Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "job", "break_it"), BROKEN, ids=[f"{rule}-{i}" for i, (rule, _, _) in enumerate(BROKEN)])
+@pytest.mark.parametrize(("rule", "job", "break_it"), BROKEN,
+                         ids=[f"{rule}-{i}" for i, (rule, _, _) in enumerate(BROKEN)])
 def test_a_broken_rule_is_found(rule: str, job: str, break_it: Callable[[Document], Any]) -> None:
     kind = {"": "RayService", "retrain": "RayCronJob"}.get(job, "RayJob")
     document = copy.deepcopy(named(rendered("cpu" if job else "serving", (), job or None), kind))
@@ -195,7 +200,8 @@ def test_a_budget_of_workers_that_no_replica_makes_ready_is_found() -> None:
     assert list(rules.budgets(whole)) == []
     spec = next(each for each in whole if each["kind"] == "RayService")["spec"]
     spec["serveConfigV2"] = spec["serveConfigV2"].replace("min_replicas: 2", "min_replicas: 1")
-    assert list(rules.budgets(whole)) == ["budget trainyard-serving-worker: 1 of 1 pods stay, so that no node can be drained"]
+    assert list(rules.budgets(whole)) == ["budget trainyard-serving-worker: 1 of 1 pods stay, so that no node can be "
+                                          "drained"]
 
 
 # ── components do what they say, wherever they are ──
@@ -210,9 +216,11 @@ def test_a_cluster_is_closed_in_every_overlay() -> None:
 def test_ray_is_set_as_in_a_cluster_that_is_started_here() -> None:
     for overlay, job in [(overlay, None) for overlay in renderer().OVERLAYS] + [("cpu", "mlp"), ("cpu", "retrain")]:
         documents = rendered(overlay, (), job)
-        for role, template in [each for document in documents for each in pod_templates(document) if each[0] in ("head", "worker")]:
+        for role, template in [each for document in documents for each in pod_templates(document)
+                               if each[0] in ("head", "worker")]:
             (settings,) = [named(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
-                           for source in containers(template)[0]["envFrom"] if source["configMapRef"]["name"].endswith("-settings")]
+                           for source in containers(template)[0]["envFrom"]
+                           if source["configMapRef"]["name"].endswith("-settings")]
             assert {name: settings.get(name) for name in RAY_SETTINGS} == RAY_SETTINGS, (overlay, job, role)
 
 
@@ -223,7 +231,8 @@ def test_a_job_s_cluster_is_taken_away_when_the_job_ends() -> None:
 
 
 def test_a_component_reaches_what_is_around_the_cluster() -> None:
-    """A job or an endpoint has the whole cluster in it, as components have left it: containers, images and resources too."""
+    """A job or an endpoint has the whole cluster in it, as components have left it: containers,
+    images and resources too."""
     for overlay, job in (("gpu", "transformer"), ("gpu", "retrain"), ("serving", None)):
         documents = rendered(overlay, ("redis", "spot", "storage-s3", "tls"), job)
         cluster = next(found for found in map(rules.cluster_of, documents) if found)
@@ -244,10 +253,13 @@ def test_what_plain_kustomize_prints_is_what_render_prints() -> None:
         assert list(yaml.safe_load_all(plain.stdout)) == list(rendered(overlay))
 
 
-@pytest.mark.parametrize("registry", ["$(id)", "registry.example/Team", "a b", "registry.example/team;id", "-x", "https://registry.example",
-                                      "registry.example//team", "registry.example\n", "registry.example:port"])
+@pytest.mark.parametrize("registry",
+                         ["$(id)", "registry.example/Team", "a b", "registry.example/team;id", "-x",
+                          "https://registry.example",
+                          "registry.example//team", "registry.example\n", "registry.example:port"])
 def test_a_registry_that_no_images_name_begins_with_is_refused(registry: str) -> None:
-    with pytest.raises(renderer().RefusedError, match=r"an image's name cannot begin like that: give HOST\[:PORT\]\[/PATH\]"):
+    with pytest.raises(renderer().RefusedError,
+                       match=r"an image's name cannot begin like that: give HOST\[:PORT\]\[/PATH\]"):
         renderer().images(registry, "torch")
 
 
@@ -334,7 +346,8 @@ def test_only_json_patches_are_used() -> None:
         said = yaml.safe_load(file.read_text())
         assert not {"patchesStrategicMerge", "patchesJson6902", "merge"} & set(said), file
         for patch in said.get("patches", []):
-            operations = yaml.safe_load(patch["patch"] if "patch" in patch else (file.parent / patch["path"]).read_text())
+            operations = yaml.safe_load(patch["patch"]
+                                        if "patch" in patch else (file.parent / patch["path"]).read_text())
             assert isinstance(operations, list), file
             assert {each["op"] for each in operations} <= {"add", "remove", "replace", "test"}, file
 
@@ -350,7 +363,8 @@ def test_pod_monitors_find_pods_and_their_port() -> None:
     for monitor in monitors:
         chosen = [template for template in templates if selects(monitor["selector"], labels(template))]
         assert chosen, monitor
-        ports = {port["name"] for template in chosen for container in containers(template) for port in container.get("ports", [])}
+        ports = {port["name"]
+                 for template in chosen for container in containers(template) for port in container.get("ports", [])}
         assert {each["port"] for each in monitor["podMetricsEndpoints"] if "port" in each} <= ports
 
 
@@ -406,7 +420,8 @@ def test_the_requests_in_the_readme_are_those_of_the_manifests() -> None:
 
 
 def test_every_command_of_the_readme_that_renders_does() -> None:
-    lines = [re.split("[#|>]", line)[0] for line in README.read_text().splitlines() if line.startswith("python k8s/render.py")]
+    lines = [re.split("[#|>]", line)[0] for line in README.read_text().splitlines()
+             if line.startswith("python k8s/render.py")]
     commands = [shlex.split(line) for line in lines if not re.search("OVERLAY|SERVING", line)]
     assert len(commands) >= 6
     for command in commands:

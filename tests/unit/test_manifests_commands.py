@@ -1,4 +1,5 @@
-"""What the manifests of k8s/ have Ray run: command lines that the jobs' own parsers take, and a config that Serve takes."""
+"""What the manifests of k8s/ have Ray run: command lines that the jobs' own parsers take,
+and a config that Serve takes."""
 
 import importlib
 import re
@@ -149,7 +150,8 @@ def test_the_endpoint_s_config_is_one_that_serve_takes(overlay: str) -> None:
         module, _, name = application.import_path.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
     with pytest.raises(ValueError, match="import_pth"):
-        ServeDeploySchema.model_validate({"applications": [{"name": "a", "import_pth": "serving.endpoint.app:endpoint"}]})
+        ServeDeploySchema.model_validate({"applications": [{"name": "a",
+                                                            "import_pth": "serving.endpoint.app:endpoint"}]})
 
 
 @pytest.mark.parametrize("overlay", SERVING)
@@ -183,7 +185,8 @@ def test_the_endpoint_s_replicas_fit_its_cluster(overlay: str) -> None:
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     needed = sum(ModelSettings(**each).cpus for each in settings.own)
     assert group["maxReplicas"] * (cpus // needed) >= settings.max_replicas
-    assert group["minReplicas"] * (cpus // needed) >= settings.min_replicas, "until the cluster has grown it is not whole"
+    assert group["minReplicas"] * (cpus // needed) >= settings.min_replicas, (
+        "until the cluster has grown it is not whole")
     assert INGRESS in str(serve_config(overlay))
 
 
@@ -207,7 +210,8 @@ def test_a_worker_is_ready_when_its_raylet_and_its_proxy_both_say_so() -> None:
 
 
 def test_serve_s_own_settings_are_those_that_an_endpoint_of_one_machine_has() -> None:
-    """But for three: it listens to all of the network, whoever drains it is on other machines, and HAProxy is found by its path."""
+    """But for three: it listens to all of the network, whoever drains it is on other machines,
+    and HAProxy is found by its path."""
     made = dict(named(rendered("serving"), "ConfigMap", "trainyard-serving")["data"])
     own = dict(deploy_config.SERVE_SETTINGS)
     assert own.pop("RAY_SERVE_DEFAULT_HTTP_HOST") == "127.0.0.1"

@@ -49,7 +49,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return image_loops.odd(tmp_path_factory.mktemp("odd"))
 
 
-def train(folder: Path, dataset: Dataset, config: MlpConfig, kind: type[Session] = Session) -> tuple[str, list[dict[str, Any]]]:
+def train(
+    folder: Path, dataset: Dataset, config: MlpConfig, kind: type[Session] = Session
+) -> tuple[str, list[dict[str, Any]]]:
     return image_loops.train(loop.train, folder, dataset, config, kind)
 
 
@@ -74,12 +76,14 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     rows = digits.reader("train", config.data).rows(0, 64)
     loss = loop.backward(model, rows, config, 0, torch.device("cpu"))
     pixels = torch.from_numpy(rows["image"]).flatten(1) / 255
-    assert loss == pytest.approx(F.cross_entropy(model.layers(pixels), torch.from_numpy(rows["label"])).item(), rel=1e-5)
+    assert loss == pytest.approx(F.cross_entropy(model.layers(pixels), torch.from_numpy(rows["label"])).item(),
+                                 rel=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [[], [7], [16, 8, 4]])
 @pytest.mark.parametrize("normalise", ["standard", "unit"])
-def test_any_depth_size_and_number_of_classes_trains(hidden: list[int], normalise: str, odd: Dataset, tmp_path: Path) -> None:
+def test_any_depth_size_and_number_of_classes_trains(hidden: list[int], normalise: str, odd: Dataset,
+                                                     tmp_path: Path) -> None:
     config = config_of(model={"hidden": hidden, "normalise": normalise}, train={"epochs": 12, "global_batch_size": 32},
                        optim={"lr": 0.02, "warmup_steps": 0})
     sizes = [p.shape for p in network(config, odd).parameters() if p.ndim == 2]
@@ -202,7 +206,8 @@ def test_training_stops_when_the_validation_metric_no_longer_improves(digits: Da
     config = config_of(train={"epochs": 50, "early_stopping_epochs": 3}, optim={"lr": 1e-12, "warmup_steps": 0})
     outcome, evaluations = train(tmp_path, digits, config)
     assert outcome == "finished"
-    assert [row["epoch"] for row in evaluations] == [1, 2, 3, 4], "the first is the best, then three without improvement"
+    assert [row["epoch"] for row in evaluations] == [1, 2, 3,
+                                                     4], "the first is the best, then three without improvement"
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
@@ -219,7 +224,8 @@ def test_the_best_checkpoint_is_that_of_the_metric(metric: str, digits: Dataset,
 @pytest.mark.parametrize("limit", [{}, {"max_steps": 4}])
 def test_stopping_after_every_step_changes_nothing(limit: dict[str, int], odd: Dataset, tmp_path: Path) -> None:
     """Also at an epoch's last step, and at the very last one: what then is left to do is done when it continues."""
-    config = config_of(train={"epochs": 2, "global_batch_size": 60, **limit}, model={"dropout": 0.3}, augment={"rotate": 10})
+    config = config_of(train={"epochs": 2, "global_batch_size": 60, **limit}, model={"dropout": 0.3},
+                       augment={"rotate": 10})
     _, expected = train(tmp_path / "at once", odd, config)
     outcomes, evaluations = [], []
     while not outcomes or outcomes[-1] != "finished":
@@ -252,10 +258,12 @@ def test_bf16_trains_and_keeps_weights_in_float32(digits: Dataset, tmp_path: Pat
     mine, theirs = tensors(tmp_path / "bf16"), tensors(tmp_path / "fp32")
     assert {array.dtype for array in mine.values()} == {np.dtype(np.float32)}
     assert any(not np.array_equal(mine[name], theirs[name]) for name in mine), "it was in use"
-    assert evaluations["bf16"][-1]["validation_loss"] == pytest.approx(evaluations["fp32"][-1]["validation_loss"], rel=0.05)
+    assert evaluations["bf16"][-1]["validation_loss"] == pytest.approx(evaluations["fp32"][-1]["validation_loss"],
+                                                                       rel=0.05)
 
 
-def test_an_evaluation_that_is_not_finite_is_never_the_best(odd: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_not_finite_is_never_the_best(odd: Dataset, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([float("nan"), 0.7, float("inf")])
     monkeypatch.setattr(loop.MlpTraining, "evaluate", lambda *_: {"accuracy": 0.5, "loss": next(losses)})
     config = config_of(train={"epochs": 3}, eval={"metric": "loss"})
@@ -305,7 +313,8 @@ for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):
         ours.load_state_dict(ours.state_dict())
     assert "torch._dynamo" not in sys.modules
     if name == "sgd":
-        plain = kind(models[1].parameters(), lr=OptimConfig().lr, momentum=0.9, weight_decay=OptimConfig().weight_decay, fused=True)
+        plain = kind(models[1].parameters(), lr=OptimConfig().lr, momentum=0.9, weight_decay=OptimConfig().weight_decay,
+                     fused=True)
         for step in range(3):
             plain.zero_grad()
             (models[1](torch.ones(4, 3)) ** 2).sum().backward()
@@ -337,7 +346,8 @@ print(json.dumps({"difference": float(np.abs(found - probe.outputs["probabilitie
 def test_an_artifact_loads_without_ray_and_answers_as_its_probe_says(tmp_path: Path) -> None:
     with runs.run(tmp_path / "run", "--train.epochs", "2") as job:
         job.finished()
-    done = subprocess.run([sys.executable, "-c", LOAD, str(job.folder / "artifact")], cwd=runs.ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", LOAD, str(job.folder / "artifact")], cwd=runs.ROOT,
+                          capture_output=True, text=True,
                           check=True, timeout=60)
     found = json.loads(done.stdout)
     assert found["difference"] < 1e-6
@@ -346,9 +356,12 @@ def test_an_artifact_loads_without_ray_and_answers_as_its_probe_says(tmp_path: P
     assert found["ray"] == []
     path = job.folder / "artifact/manifest.json"
     manifest = json.loads(path.read_text())
-    for group, name, value, says in (("config", "model", {"hidden": [10**12], "dropout": 0.0}, "does not hold the network"),
-                                     ("config", "model", 5, "not iterable"), ("preprocessing", "mean", "x", "mean: Input"),
-                                     ("config", "model", {"hidden": [32, 32], "dropout": 0.0}, "does not hold the network")):
+    for group, name, value, says in (("config", "model", {"hidden": [10**12], "dropout": 0.0},
+                                      "does not hold the network"),
+                                     ("config", "model", 5, "not iterable"),
+                                     ("preprocessing", "mean", "x", "mean: Input"),
+                                     ("config", "model", {"hidden": [32, 32], "dropout": 0.0},
+                                      "does not hold the network")):
         path.write_text(json.dumps(manifest | {group: manifest[group] | {name: value}}))
         with pytest.raises(ArtifactError, match=says):  # and no memory was taken for 10^12 numbers
             load(job.folder / "artifact")

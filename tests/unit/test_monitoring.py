@@ -1,4 +1,5 @@
-"""What monitoring is made of: rules that say what they are to, a runbook for each alert, dashboards that Grafana takes, figures."""
+"""What monitoring is made of: rules that say what they are to, a runbook for each alert,
+dashboards that Grafana takes, figures."""
 
 import itertools
 import json
@@ -36,7 +37,8 @@ UNITS = {"none", "short", "s", "bytes", "percent", "percentunit", "reqps", "Bps"
 def promtool(*arguments: str, folder: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian's package prometheus)")
-    done = subprocess.run(["promtool", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(["promtool", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -79,7 +81,8 @@ MONITORS: dict[str, dict[str, Any]] = {
 
 
 def relabeled(labels: dict[str, str], rules: list[dict[str, Any]]) -> dict[str, str] | None:
-    """A target's labels as Prometheus leaves them, by the actions that are used here; None for a target that is dropped."""
+    """A target's labels as Prometheus leaves them, by the actions that are used here;
+    None for a target that is dropped."""
     made = dict(labels)
     for rule in rules:
         assert set(rule) <= {"sourceLabels", "targetLabel", "action", "regex", "replacement"}
@@ -100,7 +103,8 @@ def test_the_autoscaler_is_asked_at_its_port_and_no_other_container_there(ip: st
     assert by_port["port"] == "metrics" and "relabelings" not in by_port
 
     def target(container: str, at: str) -> dict[str, str] | None:
-        return relabeled({"__address__": at, "__meta_kubernetes_pod_ip": ip, "__meta_kubernetes_pod_container_name": container},
+        return relabeled({"__address__": at, "__meta_kubernetes_pod_ip": ip,
+                          "__meta_kubernetes_pod_container_name": container},
                          by_address["relabelings"])
 
     assert target("ray-head", f"[{ip}]:8080" if ":" in ip else f"{ip}:8080") is None
@@ -114,7 +118,8 @@ def test_a_silent_node_is_told_of_by_the_job_names_that_its_monitor_makes() -> N
     assert regex is not None and set(MONITORS) == {"ray-head", "ray-workers"}
     for name, monitor in MONITORS.items():
         assert "jobLabel" not in monitor["spec"], "the operator's own is NAMESPACE/NAME"
-        rules = [rule for endpoint in monitor["spec"]["podMetricsEndpoints"] for rule in endpoint.get("relabelings", [])]
+        rules = [rule for endpoint in monitor["spec"]["podMetricsEndpoints"]
+                 for rule in endpoint.get("relabelings", [])]
         assert "job" not in {rule.get("targetLabel") for rule in rules}
         assert re.fullmatch(regex[1], f"{monitor['metadata']['namespace']}/{name}")
     assert re.fullmatch(regex[1], "ray"), "without Kubernetes"

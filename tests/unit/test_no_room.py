@@ -12,10 +12,12 @@ from cluster.core.control_store import Node
 from cluster.core.errors import ClusterError, StoppedError
 from serving.commands import serve_client, waiting
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
+# Ray Serve's, of Pydantic
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 SLOW = ("Deployment 'Model' in application 'digits-2' has 1 replicas that have taken more than 30s to be scheduled. "
         "This may be due to waiting for the cluster to auto-scale or for a runtime environment to be installed. "
-        'Resources required for each replica: {"CPU": 1.0}, total resources available: {}. Use `ray status` for more details.')
+        'Resources required for each replica: {"CPU": 1.0}, total resources available: {}. Use `ray status` for more '
+        'details.')
 STARTING_UP = "not ready after 0 s: digits-2: the process of a replica has been starting for 40 s"
 STARTING = dict[str, tuple[dict[str, float], int | None]]
 """By application, what its replica needs, and its process."""
@@ -85,7 +87,8 @@ def test_a_process_that_is_slow_to_start_is_not_without_room(monkeypatch: pytest
     with pytest.raises(ClusterError, match=STARTING_UP):
         wait(monkeypatch, {"digits-2": ({"CPU": 1.0}, None)}, FakeGcs(0.0, {}))
     with pytest.raises(ClusterError, match=r"endpoint: the process of a replica has been starting .*; digits-2: a "
-                                           r"replica has been loading its model for (39|[4-9]\d) s \(process 7, log serve/"):
+                                           r"replica has been loading its model for (39|[4-9]\d) s "
+                                           r"\(process 7, log serve/"):
         wait(monkeypatch, {"endpoint": ({}, None), "digits-2": ({"CPU": 1.0}, 7)}, FakeGcs(0.0, {1.0: 1}))
 
 
@@ -97,12 +100,14 @@ def test_of_replicas_that_need_the_same_the_one_without_room_is_named(monkeypatc
 
 def test_why_an_application_does_not_run_is_the_exceptions_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Serve says it of a replica that cannot start again, here since the artifact's folder was deleted."""
-    message = ("The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial "
-               "health check failing. See controller logs for details. Error:\nray::ServeReplica:digits-1:Model."
-               "initialize_and_get_metadata() (pid=7, ip=127.0.0.1)\n  File \"a.py\", line 1, in __init__\n"
-               "cluster.core.errors.ArtifactError: artifact /a is not valid: manifest.json is missing\n")
+    message = ("The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or "
+               "initial health check failing. See controller logs for details. "
+               "Error:\nray::ServeReplica:digits-1:Model.initialize_and_get_metadata() (pid=7, ip=127.0.0.1)\n  File "
+               "\"a.py\", line 1, in __init__\ncluster.core.errors.ArtifactError: artifact /a is not valid: "
+               "manifest.json is missing\n")
     sick = SimpleNamespace(status="UNHEALTHY", message="", deployments={
-        "Other": SimpleNamespace(status="HEALTHY", message=SLOW), "Model": SimpleNamespace(status="UNHEALTHY", message=message)})
+        "Other": SimpleNamespace(status="HEALTHY", message=SLOW),
+        "Model": SimpleNamespace(status="UNHEALTHY", message=message)})
     well = SimpleNamespace(status="RUNNING", message="", deployments={})
     monkeypatch.setattr(serve_client, "_applications", lambda: {"digits-1": sick, "endpoint": well})
     assert serve_client.troubles() == {

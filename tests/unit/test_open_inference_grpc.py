@@ -112,7 +112,8 @@ def refused(spec: TensorSpec = SPEC, **changed: Any) -> str:
 def test_what_does_not_fit_is_refused_with_the_same_words_as_over_http() -> None:
     contents = messages.message("InferTensorContents")
     both = "input 'x' is FP32, and has {}: its values go into {} alone"
-    assert refused(contents=contents(int_contents=[1])) == both.format("int_contents and fp32_contents", "fp32_contents")
+    assert refused(contents=contents(int_contents=[1])) == both.format("int_contents and fp32_contents",
+                                                                       "fp32_contents")
     assert refused(raw=[bytes(8)]) == both.format("fp32_contents", "raw_input_contents")
     assert refused(raw=[bytes(8), b""]) == "raw_input_contents has 2 elements for 1 inputs: one for each"
     assert refused(datatype="INT32") == (
@@ -120,7 +121,8 @@ def test_what_does_not_fit_is_refused_with_the_same_words_as_over_http() -> None
     assert refused(datatype="FLOAT") == "input 'x' is FP32, not FLOAT"
     assert refused(name="y") == "the model has no input 'y': it takes x"
     assert refused(shape=[2]) == "input 'x' has shape [1, 2, 2]: as FP32 the model takes [-1, 2], where -1 is any size"
-    assert refused(contents=contents(fp32_contents=[1])) == "`data` of input 'x' has 3 values in shape [3], its shape [1, 2] says 2"
+    assert refused(contents=contents(fp32_contents=[1])) == (
+        "`data` of input 'x' has 3 values in shape [3], its shape [1, 2] says 2")
     assert refused(outputs="z") == "the model has no output 'z': it has x"
     assert refused(TensorSpec(name="x", datatype="FP16", shape=(-1, 2)), datatype="FP16") == (
         "input 'x' is FP16, and has fp32_contents: its values go into raw_input_contents alone")
@@ -191,8 +193,10 @@ def test_an_output_of_fp16_makes_an_answer_raw() -> None:
 
 def test_the_messages_are_those_that_make_proto_makes_of_the_proto(tmp_path: Path) -> None:
     made = tmp_path / "made.binpb"
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # where make runs the tests itself
-    said = subprocess.run(["make", "-n", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", "proto"], cwd=ROOT,
+    # where make runs the tests itself
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    said = subprocess.run(["make", "-n", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", "proto"],
+                          cwd=ROOT,
                           env=alone, capture_output=True, text=True, check=True)
     own = str(messages.DESCRIPTION.relative_to(ROOT))
     assert f"={own} " in said.stdout

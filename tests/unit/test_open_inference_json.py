@@ -39,7 +39,8 @@ def image(**fields: Any) -> dict[str, Any]:
 
 def values(datatype: str) -> Any:
     dtype = np.dtype(DTYPES[datatype])
-    elements = {"elements": st.floats(allow_nan=False, allow_infinity=False, width=8 * dtype.itemsize)} if dtype.kind == "f" else {}
+    elements = {"elements": st.floats(allow_nan=False, allow_infinity=False,
+                                      width=8 * dtype.itemsize)} if dtype.kind == "f" else {}
     return hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=3, max_side=4), **elements)
 
 
@@ -61,7 +62,8 @@ def test_every_datatype_arrives_as_it_was_sent(data: Any, datatype: str) -> None
 def test_whole_numbers_beyond_int64_are_not_rounded() -> None:
     specs = (TensorSpec(name="x", datatype="UINT64", shape=(-1,)),)
     for data in ([2**63 + 1, 0], [2**64 - 1, 1], [[2**64 - 1]]):
-        sent = {"name": "x", "shape": [np.size(data)], "datatype": "UINT64", "data": np.ravel(np.array(data, object)).tolist()}
+        sent = {"name": "x", "shape": [np.size(data)], "datatype": "UINT64",
+                "data": np.ravel(np.array(data, object)).tolist()}
         assert parse({"inputs": [sent]}, specs=specs).inputs["x"].tolist() == np.ravel(np.array(data, object)).tolist()
     for over in ([1.8446744073709552e19], [2**63, -1]):
         sent = {"name": "x", "shape": [len(over)], "datatype": "UINT64", "data": over}
@@ -108,7 +110,8 @@ def test_an_image_may_come_as_a_file_in_base64_and_pixels_as_floats_that_are_who
     (image(shape=[True, 2, 2, 1]), "no list of whole numbers"),
     (image(shape=[0, 2, 2, 1], data=[]), "1 or more: they have image [0, 2, 2, 1]"),
     (image(shape=[10**15, 2, 2, 1]), "1000000000000000 rows in one request: at most 8"),
-    (image(shape=[9, 2, 2, 1], data=[0] * 36), "9 rows in one request: at most 8 (--max-batch-rows). Send them in several"),
+    (image(shape=[9, 2, 2, 1], data=[0] * 36),
+     "9 rows in one request: at most 8 (--max-batch-rows). Send them in several"),
     (image(data=[1, 2, 3]), "has 3 values in shape [3], its shape [1, 2, 2, 1] says 4"),
     (image(data=[[1, 2], [3]]), "ragged"),
     (image(data=[[1, 2], [3, 4]]), "in shape [2, 2]"),
@@ -131,7 +134,8 @@ def test_an_image_may_come_as_a_file_in_base64_and_pixels_as_floats_that_are_who
     (image(data=None, parameters={"binary_data_size": 4}), "0 bytes are left in the body"),
     (image(data=None, parameters={"binary_data_size": -1}), "binary_data_size"),
     (image(data=None, parameters={"binary_data_size": "4"}), "binary_data_size"),
-    (image(data=None, parameters={"binary_data_size": json.loads("[" * 900 + "]" * 900)}), "binary_data_size of 'image' is lists"),
+    (image(data=None, parameters={"binary_data_size": json.loads("[" * 900 + "]" * 900)}),
+     "binary_data_size of 'image' is lists"),
     (image(data=None), "`data` of input 'image' is missing, or no list: its shape [1, 2, 2, 1] says 4 values"),
     (image(datatype="BYTES", shape=[1], data=["#"], parameters={"content_type": "base64"}), "not base64"),
     (image(datatype="BYTES", shape=[2], data=["a"]), "has 1 values in shape [1], its shape [2] says 2"),
@@ -140,7 +144,8 @@ def test_an_image_may_come_as_a_file_in_base64_and_pixels_as_floats_that_are_who
     (image() | {"outputs": [{"name": "logits"}]}, "no output 'logits': it has probabilities, label"),
     (image() | {"outputs": [{"name": "label", "parameters": {"shared_memory_region": "r"}}]},
      "output 'label' has the parameter 'shared_memory_region', which this endpoint does not know"),
-    (image() | {"outputs": [{"name": "label", "parameters": {"classification": -1}}]}, "is -1: it must be a number of classes"),
+    (image() | {"outputs": [{"name": "label", "parameters": {"classification": -1}}]},
+     "is -1: it must be a number of classes"),
     (image() | {"outputs": 3}, "`outputs` is missing"),
     (image() | {"parameters": {"binary_data_output": 1}}, "neither true nor false"),
 ])
@@ -177,7 +182,8 @@ def test_a_body_of_more_than_is_made_into_objects_is_not_read(body: bytes, says:
 
 
 def test_nested_data_is_looked_at_no_deeper_than_its_shape() -> None:
-    """A thousand lists in each other, beside many values: going down all of them would look at each value a thousand times."""
+    """A thousand lists in each other, beside many values:
+    going down all of them would look at each value a thousand times."""
     specs = (TensorSpec(name="x", datatype="INT64", shape=(-1, 1)),)
     body = b'{"inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [[%s%s]]}]}' % (
         b"[" * 900 + b"]" * 900, b",1" * 500_000)
@@ -202,7 +208,8 @@ def test_binary_sizes_that_do_not_add_up_are_refused(size: int, tail: bytes, len
         parse({"inputs": [tensor]}, tail, length=length)
 
 
-@pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\x01\x00", b"\x01\x00\x00\x00a" * 2, b"", b"\xff\xff\xff\xffa"])
+@pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00abc", b"\x01\x00", b"\x01\x00\x00\x00a" * 2, b"",
+                                 b"\xff\xff\xff\xffa"])
 def test_broken_elements_of_bytes_are_refused(raw: bytes) -> None:
     specs = (TensorSpec(name="text", datatype="BYTES", shape=(-1,)),)
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
@@ -238,7 +245,8 @@ def test_whole_numbers_beside_one_with_a_point_are_not_rounded() -> None:
 
 def test_the_likeliest_classes_come_in_place_of_values_if_they_are_asked_for() -> None:
     about = {"outputs": OUTPUTS, "labels": ("a", "b", "c")}
-    asked = parse(image() | {"outputs": [{"name": "probabilities", "parameters": {"classification": 2, "binary_data": True}}]})
+    asked = parse(image() | {"outputs": [{"name": "probabilities",
+                                          "parameters": {"classification": 2, "binary_data": True}}]})
     outputs, told = likeliest(asked, ANSWERS, about)
     data, length = answer(asked, outputs, told["outputs"], {})
     assert length is not None
@@ -267,7 +275,8 @@ def test_an_answer_has_the_outputs_that_were_asked_for_each_as_it_was_asked_for(
     assert length is not None
     head = json.loads(data[:length])
     assert head["id"] == "x"
-    assert head["outputs"] == [{"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 9}}]
+    assert head["outputs"] == [{"name": "label", "datatype": "BYTES", "shape": [1],
+                                "parameters": {"binary_data_size": 9}}]
     assert data[length:] == b"\x05\x00\x00\x00" + "grün".encode()
 
     data, length = answer(parse(image() | {"parameters": {"binary_data_output": True}}), ANSWERS, OUTPUTS, about)

@@ -16,7 +16,8 @@ from tests.benchmarks.goodput_model import expected_goodput
 def test_no_interval_beats_the_best_one_by_much(cost_s: float, mtbf_s: float) -> None:
     best = best_interval_s(cost_s, mtbf_s)
     reached = expected_goodput(best, cost_s, mtbf_s)
-    assert all(expected_goodput(best * factor, cost_s, mtbf_s) <= reached * (1 + 1e-4) for factor in (0.3, 0.7, 0.95, 1.05, 1.5, 4))
+    assert all(expected_goodput(best * factor, cost_s, mtbf_s) <= reached * (1 + 1e-4)
+               for factor in (0.3, 0.7, 0.95, 1.05, 1.5, 4))
 
 
 def test_the_best_interval_is_youngs_where_checkpoints_cost_little() -> None:

@@ -1,4 +1,5 @@
-"""Variants of trained classifiers: as good as their parents, or refused; what they say of themselves; how a replica serves them."""
+"""Variants of trained classifiers: as good as their parents, or refused; what they say of themselves;
+how a replica serves them."""
 
 import asyncio
 import json
@@ -24,10 +25,12 @@ from tests import kept
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),  # Keras's
 ]
-VARIANTS = {"mlp": ["onnx", "onnx-int8"], "cnn": ["onnx", "onnx-int8", "compiled"], "transformer": ["onnx", "onnx-int8"]}
+VARIANTS = {"mlp": ["onnx", "onnx-int8"], "cnn": ["onnx", "onnx-int8", "compiled"],
+            "transformer": ["onnx", "onnx-int8"]}
 QUICK = ["--seconds", "0.02"]
 
 
@@ -36,7 +39,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a replica sets for its process ends with the test."""
     from ray.serve._private import replica
 
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS", "TF_NUM_INTEROP_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS",
+                 "TF_NUM_INTEROP_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     serve_replica: Any = replica
     monkeypatch.setattr(serve_replica, "add_port_to_grpc_server", serve_replica.add_port_to_grpc_server)
@@ -44,7 +48,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of an earlier version, with the data that they were trained on: to train new ones would take half a minute."""
+    """Models of an earlier version, with the data that they were trained on:
+    to train new ones would take half a minute."""
     return kept.storage(tmp_path_factory.mktemp("kept") / "storage")
 
 
@@ -97,11 +102,13 @@ def test_a_variant_says_what_it_was_made_of_and_what_that_changed(parent: Artifa
         assert variant is not None
         assert (variant.name, variant.parent_digest, variant.parent_version) == (name, parent.digest, "")
         stated = parent.manifest.description.metrics["test"]
-        assert set(variant.figures) == {"size_bytes", "latency_ms_1_row", "latency_ms_64_rows", *(f"test_{key}" for key in stated)}
+        assert set(variant.figures) == {"size_bytes", "latency_ms_1_row", "latency_ms_64_rows",
+                                        *(f"test_{key}" for key in stated)}
         for metric, value in stated.items():
             assert variant.parent_figures[f"test_{metric}"] == pytest.approx(value, abs=1e-4)
             assert variant.figures[f"test_{metric}"] == made.manifest.description.metrics["test"][metric]
-        assert variant.change["test_accuracy"] == variant.figures["test_accuracy"] - variant.parent_figures["test_accuracy"]
+        lost = variant.figures["test_accuracy"] - variant.parent_figures["test_accuracy"]
+        assert variant.change["test_accuracy"] == lost
         assert min(variant.figures["latency_ms_1_row"], variant.parent_figures["latency_ms_1_row"]) > 0
         on_disk = sum(path.stat().st_size for path in made.store.local_path().rglob("*")
                       if path.name not in ("manifest.json", "probe.json", "model_card.md"))
@@ -121,7 +128,8 @@ def test_all_weights_are_of_8_bits_and_factors_use_no_more_than_7(parent: Artifa
     graph = onnx.load_from_string(variants(parent)["onnx-int8"].read("model.onnx")).graph
     arrays = [onnx.numpy_helper.to_array(constant) for constant in graph.initializer]
     large = [array for array in arrays if array.ndim >= 2 and array.size >= 64]
-    assert large and {array.dtype for array in large} <= {np.dtype(np.int8), np.dtype(np.uint8)}  # the latter: embeddings
+    # the latter: embeddings
+    assert large and {array.dtype for array in large} <= {np.dtype(np.int8), np.dtype(np.uint8)}
     assert max(int(np.abs(array.astype(int)).max()) for array in large if array.dtype == np.int8) <= 64
 
 
@@ -208,8 +216,10 @@ def test_what_no_variants_can_be_made_of_is_refused_with_the_reason(storage: Pat
     assert "is an artifact already: pass another --output" in refused(capsys, artifact.uri, *where)
     out = ["--output", str(tmp_path / "out")]
     assert "is the variant onnx of another model already" in refused(capsys, f"{artifact.uri}-onnx", *where, *out)
-    assert "has no 'compiled': it has onnx, onnx-int8" in refused(capsys, artifact.uri, "--variants", "compiled", *where, *out)
-    assert "it must be 0 to 100, in points of accuracy" in refused(capsys, artifact.uri, "--max-loss", "-1", *where, *out)
+    assert "has no 'compiled': it has onnx, onnx-int8" in refused(capsys, artifact.uri, "--variants", "compiled",
+                                                                  *where, *out)
+    assert "it must be 0 to 100, in points of accuracy" in refused(capsys, artifact.uri, "--max-loss", "-1", *where,
+                                                                   *out)
     assert "no artifact at" in refused(capsys, str(tmp_path), *where, *out)
     assert "--register" in refused(capsys, artifact.uri, "--register", *where, *out)
 
@@ -227,15 +237,17 @@ def test_a_model_that_does_not_do_what_its_manifest_says_is_no_parent(storage: P
                                                                        capsys: pytest.CaptureFixture[str]) -> None:
     artifact = optimised(storage, "mlp")
     weights = {name: np.zeros_like(values) for name, values in artifact.weights().items()}
-    written = write_artifact(Store.open(str(tmp_path)), "zeros", description=artifact.manifest.description, probe=artifact.probe(),
+    written = write_artifact(Store.open(str(tmp_path)), "zeros", description=artifact.manifest.description,
+                             probe=artifact.probe(),
                              files={WEIGHTS: weights_file(weights)})
     said = refused(capsys, written.uri, "--storage", str(storage))
     assert re.search(r"does not do on its test rows what its manifest says \(accuracy 0\.\d{4}, not 0\.\d{4}; ", said)
     assert not (tmp_path / "zeros-onnx").exists()
 
 
-def test_other_data_than_the_model_was_tested_on_is_refused_and_moved_data_found(storage: Path, tmp_path: Path,
-                                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_than_the_model_was_tested_on_is_refused_and_moved_data_found(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dataclasses import replace
 
     artifact, digits = optimised(storage, "mlp"), Store.open(str(tmp_path))
@@ -254,13 +266,15 @@ def test_other_data_than_the_model_was_tested_on_is_refused_and_moved_data_found
     assert "pass --data.uri with where it is now" in said
     assert f"is not what {tmp_path}/split was trained on" in refused(capsys, like("split", split_seed=7).uri, *where)
     assert main(["optimise", gone.uri, *where, "--data.uri", "digits", *QUICK]) == 0
-    assert main(["optimise", like("again", uri="nowhere").uri, "--variants", "onnx", "--storage", str(storage), *QUICK]) == 0, \
+    assert main(["optimise", like("again", uri="nowhere").uri, "--variants", "onnx", "--storage", str(storage),
+                 *QUICK]) == 0, \
         "prepared by the run, so its source need not be there"
 
 
 # ── the registry ──
-def test_variants_of_a_registered_model_become_versions_that_know_their_parent(storage: Path, tmp_path: Path,
-                                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_of_a_registered_model_become_versions_that_know_their_parent(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     artifact = optimised(storage, "mlp").copy_to(tmp_path / "mlp")
     registry = open_registry(None, Store.open(str(tmp_path)), "digits")
     registry.start(run_name="test", params={}, tags={})

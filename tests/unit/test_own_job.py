@@ -37,7 +37,8 @@ def python(place: own_job.Place, *arguments: str, folder: Path | None = None) ->
 @pytest.fixture(scope="module")
 def artifact(place: own_job.Place) -> Artifact:
     storage = place.folder.parent / "storage"
-    done = python(place, "-m", own_job.NAME, "--run.engine", "local", "--run.workers", "2", "--run.storage", str(storage),
+    done = python(place, "-m", own_job.NAME, "--run.engine", "local", "--run.workers", "2", "--run.storage",
+                  str(storage),
                   "--run.name", "first", "--run.tracking-uri", "none", "--train.epochs", "3",
                   "--eval.bootstrap-samples", "100")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +59,8 @@ def test_it_is_trainyards_wheel_that_is_used(place: own_job.Place) -> None:
                                "for each in (cluster, jobs, serving, trainyard, tuning): print(each.__file__)")
     assert said.stdout.split() == [str(place.installed / name / "__init__.py") for name in shadows.PACKAGES]
     assert (place.installed / "jobs/mlp/search_space.yaml").is_file()
-    templates = [path.relative_to(ROOT) for name in shadows.PACKAGES for path in (ROOT / name).rglob("templates/*.html")]
+    templates = [path.relative_to(ROOT) for name in shadows.PACKAGES
+                 for path in (ROOT / name).rglob("templates/*.html")]
     assert templates
     assert [path for path in templates if not (place.installed / path).is_file()] == []
 
@@ -78,7 +80,8 @@ def test_its_artifact_names_it_and_is_answered_by_its_predictor_for_who_has_name
 @pytest.mark.parametrize("named", [(), ("my_package",), ("my_package.churn.predictor",), ("churn",), ("my_package.*",)])
 def test_a_package_that_nobody_has_named_word_for_word_is_not_imported(
         artifact: Artifact, named: tuple[str, ...]) -> None:
-    with pytest.raises(ArtifactError, match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, transf"
+    with pytest.raises(ArtifactError,
+                       match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, transf"
                                             r"ormer\).* pass --job my_package\.churn if you trust that package"):
         load_predictor(artifact, named)
     with pytest.raises(ArtifactError, match="pass --job"):
@@ -87,7 +90,8 @@ def test_a_package_that_nobody_has_named_word_for_word_is_not_imported(
 
 
 def test_who_has_named_a_package_that_is_not_here_is_told_so(artifact: Artifact) -> None:
-    with pytest.raises(ArtifactError, match=r"there is no module my_package: run this where Python finds my_package\.churn"):
+    with pytest.raises(ArtifactError,
+                       match=r"there is no module my_package: run this where Python finds my_package\.churn"):
         load_predictor(artifact, [own_job.NAME])
 
 

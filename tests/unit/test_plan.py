@@ -12,7 +12,15 @@ import torch
 
 from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
-from jobs.transformer.costs import Shape, counted_parameters, flops_per_token, kept_bytes, mfu, peak_flops, shape_of_model
+from jobs.transformer.costs import (
+    Shape,
+    counted_parameters,
+    flops_per_token,
+    kept_bytes,
+    mfu,
+    peak_flops,
+    shape_of_model,
+)
 from jobs.transformer.model import classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, main, plan, shape_of
 from tests.unit.held_tensors import storages
@@ -62,7 +70,8 @@ ARITHMETIC = {"fp32": (4, 4), "bf16": (2, 2), "autocast": (2, 4)}
 def test_activations_are_those_that_are_really_kept(name: str, task: str, arithmetic: str, checkpointing: bool) -> None:
     built = small(name, task, activation_checkpointing=checkpointing)[1]
     shape = shape_of_model(built)
-    found = kept_by_autograd(built.to(torch.bfloat16) if arithmetic == "bf16" else built, task, autocast=arithmetic == "autocast")
+    found = kept_by_autograd(built.to(torch.bfloat16) if arithmetic == "bf16" else built, task,
+                             autocast=arithmetic == "autocast")
     element, residual = ARITHMETIC[arithmetic]
     expected = kept_bytes(shape, 8 * 256, element=element, residual=residual, checkpointing=checkpointing)
     expected += 4.0 * shape.outputs * 8 * 256  # logarithms of probabilities; the logits themselves are let go
@@ -71,7 +80,8 @@ def test_activations_are_those_that_are_really_kept(name: str, task: str, arithm
 
 
 def kept_by_autograd(model: Any, task: str, *, autocast: bool) -> int:
-    """Bytes of activations that a forward pass of 8 rows of 256 tokens keeps: without weights, and autocast's copies of them."""
+    """Bytes of activations that a forward pass of 8 rows of 256 tokens keeps: without weights,
+    and autocast's copies of them."""
     own = storages([*model.parameters(), *model.buffers()])
     copies = {shape for p in model.parameters() for shape in (p.shape, p.t().shape if p.dim() == 2 else p.shape)}
     kept: list[torch.Tensor] = []
@@ -84,8 +94,10 @@ def kept_by_autograd(model: Any, task: str, *, autocast: bool) -> int:
     tokens = torch.randint(1, 640, (8, 256))
     with (torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
           torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()):
-        logits = model(input_ids=tokens, **({"attention_mask": torch.ones_like(tokens)} if task == "classify" else {})).logits
-        loss = token_losses(logits, tokens).sum() if task == "generate" else classification_loss(logits, tokens[:, 0] % 2)
+        logits = model(input_ids=tokens,
+                       **({"attention_mask": torch.ones_like(tokens)} if task == "classify" else {})).logits
+        loss = (token_losses(logits, tokens).sum() if task == "generate"
+                else classification_loss(logits, tokens[:, 0] % 2))
     assert loss.requires_grad
     return sum(size for place, size in storages(kept).items() if place not in own)
 
@@ -124,7 +136,8 @@ def test_zero3_keeps_what_is_used_again_soon() -> None:
     assert gathered(10**10, 8 * 10**8) == pytest.approx(8e8, rel=0.02), "the largest module is more"
 
 
-TOY = Shape(parameters=1, trained=1, cast=1, largest=1, largest_trained=1, layers=2, width=8, heads=2, kv_heads=2, mlp_width=16,
+TOY = Shape(parameters=1, trained=1, cast=1, largest=1, largest_trained=1, layers=2, width=8, heads=2, kv_heads=2,
+            mlp_width=16,
             gated=True, fused=False, rms_norm=True, projections=5, outputs=32, masked=0)
 
 
@@ -135,7 +148,8 @@ def test_the_plan_says_what_fits_and_costs_no_more_than_it_must(capsys: pytest.C
     verdicts = {line.split("  ")[0]: line.split()[-1] for line in lines if line.split()[1:2] == ["none"]}
     assert verdicts == {"ddp": "large", "zero1": "fits", "zero2": "fits", "zero3": "fits"}
     assert lines[-1].startswith("use: --scale.strategy zero1: ")
-    assert main(["--model.name", "llama-8b", "--gpus", "2", "--gpu-memory", "24", "--model.activation-checkpointing"]) == 0
+    assert main(["--model.name", "llama-8b", "--gpus", "2", "--gpu-memory", "24",
+                 "--model.activation-checkpointing"]) == 0
     assert "use: --scale.strategy zero2 --scale.offload cpu: " in capsys.readouterr().out
     rows = plan(PlanConfig(gpus=4))
     assert [row.total for row in rows[:4]] == sorted((row.total for row in rows[:4]), reverse=True)
@@ -151,7 +165,8 @@ def test_where_none_fits_the_plan_says_what_to_change(capsys: pytest.CaptureFixt
     (["--model.name", "no-such-model"], "--model.name no-such-model: is no preset"),
     (["--model.name", "distilbert"], "pass --task classify"),
     (["--model.name", "distilbert", "--task", "classify"], "distilbert takes 512 tokens"),
-    (["--gpus", "0"], "--gpus 0: must be at least 1"), (["--hardware.precision", "fp16"], "pass that"), (["--gpsu", "3"], "--gpus"),
+    (["--gpus", "0"], "--gpus 0: must be at least 1"), (["--hardware.precision", "fp16"], "pass that"),
+    (["--gpsu", "3"], "--gpus"),
 ])
 def test_a_mistake_is_one_message(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str],
                                   monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from jobs.common.training.rendezvous import Heartbeat, View, WorkerExit, WorkerI
 
 
 def member(slot: int, life: str = "a", **more: Any) -> WorkerInfo:
-    return WorkerInfo(slot=slot, worker=f"{life}{slot}", pid=slot, started=0.0, node_id=None, host=f"10.0.0.{slot}", **more)
+    return WorkerInfo(slot=slot, worker=f"{life}{slot}", pid=slot, started=0.0, node_id=None, host=f"10.0.0.{slot}",
+                      **more)
 
 
 def group(num_workers: int, **more: Any) -> GenerationState:
@@ -55,7 +56,8 @@ def error_of(kind: str) -> WorkerExit:
     return WorkerExit(slot=2, worker="a2", outcome="error", kind=kind, message="why", traceback="where")
 
 
-@pytest.mark.parametrize(("can_replace", "generation", "ends"), [(True, "g1", False), (True, "", True), (False, "g1", True)])
+@pytest.mark.parametrize(("can_replace", "generation", "ends"),
+                         [(True, "g1", False), (True, "", True), (False, "g1", True)])
 def test_a_workers_error_ends_the_run_where_another_worker_would_fail_alike(
     tmp_path: Path, can_replace: bool, generation: str, ends: bool
 ) -> None:
@@ -108,7 +110,8 @@ def test_the_time_between_failures_is_known_or_seen(tmp_path: Path) -> None:
 def view(silence_s: dict[int, float], *, step: int = 0, storage: tuple[float, float] = (0.0, 0.0),
          registered: dict[int, WorkerInfo] | None = None) -> View:
     beat = Heartbeat(step=step, storage_wait_s=storage[0], storage_still_s=storage[1])
-    return View(registered=registered or {}, heartbeats=dict.fromkeys(silence_s, beat), silence_s=silence_s, reports=[], exits=[])
+    return View(registered=registered or {}, heartbeats=dict.fromkeys(silence_s, beat), silence_s=silence_s, reports=[],
+                exits=[])
 
 
 TRAINS = Heartbeat(marks={"first_step": 1.0}, median_step_s=0.1)
@@ -156,8 +159,10 @@ def test_a_worker_that_does_not_come_back_hangs_and_those_that_did_do_not() -> N
 def test_silence_is_told_once_for_each() -> None:
     policy, current = hangs(), group(2)
     assert policy.silent(current, view({0: 9.0, 1: 0.0})) == ""
-    assert policy.silent(current, view({0: 11.0, 1: 0.0})).startswith("nothing has been heard of worker 0 on 10.0.0.0 for 10 s")
-    assert policy.silent(current, view({0: 12.0, 1: 11.0})).startswith("nothing has been heard of worker 1 on 10.0.0.1 for")
+    assert policy.silent(current,
+                         view({0: 11.0, 1: 0.0})).startswith("nothing has been heard of worker 0 on 10.0.0.0 for 10 s")
+    assert policy.silent(current,
+                         view({0: 12.0, 1: 11.0})).startswith("nothing has been heard of worker 1 on 10.0.0.1 for")
     assert policy.silent(current, view({0: 13.0, 1: 12.0})) == ""
 
 

@@ -1,4 +1,5 @@
-"""Preparing: exact splits, a fingerprint of the content, found again at once, and safe when two do it; reading it back."""
+"""Preparing: exact splits, a fingerprint of the content, found again at once, and safe when two do it;
+reading it back."""
 
 import concurrent.futures
 import json
@@ -71,7 +72,8 @@ def test_the_splits_are_stratified_exactly_and_hold_every_row_once(dataset: Data
         assert dataset.splits[split].class_counts == tuple(np.bincount(rows["label"], minlength=7))
         seen += rows["row_id"].tolist()
     assert sorted(seen) == list(range(ROWS))
-    for count, test, validation in zip(np.bincount(LABELS), *(dataset.splits[s].class_counts for s in ("test", "validation")),
+    for count, test, validation in zip(np.bincount(LABELS),
+                                       *(dataset.splits[s].class_counts for s in ("test", "validation")),
                                        strict=True):
         assert abs(test - 0.2 * count) <= 0.5
         assert abs(validation - 0.16 * count) <= 0.5
@@ -156,7 +158,8 @@ def test_a_changed_pixel_label_or_seed_changes_the_fingerprint(tmp_path: Path) -
     for change in range(4):
         images[5, 5, 5] ^= change == 1
         labels[5] = (labels[5] + (change == 2)) % 7
-        config = ImageDataConfig(uri=_write(tmp_path / f"{change}.parquet", images, labels), split_seed=int(change == 3))
+        config = ImageDataConfig(uri=_write(tmp_path / f"{change}.parquet", images, labels),
+                                 split_seed=int(change == 3))
         prints.append(prepare(config, Store.open(str(tmp_path / "out")), use_ray=False).fingerprint)
     assert len(set(prints)) == 4
 
@@ -183,7 +186,8 @@ def _prepare_when_told(uri: str, storage: str, start: Any) -> str:
     return dataset.fingerprint
 
 
-def test_two_processes_that_prepare_the_same_data_at_once_do_no_harm(source: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_two_processes_that_prepare_the_same_data_at_once_do_no_harm(source: str, dataset: Dataset,
+                                                                     tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Manager() as manager:
         start = manager.Barrier(2)
         with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
@@ -230,7 +234,9 @@ def test_what_a_killed_process_left_is_swept_a_day_later(tmp_path: Path) -> None
     (beginning / "00000000.parquet.ab.partial").touch()
     (key / "dataset.json").unlink()
     newest = prepare(config, Store.open(str(tmp_path)), use_ray=False)
-    assert sorted(path.name for path in key.iterdir()) == sorted([again.blocks, newest.blocks, "blocks-of-another", "dataset.json"])
+    assert sorted(path.name
+                  for path in key.iterdir()) == sorted([again.blocks, newest.blocks, "blocks-of-another",
+                                                        "dataset.json"])
 
 
 def test_take_gives_any_rows_in_any_order_with_repeats(train: Reader) -> None:
@@ -275,7 +281,8 @@ def test_a_damaged_or_missing_block_in_storage_is_named(source: str, tmp_path: P
     assert len(reader.rows(0, 5)["label"]) == 5
 
 
-def test_data_whose_description_is_damaged_is_named_and_prepared_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_data_whose_description_is_damaged_is_named_and_prepared_again(tmp_path: Path,
+                                                                       caplog: pytest.LogCaptureFixture) -> None:
     dataset = prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
     for text in ("", "[]", json.dumps({"version": 2})):
         dataset.store.write_text("dataset.json", text)
@@ -300,7 +307,8 @@ def test_the_digits_are_scikit_learns_and_always_the_same(tmp_path: Path) -> Non
     from PIL import Image
 
     for enlarged, scan in zip(images[:50, ..., 0], original.images[:50], strict=True):
-        expected = np.asarray(Image.fromarray((scan * 255 / 16).astype(np.float32)).resize((28, 28), Image.Resampling.BILINEAR))
+        expected = np.asarray(Image.fromarray((scan * 255 / 16).astype(np.float32)).resize((28, 28),
+                                                                                           Image.Resampling.BILINEAR))
         np.testing.assert_allclose(enlarged, expected, atol=0.51)
 
 
@@ -329,7 +337,8 @@ def test_preparing_takes_no_more_memory_for_more_data(tmp_path: Path) -> None:
         table = pa.table({"image": flat, "label": np.tile(LABELS, copies)})
         pq.write_table(table, tmp_path / f"{copies}.parquet", row_group_size=10**9, compression="none")
         command = [sys.executable, "-c", code, str(tmp_path / f"{copies}.parquet"), str(tmp_path / "out")]
-        peaks.append(int(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout) // 1024)
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, timeout=120,
+                                        check=True).stdout) // 1024)
     assert peaks[1] < peaks[0] + 120, f"peak MiB for 31 and 314 MB in one row group: {peaks}"
 
 
@@ -343,7 +352,8 @@ def test_a_cached_set_needs_no_heavy_library(tmp_path: Path) -> None:
         "print(sorted({'sklearn', 'pandas', 'ray', 'PIL', 'torch', 'scipy'} & set(sys.modules)))"
     )
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60,
+                              check=True)
         assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -357,7 +367,8 @@ def test_from_s3_to_s3_and_back(dataset: Dataset, source: str, tmp_path: Path) -
         rows = Reader(prepared, "validation", BlockCache(tmp_path, 10**8)).rows(0, 100)
         np.testing.assert_array_equal(rows["image"], IMAGES[rows["row_id"]])
         single = ImageDataConfig(uri=f"s3://{BUCKET}/raw/sub/*.parquet", label_column="nolabel")
-        with pytest.raises(DataError, match=r"no column 'nolabel' in s3://trainyard/raw/sub/a\.parquet, which has image, label"):
+        with pytest.raises(DataError,
+                           match=r"no column 'nolabel' in s3://trainyard/raw/sub/a\.parquet, which has image, label"):
             prepare(single, storage, use_ray=False)
         with pytest.raises(DataError, match=r"no files in s3://trainyard/none"):
             prepare(ImageDataConfig(uri=f"s3://{BUCKET}/none"), storage, use_ray=False)

@@ -29,9 +29,12 @@ def test_the_same_environment_has_no_differences() -> None:
 
 
 def test_differences_name_what_decides_bits() -> None:
-    old = {"processor": "A", "cores": "8", "threads": 1, "world_size": 3, "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}}
-    new = {"processor": "B", "cores": "2", "threads": 2, "world_size": 1, "libraries": {"torch": "2.13.1", "numpy": "2.4.6"}}
-    assert differences(old, new) == ["processor: A -> B", "threads: 1 -> 2", "workers: 3 -> 1", "torch: 2.13.0 -> 2.13.1"]
+    old = {"processor": "A", "cores": "8", "threads": 1, "world_size": 3,
+           "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}}
+    new = {"processor": "B", "cores": "2", "threads": 2, "world_size": 1,
+           "libraries": {"torch": "2.13.1", "numpy": "2.4.6"}}
+    assert differences(old, new) == ["processor: A -> B", "threads: 1 -> 2", "workers: 3 -> 1",
+                                     "torch: 2.13.0 -> 2.13.1"]
 
 
 def test_what_only_one_of_them_knows_is_no_difference() -> None:

@@ -22,7 +22,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 async def asked(clock: Clock, limits: list[Limits], seconds: float, names: tuple[str, ...] = ("a",)) -> Counter[str]:
-    """Requests that were let through, of callers who ask each of them several times in each millisecond of the clock's."""
+    """Requests that were let through,
+    of callers who ask each of them several times in each millisecond of the clock's."""
     through: Counter[str] = Counter()
     end = clock.now + seconds
 
@@ -59,7 +60,8 @@ def test_callers_get_their_rate_and_no_more_whichever_ingress_they_ask(ingresses
     limits = [Limits(PER_S, lease if ingresses > 1 else None) for _ in range(ingresses)]
     through = asyncio.run(asked(clock, limits, 0.5, ("a", "b")))
     for name in ("a", "b"):
-        assert 0.75 * PER_S * 1.5 < through[name] <= PER_S * 1.5 + 1, "a second's worth at once, and half a one's after it"
+        assert 0.75 * PER_S * 1.5 < through[name] <= PER_S * 1.5 + 1, (
+            "a second's worth at once, and half a one's after it")
     assert calls < through.total() / 3, "of a key that asks often, not each request is a call"
 
 

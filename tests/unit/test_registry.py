@@ -31,7 +31,8 @@ def make_artifact(folder, scale=1.0):
     scores = TensorSpec(name="scores", datatype="FP32", shape=(-1, 2))
     rows = {"scores": np.zeros((1, 2), np.float32)}
     description = Description(
-        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"), preprocessing={},
+        job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
+        preprocessing={},
         metrics={"test": {"accuracy": 0.98}}, config={}, data={"fingerprint": "f00d"}, about="A test.", code="git:1",
     )  # fmt: skip
     weights = {"w": np.full(4, scale, np.float32)}
@@ -184,7 +185,8 @@ def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
     main(["list", "chosen", *place])
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["MODEL", "VERSION", "ALIASES"]
-    assert row.split()[:2] == ["chosen", "1"] and "0.980000" in row and {*row.split()[2].split(",")} == {"candidate", "champion"}
+    assert row.split()[:2] == ["chosen", "1"] and "0.980000" in row
+    assert {*row.split()[2].split(",")} == {"candidate", "champion"}
     with pytest.raises(SystemExit, match="2"):
         main(["promote", "chosen", "9", *place])
     assert "it has version 1" in capsys.readouterr().err
@@ -356,7 +358,8 @@ def test_a_place_that_stays_down_costs_no_waiting_and_the_missing_are_counted():
 
 
 def test_the_module_is_imported_without_mlflow():
-    check = "import sys, jobs.common.registry.registry, jobs.common.registry.mlflow_registry; sys.exit('mlflow' in sys.modules)"
+    check = ("import sys, jobs.common.registry.registry, jobs.common.registry.mlflow_registry; sys.exit('mlflow' in "
+             "sys.modules)")
     assert subprocess.run([sys.executable, "-c", check], env=os.environ, check=False).returncode == 0
 
 

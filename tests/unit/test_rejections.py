@@ -75,7 +75,9 @@ def unread(cause: OSError) -> DataError:
     return error
 
 
-@pytest.mark.parametrize("error", [ClusterError("gone"), ResourceError("busy"), unread(TimeoutError("the object store is away"))])
+@pytest.mark.parametrize("error",
+                         [ClusterError("gone"), ResourceError("busy"),
+                          unread(TimeoutError("the object store is away"))])
 def test_what_may_be_well_the_next_time_is_tried_again(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], error: Exception) -> None:
     marked(monkeypatch, "ab12")
@@ -86,7 +88,8 @@ def test_what_may_be_well_the_next_time_is_tried_again(
 
 @pytest.mark.parametrize(("age_s", "tries"),
                          [(rejections.HOLDS_S - 60, 1), (rejections.HOLDS_S + 1, 2), (-30, 1), (-300, 2), (-1e9, 2)],
-                         ids=["young", "old", "by a host whose clock is fast", "before the clock was set back", "by years"])
+                         ids=["young", "old", "by a host whose clock is fast", "before the clock was set back",
+                              "by years"])
 def test_a_refusal_holds_for_an_hour(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], age_s: float, tries: int) -> None:
     marked(monkeypatch, "ab12")
@@ -98,7 +101,8 @@ def test_a_refusal_holds_for_an_hour(
 
 
 @pytest.mark.parametrize("mark", ["../../etc/passwd", "a/b", "", None, "a.b"])
-def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], mark: Any) -> None:
+def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int],
+                                        mark: Any) -> None:
     marked(monkeypatch, mark)
     for _ in range(2):
         main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
@@ -106,8 +110,10 @@ def test_a_mark_that_is_no_word_is_none(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / ".refused").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", "7", '{"at": "yesterday", "message": ""}', '{"at": [], "message": ""}'])
-def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int], text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "7", '{"at": "yesterday", "message": ""}',
+                                  '{"at": [], "message": ""}'])
+def test_a_damaged_record_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: list[int],
+                                        text: str) -> None:
     marked(monkeypatch, "ab12")
     main(job(tried, DataError(MESSAGE)), flags(tmp_path, "r"))
     (file,) = (tmp_path / ".refused").glob("ab12-*.json")

@@ -75,7 +75,8 @@ def test_a_successor_takes_the_slot_and_the_one_before_is_told_to_leave() -> Non
     assert rendezvous.heartbeat(1, "b", Heartbeat(step=9), [{"kind": "evaluation"}]).leave
     view = rendezvous.poll()
     assert view.heartbeats == {}, "where an old generation stands does not count"
-    assert view.reports == [{"kind": "evaluation"}], "what it has evaluated does: the checkpoint after it may be committed yet"
+    assert view.reports == [{"kind": "evaluation"}], (
+        "what it has evaluated does: the checkpoint after it may be committed yet")
     assert not rendezvous.heartbeat(1, "b2", Heartbeat(step=1), []).leave
     assert rendezvous.poll().heartbeats == {1: Heartbeat(step=1)}
 

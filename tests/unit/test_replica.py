@@ -26,33 +26,38 @@ from serving.core.settings import ModelSettings
 from serving.model.replica import Replica, answers
 from tests.unit.language_model import language_model
 
-PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")  # Ray Serve's, of Pydantic
+# Ray Serve's, of Pydantic
+PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 pytestmark = PYDANTIC
 ROWS = 64
 
 
 def description(job: str, spec: TensorSpec, **fields: Any) -> Description:
-    return Description(job=job, task="classification", inputs=(spec,), labels=("a", "b"), about="A test's.", metrics={}, data={},
+    return Description(job=job, task="classification", inputs=(spec,), labels=("a", "b"), about="A test's.", metrics={},
+                       data={},
                        outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2)),), **fields)
 
 
 def image_model(folder: Path) -> Replica:
     spec = TensorSpec(name="image", datatype="UINT8", shape=(-1, 28, 28, 1))
     torch.manual_seed(0)
-    weights = {name: tensor.numpy() for name, tensor in Mlp((28, 28, 1), 2, (8,), 0.0, (0.0,), (255.0,)).state_dict().items()}
+    weights = {name: tensor.numpy()
+               for name, tensor in Mlp((28, 28, 1), 2, (8,), 0.0, (0.0,), (255.0,)).state_dict().items()}
     about = description("mlp", spec, preprocessing={"mean": [0.0], "std": [255.0], "shape": [28, 28, 1]},
                         config={"model": {"hidden": [8], "dropout": 0.0}})
     rows = np.zeros((2, 28, 28, 1), np.uint8)
 
     def write(answers: Any) -> Any:
-        return write_artifact(Store.open(str(folder)), "images", description=about, files={WEIGHTS: weights_file(weights)},
+        return write_artifact(Store.open(str(folder)), "images", description=about,
+                              files={WEIGHTS: weights_file(weights)},
                               probe=Probe(inputs={"image": rows}, outputs={"probabilities": answers}))
 
     return replica(write(load_images(write(np.zeros((2, 2), np.float32)).uri).predict(rows)))
 
 
 def replica(artifact: Any) -> Replica:
-    return Replica(asdict(ModelSettings(name="m", version="1", uri=artifact.uri, digest=artifact.digest, max_batch_rows=ROWS)))
+    return Replica(asdict(ModelSettings(name="m", version="1", uri=artifact.uri, digest=artifact.digest,
+                                        max_batch_rows=ROWS)))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,8 @@ def with_profiles(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("bad", [
-    b"", b"no image", b"DDS " + (124).to_bytes(4, "little") + bytes(120), picture("GIF", (4, 4)), picture("TIFF", (4, 4)),
+    b"", b"no image", b"DDS " + (124).to_bytes(4, "little") + bytes(120), picture("GIF", (4, 4)),
+    picture("TIFF", (4, 4)),
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", picture("PNG", (40, 40))[:-30],
     picture("JPEG", (40, 40))[:200], b"\x89PNG\r\n\x1a\n" + bytes(40), b"RIFF\x10\0\0\0WEBPVP8L" + bytes(20),
 ], ids=["empty", "words", "DDS", "GIF", "TIFF", "EPS", "half a PNG", "half a JPEG", "PNG of zeros", "WebP of zeros"])
@@ -91,8 +97,10 @@ def test_a_file_that_is_no_picture_fails_its_own_request_alone(images: Replica, 
 
 
 @pytest.mark.parametrize("picture", [
-    picture("PNG", (40, 40), "P", transparency=bytes(range(256))), picture("PNG", (40, 40), "LA"), picture("PNG", (40, 40), "1"),
-    picture("PNG", (40, 40), "I;16"), picture("JPEG", (40, 40), "CMYK"), picture("WEBP", (40, 40), "RGBA"), with_profiles(1),
+    picture("PNG", (40, 40), "P", transparency=bytes(range(256))), picture("PNG", (40, 40), "LA"),
+    picture("PNG", (40, 40), "1"),
+    picture("PNG", (40, 40), "I;16"), picture("JPEG", (40, 40), "CMYK"), picture("WEBP", (40, 40), "RGBA"),
+    with_profiles(1),
 ], ids=["palette", "grey with alpha", "bits", "16 bits", "CMYK", "WebP", "profile"])
 def test_a_picture_of_any_kind_is_taken(images: Replica, picture: bytes) -> None:
     (found,) = asyncio.run(images.infer([{"image": np.array([picture], object)}]))
@@ -112,7 +120,8 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize(("place", "error"), [
-    ("decode", ValueError("odd")), ("predict", MemoryError()), ("predict", Panic("unwrapped")), ("encode", ValueError("odd"))])
+    ("decode", ValueError("odd")), ("predict", MemoryError()), ("predict", Panic("unwrapped")),
+    ("encode", ValueError("odd"))])
 def test_rows_that_the_model_fails_with_fail_their_own_request_alone(place: str, error: BaseException) -> None:
     class Model:
         @classmethod

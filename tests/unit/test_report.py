@@ -40,11 +40,14 @@ def content(classes=10, rows=500, names=None, side=28, **changes):
     worst = worst_mistakes(probabilities, labels)
     images = np.random.default_rng(0).integers(0, 256, (len(worst), side, side, 3), dtype=np.uint8)
     predicted = probabilities[worst].argmax(axis=1)
-    history = [{"kind": "train", "step": s, "epoch": 0, "train_loss": 100 / s, "learning_rate": 0.1} for s in range(1, 2000)]
-    history += [{"kind": "evaluation", "step": s, "validation_accuracy": 0.9, "validation_loss": 1.0} for s in (500, 1000)]
+    history = [{"kind": "train", "step": s, "epoch": 0, "train_loss": 100 / s, "learning_rate": 0.1}
+               for s in range(1, 2000)]
+    history += [{"kind": "evaluation", "step": s, "validation_accuracy": 0.9, "validation_loss": 1.0}
+                for s in (500, 1000)]
     fields = {
         "title": "digits at night",
-        "run": RunFacts(name="night", status="done", started=0.0, duration_s=3725, restarts=2, lost_steps=14, skipped_steps=3,
+        "run": RunFacts(name="night", status="done", started=0.0, duration_s=3725, restarts=2, lost_steps=14,
+                        skipped_steps=3,
                         goodput=0.91, samples_per_s=53210.4, recovery_s=(2.0, 3.5, 9.0),
                         events=("00:01 worker 2 was killed", "00:02 checkpoint 7 is damaged")),
         "evaluations": {"validation": test, "test": test}, "history": history,
@@ -90,9 +93,11 @@ def test_it_shows_all_that_a_run_has_to_tell(document):
     expected = [
         "digits at night", "run night", "1 h 2 min", "/runs/night/artifact", "Summary", "test accuracy", "95% interval",
         "macro-F1", "top-3 accuracy", "validation", "Training", "Loss", "Learning rate", "Scores: validation accuracy",
-        "The model is the checkpoint of step 1,500.", "The training loss is", "53,210", "3.5 s each", "ROC and calibration (test)",
+        "The model is the checkpoint of step 1,500.", "The training loss is", "53,210", "3.5 s each",
+        "ROC and calibration (test)",
         "Reliability", "Confusion matrix", "precision", "Worst mistakes", "taken for", "Tokens", "12 tokens a row",
-        "How the run went", "worker 2 was killed", "checkpoint 7 is damaged", "91.00%", "f00df00d", "Rows by class and split",
+        "How the run went", "worker 2 was killed", "checkpoint 7 is damaged", "91.00%", "f00df00d",
+        "Rows by class and split",
         "optim.lr", "0.001", "libraries.numpy", "2.4.6",
     ]  # fmt: skip
     assert [words for words in expected if words not in text] == []
@@ -111,7 +116,8 @@ def test_it_needs_nothing_from_outside_and_runs_nothing(document):
     reader = Reader(document)
     assert not {"script", "link", "iframe", "object"} & set(reader.tags)
     linking = ("src", "href", "xlink:href", "action", "data")
-    outside = [value for _, name, value in reader.attributes if name in linking and not value.startswith(("data:", "#"))]
+    outside = [value for _, name, value in reader.attributes if name in linking
+               and not value.startswith(("data:", "#"))]
     assert outside == []
     assert not re.findall(r"url\((?!#)|@import", document)
     assert "default-src 'none'" in document
@@ -219,7 +225,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 
 def browse(path, profile, *arguments):
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--disable-component-update",
              "--disable-sync", "--no-first-run", "--hide-scrollbars", f"--user-data-dir={profile}")  # fmt: skip
     line = [CHROMIUM, *quiet, *arguments, path.as_uri()]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -243,12 +250,14 @@ def test_a_browser_shows_it_in_light_and_dark(tmp_path, document):
 @needs_chromium
 def test_a_browser_lays_it_out_on_a_narrow_screen_without_scrolling_sideways(tmp_path, document):
     (tmp_path / "report.html").write_text(document)
-    measure = ("<iframe id=f src=report.html style='width:400px;height:3000px'></iframe><p id=p></p><script>onload=()=>{"
-               "const d=document.getElementById('f').contentDocument;document.getElementById('p').textContent="
-               "`${d.documentElement.scrollWidth} ${d.querySelectorAll('svg').length} ${d.title}`}</script>")  # fmt: skip
+    measure = ("<iframe id=f src=report.html style='width:400px;height:3000px'></iframe><p "
+               "id=p></p><script>onload=()=>{const "
+               "d=document.getElementById('f').contentDocument;document.getElementById('p').textContent="
+               "`${d.documentElement.scrollWidth} ${d.querySelectorAll('svg').length} ${d.title}`}</script>")
     frame = tmp_path / "frame.html"
     frame.write_text(measure)
-    dom = browse(frame, tmp_path / "profile", "--dump-dom", "--allow-file-access-from-files", "--virtual-time-budget=5000")
+    dom = browse(frame, tmp_path / "profile", "--dump-dom", "--allow-file-access-from-files",
+                 "--virtual-time-budget=5000")
     width, charts, title = re.search(r'<p id="p">(\d+) (\d+) ([^<]*)</p>', dom).groups()
     assert int(width) <= 400
     assert int(charts) == 6

@@ -1,4 +1,5 @@
-"""Changed texts: the same for the same key, never blank, about as wrong as asked, and drawn against the untouched rows."""
+"""Changed texts: the same for the same key, never blank, about as wrong as asked,
+and drawn against the untouched rows."""
 
 import re
 import unicodedata
@@ -38,7 +39,8 @@ def letters(text: str) -> int:
 # ── every change ──
 @pytest.mark.parametrize("name", PERTURBATIONS)
 @given(text=ANY_TEXT, key=st.tuples(st.integers(0, 2**63), st.integers(0, 2**40)))
-def test_a_change_is_a_function_of_text_and_key_and_leaves_no_text_blank(name: str, text: str, key: tuple[int, int]) -> None:
+def test_a_change_is_a_function_of_text_and_key_and_leaves_no_text_blank(name: str, text: str,
+                                                                         key: tuple[int, int]) -> None:
     changed = PERTURBATIONS[name](text, key)
     assert changed == PERTURBATIONS[name](text, key)
     assert bool(changed.strip()) == bool(text.strip())
@@ -120,7 +122,8 @@ def test_the_first_half_remains(text: str, short: str) -> None:
 
 # ── the report ──
 def measured(accuracy: float, spread: float = 0.02) -> SimpleNamespace:
-    return SimpleNamespace(accuracy=accuracy, accuracy_low=max(0, accuracy - spread), accuracy_high=min(1, accuracy + spread))
+    return SimpleNamespace(accuracy=accuracy, accuracy_low=max(0, accuracy - spread),
+                           accuracy_high=min(1, accuracy + spread))
 
 
 RESULTS = {"untouched": measured(0.95), "noise": measured(0.8), "blur": measured(0.96)}

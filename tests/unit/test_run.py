@@ -27,7 +27,8 @@ from jobs.common.runs.run_folder import RunFolder
 from jobs.mlp.job import JOB
 from tests.runs import ROOT
 
-QUICK = ["--run.engine", "local", "--run.tracking-uri", "none", "--train.epochs", "1", "--train.max-steps", "3", "--model.hidden",
+QUICK = ["--run.engine", "local", "--run.tracking-uri", "none", "--train.epochs", "1", "--train.max-steps", "3",
+         "--model.hidden",
          "8", "--eval.bootstrap-samples", "100"]
 FAILING = replace(JOB, train="tests.unit.loops:fail")
 
@@ -49,7 +50,8 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("error", "code", "status"), [
-    ("DataError", 2, "invalid"), ("StorageError", 3, "stopped"), ("ClusterError", 3, "stopped"), ("StorageFullError", 3, "stopped"),
+    ("DataError", 2, "invalid"), ("StorageError", 3, "stopped"), ("ClusterError", 3, "stopped"),
+    ("StorageFullError", 3, "stopped"),
     ("TrainingFailedError", 1, "failed"),
 ])
 def test_every_end_of_training_is_recorded_and_is_no_restart(
@@ -64,7 +66,8 @@ def test_every_end_of_training_is_recorded_and_is_no_restart(
 
 
 def test_all_that_a_run_leaves_for_good_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared data, checkpoints, artifact, record and result: a power cut after the last line takes nothing of them."""
+    """Prepared data, checkpoints, artifact, record and result:
+    a power cut after the last line takes nothing of them."""
     synced, fsync = set[int](), os.fsync
 
     def sync(descriptor: int) -> None:
@@ -73,7 +76,8 @@ def test_all_that_a_run_leaves_for_good_has_reached_the_disk(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fsync", sync)
     assert main(JOB, flags(tmp_path, "run")) == 0
-    kept = [path for path in tmp_path.rglob("*") if not {"logs", "predictions", ".locks"} & {*path.relative_to(tmp_path).parts}]
+    kept = [path for path in tmp_path.rglob("*")
+            if not {"logs", "predictions", ".locks"} & {*path.relative_to(tmp_path).parts}]
     assert [str(path) for path in kept if path.stat().st_ino not in synced] == []
     assert len([path for path in kept if path.is_file()]) > 15
 
@@ -87,10 +91,12 @@ def test_a_run_in_this_process_leaves_its_environment_as_it_was(tmp_path: Path) 
     before = dict(os.environ)
     assert main(JOB, flags(tmp_path, "run", "--train.epochs", "1")) == 0
     changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
-    assert not {name for name in changed if name.startswith(("GLOO_", "NCCL_"))}, "which workers of a later cluster would inherit"
+    assert not {name for name in changed
+                if name.startswith(("GLOO_", "NCCL_"))}, "which workers of a later cluster would inherit"
 
 
-def test_resume_never_trains_beside_the_first_attempt_and_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_never_trains_beside_the_first_attempt_and_loses_nothing(tmp_path: Path,
+                                                                        capsys: pytest.CaptureFixture[str]) -> None:
     assert main(JOB, flags(tmp_path, "run")) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run/artifact").iterdir()}
     assert main(JOB, flags(tmp_path, "run", "--run.resume", "never", "--optim.lr", "0.1")) == 0
@@ -110,7 +116,8 @@ def test_how_to_go_on_with_an_attempt_of_its_own_is_said(tmp_path: Path, capsys:
     assert "leave out --run.resume never" in capsys.readouterr().err
 
 
-def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: Path,
+                                                                     capsys: pytest.CaptureFixture[str]) -> None:
     @contextmanager
     def late(*given: Any) -> Generator[tuple[Executor, bool]]:
         assert main(JOB, flags(tmp_path, "run")) == 0
@@ -122,17 +129,20 @@ def test_a_run_that_was_finished_while_this_one_was_starting_is_done(tmp_path: P
     assert "run 'run' (attempt 1) is done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("workers", "every"), [("1", "3"), ("2", "100000")], ids=["at a checkpoint", "two workers, before one"])
+@pytest.mark.parametrize(("workers", "every"), [("1", "3"), ("2", "100000")],
+                         ids=["at a checkpoint", "two workers, before one"])
 def test_a_run_whose_folder_is_deleted_says_so_leaves_nothing_and_may_begin_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str, every: str
 ) -> None:
     folder = tmp_path / "run"
 
     def delete() -> None:
-        while not (folder / "progress.json").exists() or not json.loads((folder / "progress.json").read_text())["highest_step"]:
+        while (not (folder / "progress.json").exists()
+               or not json.loads((folder / "progress.json").read_text())["highest_step"]):
             time.sleep(0.01)
         while folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # which leaves a part where a worker writes or prunes at this moment
+            # which leaves a part where a worker writes or prunes at this moment
+            shutil.rmtree(folder, ignore_errors=True)
 
     deleting = threading.Thread(target=delete, daemon=True)
     deleting.start()

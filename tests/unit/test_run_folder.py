@@ -79,7 +79,8 @@ def test_storage_that_hangs_is_said_so(tmp_path: Path, monkeypatch: pytest.Monke
     back = threading.Event()
     monkeypatch.setattr(run_folder, "READ_TIMEOUT_S", 0.2)
     monkeypatch.setattr(run_folder, "load_json", lambda *_: back.wait())
-    with pytest.raises(StorageError, match=f"storage {tmp_path} does not answer within 0.2 s: .* pass another --run.storage"):
+    with pytest.raises(StorageError,
+                       match=f"storage {tmp_path} does not answer within 0.2 s: .* pass another --run.storage"):
         RunFolder.find(config(tmp_path))
     back.set()
 
@@ -88,7 +89,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.mark.parametrize("path", ["run.json", "result.json"])
-@pytest.mark.parametrize("text", ["5", "[]", "{}", "null", "{", DEEP, '{"status": "done", "exit_code": 0, "metrics": []}',
+@pytest.mark.parametrize("text", ["5", "[]", "{}", "null", "{", DEEP,
+                                  '{"status": "done", "exit_code": 0, "metrics": []}',
                                   '{"status": 5, "exit_code": 0}', '{"name": "r", "config": 5}'])
 def test_a_record_of_wrong_types_is_damaged_in_one_line(path: str, text: str, tmp_path: Path) -> None:
     (tmp_path / path).write_text(text)

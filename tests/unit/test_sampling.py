@@ -36,7 +36,8 @@ def test_every_row_is_seen_once_an_epoch_but_for_the_last_partial_batch(order: S
 
 @settings(max_examples=100, deadline=None)
 @given(orders(), st.integers(0, 50))
-def test_a_shards_whole_stream_is_its_own_rows_and_shards_are_equal_within_one_row(order: SamplingOrder, epoch: int) -> None:
+def test_a_shards_whole_stream_is_its_own_rows_and_shards_are_equal_within_one_row(order: SamplingOrder,
+                                                                                   epoch: int) -> None:
     sizes = [order.num_rows * (s + 1) // order.num_shards - order.num_rows * s // order.num_shards
              for s in range(order.num_shards)]
     streams = [order.slice(epoch, s, 0, size) for s, size in enumerate(sizes)]
@@ -83,13 +84,15 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_rows_of_a_window_are_well_mixed() -> None:
-    order = SamplingOrder(num_rows=40_000, num_shards=1, global_batch_size=100, block_rows=1000, window_rows=8000, seed=0)
+    order = SamplingOrder(num_rows=40_000, num_shards=1, global_batch_size=100, block_rows=1000, window_rows=8000,
+                          seed=0)
     blocks_per_batch = [len(np.unique(order.positions(0, t, 0) // 1000)) for t in range(order.steps_per_epoch)]
     assert np.median(blocks_per_batch) == 8
 
 
 def test_memory_is_that_of_a_window_at_ten_billion_rows() -> None:
-    order = SamplingOrder(num_rows=10**10, num_shards=7, global_batch_size=7 * 512, block_rows=5000, window_rows=50_000, seed=0)
+    order = SamplingOrder(num_rows=10**10, num_shards=7, global_batch_size=7 * 512, block_rows=5000, window_rows=50_000,
+                          seed=0)
     order.positions(0, 0, 0)
     tracemalloc.start()
     late = order.positions(3, order.steps_per_epoch - 1, 6)

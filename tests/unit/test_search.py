@@ -1,4 +1,5 @@
-"""A search without Ray: what it decides, that it goes on as if it had never stopped, and that its record cannot be altered."""
+"""A search without Ray: what it decides, that it goes on as if it had never stopped,
+and that its record cannot be altered."""
 
 import json
 import math
@@ -71,13 +72,16 @@ def carry_out(search: Search, most_evaluations: int = 10**6) -> int:
 
 def decisions(search: Search) -> list[tuple[Any, ...]]:
     """(trial, rung, decision) and what was drawn, without when."""
-    return [(number, {key: value for key, value in event.items() if key != "at_s"}) for number, event in search.journal.events()]
+    return [(number, {key: value for key, value in event.items() if key != "at_s"})
+            for number, event in search.journal.events()]
 
 
 @pytest.mark.parametrize("flags", [
-    ["--scheduler", "asha"], ["--scheduler", "asha", "--search", "random"], ["--scheduler", "median"], ["--scheduler", "none"],
+    ["--scheduler", "asha"], ["--scheduler", "asha", "--search", "random"], ["--scheduler", "median"],
+    ["--scheduler", "none"],
 ], ids=" ".join)
-def test_a_search_that_is_killed_again_and_again_decides_what_an_uninterrupted_one_does(flags: list[str], tmp_path: Path) -> None:
+def test_a_search_that_is_killed_again_and_again_decides_what_an_uninterrupted_one_does(flags: list[str],
+                                                                                        tmp_path: Path) -> None:
     whole = open_search(tmp_path / "whole", *flags)
     carry_out(whole)
     for _ in range(60):
@@ -94,8 +98,8 @@ def test_a_search_that_is_killed_again_and_again_decides_what_an_uninterrupted_o
 # ── several at a time ──
 def carry_out_at_once(search: Search, slots: int, epoch_s: Callable[[int], float], landing_s: float = 0.0,
                       at_begin: Callable[[Trial], None] = lambda _: None) -> None:
-    """As many trials at a time as there are slots. epoch_s: what an epoch takes a trial. landing_s: from a trial's end until its
-    slot is free. at_begin: is told of each trial that begins."""
+    """As many trials at a time as there are slots. epoch_s: what an epoch takes a trial. landing_s: from a trial's end
+    until its slot is free. at_begin: is told of each trial that begins."""
     now, ends, due = 0.0, set[int](), dict[int, float]()
     while not search.over or due:
         while len(due) < slots and (found := search.next()) is not None:
@@ -126,7 +130,8 @@ def another_is_slow(number: int) -> float:
 
 
 @pytest.mark.parametrize("flags", [[], ["--scheduler", "none"]], ids=["asha", "none"])
-def test_a_search_that_is_killed_with_several_trials_under_way_draws_what_it_would_have(flags: list[str], tmp_path: Path) -> None:
+def test_a_search_that_is_killed_with_several_trials_under_way_draws_what_it_would_have(flags: list[str],
+                                                                                        tmp_path: Path) -> None:
     """At each moment at which a trial begins: some run, some have ended, and some of these have not landed yet."""
     search, compared = open_search(tmp_path / "search", "--num-trials", "18", *flags), list[int]()
 
@@ -264,8 +269,10 @@ def test_a_trial_that_failed_is_not_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("objective", "constraint", "message"), [
-    (("validation_acuracy",), (), "--objective validation_acuracy: the job does not report it: .*nearest is validation_accuracy"),
-    (("validation_accuracy",), ("params<=3",), "--constraint params: the job does not report it: .*nearest is parameters"),
+    (("validation_acuracy",), (),
+     "--objective validation_acuracy: the job does not report it: .*nearest is validation_accuracy"),
+    (("validation_accuracy",), ("params<=3",),
+     "--constraint params: the job does not report it: .*nearest is parameters"),
     (("validation_accuracy",), ("parameters=3",), "write METRIC<=NUMBER"),
     (("validation_accuracy",), ("parameters<=1e",), "write METRIC<=NUMBER"),
 ])
@@ -305,13 +312,16 @@ class Killed(Exception):
     """The driver, in the middle of something."""
 
 
-def carry_out_population(folder: Path, search: Search, most: int = 10**6, *, before_the_checkpoint: bool = False) -> None:
-    """before_the_checkpoint: dies when the last of those members has been evaluated, and its process has written nothing."""
+def carry_out_population(folder: Path, search: Search, most: int = 10**6, *,
+                         before_the_checkpoint: bool = False) -> None:
+    """before_the_checkpoint: dies when the last of those members has been evaluated,
+    and its process has written nothing."""
     for k in range(most):
         if search.over:
             return
         trial, until_epoch = search.next() or pytest.fail()
-        for epoch in range(trial.paused + 1, until_epoch + 1):  # a member that is started again reports from where it rested
+        # a member that is started again reports from where it rested
+        for epoch in range(trial.paused + 1, until_epoch + 1):
             search.evaluated(trial.number, row(trial.values, epoch))
         if before_the_checkpoint and k == most - 1:
             raise Killed
@@ -328,7 +338,8 @@ def test_the_worst_quarter_of_a_population_goes_on_from_copies_of_the_best(tmp_p
     carry_out_population(tmp_path, search)
     assert [trial.epoch for trial in search.trials.values()] == [EPOCHS] * 8
     for epoch in (3, 6):
-        scores = {n: next(r for r in t.evaluations if r["epoch"] == epoch)["validation_accuracy"] for n, t in search.trials.items()}
+        scores = {n: next(r for r in t.evaluations if r["epoch"] == epoch)["validation_accuracy"]
+                  for n, t in search.trials.items()}
         order = sorted(scores, key=lambda n: (-scores[n], n))
         moved = {n: move for n, t in search.trials.items() for move in t.moves if move["epoch"] == epoch}
         assert set(moved) == set(order[6:])
@@ -406,7 +417,8 @@ def test_after_a_move_to_other_steps_an_epoch_every_evaluation_counts(tmp_path: 
     assert [r["epoch"] for r in trial.evaluations] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_move_is_made_whole_when_the_driver_dies_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_is_made_whole_when_the_driver_dies_in_the_middle(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     whole = open_search(tmp_path / "whole", *POPULATION)
     carry_out_population(tmp_path / "whole", whole)
     search = open_search(tmp_path / "killed", *POPULATION)
@@ -496,7 +508,8 @@ def test_a_record_of_another_key_is_refused(record: Path) -> None:
         Journal.open(Store.open(str(record)), b"of somebody else's")
 
 
-def test_the_key_is_the_environments_or_a_file_that_only_its_owner_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_the_environments_or_a_file_that_only_its_owner_reads(tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     key = state_key()

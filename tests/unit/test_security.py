@@ -1,4 +1,5 @@
-"""What k8s/SECURITY.md promises, as far as it needs no cluster: no pickle is read, names are no paths, secrets stay out."""
+"""What k8s/SECURITY.md promises, as far as it needs no cluster: no pickle is read, names are no paths,
+secrets stay out."""
 
 import ast
 import os
@@ -42,11 +43,13 @@ def test_each_test_that_the_threat_table_names_exists() -> None:
         assert path.exists(), file
         assert not name or re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE), f"{file}::{name}"
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| who", "|---"))]
-    assert [row for row in rows if "`tests/" not in row and "no test" not in row] == [], "each has a test, or says that it has none"
+    assert [row for row in rows if "`tests/" not in row
+            and "no test" not in row] == [], "each has a test, or says that it has none"
 
 
 # ── pickle ──
-UNSAFE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "cloudpickle.load", "cloudpickle.loads",
+UNSAFE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "cloudpickle.load",
+          "cloudpickle.loads",
           "marshal.loads", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load", "pd.read_pickle"}
 ALLOWED = {("jobs/common/training/predictions.py", "np.load")}  # allow_pickle=False, tested there
 
@@ -76,7 +79,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "its account": ("progress.json", lambda folder: RunState.open(Store.open(str(folder)))),
     "the steps left out": ("excluded_steps.json", lambda folder: RunState.open(Store.open(str(folder)))),
     "a step's mark": ("logs/steps/g-0", lambda folder: take_marks(Store.open(str(folder)))),
-    "predictions": ("predictions/g/test-00000.npz", lambda folder: predictions.read(Store.open(str(folder)), "g", "test")),
+    "predictions": ("predictions/g/test-00000.npz",
+                    lambda folder: predictions.read(Store.open(str(folder)), "g", "test")),
     "an artifact's manifest": ("artifact/manifest.json", lambda folder: open_artifact(str(folder / "artifact"))),
     "a data set": ("dataset.json", lambda folder: Dataset.load(Store.open(str(folder)))),
 }
@@ -102,7 +106,8 @@ def test_a_pickle_in_storage_is_not_run(what: str, tmp_path: Path) -> None:
 def test_a_pickle_in_the_place_of_a_checkpoint_is_damage(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "checkpoints"))
     checkpoints = Checkpoints(store)
-    with CheckpointWriter(store, checkpoints.begin_generation(), config_fingerprint="f", environment={}, keep_last=2) as writer:
+    with CheckpointWriter(store, checkpoints.begin_generation(), config_fingerprint="f", environment={},
+                          keep_last=2) as writer:
         writer.save({"w": np.ones(4)}, {"step": 1}, step=1, epoch=0)
     for file in store.files("data"):
         store.write_bytes(file.path, pickle.dumps(Bomb(tmp_path / "owned")))
@@ -113,7 +118,8 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_damage(tmp_path: Path) -> None
 
 
 # ── names ──
-@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".", "", "a\nb", "a b", "~root", "%2e%2e", "a" * 64, "-flag"])
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".", "", "a\nb", "a b", "~root", "%2e%2e", "a" * 64,
+                                  "-flag"])
 def test_a_run_name_is_no_path(name: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.name"):
         parse(MlpConfig, [f"--run.name={name}"], "test")
@@ -129,7 +135,8 @@ def test_a_checkpoints_manifest_names_no_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x" * 100)
     store = Store.open(str(tmp_path / "run"))
     entry = FileEntry(path="../secret", size=100, sha256="0" * 64, rank=0)
-    made = Checkpoint(generation="g", sequence=1, step=1, epoch=0, state={}, metric=None, config_fingerprint="f", world_size=1,
+    made = Checkpoint(generation="g", sequence=1, step=1, epoch=0, state={}, metric=None, config_fingerprint="f",
+                      world_size=1,
                       created=0.0, environment={}, files=(entry,))
     with pytest.raises(TrainyardError, match=r"may not contain '\.\.'"):
         Checkpoints(store).load(made)
@@ -139,7 +146,8 @@ def test_a_checkpoints_manifest_names_no_file_elsewhere(tmp_path: Path) -> None:
 # ── secrets ──
 @pytest.mark.parametrize(("kind", "flag", "value"), [
     (MlpConfig, "--run.storage", "s3://key:hush@bucket/x"), (MlpConfig, "--data.uri", "s3://key:hush@bucket/x"),
-    (MlpConfig, "--data.test-uri", "s3://bucket/x?secret_key=hush"), (MlpConfig, "--run.tracking-uri", "http://me:hush@host:5000"),
+    (MlpConfig, "--data.test-uri", "s3://bucket/x?secret_key=hush"),
+    (MlpConfig, "--run.tracking-uri", "http://me:hush@host:5000"),
     (TransformerConfig, "--data.uri", "s3://key:hush@bucket/x"),
 ])
 def test_a_password_in_a_uri_is_refused_and_not_repeated(kind: Any, flag: str, value: str) -> None:

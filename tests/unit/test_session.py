@@ -103,7 +103,8 @@ def make(dataset: Dataset, tmp_path: Path) -> Iterator[Make]:
         rendezvous, store = Rendezvous(), Store.open(str(tmp_path))
         generation = Checkpoints(store.child("checkpoints")).begin_generation()
         assignments = {
-            f"w{rank}": Assignment(generation=generation, rank=rank, world_size=world_size, num_shards=num_shards or world_size,
+            f"w{rank}": Assignment(generation=generation, rank=rank, world_size=world_size,
+                                   num_shards=num_shards or world_size,
                                    checkpoint=None) for rank in range(world_size)
         }
         rendezvous.begin(assignments, {rank: f"w{rank}" for rank in range(world_size)})
@@ -272,7 +273,8 @@ def test_where_no_evaluated_checkpoint_is_intact_it_is_said_and_nobody_waits(mak
     session.checkpoints.wait_for_commit()
     for path in tmp_path.rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match=r"no checkpoint of an evaluation in .* is intact.* run the same command again"):
+    with pytest.raises(CheckpointError,
+                       match=r"no checkpoint of an evaluation in .* is intact.* run the same command again"):
         session.checkpoints.best()
 
 

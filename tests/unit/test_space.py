@@ -52,7 +52,8 @@ def test_every_job_accepts_its_own_space(job: str) -> None:
     found = find_job(job)
     space = Space.read(beside(found, SPACE_FILE) or Path())
     space.check(found.config_type())
-    assert any(parameter.mutable for parameter in space.parameters.values()), "else there is nothing for a population to change"
+    assert any(parameter.mutable
+               for parameter in space.parameters.values()), "else there is nothing for a population to change"
 
 
 def test_what_is_perturbed_stays_below_the_greatest_where_no_step_ends_on_it() -> None:
@@ -95,11 +96,13 @@ def test_a_condition_may_be_on_what_is_not_searched() -> None:
 
 
 REFUSED: dict[str, tuple[str, str]] = {
-    "no such field": ("optim.lrr: {uniform: [0.1, 0.2]}", r"optim\.lrr: the job has no such field: the nearest is optim\.lr"),
+    "no such field": ("optim.lrr: {uniform: [0.1, 0.2]}",
+                      r"optim\.lrr: the job has no such field: the nearest is optim\.lr"),
     "outside the bounds": ("model.dropout: {uniform: [0, 1]}", r"model\.dropout: the job refuses 1\.0: .*less than 1"),
     "not a choice": ("optim.name: {choice: [adam, sgd]}", r"optim\.name: the job refuses 'adam'"),
     "a fraction for a number of rows": ("train.global_batch_size: {uniform: [16, 32]}", "global-batch-size"),
-    "one point": ("optim.lr: {uniform: [0.1, 0.1]}\noptim.name: {choice: [sgd]}", "it has one point, so there is nothing to"),
+    "one point": ("optim.lr: {uniform: [0.1, 0.1]}\noptim.name: {choice: [sgd]}",
+                  "it has one point, so there is nothing to"),
     "empty": ("{}", "it has one point"),
     "upside down": ("optim.lr: {uniform: [0.2, 0.1]}", "the least, 0.2, is more than the greatest, 0.1"),
     "logarithm of zero": ("optim.lr: {log_uniform: [0, 0.1]}", "a logarithmic scale begins above 0"),
@@ -112,7 +115,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a condition on what comes later": (
         "optim.lr: {uniform: [0.1, 0.2], when: {optim.name: sgd}}\noptim.name: {choice: [sgd, adamw]}",
         r"names optim\.name, which comes later"),
-    "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}", r"no field: the nearest is optim\.name"),
+    "a condition on nothing": ("optim.lr: {uniform: [0.1, 0.2], when: {optim.nmae: sgd}}",
+                               r"no field: the nearest is optim\.name"),
     "how a trial is carried out": ("run.workers: {choice: ['1', '2']}", "decides how a trial is carried out"),
     "how far a trial goes": ("train.epochs: {integer: [1, 5]}", r"pass --train\.epochs"),
     "other rows": ("data.split_seed: {integer: [0, 5]}", "judged on something else cannot be compared"),
@@ -166,7 +170,8 @@ def test_the_modules_of_before_search_the_same_job(module: str, monkeypatch: pyt
 
 def test_a_job_without_a_space_of_its_own_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuning.run.beside", lambda job, name: None)
-    with pytest.raises(ConfigError, match=r"mlp has no search_space\.yaml beside its job\.py: write one, or pass --space"):
+    with pytest.raises(ConfigError,
+                       match=r"mlp has no search_space\.yaml beside its job\.py: write one, or pass --space"):
         _space_file(JOB, None)
 
 

@@ -1,4 +1,5 @@
-"""What a command imports before it does anything: `--help` takes under half a second of CPU, as nothing heavy is loaded."""
+"""What a command imports before it does anything: `--help` takes under half a second of CPU,
+as nothing heavy is loaded."""
 
 import json
 import subprocess
@@ -8,7 +9,8 @@ import pytest
 
 from tests import kept
 
-FRAMEWORKS = {"ray", "torch", "tensorflow", "transformers", "mlflow", "sqlalchemy", "pandas", "scipy", "sklearn", "optuna",
+FRAMEWORKS = {"ray", "torch", "tensorflow", "transformers", "mlflow", "sqlalchemy", "pandas", "scipy", "sklearn",
+              "optuna",
               "matplotlib", "plotly", "fastapi", "grpc"}
 """Each takes half a second of CPU or more."""
 LIBRARIES = {"numpy", "pyarrow", "pydantic"}
@@ -23,9 +25,12 @@ except SystemExit as end:
 print(json.dumps({"code": code, "modules": sorted({name.partition(".")[0] for name in sys.modules})}))
 """
 HELP = {
-    "light": ["cluster", "cluster up", "cluster submit", "cluster status", "cluster watch", "cluster env", "cluster down",
-              "serving", "serving up", "serving status", "serving split", "serving config", "serving optimise", "serving key",
-              "jobs.mlp", "jobs.cnn", "jobs.transformer", "tuning mlp", "tuning.mlp", "tuning cnn", "tuning transformer"],
+    "light": ["cluster", "cluster up", "cluster submit", "cluster status", "cluster watch", "cluster env",
+              "cluster down",
+              "serving", "serving up", "serving status", "serving split", "serving config", "serving optimise",
+              "serving key",
+              "jobs.mlp", "jobs.cnn", "jobs.transformer", "tuning mlp", "tuning.mlp", "tuning cnn",
+              "tuning transformer"],
     "with NumPy": ["jobs.common.registry", "jobs.common.registry list", "jobs.common.registry promote",
                    "jobs.common.registry register", "jobs.common.compare", "jobs.transformer.plan"],
 }
@@ -33,7 +38,8 @@ HELP = {
 
 def loaded(command: str) -> tuple[str, set[str]]:
     """What a command prints, and the packages that it has loaded at its end."""
-    done = subprocess.run([sys.executable, "-c", RUN, *command.split()], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", RUN, *command.split()], capture_output=True, text=True, timeout=300,
+                          check=True)
     *printed, last = done.stdout.splitlines()
     end = json.loads(last)
     assert end["code"] == 0, done.stderr

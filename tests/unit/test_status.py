@@ -25,8 +25,10 @@ def shown(status: Status, width: int = 200) -> str:
 
 @pytest.mark.parametrize("text", ["python job.py --sizes [1,2] [red]", "python -c 'x[/a]'", "echo [bold]"])
 def test_brackets_are_no_markup(text: str) -> None:
-    job = JobInfo(job_id="01", submission_id="[red]", entrypoint=text, ip="127.0.0.1", started=time.time(), running=True)
-    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD], jobs=[job],
+    job = JobInfo(job_id="01", submission_id="[red]", entrypoint=text, ip="127.0.0.1", started=time.time(),
+                  running=True)
+    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD],
+                        jobs=[job],
                         problems=[f"it was {text}"]))
     assert seen.count(text) == 2
     assert "[red]" in seen and "head[1]" in seen
@@ -42,7 +44,8 @@ def test_a_node_that_was_removed_in_order_is_no_problem(reason: str, removed: bo
     problems = _node_problems([HEAD, gone], None)
     assert problems == ([] if removed else [
         "node worker-1 (127.0.0.1) is dead: start it again, or ignore it if it was removed"])
-    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD, gone],
+    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"},
+                        nodes=[HEAD, gone],
                         jobs=[], problems=problems))
     assert ("removed" if removed else "dead") in seen
 

@@ -23,9 +23,9 @@ def test_the_highest_of_all_marks_is_taken_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_the_step_that_it_did_last(tmp_path: Path) -> None:
-    code = ("import os, signal, sys\nfrom cluster.core.storage import Store\nfrom jobs.common.training.step_file import StepMark\n"
-            "mark = StepMark.open(Store.open(sys.argv[1]), 'g', 0)\nfor step in range(1, 1001):\n    mark.write(step)\n"
-            "os.kill(os.getpid(), signal.SIGKILL)")
+    code = ("import os, signal, sys\nfrom cluster.core.storage import Store\nfrom jobs.common.training.step_file "
+            "import StepMark\nmark = StepMark.open(Store.open(sys.argv[1]), 'g', 0)\nfor step in range(1, 1001):\n    "
+            "mark.write(step)\nos.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False).returncode == -9
     assert take_marks(Store.open(str(tmp_path))) == 1000
 

@@ -1,4 +1,5 @@
-"""cluster/core/storage.py: the same behaviour on a local folder and on a real S3 server, and clear errors where it breaks."""
+"""cluster/core/storage.py: the same behaviour on a local folder and on a real S3 server,
+and clear errors where it breaks."""
 
 import ctypes
 import os
@@ -42,7 +43,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
 
 
 def test_the_options_of_an_s3_address_hold_for_what_lies_below(s3: str, tmp_path: Path) -> None:
-    address = f"s3://{BUCKET}/{tmp_path.name}?scheme=http&endpoint_override={s3.removeprefix('http://')}&region=us-east-1"
+    address = (f"s3://{BUCKET}/{tmp_path.name}?scheme=http&endpoint_override={s3.removeprefix('http://')}&region=us-east-1")
     below = Store.open(address).child("deep/down")
     below.write_text("x", "text")
     assert Store.open(f"s3://{BUCKET}/{tmp_path.name}").read_text("deep/down/x") == "text"
@@ -72,7 +73,8 @@ def test_links_are_followed_and_each_real_folder_is_listed_once(tmp_path: Path) 
     for path in ("a/1", "b/2", "c"):
         store.write_text(path, path)
     Store.open(str(tmp_path / "elsewhere")).write_text("far/3", "3")
-    links = {"a/again": "../b", "b/top": "..", "b/self": "self", "far": "../elsewhere", "far2": "../elsewhere/far", "none": "gone",
+    links = {"a/again": "../b", "b/top": "..", "b/self": "self", "far": "../elsewhere", "far2": "../elsewhere/far",
+             "none": "gone",
              "file": "c"}
     for name, target in links.items():
         (tmp_path / "in" / name).symlink_to(target)
@@ -160,7 +162,8 @@ def test_a_file_reaches_the_disk_before_it_has_its_name_and_the_name_before_the_
     monkeypatch.setattr(Path, "replace", renamed)
     store = Store.open(str(tmp_path))
     store.write_text("run/logs/a.json", "{}", durable=False)
-    assert calls == ["sync run", f"sync {tmp_path.name}", "rename to a.json"], "the names of new folders, and no content"
+    assert calls == ["sync run", f"sync {tmp_path.name}",
+                     "rename to a.json"], "the names of new folders, and no content"
     calls.clear()
     store.write_text("run/b.json", "{}")
     assert calls == ["sync b", "rename to b.json", "sync run"]
@@ -204,14 +207,17 @@ def test_an_endpoint_with_a_certificate_of_its_own_is_named_with_the_option_and_
         with_option = Store.open(f"{uri}?tls_ca_file_path={cert}")
         with_option.child("run").write_text("x", "text")
         code = f"from cluster.core.storage import Store; print(Store.open({uri!r}).read_text('run/x'))"
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "SSL_CERT_FILE": str(cert)}, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "SSL_CERT_FILE": str(cert)},
+                              capture_output=True)
         assert done.stdout == b"text\n", done.stderr
 
 
 @pytest.mark.parametrize(("said", "remedy"), [
-    ("curlCode: 60, …; Details: SSL: no alternative certificate subject name matches target host name 'x'", "another host's"),
+    ("curlCode: 60, …; Details: SSL: no alternative certificate subject name matches target host name 'x'",
+     "another host's"),
     ("curlCode: 60, …; Details: SSL certificate OpenSSL verify result: certificate has expired (10)", "renewed"),
-    ("curlCode: 77, Problem with the SSL CA cert; Details: error adding trust anchors from file: /nowhere.pem", "cannot be read"),
+    ("curlCode: 77, Problem with the SSL CA cert; Details: error adding trust anchors from file: /nowhere.pem",
+     "cannot be read"),
 ])
 def test_what_else_can_be_wrong_with_a_certificate_has_its_own_remedy(said: str, remedy: str) -> None:
     for error in (OSError(said), Store.open(f"s3://{BUCKET}/x?region=us-east-1").explain(OSError(said), "x")):
@@ -260,7 +266,8 @@ def denied_folder() -> Iterator[Path]:
 
 
 def test_a_folder_without_permission_is_a_storage_error(denied_folder: Path) -> None:
-    with pytest.raises(StorageError, match=f"storage {denied_folder} cannot be written .*check its address and permissions"):
+    with pytest.raises(StorageError,
+                       match=f"storage {denied_folder} cannot be written .*check its address and permissions"):
         Store.open(str(denied_folder)).write_text("x", "y")
 
 

@@ -94,16 +94,18 @@ def test_time_spent_waiting_is_not_a_ranks_own(monkeypatch: pytest.MonkeyPatch) 
 def run_status(straggler: int | None) -> RunStatus:
     ranks = tuple(RankTime(rank=rank, host="10.0.0.7", node_id=HEAD.node_id if rank else None, busy_s=busy)
                   for rank, busy in enumerate((0.11, 0.12, 0.43)))
-    return RunStatus(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45, goodput=0.931,
+    return RunStatus(name="night[1]", job="mlp", storage="/runs", phase="", step=40, total_steps=100, step_s=0.45,
+                     goodput=0.931,
                      restarts=2, ranks=ranks, straggler=straggler)
 
 
 def test_status_shows_runs_and_names_the_straggler() -> None:
     problems = run_problems([run_status(2)], [HEAD])
-    assert problems == ["run night[1]: rank 2 on node head[1] (10.0.0.7) computes 0.43 s a step, the others 0.12 s, and wait for "
-                        "it: look at what else runs on that node, or drain it"]
+    assert problems == ["run night[1]: rank 2 on node head[1] (10.0.0.7) computes 0.43 s a step, the others 0.12 s, "
+                        "and wait for it: look at what else runs on that node, or drain it"]
     assert run_problems([run_status(None)], [HEAD]) == []
-    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD], jobs=[],
+    seen = shown(Status(address="127.0.0.1:1", dashboard_url="", versions={"ray": "2", "python": "3"}, nodes=[HEAD],
+                        jobs=[],
                         problems=problems, runs=(run_status(2),)))
     for text in ("training runs", "night[1]", "40 of 100", "0.11 to 0.43", "93%", problems[0]):
         assert text in seen
@@ -253,7 +255,8 @@ def test_the_driver_names_a_slow_worker(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Dataset, "load", lambda _: None)
     monkeypatch.setattr("jobs.common.execution.worker.set_collective_interface", lambda _: None)
     store = Store.open(str(tmp_path))
-    task = WorkerSpec(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f", dataset_uri=str(tmp_path))
+    task = WorkerSpec(train="", config_type="", config={}, run_uri=str(tmp_path), config_fingerprint="f",
+                      dataset_uri=str(tmp_path))
     run_state, heard = RunState.open(store), list[Straggler | None]()
     callbacks = ControllerCallbacks(on_update=lambda now: heard.append(now.pacing.present), log=print,
                                     stop_requested=lambda: False)

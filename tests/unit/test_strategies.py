@@ -45,8 +45,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("strategies")
     chosen = pairwise(OPTIONS, allowed)
     assert len(chosen) < 20
-    made = Trained(config=config_of(run={"workers": "3", "name": "all", "hang_timeout_s": 120.0}), dataset=token_rows(folder),
-                   combinations=[*(fields_of(c) for c in chosen), {"scale": {"gradients": "bf16"}}], folder=folder / "run")
+    made = Trained(config=config_of(run={"workers": "3", "name": "all", "hang_timeout_s": 120.0}),
+                   dataset=token_rows(folder),
+                   combinations=[*(fields_of(c) for c in chosen), {"scale": {"gradients": "bf16"}}],
+                   folder=folder / "run")
     made.folder.mkdir()
     (made.folder / "combinations.json").write_text(json.dumps(made.combinations))
     run_group(made.folder, made.dataset, made.config, "tests.unit.strategy_loops:everything", 3)
@@ -90,7 +92,8 @@ def test_deepspeed_holds_what_is_planned(trained: Trained) -> None:
     for scale, *of_ranks in zip(SCALES, *trained.of_ranks("held"), strict=True):
         row = planned[scale["strategy"], offload_of(scale)]
         stage = int(scale["strategy"][-1])
-        room = 2 * shape.largest_trained if "offload" in scale and stage < 3 else 0  # for the largest gradient, on the GPU
+        # for the largest gradient, on the GPU
+        room = 2 * shape.largest_trained if "offload" in scale and stage < 3 else 0
         expected = {"all": row.parameters + row.gradients + row.optimizer + row.host + room,
                     "gathered": 2.0 * shape.parameters if stage == 3 else 0.0}
         if "offload" not in scale:
@@ -147,7 +150,8 @@ def test_workers_that_start_at_once_leave_each_other_s_folders_alone(tmp_path: P
 def test_a_disk_that_cannot_be_written_and_a_compiler_that_is_not_there_are_named(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file := tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"offload-path .*/file/below: cannot be written \(Not a directory\): name a folder"):
+    with pytest.raises(ConfigError,
+                       match=r"offload-path .*/file/below: cannot be written \(Not a directory\): name a folder"):
         SwapFolder(str(file / "below"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"lacks g\+\+, .*apt-get install g\+\+.*or pass --scale.offload cpu"):
@@ -159,8 +163,10 @@ def test_a_disk_that_cannot_be_written_and_a_compiler_that_is_not_there_are_name
 def test_a_compiled_model_trains_as_the_other_does(tmp_path: Path) -> None:
     folder, dataset = tmp_path / "covers", token_rows(tmp_path)
     folder.mkdir()
-    (folder / "combinations.json").write_text(json.dumps([{"hardware": {"compile": compile}} for compile in (False, True)]))
-    run_group(folder, dataset, config_of(run={"name": "covers", "hang_timeout_s": 300.0}), "tests.unit.strategy_loops:covers", 1)
+    (folder / "combinations.json").write_text(json.dumps([{"hardware": {"compile": compile}}
+                                                          for compile in (False, True)]))
+    run_group(folder, dataset, config_of(run={"name": "covers", "hang_timeout_s": 300.0}),
+              "tests.unit.strategy_loops:covers", 1)
     plain, compiled = json.loads((folder / "covers-0.json").read_text())
     assert compiled["losses"] == pytest.approx(plain["losses"], abs=1e-4)
     assert compiled["same"] and compiled["finite"]

@@ -89,8 +89,8 @@ def test_more_than_ray_takes_is_refused_before_it_is_packed_and_the_largest_file
     os.truncate(root / "data/b.parquet", 13 * 10**6)
     with pytest.raises(ConfigError) as caught:
         submit.submit("mlp", [], address="http://127.0.0.1:1", submission_id=None, wait=True)
-    assert str(caught.value).startswith(f"{root} has 105 MB to upload, Ray takes up to 105; the largest files are data/a.parquet "
-                                        "(90.0 MB), data/b.parquet (13.0 MB), jobs/")
+    assert str(caught.value).startswith(f"{root} has 105 MB to upload, Ray takes up to 105; the largest files are "
+                                        "data/a.parquet (90.0 MB), data/b.parquet (13.0 MB), jobs/")
     assert f"name what the job does not need in {root}/.rayignore" in str(caught.value)
 
 
@@ -123,7 +123,8 @@ def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_it
 @pytest.mark.parametrize("job", ["none", "my_package", "my_package.notes", "my_package.none", "tuning.none", "common",
                                  "../churn", ""])
 def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
-    with pytest.raises(ConfigError, match=r"one of cnn, mlp, pytorch, transformer, tuning\.cnn, .*package of yours that has a job"):
+    with pytest.raises(ConfigError,
+                       match=r"one of cnn, mlp, pytorch, transformer, tuning\.cnn, .*package of yours that has a job"):
         command_of(job)
 
 
@@ -141,7 +142,8 @@ def test_a_folder_that_would_hide_trainyard_there_is_not_sent(mine: Path, monkey
     assert command_of("my_package.churn").folder == mine, "a folder that is no package hides nothing"
     (mine / "serving/__init__.py").touch()
     monkeypatch.setattr(submit, "_client", lambda _: pytest.fail("it is submitted"))
-    with pytest.raises(ConfigError, match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainy"):
+    with pytest.raises(ConfigError,
+                       match=f"the job would not find Trainyard: {mine}/serving: Python takes it for Trainy"):
         submit.submit("my_package.churn", [], address="http://127.0.0.1:1", submission_id=None, wait=True)
 
 

@@ -125,7 +125,8 @@ def test_one_text_file_is_cut_by_characters(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, config, said.append)
     assert any("is one text: its first 90% is for training" in line for line in said)
     assert dataset.details["bytes"] == {"train": 901, "validation": 101, "test": 101}
-    assert rows_of(dataset, config, "validation")["tokens"].tolist() == rows_of(dataset, config, "test")["tokens"].tolist()
+    assert rows_of(dataset, config, "validation")["tokens"].tolist() == rows_of(dataset, config,
+                                                                                "test")["tokens"].tolist()
 
 
 def test_fewer_training_rows_leave_the_others_as_they_are(tmp_path: Path) -> None:
@@ -137,7 +138,8 @@ def test_fewer_training_rows_leave_the_others_as_they_are(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_ag_news_is_read(tmp_path: Path) -> None:
-    config = config_of(uri=str(SHARED / "ag_news/ag_news_7600.csv"), text_column="1", text_columns_join=("2",), label_column="0",
+    config = config_of(uri=str(SHARED / "ag_news/ag_news_7600.csv"), text_column="1", text_columns_join=("2",),
+                       label_column="0",
                        max_length=128)
     dataset = prepared(tmp_path, config)
     assert dataset.class_names == ("1", "2", "3", "4")
@@ -179,7 +181,8 @@ def test_a_tokenizer_knows_the_training_split_only(tmp_path: Path) -> None:
 
 def test_a_text_that_is_too_long_is_cut_counted_and_said(tmp_path: Path) -> None:
     said: list[str] = []
-    config = config_of(uri=write_csv(tmp_path / "rows.csv", [(t + " word" * 40 * (i % 2), w) for i, (t, w) in enumerate(ROWS)]))
+    config = config_of(uri=write_csv(tmp_path / "rows.csv",
+                                     [(t + " word" * 40 * (i % 2), w) for i, (t, w) in enumerate(ROWS)]))
     dataset = prepared(tmp_path, config, said.append)
     assert sum(dataset.details["truncated"].values()) == len(ROWS) // 2
     assert any("18 of 36 texts are longer than 16 tokens and were cut" in line for line in said)
@@ -194,7 +197,8 @@ def test_a_text_that_is_too_long_is_cut_counted_and_said(tmp_path: Path) -> None
 @pytest.mark.parametrize("length", [8, 50, 1000])
 def test_the_targets_of_packed_rows_are_the_stream(length: int) -> None:
     rng = np.random.default_rng(length)
-    documents = [np.concatenate([[0], rng.integers(1, 99, size)]).astype(np.int32) for size in rng.integers(1, 400, 300)]
+    documents = [np.concatenate([[0], rng.integers(1, 99, size)]).astype(np.int32)
+                 for size in rng.integers(1, 400, 300)]
     counts = {"train": 0}
     rows = np.concatenate(list(packed(iter(documents), length, counts, "train")))
     stream = np.concatenate(documents)
@@ -222,13 +226,15 @@ def test_empty_texts_are_left_out_and_said(tmp_path: Path) -> None:
 
 def test_mistakes_are_named_with_file_and_row(tmp_path: Path) -> None:
     good = write_csv(tmp_path / "rows.csv", ROWS)
-    refused(tmp_path, good, r"has no column 'body': it has text, label; name one with --data.text-column", text_column="body")
+    refused(tmp_path, good, r"has no column 'body': it has text, label; name one with --data.text-column",
+            text_column="body")
     refused(tmp_path, good, r"has no column 'kind'.*--data.label-column", label_column="kind")
     (tmp_path / "latin.csv").write_bytes("text,label\nnaïve,a\n".encode("latin-1"))
     refused(tmp_path, str(tmp_path / "latin.csv"), r"latin.csv: byte 13 \(line 2\) is not UTF-8 \(0xef\)")
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": \n')
     refused(tmp_path, str(tmp_path / "bad.jsonl"), r"bad.jsonl, line 2 is no JSON object")
-    refused(tmp_path, write_csv(tmp_path / "ragged.csv", [*ROWS, ("a", "b", "c")]), r"row 37: 3 columns, where the first row has 2")
+    refused(tmp_path, write_csv(tmp_path / "ragged.csv", [*ROWS, ("a", "b", "c")]),
+            r"row 37: 3 columns, where the first row has 2")
     (tmp_path / "a.txt").write_text("hello")
     refused(tmp_path, str(tmp_path / "a.txt"), "holds plain text, which has no labels")
     pq.write_table(pa.table({"text": [1, 2], "label": ["a", "b"]}), tmp_path / "numbers.parquet")
@@ -244,8 +250,10 @@ def test_mistakes_inside_a_table_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": unreadable, "label": ["a", "b"]}), tmp_path / "bytes.parquet")
     refused(tmp_path, str(tmp_path / "bytes.parquet"), r"bytes.parquet, row 1: column 'text' is not UTF-8")
     good = [{"text": text, "label": label} for text, label in ROWS]
-    refused(tmp_path, write_json(tmp_path / "n.jsonl", [*good, {"text": 5, "label": "cat"}]), "line 37: .* holds int, not text")
-    refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]), "line 37 holds half a")
+    refused(tmp_path, write_json(tmp_path / "n.jsonl", [*good, {"text": 5, "label": "cat"}]),
+            "line 37: .* holds int, not text")
+    refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]),
+            "line 37 holds half a")
     unlabelled = [{"text": "", "label": "cat"}, *good, {"text": "x", "label": None}]
     refused(tmp_path, write_json(tmp_path / "l.jsonl", unlabelled), "l.jsonl, row 37: remove the row")
 
@@ -267,7 +275,8 @@ def test_what_is_unusual_in_a_table_is_read(tmp_path: Path) -> None:
 
 
 def test_the_same_files_in_other_splits_are_other_data(tmp_path: Path) -> None:
-    one, two = write_csv(tmp_path / "in/a.csv", ROWS), write_csv(tmp_path / "in/b.csv", [(f"{text} too", of) for text, of in ROWS])
+    one, two = write_csv(tmp_path / "in/a.csv", ROWS), write_csv(tmp_path / "in/b.csv",
+                                                                 [(f"{text} too", of) for text, of in ROWS])
     sets = [prepared(tmp_path, config_of(uri=uri, **given)) for uri, given in (
         (one, {"val_uri": two}), (one, {"test_uri": two}), (two, {"val_uri": one}), (str(tmp_path / "in"), {}))]
     assert [found.splits["validation"].num_rows == len(ROWS) for found in sets] == [True, False, True, False]
@@ -278,7 +287,8 @@ def test_a_label_that_training_never_saw_is_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "in/train.csv", ROWS)
     write_csv(tmp_path / "in/val.csv", ROWS)
     write_csv(tmp_path / "in/test.csv", [*ROWS, ("a fish", "fish")])
-    refused(tmp_path, str(tmp_path / "in"), r"test.csv, row 36: label 'fish' in column 'label' was never seen in training")
+    refused(tmp_path, str(tmp_path / "in"),
+            r"test.csv, row 36: label 'fish' in column 'label' was never seen in training")
 
 
 def test_an_empty_text_does_not_shift_the_row_that_is_named(tmp_path: Path) -> None:

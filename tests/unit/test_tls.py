@@ -56,7 +56,8 @@ def test_what_is_wrong_with_them_is_said(tmp_path: Path) -> None:
     assert refused(tmp_path / "none", key) == (
         f"--tls-cert {tmp_path}/none cannot be read (No such file or directory): pass a file in PEM")
     assert refused(cert, tmp_path / "none").startswith(f"--tls-key {tmp_path}/none cannot be read")
-    assert refused(cert, other) == f"--tls-key {other} is not the key of --tls-cert {cert}: pass the one that it was made with"
+    assert refused(cert, other) == (
+        f"--tls-key {other} is not the key of --tls-cert {cert}: pass the one that it was made with")
     for pair in ((key, key), (cert, cert), (cert, locked)):
         pair[1].chmod(0o600)
         assert "is no certificate, or --tls-key" in refused(*pair)

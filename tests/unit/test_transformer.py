@@ -1,4 +1,5 @@
-"""The Transformer job's parts, without a run: batches by length, packing, slices, losses, and what its config refuses."""
+"""The Transformer job's parts, without a run: batches by length, packing, slices, losses,
+and what its config refuses."""
 
 import itertools
 from typing import Any, cast
@@ -27,7 +28,8 @@ DETAILS: dict[str, Any] = {"max_length": 32, "vocab_size": 64, "pad_id": 0, "sta
 
 # ── batches of like lengths ──
 def groups_of(seed: int = 0, shards: int = 3, steps: int = 8) -> LengthGroups:
-    order = SamplingOrder(num_rows=1000, num_shards=shards, global_batch_size=12, block_rows=64, window_rows=256, seed=seed)
+    order = SamplingOrder(num_rows=1000, num_shards=shards, global_batch_size=12, block_rows=64, window_rows=256,
+                          seed=seed)
     return LengthGroups(order, steps)
 
 
@@ -74,7 +76,8 @@ def test_a_document_does_not_see_the_one_before_it() -> None:
     with torch.no_grad():
         found = [token_losses(model(**batch).logits, targets) for batch, targets in
                  (packed_inputs(row, 0, None, torch.device("cpu")) for row in rows)]
-        alone, targets = packed_inputs(np.concatenate([[0], tail, [0]])[None].astype(np.int32), 0, None, torch.device("cpu"))
+        alone, targets = packed_inputs(np.concatenate([[0], tail, [0]])[None].astype(np.int32), 0, None,
+                                       torch.device("cpu"))
         single = token_losses(model(**alone).logits, targets)
     assert not torch.allclose(found[0][:, :9], found[1][:, :9])
     torch.testing.assert_close(found[0][:, 10:], found[1][:, 10:], rtol=0, atol=1e-6)
@@ -86,7 +89,8 @@ def test_every_token_is_a_target_once_and_padding_is_none() -> None:
     assert targets.tolist() == [[5, 6, 0, 7, IGNORED, IGNORED]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
     _, targets = packed_inputs(np.array([[1, 5, 2, 1, 7, 2]], np.int32), 1, 2, torch.device("cpu"))
-    assert targets.tolist() == [[5, 2, IGNORED, 7, 2]], "with an end of its own a document does not predict the next one's start"
+    assert targets.tolist() == [[5, 2, IGNORED, 7,
+                                 2]], "with an end of its own a document does not predict the next one's start"
     whole, _ = packed_inputs(np.array([[0, 5, 6, 7]], np.int32), 0, None, torch.device("cpu"))
     assert "position_ids" not in whole, "one document needs no mask"
 
@@ -121,7 +125,8 @@ def test_slices_go_from_any_number_of_workers_to_any_other(writers: int, readers
 
 def test_a_slice_that_is_missing_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"a\.weight"):
-        fill([TextFragment("a.weight", 4, {"weights": torch.zeros(6)})], [{"weights/a.weight@0": np.zeros(7, np.float32)}])
+        fill([TextFragment("a.weight", 4, {"weights": torch.zeros(6)})],
+             [{"weights/a.weight@0": np.zeros(7, np.float32)}])
     assert Slice.parse("exp_avg/model.layers.0.q@12") == Slice("exp_avg", "model.layers.0.q", 12)
 
 
@@ -195,9 +200,11 @@ def test_short_rows_in_bf16_do_without_the_fused_kernel_on_a_cpu() -> None:
     (["--scale.strategy", "zero2", "--scale.offload", "nvme"], "zero3 only"),
     (["--scale.strategy", "zero3", "--scale.offload", "nvme"], "needs --scale.offload-path"),
     (["--scale.strategy", "zero3", "--scale.offload-path", "/d"], "needs --scale.offload nvme"),
-    (["--scale.strategy", "zero3", "--scale.offload", "nvme", "--scale.offload-path", "/d", "--scale.offload-parameters"],
+    (["--scale.strategy", "zero3", "--scale.offload", "nvme", "--scale.offload-path", "/d",
+      "--scale.offload-parameters"],
      "--scale.offload cpu"),
-    (["--scale.strategy", "zero2", "--scale.offload", "cpu", "--scale.offload-parameters"], "needs --scale.strategy zero3"),
+    (["--scale.strategy", "zero2", "--scale.offload", "cpu", "--scale.offload-parameters"],
+     "needs --scale.strategy zero3"),
     (["--scale.strategy", "zero3", "--hardware.compile"], "ddp only"),
     (["--model.attention", "flash_attention_2"], "needs a GPU"),
     (["--task", "generate"], "is for --task classify"),
@@ -263,9 +270,12 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Any) -> None:
         build_model(folder, DETAILS, ())
 
 
-def test_a_model_that_is_not_to_be_had_says_which_files_and_how_to_use_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_to_be_had_says_which_files_and_how_to_use_a_folder(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"config.json, model.safetensors and tokenizer.json.*copy a folder"):
-        build_model(config_of(model={"name": "nobody/nothing", "layers": None, "heads": None, "width": None}), DETAILS, ())
+        build_model(config_of(model={"name": "nobody/nothing", "layers": None, "heads": None, "width": None}), DETAILS,
+                    ())

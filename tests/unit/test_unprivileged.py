@@ -24,7 +24,8 @@ def test_root_finds_a_way_to_run_a_command_without_capabilities_in_a_folder_that
 def test_root_as_it_is_has_capabilities() -> None:
     assert not unprivileged.is_one(())
     with pytest.raises(AssertionError):
-        unprivileged.require_none(subprocess.run(["grep", "^CapEff:", "/proc/self/status"], capture_output=True, text=True,
+        unprivileged.require_none(subprocess.run(["grep", "^CapEff:", "/proc/self/status"], capture_output=True,
+                                                 text=True,
                                                  check=True).stdout)
 
 

@@ -1,4 +1,5 @@
-"""cluster/monitoring/scrape.py, cluster/monitoring/watch.py and its page: from the text of a metrics port to what is shown."""
+"""cluster/monitoring/scrape.py, cluster/monitoring/watch.py and its page:
+from the text of a metrics port to what is shown."""
 
 import io
 import json
@@ -24,16 +25,19 @@ TRAINING = "\n".join(
     f"{kind}\nray_trainyard_{name}{{{OF_PROCESS % 'w'},job=\"mlp\",run=\"a[1]\"}} {value}"
     for name, kind, value in [
         ("train_step", "gauge", 1200.0), ("train_loss", "gauge", 0.25), ("train_step_seconds", "gauge", 0.0125),
-        ("train_samples_per_second", "gauge", 51234.0), ("train_workers", "gauge", 2.0), ("train_goodput_ratio", "gauge", 0.93),
+        ("train_samples_per_second", "gauge", 51234.0), ("train_workers", "gauge", 2.0),
+        ("train_goodput_ratio", "gauge", 0.93),
         ("train_restarts_total", "counter", 1.0)]) + "\nray_node_cpu_count 4\n"
 
 
 def serving(replica: str, requests: dict[str, int], latencies: dict[str, int]) -> str:
     own = f'{OF_PROCESS % replica},model="digits",version="3"'
     lines = ["# TYPE ray_trainyard_serving_requests_total counter"]
-    lines += [f'ray_trainyard_serving_requests_total{{{own},status="{status}"}} {count}' for status, count in requests.items()]
+    lines += [f'ray_trainyard_serving_requests_total{{{own},status="{status}"}} {count}'
+              for status, count in requests.items()]
     lines += ["# TYPE ray_trainyard_serving_latency_seconds histogram"]
-    lines += [f'ray_trainyard_serving_latency_seconds_bucket{{{own},le="{le}"}} {count}' for le, count in latencies.items()]
+    lines += [f'ray_trainyard_serving_latency_seconds_bucket{{{own},le="{le}"}} {count}'
+              for le, count in latencies.items()]
     lines += ["# TYPE ray_trainyard_serving_queued_requests gauge", f"ray_trainyard_serving_queued_requests{{{own}}} 0"]
     return "\n".join(lines) + "\n"
 
@@ -43,7 +47,8 @@ def test_samples_of_several_processes_are_added_up_and_rays_own_left_out() -> No
     found = Scrape(parse([serving("a", {"200": 3}, {}), serving("b", {"200": 4, "500": 1}, {})]))
     assert found.by("serving_requests_total", "status") == {("200",): 7.0, ("500",): 1.0}
     assert {name for name, _ in parse([TRAINING])} == {
-        "train_step", "train_loss", "train_step_seconds", "train_samples_per_second", "train_workers", "train_goodput_ratio",
+        "train_step", "train_loss", "train_step_seconds", "train_samples_per_second", "train_workers",
+        "train_goodput_ratio",
         "train_restarts_total"}
 
 
@@ -54,7 +59,8 @@ def test_samples_of_several_processes_are_added_up_and_rays_own_left_out() -> No
     ({0.01: 0, float("inf"): 0}, 0.5, None),
     ({}, 0.5, None),
 ])
-def test_a_quantile_is_interpolated_as_prometheus_does(buckets: dict[float, float], q: float, value: float | None) -> None:
+def test_a_quantile_is_interpolated_as_prometheus_does(buckets: dict[float, float], q: float,
+                                                       value: float | None) -> None:
     found = quantile(buckets, q)
     assert found is None if value is None else found == pytest.approx(value)
 
@@ -80,7 +86,8 @@ def http(body: str, status: int = 200) -> Iterator[int]:
 
 
 def node(name: str, port: int, *, alive: bool = True) -> Node:
-    return Node(node_id="0f" * 28, name=name, ip="127.0.0.1", port=1, alive=alive, is_head=False, resources={"CPU": 2.0},
+    return Node(node_id="0f" * 28, name=name, ip="127.0.0.1", port=1, alive=alive, is_head=False,
+                resources={"CPU": 2.0},
                 metrics_port=port)
 
 
@@ -88,8 +95,9 @@ def test_every_live_node_is_asked_and_one_that_is_silent_is_named() -> None:
     with http(TRAINING) as port:
         found = scrape([node("a", port), node("b", 1), node("dead", 1, alive=False), node("without", 0)])
     assert found.silent == ("b",)
-    assert [(row.job, row.run, row.values["step"], row.values["restarts"]) for row in runs_of(found)] == [("mlp", "a[1]", 1200.0,
-                                                                                                           1.0)]
+    assert [(row.job, row.run, row.values["step"], row.values["restarts"])
+            for row in runs_of(found)] == [("mlp", "a[1]", 1200.0,
+                                            1.0)]
 
 
 def test_rates_and_latencies_are_of_the_time_between_two_scrapes() -> None:
@@ -116,7 +124,8 @@ def test_a_version_that_is_served_no_more_leaves() -> None:
 
 # ── alerts ──
 def test_what_answers_otherwise_than_a_prometheus_is_said_to() -> None:
-    with http('{"status": "success", "data": []}') as port, pytest.raises(ValueError, match="does not answer as a Prometheus does"):
+    with http('{"status": "success", "data": []}') as port, pytest.raises(ValueError, match="does not answer as a "
+                                                                                            "Prometheus does"):
         alerts_of(f"http://127.0.0.1:{port}")
 
 
@@ -132,8 +141,10 @@ def test_what_fires_in_a_prometheus_is_told_with_its_runbook() -> None:
                "annotations": {"summary": "the loss of a is NaN", "runbook_url": "k8s/RUNBOOK.md#loss-nan"}},
               {"state": "firing", "labels": {"alertname": "Bare", "run": "b"}, "annotations": {}},
               {"state": "pending", "labels": {"alertname": "Soon"}, "annotations": {}}]
-    ours = next(rule for group in local.rules()["groups"] for rule in group["rules"] if rule.get("alert") == "TrainyardNodeLost")
-    alerts.append({"state": "firing", "labels": {"alertname": ours["alert"], **ours["labels"]}, "annotations": ours["annotations"]})
+    ours = next(rule for group in local.rules()["groups"] for rule in group["rules"]
+                if rule.get("alert") == "TrainyardNodeLost")
+    alerts.append({"state": "firing", "labels": {"alertname": ours["alert"], **ours["labels"]},
+                   "annotations": ours["annotations"]})
     with http(json.dumps({"status": "success", "data": {"alerts": alerts}})) as port:
         *others, last = alerts_of(f"http://127.0.0.1:{port}/")
         assert last.endswith(": k8s/RUNBOOK.md#trainyardnodelost")
@@ -147,9 +158,11 @@ def test_what_fires_in_a_prometheus_is_told_with_its_runbook() -> None:
 
 # ── the page ──
 def page(**more: Any) -> Page:
-    status = Status(address="127.0.0.1:6379", dashboard_url="http://127.0.0.1:8265", versions={"ray": "2", "python": "3"},
+    status = Status(address="127.0.0.1:6379", dashboard_url="http://127.0.0.1:8265",
+                    versions={"ray": "2", "python": "3"},
                     nodes=[node("head", 0)], jobs=[], problems=[])
-    return Page(**{"status": status, "runs": [], "endpoints": [], "applications": [], "alerts": [], "warnings": [], **more})
+    return Page(**{"status": status, "runs": [], "endpoints": [], "applications": [], "alerts": [], "warnings": [],
+                   **more})
 
 
 def shown(found: Page, width: int = 150) -> str:
@@ -161,10 +174,12 @@ def shown(found: Page, width: int = 150) -> str:
 
 def test_a_page_shows_runs_endpoints_applications_and_alerts() -> None:
     now = Scrape(parse([TRAINING, serving("a", {"200": 190}, {"0.01": 100, "+Inf": 100})]))
-    text = shown(page(runs=runs_of(now), endpoints=endpoints_of(now, None, 0.0), alerts=["LossNaN [page]: x"], warnings=["node b"],
+    text = shown(page(runs=runs_of(now), endpoints=endpoints_of(now, None, 0.0), alerts=["LossNaN [page]: x"],
+                      warnings=["node b"],
                       applications=[Application(name="trainyard", status="RUNNING", message="",
                                                 deployments=[("Ingress", "HEALTHY", 2)])]))
-    for words in ("alert: LossNaN [page]: x", "not looked at: node b", "a[1]", "1,200", "0.2500", "12.5", "51,234", "93.0%",
+    for words in ("alert: LossNaN [page]: x", "not looked at: node b", "a[1]", "1,200", "0.2500", "12.5", "51,234",
+                  "93.0%",
                   "digits",
                   "trainyard", "Ingress", "HEALTHY", "head"):
         assert words in text, text
@@ -172,7 +187,8 @@ def test_a_page_shows_runs_endpoints_applications_and_alerts() -> None:
 
 
 def test_eighty_columns_hold_a_run_whole() -> None:
-    (row,) = [line for line in shown(page(runs=runs_of(Scrape(parse([TRAINING])))), width=80).splitlines() if "a[1]" in line]
+    (row,) = [line for line in shown(page(runs=runs_of(Scrape(parse([TRAINING])))),
+                                     width=80).splitlines() if "a[1]" in line]
     assert row.split() == ["a[1]", "mlp", "2", "1,200", "0.2500", "12.5", "51,234", "93.0%", "1", "0", "–"]
 
 

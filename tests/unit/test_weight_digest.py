@@ -1,4 +1,5 @@
-"""One rank that is slow and then goes its own way, in each job's own loop on local workers: it is named, and the run fails."""
+"""One rank that is slow and then goes its own way, in each job's own loop on local workers: it is named,
+and the run fails."""
 
 import re
 from collections.abc import Callable
@@ -62,7 +63,8 @@ def test_pytorch_hashes_as_numpy_does() -> None:
 
 
 @pytest.mark.parametrize(("digests", "odd"), [
-    ([5, 5, 5], []), ([5, 6, 5], [1]), ([6, 5, 5, 7], [0, 1, 2, 3]), ([5, 6], [0, 1]), ([5, 5, 6, 6], [0, 1, 2, 3]), ([1], []),
+    ([5, 5, 5], []), ([5, 6, 5], [1]), ([6, 5, 5, 7], [0, 1, 2, 3]), ([5, 6], [0, 1]), ([5, 5, 6, 6], [0, 1, 2, 3]),
+    ([1], []),
 ])
 def test_who_is_not_with_the_majority_is_odd(digests: list[int], odd: list[int]) -> None:
     assert mismatched_ranks(digests) == odd
@@ -76,8 +78,10 @@ def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
     """A run of one of tests/unit/odd_loops.py, whose workers have been started."""
     store, values = Store.open(str(folder)), to_dict(config)
     kind = type(config)
-    task = WorkerSpec(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}", config=values,
-                      run_uri=store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+    task = WorkerSpec(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}",
+                      config=values,
+                      run_uri=store.location(), config_fingerprint=_fingerprint(values),
+                      dataset_uri=dataset.store.location())
     run_state = RunState.open(store)
     controller = Controller(run=config.run, executor=ProcessExecutor(1), spec=task, run_store=store,
                             num_shards=config.run.max_workers, run_state=run_state,
@@ -86,7 +90,9 @@ def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
     return controller, run_state
 
 
-def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+def carry_out(
+    folder: Path, dataset: Dataset, config: Config, train: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[str]]:
     """What the run ends with, and what happened before."""
     monkeypatch.setattr(straggler, "HOLD_S", 0.5)
     monkeypatch.setattr(supervising, "_PACING_EVERY_S", 0.02)
@@ -100,7 +106,8 @@ def carry_out(folder: Path, dataset: Dataset, config: Config, train: str, monkey
         controller.supervise()
     busy = [found for found in times if len(found) == config.run.max_workers][-1]
     assert busy[ODD].busy_s > SLOWER_S
-    assert all(busy[rank].busy_s < busy[ODD].busy_s for rank in busy if rank != ODD), "they wait; they do not compute longer"
+    assert all(busy[rank].busy_s < busy[ODD].busy_s for rank in busy
+               if rank != ODD), "they wait; they do not compute longer"
     return str(caught.value), run_state.events
 
 
@@ -139,10 +146,12 @@ def test_a_slow_rank_that_diverges_is_named_by_the_cnn(tmp_path: Path, monkeypat
     check(*carry_out(tmp_path / "run", digits(tmp_path), config, "cnn", monkeypatch), 3)
 
 
-def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_lose_one_while_they_meet_find_its_successor(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.mlp.config import MlpConfig
 
-    monkeypatch.setattr(hang_policy, "_FIRST_STEP_S", 30.0)  # after which all workers would be replaced: a second failure
+    # after which all workers would be replaced: a second failure
+    monkeypatch.setattr(hang_policy, "_FIRST_STEP_S", 30.0)
     config = from_dict(MlpConfig, {"run": {"workers": "3", "max_failures": 1}, "model": {"hidden": [32]},
                                    "train": {"global_batch_size": 60, "epochs": 1}})
     controller, run_state = supervised(tmp_path / "run", digits(tmp_path), config, "dies_meeting", lambda watch: None)

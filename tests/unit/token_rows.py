@@ -1,4 +1,5 @@
-"""Prepared data of random tokens, and a group of local workers to use it: for tests of the Transformer's loop without any text."""
+"""Prepared data of random tokens, and a group of local workers to use it:
+for tests of the Transformer's loop without any text."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0
             for name, writer in writers.items():
                 writer.append({key: column[parts[name]] for key, column in values.items()})
             splits = {name: writer.finish() for name, writer in writers.items()}
-        details = {"task": "classify" if classes else "generate", "max_length": length, "vocab_size": VOCABULARY, "pad_id": 0,
+        details = {"task": "classify" if classes else "generate", "max_length": length, "vocab_size": VOCABULARY,
+                   "pad_id": 0,
                    "start_id": 0, "end_id": None, "tokenizer_sha256": "", "bytes": dict.fromkeys(parts, rows)}
         return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint({}, writers), splits=splits,
                        columns=tuple(columns), class_names=tuple("abcdefgh"[:classes]), details=details)
@@ -55,7 +57,8 @@ def config_of(**groups: Any) -> TransformerConfig:
     """A tiny model without dropout, 32 tokens a row."""
     model = {"name": "tiny", "layers": 2, "heads": 2, "width": 32, "dropout": 0.0}
     base: dict[str, Any] = {
-        "task": "generate", "data": {"uri": "stdlib", "max_length": 32}, "model": model, "optim": {"lr": 1e-3, "warmup_steps": 0},
+        "task": "generate", "data": {"uri": "stdlib", "max_length": 32}, "model": model,
+        "optim": {"lr": 1e-3, "warmup_steps": 0},
         "train": {"global_batch_size": 12, "epochs": 4}, "run": {"checkpoint_every_steps": 5},
         "eval": {"robustness_rows": 0},
     }
@@ -65,14 +68,17 @@ def config_of(**groups: Any) -> TransformerConfig:
 
 
 def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: str, workers: int) -> None:
-    """Carries a training function out on local workers, under the controller, without a driver's preparations and its finish."""
+    """Carries a training function out on local workers, under the controller,
+    without a driver's preparations and its finish."""
     run_store = Store.open(str(folder))
     values = to_dict(config)
     task = WorkerSpec(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
-                      run_uri=run_store.location(), config_fingerprint=_fingerprint(values), dataset_uri=dataset.store.location())
+                      run_uri=run_store.location(), config_fingerprint=_fingerprint(values),
+                      dataset_uri=dataset.store.location())
     executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1)
     callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)
-    controller = Controller(run=config.run, executor=executor, spec=task, run_store=run_store, num_shards=config.run.max_workers,
+    controller = Controller(run=config.run, executor=executor, spec=task, run_store=run_store,
+                            num_shards=config.run.max_workers,
                             run_state=RunState.open(run_store), callbacks=callbacks)
     controller.start(workers)
     assert executor.run(controller.supervise) == "finished"

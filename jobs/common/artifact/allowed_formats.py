@@ -33,7 +33,8 @@ def bytes_checked(path: str, head: bytes) -> int:
 def refusal(path: str, begins: bytes, size: int, beside: Collection[str] | None = None) -> str | None:
     """Why a file may not be in an artifact, to follow its name; None if it may.
 
-    begins: its first `bytes_checked` bytes. size: of all of it. beside: the names of the files in its folder, where known.
+    begins: its first `bytes_checked` bytes. size: of all of it.
+    beside: the names of the files in its folder, where known.
     """
     suffix = _suffix(path)
     if suffix == ".safetensors":

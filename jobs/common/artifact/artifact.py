@@ -2,14 +2,15 @@
 
     ARTIFACT/manifest.json       what the model is, and size and sha256 of every other file; written last
              model.safetensors   weights (or `.keras`); a format that can run code when it is read is refused
-             probe.json          some rows and the model's own answers, as an Open Inference Protocol request and response
+             probe.json          some rows and the model's own answers, as the protocol's request and response
              reference.json      histograms of a classifier's test rows and answers: what drift is measured from
              model_card.md       the same for people
              …                   a tokenizer's files, where there is one
 
 The digest of manifest.json is kept in the registry: who changes weights *and* manifest is found out too. Nothing in the
-manifest of a model that was trained depends on when or where, so two runs with the same result have the same digest. That of a
-variant of it (`python -m serving optimize`) also says how fast both were where it was made: it is a record of one measurement.
+manifest of a model that was trained depends on when or where, so two runs with the same result have the same digest.
+That of a variant of it (`python -m serving optimize`) also says how fast both were where it was made:
+it is a record of one measurement.
 """
 
 import hashlib
@@ -127,8 +128,8 @@ def write_artifact(
 ) -> Artifact:
     """Writes an artifact to a folder of a store, replacing what was there; the manifest comes last and makes it one.
 
-    files: what it holds by path in the artifact, the weights among them (`weights_file` makes one of tensors).
-    Raises: ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
+    files: what it holds by path in the artifact, the weights among them (`weights_file` makes one of tensors). Raises:
+    ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
     """
     body = {"request": {"inputs": to_json(description.inputs, probe.inputs)},
             "response": {"outputs": to_json(description.outputs, probe.outputs)}}  # fmt: skip
@@ -148,14 +149,15 @@ def write_artifact(
 def open_artifact(where: Where, expected_digest: str | None = None) -> Artifact:
     """Reads and verifies every file. expected_digest: what the registry says of the manifest.
 
-    Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code; also for a storage
-    that does not answer.
+    Raises: ArtifactError naming each file that is missing, extra, different, or in a format that can run code;
+    also for a storage that does not answer.
     """
     folder = as_store(where)
     try:
         return _opened(folder, expected_digest)
     except OSError as error:
-        remedy = tls_remedy(error) or "check the address, that its storage can be reached from here, and your permissions"
+        remedy = (tls_remedy(error)
+                  or "check the address, that its storage can be reached from here, and your permissions")
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtifactError(f"artifact {folder.location()} cannot be read ({why}): {remedy}") from error
 
@@ -292,5 +294,6 @@ def _json(value: object) -> bytes:
 def refused(location: str, problems: list[str]) -> ArtifactError:
     """What to raise for an artifact that something is wrong with."""
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-    return ArtifactError(f"artifact {location} is refused: {shown}. Copy it again from where it was made, or train again")
+    return ArtifactError(f"artifact {location} is refused: {shown}. Copy it again from where it was made, or train "
+                         "again")
 

@@ -3,13 +3,15 @@
     reference = Reference.of(image_features(images, mean), probabilities)   # when it is trained: kept in its artifact
     reference.psi(counts)                                                   # when it serves: a figure for each feature
 
-The population stability index of a feature is the sum over its bins of (a - e) ln(a / e), with e the share of the reference's rows
-in a bin and a the share of those seen since: 0 for equal shares, and the same in both directions (Siddiqi 2006, *Credit Risk
-Scorecards*; as a divergence: Jeffreys 1946). By custom, below 0.1 nothing has changed, and above 0.25 much has (Siddiqi, too).
+The population stability index of a feature is the sum over its bins of (a - e) ln(a / e), with e the share of the
+reference's rows in a bin and a the share of those seen since: 0 for equal shares, and the same in both directions
+(Siddiqi 2006, *Credit Risk Scorecards*; as a divergence: Jeffreys 1946).
+By custom, below 0.1 nothing has changed, and above 0.25 much has (Siddiqi, too).
 
-Each share is counted with half a row more in each bin (Krichevsky and Trofimov 1981), so an empty bin gives a finite figure. Where
-nothing has changed, the mean of the index is about (B - 1)(1 / n + 1 / m), of B bins and n and m rows (Yurdakul and Naranjo 2020):
-there are as few bins as keep the reference's part of that below 0.03, and `noise` says the whole of it.
+Each share is counted with half a row more in each bin (Krichevsky and Trofimov 1981), so an empty bin gives a finite
+figure. Where nothing has changed, the mean of the index is about (B - 1)(1 / n + 1 / m), of B bins and n and m rows
+(Yurdakul and Naranjo 2020): there are as few bins as keep the reference's part of that below 0.03,
+and `noise` says the whole of it.
 """
 
 from collections.abc import Collection, Mapping

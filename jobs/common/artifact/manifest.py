@@ -22,7 +22,8 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What a model was made of by `python -m serving optimize`, and what was measured of both, by turns, on one machine."""
+    """What a model was made of by `python -m serving optimize`, and what was measured of both, by turns,
+    on one machine."""
 
     name: str
     """`onnx`, `onnx-int8`, `compiled`: what is done with the parent's weights, and how the variant is loaded."""
@@ -43,7 +44,8 @@ class Variant:
     @property
     def change(self) -> dict[str, float]:
         """The variant's figures less the parent's."""
-        return {name: value - self.parent_figures[name] for name, value in self.figures.items() if name in self.parent_figures}
+        return {name: value - self.parent_figures[name] for name, value in self.figures.items()
+                if name in self.parent_figures}
 
     def to_dict(self) -> Mapping[str, object]:
         return {**dataclasses.asdict(self), "change": self.change}

@@ -32,7 +32,8 @@ def text(description: Description) -> str:
 def _made_of(variant: Variant) -> str:
     version = f" ({_cell(variant.parent_version)})" if variant.parent_version else ""
     where = _cell(variant.machine.get("processor", "one machine"))
-    lines = [f"`{variant.name}` of the model with digest `{variant.parent_digest[:12]}`{version}. Both measured on {where}:", "",
+    lines = [f"`{variant.name}` of the model with digest `{variant.parent_digest[:12]}`{version}. Both measured on "
+             f"{where}:", "",
              "| figure | that model | this one | change |", "|---|---|---|---|"]
     for name, change in variant.change.items():
         if not name.endswith(("_low", "_high")):
@@ -71,7 +72,8 @@ def _tensors(description: Description) -> str:
         sizes = " × ".join("any" if size == -1 else str(size) for size in spec.shape)
         return f"- {kind} `{spec.name}`: {spec.datatype}, {sizes}"
 
-    lines = [line("input", spec) for spec in description.inputs] + [line("output", spec) for spec in description.outputs]
+    lines = [line("input", spec) for spec in description.inputs] + [line("output", spec)
+                                                                    for spec in description.outputs]
     if description.labels:
         shown = ", ".join(_cell(label) for label in description.labels[:20])
         lines.append(f"- {len(description.labels)} classes: {shown}{', …' if len(description.labels) > 20 else ''}")

@@ -1,7 +1,8 @@
 """What the JSON files of a Hugging Face folder may not ask for: code that runs, and files elsewhere.
 
-Whatever `trust_remote_code` is, transformers takes from a `config.json` which attention kernels to fetch from the hub and run
-(CVE-2026-4372), and which package unpacks quantised weights. So these files are read here first, in training and in serving.
+Whatever `trust_remote_code` is, transformers takes from a `config.json` which attention kernels to fetch from the hub
+and run (CVE-2026-4372), and which package unpacks quantised weights.
+So these files are read here first, in training and in serving.
 """
 
 from collections.abc import Collection, Iterator

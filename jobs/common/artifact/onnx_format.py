@@ -1,7 +1,9 @@
-"""What is in an ONNX file, without reading its numbers: one that names other files, or operators of unknown libraries, is refused.
+"""What is in an ONNX file, without reading its numbers: one that names other files,
+or operators of unknown libraries, is refused.
 
-An ONNX file is a protobuf message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). Only the fields that lead to tensors
-and nodes are followed here; everything else is skipped by its length, so a large file takes no longer than a small one.
+An ONNX file is a protobuf message (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). Only the fields that lead
+to tensors and nodes are followed here;
+everything else is skipped by its length, so a large file takes no longer than a small one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,8 @@ _DOMAIN = 7
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 """Of a tensor."""
 _ORT = slice(4, 8), b"ORTM"
-"""What ONNX Runtime knows its own format by, which it takes before it looks whether the file is ONNX; nothing checks that one."""
+"""What ONNX Runtime knows its own format by, which it takes before it looks whether the file is ONNX;
+nothing checks that one."""
 _FIXED = {1: 8, 5: 4}
 _MOST_NESTED = 32
 

@@ -1,7 +1,9 @@
-"""Writes one large file that a later manifest commits: straight to the disk where it is local, streamed to an object store.
+"""Writes one large file that a later manifest commits: straight to the disk where it is local,
+streamed to an object store.
 
-Local files pass by the page cache (O_DIRECT): measured on ext4, 720 MB cost 0.01 s of CPU time that way, 0.2 to 1.7 s through
-the cache; that time is taken from the training step. File systems that cannot do it (some network ones) get plain writes.
+Local files pass by the page cache (O_DIRECT): measured on ext4, 720 MB cost 0.01 s of CPU time that way, 0.2 to 1.7 s
+through the cache; that time is taken from the training step.
+File systems that cannot do it (some network ones) get plain writes.
 """
 
 import errno
@@ -21,10 +23,11 @@ Write = Callable[[memoryview], object]
 
 @contextmanager
 def writing(store: Store, path: str, size: int) -> Generator[Write]:
-    """A function that appends to the file, of `size` bytes in all; when the block ends without an error, the file is durable.
+    """A function that appends to the file, of `size` bytes in all;
+    when the block ends without an error, the file is durable.
 
-    Each piece but the last must be a multiple of 4096 bytes at such an address, or it is copied once more by the system.
-    Raises: StorageFullError, StorageError. After an error the file is gone.
+    Each piece but the last must be a multiple of 4096 bytes at such an address, or it is copied once more by the
+    system. Raises: StorageFullError, StorageError. After an error the file is gone.
     """
     if not store.is_local:
         with store.writing(path) as stream:

@@ -1,8 +1,9 @@
 """Generations: the fence between a worker group and the ones that came before it.
 
-Each start of a group begins a generation, named by the next number and a random token. Its record lists the checkpoints that
-count from then on; what an older group commits later is not on the list, so an old writer that wakes up late is harmless. This
-needs no conditional write, which pyarrow does not have. Of two begun at the same moment the one with the greater token counts.
+Each start of a group begins a generation, named by the next number and a random token. Its record lists the checkpoints
+that count from then on; what an older group commits later is not on the list, so an old writer that wakes up late is
+harmless. This needs no conditional write, which pyarrow does not have.
+Of two begun at the same moment the one with the greater token counts.
 """
 
 import secrets
@@ -20,7 +21,8 @@ OnDamage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Saves:
-    """What lies in a run's checkpoints, oldest first. `others` do not count: never committed, or by a writer that came too late."""
+    """What lies in a run's checkpoints, oldest first.
+    `others` do not count: never committed, or by a writer that came too late."""
 
     generation: str | None
     """The newest one."""
@@ -56,7 +58,8 @@ def find_saves(store: Store, on_damage: OnDamage) -> Saves:
     if newest is None:
         return Saves(None, (), tuple(sorted(saves)))
     accepted = _accepted(store, newest, manifests, on_damage)
-    counted = {save for save in saves if save.manifest in accepted} | {save for save in manifests if save.generation == newest}
+    counted = {save for save in saves if save.manifest in accepted} | {save for save in manifests
+                                                                       if save.generation == newest}
     return Saves(newest, tuple(sorted(counted)), tuple(sorted(saves - counted)))
 
 

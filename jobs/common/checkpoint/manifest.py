@@ -2,14 +2,14 @@
 
 Below <run>/checkpoints lie
 
-    generations/000003-ab12cd34.json                        one record per start of a worker group: see checkpoint_generations
+    generations/000003-ab12cd34.json                        one record per start of a worker group: see fencing.py
     data/000003-ab12cd34/save-0002-step-40/rank-0.safetensors
-    data/000003-ab12cd34/save-0002-step-40/rank-1.json      what rank 1 wrote, read by rank 0 (only where several ranks write)
+    data/000003-ab12cd34/save-0002-step-40/rank-1.json      what rank 1 wrote, read by rank 0 (where several write)
     manifests/000003-ab12cd34/save-0002-step-40.json        written last, in one write: now the checkpoint exists
 
 Every JSON file carries the sha256 of its own content, so a flipped bit in a step or a seed is found out like one in a
-weight. It carries the version of its format, too: a newer one is refused, never skipped, since an older checkpoint would be
-resumed instead.
+weight. It carries the version of its format, too: a newer one is refused, never skipped,
+since an older checkpoint would be resumed instead.
 """
 
 import errno
@@ -109,8 +109,8 @@ class Checkpoint:
         for entry in self.files:
             if entry.rank == rank:
                 return entry
-        raise CheckpointError(f"checkpoint at step {self.step} has {len(self.files)} parts, rank {rank} asked for one of its own: "
-                              f"resume it with {self.world_size} workers")
+        raise CheckpointError(f"checkpoint at step {self.step} has {len(self.files)} parts, rank {rank} asked for one "
+                              f"of its own: resume it with {self.world_size} workers")
 
 
 def write_manifest(store: Store, checkpoint: Checkpoint) -> None:
@@ -155,7 +155,8 @@ def read_json(store: Store, path: str, shape: type[T] = JsonObject) -> T:
 
 
 def explain_reading(error: OSError, store: Store, path: str) -> Exception:
-    """What to raise for an error met while reading: damage is a broken disk, not a broken connection or a missing permission."""
+    """What to raise for an error met while reading: damage is a broken disk,
+    not a broken connection or a missing permission."""
     if isinstance(error, FileNotFoundError):
         return error
     if error.errno == errno.EIO:

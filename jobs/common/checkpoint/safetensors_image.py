@@ -1,9 +1,11 @@
-"""Tensors in a safetensors file: laid out in reused memory, hashed and checked while they are written, verified while read.
+"""Tensors in a safetensors file: laid out in reused memory, hashed and checked while they are written,
+verified while read.
 
-The memory that a snapshot is copied into *is* the file, header and all, so writing needs no second copy and no serialiser:
-    bytes 0-7: length of the header | header: JSON, padded with spaces to 64 bytes | the tensors' raw bytes, one after the other
-(https://github.com/huggingface/safetensors#format). Tensors are sorted by item size (largest first), type and name, so each is
-aligned and the file is the same whatever order they came in. NumPy has no bfloat16: such tensors, of files that others wrote,
+The memory that a snapshot is copied into *is* the file, header and all, so writing needs no second copy and no
+serialiser:
+    bytes 0-7: length of the header | header: JSON, padded with spaces to 64 bytes | the tensors' raw bytes
+(https://github.com/huggingface/safetensors#format). Tensors are sorted by item size (largest first), type and name, so
+each is aligned and the file is the same whatever order they came in. NumPy has no bfloat16: such tensors, of others,
 come back as the bits, uint16.
 """
 
@@ -31,7 +33,8 @@ PIECE_BYTES = 4 << 20
 MOST_HEADER_BYTES = 64 << 20
 """Those of a million tensors."""
 
-_TAGS = {"float64": "F64", "int64": "I64", "uint64": "U64", "float32": "F32", "int32": "I32", "uint32": "U32", "float16": "F16",
+_TAGS = {"float64": "F64", "int64": "I64", "uint64": "U64", "float32": "F32", "int32": "I32", "uint32": "U32",
+         "float16": "F16",
          "int16": "I16", "uint16": "U16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
 _DTYPES = {tag: np.dtype(name).newbyteorder("<") for name, tag in (*_TAGS.items(), ("uint16", "BF16"))}
 _FLOATS = ("F64", "F32", "F16")
@@ -69,7 +72,8 @@ class _Entry:
 
 
 class FileImage:
-    """One safetensors file in page-aligned memory, which is kept and filled again as long as the tensors' shapes stay."""
+    """One safetensors file in page-aligned memory,
+    which is kept and filled again as long as the tensors' shapes stay."""
 
     def __init__(self) -> None:
         self._wanted: list[tuple[str, str, tuple[int, ...]]] = []
@@ -99,7 +103,8 @@ class FileImage:
         self._views = {spec.name: self._view(spec) for spec in self._specs}
 
     def pieces(self) -> Iterator[memoryview]:
-        """The file in order, with every floating-point number looked at. Raises: NonFiniteStateError, naming the tensor."""
+        """The file in order, with every floating-point number looked at.
+        Raises: NonFiniteStateError, naming the tensor."""
         for start in range(0, len(self.data), PIECE_BYTES):
             stop = min(start + PIECE_BYTES, len(self.data))
             yield self.data[start:stop]
@@ -148,7 +153,8 @@ def damage(store: Store, entry: FileEntry) -> str | None:
 def read_tensors(store: Store, entry: FileEntry) -> dict[str, Array]:
     """The tensors of one file, writable, in memory of the file's size that they share.
 
-    Raises: CheckpointError if the file is not there or not what was written, StorageError if the storage cannot be read.
+    Raises: CheckpointError if the file is not there or not what was written,
+    StorageError if the storage cannot be read.
     """
     data = np.empty(entry.size, np.uint8)
     _read(store, entry, data)
@@ -156,7 +162,8 @@ def read_tensors(store: Store, entry: FileEntry) -> dict[str, Array]:
         data_start, specs = read_header(data.data, entry.size)
     except ValueError as error:
         raise CheckpointError(f"{entry.path}: is not safetensors ({error})") from error
-    return {s.name: data[data_start + s.start : data_start + s.stop].view(_DTYPES[s.tag]).reshape(s.shape) for s in specs}
+    return {s.name: data[data_start + s.start : data_start + s.stop].view(_DTYPES[s.tag]).reshape(s.shape)
+            for s in specs}
 
 
 def header_bytes(head: bytes) -> int:
@@ -197,7 +204,8 @@ def _spec(name: str, entry: _Entry) -> TensorSpec:
 
 
 def _read(store: Store, entry: FileEntry, memory: npt.NDArray[np.uint8]) -> None:
-    """Reads a whole file through memory (of the file's size, or less and used again and again), comparing size and hash."""
+    """Reads a whole file through memory (of the file's size, or less and used again and again),
+    comparing size and hash."""
     digest = hashlib.sha256()
     try:
         with store.reading(entry.path) as stream:

@@ -1,7 +1,8 @@
 """When to take a checkpoint, so that a failure costs at most so many steps and checkpoints cost little time.
 
-With `checkpoint_every_steps = K` a snapshot is taken every K - K//4 steps, and it must be committed K//4 steps after that: a
-process that dies just before the commit falls back to the snapshot before, which is at most (K - K//4) + K//4 = K steps old.
+With `checkpoint_every_steps = K` a snapshot is taken every K - K//4 steps, and it must be committed K//4 steps after
+that: a process that dies just before the commit falls back to the snapshot before, which is at most (K - K//4)
++ K//4 = K steps old.
 
     step     0 ──────── 75 ───── 100 ──── 150 ───── 175        K = 100
     snapshot            ▲                  ▲
@@ -9,8 +10,8 @@ process that dies just before the commit falls back to the snapshot before, whic
 
 The quarter is what the background has for writing before the loop must wait for it.
 
-`auto` knows what a checkpoint costs. Where it also knows how often the run fails (`--run.mtbf-h`, or what the run has seen), it
-weighs that against the work that a failure loses (goodput.py); where not, it takes what costs little.
+`auto` knows what a checkpoint costs. Where it also knows how often the run fails (`--run.mtbf-h`, or what the run has
+seen), it weighs that against the work that a failure loses (goodput.py); where not, it takes what costs little.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ FIRST_STEPS = 20
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured, in seconds: a step; how long a checkpoint keeps the loop, and is written; its CPU time in the background."""
+    """Measured, in seconds: a step; how long a checkpoint keeps the loop, and is written;
+    its CPU time in the background."""
 
     step_s: float
     blocking_s: float = 0.0
@@ -50,7 +52,8 @@ class Costs:
     def interval_s(self) -> float:
         """Most seconds that a failure is to cost; a write fits in a quarter of them.
 
-        How often the run fails not being known, what checkpoints cost stays under MAX_COST, and the interval within MAX_INTERVAL_S.
+        How often the run fails not being known, what checkpoints cost stays under MAX_COST,
+        and the interval within MAX_INTERVAL_S.
         """
         cheap_s, write_s = self.cost_s / MAX_COST, self.write_s * 4
         if self.mtbf_s is None:
@@ -73,9 +76,10 @@ class CheckpointSchedule:
             writer.wait()
     """
 
-    def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None, mtbf_s: float | None = None) -> None:
-        """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked about.
-        mtbf_s: the run's mean time between failures, if it is known; only `auto` listens."""
+    def __init__(self, every_steps: int | Literal["auto"], last_step: int | None = None,
+                 mtbf_s: float | None = None) -> None:
+        """last_step: the step resumed from (0: from the beginning); by default, the one before the first that is asked
+        about. mtbf_s: the run's mean time between failures, if it is known; only `auto` listens."""
         self._mtbf_s = mtbf_s
         self._fixed = None if every_steps == "auto" else every_steps
         self._every = self._fixed or Costs(step_s=0.0).every_steps
@@ -104,13 +108,17 @@ class CheckpointSchedule:
         return self._deadline
 
     def room(self, step: int) -> int:
-        """How many steps may be made in one go after `step` steps, until `due` or `must_be_committed_by` has to be heeded again."""
+        """How many steps may be made in one go after `step` steps,
+        until `due` or `must_be_committed_by` has to be heeded again."""
         every = self.every_steps
         begins = self.due(step)
         last, deadline = (step, step + every // 4) if begins else (self._last_step or 0, self._deadline or 0)
-        marks = (last + every - every // 4, deadline)  # none ahead: `observe`, in another thread, has just changed the interval
+        # none ahead: `observe`, in another thread, has just changed the interval
+        marks = (last + every - every // 4, deadline)
         return max(1, min((mark - step for mark in marks if mark > step), default=1))
 
-    def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0, background_s: float | None = None) -> None:
-        """What a step and the last checkpoint took, in seconds; only `auto` listens. background_s: CPU time (Timings)."""
+    def observe(self, step_s: float, blocking_s: float = 0.0, write_s: float = 0.0,
+                background_s: float | None = None) -> None:
+        """What a step and the last checkpoint took, in seconds; only `auto` listens.
+        background_s: CPU time (Timings)."""
         self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s, self._mtbf_s).every_steps

@@ -24,10 +24,12 @@ def announce(store: Store, save: SaveName, rank: int, part: FileEntry | NonFinit
     write_json(store, save.note(rank), content)
 
 
-def collect(store: Store, save: SaveName, world_size: int, timeout_s: float, abandoned: threading.Event) -> list[FileEntry]:
+def collect(store: Store, save: SaveName, world_size: int, timeout_s: float,
+            abandoned: threading.Event) -> list[FileEntry]:
     """Waits for the parts of all ranks but 0.
 
-    Raises: NonFiniteStateError if a rank refused, CheckpointError if one is missing after the timeout, or sooner when abandoned.
+    Raises: NonFiniteStateError if a rank refused, CheckpointError if one is missing after the timeout,
+    or sooner when abandoned.
     """
     missing, parts, pause_s = set(range(1, world_size)), dict[int, FileEntry](), 0.02
     clock = LoopClock()
@@ -42,8 +44,8 @@ def collect(store: Store, save: SaveName, world_size: int, timeout_s: float, aba
         if clock.look() - began > timeout_s:
             who = ", ".join(map(str, sorted(missing)))
             raise CheckpointError(
-                f"checkpoint at step {save.step} is not committed: rank {who} of {world_size} did not write its part within "
-                f"{timeout_s:g} s: see the log of that worker, and whether it reaches {store.location()}"
+                f"checkpoint at step {save.step} is not committed: rank {who} of {world_size} did not write its part "
+                f"within {timeout_s:g} s: see the log of that worker, and whether it reaches {store.location()}"
             )
         time.sleep(pause_s)
         pause_s = min(0.5, pause_s * 1.5)

@@ -1,7 +1,9 @@
-"""Contract 4, the reading side: which checkpoints of a run count, which is the newest intact one, and what may be deleted.
+"""Contract 4, the reading side: which checkpoints of a run count, which is the newest intact one,
+and what may be deleted.
 
-Our manifest is the only truth (checkpoint_manifest.py), a generation's record fences off late writers (checkpoint_generations.py),
-and workers write through checkpoint_writer.py. A driver that starts a group of workers does
+Our manifest is the only truth (checkpoint_manifest.py), a generation's record fences off late writers
+(checkpoint_generations.py), and workers write through checkpoint_writer.py.
+A driver that starts a group of workers does
 
     checkpoints = Checkpoints(run_store.child("checkpoints"))
     generation = checkpoints.begin_generation()              # from here on no older worker can change what counts
@@ -37,7 +39,8 @@ class Checkpoints:
         self._damages: list[str] = []
 
     def begin_generation(self) -> str:
-        """The name of a new generation, for the writers of the group of workers about to start. Fences off all older ones."""
+        """The name of a new generation, for the writers of the group of workers about to start.
+        Fences off all older ones."""
         self._begun = fencing.begin_generation(self._store, self._damages.append)
         return self._begun
 
@@ -52,8 +55,9 @@ class Checkpoints:
     def newest_intact(self, on_damage: OnDamage) -> Checkpoint | None:
         """The newest one whose every file has the size and sha256 that its manifest states; None if there is none.
 
-        Newest means committed last. Each damaged or unfinished one on the way to it is named through on_damage. If this object
-        began the newest generation, they no longer count from then on, so pruning does not take them for good ones.
+        Newest means committed last. Each damaged or unfinished one on the way to it is named through on_damage. If this
+        object began the newest generation, they no longer count from then on,
+        so pruning does not take them for good ones.
 
         Raises: NewerVersionError if a newer Trainyard wrote one on the way: to skip it would lose steps.
         """
@@ -100,8 +104,8 @@ class Checkpoints:
     def prune(self, keep_last: int, *, generation: str | None = None) -> None:
         """Deletes all but the newest `keep_last` intact ones, the best one, and the one that this object resumed from.
 
-        Here intact means that all files are there in full size. What unfinished, fenced-off or damaged saves left goes too.
-        A writer names its generation: where a newer one has begun it deletes nothing.
+        Here intact means that all files are there in full size. What unfinished, fenced-off or damaged saves left goes
+        too. A writer names its generation: where a newer one has begun it deletes nothing.
         """
         saves = fencing.find_saves(self._store, _ignore)
         if generation is None:

@@ -3,11 +3,11 @@
     with CheckpointWriter(store, generation, config_fingerprint=…, environment=…, keep_last=2) as writer:
         for step in …:
             …
-            writer.save(tensors, state, step=step, epoch=epoch)      # copies the tensors (12 GB/s measured), and returns
+            writer.save(tensors, state, step=step, epoch=epoch)   # copies the tensors (12 GB/s measured), and returns
 
-A thread of low priority then hashes, checks and writes them; one manifest commits them; older checkpoints are pruned. What it
-meets (storage full, a NaN in the weights) is raised by the next `save` or `wait`, in the loop's own thread, and so is storage that
-stands still: slow storage is waited for as long as it moves.
+A thread of low priority then hashes, checks and writes them; one manifest commits them; older checkpoints are pruned.
+What it meets (storage full, a NaN in the weights) is raised by the next `save` or `wait`, in the loop's own thread, and
+so is storage that stands still: slow storage is waited for as long as it moves.
 """
 
 import logging
@@ -44,7 +44,8 @@ __all__ = ["CheckpointWriter", "NonFiniteStateError", "Timings"]
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.5
-_NICE = 10  # by the scheduler's weights a tenth of a busy core; at 19 a hundredth, and the next save would wait for this one
+# by the scheduler's weights a tenth of a busy core; at 19 a hundredth, and the next save would wait for this one
+_NICE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close(raise_errors=error is None)
 
     @property
@@ -135,7 +137,8 @@ class CheckpointWriter:
             metric=_finite(metric), config_fingerprint=self._config_fingerprint, world_size=self._world_size,
             created=time.time(), environment=self._environment, files=(),
         )
-        timings = Timings(step=step, bytes=len(self._image.data), blocking_s=copied - began, snapshot_s=copied - copying,
+        timings = Timings(step=step, bytes=len(self._image.data), blocking_s=copied - began,
+                          snapshot_s=copied - copying,
                           write_s=0.0, background_s=0.0)
         self._start(lambda: self._commit(draft, timings))
 
@@ -250,12 +253,12 @@ class CheckpointWriter:
     def _require_newest(self, draft: Checkpoint) -> None:
         newest = newest_generation(self._store)
         if newest is None:
-            raise FolderGoneError(f"checkpoint at step {draft.step} is not committed: {self._store.location()} is gone: the run's "
-                                  "folder was deleted while it trained")
+            raise FolderGoneError(f"checkpoint at step {draft.step} is not committed: {self._store.location()} is "
+                                  "gone: the run's folder was deleted while it trained")
         if newest != self._generation:
             raise RunConflictError(
-                f"checkpoint at step {draft.step} is not committed: this worker belongs to generation {self._generation} of the "
-                f"run, and {newest} has begun in the meantime: end this process"
+                f"checkpoint at step {draft.step} is not committed: this worker belongs to generation "
+                f"{self._generation} of the run, and {newest} has begun in the meantime: end this process"
             )
 
     def _prune(self) -> None:

@@ -1,7 +1,7 @@
 """Writing a prepared split: blocks of a fixed number of rows as Parquet, with the content's hash and statistics.
 
-Blocks are encoded and written by a few threads while the next ones fill; the hash depends on the rows alone, not on how they
-are cut into blocks.
+Blocks are encoded and written by a few threads while the next ones fill;
+the hash depends on the rows alone, not on how they are cut into blocks.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -67,7 +67,8 @@ class Moments:
 class SplitWriter:
     """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory.
 
-    num_classes: 0 where there is no `label`. measure: is given each block, in a thread; `measured` has what it returned, in order.
+    num_classes: 0 where there is no `label`.
+    measure: is given each block, in a thread; `measured` has what it returned, in order.
     """
 
     def __init__(self, store: Store, folder: str, columns: Sequence[Column], num_classes: int, pool: ThreadPoolExecutor,

@@ -1,9 +1,10 @@
 """The node-local cache of prepared blocks: Arrow IPC files, memory-mapped, shared by all processes of a node.
 
 A block is fetched from storage when it is first asked for, and the least recently used ones make room for it. Room is
-counted before a file is written, and a file is written whole under a name of its own and then renamed, both under a file
-lock: so the cache is never over its cap, and nobody reads a torn file. Each file ends with a checksum of what comes
-before; a damaged one is dropped and fetched again. A block that is dropped while mapped stays readable until let go.
+counted before a file is written, and a file is written whole under a name of its own and then renamed, both under a
+file lock: so the cache is never over its cap, and nobody reads a torn file. Each file ends with a checksum of what
+comes before; a damaged one is dropped and fetched again.
+A block that is dropped while mapped stays readable until let go.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -100,8 +101,8 @@ class BlockCache:
         body = sink.getvalue()
         need = _on_disk(body.size + _TRAILER.size)
         if need + _BOOKKEEPING_BYTES > self.cap_bytes:
-            raise ConfigError(f"--data.cache-gb {self.cap_bytes / 1e9:g}: one block of the data takes {need / 1e9:.4g} GB: "
-                              f"use at least {4 * need / 1e9:.2g}")
+            raise ConfigError(f"--data.cache-gb {self.cap_bytes / 1e9:g}: one block of the data takes {need / 1e9:.4g} "
+                              f"GB: use at least {4 * need / 1e9:.2g}")
         try:
             with self._locked():
                 if not (self.folder / name).exists():
@@ -157,8 +158,9 @@ class BlockCache:
 
     def _explain(self, error: OSError) -> Exception:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return StorageFullError(f"cache folder {self.folder} is full or read-only: make room, lower --data.cache-gb or "
-                                    "name another with --data.cache-dir, then run the same command again")
+            return StorageFullError(f"cache folder {self.folder} is full or read-only: make room, lower "
+                                    "--data.cache-gb or name another with --data.cache-dir, then run the same command "
+                                    "again")
         return StorageError(f"cache folder {self.folder} cannot be written ({error.strerror}): name another with "
                             "--data.cache-dir")
 
@@ -171,8 +173,8 @@ def _require_private(folder: Path) -> None:
     """In a folder that everyone can write to, someone else may have made it first."""
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-        raise StorageError(f"cache folder {folder} is not a private folder of this user (mode 0700): remove it, or name "
-                           "another with --data.cache-dir")
+        raise StorageError(f"cache folder {folder} is not a private folder of this user (mode 0700): remove it, or "
+                           "name another with --data.cache-dir")
 
 
 def _on_disk(size: int) -> int:

@@ -1,7 +1,8 @@
 """Random numbers that are functions of what they are for, never of a process's history.
 
-Philox raw bits (Salmon et al. 2011; NumPy's `Philox.random_raw`, whose stream is fixed) give sort keys and seeds; a Feistel
-network gives a permutation of any size in O(1) memory, forwards and backwards; splitmix64 (Steele et al. 2014) hashes rows.
+Philox raw bits (Salmon et al. 2011; NumPy's `Philox.random_raw`, whose stream is fixed) give sort keys and seeds; a
+Feistel network gives a permutation of any size in O(1) memory, forwards and backwards; splitmix64 (Steele et al.
+2014) hashes rows.
 """
 
 import enum
@@ -19,7 +20,8 @@ _MASK = 2**64 - 1
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of random bits is for: streams of different purposes never share bits. The values are fixed for ever."""
+    """What a stream of random bits is for: streams of different purposes never share bits.
+    The values are fixed for ever."""
 
     DEAL = 1
     CHUNKS = 2
@@ -61,7 +63,8 @@ def _splitmix64(values: KeyArray) -> KeyArray:
 
 @dataclass(frozen=True)
 class Permutation:
-    """A permutation of 0 … size-1 in O(1) memory: a balanced Feistel network with cycle walking (Black & Rogaway 2002)."""
+    """A permutation of 0 … size-1 in O(1) memory:
+    a balanced Feistel network with cycle walking (Black & Rogaway 2002)."""
 
     size: int
     keys: tuple[int, ...]

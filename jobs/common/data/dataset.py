@@ -1,9 +1,10 @@
 """Contract 2, reading: a prepared data set, and rows of it at any positions, through the node-local cache.
 
-A prepared set is a folder of storage: `dataset.json`, and Parquet blocks of a fixed number of rows for each split. A row's
-`position` is its index in its split; its `row_id` is its index over all sources sorted by path, which no split changes.
-A block's columns are what the kind of data needs, such as an image or tokens (fixed_size_binary, the raw little-endian values:
-the same bytes as a list of numbers, read from Parquet 15 times as fast), and row_id int64 at the end.
+A prepared set is a folder of storage: `dataset.json`, and Parquet blocks of a fixed number of rows for each split. A
+row's `position` is its index in its split; its `row_id` is its index over all sources sorted by path, which no split
+changes. A block's columns are what the kind of data needs, such as an image or tokens (fixed_size_binary, the raw
+little-endian values: the same bytes as a list of numbers, read from Parquet 15 times as fast),
+and row_id int64 at the end.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -95,7 +96,8 @@ class Dataset:
         text = store.read_text(INDEX_FILE)
         try:
             version = parse_json(text, _Version).version
-            check_version(store.location(INDEX_FILE), version, VERSION, "pass another --run.storage to prepare it again")
+            check_version(store.location(INDEX_FILE), version, VERSION,
+                          "pass another --run.storage to prepare it again")
             return _from_json(store, parse_json(text, _Stored))
         except ValueError as error:
             raise DataError(f"{store.location(INDEX_FILE)} is damaged ({error}): the data is prepared again by the "
@@ -144,9 +146,9 @@ class Reader:
     def take(self, positions: npt.NDArray[np.int64], out: Columns | None = None) -> Columns:
         """Rows in the order of `positions` (n,), each in [0, num_rows), repeats allowed.
 
-        Returns each column by name: arrays (n, …) of its dtype, numbers (n,) int64, among them "row_id"; written into `out`
-        where it is given (arrays of at least n rows; views of their first n are returned).
-        Raises: DataError if a block in storage is missing or damaged; what the cache raises.
+        Returns each column by name: arrays (n, …) of its dtype, numbers (n,) int64, among them "row_id"; written into
+        `out` where it is given (arrays of at least n rows; views of their first n are returned). Raises: DataError if a
+        block in storage is missing or damaged; what the cache raises.
         """
         rows = self._allocated(len(positions), out)
         if not len(positions):
@@ -168,8 +170,8 @@ class Reader:
     def prefetch(self, positions: npt.NDArray[np.int64]) -> None:
         """Starts bringing the blocks that hold `positions` into the cache, in the background, and returns at once.
 
-        At most 64 blocks, and a quarter of the cache, wait at a time; the rest is read when it is asked for, and an error
-        is raised then, too.
+        At most 64 blocks, and a quarter of the cache, wait at a time;
+        the rest is read when it is asked for, and an error is raised then, too.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PREFETCH_THREADS, thread_name_prefix="prefetch")
@@ -238,7 +240,8 @@ class Reader:
 
     def _views(self, batch: RecordBatch) -> Columns:
         """NumPy views of a block."""
-        return {column.name: numpy_column(batch.column(column.name), column.dtype).reshape(-1, *column.shape) if column.shape
+        return {column.name: numpy_column(batch.column(column.name), column.dtype).reshape(-1, *column.shape)
+                if column.shape
                 else numpy_column(batch.column(column.name)) for column in self.dataset.columns}
 
 

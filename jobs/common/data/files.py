@@ -35,7 +35,8 @@ class Listing:
 
 
 def list_files(uri: str) -> Listing:
-    """Raises: DataError if there is nothing at the URI. Files and folders that begin with `.` or `_` are passed over."""
+    """Raises: DataError if there is nothing at the URI.
+    Files and folders that begin with `.` or `_` are passed over."""
     with reading(uri):
         folder, _, name = uri.rstrip("/").rpartition("/")
         parent = _store(folder or ("/" if uri.startswith("/") else "."))
@@ -58,7 +59,8 @@ def split_of(file_path: str, *, by_name: bool) -> SplitName | None:
 
 
 def by_split(files: Sequence[FileInfo], *, by_name: bool) -> dict[SplitName, list[FileInfo]]:
-    """Files by the split that they are named after, if all are and some are training data; else all are training data."""
+    """Files by the split that they are named after, if all are and some are training data;
+    else all are training data."""
     named = [(split_of(file.path, by_name=by_name), file) for file in files]
     if any(split is None for split, _ in named) or not any(split == "train" for split, _ in named):
         return {"train": list(files)}

@@ -1,8 +1,10 @@
-"""Rows of like length in one batch, as a part of the order: still a pure function of (seed, epoch, step, shard), and of the data.
+"""Rows of like length in one batch, as a part of the order: still a pure function of (seed, epoch, step, shard),
+and of the data.
 
-The order of `order.py` is cut into groups of some steps. A group's rows are sorted by length within their shard, cut into
-micro-batches again, and these are put in an order that is the same for all shards: so a step's micro-batches have like
-lengths on all workers, and none waits long for another. Where a length is the same the rows stay in their shuffled order.
+The order of `order.py` is cut into groups of some steps. A group's rows are sorted by length within their shard, cut
+into micro-batches again, and these are put in an order that is the same for all shards: so a step's micro-batches have
+like lengths on all workers, and none waits long for another.
+Where a length is the same the rows stay in their shuffled order.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,8 @@ class LengthGroups:
         return row // (self.steps * self.micro_batch_size)
 
     def window_bounds(self, epoch: int, shard: int, window: int) -> tuple[int, int]:
-        """First row of a group in its shard's stream, and the row after its last; the epoch's last group may have fewer steps."""
+        """First row of a group in its shard's stream, and the row after its last;
+        the epoch's last group may have fewer steps."""
         first, last = window * self.steps, min((window + 1) * self.steps, self.steps_per_epoch)
         return first * self.micro_batch_size, last * self.micro_batch_size
 

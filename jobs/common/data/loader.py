@@ -54,7 +54,8 @@ class DataLoader:
         return self.order.steps_per_epoch
 
     def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[MicroBatches]:
-        """The micro-batches of one step after the other, from a step within the epoch to its end, without those in `left_out`."""
+        """The micro-batches of one step after the other, from a step within the epoch to its end,
+        without those in `left_out`."""
         return (micro_batches for step, micro_batches in self.epoch(epoch, start_step) if step not in left_out)
 
     def window(self, epoch: int, shard: int, window: int) -> Columns:

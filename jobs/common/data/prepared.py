@@ -1,7 +1,8 @@
 """Where prepared data lies and how it comes there: found by its key, or built once and committed by one write.
 
-A prepared set lies in <storage>/data/<key>/, where the key is of the sources' listing and of every option that matters: so it
-is found again at once. It is built into a folder of its own; writing `dataset.json` commits it; after an error nothing stays.
+A prepared set lies in <storage>/data/<key>/, where the key is of the sources' listing and of every option that matters:
+so it is found again at once. It is built into a folder of its own; writing `dataset.json` commits it;
+after an error nothing stays.
 """
 
 import contextlib
@@ -32,9 +33,11 @@ def key_of(*options: object) -> str:
 
 
 def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Dataset]) -> Dataset:
-    """The set of this key, as it lies in storage or as `build` makes it: (the set's folder, where in it its blocks go) -> set.
+    """The set of this key, as it lies in storage or as `build` makes it: (the set's folder,
+    where in it its blocks go) -> set.
 
-    Raises: what `build` raises; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
+    Raises: what `build` raises; StorageError, StorageFullError if the storage cannot be written.
+    Nothing is left half-written.
     """
     store = Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
     if (found := _earlier(store)) is not None:
@@ -70,7 +73,8 @@ def content_fingerprint(about: Mapping[str, object], writers: Writers) -> str:
 
 
 def _earlier(store: Store) -> Dataset | None:
-    """The set that is there already. One whose description is damaged, or was made by an older version, is made again."""
+    """The set that is there already.
+    One whose description is damaged, or was made by an older version, is made again."""
     try:
         return Dataset.load(store)
     except FileNotFoundError:

@@ -1,7 +1,9 @@
-"""Work of Ray Data tasks all over the cluster (decoding, tokenising), its results handed out in order as if it were done here.
+"""Work of Ray Data tasks all over the cluster (decoding, tokenising),
+its results handed out in order as if it were done here.
 
-A row of the Ray dataset is an array, such as a batch of decoded images, as one binary value: Ray moves a few large buffers, and
-nothing depends on its own types. An expected error travels as a value too, so Ray neither retries it nor prints a stack trace.
+A row of the Ray dataset is an array, such as a batch of decoded images, as one binary value: Ray moves a few large
+buffers, and nothing depends on its own types.
+An expected error travels as a value too, so Ray neither retries it nor prints a stack trace.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -71,7 +73,8 @@ def _task(shared: Any, work: Callable[[T], Iterator[Array]], batch: Any) -> Iter
 def _one_value(values: Array) -> object:
     """All bytes of an array as one binary value, without a copy."""
     offsets = np.array([0, values.nbytes], np.int64)
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))])
+    return pa.Array.from_buffers(pa.large_binary(), 1,
+                                 [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))])
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Contract 2: in which order rows are seen, as a pure function of (seed, epoch, step, shard).
 
-Words. A *position* is a row's index in the training split. Blocks of `block_rows` positions are dealt, in a fixed random
-order, to V *shards* of equal size (within one row). In each epoch a shard's *chunks* (the pieces of blocks that it owns)
-are permuted and grouped into *windows* of about `window_rows` rows; rows are shuffled inside a window. A *micro-batch* is
-the next `micro_batch_size` rows of one shard; a global step is the micro-batches of all V shards. Nothing depends on a
-rank, on the number of workers, or on what ran before, so any (epoch, step) is reached directly, in O(window) memory.
+Words. A *position* is a row's index in the training split. Blocks of `block_rows` positions are dealt, in a fixed
+random order, to V *shards* of equal size (within one row). In each epoch a shard's *chunks* (the pieces of blocks that
+it owns) are permuted and grouped into *windows* of about `window_rows` rows; rows are shuffled inside a window. A
+*micro-batch* is the next `micro_batch_size` rows of one shard; a global step is the micro-batches of all V shards.
+Nothing depends on a rank, on the number of workers, or on what ran before, so any (epoch, step) is reached directly,
+in O(window) memory.
 
     positions ──deal──► shard 0: │chunk 4│chunk 0│chunk 7│ …   windows ──shuffle──► micro-batch of step 0, 1, 2, …
                         shard 1: │chunk 1│chunk 6│ …
@@ -105,7 +106,8 @@ class SamplingOrder:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """The chunks of one shard in one epoch. The first and the last may be shorter than a block, all others are whole."""
+    """The chunks of one shard in one epoch.
+    The first and the last may be shorter than a block, all others are whole."""
 
     start: int
     stop: int

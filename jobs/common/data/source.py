@@ -60,7 +60,8 @@ class Fragment(Protocol):
         ...
 
     def decode(self, spec: ImageSpec) -> Iterator[Array]:
-        """Its rows in order, (n, H, W, C) at a time, about `spec.batch_rows`. Raises: DataError if one is not as `spec`."""
+        """Its rows in order, (n, H, W, C) at a time, about `spec.batch_rows`.
+        Raises: DataError if one is not as `spec`."""
         ...
 
 

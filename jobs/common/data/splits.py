@@ -1,7 +1,8 @@
 """Classes and splits, from the labels alone: pure functions of labels, row ids and `data.split_seed`.
 
-Strings become classes in sorted order; integers must be 0 to C-1 already. What a source does not split by itself is split
-off from its training rows: 20% test and 16% validation of each class, exactly (to a rounding), by a keyed hash of row ids.
+Strings become classes in sorted order; integers must be 0 to C-1 already. What a source does not split by itself is
+split off from its training rows: 20% test and 16% validation of each class, exactly (to a rounding),
+by a keyed hash of row ids.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -51,7 +52,8 @@ def encode_labels(fragments: Sequence[Fragment], labels: Columns, column: str) -
 
 
 def assign(codes: Codes, names: Sequence[str], given: Sequence[SplitName], rows: Sequence[int], seed: int) -> Splits:
-    """Which split (0 train, 1 validation, 2 test) each row is in. `given` and `rows`: each fragment's own split and rows.
+    """Which split (0 train, 1 validation, 2 test) each row is in.
+    `given` and `rows`: each fragment's own split and rows.
 
     Raises: DataError if a class has too few training rows to be in every split that is split off.
     """
@@ -99,8 +101,8 @@ def _dictionary(fragment: Fragment, labels: ArrowArray, column: str) -> ArrowArr
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         labels = labels.cast(pa.string())
     else:
-        raise DataError(f"column {column!r} of {fragment.describe(0)} is of type {kind}: labels must be integers 0 to C-1 "
-                        "or text; name another column with --data.label-column")
+        raise DataError(f"column {column!r} of {fragment.describe(0)} is of type {kind}: labels must be integers 0 to "
+                        "C-1 or text; name another column with --data.label-column")
     return labels.dictionary_encode()
 
 
@@ -109,13 +111,14 @@ def _whole(fragment: Fragment, labels: ArrowArray, column: str) -> ArrowArray:
     wrong = ~(np.isfinite(values) & (values == np.floor(values)))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"column {column!r} is {values[row]} in {fragment.describe(row)}: labels must be the integers 0 to "
-                        "C-1 or text; name another column with --data.label-column")
+        raise DataError(f"column {column!r} is {values[row]} in {fragment.describe(row)}: labels must be the integers "
+                        "0 to C-1 or text; name another column with --data.label-column")
     return arrow_column(values.astype(np.int64))
 
 
 def _require_contiguous(values: list[int], fragments: Sequence[Fragment], encoded: Columns, column: str) -> None:
-    remedy = "integer labels must be 0 to C-1 with none left out: renumber them, or store names (text), which become classes"
+    remedy = ("integer labels must be 0 to C-1 with none left out: renumber them, or store names (text), which become "
+              "classes")
     if values[0] < 0:
         where = _first(values[0], fragments, encoded)
         raise DataError(f"column {column!r} is {values[0]} in {where}: {remedy}")
@@ -142,8 +145,10 @@ def _require_enough(counts: npt.NDArray[np.int64], names: Sequence[str], missing
     code = int(np.argmax(counts < least))
     count, name = int(counts[code]), names[code]
     if not count:
-        raise DataError(f"class {name!r} has no training rows, only validation or test rows: add some, or remove the class")
+        raise DataError(f"class {name!r} has no training rows, only validation or test rows: add some, or remove the "
+                        "class")
     parts = " and ".join(SPLITS[s] for s in missing)
     rows = "1 row" if count == 1 else f"{count} rows"
-    raise DataError(f"class {name!r} has {rows}, too few to be in training, {parts} at once: it needs at least {least}; add "
-                    "rows, remove the class, or give the other splits with --data.val-uri and --data.test-uri")
+    raise DataError(f"class {name!r} has {rows}, too few to be in training, {parts} at once: it needs at least "
+                    f"{least}; add rows, remove the class, or give the other splits with --data.val-uri and "
+                    "--data.test-uri")

@@ -25,7 +25,8 @@ def judge(trained: TrainingResult, probe_inputs: Mapping[str, Array], probed: In
     require_finite(predicted)
     judged = {split: judge_split(trained, p) for split, p in predicted.items()}
     probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
-    return EvaluationResult(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe, evaluations=judged,
+    return EvaluationResult(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe,
+                            evaluations=judged,
                             headlines=headlines(judged["test"]))
 
 
@@ -44,13 +45,14 @@ def require_finite(predicted: Mapping[str, Predictions]) -> None:
     for split, share in predicted.items():
         if bad := int((~np.isfinite(share.probabilities)).any(axis=1).sum()):
             raise TrainingFailedError(
-                f"the model's predictions for {bad} of {len(share.labels)} {split} rows are not finite: look at these rows "
-                "for extreme values, or at the loss for signs of divergence (--optim.lr)"
+                f"the model's predictions for {bad} of {len(share.labels)} {split} rows are not finite: look at these "
+                "rows for extreme values, or at the loss for signs of divergence (--optim.lr)"
             )
 
 
 def headlines(test: Evaluation) -> list[tuple[str, str]]:
-    return [("test accuracy", f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
+    return [("test accuracy",
+             f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
             ("macro-F1", f"{test.macro_f1:.4f} (95% interval {test.macro_f1_low:.4f} to {test.macro_f1_high:.4f})"),
             ("log loss", f"{test.log_loss:.4f}"),
             (f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}"),

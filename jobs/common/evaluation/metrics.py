@@ -101,9 +101,9 @@ def evaluate(
 ) -> Evaluation:
     """Judges a classifier on rows that it has not seen.
 
-    probabilities: (rows, classes), each row sums to 1. labels: (rows,), 0 to classes - 1. A `top_k` larger than the number
-    of classes is that number. Raises: ValueError if shapes disagree, there are no rows, a value is not finite or not in
-    [0, 1], a row does not sum to 1 within 1e-3, or a label is no class.
+    probabilities: (rows, classes), each row sums to 1. labels: (rows,), 0 to classes - 1. A `top_k` larger than the
+    number of classes is that number. Raises: ValueError if shapes disagree, there are no rows, a value is not finite or
+    not in [0, 1], a row does not sum to 1 within 1e-3, or a label is no class.
     """
     probabilities, labels = _checked(np.asarray(probabilities), np.asarray(labels), class_names)
     predicted = probabilities.argmax(axis=1)
@@ -127,7 +127,8 @@ def evaluate(
 
 
 def log_loss(probabilities: FloatArray, labels: IntArray) -> float:
-    """Mean of -ln p(true class), in nats; p is at least its type's epsilon, as in scikit-learn, so the mean is finite."""
+    """Mean of -ln p(true class), in nats;
+    p is at least its type's epsilon, as in scikit-learn, so the mean is finite."""
     chosen = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(chosen, np.finfo(probabilities.dtype).eps), dtype=np.float64).mean())
 
@@ -140,7 +141,8 @@ def top_k_accuracy(probabilities: FloatArray, labels: IntArray, top_k: int) -> f
     return float((ahead < top_k).mean())
 
 
-def reliability_bins(probabilities: FloatArray, labels: IntArray, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
+def reliability_bins(probabilities: FloatArray, labels: IntArray,
+                     num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
     """Confidence against accuracy in bins of equal width, as a reliability diagram draws them."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
@@ -158,7 +160,8 @@ def reliability_bins(probabilities: FloatArray, labels: IntArray, num_bins: int 
 def expected_calibration_error(probabilities: FloatArray, labels: IntArray, num_bins: int = NUM_BINS) -> float:
     """Gap between confidence and accuracy, weighted by bin size (Guo et al. 2017, eq. 3). A fraction in [0, 1]."""
     bins = reliability_bins(probabilities, labels, num_bins)
-    gaps = [b.count * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence is not None]
+    gaps = [b.count * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None
+            and b.confidence is not None]
     return float(sum(gaps) / len(labels))
 
 
@@ -176,7 +179,8 @@ def bootstrap_interval(accuracy: float, num_rows: int, samples: int, seed: int =
 def macro_f1_interval(confusion: IntArray, samples: int, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the macro-F1 over resamplings of the rows, without drawing any row.
 
-    confusion: (classes, classes). The cells of a resampled confusion matrix are exactly Multinomial(rows, cells / rows).
+    confusion: (classes, classes).
+    The cells of a resampled confusion matrix are exactly Multinomial(rows, cells / rows).
     """
     true, said = np.nonzero(confusion)
     cells = confusion[true, said]
@@ -222,8 +226,8 @@ def _checked(probabilities: FloatArray, labels: IntArray, class_names: Sequence[
         raise ValueError("probabilities hold NaN or infinite values")
     off = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max()
     if off > 1e-3 or probabilities.min() < 0:
-        raise ValueError(f"each row of probabilities must be in [0, 1] and sum to 1 within 1e-3: one is off by {off:.3g}, "
-                         f"the least value is {probabilities.min():.3g}")  # fmt: skip
+        raise ValueError("each row of probabilities must be in [0, 1] and sum to 1 within 1e-3: one is off by "
+                         f"{off:.3g}, the least value is {probabilities.min():.3g}")  # fmt: skip
     wide = probabilities if probabilities.dtype.itemsize >= 4 else probabilities.astype(np.float32)
     return wide, labels.astype(np.int64)
 

@@ -59,7 +59,8 @@ class Controller:
         self._resize_to, self._pacing_at = 0, 0.0
 
     def start(self, num_workers: int, spares: int | None = None) -> None:
-        """Starts a group; `supervise` carries it on. spares: how many standby workers; by default as the run asks for."""
+        """Starts a group; `supervise` carries it on.
+        spares: how many standby workers; by default as the run asks for."""
         spares = self._scaling.spares if spares is None else spares
         self._renew(GenerationState(num_workers=num_workers, spares=spares))
         self._phase.enter(Phase.GATHERING, self._clock.look())

@@ -50,7 +50,8 @@ class Executor(Protocol):
         ...
 
     def queued(self, num_workers: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Asks for room for so many workers, so that nodes are added where they can be. Gives what says whether it is there."""
+        """Asks for room for so many workers, so that nodes are added where they can be.
+        Gives what says whether it is there."""
         ...
 
     def leaving(self, members: list[WorkerInfo]) -> Literal["", "workers", "driver"]:
@@ -58,7 +59,8 @@ class Executor(Protocol):
         ...
 
     def maintain(self) -> None:
-        """Replaces dead workers where that is the executor's part. Raises: GroupLostError if the whole group is gone."""
+        """Replaces dead workers where that is the executor's part.
+        Raises: GroupLostError if the whole group is gone."""
         ...
 
     def ended(self) -> bool:
@@ -81,7 +83,8 @@ class Executor(Protocol):
 
 
 def stacks(members: list[WorkerInfo]) -> dict[int, str]:
-    """The stacks of worker processes, on their nodes, by slot. All are asked at once: one that does not answer delays nobody."""
+    """The stacks of worker processes, on their nodes, by slot.
+    All are asked at once: one that does not answer delays nobody."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         asked = {member.slot: pool.submit(dump_stack, member.pid, member.node_id) for member in members}
         return {slot: stack.result() for slot, stack in asked.items()}

@@ -46,7 +46,8 @@ class HangPolicy:
             return ""
         self._told |= {member.worker for member in silent.values()}
         who = ", ".join(f"{rank} on {member.host}" for rank, member in silent.items())
-        return f"nothing has been heard of worker {who} for {TOLD_AFTER_S:g} s: it, its host or the way there may be lost"
+        return (f"nothing has been heard of worker {who} for {TOLD_AFTER_S:g} s: it, its host or the way there may be "
+                "lost")
 
     def stuck(self, current: GenerationState, view: View, now: float) -> str:
         """From half of the bound on: what keeps workers from making a step, and what will follow; else ""."""

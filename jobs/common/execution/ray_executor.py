@@ -1,9 +1,10 @@
-"""The Ray Train executor: a worker group on the cluster, in which Ray Train replaces a dead worker and leaves the others be.
+"""The Ray Train executor: a worker group on the cluster,
+in which Ray Train replaces a dead worker and leaves the others be.
 
-Ray Train calls a worker that can be replaced by itself a replica group (made for torchft): `has_replica_groups` makes each
-worker one, at its old place in the placement group. Survivors meet the new one at the rendezvous, a zero-CPU actor of
-this driver, which is also what keeps a second run of the same name away: its name is the run's.
-Each group is a fresh Ray Train run under a name of its own, so Ray's own snapshots are never read.
+Ray Train calls a worker that can be replaced by itself a replica group (made for torchft): `has_replica_groups` makes
+each worker one, at its old place in the placement group. Survivors meet the new one at the rendezvous, a zero-CPU actor
+of this driver, which is also what keeps a second run of the same name away: its name is the run's. Each group is a
+fresh Ray Train run under a name of its own, so Ray's own snapshots are never read.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false
@@ -127,8 +128,9 @@ def claim(storage: str, name: str, wait_s: float = 5.0) -> ActorClient:
             ray.get(actor.describe.remote({"name": name, "storage": storage}), timeout=CLAIM_TIMEOUT_S)
             return ActorClient(actor)
         except ray.exceptions.GetTimeoutError as error:
-            raise ClusterError(f"this machine's Ray node did not start a process within {CLAIM_TIMEOUT_S:g} s: look at it with "
-                               "`python -m cluster status`; it hangs or is overloaded, so restart it or try again") from error
+            raise ClusterError(f"this machine's Ray node did not start a process within {CLAIM_TIMEOUT_S:g} s: look at "
+                               "it with `python -m cluster status`; it hangs or is overloaded, so restart it or try "
+                               "again") from error
         except (ValueError, ray.exceptions.RayActorError) as error:
             if clock.look() > deadline:
                 raise RunConflictError(
@@ -144,7 +146,8 @@ class RayExecutor:
     can_replace = True
 
     def __init__(self, rendezvous: ActorClient, request: Request, *, in_own_group: bool = False) -> None:
-        """in_own_group: workers take the bundles of the placement group that this process runs in, instead of a new one's."""
+        """in_own_group: workers take the bundles of the placement group that this process runs in,
+        instead of a new one's."""
         self.rendezvous: RendezvousClient = rendezvous
         self._placement = ray.util.get_current_placement_group() if in_own_group else None
         self._actor, self._request = rendezvous.actor, request
@@ -176,7 +179,8 @@ class RayExecutor:
     def maintain(self) -> None:
         if self._fitting is not None and self._fitting.done() and (error := self._fitting.exception()) is not None:
             self._fitting = None
-            why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # before it is where, in as many lines
+            # before it is where, in as many lines
+            why = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise GroupLostError(f"Ray Train gave the workers up: {why}") from error
 
     def ended(self) -> bool:
@@ -210,7 +214,8 @@ class RayExecutor:
         if self._request.gpus_per_worker:
             resources["GPU"] = float(self._request.gpus_per_worker)
         trainer = Trainer(
-            _train_function, train_loop_config={"spec": spec, "actor": self._actor, "group": group}, backend_config=ReplaceOne(),
+            _train_function, train_loop_config={"spec": spec, "actor": self._actor, "group": group},
+            backend_config=ReplaceOne(),
             scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker=resources,
                                          use_gpu=bool(self._request.gpus_per_worker)),
             run_config=RunConfig(name=group, storage_path=Store.open(spec.run_uri).location("ray"),

@@ -1,7 +1,7 @@
 """What the Ray Train executor plugs into Ray Train: a backend whose workers are replaced one by one, and a callback.
 
-All of it is private or undocumented, since Ray Train has no public way to replace one worker, to leave its own actors out, or to
-use a placement group that there is. Read in Ray 2.60.0; tests/unit/test_internals.py holds each symbol.
+All of it is private or undocumented, since Ray Train has no public way to replace one worker, to leave its own actors
+out, or to use a placement group that there is. Read in Ray 2.60.0; tests/unit/test_internals.py holds each symbol.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false
@@ -35,7 +35,8 @@ class ReplaceOne(BackendConfig):
 class Trainer(DataParallelTrainer):
     """Without the actor that hands out Ray Data sets: the loop reads its own shards, and a process less is started.
 
-    Where the workers take the place of a group that is someone else's, also without the actor that removes a dead run's group.
+    Where the workers take the place of a group that is someone else's,
+    also without the actor that removes a dead run's group.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -48,8 +49,9 @@ class Trainer(DataParallelTrainer):
 class Introduce(ControllerCallback):
     """Tells the run's rendezvous which actor controls the group, so that the driver can end one that hangs.
 
-    placement: the placement group whose bundles the workers are to take. Ray Train always makes one of its own, which beside that
-    of a Ray Tune trial would hold everything twice; so in the controller's process, where this is called, it is given this one.
+    placement: the placement group whose bundles the workers are to take. Ray Train always makes one of its own, which
+    beside that of a Ray Tune trial would hold everything twice;
+    so in the controller's process, where this is called, it is given this one.
     """
 
     def __init__(self, rendezvous: Any, placement: Any = None) -> None:

@@ -25,9 +25,8 @@ class RoomSearch:
     def wait(self, expected: int, last: GenerationState) -> int | None:
         """Returns for how many workers there is room; None: unknown.
 
-        expected: what the group before held is free a moment after its end, and waited for briefly. last: what was known
-        of that group.
-        Raises: StoppedError if there is no room within `run.wait`, or a stop is asked for.
+        expected: what the group before held is free a moment after its end, and waited for briefly. last: what was
+        known of that group. Raises: StoppedError if there is no room within `run.wait`, or a stop is asked for.
         """
         least = self._run.min_workers
         if (self._scaling.room() or 0) < least:
@@ -49,6 +48,7 @@ class RoomSearch:
                 if self._clock.look() > deadline:
                     has = "does not say for how many it has room" if room is None else f"has room for {room}"
                     raise StoppedError(f"{least} worker{'s are' if least > 1 else ' is'} needed and the cluster {has} "
-                                       f"(waited {wait_s:g} s, --run.wait): run the same command again when it has more")
+                                       f"(waited {wait_s:g} s, --run.wait): run the same command again when it has "
+                                       "more")
                 self._callbacks.on_update(without_workers)  # it is seen that it waits
                 time.sleep(LOOK_S)

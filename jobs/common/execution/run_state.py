@@ -1,7 +1,8 @@
 """The driver's account of a run: what was lost, restarted, left out, and how well the time was used.
 
-It outlives workers and drivers: `progress.json` in the run's folder is written every second or so, and read by the next.
-What decides the result, the steps that are left out, is in a file of its own, written at once and checked when it is read.
+It outlives workers and drivers: `progress.json` in the run's folder is written every second or so, and read by the
+next. What decides the result, the steps that are left out, is in a file of its own,
+written at once and checked when it is read.
 """
 
 import bisect
@@ -108,7 +109,8 @@ class RunState:
             self.samples_per_s = beat.samples_per_s or self.samples_per_s
             self.skipped_steps = self.skipped_steps if beat.skipped_steps is None else beat.skipped_steps
         self._remember(reports)
-        evaluated = any(report["kind"] == "evaluation" for report in reports)  # a checkpoint follows: it is not repeated
+        # a checkpoint follows: it is not repeated
+        evaluated = any(report["kind"] == "evaluation" for report in reports)
         if evaluated or time.monotonic() - self._saved_at > (0.5 if self.store.is_local else 10.0):
             self.save(durable=evaluated)
 
@@ -158,7 +160,8 @@ class RunState:
     def totals(self) -> dict[str, float]:
         """For monitoring: counters and gauges by metric name."""
         return {"trainyard_train_restarts_total": self.restarts, "trainyard_train_lost_steps_total": self.lost_steps,
-                "trainyard_train_skipped_steps_total": self.skipped_steps, "trainyard_train_rollbacks_total": self.rollbacks,
+                "trainyard_train_skipped_steps_total": self.skipped_steps,
+                "trainyard_train_rollbacks_total": self.rollbacks,
                 "trainyard_train_goodput_ratio": self.goodput}
 
     def result(self, status: str, exit_code: int, attempt: int) -> JsonObject:
@@ -194,5 +197,6 @@ def _excluded(store: Store) -> tuple[int, ...]:
     except FileNotFoundError:
         return ()
     except CheckpointError as error:
-        raise CheckpointError(f"{error}: {store.location(_EXCLUDED_FILE)} says which steps' rows are left out, and going on with "
-                              "another list would give another result: restore it, or begin another run with --run.name") from error
+        raise CheckpointError(f"{error}: {store.location(_EXCLUDED_FILE)} says which steps' rows are left out, and "
+                              "going on with another list would give another result: restore it, or begin another run "
+                              "with --run.name") from error

@@ -1,7 +1,8 @@
 """Which worker keeps the others waiting.
 
-In step with each other all workers take the same time for a step, whoever is slow. So each measures what it spends computing and
-reading data, without what it waits inside collectives: in a step that time is longest where the others wait for.
+In step with each other all workers take the same time for a step, whoever is slow. So each measures what it spends
+computing and reading data, without what it waits inside collectives:
+in a step that time is longest where the others wait for.
 """
 
 import statistics
@@ -32,17 +33,20 @@ class Straggler:
 
 
 def straggler(times: Sequence[RankTime], step_s: float) -> Straggler | None:
-    """None if no worker keeps the others waiting. One that has more micro-batches than another may take longer in proportion."""
+    """None if no worker keeps the others waiting.
+    One that has more micro-batches than another may take longer in proportion."""
     if len(times) < 2:
         return None
     slow = max(times, key=lambda each: each.busy_s)
     others_s = statistics.median(e.busy_s * max(1.0, slow.passes / e.passes) for e in times if e is not slow)
     late_s = slow.busy_s - others_s
-    return Straggler(slow=slow, others_s=others_s) if late_s > max((RATIO - 1) * others_s, LEAST_SHARE * step_s, 1e-9) else None
+    return Straggler(slow=slow, others_s=others_s) if late_s > max((RATIO - 1) * others_s, LEAST_SHARE * step_s,
+                                                                   1e-9) else None
 
 
 def rank_times(workers: Mapping[int, WorkerInfo], heartbeats: Mapping[int, Heartbeat]) -> dict[int, RankTime]:
-    """How long a step takes each rank, of those that have made some. workers: by rank. heartbeats: by slot, the latest."""
+    """How long a step takes each rank, of those that have made some. workers: by rank.
+    heartbeats: by slot, the latest."""
     return {
         rank: RankTime(rank=rank, host=m.host, node_id=m.node_id, busy_s=beat.busy_s, passes=beat.passes)
         for rank, m in workers.items() if (beat := heartbeats.get(m.slot)) and beat.busy_s

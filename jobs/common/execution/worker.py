@@ -141,7 +141,8 @@ def _session(spec: WorkerSpec, config: Config, assignment: Assignment, rendezvou
              worker: str, marks: dict[str, float]) -> Session:
     session = Session(
         config=config, run_store=Store.open(spec.run_uri), dataset=Dataset.load(Store.open(spec.dataset_uri)),
-        assignment=assignment, rendezvous=rendezvous, slot=place.slot, worker=worker, host=place.host, device=place.device,
+        assignment=assignment, rendezvous=rendezvous, slot=place.slot, worker=worker, host=place.host,
+        device=place.device,
         config_fingerprint=spec.config_fingerprint, until_epoch=spec.until_epoch,
     )
     session.progress.marks |= marks | {"assigned": time.time()}

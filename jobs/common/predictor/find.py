@@ -1,7 +1,7 @@
 """From an artifact to the code that answers by it: the predictor.py of the job that its manifest names.
 
-A manifest is data from elsewhere, and importing a module runs it. So what a manifest names is imported only if it is a job
-of Trainyard itself, or one of `jobs`: packages that whoever loads the artifact has named, word for word.
+A manifest is data from elsewhere, and importing a module runs it. So what a manifest names is imported only if it is a
+job of Trainyard itself, or one of `jobs`: packages that whoever loads the artifact has named, word for word.
 """
 
 import importlib
@@ -19,8 +19,8 @@ from jobs.common.training.house import house_names, package_of
 def load_predictor(artifact: Artifact, jobs: Sequence[str] = ()) -> Predictor:
     """The predictor of a verified artifact, with its model.
 
-    jobs: packages outside Trainyard whose code may be imported. Raises: ArtifactError where the artifact's job is none of
-    them, or gives no predictor, or its model cannot be loaded.
+    jobs: packages outside Trainyard whose code may be imported. Raises: ArtifactError where the artifact's job is none
+    of them, or gives no predictor, or its model cannot be loaded.
     """
     return cast(Predictor, module_of(artifact, jobs).PREDICTOR.load(artifact))
 
@@ -55,8 +55,8 @@ def module_of(artifact: Artifact, jobs: Sequence[str] = ()) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ArtifactError(f"artifact {artifact.uri} is of the job {job}, which needs the package {error.name}: "
                                 "install what the job's extra names") from error
-        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, and there is no module {error.name}: run this "
-                            f"where Python finds {package_of(job)}, with a predictor.py in it") from error
+        raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, and there is no module {error.name}: run "
+                            f"this where Python finds {package_of(job)}, with a predictor.py in it") from error
     if not hasattr(found, "PREDICTOR"):
         raise ArtifactError(f"artifact {artifact.uri} is of the job {job!r}, whose predictor.py has no PREDICTOR")
     return found

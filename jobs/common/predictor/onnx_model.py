@@ -46,7 +46,8 @@ class OnnxModel:
     def feeds(self, rows: Array) -> dict[str, Array]:
         """The graph's inputs by name, of the types that it takes."""
         given = self._inputs(self._artifact, rows)
-        return {name: np.ascontiguousarray(values, dtype) for (name, dtype), values in zip(self._wanted, given, strict=True)}
+        return {name: np.ascontiguousarray(values, dtype)
+                for (name, dtype), values in zip(self._wanted, given, strict=True)}
 
     def predict(self, rows: Array) -> Array:
         """(B, …) -> probabilities (B, K)."""

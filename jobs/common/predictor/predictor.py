@@ -2,8 +2,8 @@
 
     load(artifact) ─► decode(inputs) ─► predict(rows) ─► encode(predicted)
 
-Rows of several requests go through `predict` together, so what `decode` and `predict` give are arrays of rows. A predictor of
-classes may have a fifth method, `explain`.
+Rows of several requests go through `predict` together, so what `decode` and `predict` give are arrays of rows. A
+predictor of classes may have a fifth method, `explain`.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,8 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class Watched(Predictor, Protocol):
-    """A classifier whose requests are compared with its artifact's reference (jobs/common/artifact/drift_reference.py)."""
+    """A classifier whose requests are compared with its artifact's reference
+    (jobs/common/artifact/drift_reference.py)."""
 
     def features(self, rows: Array) -> dict[str, Array]:
         """Figures of rows as `decode` gives them, as training made those of the reference."""
@@ -51,5 +52,6 @@ class Explaining(Protocol):
     """A predictor that also says what its answers rest on."""
 
     def explain(self, row: Array) -> Mapping[str, Array]:
-        """row: (1, …). Tensors as serving/model/explanations.py has them, but for `label`. Called by a thread of its own."""
+        """row: (1, …). Tensors as serving/model/explanations.py has them, but for `label`.
+        Called by a thread of its own."""
         ...

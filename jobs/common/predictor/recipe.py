@@ -1,4 +1,5 @@
-"""What a job gives so that `python -m serving optimise` can make smaller and faster variants of its trained classifiers."""
+"""What a job gives so that `python -m serving optimise` can make smaller and
+faster variants of its trained classifiers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -61,7 +61,8 @@ def _existing_file(options: argparse.Namespace) -> Path | None:
     address = tracking_address(options.tracking_uri, Store.open(options.storage))
     file = sqlite_file(address)
     if file is not None and not file.exists():
-        raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri http://SERVER")
+        raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri "
+                            "http://SERVER")
     return file
 
 

@@ -1,7 +1,7 @@
 """A quiet, quick-to-fail connection to MLflow: a tracking server, or a database such as SQLite in the storage folder.
 
-MLflow takes about 2 s to import and as long again to make a new database, so who wants to spare that time calls `connect`
-in a thread of its own.
+MLflow takes about 2 s to import and as long again to make a new database,
+so who wants to spare that time calls `connect` in a thread of its own.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -50,25 +50,27 @@ def tracking_address(tracking_uri: str | None, storage: Store) -> str:
     if tracking_uri is not None:
         return tracking_uri
     if not storage.is_local:
-        raise ConfigError(f"storage {storage.uri} cannot hold MLflow's SQLite file: pass --run.tracking-uri http://SERVER, "
-                          "or --run.tracking-uri none")  # fmt: skip
+        raise ConfigError(f"storage {storage.uri} cannot hold MLflow's SQLite file: pass --run.tracking-uri "
+                          "http://SERVER, or --run.tracking-uri none")  # fmt: skip
     return f"sqlite:///{storage.local_path(DATABASE_FILE)}"
 
 
 def check_answers(uri: str) -> None:
     """What can be found out without importing MLflow.
 
-    Raises: ConfigError without a home folder, RegistryError if a tracking server gives no answer of any kind within 5 s.
+    Raises: ConfigError without a home folder,
+    RegistryError if a tracking server gives no answer of any kind within 5 s.
     """
     if uri != "none" and (why := no_home()) is not None:
-        raise ConfigError(f"MLflow, which keeps the registry {shown(uri)}, cannot be imported: {why}, or turn tracking off with "
-                          "the URI `none`")
+        raise ConfigError(f"MLflow, which keeps the registry {shown(uri)}, cannot be imported: {why}, or turn tracking "
+                          "off with the URI `none`")
     parts = urllib.parse.urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     bare = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}/health"
-    context = ssl._create_unverified_context() if parts.scheme == "https" else None  # pyright: ignore[reportPrivateUsage]
+    unverified = ssl._create_unverified_context  # pyright: ignore[reportPrivateUsage]
+    context = unverified() if parts.scheme == "https" else None
     try:
         urllib.request.urlopen(bare, timeout=PROBE_TIMEOUT_S, context=context).close()
     except urllib.error.HTTPError:
@@ -112,7 +114,8 @@ def _make_database(path: Path | None) -> None:
         return
     for left in path.parent.glob(f"{path.name}.new-*"):
         left.unlink()
-    draft = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")  # MLflow keeps connections by name, also to deleted files
+    # MLflow keeps connections by name, also to deleted files
+    draft = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     _connected(f"sqlite:///{draft}")
     draft.replace(path)
 
@@ -121,7 +124,8 @@ def _make_database(path: Path | None) -> None:
 def translated(uri: str) -> Generator[None]:
     """Whatever MLflow, its HTTP client or its database raises becomes a RegistryError of one line.
 
-    A SQLite file on a disk that is full or read-only gives a StorageFullError: it lies in the run's own storage by default.
+    A SQLite file on a disk that is full or read-only gives a StorageFullError:
+    it lies in the run's own storage by default.
     """
     try:
         yield
@@ -149,8 +153,8 @@ def _storage_full(uri: str, reason: str) -> StorageFullError | None:
              "attempt to write a readonly database": "read-only", "Read-only file system": "read-only"}
     for said, what in signs.items():
         if said in reason:
-            return StorageFullError(f"the disk of the registry {shown(uri)} is {what}: make room or make it writable, then run "
-                                    "the same command again")
+            return StorageFullError(f"the disk of the registry {shown(uri)} is {what}: make room or make it writable, "
+                                    "then run the same command again")
     return None
 
 
@@ -158,7 +162,8 @@ def unreachable(uri: str, why: object) -> RegistryError:
     text = re.sub(r"\(raised as a result of [^)]*\)|\[SQL: .*", "", re.sub(r"\s+", " ", str(why) or type(why).__name__))
     reason = without_secrets(text.strip())[:300]
     if "out-of-date database schema" in reason:
-        remedy = f"another MLflow made it; back it up and run `mlflow db upgrade {shlex.quote(shown(uri))}`, or use another storage"
+        remedy = (f"another MLflow made it; back it up and run `mlflow db upgrade {shlex.quote(shown(uri))}`, or use "
+                  "another storage")
     else:
         remedy = "check the tracking URI and that its server runs; the URI `none` turns tracking off"
     return RegistryError(f"registry {shown(uri)} cannot be used ({reason}): {remedy}")
@@ -171,7 +176,8 @@ def shown(uri: str) -> str:
 
 @contextmanager
 def _alone(path: Path | None) -> Generator[None]:
-    """One process at a time makes a SQLite file's tables; of two, one dies in alembic (MLflow's own lock is too narrow)."""
+    """One process at a time makes a SQLite file's tables;
+    of two, one dies in alembic (MLflow's own lock is too narrow)."""
     if path is None:
         yield
         return

@@ -78,7 +78,8 @@ class MlflowRegistry(Registry):
                 return self._registered(artifact)
         except TrainyardError as error:
             self.warn(error)
-            remedy = shlex.join(["python", "-m", "jobs.common.registry", "register", self._name, artifact.uri, "--tracking-uri",
+            remedy = shlex.join(["python", "-m", "jobs.common.registry", "register", self._name, artifact.uri,
+                                 "--tracking-uri",
                                  shown(self._uri)])
             self.problem = f"the model was not registered ({error}). When the registry is back: {remedy}"
             return None
@@ -154,7 +155,7 @@ class MlflowRegistry(Registry):
                 found = self._client.get_experiment_by_name(self._name)
         if found.lifecycle_stage == "deleted":
             raise RegistryError(f"experiment {self._name} is deleted in {shown(self._uri)}: restore it there "
-                                f"(mlflow experiments restore -x {found.experiment_id}), or use another name")  # fmt: skip
+                                f"(mlflow experiments restore -x {found.experiment_id}), or use another name")
         return found.experiment_id
 
     def _resume(self, run_id: str) -> str | None:
@@ -246,7 +247,7 @@ def _tags(artifact: Artifact) -> dict[str, str]:
     about = artifact.manifest.description
     accuracy = about.metrics.get("test", {}).get("accuracy")
     tags = {"manifest_digest": artifact.digest, "artifact": without_secrets(artifact.uri), "job": about.job,
-            "task": about.task, "code": about.code, "data_fingerprint": str(about.data.get("fingerprint", ""))}  # fmt: skip
+            "task": about.task, "code": about.code, "data_fingerprint": str(about.data.get("fingerprint", ""))}
     if accuracy is not None:
         tags["test_accuracy"] = f"{accuracy:.6f}"
     if about.variant is not None:

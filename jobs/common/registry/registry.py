@@ -61,10 +61,12 @@ class Registry:
         """Says that training goes on without the registry; only the first time."""
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Records the metrics of a step, soon; returns at once and never raises. None and infinite values are left out."""
+        """Records the metrics of a step, soon; returns at once and never raises.
+        None and infinite values are left out."""
 
     def last_step(self, metric: str) -> int:
-        """The highest step of which the run that `start` went on with has this metric; -1: none. Raises: RegistryError."""
+        """The highest step of which the run that `start` went on with has this metric; -1: none.
+        Raises: RegistryError."""
         return -1
 
     def register(self, artifact: Artifact) -> str | None:

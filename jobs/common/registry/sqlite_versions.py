@@ -12,15 +12,18 @@ from jobs.common.registry.registry import ModelVersion
 _VERSIONS = """
 SELECT name, version, run_id FROM model_versions
 WHERE workspace = 'default' AND current_stage <> 'Deleted_Internal' AND name = ifnull(?, name) AND name NOT IN (
-    SELECT name FROM registered_model_tags WHERE workspace = 'default' AND key = 'mlflow.prompt.is_prompt' AND value = 'true')
+    SELECT name FROM registered_model_tags
+    WHERE workspace = 'default' AND key = 'mlflow.prompt.is_prompt' AND value = 'true')
 ORDER BY name, version DESC
 """
 _TAGS = "SELECT key, value FROM model_version_tags WHERE workspace = 'default' AND name = ? AND version = ?"
-_ALIASES = "SELECT alias FROM registered_model_aliases WHERE workspace = 'default' AND name = ? AND version = ? ORDER BY alias"
+_ALIASES = ("SELECT alias FROM registered_model_aliases WHERE workspace = 'default' AND name = ? AND version = ? ORDER "
+            "BY alias")
 
 
 def read_versions(database: Path, name: str | None) -> list[ModelVersion] | None:
-    """Returns what `MlflowRegistry.versions` does; None where MLflow has to be asked, as the tables are not those known here."""
+    """Returns what `MlflowRegistry.versions` does;
+    None where MLflow has to be asked, as the tables are not those known here."""
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute(_VERSIONS, (name,)).fetchall()

@@ -1,9 +1,10 @@
-"""What a model's answers rest on, drawn for the report: pictures and texts with what speaks for an answer, and against it.
+"""What a model's answers rest on, drawn for the report: pictures and texts with what speaks for an answer,
+and against it.
 
     image_section([ImageAttribution(pixels=…, attribution=…, label="7", predicted="1", confidence=0.8, gap=0.001), …])
 
-How the attributions were found does not matter here; they are signed, and add up to the change of the answer's log odds from
-a baseline. Shapes: H × W × C pixels, n tokens.
+How the attributions were found does not matter here; they are signed, and add up to the change of the answer's log odds
+from a baseline. Shapes: H × W × C pixels, n tokens.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from jobs.common.report.html import Section, render
 from jobs.common.report.images import PIXELATED_SIDE, data_uri
 
 MAX_TOKENS, MAX_SHARE, LARGE_QUANTILE = 256, 0.5, 0.99
-"""The strongest colour below a word is half of it: letters keep a contrast of 4.5 to 1, in dark mode too (WCAG 2, 1.4.3)."""
+"""The strongest colour below a word is half of it: letters keep a contrast of 4.5 to 1,
+in dark mode too (WCAG 2, 1.4.3)."""
 _RED, _BLUE = (214, 30, 40), (20, 90, 230)
 
 TITLE = "What the answers rest on"
@@ -34,7 +36,8 @@ class Attribution:
     confidence: float
     """Probability of the predicted class."""
     gap: float | None = None
-    """Completeness gap: how far the attributions' sum is from the change of the log odds; None where that is not known."""
+    """Completeness gap: how far the attributions' sum is from the change of the log odds;
+    None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,10 @@ class TextAttribution(Attribution):
     """(n,), one a token."""
 
 
-def image_section(rows: Sequence[ImageAttribution], *, baseline: str = "the mean training image", title: str = TITLE) -> Section:
-    """Each image beside itself in gray with the attributions on it. baseline: what the images were compared with, plain text.
+def image_section(rows: Sequence[ImageAttribution], *, baseline: str = "the mean training image",
+                  title: str = TITLE) -> Section:
+    """Each image beside itself in gray with the attributions on it.
+    baseline: what the images were compared with, plain text.
 
     Raises: ValueError if an attribution is not of its image's size.
     """
@@ -78,8 +83,9 @@ def text_section(rows: Sequence[TextAttribution], *, baseline: str = "a text of 
 
 
 def overlay(pixels: Array, attribution: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """(H, W, 3): the image in gray, pale where it is dark so that colours show, with red and blue over it; where nothing counts, no
-    colour. pixels: (H, W, C). attribution: (H, W) or (H, W, C). Raises: ValueError if the sizes differ.
+    """(H, W, 3): the image in gray, pale where it is dark so that colours show, with red and blue over it; where
+    nothing counts, no colour. pixels: (H, W, C). attribution: (H, W) or (H, W, C).
+    Raises: ValueError if the sizes differ.
     """
     strength = _strength(attribution if attribution.ndim == 2 else attribution.sum(axis=2))
     if strength.shape != pixels.shape[:2]:
@@ -100,7 +106,8 @@ def _strength(attribution: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _gray(pixels: Array) -> NDArray[np.float64]:
-    """(H, W), from 90 to 255: the channels' mean, stretched. Of 2 or 4 channels the last, which is opacity, is left out."""
+    """(H, W), from 90 to 255: the channels' mean, stretched.
+    Of 2 or 4 channels the last, which is opacity, is left out."""
     channels = pixels.shape[2] - (pixels.shape[2] in (2, 4))
     values = np.nan_to_num(pixels[:, :, :channels].astype(np.float64)).mean(axis=2)
     spread = values.max() - values.min()
@@ -116,7 +123,8 @@ def _tokens(row: TextAttribution) -> list[tuple[str, float, int]]:
 
 
 def _printable(token: str) -> str:
-    """What a page can hold: control characters, surrogates and what turns the direction of the page's text become a mark."""
+    """What a page can hold: control characters,
+    surrogates and what turns the direction of the page's text become a mark."""
     return "".join(char if char.isprintable() or char.isspace() else "\N{REPLACEMENT CHARACTER}" for char in token)
 
 

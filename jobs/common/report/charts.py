@@ -1,7 +1,7 @@
 """Charts as inline SVG that takes its colours from the page: readable in light and dark, and in print.
 
-Drawn with matplotlib's object interface, so no state outlives a chart. Colours that stand for CSS variables go in, and are
-replaced in the text that comes out; letters stay letters, in the page's own font.
+Drawn with matplotlib's object interface, so no state outlives a chart. Colours that stand for CSS variables go in, and
+are replaced in the text that comes out; letters stay letters, in the page's own font.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
@@ -41,7 +41,8 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool = False) -> Markup:
-    """Values over steps, one line a name; long lines are averaged down to 400 points. `name` is what a screen reader says.
+    """Values over steps, one line a name; long lines are averaged down to 400 points.
+    `name` is what a screen reader says.
 
     log: a logarithmic scale, where the values are positive and span more than a factor of 50.
     """
@@ -61,7 +62,8 @@ def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool 
 
 
 def roc_chart(evaluation: Evaluation, *, corner: bool = False) -> Markup:
-    """ROC curves: averages, and the classes (of more than ten, the five worst). `corner`: the upper left tenth, enlarged."""
+    """ROC curves: averages, and the classes (of more than ten, the five worst).
+    `corner`: the upper left tenth, enlarged."""
     name = "The upper left corner of the ROC curves" if corner else "ROC curves, one class against the rest"
     with chart(name) as (axes, done):
         for i, (label, curve, dash) in enumerate(_roc_lines(evaluation)):
@@ -90,7 +92,8 @@ def reliability_chart(evaluation: Evaluation) -> Markup:
         axes.plot([0, 1], [0, 1], ":", color=INK, label="perfectly calibrated")
         width = bins[0].high - bins[0].low
         share = [b.count / evaluation.num_rows for b in bins]
-        axes.bar([b.low for b in bins], share, width, align="edge", color=colour(1), alpha=0.25, label="share of the rows")
+        axes.bar([b.low for b in bins], share, width, align="edge", color=colour(1), alpha=0.25,
+                 label="share of the rows")
         axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], "-o", color=colour(0), markersize=4,
                   label="this model")  # fmt: skip
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
@@ -116,7 +119,8 @@ def confusion_chart(evaluation: Evaluation) -> Markup:
 
 @contextmanager
 def chart(name: str, *, width: float = 4.8, height: float = 3.3) -> Generator[tuple[Any, list[Markup]]]:
-    """Axes to draw on, and a list that holds the SVG's text once the block has ended. name: what a screen reader says. Inches."""
+    """Axes to draw on, and a list that holds the SVG's text once the block has ended.
+    name: what a screen reader says. Inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -137,7 +141,8 @@ def _themed(svg: str, name: str) -> Markup:
     svg = re.sub(r"(font: (?:[\w.]+ )*[\d.]+px) [^;\"]+", r"\1 inherit", svg)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
     prefix = f"c{zlib.crc32(name.encode()):08x}"  # identifiers are unique within a chart only
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg).replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg).replace('href="#', f'href="#{prefix}-')
+    svg = svg.replace("url(#", f"url(#{prefix}-")
     return Markup(re.sub(r"#0[0-9a-f]{5}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), svg))
 
 

@@ -27,7 +27,8 @@ def data_uri(image: Array) -> str:
 
 
 def _pixels(image: Array) -> NDArray[np.uint8]:
-    """(height, width) or (height, width, 3 or 4) bytes. Floats are stretched from their least to their greatest value."""
+    """(height, width) or (height, width, 3 or 4) bytes.
+    Floats are stretched from their least to their greatest value."""
     if image.dtype != np.uint8:
         values = np.nan_to_num(image.astype(np.float64))
         spread = values.max() - values.min()

@@ -1,6 +1,6 @@
 """How a model does on changed data, drawn for the report: accuracy by kind of change, against the untouched rows.
 
-    section({"untouched": evaluation, "typos": evaluation_of_typos, …})    # the first is what the others are compared with
+    section({"untouched": evaluation, "typos": evaluation_of_typos, …})    # the others are compared with the first
 """
 
 from collections.abc import Mapping

@@ -105,7 +105,8 @@ def _metrics(main: Evaluation, of: Collection[Evaluation]) -> list[list[str]]:
 
 
 def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dict[str, charts.Line]]:
-    """One chart for losses, one for scores, and one for each other number. Of a step done twice, the last value counts."""
+    """One chart for losses, one for scores, and one for each other number.
+    Of a step done twice, the last value counts."""
     values: dict[str, dict[float, float]] = {}
     for row in history:
         for key, value in row.items():
@@ -166,4 +167,5 @@ def _data(described: JsonObject) -> dict[str, object]:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{shown(float(seconds))} s"
+    return (f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes
+            else f"{shown(float(seconds))} s")

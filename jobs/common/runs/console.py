@@ -15,7 +15,8 @@ PLAIN_EVERY_S = 4.5
 
 
 class Screen:
-    """Says what happens, on a terminal above what is drawn anew there. Use it as a context manager around what takes long."""
+    """Says what happens, on a terminal above what is drawn anew there.
+    Use it as a context manager around what takes long."""
 
     def __init__(self, *, plain: bool | None = None) -> None:
         self._console = Console(highlight=False, soft_wrap=True)

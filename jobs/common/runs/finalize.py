@@ -22,7 +22,8 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     """Hands a trained run over. Returns the summary, whose last line is `artifact: <uri>`."""
     trained = _trained(job, config, folder, dataset)
     verdict = job.judge(trained)
-    made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict), probe=verdict.probe,
+    made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict),
+                                   probe=verdict.probe,
                                    files=job.files(trained), reference=verdict.reference)
     flat = {f"{split}_{name}": value for split, values in verdict.metrics.items() for name, value in values.items()}
     version = tracking.register(made, flat, run_state.highest_step)
@@ -41,7 +42,8 @@ def _trained(job: Job, config: Config, folder: RunFolder, dataset: Dataset) -> T
     generation, best = checkpoints.current_generation(), checkpoints.best()
     assert generation is not None, "training ended without a generation"
     assert best is not None, "training ended without an evaluated checkpoint"
-    return TrainingResult(job=job.name, config=config, dataset=dataset, store=folder.store, generation=generation, best=best)
+    return TrainingResult(job=job.name, config=config, dataset=dataset, store=folder.store, generation=generation,
+                          best=best)
 
 
 def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder: RunFolder, run_state: RunState,
@@ -49,10 +51,13 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
     config, best = trained.config, trained.best
     write_report(folder.store, "report.html", ReportContent(
         title=f"{job.name}: {config.run.name}",
-        run=RunFacts(name=config.run.name, status="done", started=float(folder.record["created"]), duration_s=run_state.wall_s,
-                     restarts=run_state.restarts, lost_steps=run_state.lost_steps, skipped_steps=run_state.skipped_steps,
+        run=RunFacts(name=config.run.name, status="done", started=float(folder.record["created"]),
+                     duration_s=run_state.wall_s,
+                     restarts=run_state.restarts, lost_steps=run_state.lost_steps,
+                     skipped_steps=run_state.skipped_steps,
                      goodput=run_state.goodput,
-                     samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s), events=tuple(run_state.events)),
+                     samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s),
+                     events=tuple(run_state.events)),
         evaluations=dict(verdict.evaluations), history=tuple(run_state.history), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
                f"{config.metric}.",

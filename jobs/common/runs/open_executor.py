@@ -16,8 +16,8 @@ _PROCESSES_PER_CORE = 8
 Opened = tuple[Executor, bool]
 OpenExecutor = Callable[[RunConfig, Sequence[str], RunFolder, Timeline, Callable[[str], None]],
                         AbstractContextManager[Opened]]
-"""Called with the run's options, the modules to preload (see Job), the folder, the timeline, and what says a line. Gives
-the executor, and whether Ray is used beside it, too: to prepare data, and to publish how the run goes."""
+"""Called with the run's options, the modules to preload (see Job), the folder, the timeline, and what says a line.
+Gives the executor, and whether Ray is used beside it, too: to prepare data, and to publish how the run goes."""
 
 
 @contextmanager

@@ -30,7 +30,8 @@ GAUGES = {
     "trainyard_storage_size_bytes": "All space there",
 }
 RANK_GAUGES = {
-    "trainyard_train_rank_step_seconds": "Median time of a step that this rank computes and reads data, not waiting for others",
+    "trainyard_train_rank_step_seconds": "Median time of a step that this rank computes and reads data, not waiting "
+                                         "for others",
 }
 COUNTERS = {
     "trainyard_train_restarts_total": "Restarts of workers or driver",
@@ -67,7 +68,8 @@ class RunMetrics:
         keys = tuple(tags)
         self._gauges = {name: Gauge(name, text, tag_keys=keys) for name, text in GAUGES.items()}
         self._counters = {name: Counter(name, text, tag_keys=keys) for name, text in COUNTERS.items()}
-        self._rank_gauges = {name: Gauge(name, text, tag_keys=(*keys, "rank", "node")) for name, text in RANK_GAUGES.items()}
+        self._rank_gauges = {name: Gauge(name, text, tag_keys=(*keys, "rank", "node"))
+                             for name, text in RANK_GAUGES.items()}
         for metric in (*self._gauges.values(), *self._rank_gauges.values(), *self._counters.values()):
             metric.set_default_tags(tags)
         self._ranks: set[tuple[str, str]] = set()
@@ -94,7 +96,8 @@ class RunMetrics:
                 self._count(name, float(value))
 
     def update_ranks(self, times: Mapping[int, RankTime]) -> None:
-        """Of each rank. What was told of a rank that is gone, or on another node now, becomes 0: Ray cannot take a series back."""
+        """Of each rank. What was told of a rank that is gone, or on another node now, becomes 0:
+        Ray cannot take a series back."""
         if times is self._times:
             return
         self._times, [gauge] = times, self._rank_gauges.values()

@@ -1,9 +1,11 @@
-"""What was refused stays refused while the same submission is tried again: KubeRay, and other queues, retry whatever fails.
+"""What was refused stays refused while the same submission is tried again: KubeRay, and other queues,
+retry whatever fails.
 
-A config or data that cannot be (exit code 2) would be found out again only after the data had been read, each time. So the first
-try leaves its message in the storage, beside the runs, and the next one ends with it at once, before anything is joined or read.
-Only for submissions that carry a mark of their own in their metadata (`python -m cluster submit` gives one; a RayJob's
-`spec.metadata` may): a person who runs a command again has mended something, and is never held up.
+A config or data that cannot be (exit code 2) would be found out again only after the data had been read, each time. So
+the first try leaves its message in the storage, beside the runs, and the next one ends with it at once, before anything
+is joined or read. Only for submissions that carry a mark of their own in their metadata (`python -m cluster submit`
+gives one; a RayJob's `spec.metadata` may): a person who runs a command again has mended something,
+and is never held up.
 """
 
 import hashlib
@@ -21,10 +23,12 @@ from jobs.common.config import RunConfig
 from jobs.common.runs.run_folder import open_storage
 
 HOLDS_S = 3600.0
-"""After this a marked submission is tried anew: a mark written into a manifest by hand is the same in every use of it."""
+"""After this a marked submission is tried anew:
+a mark written into a manifest by hand is the same in every use of it."""
 
 _CLOCKS_DIFFER_S = 60.0
-"""Between hosts. A refusal from further in the future was left before a clock was set back, and could hold for years."""
+"""Between hosts. A refusal from further in the future was left before a clock was set back,
+and could hold for years."""
 _TIMEOUT_S = 3.0
 _FOLDER = ".refused"
 _LASTING = (ConfigError, DataError, NewerVersionError)
@@ -49,8 +53,8 @@ def refuse_again(run: RunConfig) -> None:
         found = within(_TIMEOUT_S, lambda: load_json(_open(run), _path(run, mark), _Refused), TimeoutError())
     if -_CLOCKS_DIFFER_S < time.time() - found.at < HOLDS_S:
         when = time.strftime("%H:%M:%S", time.gmtime(found.at))
-        raise UserError(f"{found.message}\n(found at {when} UTC by an earlier try of this same submission, so nothing was "
-                        "tried again: submit it anew when that is mended)")
+        raise UserError(f"{found.message}\n(found at {when} UTC by an earlier try of this same submission, so nothing "
+                        "was tried again: submit it anew when that is mended)")
 
 
 def remember(run: RunConfig, error: TrainyardError) -> None:

@@ -86,9 +86,9 @@ class Run:
     def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None,
                  stop: threading.Event | None = None, until_epoch: int | None = None,
                  open_executor: OpenExecutor = open_executor) -> None:
-        """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone asks
-        the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training rests, with
-        a checkpoint. open_executor: connects to who starts the workers.
+        """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone
+        asks the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training
+        rests, with a checkpoint. open_executor: connects to who starts the workers.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
         self.display, self.timeline = RunConsole(), Timeline()
@@ -204,7 +204,8 @@ class Run:
         metrics = RunMetrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
         publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
-        spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config, run_uri=folder.store.location(),
+        spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config,
+                          run_uri=folder.store.location(),
                           config_fingerprint=_fingerprint(config), dataset_uri=opened.dataset.store.location(),
                           until_epoch=self._until_epoch, versions=versions() if use_ray else None)
 
@@ -221,7 +222,8 @@ class Run:
 
         num_shards = folder.num_shards or self.config.run.max_workers
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
-        controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store, num_shards=num_shards,
+        controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store,
+                                num_shards=num_shards,
                                 run_state=run_state, callbacks=callbacks)
         self.timeline.mark("group_asked")
         with self.display:
@@ -238,11 +240,11 @@ class Run:
 
     # ── after training ──
     def _record_end(self, folder: RunFolder, run_state: RunState, error: Exception) -> None:
-        """An end that is none of success; also one by our own mistake. Not where another driver has taken the run over, or
-        nothing is left of its folder."""
+        """An end without success. Not where another driver has taken the run over, or nothing is left of its folder."""
         if isinstance(error, RunConflictError | FolderGoneError):
             return
-        status = "stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError) else "failed"
+        status = ("stopped" if isinstance(error, StoppedError) else "invalid" if isinstance(error, UserError)
+                  else "failed")
         code = error.exit_code if isinstance(error, TrainyardError) else 1
         with suppress(TrainyardError, OSError):  # a full storage is what it may be about
             run_state.save(ended=True)
@@ -255,7 +257,8 @@ class Run:
         result = folder.result()
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
         print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
-              + " ".join(f"{name} {value:.4f}" for name, value in test.items() if name in ("accuracy", "macro_f1", "log_loss")))
+              + " ".join(f"{name} {value:.4f}" for name, value in test.items()
+                         if name in ("accuracy", "macro_f1", "log_loss")))
         print("begin another with --run.name, or --run.resume never for a new attempt beside it")
         print(f"artifact: {result['artifact']}", flush=True)
 
@@ -263,7 +266,8 @@ class Run:
 def _resumable(error: Exception) -> Exception:
     """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
     if isinstance(error, StorageError | ClusterError | ConnectionError):
-        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that is mended")
+        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that "
+                            "is mended")
     return error
 
 

@@ -44,12 +44,13 @@ class RunFolder:
     def find(config: Config) -> "RunFolder":
         """The attempt that this config continues or makes. Writes nothing.
 
-        Raises: RunConflictError with the differences if the run was made with another config, ConfigError, StorageError.
+        Raises: RunConflictError with the differences if the run was made with another config, ConfigError,
+        StorageError.
         """
         storage = open_storage(config.run.storage)
         top = storage.child(config.run.name)
-        late = StorageError(f"storage {storage.location()} does not answer within {READ_TIMEOUT_S:g} s: check its address, that it "
-                            "is up, and the network, or pass another --run.storage")
+        late = StorageError(f"storage {storage.location()} does not answer within {READ_TIMEOUT_S:g} s: check its "
+                            "address, that it is up, and the network, or pass another --run.storage")
 
         def look() -> "RunFolder":
             newest = _newest(top)
@@ -87,15 +88,16 @@ class RunFolder:
             return  # the storage does not answer at the moment
         if not there:
             raise FolderGoneError(
-                f"{self.store.location(RUN_FILE)} is gone: the run's folder was deleted, or its storage was taken away, while it "
-                "trained, so nothing more is written there: run the same command again to begin from the beginning, or, where you "
-                "put the folder back, to continue"
+                f"{self.store.location(RUN_FILE)} is gone: the run's folder was deleted, or its storage was taken "
+                "away, while it trained, so nothing more is written there: run the same command again to begin from "
+                "the beginning, or, where you put the folder back, to continue"
             )
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """For the time of training. Whatever goes wrong in the block: if it is because the folder was deleted, then that is raised
-        (FolderGoneError), and what was written there since is taken away, as it would look like a run and is none."""
+        """For the time of training. Whatever goes wrong in the block: if it is because the folder was deleted, then
+        that is raised (FolderGoneError), and what was written there since is taken away,
+        as it would look like a run and is none."""
         try:
             yield
         except Exception as error:
@@ -107,8 +109,8 @@ class RunFolder:
             raise
 
     def _clear(self) -> None:
-        """Takes away what is left. Whoever deletes the folder may be at it still, so a moment is given to them: what is worth
-        keeping now may be gone then, and a file that vanishes meanwhile ends a deletion."""
+        """Takes away what is left. Whoever deletes the folder may be at it still, so a moment is given to them: what is
+        worth keeping now may be gone then, and a file that vanishes meanwhile ends a deletion."""
         end = time.monotonic() + _DELETION_S
         while time.monotonic() < end:
             with suppress(OSError):
@@ -152,7 +154,8 @@ class RunFolder:
             listed = "\n  ".join(changed)
             raise RunConflictError(
                 f"run {config.run.name!r} was made with another config:\n  {listed}\n"
-                "pass the old values to continue it, another --run.name, or --run.resume never for a new attempt beside it"
+                "pass the old values to continue it, another --run.name, or --run.resume never for a new attempt "
+                "beside it"
             )
         most = self.record["num_shards"]
         if config.run.max_workers > most:
@@ -167,8 +170,8 @@ def open_storage(uri: str) -> Store:
     if "://" not in uri and not uri.startswith(("/", "~")):
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise ConfigError(
-                f"--run.storage {uri}: a submitted job runs in a temporary folder, where a relative path would be lost: "
-                "pass an absolute path or a URI"
+                f"--run.storage {uri}: a submitted job runs in a temporary folder, where a relative path would be "
+                "lost: pass an absolute path or a URI"
             )
         uri = str(Path(uri).absolute())
     return Store.open(uri)
@@ -179,7 +182,8 @@ def _readable(storage: Store) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        remedy = tls_remedy(error) or "check its address, that it is up, and your permissions, or pass another --run.storage"
+        remedy = (tls_remedy(error)
+                  or "check its address, that it is up, and your permissions, or pass another --run.storage")
         raise StorageError(f"storage {storage.location()} cannot be read ({error}): {remedy}") from error
 
 
@@ -251,8 +255,8 @@ def _taken(path: Path) -> Generator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunConflictError(
-                    f"run {path.name!r} in {path.parent.parent} is being carried out by another process: wait for its end, stop "
-                    "it, or pass another --run.name"
+                    f"run {path.name!r} in {path.parent.parent} is being carried out by another process: wait for its "
+                    "end, stop it, or pass another --run.name"
                 ) from error
             if os.fstat(file.fileno()).st_nlink:
                 yield
@@ -265,7 +269,8 @@ def _open_lock(path: Path) -> IO[str]:
         return path.open("w")
     except OSError as error:
         raise StorageError(
-            f"storage {path.parent.parent} cannot be written ({error.strerror}): make it writable, or pass another --run.storage"
+            f"storage {path.parent.parent} cannot be written ({error.strerror}): make it writable, or pass another "
+            "--run.storage"
         ) from error
 
 

@@ -18,8 +18,8 @@ from jobs.common.runs.run_folder import RunFolder
 class Tracking:
     """What the life cycle tells the registry. Training never waits for it, and never ends for it.
 
-    What comes before the registry's run has begun is kept. Where the run could not be begun, that is a warning, and it is tried
-    again every 30 s, and once more when there is a model to register.
+    What comes before the registry's run has begun is kept. Where the run could not be begun, that is a warning, and it
+    is tried again every 30 s, and once more when there is a model to register.
     """
 
     def __init__(self, registry: Registry, begin: Callable[[], None]) -> None:
@@ -30,7 +30,8 @@ class Tracking:
 
     @staticmethod
     def open(job: str, config: Config, folder: RunFolder) -> "Tracking":
-        """Continues the registry's run of this attempt, or begins one, in the background (a new SQLite file takes seconds).
+        """Continues the registry's run of this attempt, or begins one,
+        in the background (a new SQLite file takes seconds).
 
         Raises: ConfigError where a server is needed.
         """
@@ -58,7 +59,8 @@ class Tracking:
             self._try()
 
     def register(self, artifact: Artifact, metrics: dict[str, float], step: int) -> str | None:
-        """Logs the final metrics, and the artifact as a model version. Returns the version, or None without a registry."""
+        """Logs the final metrics, and the artifact as a model version.
+        Returns the version, or None without a registry."""
         if not self._has_begun():
             self._try()
         if self._has_begun():
@@ -73,7 +75,8 @@ class Tracking:
         self._registry.finish(status)
         if not self._kept:
             return self._registry.problem
-        return f"{self._registry.problem or 'the registry did not answer'}; {len(self._kept)} evaluations were not recorded there"
+        return (f"{self._registry.problem or 'the registry did not answer'}; {len(self._kept)} evaluations were not "
+                "recorded there")
 
     def _try(self) -> None:
         pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")

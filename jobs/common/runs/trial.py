@@ -1,8 +1,9 @@
 """One trial of a search: a run whose evaluations a search hears, and that rests where the search says.
 
-With one worker it trains in this very process, with no worker group; with more it starts a group of Ray Train inside the placement
-group of the Ray Tune trial that it is called in. The life cycle is a run's own: a trial's folder holds checkpoints like any other,
-so a trial that is started again goes on where it was, and the job's command with the folder's `config.yaml` makes its artifact.
+With one worker it trains in this very process, with no worker group; with more it starts a group of Ray Train inside
+the placement group of the Ray Tune trial that it is called in. The life cycle is a run's own: a trial's folder holds
+checkpoints like any other, so a trial that is started again goes on where it was, and the job's command with the
+folder's `config.yaml` makes its artifact.
 """
 
 import threading
@@ -21,21 +22,24 @@ from jobs.common.training.job import Job
 Report = Callable[[JsonObject], object]
 
 
-def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | None = None, stop: threading.Event | None = None,
+def run_trial(job: Job, config: Config, report: Report, *, until_epoch: int | None = None,
+              stop: threading.Event | None = None,
               data_storage: Store | None = None) -> End:
-    """Prepares the data and trains; may be called outside the main thread. Returns whether the run finished by itself, or was
-    stopped: it rests, was told to, or its node is about to be taken away.
+    """Prepares the data and trains; may be called outside the main thread. Returns whether the run finished by itself,
+    or was stopped: it rests, was told to, or its node is about to be taken away.
 
-    report: is given each evaluation (`step`, `epoch`, `validation_accuracy`, …, `parameters`, `validation_ms_per_row`), first those
-    that an earlier start has made; the trial stops after a checkpoint if it returns True, and without one if it raises.
-    until_epoch: after so many epochs it rests, with a checkpoint; by default after the last. Test rows are never judged.
-    stop: may be set by another thread, and stops it at its next step, after a checkpoint.
-    data_storage: where prepared data is shared with others; by default `run.storage`. `run.tracking_uri` is left out of account:
-    the search keeps the record. Raises: ConfigError for a number of workers that may change; what a run raises (TrainyardError).
+    report: is given each evaluation (`step`, `epoch`, `validation_accuracy`, …, `parameters`, `validation_ms_per_row`),
+    first those that an earlier start has made; the trial stops after a checkpoint if it returns True, and without one
+    if it raises. until_epoch: after so many epochs it rests, with a checkpoint; by default after the last. Test rows
+    are never judged. stop: may be set by another thread, and stops it at its next step, after a checkpoint.
+    data_storage: where prepared data is shared with others; by default `run.storage`. `run.tracking_uri` is left out of
+    account: the search keeps the record.
+    Raises: ConfigError for a number of workers that may change; what a run raises (TrainyardError).
     """
     run = config.run
     if run.min_workers != run.max_workers:
-        raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass --run.workers N")
+        raise ConfigError(f"--run.workers {run.workers}: a trial keeps the resources that it began with: pass "
+                          "--run.workers N")
     engine = "local" if run.max_workers == 1 else "ray"
     config = replace(config, run=replace(run, engine=engine, tracking_uri="none", spares=0))
     stop = stop or threading.Event()

@@ -1,6 +1,8 @@
-"""What the code of a job sees of where it runs: its place among the workers, its rows, and how it says that it is alive.
+"""What the code of a job sees of where it runs: its place among the workers, its rows,
+and how it says that it is alive.
 
-What a training loop owes the run (checkpoints, stops, the step count, comparisons of weights) is not here: `fit.py` meets that.
+What a training loop owes the run (checkpoints, stops, the step count, comparisons of weights) is not here:
+`fit.py` meets that.
 """
 
 from collections.abc import Callable
@@ -84,7 +86,8 @@ class TrainContext(Protocol):
         ...
 
     def count_waiting(self, seconds: float) -> None:
-        """Tells that this worker spent these seconds of the present step in collectives, where it waits for slower workers."""
+        """Tells that this worker spent these seconds of the present step in collectives,
+        where it waits for slower workers."""
         ...
 
     def update_status(self, **values: object) -> None:
@@ -102,5 +105,6 @@ class TrainContext(Protocol):
         ...
 
     def write_predictions(self, name: str, share: Predictions) -> None:
-        """Writes this worker's share of the predictions of a split, or of rows under another name; the driver judges them."""
+        """Writes this worker's share of the predictions of a split, or of rows under another name;
+        the driver judges them."""
         ...

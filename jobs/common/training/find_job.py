@@ -28,7 +28,8 @@ def find_job(name: str) -> Job:
 
 
 def check_name(job: Job) -> None:
-    """Raises: ConfigError for a package that is called like a job of Trainyard itself, which its artifacts would name."""
+    """Raises: ConfigError for a package that is called like a job of Trainyard itself,
+    which its artifacts would name."""
     if package_of(job.name) != job.package:
         raise ConfigError(f"the package {job.package} has the name of a job of Trainyard's own: call it otherwise")
 
@@ -40,5 +41,5 @@ def beside(job: Job, name: str) -> Path | None:
 
 
 def _choices() -> str:
-    return (f"give one of {', '.join(house_names())}, or a package of yours that has a job.py, such as my_package.churn, in "
-            "the folder that this is run in, or installed")
+    return (f"give one of {', '.join(house_names())}, or a package of yours that has a job.py, such as "
+            "my_package.churn, in the folder that this is run in, or installed")

@@ -1,10 +1,11 @@
-"""The training loop, of every job: resume, epochs, steps, stop, checkpoint, evaluate, and predict with the best. No framework.
+"""The training loop, of every job: resume, epochs, steps, stop, checkpoint, evaluate, and predict with the best.
+No framework.
 
     def train(context: TrainContext, config: MyConfig) -> Outcome:
         return fit(context, MyTraining(context, config), context.data_loader(), metric="accuracy")
 
-What a loop owes the run is met here, and nowhere else: a job hands over its mathematics (`trainable.py`) and cannot reach what
-this module calls on the session.
+What a loop owes the run is met here, and nowhere else: a job hands over its mathematics (`trainable.py`) and cannot
+reach what this module calls on the session.
 """
 
 from dataclasses import asdict
@@ -19,13 +20,15 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Batches, Outcome, Trainable
 
 
-def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: str, evaluate_every_steps: int | None = None,
+def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: str,
+        evaluate_every_steps: int | None = None,
         most_steps_per_call: int | None = None, agree_on_checkpoints: bool = False) -> Outcome:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on.
 
-    metric: which validation metric chooses the best checkpoint: `accuracy`, else `loss`. evaluate_every_steps: evaluates in the
-    middle of an epoch, too. most_steps_per_call: of a job that can make many steps in one call. agree_on_checkpoints: rank 0's wish
-    for a checkpoint is among those that a step adds up, for a job whose ranks all write.
+    metric: which validation metric chooses the best checkpoint: `accuracy`, else `loss`. evaluate_every_steps:
+    evaluates in the middle of an epoch, too. most_steps_per_call: of a job that can make many steps in one call.
+    agree_on_checkpoints: rank 0's wish for a checkpoint is among those that a step adds up,
+    for a job whose ranks all write.
 
     Raises: PeerLostError, NonFiniteError, DivergedError; what a checkpoint or a job's own code raises.
     """
@@ -35,7 +38,8 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
         session.checkpoints.shard_checkpoints()
     state = resume(session, trainable)
     total_steps = min(train.epochs * batches.steps_per_epoch, train.max_steps or 2**62)
-    session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch, parameters=trainable.num_parameters)
+    session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch,
+                          parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
 
     while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(train.early_stopping_epochs)
@@ -70,7 +74,8 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                 save(session, trainable, state)
                 session.checkpoints.wait_for_commit()
                 return "stopped"
-            if evaluate_every_steps and state.step % evaluate_every_steps == 0 and state.step_in_epoch < batches.steps_per_epoch:
+            if (evaluate_every_steps and state.step % evaluate_every_steps == 0
+                and state.step_in_epoch < batches.steps_per_epoch):
                 evaluate(session, trainable, state, metric, total_steps)
                 session.progress.pace.start()
             elif batcher.checkpoint_due(state.step):
@@ -101,7 +106,8 @@ def next_evaluation(step: int, every_steps: int | None, last: int) -> int:
 
 
 def trace(session: Session, state: TrainState, batch: object) -> None:
-    """Notes which rows the step is made of, before it is made. What is drawn inside a framework, the step itself tells."""
+    """Notes which rows the step is made of, before it is made.
+    What is drawn inside a framework, the step itself tells."""
     if isinstance(batch, dict):
         micro_batches = cast(MicroBatches, batch)
         rows = {shard: columns["row_id"] for shard, columns in micro_batches.items()}

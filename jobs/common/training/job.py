@@ -79,7 +79,8 @@ class Job:
     config_path: str
     """`module:name` of the config's class."""
     train: str
-    """`module:name` of the function that trains in a worker, called with (TrainContext, config): it hands over to `fit`."""
+    """`module:name` of the function that trains in a worker, called with (TrainContext, config):
+    it hands over to `fit`."""
     preload: Sequence[str] = ()
     """Modules that the local executor imports once for all its workers. None may start a thread when it is imported."""
     check: Callable[[Any], None]

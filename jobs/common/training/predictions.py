@@ -54,4 +54,5 @@ def _share(store: Store, path: str) -> dict[str, Array]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("row_ids", "labels", "probabilities")}
     except (ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{store.location(path)} is damaged ({error}): delete it and run the same command again") from error
+        raise StorageError(f"{store.location(path)} is damaged ({error}): delete it and run the same command "
+                           "again") from error

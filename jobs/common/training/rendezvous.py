@@ -1,9 +1,9 @@
 """Where the driver and the workers of one run meet. It holds state and decides nothing: the controller decides.
 
-A worker *registers*, waits for its *assignment* to a generation, sends *heartbeats* while it trains, and *deregisters* with an
-outcome. When a peer dies, the others register again; when all slots have registered, the controller begins the next generation.
-`Rendezvous` serves inside one process, behind a socket for local processes, and as a Ray actor; whoever calls it holds a
-`RendezvousClient`, whatever lies between.
+A worker *registers*, waits for its *assignment* to a generation, sends *heartbeats* while it trains, and *deregisters*
+with an outcome. When a peer dies, the others register again; when all slots have registered, the controller begins the
+next generation. `Rendezvous` serves inside one process, behind a socket for local processes, and as a Ray actor;
+whoever calls it holds a `RendezvousClient`, whatever lies between.
 """
 
 import threading
@@ -152,8 +152,8 @@ class Rendezvous:
     """See the module. Thread-safe; every call returns at once."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        """now: what time it is, in seconds. A worker's silence counts while the controller polls: where nobody does, for instance
-        because this machine is paused, heartbeats may wait to be taken in."""
+        """now: what time it is, in seconds. A worker's silence counts while the controller polls: where nobody does,
+        for instance because this machine is paused, heartbeats may wait to be taken in."""
         self._now, self._clock = now, LoopClock(now)
         self._lock = threading.RLock()
         self._registered: dict[int, WorkerInfo] = {}
@@ -226,13 +226,14 @@ class Rendezvous:
             return view
 
     def expect(self, group: str) -> None:
-        """Only workers of this group take part from now on. One of an earlier group, whose host was given up and is back, is told
-        to go."""
+        """Only workers of this group take part from now on.
+        One of an earlier group, whose host was given up and is back, is told to go."""
         with self._lock:
             self._group = group
 
     def begin(self, assignments: dict[str, Assignment], workers: dict[int, str]) -> None:
-        """Starts a generation: these workers, in these slots. Those of an older one are told to leave at their next heartbeat."""
+        """Starts a generation: these workers, in these slots.
+        Those of an older one are told to leave at their next heartbeat."""
         with self._lock:
             self._generation = next(iter(assignments.values())).generation
             self._assignments, self._workers = assignments, workers

@@ -3,9 +3,10 @@
 import math
 
 
-def learning_rate(highest: float, schedule: str, warmup_steps: int, step: int, total_steps: int, lowest: float = 0.0) -> float:
-    """Linear warm-up, then `constant`, or down to `lowest` at the last step: `linear`, or half a `cosine` (Loshchilov & Hutter
-    2017, eq. 5)."""
+def learning_rate(highest: float, schedule: str, warmup_steps: int, step: int, total_steps: int,
+                  lowest: float = 0.0) -> float:
+    """Linear warm-up, then `constant`, or down to `lowest` at the last step: `linear`,
+    or half a `cosine` (Loshchilov & Hutter 2017, eq. 5)."""
     if step < warmup_steps:
         return highest * (step + 1) / warmup_steps
     if schedule == "constant":

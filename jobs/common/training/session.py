@@ -132,7 +132,8 @@ class Session:
         cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
         self.checkpoints.schedule.observe(pace.median_s, **cost)
         try:
-            self.peers.reply = self._rendezvous.heartbeat(self._slot, self._worker, Heartbeat(**self.progress.state), reports)
+            self.peers.reply = self._rendezvous.heartbeat(self._slot, self._worker, Heartbeat(**self.progress.state),
+                                                          reports)
         except (EOFError, OSError, ConnectionError):
             os._exit(70)  # the driver is gone, and with it anybody to train for
 

@@ -1,8 +1,9 @@
-"""What the ranks agree on with each call of a job's step: whether to stop, to save, and how many steps the next call makes.
+"""What the ranks agree on with each call of a job's step: whether to stop, to save,
+and how many steps the next call makes.
 
-Each rank has wishes of its own, and a step adds them up along with what it sums anyway, so that all ranks read the same. Rank 0
-says how many steps come next: as many as take a quarter of a second, and none beyond where a checkpoint is due. What is computed
-does not depend on it.
+Each rank has wishes of its own, and a step adds them up along with what it sums anyway, so that all ranks read the
+same. Rank 0 says how many steps come next: as many as take a quarter of a second, and none beyond where a checkpoint is
+due. What is computed does not depend on it.
 """
 
 import time
@@ -16,7 +17,8 @@ CALL_S = 0.25
 
 
 class StepBatcher:
-    """Says how many steps a call makes, what this rank wishes, and what all ranks have agreed on. One step a call by default."""
+    """Says how many steps a call makes, what this rank wishes, and what all ranks have agreed on.
+    One step a call by default."""
 
     def __init__(self, session: Session, state: TrainState, most_steps: int | None, agree_on_checkpoints: bool) -> None:
         """most_steps: that a call may make; None: each call makes one, and nobody wishes for a number."""

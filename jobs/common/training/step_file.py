@@ -1,7 +1,9 @@
-"""The last step of each worker, in a file that outlives it, so that the steps which a death costs are counted to the last one.
+"""The last step of each worker, in a file that outlives it,
+so that the steps which a death costs are counted to the last one.
 
-A beat comes five times a second, and hundreds of steps may have been done since; a number written over itself in a file costs
-two microseconds a step. Only on a file system: an object store takes whole objects, and there the last beat is what is known.
+A beat comes five times a second, and hundreds of steps may have been done since; a number written over itself in a file
+costs two microseconds a step.
+Only on a file system: an object store takes whole objects, and there the last beat is what is known.
 """
 
 import os

@@ -8,8 +8,8 @@ from cluster.core.documents import JsonObject, check_fields
 from jobs.common.checkpoint.manifest import BEGIN_ANOTHER_RUN
 
 StepOutcome = Literal["taken", "skipped", "scaled down", "corrupted"]
-"""Of a step: taken; not taken because loss or gradient was not finite, and nothing has changed; not taken because it was too much
-for half precision, which is not held against the run; or weights or sums are no longer to be used."""
+"""Of a step: taken; not taken because loss or gradient was not finite, and nothing has changed; not taken because it
+was too much for half precision, which is not held against the run; or weights or sums are no longer to be used."""
 
 
 class NonFiniteError(Exception):

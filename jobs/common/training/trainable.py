@@ -15,7 +15,8 @@ Tensors = Mapping[str, Array]
 Answers = tuple[Array, Array, Array]
 """Of some rows: their ids (m,), their labels (m,), and what is predicted of them (m, …)."""
 Wishes = Callable[[], list[float]]
-"""This rank's own wishes, such as to stop: a few numbers that a step adds up over all ranks. They are asked for once a step."""
+"""This rank's own wishes, such as to stop: a few numbers that a step adds up over all ranks.
+They are asked for once a step."""
 Outcome = Literal["finished", "stopped"]
 """How a loop ends, if it does not fail."""
 
@@ -28,7 +29,8 @@ class StepResult(NamedTuple):
     wishes: Sequence[float]
     """The wishes of all ranks, added up: the same on every rank."""
     row_ids: Sequence[Mapping[int, Array]] = ()
-    """With `--run.trace-rows`, where the loop has not seen the rows itself: of each step the ids of the rows, by shard."""
+    """With `--run.trace-rows`, where the loop has not seen the rows itself:
+    of each step the ids of the rows, by shard."""
 
 
 class Batches(Protocol):
@@ -38,7 +40,8 @@ class Batches(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[Any]:
-        """What `Trainable.step` is given, from a step within the epoch to its end; the steps in `left_out` are passed over.
+        """What `Trainable.step` is given, from a step within the epoch to its end;
+        the steps in `left_out` are passed over.
 
         Micro-batches by shard, one item a step; or, of a job that makes many steps a call, an item a call.
         """
@@ -61,8 +64,9 @@ class Trainable(Protocol):
         ...
 
     def step(self, batch: Any, state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
-        """Makes as many steps as there are learning rates, the first of them after `state.step` steps: forward and backward passes
-        over this worker's micro-batches, the sum over all workers, and an update where loss and gradient are finite.
+        """Makes as many steps as there are learning rates, the first of them after `state.step` steps: forward and
+        backward passes over this worker's micro-batches, the sum over all workers,
+        and an update where loss and gradient are finite.
 
         What it draws is a function of (seed, `state.epoch`, `state.step_in_epoch`, shard, pass). Raises: PeerLostError.
         """

@@ -1,7 +1,8 @@
 """Whether all workers hold the same weights: each makes a number of its own, and the numbers are compared.
 
-Data-parallel workers that begin alike and add the same sums stay alike, bit for bit. One whose memory, processor or network is at
-fault, or whose code does not do the same on every rank, goes its own way without a word; its gradients corrupt everybody's.
+Data-parallel workers that begin alike and add the same sums stay alike, bit for bit. One whose memory, processor or
+network is at fault, or whose code does not do the same on every rank, goes its own way without a word;
+its gradients corrupt everybody's.
 """
 
 import hashlib
@@ -15,17 +16,19 @@ from jobs.common.arrays import Array
 
 PIECE = 2**18
 """Integers that are hashed at once: what they need meanwhile is bounded, and near the processor."""
-_BITS = 52  # what a float64 holds exactly: the numbers travel as the sum of arrays in which each rank fills its own place
+# what a float64 holds exactly: the numbers travel as the sum of arrays in which each rank fills its own place
+_BITS = 52
 
 
 def digest_of_arrays(arrays: Iterable[Array]) -> int:
-    """A number below 2^52: arrays in which one element differs have another one, and of others the same once in 2^52."""
+    """A number below 2^52: arrays in which one element differs have another one,
+    and of others the same once in 2^52."""
     return digest(bits_of(array) for array in arrays)
 
 
 def bits_of(array: Array) -> int:
-    """The sum, modulo 2^64, over an array's bytes taken as integers x, of x + 2x²: each x has its own value of that, and
-    differences in several of them do not cancel as those of a plain sum do."""
+    """The sum, modulo 2^64, over an array's bytes taken as integers x, of x + 2x²: each x has its own value of that,
+    and differences in several of them do not cancel as those of a plain sum do."""
     flat = np.ascontiguousarray(array).reshape(-1)
     whole = flat.view(f"i{8 if flat.nbytes % 8 == 0 else flat.itemsize}")
     pieces = (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))

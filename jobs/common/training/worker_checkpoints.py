@@ -92,7 +92,8 @@ class WorkerCheckpoints:
     def best(self) -> Checkpoint:
         """The best checkpoint by its metric, the same on all ranks. Call it at the end, on every rank.
 
-        Raises: CheckpointError on rank 0 where none that was made at an evaluation is intact, which ends this generation.
+        Raises: CheckpointError on rank 0 where none that was made at an evaluation is intact,
+        which ends this generation.
         """
         self.wait_for_commit()
         with self._storage.waiting():
@@ -100,9 +101,9 @@ class WorkerCheckpoints:
 
     def _best(self) -> Checkpoint:
         if (best := Checkpoints(self._store).best()) is None:
-            raise CheckpointError(f"no checkpoint of an evaluation in {self._store.location()} is intact, so there is no model to "
-                                  "hand over: look at what damages files there, then run the same command again: it goes on from "
-                                  "the newest one that is intact")
+            raise CheckpointError(f"no checkpoint of an evaluation in {self._store.location()} is intact, so there is "
+                                  "no model to hand over: look at what damages files there, then run the same command "
+                                  "again: it goes on from the newest one that is intact")
         return best
 
     def parts(self, checkpoint: Checkpoint) -> Generator[dict[str, np.ndarray]]:

@@ -11,7 +11,8 @@ from jobs.common.vision.config import AugmentConfig
 
 
 def warps(row_ids: IntArray, config: AugmentConfig, seed: int, epoch: int) -> npt.NDArray[np.float64]:
-    """(n, 2, 3): where each pixel of a changed image comes from, in pixels from the image's middle: (x, y) = M @ (x', y', 1)."""
+    """(n, 2, 3): where each pixel of a changed image comes from, in pixels from the image's middle: (x, y)
+    = M @ (x', y', 1)."""
     draws = row_uniforms(Purpose.AUGMENT, seed, epoch, row_ids, 4) * 2 - 1
     angle = np.deg2rad(config.rotate) * draws[:, 0]
     scale = 1.0 + config.scale * draws[:, 1]

@@ -39,4 +39,5 @@ def function_of_yours(option: str, name: str) -> Callable[..., Any]:
     try:
         return load_object(name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{option} {name}: {error}; it must be MODULE:FUNCTION, importable where the job runs") from error
+        raise ConfigError(f"{option} {name}: {error}; it must be MODULE:FUNCTION, importable where the job "
+                          "runs") from error

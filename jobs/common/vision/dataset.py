@@ -2,7 +2,7 @@
 
     --data.uri digits               the embedded digits
     --data.uri FILE.parquet         Parquet: a file, a folder of them, or a pattern such as 'DIR/*.parquet'
-    --data.uri DIR                  a folder with IDX files (train-images-idx3-ubyte[.gz] …), or with one sub-folder a class
+    --data.uri DIR                  a folder with IDX files (train-images-idx3-ubyte[.gz] …), or one sub-folder a class
 Each may also lie on s3:// or gs://. Files or sub-folders named train, validation and test are taken as these splits.
 """
 
@@ -36,7 +36,8 @@ class ImageFacts:
     def of(dataset: Dataset) -> "ImageFacts":
         about = dataset.details
         height, width, channels = about["shape"]
-        return ImageFacts(shape=(height, width, channels), dtype=about["dtype"], mean=tuple(about["mean"]), std=tuple(about["std"]))
+        return ImageFacts(shape=(height, width, channels), dtype=about["dtype"], mean=tuple(about["mean"]),
+                          std=tuple(about["std"]))
 
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:

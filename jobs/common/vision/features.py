@@ -1,4 +1,5 @@
-"""What can be said of an image whatever it shows: the figures by which drift is watched, alike in training and in serving."""
+"""What can be said of an image whatever it shows: the figures by which drift is watched,
+alike in training and in serving."""
 
 from collections.abc import Sequence
 
@@ -15,8 +16,9 @@ Floats = npt.NDArray[np.float32]
 def image_features(images: Array, mean: Sequence[float]) -> dict[str, Floats]:
     """Of images (B, H, W, C), in pixel units unless said; each (B,). mean: of each channel over the training pixels.
 
-    brightness: mean; contrast: deviation; sharpness: mean step to the pixels below and on the right; bright_share: the share of
-    values above `mean`; centre_x, centre_y: where the contrast lies, in [0, 1]; channel_0 …: their means, where there are several.
+    brightness: mean; contrast: deviation; sharpness: mean step to the pixels below and on the right; bright_share: the
+    share of values above `mean`; centre_x, centre_y: where the contrast lies, in [0, 1];
+    channel_0 …: their means, where there are several.
     """
     step = max(1, max(images.shape[1:3]) // _SIDE)
     with np.errstate(all="ignore"):  # of floats that are not finite, which fall into the last bin
@@ -31,7 +33,8 @@ def image_features(images: Array, mean: Sequence[float]) -> dict[str, Floats]:
         steps = [np.abs(np.diff(gray, axis=axis)).reshape(rows, -1).sum(1) for axis in (1, 2)]
         above = np.count_nonzero((pixels > np.asarray(mean, np.float32)).reshape(rows, -1), axis=1)
         found = {"brightness": brightness, "contrast": np.sqrt(total / size), "sharpness": (steps[0] + steps[1]) / size,
-                 "bright_share": above / (size * channels), "centre_x": _centre(across, total), "centre_y": _centre(down, total)}
+                 "bright_share": above / (size * channels), "centre_x": _centre(across, total),
+                 "centre_y": _centre(down, total)}
         if channels > 1:
             found |= {f"channel_{i}": pixels[..., i].reshape(rows, -1).mean(1) for i in range(channels)}
     return {name: column.astype(np.float32) for name, column in found.items()}

@@ -1,4 +1,5 @@
-"""What image jobs have in common around their network: its input, its artifact's description, and the report's own pages."""
+"""What image jobs have in common around their network: its input, its artifact's description,
+and the report's own pages."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -38,7 +39,8 @@ class Explained(Protocol):
 
     def explain(self, images: Array, target: Array | None = None,
                 baseline: Array | None = None) -> tuple[npt.NDArray[np.float32], ...]:
-        """Integrated gradients (B, H, W, C), completeness gaps (B,), and what the gradients sum to but for these (B,)."""
+        """Integrated gradients (B, H, W, C), completeness gaps (B,),
+        and what the gradients sum to but for these (B,)."""
         ...
 
 
@@ -61,7 +63,8 @@ def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about
     mean, std = normalisation(images, trained.config.model.normalise)
     return Description(
         job=trained.job, task="image-classification",
-        inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[images.dtype], shape=(-1, *images.shape)),),
+        inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[images.dtype],
+                           shape=(-1, *images.shape)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
         labels=dataset.class_names,
         preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape), **preprocessing},
@@ -71,23 +74,27 @@ def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about
 
 
 def image_sections(trained: TrainingResult, model: Explained) -> list[Section]:
-    """Of the report: some test rows, and what the model rests its answers for them on; and how it does on changed images."""
+    """Of the report: some test rows, and what the model rests its answers for them on;
+    and how it does on changed images."""
     test = trained.predictions("test")
     positions = explained_rows(test)
-    images, labels, names = trained.rows("test", positions)["image"], test.labels[positions], trained.dataset.class_names
+    images, labels, names = (trained.rows("test", positions)["image"], test.labels[positions],
+                             trained.dataset.class_names)
     probabilities = model.predict(images)
     said = probabilities.argmax(1)
     attributions, gaps, _ = model.explain(images, said, mean_image(trained))
     regions = getattr(model, "regions", None)
     seen = regions(images, said) if regions else [None] * len(positions)
     rows = [ImageAttribution(pixels=images[i], attribution=attributions[i], region=seen[i], label=names[int(labels[i])],
-                             predicted=names[int(said[i])], confidence=float(probabilities[i, said[i]]), gap=float(gaps[i]))
+                             predicted=names[int(said[i])], confidence=float(probabilities[i, said[i]]),
+                             gap=float(gaps[i]))
             for i in range(len(positions))]
     return [image_section(rows), *image_robustness.section(trained)]
 
 
 def explained_rows(test: Predictions) -> IntArray:
-    """Positions in a split: up to five rows that are right, of different classes first, and up to five mistakes, surest first."""
+    """Positions in a split: up to five rows that are right, of different classes first, and up to five mistakes,
+    surest first."""
     right = np.flatnonzero(test.probabilities.argmax(1) == test.labels)
     firsts = right[np.sort(np.unique(test.labels[right], return_index=True)[1])]
     varied = np.concatenate([firsts, np.setdiff1d(right, firsts)])

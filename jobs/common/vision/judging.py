@@ -1,4 +1,5 @@
-"""Judging a classifier of images: what `judge` finds of any classifier, its worst mistakes, and what drift is measured from."""
+"""Judging a classifier of images: what `judge` finds of any classifier, its worst mistakes,
+and what drift is measured from."""
 
 from dataclasses import replace
 
@@ -34,4 +35,5 @@ def _image_reference(trained: TrainingResult, test: Predictions) -> Reference | 
     positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
     parts = np.array_split(positions, -(-len(positions) * trained.dataset.row_bytes // _PART_BYTES))
     found = [image_features(trained.rows("test", part)["image"], mean) for part in parts]
-    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]}, test.probabilities[positions])
+    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]},
+                        test.probabilities[positions])

@@ -22,8 +22,8 @@ MOST_PIXELS = 25_000_000
 _MOST_PARTS: Mapping[bytes, tuple[int, tuple[bytes, ...]]] = {
     b"\x89PNG": (8, (b"iCCP", b"iTXt", b"zTXt")), b"\xff\xd8\xff": (32, (b"\xff\xda",))}
 """By a file's beginning, how many it may have of what Pillow works through whatever the pixels are: a PNG's compressed
-texts and profiles, of which each kilobyte becomes a megabyte, and a JPEG's scans, of which a few bytes go over the whole
-picture again."""
+texts and profiles, of which each kilobyte becomes a megabyte, and a JPEG's scans,
+of which a few bytes go over the whole picture again."""
 _PIECE = 4096
 """Bytes of a file that are unpacked in one go, in which Python's lock is held."""
 
@@ -39,9 +39,9 @@ def image_rows(images: Array, shape: Sequence[int], dtype: str) -> Array:
             opened.append(_opened(data))
             pixels += opened[-1].width * opened[-1].height
             if pixels > MOST_PIXELS:
-                raise InputError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these have "
-                                 f"more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or send "
-                                 "fewer")
+                raise InputError(f"the image files of a request may have {MOST_PIXELS:,} pixels together, and these "
+                                 f"have more (one has {opened[-1].width} × {opened[-1].height}): make them smaller, or "
+                                 "send fewer")
         return np.stack([_row(image, shape, dtype) for image in opened])
 
 

@@ -2,8 +2,8 @@
 
     dataset = prepare(config.data, Store.open(config.run.storage), use_ray=True)
 
-Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments (under Ray Data, or here) and writes blocks. Where it
-all lies, and how it is committed, is in prepared.py.
+Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments (under Ray Data, or here) and writes blocks.
+Where it all lies, and how it is committed, is in prepared.py.
 """
 
 import contextlib
@@ -86,8 +86,8 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
     rows = [fragment.num_rows for fragment in fragments]
     for fragment, column, expected in zip(fragments, labels, rows, strict=True):
         if len(column) != expected:
-            raise DataError(f"{len(column)} labels for the {expected} images that begin at {fragment.describe(0)}: there "
-                            "must be one for each")
+            raise DataError(f"{len(column)} labels for the {expected} images that begin at {fragment.describe(0)}: "
+                            "there must be one for each")
     codes, names = encode_labels(fragments, labels, config.label_column)
     splits = assign(codes, names, [split for split, _ in parts], rows, config.split_seed)
     if say:
@@ -101,7 +101,8 @@ def _labels(fragment: Fragment) -> ArrowArray:
 
 
 def _parts(sources: dict[SplitName, Source], uris: Uris) -> list[tuple[SplitName, Fragment]]:
-    """(split, fragment) in the order of rows. A URI given for a split is used as it is, whatever it is called inside."""
+    """(split, fragment) in the order of rows.
+    A URI given for a split is used as it is, whatever it is called inside."""
     found = sources["train"].fragments()
     for split in SPLITS[1:]:
         if split in sources:
@@ -123,7 +124,8 @@ def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, say: Say | None
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [float(m) for m in moments.mean],
                "std": list(moments.std)}
     about = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
-    return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits, columns=columns,
+    return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits,
+                   columns=columns,
                    class_names=plan.class_names, details=details)
 
 
@@ -142,7 +144,8 @@ def _write(plan: Plan, writers: Writers, use_ray: bool, say: Say | None) -> None
                 say(f"preparing: {row:,} of {total:,} rows")
                 told = time.monotonic()
     if row != total:
-        raise DataError(f"{total:,} rows were announced, {row:,} could be read: the data changed meanwhile; run it again")
+        raise DataError(f"{total:,} rows were announced, {row:,} could be read: the data changed meanwhile; run it "
+                        "again")
 
 
 def _append(plan: Plan, writers: Writers, images: Array, first: int) -> None:

@@ -1,10 +1,11 @@
-"""Images as the world, or an adversary, gives them: what a classifier's accuracy is measured on beside the untouched ones.
+"""Images as the world, or an adversary, gives them:
+what a classifier's accuracy is measured on beside the untouched ones.
 
     projected_gradient(images, gradient, Attack(budget=25.5, steps=10, low=0, high=255), sign=np.sign, clip=np.clip)
     CHANGES["noise"](images, row_ids, seed=0, spread=255.0)
 
-An attack is written once for every framework: it does nothing but add, and what `sign` and `clip` do. Natural changes are
-functions of the image, the seed and the row id alone. Shapes: B rows, H × W × C pixels.
+An attack is written once for every framework: it does nothing but add, and what `sign` and `clip` do. Natural changes
+are functions of the image, the seed and the row id alone. Shapes: B rows, H × W × C pixels.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -65,16 +66,17 @@ class Attack:
     def in_training(dataset: Dataset, config: ImageConfig) -> "Attack | None":
         """What `--train.adversarial` asks for."""
         train = config.train
-        return Attack.of(dataset, config.data, train.adversarial, train.adversarial_steps) if train.adversarial else None
+        return Attack.of(dataset, config.data, train.adversarial,
+                         train.adversarial_steps) if train.adversarial else None
 
 
 def projected_gradient(images: Any, gradient: Callable[[Any], Any], attack: Attack, *, sign: Callable[[Any], Any],
                        clip: Callable[[Any, Any, Any], Any], start: Any = None) -> Any:
-    """Images that raise the loss most within the budget: projected gradient descent (Madry et al. 2018, equation 3); with one
-    step, and no start, the fast gradient sign method (Goodfellow et al. 2015).
+    """Images that raise the loss most within the budget: projected gradient descent (Madry et al. 2018, equation 3);
+    with one step, and no start, the fast gradient sign method (Goodfellow et al. 2015).
 
-    images: (B, H, W, C) floats of any framework. gradient: of the loss, at such images. start: (B, H, W, C) in [-1, 1], where
-    in the budget the way begins; None: at the image. sign, clip: the framework's own.
+    images: (B, H, W, C) floats of any framework. gradient: of the loss, at such images. start: (B, H, W, C) in [-1, 1],
+    where in the budget the way begins; None: at the image. sign, clip: the framework's own.
     """
     low, high = images - attack.budget, images + attack.budget
     changed = images if start is None else clip(images + attack.budget * start, attack.low, attack.high)
@@ -85,7 +87,8 @@ def projected_gradient(images: Any, gradient: Callable[[Any], Any], attack: Atta
 
 
 def pixel_range(dataset: Dataset, data: ImageDataConfig) -> tuple[float, float]:
-    """Least and greatest value of a pixel: of bytes 0 and 255, of floats those of at most 256 training rows, spread evenly."""
+    """Least and greatest value of a pixel: of bytes 0 and 255, of floats those of at most 256 training rows,
+    spread evenly."""
     if ImageFacts.of(dataset).dtype == "uint8":
         return 0.0, 255.0
     images = some_rows(dataset, data)
@@ -116,7 +119,8 @@ def blur(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
     """A Gaussian blur."""
     from scipy.ndimage import gaussian_filter
 
-    return np.asarray(gaussian_filter(images.astype(np.float32), sigma=BLUR * max(images.shape[1:3]), axes=(1, 2)), np.float32)
+    return np.asarray(gaussian_filter(images.astype(np.float32), sigma=BLUR * max(images.shape[1:3]), axes=(1, 2)),
+                      np.float32)
 
 
 def turn(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats:
@@ -134,7 +138,8 @@ def shift(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats
         rows, axis = row_ids % 4 == direction, 1 + direction // 2
         by = max(1, round(SHIFT * images.shape[axis]))
         source, target = [slice(None)] * 4, [slice(None)] * 4
-        source[axis], target[axis] = (slice(by, None), slice(None, -by)) if direction % 2 else (slice(None, -by), slice(by, None))
+        source[axis], target[axis] = ((slice(by, None), slice(None, -by)) if direction % 2
+                                      else (slice(None, -by), slice(by, None)))
         part = np.zeros_like(moved[rows])
         part[tuple(target)] = images[rows][tuple(source)]
         moved[rows] = part
@@ -155,7 +160,8 @@ ABOUT = {
 
 # ── judging ──
 def sample(dataset: Dataset, seed: int, most: int) -> IntArray:
-    """Positions in the test split of the rows that are judged, drawn at random; the same for every run with this seed."""
+    """Positions in the test split of the rows that are judged, drawn at random;
+    the same for every run with this seed."""
     rows = dataset.splits["test"].num_rows
     drawn = Permutation.of(rows, Purpose.ROBUSTNESS, seed).forward(np.arange(min(rows, most), dtype=np.int64))
     return np.sort(drawn)
@@ -163,9 +169,11 @@ def sample(dataset: Dataset, seed: int, most: int) -> IntArray:
 
 def predict_changed(context: TrainContext, config: ImageConfig, predict: Callable[[Images], Floats],
                     gradient: Callable[[Images, IntArray], Images]) -> None:
-    """This worker's share of the sample, changed in each of the ways and predicted; `section` shows what the driver finds.
+    """This worker's share of the sample, changed in each of the ways and predicted;
+    `section` shows what the driver finds.
 
-    predict: images (B, H, W, C) float32 -> probabilities (B, K). gradient: of the loss at such images, given their labels (B,).
+    predict: images (B, H, W, C) float32 -> probabilities (B, K).
+    gradient: of the loss at such images, given their labels (B,).
     """
     mine = sample(context.dataset, config.run.seed, config.eval.robustness_rows)[context.rank :: context.world_size]
     if not len(mine):
@@ -191,7 +199,8 @@ def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: Int
     for name, steps, begin in (("FGSM", 1, None), ("PGD", EVALUATION_STEPS, start.astype(np.float32))):
         for strength in STRENGTHS:
             attack = Attack(strength * (high - low), steps, low, high)
-            changed = projected_gradient(images, lambda x: gradient(x, labels), attack, sign=np.sign, clip=np.clip, start=begin)
+            changed = projected_gradient(images, lambda x: gradient(x, labels), attack, sign=np.sign, clip=np.clip,
+                                         start=begin)
             yield f"{name} {strength:g}", changed.astype(np.float32)
     for name, change in CHANGES.items():
         yield name, np.clip(change(images, ids, seed, high - low), low, high)
@@ -201,5 +210,6 @@ def section(trained: TrainingResult) -> list[Section]:
     """Of the report: nothing where the config asks for no rows."""
     if not trained.config.eval.robustness_rows:
         return []
-    results = {name: judge_split(trained, trained.predictions(f"robustness {name}")) for name in ("untouched", *ATTACKS, *CHANGES)}
+    results = {name: judge_split(trained, trained.predictions(f"robustness {name}"))
+               for name in ("untouched", *ATTACKS, *CHANGES)}
     return [robustness.section(results, about=ABOUT)]

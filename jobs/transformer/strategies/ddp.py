@@ -1,4 +1,5 @@
-"""The strategy `ddp`: the whole model on each worker, gradients summed while the backward pass runs, AdamW in one kernel."""
+"""The strategy `ddp`: the whole model on each worker, gradients summed while the backward pass runs,
+AdamW in one kernel."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 

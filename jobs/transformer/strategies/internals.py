@@ -35,7 +35,8 @@ class ZeroSlices:
         return getattr(self._zero, "overflow", False)
 
     def weights(self, parameter: Any) -> tuple[int, Tensor] | None:
-        """The first element and the values, in the precision of the passes, of this worker's slice; None if it has none."""
+        """The first element and the values, in the precision of the passes, of this worker's slice;
+        None if it has none."""
         if self._stage < 3:
             return 0, parameter.data.view(-1)
         start = _start(parameter)
@@ -43,7 +44,8 @@ class ZeroSlices:
         return (start, parameter.ds_tensor.data.view(-1)[:count]) if count > 0 else None
 
     def place(self, parameter: Any) -> tuple[int, int, int, int] | None:
-        """(group, offset in its flat tensors, first element of the parameter, count) of the slice that this worker owns."""
+        """(group, offset in its flat tensors, first element of the parameter, count)
+        of the slice that this worker owns."""
         if self._stage < 3:
             mapping = getattr(parameter, "_hp_mapping", None)
             if mapping is None:
@@ -58,7 +60,8 @@ class ZeroSlices:
 
     def tensors(self, group: int, steps: int) -> dict[str, Tensor]:
         """A group's flat tensors, fp32, as they are in memory."""
-        partitions = self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
+        partitions = (self._zero.single_partition_of_fp32_groups if self._stage < 3
+                      else self._zero.fp32_partitioned_groups_flat)
         flat = partitions[group]
         state = self._zero.optimizer.state[flat]
         if "exp_avg" not in state:  # as AdamW makes them in its first step
@@ -67,7 +70,8 @@ class ZeroSlices:
         return {WEIGHTS: flat, **{kind: state[kind] for kind in KINDS[1:]}}
 
     def swapped(self, group: int) -> bool:
-        """Whether its tensors are on disk between steps, where the state is swapped: those under 1 MiB stay in memory."""
+        """Whether its tensors are on disk between steps, where the state is swapped:
+        those under 1 MiB stay in memory."""
         return self._zero._swappable_optimizer_subgroup(group)
 
     def copied(self, group: int, steps: int) -> dict[str, Tensor]:
@@ -106,7 +110,8 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
 
     # Its own all-reduce in shared memory needs a compiler, and waits for ever for a worker that is dead.
     cast(dict[str, bool], deepspeed.ops.__compatible_ops__)[ShareMemCommBuilder.NAME] = False
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed 0.19 with torch 2.13
+    # DeepSpeed 0.19 with torch 2.13
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     forget()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
@@ -114,7 +119,8 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
 
 
 def time_waiting(group: Group) -> None:
-    """What DeepSpeed's own collectives wait for other workers is told to the group: its backend object is new each time."""
+    """What DeepSpeed's own collectives wait for other workers is told to the group:
+    its backend object is new each time."""
     import deepspeed.comm.comm as comm
 
     backend: Any = comm.cdb
@@ -150,14 +156,16 @@ def destroy_groups() -> None:
     from deepspeed.utils import groups
 
     made = [getattr(groups, name) for name in GROUPS]
-    for group in {id(group): group for group in made if group is not None and group is not torch.distributed.group.WORLD}.values():
+    for group in {id(group): group for group in made if group is not None
+                  and group is not torch.distributed.group.WORLD}.values():
         torch.distributed.destroy_process_group(group)
 
 
 def forget() -> None:
     """DeepSpeed 0.19 keeps the process groups of the generation before, and counts modules and parameters on from it.
 
-    With zero3 the workers compare these counts: a survivor's would differ from those of a worker that was started again.
+    With zero3 the workers compare these counts:
+    a survivor's would differ from those of a worker that was started again.
     """
     import deepspeed.comm.comm as comm
     from deepspeed.runtime.zero import parameter_offload, partition_parameters
@@ -165,7 +173,8 @@ def forget() -> None:
 
     parameter_offload.FWD_MODULE_STACK.clear()
     partition_parameters.Init.param_id = 0
-    count: Any = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__  # a list as a default argument
+    # a list as a default argument
+    count: Any = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
     count[0][0] = 0
     comm.cdb = None
     for name in GROUPS:

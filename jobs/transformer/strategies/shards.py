@@ -1,9 +1,10 @@
-"""Which slices of which parameters a worker holds, and how they travel into a checkpoint and out of one, for any number of workers.
+"""Which slices of which parameters a worker holds, and how they travel into a checkpoint and out of one,
+for any number of workers.
 
-A *fragment* is a contiguous slice of one parameter, flattened, with AdamW's two moments of the same slice; the strategies list
-the fragments that their worker owns. In a rank's safetensors file it is three tensors named `weights/NAME@START`,
-`exp_avg/NAME@START` and `exp_avg_sq/NAME@START`, so the file's own JSON header is the map from parameter to slices. Whoever
-resumes, on as many workers as may be, takes what it owns from the slices that are there.
+A *fragment* is a contiguous slice of one parameter, flattened, with AdamW's two moments of the same slice; the
+strategies list the fragments that their worker owns. In a rank's safetensors file it is three tensors named
+`weights/NAME@START`, `exp_avg/NAME@START` and `exp_avg_sq/NAME@START`, so the file's own JSON header is the map from
+parameter to slices. Whoever resumes, on as many workers as may be, takes what it owns from the slices that are there.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
@@ -82,7 +83,8 @@ def fill(fragments: Iterable[TextFragment], parts: Iterable[Mapping[str, Array]]
                     tensor[low - fragment.start : high - fragment.start].copy_(values)
                     missing[piece.kind, fragment.name, fragment.start] -= high - low
     if lacking := [name for (_, name, _), count in missing.items() if count > 0]:
-        raise CheckpointError(f"the checkpoint lacks slices of {lacking[0]} and {len(lacking) - 1} more: it is of another model")
+        raise CheckpointError(f"the checkpoint lacks slices of {lacking[0]} and {len(lacking) - 1} more: it is of "
+                              "another model")
     for fragment in held:
         if fragment.written:
             fragment.written()

@@ -18,7 +18,8 @@ from jobs.transformer.strategies.table import Strategy
 @contextmanager
 def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> Generator[Strategy]:
     """The model under its strategy, for as long as the block lasts."""
-    if context.device == "cpu":  # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
+    # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
+    if context.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, context.dataset.details, context.dataset.class_names)
     make = load(config.scale.capabilities.implementation)

@@ -16,8 +16,8 @@ _PREFIX, _LOCK = "trainyard-swap-", "lock"
 
 
 class SwapFolder:
-    """A worker's own folder below `--scale.offload-path`, for as long as the object is open: DeepSpeed's own names in it are
-    those of ranks, the same for every run on the machine. What killed workers left there is removed."""
+    """A worker's own folder below `--scale.offload-path`, for as long as the object is open: DeepSpeed's own names in
+    it are those of ranks, the same for every run on the machine. What killed workers left there is removed."""
 
     def __init__(self, offload_path: str) -> None:
         """Raises: ConfigError if it cannot be written."""
@@ -31,8 +31,8 @@ class SwapFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self.path = made.rename(above / made.name.removeprefix("."))
         except OSError as error:
-            raise ConfigError(f"--scale.offload-path {offload_path}: cannot be written ({error.strerror}): name a folder on each "
-                              "worker's own disk") from error
+            raise ConfigError(f"--scale.offload-path {offload_path}: cannot be written ({error.strerror}): name a "
+                              "folder on each worker's own disk") from error
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -50,9 +50,10 @@ def require_compiler() -> None:
     """DeepSpeed compiles its file access on the worker. Raises: ConfigError that names what is missing for it."""
     from torch.utils import cpp_extension
 
-    needed: dict[str, bool] = {"g++": shutil.which("g++") is not None, "ninja-build": cpp_extension.is_ninja_available(),
+    needed: dict[str, bool] = {"g++": shutil.which("g++") is not None,
+                               "ninja-build": cpp_extension.is_ninja_available(),
               "libaio-dev": file_access_compiles()}
     if missing := [name for name, there in needed.items() if not there]:
-        raise ConfigError("--scale.offload nvme: DeepSpeed compiles its access to files on the worker, and this worker's machine "
-                          f"lacks {', '.join(missing)}: install that there (apt-get install {' '.join(missing)}), or pass "
-                          "--scale.offload cpu")
+        raise ConfigError("--scale.offload nvme: DeepSpeed compiles its access to files on the worker, and this "
+                          f"worker's machine lacks {', '.join(missing)}: install that there (apt-get install "
+                          f"{' '.join(missing)}), or pass --scale.offload cpu")

@@ -1,7 +1,8 @@
-"""The strategies by name: how weights, gradients and moments are spread over the workers, and what each way is able to do.
+"""The strategies by name: how weights, gradients and moments are spread over the workers,
+and what each way is able to do.
 
-The table is known without torch, so that a config is checked against it. A new strategy is a class that is a `Strategy`, and an
-entry here with what it is able to do; no other code asks for a strategy's name.
+The table is known without torch, so that a config is checked against it. A new strategy is a class that is a
+`Strategy`, and an entry here with what it is able to do; no other code asks for a strategy's name.
 """
 # pyright: reportPrivateImportUsage=false
 
@@ -56,7 +57,8 @@ class Strategy(Protocol):
         ...
 
     def fragments(self, steps: int) -> "Iterator[TextFragment]":
-        """Yields what this worker owns of weights and moments. steps: how many have been taken, for AdamW's own count of them."""
+        """Yields what this worker owns of weights and moments.
+        steps: how many have been taken, for AdamW's own count of them."""
         ...
 
     def close(self) -> None:
@@ -72,7 +74,8 @@ class Capabilities:
     sharded: bool = False
     """Whether each worker owns a part of the state."""
     zero_stage: int = 0
-    """DeepSpeed's stage: it spreads, from 1 on, the optimiser's state; 2, gradients too; 3, weights too. 0: without DeepSpeed."""
+    """DeepSpeed's stage: it spreads, from 1 on, the optimiser's state; 2, gradients too; 3, weights too.
+    0: without DeepSpeed."""
     offloads: tuple[Offload, ...] = ("none",)
     """Where the optimiser's state can be."""
     offloads_parameters: bool = False

@@ -1,8 +1,10 @@
-"""The strategies `zero1`, `zero2`, `zero3`: DeepSpeed's engine, its config built from typed fields, and its slices named.
+"""The strategies `zero1`, `zero2`, `zero3`: DeepSpeed's engine, its config built from typed fields,
+and its slices named.
 
-DeepSpeed insists on batch = micro × accumulation × workers and on mean gradients. Here a batch is what contract 2 says: each
-pass is one micro-batch of DeepSpeed's, the loss is a pass's share of the global sum, multiplied by the number of workers that
-DeepSpeed divides by, and the last pass of a step is named as such. All workers must make the same number of passes.
+DeepSpeed insists on batch = micro × accumulation × workers and on mean gradients. Here a batch is what contract 2 says:
+each pass is one micro-batch of DeepSpeed's, the loss is a pass's share of the global sum, multiplied by the number of
+workers that DeepSpeed divides by, and the last pass of a step is named as such.
+All workers must make the same number of passes.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportPrivateUsage=false
@@ -31,15 +33,18 @@ from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 
 # ── the config ──
 def deepspeed_config(config: TransformerConfig, swap_folder: Path | None = None) -> JsonObject:
-    """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added. swap_folder: of `--scale.offload nvme`.
+    """What DeepSpeed is told, with the fields of `--scale.deepspeed-json` added.
+    swap_folder: of `--scale.offload nvme`.
 
     Raises: ConfigError if that file cannot be read, or says otherwise than an option here.
     """
     ours: JsonObject = {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,  # the loop's own business, see above
         "zero_optimization": _zero(config, swap_folder), "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False, "gradient_clipping": config.optim.clip_norm or 0.0, "steps_per_print": 2**31,
-        "bf16": {"enabled": config.hardware.precision == "bf16"}, "fp16": {"enabled": config.hardware.precision == "fp16"},
+        "zero_force_ds_cpu_optimizer": False, "gradient_clipping": config.optim.clip_norm or 0.0,
+        "steps_per_print": 2**31,
+        "bf16": {"enabled": config.hardware.precision == "bf16"},
+        "fp16": {"enabled": config.hardware.precision == "fp16"},
     }
     path = config.scale.deepspeed_json
     return ours if path is None else merged(ours, _read(path), path)
@@ -66,8 +71,9 @@ def merged(ours: JsonObject, theirs: JsonObject, path: str, prefix: str = "") ->
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
             both[key] = merged(ours[key], cast(JsonObject, value), path, f"{prefix}{key}.")
         elif key in ours and ours[key] != value:
-            raise ConfigError(f"--scale.deepspeed-json {path}: {prefix}{key} is {value!r} there, and {ours[key]!r} by the options "
-                              "of this job: leave it out of the file, and say it with an option (--scale, --hardware, --optim)")
+            raise ConfigError(f"--scale.deepspeed-json {path}: {prefix}{key} is {value!r} there, and {ours[key]!r} by "
+                              "the options of this job: leave it out of the file, and say it with an option (--scale, "
+                              "--hardware, --optim)")
         else:
             both[key] = value
     return both
@@ -77,8 +83,8 @@ def _read(path: str) -> JsonObject:
     try:
         return read_json(expanded(path))
     except (OSError, DocumentError) as error:
-        raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error}): it must hold one JSON object, of "
-                          "DeepSpeed's own fields") from error
+        raise ConfigError(f"--scale.deepspeed-json {path}: cannot be read as JSON ({error}): it must hold one JSON "
+                          "object, of DeepSpeed's own fields") from error
 
 
 # ── the engine ──
@@ -96,7 +102,8 @@ class Zero:
             self._swap = SwapFolder(config.scale.offload_path)
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         optim = config.optim
-        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr, betas=(0.9, optim.beta2),
+        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr,
+                                      betas=(0.9, optim.beta2),
                                       eps=optim.eps)
         with peers_needed():
             self._engine = initialize(model, optimizer, deepspeed_config(config, self._swap and self._swap.path))
@@ -105,11 +112,13 @@ class Zero:
         self.model: nn.Module = self._engine.module
         self._slices = ZeroSlices(self._engine.optimizer, config.scale.capabilities.zero_stage)
         self.replicated = config.scale.capabilities.zero_stage < 3
-        """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others' it has been
-        sent, so a comparison finds what was corrupted on the way or after; with zero3 nobody else has what it holds."""
+        """Whether each worker holds all weights that its passes use. With zero1 and zero2 what it holds of the others'
+        it has been sent, so a comparison finds what was corrupted on the way or after;
+        with zero3 nobody else has what it holds."""
 
     def passing(self) -> AbstractContextManager[None]:
-        """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted; with zero3 it fetches them."""
+        """Around a forward pass. DeepSpeed holds the weights in the precision that is wanted;
+        with zero3 it fetches them."""
         return peers_needed()
 
     def begin(self) -> None:
@@ -122,7 +131,8 @@ class Zero:
             self._engine.backward(loss * self._group.world_size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> StepOutcome:
-        """Takes the step; `corrupted` if the gradient was not finite, `skipped` if only the loss scale was too large (fp16).
+        """Takes the step; `corrupted` if the gradient was not finite,
+        `skipped` if only the loss scale was too large (fp16).
 
         Raises: PeerLostError.
         """
@@ -160,7 +170,8 @@ class Zero:
                         copies[group] = self._slices.copied(group, steps)
                         written = functools.partial(self._slices.write_back, group, steps, copies[group])
                     tensors = copies[group]
-                yield TextFragment(name, start, {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()}, written)
+                yield TextFragment(name, start,
+                                   {kind: t.detach().narrow(0, offset, count) for kind, t in tensors.items()}, written)
 
     def close(self) -> None:
         """Lets go of what DeepSpeed keeps in global places, so that the next generation begins anew in this process."""

@@ -34,7 +34,8 @@ def sample(dataset: Dataset) -> Sample:
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(dataset.store.read_bytes(f"{dataset.blocks}/sample.parquet")))
-    positions, row_ids, labels = (table.column(name).to_numpy().astype(np.int64) for name in ("position", "row_id", "label"))
+    positions, row_ids, labels = (table.column(name).to_numpy().astype(np.int64)
+                                  for name in ("position", "row_id", "label"))
     return Sample(positions, row_ids, labels, table.column("text").to_pylist())
 
 

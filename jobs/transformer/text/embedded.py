@@ -13,7 +13,8 @@ from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.transformer.text.fragments import Texts, TextSource
 
 LANGUAGES = (
-    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id", "vi", "sw", "eu",
+    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "nb", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id", "vi",
+    "sw", "eu",
     "ca", "hr", "sl", "lt", "lv", "et", "is", "ga", "cy", "sq", "az", "uz",
 )
 
@@ -28,7 +29,8 @@ def languages() -> TextSource:
 
 @dataclass(frozen=True)
 class Phrases:
-    """One split of the phrases of 33 languages: names of places, languages, scripts, currencies, months, days and units (CLDR)."""
+    """One split of the phrases of 33 languages: names of places, languages, scripts, currencies, months,
+    days and units (CLDR)."""
 
     split: SplitName
 
@@ -56,7 +58,8 @@ def phrases() -> list[tuple[str, str, str]]:
         for entity, text in sorted(_entities(language)):
             found.setdefault(text, set()).add(language)
             rows.append((text, language, entity))
-    kept = {(text, language): (text, language, entity) for text, language, entity in reversed(rows) if len(found[text]) == 1}
+    kept = {(text, language): (text, language, entity) for text, language, entity in reversed(rows)
+            if len(found[text]) == 1}
     return [kept[key] for key in reversed(kept)]
 
 
@@ -64,7 +67,8 @@ def _entities(language: str) -> Iterator[tuple[str, str]]:
     from babel import Locale, localedata
 
     locale = Locale.parse(language)
-    named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts, "currency": locale.currencies}
+    named = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts,
+             "currency": locale.currencies}
     for kind, names in named.items():
         yield from ((f"{kind}/{key}", str(text)) for key, text in names.items() if text)
     for zone, about in locale.time_zones.items():
@@ -97,7 +101,8 @@ def stdlib() -> TextSource:
 
 @dataclass(frozen=True)
 class Programs:
-    """One split of the Python standard library's own source, a file a document; a file that is not UTF-8 is left out."""
+    """One split of the Python standard library's own source, a file a document;
+    a file that is not UTF-8 is left out."""
 
     split: SplitName
     root: str

@@ -1,4 +1,5 @@
-"""What can be said of a text in any language: the figures by which drift is watched, alike in training and in serving."""
+"""What can be said of a text in any language: the figures by which drift is watched,
+alike in training and in serving."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ class TextFeatures:
         self._unknown = model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
-        """characters; tokens, without special ones, and the unknown ones' share of them; non_ascii_share, of the characters.
+        """characters; tokens, without special ones, and the unknown ones' share of them;
+        non_ascii_share, of the characters.
 
         Each (B,).
         """
@@ -35,5 +37,6 @@ class TextFeatures:
             "characters": np.array([len(text) for text in texts]),
             "tokens": np.array([len(ids) for ids in tokens]),
             "unknown_share": np.array([np.mean(ids == self._unknown) if len(ids) else 0.0 for ids in tokens]),
-            "non_ascii_share": np.array([(len(text) - len(text.encode("ascii", "ignore"))) / max(1, len(text)) for text in begun]),
+            "non_ascii_share": np.array([(len(text) - len(text.encode("ascii", "ignore"))) / max(1, len(text))
+                                         for text in begun]),
         }

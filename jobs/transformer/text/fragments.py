@@ -10,7 +10,8 @@ from jobs.common.data.dataset import SplitName
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of one fragment. labels: of the same length, or None. empty: rows that were left out as they hold no text."""
+    """Rows of one fragment. labels: of the same length, or None.
+    empty: rows that were left out as they hold no text."""
 
     texts: list[str]
     labels: Any = None

@@ -1,10 +1,11 @@
-"""Text becomes Parquet blocks of tokens once: read, split, tokenised in many processes, packed, fingerprinted, kept in storage.
+"""Text becomes Parquet blocks of tokens once: read, split, tokenised in many processes, packed, kept in storage.
 
     dataset = prepare(config, Store.open(config.run.storage), use_ray=True, say=print)
 
-To classify, a row is a text: `tokens` (max_length,) int32, -1 where there is none; `length`; `label`; `row_id`. To generate, rows
-are cut from one stream of all documents, each begun by its start token: `tokens` (max_length + 1,), so that every token is a
-target once and no position is wasted but in a split's last row. The tokenizer's files, and some test texts, lie beside the blocks.
+To classify, a row is a text: `tokens` (max_length,) int32, -1 where there is none; `length`; `label`; `row_id`. To
+generate, rows are cut from one stream of all documents, each begun by its start token: `tokens` (max_length + 1,), so
+that every token is a target once and no position is wasted but in a split's last row.
+The tokenizer's files, and some test texts, lie beside the blocks.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -40,7 +41,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass
 class Read:
-    """What pass 1 found: all texts in the order of their rows, each with its split, and its class where there are classes."""
+    """What pass 1 found: all texts in the order of their rows, each with its split, and its class if it has one."""
 
     texts: list[str]
     splits: npt.NDArray[np.int8]
@@ -64,7 +65,8 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
         return _build(_read(source, config, say), config, store, blocks, use_ray, say)
 
     data = config.data
-    options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length, data.split_seed,
+    options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
+               data.split_seed,
                data.max_train_rows, identity_of(config), FORMAT_VERSION]
     return find_or_build(storage, key_of(source.listing, options), build)
 
@@ -81,14 +83,16 @@ def _read(source: TextSource, config: TransformerConfig, say: Say | None) -> Rea
     rows = [len(part.texts) for part in read]
     empty = sum(part.empty for part in read)
     if not sum(rows):
-        raise DataError(f"data {config.data.uri!r} holds no text" + (f": all of its {empty} rows are empty" if empty else ""))
+        why = f": all of its {empty} rows are empty" if empty else ""
+        raise DataError(f"data {config.data.uri!r} holds no text{why}")
     if say and any(getattr(fragment, "share", None) for fragment in fragments):
         say(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
     if empty and say:
         say(f"{empty:,} rows of {config.data.uri} are empty and left out")
     texts = [text for part in read for text in part.texts]
     if config.task == "classify":
-        codes, names = encode_labels(fragments, labels_of(fragments, read, config.data.label_column), config.data.label_column)
+        column = config.data.label_column
+        codes, names = encode_labels(fragments, labels_of(fragments, read, column), column)
         splits = assign(codes, names, [f.split for f in fragments], rows, config.data.split_seed)
     else:
         codes, names, splits = None, (), _document_splits(fragments, read, source, config)
@@ -109,8 +113,8 @@ def _document_splits(fragments: Sequence[TextFragment], read: Sequence[Texts], s
                 splits[training[(place >= low) & (place < high)]] = SPLITS.index(split)
     for code, name in enumerate(SPLITS):
         if not (splits == code).any():
-            raise DataError(f"data {config.data.uri!r}: its {len(splits)} documents leave none for {name}: give --data.val-uri and "
-                            "--data.test-uri, or more documents")
+            raise DataError(f"data {config.data.uri!r}: its {len(splits)} documents leave none for {name}: give "
+                            "--data.val-uri and --data.test-uri, or more documents")
     return splits
 
 
@@ -125,7 +129,8 @@ def _fewer(found: Read, config: TransformerConfig) -> Read:
 
 
 # ── pass 2: tokens ──
-def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
+def _build(found: Read, config: TransformerConfig, store: Store, blocks: str, use_ray: bool,
+           say: Say | None) -> Dataset:
     if say:
         say(f"preparing {len(found.texts):,} texts of {config.data.uri}")
     tokenizer = choose(config, (found.texts[i] for i in found.of("train")))
@@ -153,12 +158,14 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
     if start is None and config.task == "generate":
-        raise DataError(f"the tokenizer of {config.model.name} has neither a beginning nor an end of text: it cannot keep "
-                        "documents apart")
+        raise DataError(f"the tokenizer of {config.model.name} has neither a beginning nor an end of text: it cannot "
+                        "keep documents apart")
     return {
-        "task": config.task, "max_length": config.data.max_length, "vocab_size": len(tokenizer), "tokenizer": kind_of(config),
+        "task": config.task, "max_length": config.data.max_length, "vocab_size": len(tokenizer),
+        "tokenizer": kind_of(config),
         "tokenizer_sha256": digest, "pad_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        "start_id": start, "end_id": eos if eos is not None and eos != start else None, "mask_id": tokenizer.mask_token_id,
+        "start_id": start, "end_id": eos if eos is not None and eos != start else None,
+        "mask_id": tokenizer.mask_token_id,
         "special_ids": sorted(tokenizer.all_special_ids), "empty": found.empty,
         "truncated": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0),
         "bytes": {split: sum(len(found.texts[i].encode()) for i in found.of(split)) for split in SPLITS},
@@ -174,7 +181,8 @@ def _write_rows(found: Read, config: TransformerConfig, tokenizer: str, details:
         for encoded in _encoded([found.texts[i] for i in ids], tokenizer, length, use_ray):
             full, tokens = encoded[:, 0], encoded[:, 2:]
             chosen = ids[row : row + len(encoded)]
-            writers[split].append({"tokens": tokens, "length": encoded[:, 1], "label": found.codes[chosen], "row_id": chosen})
+            writers[split].append({"tokens": tokens, "length": encoded[:, 1], "label": found.codes[chosen],
+                                   "row_id": chosen})
             details["truncated"][split] += int(full.sum())
             details["tokens"][split] += int(encoded[:, 1].sum())
             row += len(encoded)
@@ -202,7 +210,7 @@ def _documents(texts: list[str], tokenizer: str, details: JsonObject, use_ray: b
 
 
 def packed(documents: Iterator[Ints], length: int, tokens: dict[str, int], split: str) -> Iterator[Ints]:
-    """Rows (n, length + 1) of one stream; each begins with the token that the one before ended with, the last is padded with -1."""
+    """Rows (n, length + 1) of one stream; each begins with the last token of the one before, the last is padded: -1."""
     kept = np.empty(0, np.int32)
     for document in documents:
         tokens[split] += len(document)
@@ -223,7 +231,7 @@ def _cut(stream: Ints, count: int, length: int) -> Ints:
 
 
 def _encoded(texts: list[str], tokenizer: str, max_length: int | None, use_ray: bool) -> Iterator[Ints]:
-    """In the order of the texts. With a length (n, 2 + length): was it cut, its length, its tokens; else n, n lengths, tokens."""
+    """In the order of the texts. With a length (n, 2 + length): cut?, length, tokens; else n, n lengths, tokens."""
     encode = functools.partial(_encode, tokenizer, max_length)
     batches = _batches(texts)
     if use_ray and len(batches) > 1 and sum(map(len, texts)) > RAY_CHARACTERS:
@@ -265,10 +273,12 @@ def _tell(details: JsonObject, splits: dict[SplitName, Split], config: Transform
         return
     if cut := sum(details["truncated"].values()):
         rows = sum(split.num_rows for split in splits.values())
-        say(f"{cut:,} of {rows:,} texts are longer than {config.data.max_length} tokens and were cut: --data.max-length takes more")
+        most = config.data.max_length
+        say(f"{cut:,} of {rows:,} texts are longer than {most} tokens and were cut: --data.max-length takes more")
     if config.task == "generate":
         places = sum(split.num_rows for split in splits.values()) * config.data.max_length
-        say(f"packed {sum(details['tokens'].values()):,} tokens; {waste(details, splits):.2%} of {places:,} positions are padding")
+        packed, padding = sum(details["tokens"].values()), waste(details, splits)
+        say(f"packed {packed:,} tokens; {padding:.2%} of {places:,} positions are padding")
 
 
 def waste(details: JsonObject, splits: dict[SplitName, Split]) -> float:
@@ -283,9 +293,8 @@ def _write_sample(found: Read, config: TransformerConfig, store: Store, blocks: 
     import pyarrow.parquet as pq
 
     assert found.codes is not None
-    every = found.of("test")
-    positions = np.argsort(keyed_hash(config.data.split_seed, every), kind="stable")[:SAMPLE_ROWS]
-    ids = every[positions]
-    table = pa.table({"position": positions, "row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]})
+    positions = np.argsort(keyed_hash(config.data.split_seed, found.of("test")), kind="stable")[:SAMPLE_ROWS]
+    ids = found.of("test")[positions]
+    columns = {"row_id": ids, "label": found.codes[ids], "text": [found.texts[i] for i in ids]}
     with store.writing(f"{blocks}/sample.parquet") as sink:
-        pq.write_table(table, sink)
+        pq.write_table(pa.table({"position": positions, **columns}), sink)

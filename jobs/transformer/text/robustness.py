@@ -19,17 +19,21 @@ Key = tuple[int, int]
 TYPO_RATE = 0.1
 _KEYBOARDS = ("qwertyuiop|asdfghjkl|zxcvbnm", "йцукенгшщзхъ|фывапролджэ|ячсмитьбю")
 _PLAIN = str.maketrans({
-    "ß": "ss", "ẞ": "SS", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th",
-    "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T", "ŋ": "n", "Ŋ": "N", "ı": "i", "ĸ": "k",
+    "ß": "ss", "ẞ": "SS", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th",
+    "Þ": "Th",
+    "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T", "ŋ": "n", "Ŋ": "N", "ı": "i",
+    "ĸ": "k",
 })
 """Letters of Latin scripts that Unicode does not take apart."""
 
 
 def typos(text: str, key: Key) -> str:
-    """About a tenth of the letters swapped with the next one, left out, doubled, or replaced by a neighbour on the keyboard."""
+    """About a tenth of the letters swapped with the next one, left out, doubled,
+    or replaced by a neighbour on the keyboard."""
     letters = [place for place, char in enumerate(text) if char.isalpha()]
     bits = raw_bits(Purpose.TYPOS, *key, 0, 0, 1 + 3 * len(letters))
-    count = int(TYPO_RATE * len(letters) + (int(bits[0]) >> 11) * 2.0**-53)  # rounded up as often as makes its mean exact
+    # rounded up as often as makes its mean exact
+    count = int(TYPO_RATE * len(letters) + (int(bits[0]) >> 11) * 2.0**-53)
     order, kinds, picks = bits[1:].reshape(3, -1)
     cells = list(text)
     for chosen in sorted(map(int, np.argsort(order, kind="stable")[:count]), reverse=True):
@@ -45,11 +49,13 @@ def lost_case(text: str, key: Key) -> str:
 def lost_accents(text: str, key: Key) -> str:
     """Letters without what stands above, below or through them, as on a keyboard that has only the plain ones.
 
-    Unicode's decomposition (NFKD) without its marks of combining class 1 and 200 upwards; the classes between are vowels, tones
-    and voicing of Arabic, Hebrew, Indic, Thai and Japanese writing. What remains is put together again (NFC): Hangul is.
+    Unicode's decomposition (NFKD) without its marks of combining class 1 and 200 upwards; the classes between are
+    vowels, tones and voicing of Arabic, Hebrew, Indic, Thai and Japanese writing.
+    What remains is put together again (NFC): Hangul is.
     """
     apart = unicodedata.normalize("NFKD", text)
-    bare = "".join(char for char in apart if not (unicodedata.combining(char) == 1 or unicodedata.combining(char) >= 200))
+    bare = "".join(char for char in apart
+                   if not (unicodedata.combining(char) == 1 or unicodedata.combining(char) >= 200))
     return _unless_blank(unicodedata.normalize("NFC", bare.translate(_PLAIN)), text)
 
 
@@ -78,7 +84,8 @@ def _unless_blank(changed: str, text: str) -> str:
 
 
 def _mistype(cells: list[str], place: int, kind: int, pick: int) -> None:
-    """One typo, in place. kind: 0 swap, 1 leave out, 2 double, 3 neighbouring key; doubled where that is not possible."""
+    """One typo, in place. kind: 0 swap, 1 leave out, 2 double, 3 neighbouring key;
+    doubled where that is not possible."""
     char, following = cells[place], cells[place + 1] if place + 1 < len(cells) else ""
     near = _near(char)
     if kind == 0 and len(following) == 1 and following.isalpha() and following != char:

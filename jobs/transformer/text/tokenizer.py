@@ -1,7 +1,7 @@
 """From text to token ids: the model's own tokenizer, or one trained here, on the training split only.
 
     characters   each character of the training text is a token      bytes   each byte is
-    wordpiece    BERT's, to classify                                  bpe     byte-level, to generate: what it encodes it gives back
+    wordpiece    BERT's, to classify                          bpe     byte-level, to generate: decodes to what it was
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 END = "<|endoftext|>"
 _MOST_CHARACTERS = 3000
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
-_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+            "mask_token": "[MASK]"}
 
 
 def is_trained_here(config: TransformerConfig) -> bool:
@@ -69,17 +70,18 @@ def pretrained(name: str) -> "PreTrainedTokenizerFast":
     folder = expanded(name)
     try:
         if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
-            raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")  # transformers 5 would make an empty one
+            # transformers 5 would make an empty one
+            raise OSError(f"the folder has none of {', '.join(_VOCABULARIES)}")
         found = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name, use_fast=True,
                                               trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked for "
-            "tokenizer.json and tokenizer_config.json: where there is no network, copy a folder with the model's files here and "
-            "pass its path, or pass --data.tokenizer wordpiece with a preset") from error
+            f"--model.name {name}: no tokenizer is to be had from there ({' '.join(str(error).split())[:200]}). Looked "
+            "for tokenizer.json and tokenizer_config.json: where there is no network, copy a folder with the model's "
+            "files here and pass its path, or pass --data.tokenizer wordpiece with a preset") from error
     if not getattr(found, "is_fast", False):
-        raise ConfigError(f"--model.name {name}: its tokenizer has no tokenizer.json, which the rows are made with: convert it "
-                          "with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)")
+        raise ConfigError(f"--model.name {name}: its tokenizer has no tokenizer.json, which the rows are made with: "
+                          "convert it with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)")
     return found
 
 
@@ -103,7 +105,8 @@ def _frame(made: "Tokenizer") -> None:
     from tokenizers.processors import TemplateProcessing
 
     made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-                                             special_tokens=[(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+                                             special_tokens=[(name, made.token_to_id(name))
+                                                             for name in ("[CLS]", "[SEP]")])
 
 
 def _characters(texts: Iterable[str], special: list[str], config: TransformerConfig) -> "Tokenizer":
@@ -130,7 +133,8 @@ def _byte_level(texts: Iterable[str], special: list[str], config: TransformerCon
         made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False,
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special,
+                                                        show_progress=False,
                                                         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
     return made
 
@@ -150,14 +154,17 @@ def _wordpiece(texts: Iterable[str], special: list[str], config: TransformerConf
 
     def empty(vocabulary: dict[str, int] | None = None) -> "Tokenizer":
         made = Tokenizer(models.WordPiece(vocabulary or {}, unk_token="[UNK]", max_input_chars_per_word=100))
-        made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase, strip_accents=config.data.lowercase)
+        made.normalizer = normalizers.BertNormalizer(lowercase=config.data.lowercase,
+                                                     strip_accents=config.data.lowercase)
         made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         made.decoder = decoders.WordPiece()
         return made
 
-    # tokenizers 0.23 numbers the `##x` of its alphabet in the order of a hash table, which also decides ties: so they are named.
+    # tokenizers 0.23 numbers the `##x` of its alphabet in the order of a hash table, which also decides ties: so they
+    # are named.
     counts = Counter(char for text in heard for char in empty().normalizer.normalize_str(text) if not char.isspace())
-    alphabet = sorted(char for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_CHARACTERS])
+    alphabet = sorted(char for char, _ in sorted(counts.items(),
+                                                 key=lambda item: (-item[1], item[0]))[:_MOST_CHARACTERS])
     named = [*special, *alphabet, *(f"##{char}" for char in alphabet)]
     learner = empty()
     learner.train_from_iterator(heard, trainers.WordPieceTrainer(
@@ -175,10 +182,12 @@ def files_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, bytes]:
     """tokenizer.json and what goes with it, by name; the same bytes for the same tokenizer."""
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
-        kept = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.suffix in (".json", ".txt", ".model", ".jinja")}
+        kept = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())
+                if p.suffix in (".json", ".txt", ".model", ".jinja")}
     config = parse_json(kept["tokenizer_config.json"])
     config.pop("name_or_path", None)
-    return kept | {"tokenizer_config.json": (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()}
+    return kept | {"tokenizer_config.json": (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
+                                             + "\n").encode()}
 
 
 def from_files(files: Mapping[str, bytes]) -> "PreTrainedTokenizerFast":
@@ -192,7 +201,8 @@ def from_files(files: Mapping[str, bytes]) -> "PreTrainedTokenizerFast":
 
 # ── encoding ──
 def encode_rows(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], max_length: int) -> dict[str, Array]:
-    """To classify: {"tokens": (n, max_length) int32, -1 where there is none, "length": (n,) int32}, with special tokens, cut."""
+    """To classify: {"tokens": (n, max_length) int32, -1 where there is none, "length": (n,) int32},
+    with special tokens, cut."""
     backend = backend_of(tokenizer.backend_tokenizer.to_str(), max_length)
     return framed(backend.encode_batch(list(texts)), max_length)
 

@@ -1,8 +1,10 @@
-"""Prometheus without Kubernetes: writes a configuration that finds the nodes of a Ray cluster, with the rules of this folder.
+"""Prometheus without Kubernetes: writes a configuration that finds the nodes of a Ray cluster,
+with the rules of this folder.
 
     python -m k8s.components.monitoring.local FOLDER [--targets FILE]     then the command that it prints
 
-Ray's head lists its nodes in `prom_metrics_service_discovery.json`, which Prometheus reads again by itself: nodes may come and go.
+Ray's head lists its nodes in `prom_metrics_service_discovery.json`, which Prometheus reads again by itself:
+nodes may come and go.
 """
 
 import argparse
@@ -21,11 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where prometheus.yml and rules.yml are written")
     parser.add_argument("--targets", type=Path, metavar="FILE", default=None,
-                        help=f"the head's {TARGETS}: by default of what `python -m cluster up` started, else below /tmp/ray")
+                        help=f"the head's {TARGETS}: by default of what `python -m cluster up` started, else below "
+                             "/tmp/ray")
     options = parser.parse_args(arguments)
     targets = options.targets or default_targets()
     if not targets.exists():
-        print(f"{targets} is not there: run this on the head's machine while the cluster is up, or pass --targets", file=sys.stderr)
+        print(f"{targets} is not there: run this on the head's machine while the cluster is up, or pass --targets",
+              file=sys.stderr)
         return 2
     config = write(options.folder, targets)
     print(f"prometheus --config.file={config} --storage.tsdb.path={options.folder.absolute() / 'data'} "
@@ -46,7 +50,8 @@ def rules() -> dict[str, Any]:
 
 
 def write(folder: Path, targets: Path, interval: str = "15s") -> Path:
-    """prometheus.yml, whose path is returned, and rules.yml. interval: between scrapes, and between evaluations of the rules."""
+    """prometheus.yml, whose path is returned, and rules.yml.
+    interval: between scrapes, and between evaluations of the rules."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.yml").write_text(yaml.safe_dump(rules(), sort_keys=False))
     config = {

@@ -1,4 +1,5 @@
-"""An endpoint as `python -m serving up` starts it, with a model of each job and one that writes text: the tests here ask it."""
+"""An endpoint as `python -m serving up` starts it, with a model of each job and one that writes text:
+the tests here ask it."""
 
 import json
 import signal
@@ -43,7 +44,8 @@ class Endpoint:
     def ask(self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None) \
             -> tuple[int, dict[str, str], bytes]:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{self.host}{path}", data, self.headers if headers is None else headers,
+        request = urllib.request.Request(f"http://{self.host}{path}", data,
+                                         self.headers if headers is None else headers,
                                          method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
@@ -69,7 +71,8 @@ def serving(storage: Path) -> Iterator[Endpoint]:
     (storage / "keys").write_text(line)
     host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     command = ["up", *(word for job, artifact in artifacts.items() for word in ("--model", f"{job}={artifact.uri}")),
-               "--port", host.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2], "--keys", str(storage / "keys"),
+               "--port", host.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2], "--keys",
+               str(storage / "keys"),
                "--cpus-per-replica", "0.4", "--max-request-mib", "1", "--access-log", str(storage / "access.log")]
     env = {"TRAINYARD_HOME": str(storage / "home"), "RAY_metrics_report_interval_ms": "1000"}
     with runs.python("serving", *command, folder=storage, env=env) as job:

@@ -1,4 +1,5 @@
-"""Text from an endpoint, asked for by OpenAI's own client; the rest of the protocol is in tests/unit/test_completions.py."""
+"""Text from an endpoint, asked for by OpenAI's own client;
+the rest of the protocol is in tests/unit/test_completions.py."""
 
 import http.client
 import json
@@ -16,7 +17,11 @@ import schemathesis
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from jobs.transformer.model import LanguageModel, load
 from tests.integration.serving.shared import Endpoint
@@ -30,7 +35,8 @@ def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def test_the_text_is_what_the_artifacts_model_writes_whole_and_as_it_comes(endpoint: Endpoint, client: openai.OpenAI) -> None:
+def test_the_text_is_what_the_artifacts_model_writes_whole_and_as_it_comes(endpoint: Endpoint,
+                                                                           client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "lm", "prompt": "the dog ", "max_tokens": 40, "temperature": 0}
     raw = client.completions.with_raw_response.create(**asked)
     whole = raw.parse()
@@ -51,7 +57,8 @@ def test_the_text_is_what_the_artifacts_model_writes_whole_and_as_it_comes(endpo
 
 def test_seeds_hold_though_many_are_written_together(client: openai.OpenAI) -> None:
     def text(seed: int) -> str:
-        return client.completions.create(model="lm", prompt="a ", max_tokens=40, seed=seed, temperature=1.2).choices[0].text
+        return client.completions.create(model="lm", prompt="a ", max_tokens=40, seed=seed,
+                                         temperature=1.2).choices[0].text
 
     alone = [text(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -156,14 +163,16 @@ def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsy
     from serving.__main__ import main
 
     artifact = endpoint.artifacts["lm"]
-    command = ["config", "--engine", "vllm", "--model", f"lm={artifact.uri}", "--gpus-per-replica", "2", "--accelerator", "A100"]
+    command = ["config", "--engine", "vllm", "--model", f"lm={artifact.uri}", "--gpus-per-replica", "2",
+               "--accelerator", "A100"]
     assert main([*command, "--no-auth", "--max-replicas", "3"]) == 0
     text = capsys.readouterr().out
     (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
     assert application.import_path == "ray.serve.llm:build_openai_app"
     builder = ast.parse((Path(llm_config.__file__).parents[1] / "ingress/builder.py").read_text())
     (fields,) = [node for node in builder.body if isinstance(node, ast.ClassDef) and node.name == "LLMServingArgs"]
-    known = {node.target.id for node in fields.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    known = {node.target.id for node in fields.body if isinstance(node, ast.AnnAssign)
+             and isinstance(node.target, ast.Name)}
     assert set(application.args) == {"llm_configs"} <= known
     made = llm_config.LLMConfig.model_validate(application.args["llm_configs"][0])
     assert (made.model_id, made.accelerator_type) == ("lm", "A100")
@@ -172,7 +181,8 @@ def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsy
     assert "checks no keys" in text
     with pytest.raises(ValueError, match="Extra inputs"):
         llm_config.LLMConfig.model_validate(application.args["llm_configs"][0] | {"unknown": 1})
-    for flags, message in ((["--keys", "keys"], "pass --no-auth"), (["--no-auth", "--gpus-per-replica", "0.5"], "whole GPUs"),
+    for flags, message in ((["--keys", "keys"], "pass --no-auth"),
+                           (["--no-auth", "--gpus-per-replica", "0.5"], "whole GPUs"),
                            (["--no-auth", "--model", f"mlp={endpoint.artifacts['mlp'].uri}"], "mlp writes no text")):
         assert main([*command, *flags]) == 2
         assert message in capsys.readouterr().err

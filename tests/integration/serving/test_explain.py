@@ -14,7 +14,8 @@ def body(endpoint: Endpoint, job: str, rows: int) -> dict[str, Any]:
     """Of the artifact's own probe rows."""
     (spec,) = endpoint.artifacts[job].manifest.description.inputs
     values = np.resize(endpoint.artifacts[job].probe().inputs[spec.name], (rows, *spec.shape[1:]))
-    tensor = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape), "data": values.ravel().tolist()}
+    tensor = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape),
+              "data": values.ravel().tolist()}
     return {"inputs": [tensor]}
 
 
@@ -78,5 +79,6 @@ def test_an_explanation_keeps_the_limits_and_the_key(endpoint: Endpoint) -> None
     assert endpoint.refused("/v2/models/cnn/explain", late)[0] == 504
     wrong = one_image(endpoint, datatype="BYTES", shape=[1], data=["no image"])
     assert endpoint.refused(explain, wrong)[0] == 400
-    assert explained(endpoint, "transformer", {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})[
+    assert explained(endpoint, "transformer",
+                     {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [""]}]})[
         "pieces"].size == 0

@@ -16,7 +16,8 @@ from tests.integration.serving.shared import MODELS, Endpoint, tensors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
 ]
 
 
@@ -35,7 +36,8 @@ def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str
     artifact, client, key = endpoint.artifacts[job], triton.InferenceServerClient(endpoint.grpc), key_of(endpoint)
     about = artifact.manifest.description
     metadata = client.get_model_metadata(job, headers=key)
-    assert [(s.name, s.datatype, tuple(s.shape)) for s in metadata.inputs] == [(s.name, s.datatype, s.shape) for s in about.inputs]
+    assert [(s.name, s.datatype, tuple(s.shape)) for s in metadata.inputs] == [(s.name, s.datatype, s.shape)
+                                                                               for s in about.inputs]
     assert client.is_model_ready(job, "1", headers=key)
     asked = [triton.InferRequestedOutput(spec.name) for spec in about.outputs]
     inputs = tensors(artifact, binary=True, of=triton)
@@ -62,7 +64,8 @@ def test_typed_contents_are_answered_in_kind(endpoint: Endpoint) -> None:
     tensor.contents.uint_contents.extend(pixels.ravel().tolist())
     with grpc.insecure_channel(endpoint.grpc) as channel:
         ask = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        data, done = ask.with_call(call.SerializeToString(), metadata=[*key_of(endpoint).items(), ("x-request-id", "over-grpc")])
+        data, done = ask.with_call(call.SerializeToString(),
+                                   metadata=[*key_of(endpoint).items(), ("x-request-id", "over-grpc")])
     answer = messages.parsed("ModelInferResponse", data)
     wanted = probe.outputs["probabilities"]
     np.testing.assert_allclose(answer.outputs[0].contents.fp32_contents, wanted.ravel(), atol=1e-6)
@@ -89,9 +92,11 @@ def test_what_cannot_be_answered_has_the_code_of_its_cause(endpoint: Endpoint) -
     assert refused(client, "mlp", [rows], headers=key) == (
         "INVALID_ARGUMENT", "65 rows in one request: at most 64 (--max-batch-rows). Send them in several requests")
     text = triton.InferInput("text", [1], "BYTES").set_data_from_numpy(np.array([b"\xff"], object))
-    assert refused(client, "transformer", [text], headers=key) == ("INVALID_ARGUMENT", "an element of the input is no UTF-8")
+    assert refused(client, "transformer", [text], headers=key) == ("INVALID_ARGUMENT",
+                                                                   "an element of the input is no UTF-8")
     assert refused(client, "mlp", image, timeout=1, headers=key)[0] == "DEADLINE_EXCEEDED"
-    large = triton.InferInput("image", [2000, 28, 28, 1], "UINT8").set_data_from_numpy(np.zeros((2000, 28, 28, 1), np.uint8))
+    large = triton.InferInput("image", [2000, 28, 28, 1],
+                              "UINT8").set_data_from_numpy(np.zeros((2000, 28, 28, 1), np.uint8))
     for compression in (None, "gzip"):
         code, message = refused(client, "mlp", [large], headers=key, compression_algorithm=compression)
         assert (code, "larger than max" in message) == ("RESOURCE_EXHAUSTED", True)
@@ -115,7 +120,8 @@ def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
             serve.ListApplications(serve_pb2.ListApplicationsRequest(), timeout=10)
 
 
-def test_a_clusters_config_has_it_and_says_what_tls_needs_there(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clusters_config_has_it_and_says_what_tls_needs_there(endpoint: Endpoint,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from serving.__main__ import main

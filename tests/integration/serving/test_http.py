@@ -24,7 +24,11 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from tritonclient.utils import InferenceServerException
 
 from cluster.core.network import free_port
@@ -33,7 +37,8 @@ from tests import runs
 from tests.integration.serving.shared import MODELS, Endpoint, one_image, tensors
 from tests.unit.test_tls import certificate
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's, of SQLAlchemy
+# MLflow's, of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
 
 
 @pytest.mark.parametrize("job", MODELS)
@@ -42,10 +47,12 @@ def test_tritons_client_gets_the_models_own_answers(endpoint: Endpoint, job: str
     artifact, client = endpoint.artifacts[job], endpoint.client()
     metadata = client.get_model_metadata(job, headers=endpoint.headers)
     about = artifact.manifest.description
-    assert metadata["inputs"] == [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in about.inputs]
+    assert metadata["inputs"] == [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)}
+                                  for s in about.inputs]
     assert client.is_model_ready(job, "1", headers=endpoint.headers)
     asked = [triton.InferRequestedOutput(spec.name, binary_data=binary) for spec in about.outputs]
-    got = client.infer(job, tensors(artifact, binary=binary), outputs=asked, request_id="mine", headers=endpoint.headers)
+    got = client.infer(job, tensors(artifact, binary=binary), outputs=asked, request_id="mine",
+                       headers=endpoint.headers)
     response = got.get_response()
     assert (response["model_name"], response["model_version"], response["id"]) == (job, "1", "mine")
     assert response["parameters"]["artifact_digest"] == artifact.digest
@@ -69,7 +76,8 @@ def test_the_server_says_what_it_is(endpoint: Endpoint) -> None:
     client = endpoint.client()
     assert client.is_server_live()
     assert client.is_server_ready() is True or endpoint.ask("/v2/health/ready", headers={})[0] == 200
-    assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data", "classification"]
+    assert client.get_server_metadata(headers=endpoint.headers)["extensions"] == ["binary_tensor_data",
+                                                                                  "classification"]
     status, _, body = endpoint.ask("/v2/models")
     assert status == 200
     assert {model["name"] for model in json.loads(body)["models"]} == set(MODELS)
@@ -92,13 +100,15 @@ def test_an_image_file_of_any_size_and_a_text_are_taken(endpoint: Endpoint) -> N
     status, _, data = endpoint.ask("/v2/models/transformer/infer", text)
     assert json.loads(data)["outputs"][0]["shape"] == [2, 33]
     body["inputs"][0]["data"] = [base64.b64encode(b"GIF89a no image").decode()]
-    assert endpoint.refused("/v2/models/mlp/infer", body) == (400, "an element of the input is no image file that can be read: "
-                                                                   "send PNG, JPEG or WebP")
+    assert endpoint.refused("/v2/models/mlp/infer", body) == (400, "an element of the input is no image file that can "
+                                                                   "be read: send PNG, JPEG or WebP")
 
 
 def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic !"}, {"Authorization": endpoint.key}):
-        for path, body in (("/v2", None), ("/v2/models/mlp", None), ("/v2/models/mlp/infer", one_image(endpoint)), ("/", None),
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic !"},
+                    {"Authorization": endpoint.key}):
+        for path, body in (("/v2", None), ("/v2/models/mlp", None), ("/v2/models/mlp/infer", one_image(endpoint)),
+                           ("/", None),
                            ("/v2/models/none", None), ("/openapi.json", None), ("/nothing", None)):
             status, message = endpoint.refused(path, body, headers=headers)
             assert status == 401, path
@@ -128,7 +138,8 @@ def test_keys_change_without_a_restart(endpoint: Endpoint) -> None:
     key, line = new_key("another")
     new = {"Authorization": f"Bearer {key}"}
     try:
-        for text, status in ((f"{before}\n{line}\n", 200), (f"{line[:-1]}\n{before}", 401), (line, 200), ("", 401), (line, 200),
+        for text, status in ((f"{before}\n{line}\n", 200), (f"{line[:-1]}\n{before}", 401), (line, 200), ("", 401),
+                             (line, 200),
                              (None, 401)):
             endpoint.keys_file.unlink() if text is None else endpoint.keys_file.write_text(text)
             until(lambda status=status: endpoint.ask("/v2", headers=new)[0] == status)
@@ -158,7 +169,8 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
     assert endpoint.refused("/v2", {})[0] == 405
     assert endpoint.refused(infer, b"x" * ((1 << 20) + 1)) == (413, "the body has 1048577 bytes: at most 1048576")
     assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Content-Encoding": "gzip"})[0] == 415
-    assert endpoint.refused(infer, b"{}", headers=endpoint.headers | {"Inference-Header-Content-Length": "9" * 5000})[0] == 400
+    assert endpoint.refused(infer, b"{}",
+                            headers=endpoint.headers | {"Inference-Header-Content-Length": "9" * 5000})[0] == 400
     assert endpoint.refused(f"{infer}/", one_image(endpoint))[0] == 404
     for seconds in ("0.000001", "0.001"):
         assert endpoint.refused(infer, one_image(endpoint),
@@ -167,7 +179,8 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
         400, "65 rows in one request: at most 64 (--max-batch-rows). Send them in several requests")
     late = one_image(endpoint) | {"parameters": {"timeout": 1}}
     assert endpoint.refused(infer, late)[0] == 504
-    assert endpoint.refused(infer, one_image(endpoint), headers=endpoint.headers | {"X-Request-Timeout-Seconds": "soon"})[0] == 400
+    assert endpoint.refused(infer, one_image(endpoint),
+                            headers=endpoint.headers | {"X-Request-Timeout-Seconds": "soon"})[0] == 400
     assert endpoint.refused(infer, one_image(endpoint) | {"parameters": {"timeout": "soon"}})[0] == 400
     assert endpoint.refused(infer, one_image(endpoint) | {"parameters": {"timeout": -5}})[0] == 400
     text = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}]}
@@ -178,7 +191,8 @@ def test_what_cannot_be_answered_is_refused_in_the_protocols_form(endpoint: Endp
 
 
 def test_every_answer_says_which_model_gave_it_and_carries_the_requests_id(endpoint: Endpoint) -> None:
-    _, headers, _ = endpoint.ask("/v2/models/mlp/infer", one_image(endpoint), headers=endpoint.headers | {"X-Request-Id": "abc-1"})
+    _, headers, _ = endpoint.ask("/v2/models/mlp/infer", one_image(endpoint),
+                                 headers=endpoint.headers | {"X-Request-Id": "abc-1"})
     assert headers["x-request-id"] == "abc-1"
     assert headers["x-model-version"] == "1"
     assert headers["x-artifact-digest"] == endpoint.artifacts["mlp"].digest
@@ -196,7 +210,8 @@ def test_the_access_log_has_a_line_for_each_request_and_nothing_of_what_is_in_it
     log = access.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     (mine,) = [line for line in lines if line["id"] == "to-be-found"]
-    assert (mine["status"], mine["caller"], mine["path"], mine["method"]) == (200, "tester", "/v2/models/transformer/infer", "POST")
+    assert (mine["status"], mine["caller"], mine["path"], mine["method"]) == (200, "tester",
+                                                                              "/v2/models/transformer/infer", "POST")
     assert mine["ms"] > 0
     assert (lines[-1]["status"], lines[-1]["caller"]) == (401, "-")
     assert "confidential" not in log
@@ -248,7 +263,8 @@ def test_nothing_of_an_endpoint_can_be_reached_from_elsewhere(endpoint: Endpoint
     sockets = [Path(connection.laddr) for process in below.values() if process.name() == "haproxy"
                for connection in process.net_connections("unix") if connection.laddr]
     assert sockets
-    assert all(any(parent.stat().st_mode & 0o077 == 0 for parent in path.parents) for path in sockets), "others cannot reach them"
+    assert all(any(parent.stat().st_mode & 0o077 == 0 for parent in path.parents)
+               for path in sockets), "others cannot reach them"
 
 
 def test_many_at_a_time_are_answered_each_with_its_own(endpoint: Endpoint) -> None:
@@ -290,7 +306,8 @@ def test_a_model_that_does_not_verify_or_cannot_be_found_is_refused_before_anyth
         (["--model", f"digits={copy.uri}", "--host", "0.0.0.0"], "answers on loopback only"),
         (["--model", f"digits={copy.uri}", "--max-batch-rows", "0"], "--max-batch-rows 0: it must be more than 0"),
         (["--model", f"digits={whole.uri}", "--port", taken], f"--port {taken} of 127.0.0.1 is taken by process"),
-        (["--model", f"digits={whole.uri}", "--grpc-port", taken], f"--grpc-port {taken} of 127.0.0.1 is taken by process"),
+        (["--model", f"digits={whole.uri}", "--grpc-port", taken],
+         f"--grpc-port {taken} of 127.0.0.1 is taken by process"),
         (["--model", f"digits={whole.uri}", "--grpc-port", free], f"--grpc-port {free}: it is --port already"),
         (["--model", f"digits={copy.uri}", "--tls-cert", "cert.pem"], "--tls-cert and --tls-key go together"),
     ):
@@ -318,11 +335,13 @@ def test_any_request_is_answered_or_refused_as_documented(endpoint: Endpoint) ->
         tried()
 
 
-def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_single_model_is_computed_in_the_ingress_itself_and_answers_over_tls(endpoint: Endpoint,
+                                                                               tmp_path: Path) -> None:
     artifact, port, grpc_port = endpoint.artifacts["mlp"], free_port(), free_port()
     cert, key = certificate(tmp_path)
     with runs.python("serving", "up", "--model", f"digits_v1.2={artifact.uri}", "--no-auth", "--port", str(port),
-                     "--grpc-port", str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), "--root-path", "/models",
+                     "--grpc-port", str(grpc_port), "--tls-cert", str(cert), "--tls-key", str(key), "--root-path",
+                     "/models",
                      "--cors-origin", "https://shop.example", folder=tmp_path,
                      env={"TRAINYARD_HOME": str(tmp_path)}) as job:
         job.until(lambda: f"ready: https://127.0.0.1:{port} " in job.text, 120)
@@ -369,7 +388,8 @@ def check_browsers(url: str, context: ssl.SSLContext) -> None:
 
     assert ask("/v2")[0] == ask("/")[0] == 200
     assert ask("/v2", Host="evil.example")[0] == 403
-    for origin, status in (("https://evil.example", 403), ("https://shop.example", 400), (url.removesuffix("/models"), 400)):
+    for origin, status in (("https://evil.example", 403), ("https://shop.example", 400),
+                           (url.removesuffix("/models"), 400)):
         assert ask("/v2/models/digits_v1.2/infer", "POST", Origin=origin)[0] == status, origin
     status, headers = ask("/v2/models/digits_v1.2/infer", "OPTIONS", Origin="https://shop.example")
     assert (status, headers["access-control-allow-origin"]) == (200, "https://shop.example")

@@ -28,7 +28,8 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Scrape:
-    """text: the exposition. types, labels: by metric. values: by sample's name and our own labels, added up over processes."""
+    """text: the exposition. types, labels: by metric.
+    values: by sample's name and our own labels, added up over processes."""
 
     text: str
     types: dict[str, str]
@@ -82,16 +83,19 @@ def settled(endpoint: Endpoint) -> Scrape:
 def test_counters_agree_with_what_was_asked(endpoint: Endpoint) -> None:
     before = settled(endpoint)
     infer, many = "/v2/models/mlp/infer", one_image(endpoint, shape=[5, 28, 28, 1], data=[0] * 5 * 784)
-    bytes_of_no_image = one_image(endpoint, datatype="BYTES", shape=[1], data=["bm9uZQ=="], parameters={"content_type": "base64"})
+    bytes_of_no_image = one_image(endpoint, datatype="BYTES", shape=[1], data=["bm9uZQ=="],
+                                  parameters={"content_type": "base64"})
     words = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["confidential", "Donnerstag"]}]}
     asked: list[tuple[int, str, Any, dict[str, str] | None]] = [
         *[(200, infer, one_image(endpoint), None)] * 3, (200, infer, many, None),
         (200, "/v2/models/transformer/infer", words, None),
         (200, infer, one_image(endpoint), endpoint.headers | {"X-Request-Id": "an-id-of-mine"}),
         (200, "/v2/models/mlp", None, None), (400, infer, b"{", None), (400, infer, bytes_of_no_image, None),
-        (401, infer, one_image(endpoint), {}), (401, infer, one_image(endpoint), {"Authorization": "Bearer secret-of-mine"}),
+        (401, infer, one_image(endpoint), {}),
+        (401, infer, one_image(endpoint), {"Authorization": "Bearer secret-of-mine"}),
         (404, "/v2/models/model-of-mine/infer", one_image(endpoint), None), (405, infer, None, None),
-        (413, infer, b"x" * ((1 << 20) + 1), None), (504, infer, one_image(endpoint) | {"parameters": {"timeout": 1}}, None)]
+        (413, infer, b"x" * ((1 << 20) + 1), None),
+        (504, infer, one_image(endpoint) | {"parameters": {"timeout": 1}}, None)]
     for status, path, body, headers in asked:
         assert endpoint.ask(path, body, headers)[0] == status
     after = settled(endpoint)
@@ -104,7 +108,8 @@ def test_counters_agree_with_what_was_asked(endpoint: Endpoint) -> None:
     assert grown("requests_total", "transformer", status="200") == 1
     assert {status: grown("requests_total", "", status=status) for status in ("200", "401", "404", "405")} == {
         "200": 1, "401": 2, "404": 1, "405": 1}
-    causes = {cause: grown("errors_total", cause=cause) for cause in ("bad_request", "too_large", "deadline", "key", "unknown")}
+    causes = {cause: grown("errors_total", cause=cause)
+              for cause in ("bad_request", "too_large", "deadline", "key", "unknown")}
     assert causes == {"bad_request": 2, "too_large": 1, "deadline": 1, "key": 0, "unknown": 0}
     assert {cause: grown("errors_total", "", cause=cause) for cause in ("key", "unknown", "bad_request")} == {
         "key": 2, "unknown": 1, "bad_request": 1}
@@ -119,7 +124,8 @@ def test_counters_agree_with_what_was_asked(endpoint: Endpoint) -> None:
 
 
 def test_changed_images_have_drifted_and_the_reference_s_own_have_not(endpoint: Endpoint) -> None:
-    """At 64 rows a second: the perceptron is shown them inverted, the convolutional network as they are, both many times."""
+    """At 64 rows a second: the perceptron is shown them inverted, the convolutional network as they are,
+    both many times."""
     dataset = prepare(ImageDataConfig(), Store.open(str(endpoint.keys_file.parent)), use_ray=False)
     images = dataset.reader("test", ImageDataConfig()).rows(0, dataset.splits["test"].num_rows)["image"]
     client, deadline = endpoint.client(), time.monotonic() + 60
@@ -149,11 +155,13 @@ def drift(scrape: Scrape, model: str) -> dict[str, float]:
 @pytest.mark.in_order  # the others have made errors and drift
 def test_the_documented_metrics_are_those_that_are_scraped(endpoint: Endpoint) -> None:
     scrape = settled(endpoint)
-    table = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]*)\|", (runs.ROOT / "serving/README.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| ([\w, ]*)\|", (runs.ROOT / "serving/README.md").read_text(),
+                       re.MULTILINE)
     documented = {name: (kind, set(re.findall(r"\w+", labels))) for name, kind, labels in table}
     found = {name: (scrape.types[name], scrape.labels[name]) for name in scrape.types}
     assert found == {name: documented[name] for name in found}
-    elsewhere = re.compile(r"ray_trainyard_serving_(shadow_rows_total|went_back|explanation_seconds|tokens_total|first_token_.*)")
+    elsewhere = re.compile(r"ray_trainyard_serving_(shadow_rows_total|went_back|explanation_seconds|tokens_total|"
+                           r"first_token_.*)")
     assert [name for name in documented if name not in found and not elsewhere.fullmatch(name)] == []
 
 

@@ -39,7 +39,8 @@ def opened(page: Page, endpoint: Endpoint, model: str, path: str = "/") -> None:
 @needs_chromium
 def test_a_drawn_digit_is_told(page: Page, endpoint: Endpoint) -> None:
     opened(page, endpoint, "mlp")
-    page.draw("#canvas", *((0.5 + 0.22 * math.sin(k * math.pi / 12), 0.5 - 0.34 * math.cos(k * math.pi / 12)) for k in range(25)))
+    page.draw("#canvas",
+              *((0.5 + 0.22 * math.sin(k * math.pi / 12), 0.5 - 0.34 * math.cos(k * math.pi / 12)) for k in range(25)))
     page.until("document.querySelector('#said').textContent.startsWith('0, ')")
     assert page.js("document.querySelectorAll('#bars li').length") == 10
     assert endpoint.artifacts["mlp"].digest in page.js("document.querySelector('#about').title")
@@ -73,7 +74,8 @@ def test_what_an_answer_rests_on_is_drawn_over_the_image_and_said(page: Page, en
     page.click("#image .example")
     page.until("!document.querySelector('#why').hidden")
     page.click("#explain")
-    said = page.until("document.querySelector('#explained').hidden ? '' : document.querySelector('#because').textContent")
+    said = page.until("document.querySelector('#explained').hidden ? '' : "
+                      "document.querySelector('#because').textContent")
     label = page.js("document.querySelector('#said').textContent").partition(",")[0]
     assert said.startswith(f"Speaks most for {label}: ")
     assert "in log odds" in said
@@ -127,7 +129,8 @@ def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page,
     page.js("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.js("document.documentElement.scrollWidth") <= 360
     nameless = ("[...document.querySelectorAll('button, textarea, input, canvas:not([aria-hidden])')]"
-                ".filter(e => !e.textContent.trim() && !e.ariaLabel && !(e.labels && e.labels.length)).map(e => e.outerHTML)")
+                ".filter(e => !e.textContent.trim() && !e.ariaLabel && !(e.labels && e.labels.length)).map(e => "
+                "e.outerHTML)")
     assert page.js(nameless) == []
     page.open(f"http://{endpoint.host}/docs", endpoint.headers)
     page.until("document.querySelectorAll('details').length > 10")

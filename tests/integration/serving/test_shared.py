@@ -24,13 +24,15 @@ from tests.integration.serving.shared import Endpoint, one_image, written
 pytestmark = [
     pytest.mark.in_order,  # the first test wants an endpoint that has loaded nothing yet
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Many:
-    """An endpoint whose models `a` (registered: version 3 is wrong), `b` and `c` are one artifact, and `wrong` is not its own."""
+    """An endpoint whose models `a` (registered: version 3 is wrong), `b` and `c` are one artifact,
+    and `wrong` is not its own."""
 
     url: str
     where: list[str]
@@ -71,8 +73,10 @@ def many(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(folder))
-        with runs.python("serving", "up", *(word for name, which in models.items() for word in ("--model", f"{name}={which}")),
-                         "--placement", "shared", "--max-loaded", "2", "--no-auth", "--port", str(port), "--storage", str(folder),
+        with runs.python("serving", "up",
+                         *(word for name, which in models.items() for word in ("--model", f"{name}={which}")),
+                         "--placement", "shared", "--max-loaded", "2", "--no-auth", "--port", str(port), "--storage",
+                         str(folder),
                          folder=folder) as job:
             job.until(lambda: "ready: " in job.text, 120)
             yield Many(url=f"http://127.0.0.1:{port}", where=["--port", str(port), "--storage", str(folder)], job=job,
@@ -123,7 +127,8 @@ def test_nothing_is_left_of_a_model_that_is_put_out(endpoint: Endpoint, monkeypa
 
     monkeypatch.setattr(replica, "keep_calls_to_this_node", lambda: None)
     monkeypatch.setattr(replica, "use_threads", lambda count: None)
-    settings = ModelSettings(name="a", version="1", uri=endpoint.artifacts["mlp"].uri, digest=endpoint.artifacts["mlp"].digest)
+    settings = ModelSettings(name="a", version="1", uri=endpoint.artifacts["mlp"].uri,
+                             digest=endpoint.artifacts["mlp"].digest)
     first: Any = multiplexed_replica._load(settings)
     network = weakref.ref(first._predictor._model.model)
     del first

@@ -1,4 +1,5 @@
-"""Versions of a model change while it is being asked: nobody gets an error, and what cannot serve never gets a request."""
+"""Versions of a model change while it is being asked: nobody gets an error,
+and what cannot serve never gets a request."""
 
 import asyncio
 import json
@@ -30,7 +31,8 @@ from tests.integration.serving.shared import written
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
-    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),  # Ray Serve's, of Pydantic
+    # Ray Serve's, of Pydantic
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated"),
 ]
 
 
@@ -62,7 +64,8 @@ def test_models_that_share_replicas_have_one_application_and_so_do_their_version
     from serving.commands import deploy_config
 
     one, two = (ModelSettings(name="digits", version=v, uri="a", digest="b", shared=True) for v in "12")
-    made = deploy_config.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {}, shared=SharedSettings(max_loaded=2))
+    made = deploy_config.config([one], {"digits": {"1": 1.0}}, EndpointSettings(), {},
+                                shared=SharedSettings(max_loaded=2))
     assert [app["name"] for app in made["applications"]] == ["shared", "endpoint"]
     assert made["applications"][0]["args"]["max_loaded"] == 2
     made = versions.with_weights(made, "digits", {"2": 1.0}, [two])
@@ -188,9 +191,11 @@ def test_versions_change_under_load_without_a_failed_request(
         assert "version 1 of digits answers requests itself" in capsys.readouterr().err
         assert main(["shadow", "digits", "2", *where]) == 0
         assert caller.seen() == {"1": 40}
-        assert re.search(r"shadow: version 2 is asked 100 % of the requests too; rows: \d+ (other|same)", said_of(where, capsys))
+        assert re.search(r"shadow: version 2 is asked 100 % of the requests too; rows: \d+ (other|same)",
+                         said_of(where, capsys))
 
-        assert main(["split", "digits", "--weights", "1=50,2=50", "--max-p95-ms", "0.01", "--min-requests", "20", *where]) == 0
+        assert main(["split", "digits", "--weights", "1=50,2=50", "--max-p95-ms", "0.01", "--min-requests", "20",
+                     *where]) == 0
         wait_for(lambda: caller.seen() == {"1": 40})
         said = said_of(where, capsys)
         assert re.search(r"went back by itself: the p95 of version 2 is [\d.]+ ms: 0.01 ms are allowed", said)

@@ -49,7 +49,8 @@ class DigitsFragment:
 
 
 def enlarge(scans: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(n, 8, 8) of 0..16 to (n, 28, 28) of 0..255: bilinear between pixel centres, in integers, so the same everywhere."""
+    """(n, 8, 8) of 0..16 to (n, 28, 28) of 0..255: bilinear between pixel centres, in integers,
+    so the same everywhere."""
     weights = np.zeros((28, 8), np.int64)
     low, rest = np.divmod(4 * np.arange(28) - 5, 14)  # (i + 1/2) * 8/28 - 1/2 = (4 i - 5) / 14
     for i in range(28):
@@ -60,7 +61,8 @@ def enlarge(scans: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _table() -> npt.NDArray[np.uint8]:
-    """(1797, 65): 64 values of 0..16 and the digit. The file behind `load_digits`: importing scikit-learn takes 1 to 3 s."""
+    """(1797, 65): 64 values of 0..16 and the digit.
+    The file behind `load_digits`: importing scikit-learn takes 1 to 3 s."""
     spec = importlib.util.find_spec("sklearn")
     assert spec is not None and spec.origin is not None
     return np.loadtxt(Path(spec.origin).parent / "datasets/data/digits.csv.gz", np.uint8, delimiter=",")

@@ -44,7 +44,8 @@ def encoded_spec(data: bytes, name: str) -> ImageSpec:
 def decode_images(encoded: Iterable[bytes], count: int, spec: ImageSpec, where: Where) -> npt.NDArray[np.uint8]:
     """`count` encoded images as (count, H, W, C). Raises: DataError."""
     if spec.dtype != "uint8":
-        raise DataError(f"{where(0)} is an encoded image, the first image {spec.dtype} numbers: use one kind everywhere")
+        raise DataError(f"{where(0)} is an encoded image, the first image {spec.dtype} numbers: use one kind "
+                        "everywhere")
     images = np.empty((count, *spec.shape), np.uint8)
     for row, data in enumerate(encoded):
         image = decode_image(data, where(row))

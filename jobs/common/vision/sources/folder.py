@@ -34,7 +34,8 @@ class FolderSource:
         found: dict[SplitName, list[Fragment]] = {}
         for split, files in splits.items():
             self._check_classes(files, depth)
-            found[split] = [FolderFragment(self.files.store, tuple(file.path for file in files[i:i + FRAGMENT_FILES]), depth)
+            found[split] = [FolderFragment(self.files.store, tuple(file.path for file in files[i:i + FRAGMENT_FILES]),
+                                           depth)
                             for i in range(0, len(files), FRAGMENT_FILES)]
         return found
 
@@ -43,8 +44,8 @@ class FolderSource:
         store = self.files.store
         loose = next((file.path for file in files if file.path.count("/") <= depth), None)
         if loose is not None:
-            raise DataError(f"{store.location(loose)} is in no sub-folder, so it has no class: move it into one. Data may "
-                            f"be {FORMATS}")
+            raise DataError(f"{store.location(loose)} is in no sub-folder, so it has no class: move it into one. Data "
+                            f"may be {FORMATS}")
         above = files[0].path.rsplit("/")[0] if depth else ""
         present = {file.path.split("/")[depth] for file in files}
         empty = [name for name in store.folders(above) if name not in present and not name.startswith((".", "_"))]

@@ -1,6 +1,7 @@
 """IDX files, MNIST's own format, gzipped or not: http://yann.lecun.com/exdb/mnist
 
-Big-endian: two zero bytes, the type, the number of dimensions, each dimension as uint32, then the values, row after row.
+Big-endian: two zero bytes, the type, the number of dimensions, each dimension as uint32, then the values,
+row after row.
 """
 # pyright: reportMissingTypeStubs=false
 
@@ -77,8 +78,8 @@ class IdxSource:
         for other in self.label_files.files:
             if re.fullmatch(re.escape(name) + r"\w+?(\.gz)?", other.path):
                 return other.path
-        raise DataError(f"{self.files.store.location(file.path)} has no labels beside it ({name}ubyte or {name}ubyte.gz): "
-                        "put them there")
+        raise DataError(f"{self.files.store.location(file.path)} has no labels beside it ({name}ubyte or "
+                        f"{name}ubyte.gz): put them there")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _check_size(header: Header, size: int, gzipped: bool, name: str) -> None:
     """Before anything is allocated for what a header announces. Raises: DataError if the file cannot hold it."""
     announced = header.start + header.dims[0] * header.row_bytes
     if announced > size * _MOST_DEFLATE if gzipped else announced != size:
-        raise DataError(f"{name} has {size:,} bytes{' of gzip' if gzipped else ''}, its header announces {announced:,}: {_REMEDY}")
+        raise DataError(f"{name} has {size:,} bytes{' of gzip' if gzipped else ''}, its header announces "
+                        f"{announced:,}: {_REMEDY}")
 
 
 def _shape(header: Header) -> Shape:

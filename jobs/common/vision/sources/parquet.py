@@ -1,4 +1,5 @@
-"""Parquet as a source: a file, a folder or a pattern; each fragment is some row groups of one file, read as a stream."""
+"""Parquet as a source: a file, a folder or a pattern;
+each fragment is some row groups of one file, read as a stream."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 

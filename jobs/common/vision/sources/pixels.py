@@ -1,4 +1,5 @@
-"""Pixels out of an Arrow column: nested lists by their buffers, with nothing done row by row in Python; or encoded images.
+"""Pixels out of an Arrow column: nested lists by their buffers, with nothing done row by row in Python;
+or encoded images.
 
 A channel comes last. Every function names a row in its messages through `Where`, which turns an index into words.
 """
@@ -53,8 +54,8 @@ def as_pixels(values: Pixels, spec: ImageSpec, where: Where) -> Pixels:
         if int(values.min()) < 0 or int(values.max()) > 255:
             row = int(np.flatnonzero(((flat < 0) | (flat > 255)).any(axis=1))[0])
             worst = flat[row][(flat[row] < 0) | (flat[row] > 255)][0]
-            raise DataError(f"{where(row)} has the pixel value {worst}: integer pixels must lie in 0 to 255; store others "
-                            "as float32")
+            raise DataError(f"{where(row)} has the pixel value {worst}: integer pixels must lie in 0 to 255; store "
+                            "others as float32")
         flat = flat.astype(np.uint8)
     return flat.reshape(-1, *spec.shape)
 
@@ -95,7 +96,8 @@ def _length(column: Any, whole: ArrowArray, above: Sequence[int], where: Where, 
     row = int(np.flatnonzero(found != found[0])[0]) // math.prod(above)
     image = _nested_shape(whole[row].as_py())
     if image is None:
-        raise DataError(f"{where(row)} is ragged: its lists differ in length; all lines of an image must be of one length")
+        raise DataError(f"{where(row)} is ragged: its lists differ in length; all lines of an image must be of one "
+                        "length")
     first = spec.shape if spec else _nested_shape(whole[0].as_py()) or ()
     raise DataError(f"{where(row)} is {size(image)}, the first image is {size(first)}: all images must have one size; "
                     "resize them")
@@ -116,8 +118,8 @@ def _as_shape(lengths: Sequence[int], shape: Shape | None, name: str) -> Shape:
     if len(lengths) == 1 and shape is None:
         side = math.isqrt(count)
         if side * side != count or not count:
-            raise DataError(f"{name} is a flat list of {count} values, which is not a square gray image: name its size with "
-                            "--data.image-shape HEIGHTxWIDTHxCHANNELS")
+            raise DataError(f"{name} is a flat list of {count} values, which is not a square gray image: name its size "
+                            "with --data.image-shape HEIGHTxWIDTHxCHANNELS")
         return side, side, 1
     if len(lengths) == 1 and shape is not None and math.prod(shape) == count:
         return shape
@@ -125,7 +127,8 @@ def _as_shape(lengths: Sequence[int], shape: Shape | None, name: str) -> Shape:
         asked = f"--data.image-shape {size(shape)}" if shape else "height x width x channels"
         raise DataError(f"{name} is {found}, which is not {asked}: correct the column or the option")
     if len(lengths) == 3 and lengths[0] in (1, 3, 4) and lengths[2] > 4:
-        raise DataError(f"{name} is {found}, which looks like channels x height x width: store height x width x channels")
+        raise DataError(f"{name} is {found}, which looks like channels x height x width: store height x width x "
+                        "channels")
     return lengths[0], lengths[1], lengths[2] if len(lengths) == 3 else 1
 
 
