@@ -159,7 +159,7 @@ class EvalConfig:
     top_k: int = 3
     """k of the top-k accuracy."""
     bootstrap_samples: int = 1000
-    """Resamplings for the confidence interval of the accuracy."""
+    """Resamplings for the confidence interval of the macro-F1."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")

@@ -15,7 +15,7 @@ from cluster.core.shadows import PACKAGES
 SOURCE_FOLDERS = PACKAGES
 SOURCE_SUFFIXES = (".py", ".yaml")
 LIBRARIES = ("numpy", "pyarrow", "ray", "scikit-learn", "safetensors", "mlflow", "torch", "tensorflow", "keras",
-             "transformers", "tokenizers", "deepspeed", "onnx", "onnxruntime")  # fmt: skip
+             "transformers", "tokenizers", "deepspeed", "onnx", "onnxruntime")
 _USER_INFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
 _PARAMETER = re.compile(r"(?i)\b(access_key|secret_key|session_token|password|token)=[^&\s]+")
 _LABELS = {"code": "code", "processor": "processor", "gpu": "GPU", "threads": "threads", "world_size": "workers"}

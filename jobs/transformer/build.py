@@ -35,7 +35,7 @@ def build_model(config: TransformerConfig, details: JsonObject, class_names: Seq
     architecture = _architecture(config, details, class_names)
     _check_fit(config, details, architecture)
     kind = auto_class(config.task)
-    if config.model.is_preset or not config.model.pretrained:
+    if not config.model.starts_pretrained:
         model = kind.from_config(architecture)
     else:
         model = _pretrained(kind, config.model, architecture)

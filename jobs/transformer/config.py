@@ -1,7 +1,7 @@
 """The Transformer job's config: the common groups with text in them, and its model, optimiser,
 scale strategy and hardware."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
@@ -87,13 +87,18 @@ class ModelConfig:
     def is_preset(self) -> bool:
         return self.name in PRESETS
 
+    @property
+    def starts_pretrained(self) -> bool:
+        return self.pretrained and not self.is_preset
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = 1e-3
-    """Highest learning rate."""
+    lr: float | None = None
+    """Highest learning rate; by default 1e-3 for a model that starts from random weights, 5e-5 for pretrained ones, and
+    2e-4 for updates of low rank to them."""
     beta2: float = 0.999
     """Decay of the mean of squared gradients."""
     eps: float = 1e-8
@@ -112,19 +117,26 @@ class OptimConfig:
     """Largest norm of the gradient; None: no clipping."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "must be more than 0")
+        require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "must be more than 0")
         require(0 < self.beta2 < 1, "optim.beta2", self.beta2, "must be more than 0 and less than 1")
         require(self.eps > 0, "optim.eps", self.eps, "must be more than 0")
-        require(0 <= self.final_lr <= self.lr, "optim.final_lr", self.final_lr, "must be from 0 to optim.lr")
+        require(self.final_lr >= 0 and (self.lr is None or self.final_lr <= self.lr), "optim.final_lr", self.final_lr,
+                "must be from 0 to optim.lr")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
         require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
         require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
                 "must be at least 0 and less than 1")
         require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
 
+    @property
+    def highest_lr(self) -> float:
+        """`lr`, which the whole config has put in if nobody else did."""
+        assert self.lr is not None, "the default depends on the model: a TransformerConfig knows it"
+        return self.lr
+
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a step, counted from 0."""
-        return learning_rate(self.lr, self.schedule, self.warmup_steps, step, total_steps, self.final_lr)
+        return learning_rate(self.highest_lr, self.schedule, self.warmup_steps, step, total_steps, self.final_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +271,9 @@ class TransformerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optim.lr is None:
+            lr = 1e-3 if not self.model.starts_pretrained else 2e-4 if self.model.lora_rank else 5e-5
+            object.__setattr__(self, "optim", replace(self.optim, lr=lr))
         require(self.task == "classify" or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
                 "generating is judged by its loss: pass loss or auto")
         require(self.task == "classify" or self.data.uri != "languages", "data.uri", self.data.uri,

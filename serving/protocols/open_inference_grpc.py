@@ -32,7 +32,7 @@ _CONTENTS = {
     "INT64": "int64_contents",
     "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
+}
 """Where a tensor's values lie that are not raw bytes. FP16 is always raw."""
 
 

@@ -24,7 +24,7 @@ def artifact(request):
         job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
         preprocessing={},
         metrics={}, config={}, data={}, about="A test.",
-    )  # fmt: skip
+    )
     rows = {"scores": np.zeros((1, 2), np.float32)}
     store = Store.open(f"s3://{BUCKET}/{request.node.name}")
     weights = {"w": np.arange(10, dtype=np.float32)}

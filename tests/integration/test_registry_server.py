@@ -56,7 +56,7 @@ class Server:
         line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers",
                 "1",
                 "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                "--artifacts-destination", str(self.folder / "kept")]  # fmt: skip
+                "--artifacts-destination", str(self.folder / "kept")]
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(line, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -106,7 +106,7 @@ def make_artifact(store):
         job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
         preprocessing={},
         metrics={"test": {"accuracy": 0.98}}, config={}, data={"fingerprint": "f00d"}, about="A test.",
-    )  # fmt: skip
+    )
     weights = {"w": np.arange(100_000, dtype=np.float32)}
     probe = Probe(inputs=rows, outputs=rows)
     return write_artifact(store, "artifact", description=description, probe=probe,
@@ -131,7 +131,7 @@ def test_a_run_its_metrics_and_its_model_are_on_the_server(server, storage, tmp_
     run = client_of(server).get_run(run_id)
     assert (run.data.params, run.data.metrics, run.info.status) == (
         {"optim.lr": "0.1"}, {"validation_accuracy": 0.9}, "FINISHED",
-    )  # fmt: skip
+    )
     assert not (tmp_path / "storage" / "mlflow.db").exists()
     main(["promote", "server-run", "1", "--tracking-uri", server])
     assert capsys.readouterr() == ("models:/server-run@champion is version 1\n", "")
@@ -226,7 +226,7 @@ def test_a_server_that_dies_neither_stops_nor_delays_training_and_the_remedy_wor
 
     flags = ["--run.engine", "local", "--run.tracking-uri", running.url, "--train.max-steps", "3", "--model.hidden",
              "8",
-             "--eval.bootstrap-samples", "100", "--run.storage", storage.location(), "--run.name", "back"]  # fmt: skip
+             "--eval.bootstrap-samples", "100", "--run.storage", storage.location(), "--run.name", "back"]
     assert run_job(replace(JOB, prepare=prepare, judge=judge), flags) == 0
     assert "registry: " not in capsys.readouterr().out
     version = open_registry(running.url, storage, "back").resolve("models:/back@candidate")

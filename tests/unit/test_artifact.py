@@ -35,7 +35,7 @@ def describe(**changes):
         "metrics": {"test": {"accuracy": 0.975, "accuracy_low": 0.96, "accuracy_high": 0.98, "log_loss": 0.1}},
         "config": {"run": {"seed": 0}}, "data": {"fingerprint": "abc", "rows": {"train": 10}},
         "code": "git:1234", "libraries": {"python": "3.11.7"},
-    }  # fmt: skip
+    }
     return Description(**fields | changes)
 
 
@@ -281,7 +281,7 @@ def entry_of(**changes):
     (tensors(entry_of(), bytes(80)), "its tensors have 8 bytes, the file 80"),
     (tensors(entry_of(), b""), "its tensors have 8 bytes, the file 0"),
     (tensors({"a": 5}), "is not safetensors"),
-])  # fmt: skip
+])
 def test_safetensors_that_do_not_add_up_are_refused(artifact, data, why):
     forge(artifact.store.local_path(), WEIGHTS, data)
     with pytest.raises(ArtifactError, match=f"{WEIGHTS} .*{why}"):
@@ -311,7 +311,7 @@ def model_file(name, **fields):
     (*model_file(INDEX, weight_map={"a": "../../../outside.safetensors"}), "is not a .safetensors file beside it"),
     (*model_file(INDEX, weight_map={"a": "absent.safetensors"}), "names absent.safetensors, which is not there"),
     (*model_file(INDEX, weight_map=5), "has no weight_map"),
-])  # fmt: skip
+])
 def test_json_that_asks_for_code_or_leads_elsewhere_or_is_too_deep_is_refused(artifact, path, data, why):
     forge(artifact.store.local_path(), path, data)
     with pytest.raises(ArtifactError, match=why) as caught:
@@ -338,7 +338,7 @@ def asking(inputs):
     asking([{"name": "a", "datatype": "UINT8", "shape": [2], "data": [1]}]),
     asking([{"name": "a", "datatype": "INT64", "shape": [1], "data": [2**70]}]),
     ("reference.json", b'{"a": 5}'), ("reference.json", b'{"a": {"edges": [1.0], "counts": [1]}}'),
-])  # fmt: skip
+])
 def test_a_probe_or_reference_of_wrong_types_is_refused_in_one_line(artifact, path, data):
     forge(artifact.store.local_path(), path, data)
     opened = open_artifact(artifact.uri)
@@ -353,7 +353,7 @@ def test_a_probe_or_reference_of_wrong_types_is_refused_in_one_line(artifact, pa
     {"metrics": []}, {"config": 5}, {"files": {}}, {"files": [{"path": 1, "size": 1, "sha256": ""}]}, {"variant": 5},
     {"unheard_of": 1}, {"files": [{"path": "../w.json", "size": 1, "sha256": ""}]},
     {"files": 2 * [{"path": "a.json", "size": 1, "sha256": ""}]}, {"schema_version": "1"}, {"schema_version": True},
-])  # fmt: skip
+])
 def test_a_manifest_of_wrong_types_is_damaged_in_one_line(artifact, change):
     path = artifact.store.local_path("manifest.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -391,7 +391,7 @@ def pipe_as_manifest(folder):
     (lambda f: os.mkfifo(f / "more.json"), "more.json is a link, a pipe"),
     (pipe_as_manifest, "manifest.json is a link, a pipe"),
     (lambda f: (f / "evil.json.partial").write_text("{}"), "evil.json.partial is extra"),
-])  # fmt: skip
+])
 def test_links_pipes_and_files_that_a_listing_leaves_out_are_refused(artifact, attack, message):
     attack(artifact.store.local_path())
     with pytest.raises(ArtifactError, match=message):
@@ -482,7 +482,7 @@ def test_the_card_tells_figures_with_interval_tensors_limits_and_escapes_names(t
     description = describe(labels=("cat", "<b>|dog\n"), data={"uri": "s3://key:secret@bucket/x"})
     card = write_artifact(
         Store.open(str(tmp_path)), "x", description=description, probe=a_probe(), files={}
-    ).read("model_card.md").decode()  # fmt: skip
+    ).read("model_card.md").decode()
     assert "| accuracy | 0.9750 (95% interval 0.9600 to 0.9800) |" in card
     assert "input `image`: UINT8, any × 2 × 2 × 1" in card
     assert "- Not for birds." in card and "open_artifact" in card
@@ -495,7 +495,7 @@ def test_credentials_in_addresses_are_blotted_out():
               "uris": ("s3://b?access_key=A&secret_key=hush&region=x", 3)}
     assert without_secrets(config) == {
         "run": {"tracking_uri": "http://***@host/"}, "uris": ["s3://b?access_key=***&secret_key=***&region=x", 3],
-    }  # fmt: skip
+    }
 
 
 def test_the_code_version_is_the_commit_or_a_hash_of_the_source(tmp_path):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from jobs.common.evaluation.classification import headlines
 from jobs.common.evaluation.metrics import (
-    bootstrap_interval,
     evaluate,
     expected_calibration_error,
     log_loss,
     macro_f1_interval,
     top_k_accuracy,
+    wilson_interval,
     worst_mistakes,
 )
 from jobs.common.evaluation.roc import roc_curve
@@ -43,7 +44,7 @@ def test_every_number_agrees_with_scikit_learn(classes):
         "balanced_accuracy": reference.balanced_accuracy_score(labels, predicted),
         "macro_f1": reference.f1_score(labels, predicted, average="macro"),
         "log_loss": reference.log_loss(labels, probabilities),
-        "top_3_accuracy": reference.top_k_accuracy_score(labels, probabilities, k=3) if classes > 3 else 1.0,
+        **({"top_3_accuracy": reference.top_k_accuracy_score(labels, probabilities, k=3)} if classes > 3 else {}),
         "auc_macro": reference.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
         "auc_micro": reference.roc_auc_score(labels, probabilities, multi_class="ovr", average="micro"),
     }
@@ -126,14 +127,22 @@ def test_calibration_error_of_known_bins():
     assert sum(b.count for b in judge(probabilities, labels).reliability) == 20
 
 
-def test_the_bootstrap_interval_is_that_of_resampled_rows():
-    rng = np.random.default_rng(2)
-    correct = rng.random(300) < 0.9
-    resampled = correct[rng.integers(0, 300, (20_000, 300))].mean(axis=1)
-    low, high = bootstrap_interval(correct.mean(), 300, 20_000)
-    assert (low, high) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=0.005)
-    assert low < correct.mean() < high
-    assert bootstrap_interval(0.9, 300, 1000, seed=3) == bootstrap_interval(0.9, 300, 1000, seed=3)
+@pytest.mark.parametrize(("right", "rows"), [(270, 300), (1, 7), (120, 120), (0, 40)])
+def test_the_interval_of_the_accuracy_is_wilsons_and_has_a_width_where_nothing_is_wrong(right: int, rows: int):
+    from scipy import stats
+
+    reference = stats.binomtest(right, rows).proportion_ci(method="wilson")
+    low, high = wilson_interval(right / rows, rows)
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-6)
+    assert high - low > 0.02
+
+
+def test_a_flawless_classifiers_intervals_have_a_width_and_there_is_no_top_2_of_2():
+    found = judge(np.eye(2)[np.arange(120) % 2], np.arange(120) % 2, top_k=3)
+    assert (found.accuracy, found.macro_f1) == (1, 1)
+    assert found.accuracy_low == found.macro_f1_low == pytest.approx(0.969, abs=1e-3)
+    assert not [name for name in found.scalars() if name.startswith("top_")]
+    assert not [name for name, _ in headlines(found) if name.startswith("top-")]
 
 
 def test_paired_interval_is_the_student_t_interval_of_the_differences():

@@ -34,7 +34,7 @@ def make_artifact(folder, scale=1.0):
         job="mlp", task="image-classification", inputs=(scores,), outputs=(scores,), labels=("a", "b"),
         preprocessing={},
         metrics={"test": {"accuracy": 0.98}}, config={}, data={"fingerprint": "f00d"}, about="A test.", code="git:1",
-    )  # fmt: skip
+    )
     weights = {"w": np.full(4, scale, np.float32)}
     probe = Probe(inputs=rows, outputs=rows)
     return write_artifact(Store.open(str(folder)), "artifact", description=description, probe=probe,
@@ -118,7 +118,7 @@ def test_an_artifact_becomes_the_candidate_and_is_promoted_and_fetched(storage, 
     assert registry.resolve("models:/models/1").digest == first.digest
     assert [(v.version, sorted(v.aliases)) for v in registry.versions("models")] == [
         ("2", ["candidate", "champion"]), ("1", []),
-    ]  # fmt: skip
+    ]
     assert capsys.readouterr() == ("", "")
 
 
@@ -206,7 +206,7 @@ def test_a_list_that_is_read_without_mlflow_is_the_one_that_mlflow_gives(storage
     assert [(v.name, v.version) for v in read_versions(database, "read-b")] == [("read-b", "3"), ("read-b", "1")]
     for name in (None, "read-a", "read-b", "read-nothing", "read-prompt", "not there"):
         assert [vars(v) | {"aliases": {*v.aliases}} for v in read_versions(database, name)] == [
-            vars(v) | {"aliases": {*v.aliases}} for v in registry.versions(name)]  # fmt: skip
+            vars(v) | {"aliases": {*v.aliases}} for v in registry.versions(name)]
 
 
 def test_a_database_with_other_tables_is_left_to_mlflow(tmp_path):

@@ -59,7 +59,7 @@ def content(classes=10, rows=500, names=None, side=28, **changes):
                  "class_counts": {"train": [90] * classes, "test": [10] * classes}},
         "environment": {"python": "3.11.7", "libraries": {"numpy": "2.4.6"}}, "artifact": "/runs/night/artifact",
         "sections": [section("Tokens", "12 tokens a row")],
-    }  # fmt: skip
+    }
     return ReportContent(**fields | changes)
 
 
@@ -99,7 +99,7 @@ def test_it_shows_all_that_a_run_has_to_tell(document):
         "How the run went", "worker 2 was killed", "checkpoint 7 is damaged", "91.00%", "f00df00d",
         "Rows by class and split",
         "optim.lr", "0.001", "libraries.numpy", "2.4.6",
-    ]  # fmt: skip
+    ]
     assert [words for words in expected if words not in text] == []
 
 
@@ -135,7 +135,7 @@ def test_no_text_of_the_users_becomes_markup():
     history = [{"step": 1, EVIL: 1.0, "$x^$ loss": 1.0}, {"step": 2, EVIL: 2.0, "_loss": 2.0}]
     hostile = content(classes=4, names=names, title=EVIL, config={EVIL: EVIL}, artifact=EVIL,
                       run=RunFacts(name=EVIL, status=EVIL, started=0, duration_s=1, events=(EVIL,)),
-                      environment={EVIL: EVIL}, history=history)  # fmt: skip
+                      environment={EVIL: EVIL}, history=history)
     document = render(hostile)
     assert "script" not in Reader(document).tags
     assert "<script" not in document
@@ -193,7 +193,7 @@ def test_a_perfect_model_has_no_mistakes_to_show():
     probabilities = np.eye(3, dtype=np.float32)
     perfect = evaluate(probabilities, np.arange(3), ["a", "b", "c"], top_k=1, bootstrap_samples=100)
     none = Mistakes(images=np.zeros((0, 8, 8, 1), np.uint8), labels=np.zeros(0, int), predictions=np.zeros(0, int),
-                    confidences=np.zeros(0))  # fmt: skip
+                    confidences=np.zeros(0))
     text = Reader(render(content(evaluations={"test": perfect}, mistakes=none))).text
     assert "100.00%" in text and "Worst mistakes" not in text
 
@@ -216,7 +216,7 @@ def test_pictures_of_any_kind_can_be_shown(shape, dtype):
 def test_values_are_short_for_people():
     assert [shown(v) for v in (None, True, 12345, 0.123456, {"a": 1}, [1, 2], "x" * 999)][:6] == [
         "–", "yes", "12,345", "0.1235", "a 1", "1, 2",
-    ]  # fmt: skip
+    ]
     assert len(shown("x" * 999)) == 300
 
 
@@ -227,7 +227,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 def browse(path, profile, *arguments):
     quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
              "--disable-component-update",
-             "--disable-sync", "--no-first-run", "--hide-scrollbars", f"--user-data-dir={profile}")  # fmt: skip
+             "--disable-sync", "--no-first-run", "--hide-scrollbars", f"--user-data-dir={profile}")
     line = [CHROMIUM, *quiet, *arguments, path.as_uri()]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
 
@@ -240,7 +240,7 @@ def test_a_browser_shows_it_in_light_and_dark(tmp_path, document):
     for scheme, number in (("dark", 0), ("light", 1)):
         picture = tmp_path / f"{scheme}.png"
         browse(path, tmp_path / scheme, f"--blink-settings=preferredColorScheme={number}", f"--screenshot={picture}",
-               "--window-size=1200,3000")  # fmt: skip
+               "--window-size=1200,3000")
         pixels = np.asarray(Image.open(picture).convert("L"), float)
         assert pixels.std() > 10, "the page is blank"
         brightness[scheme] = np.median(pixels)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.core.errors import CheckpointError, ConfigError
-from jobs.common.config import parse
+from jobs.common.config import from_dict, parse, to_yaml
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
 from jobs.common.execution.worker import load
@@ -36,6 +36,19 @@ def groups_of(seed: int = 0, shards: int = 3, steps: int = 8) -> LengthGroups:
 def arranged(groups: LengthGroups, lengths: np.ndarray, epoch: int, shard: int, window: int) -> np.ndarray:
     positions = groups.window(epoch, shard, window)
     return positions[groups.arrange(epoch, window, lengths[positions])]
+
+
+@pytest.mark.parametrize(("model", "lr"), [
+    ({}, 1e-3), ({"name": "some/where"}, 5e-5), ({"name": "some/where", "pretrained": False}, 1e-3),
+    ({"name": "some/where", "lora_rank": 4}, 2e-4)])
+def test_the_default_learning_rate_is_one_for_the_model_and_is_in_the_config_that_is_printed(
+    model: dict[str, Any], lr: float
+) -> None:
+    config = from_dict(TransformerConfig, {"model": model})
+    assert config.optim.lr == lr
+    assert f"lr: {lr}" in to_yaml(config).replace("e-05", "e-5")
+    assert from_dict(TransformerConfig, {"model": model, "optim": {"lr": 3e-4}}).optim.lr == 3e-4
+
 
 
 def test_length_groups_see_every_row_of_the_order_once_and_hold_little_padding() -> None:

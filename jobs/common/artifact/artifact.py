@@ -132,7 +132,7 @@ def write_artifact(
     ArtifactError for a format that is not safe, ValueError if the probe is not as the tensors say, StorageError.
     """
     body = {"request": {"inputs": to_json(description.inputs, probe.inputs)},
-            "response": {"outputs": to_json(description.outputs, probe.outputs)}}  # fmt: skip
+            "response": {"outputs": to_json(description.outputs, probe.outputs)}}
     contents: dict[str, Content] = {**files, PROBE: _json(body), CARD: model_card.text(description).encode()}
     if reference is not None:
         contents[REFERENCE] = _json(reference.to_json())

@@ -25,7 +25,7 @@ def text(description: Description) -> str:
         "## How to load it", f"```python\n{description.how_to_load.strip() or _LOAD}\n```",
         "## Where it comes from",
         _facts({"code": description.code, **description.libraries}),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

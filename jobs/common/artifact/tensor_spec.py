@@ -12,7 +12,7 @@ DTYPES: dict[str, str] = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
     "BYTES": "object",
-}  # fmt: skip
+}
 """Protocol datatype to NumPy dtype. An element of BYTES is a str."""
 
 

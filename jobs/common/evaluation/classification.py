@@ -51,9 +51,11 @@ def require_finite(predicted: Mapping[str, Predictions]) -> None:
 
 
 def headlines(test: Evaluation) -> list[tuple[str, str]]:
-    return [("test accuracy",
-             f"{test.accuracy:.4f} (95% interval {test.accuracy_low:.4f} to {test.accuracy_high:.4f})"),
-            ("macro-F1", f"{test.macro_f1:.4f} (95% interval {test.macro_f1_low:.4f} to {test.macro_f1_high:.4f})"),
-            ("log loss", f"{test.log_loss:.4f}"),
-            (f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}"),
+    def with_interval(name: str) -> str:
+        value, low, high = (getattr(test, f"{name}{end}") for end in ("", "_low", "_high"))
+        return f"{value:.4f} (95% interval {low:.4f} to {high:.4f})"
+
+    top = [(f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}")] if test.top_k < len(test.class_names) else []
+    return [("test accuracy", with_interval("accuracy")), ("macro-F1", with_interval("macro_f1")),
+            ("log loss", f"{test.log_loss:.4f}"), *top,
             ("calibration error", f"{test.expected_calibration_error:.4f}")]

@@ -51,7 +51,7 @@ def tracking_address(tracking_uri: str | None, storage: Store) -> str:
         return tracking_uri
     if not storage.is_local:
         raise ConfigError(f"storage {storage.uri} cannot hold MLflow's SQLite file: pass --run.tracking-uri "
-                          "http://SERVER, or --run.tracking-uri none")  # fmt: skip
+                          "http://SERVER, or --run.tracking-uri none")
     return f"sqlite:///{storage.local_path(DATABASE_FILE)}"
 
 

@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True, "legend.facecolor": PANEL,
     "legend.edgecolor": FAINT, "legend.framealpha": 0.85, "legend.fancybox": False, "figure.facecolor": "none",
     "axes.facecolor": "none", "savefig.facecolor": "none", "axes.formatter.limits": (-3, 5),
-}  # fmt: skip
+}
 
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -68,7 +68,7 @@ def roc_chart(evaluation: Evaluation, *, corner: bool = False) -> Markup:
     with chart(name) as (axes, done):
         for i, (label, curve, dash) in enumerate(_roc_lines(evaluation)):
             axes.plot(curve.false_positive_rate, curve.true_positive_rate, dash, label=f"{label} ({curve.area:.4f})",
-                      color=colour(i), linewidth=2.0 if i < 2 else 1.0)  # fmt: skip
+                      color=colour(i), linewidth=2.0 if i < 2 else 1.0)
         axes.set(xlabel="false positive rate", ylabel="true positive rate")
         if corner:
             axes.set(xlim=(-0.002, 0.1), ylim=(0.9, 1.005))
@@ -95,7 +95,7 @@ def reliability_chart(evaluation: Evaluation) -> Markup:
         axes.bar([b.low for b in bins], share, width, align="edge", color=colour(1), alpha=0.25,
                  label="share of the rows")
         axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], "-o", color=colour(0), markersize=4,
-                  label="this model")  # fmt: skip
+                  label="this model")
         axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
         axes.legend(loc="best")
     return done[0]
@@ -107,7 +107,7 @@ def confusion_chart(evaluation: Evaluation) -> Markup:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with chart("Confusion matrix as an image") as (axes, done):
         axes.imshow(_pooled(np.sqrt(shares)), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto",
-                    extent=(-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5))  # fmt: skip
+                    extent=(-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5))
         axes.grid(visible=False)
         axes.set(xlabel="predicted class", ylabel="true class")
         if len(shares) <= MAX_NAMED:

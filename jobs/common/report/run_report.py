@@ -23,7 +23,7 @@ MAX_MATRIX, MAX_CLASS_ROWS, MAX_PAIRS, MAX_EVENTS, MAX_PICTURES = 25, 50, 20, 20
 _SCALARS = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",
     "auc_macro": "AUC, macro", "auc_micro": "AUC, micro", "expected_calibration_error": "expected calibration error",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,9 @@ def _metrics(main: Evaluation, of: Collection[Evaluation]) -> list[list[str]]:
         if name in ("accuracy", "macro_f1"):
             rows.append(["… its 95% interval",
                          *(f"{getattr(e, f'{name}_low'):.4f} – {getattr(e, f'{name}_high'):.4f}" for e in of)])
-    return [*rows, [f"top-{main.top_k} accuracy", *(number(e.top_k_accuracy) for e in of)],
-            ["rows", *(f"{e.num_rows:,}" for e in of)]]
+    if main.top_k < len(main.class_names):
+        rows.append([f"top-{main.top_k} accuracy", *(number(e.top_k_accuracy) for e in of)])
+    return [*rows, ["rows", *(f"{e.num_rows:,}" for e in of)]]
 
 
 def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dict[str, charts.Line]]:

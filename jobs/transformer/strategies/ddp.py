@@ -38,7 +38,7 @@ class Ddp:
         self.model = model.to(device).train()
         self._named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         optim = config.optim
-        self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr,
+        self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.highest_lr,
                                             betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
         self._gradients = GradientBuckets(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6,
                                           torch.bfloat16 if config.scale.gradients == "bf16" else None)

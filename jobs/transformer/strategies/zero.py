@@ -102,7 +102,7 @@ class Zero:
             self._swap = SwapFolder(config.scale.offload_path)
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         optim = config.optim
-        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr,
+        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.highest_lr,
                                       betas=(0.9, optim.beta2),
                                       eps=optim.eps)
         with peers_needed():
