@@ -16,7 +16,8 @@ class ModelConfig:
     name: Literal["cnn"] = "cnn"
     """The architecture."""
     build: str = "jobs.cnn.model:build_model"
-    """`module:function` that builds the Keras model, from pixels to logits; what it is called with is said there."""
+    """`module:function`, called as `build(info) -> keras.Model` with the data's `shape` (height, width, channels),
+    `class_names`, `num_classes`, `mean` and `std`: from pixels to logits."""
     width: int = 16
     """Filters of the first block; each block after it has twice as many."""
     depth: int = 3

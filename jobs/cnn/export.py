@@ -20,7 +20,7 @@ from jobs.cnn.framework import keras, tf
 from jobs.cnn.model import KERAS_FILE, is_seed, new_model, with_probabilities
 from jobs.common.arrays import Array
 from jobs.common.training.job import TrainingResult
-from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.build_info import BuildInfo
 
 ONNX_FILE = "model.onnx"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -36,7 +36,7 @@ def best_model(trained: TrainingResult, **hardware: object) -> keras.Model:
     """The Keras model of the best checkpoint, with a softmax at its end. hardware: settings to change."""
     config = replace(trained.config, hardware=replace(trained.config.hardware, **hardware))
     with tf.device("CPU"):
-        model = new_model(config, ImageFacts.of(trained.dataset), len(trained.dataset.class_names))
+        model = new_model(config, BuildInfo.of(trained.dataset, config.model))
         fill(model, trained.checkpoints.load(trained.best))
         return with_probabilities(model)
 

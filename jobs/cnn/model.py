@@ -8,7 +8,7 @@ Shapes: B rows, H × W × C pixels, K classes.
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,25 +20,23 @@ from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.framework import keras, tf
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
-from jobs.common.execution.worker import load as load_object
-from jobs.common.vision.dataset import ImageFacts
-from jobs.common.vision.job import normalisation
+from jobs.common.vision.build_info import BuildInfo, called, function_of_yours
 
 KERAS_FILE = "model.keras"
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
-def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfig, mean: Sequence[float],
-                std: Sequence[float]) -> keras.Model:
+def build_model(info: BuildInfo) -> keras.Model:
     """Pixels (B, H, W, C) to logits (B, K). Put your own in its place with `--model.build MODULE:FUNCTION`.
 
-    It is called once on every worker, with the seeds of Python, NumPy and Keras set. mean, std: of each channel, in
-    pixel units. What must hold: a `keras.Model` of one input and one output, with logits and no softmax at its end.
+    It is called once on every worker, with the seeds of Python, NumPy and Keras set. What must hold: a `keras.Model` of
+    one input and one output, with logits and no softmax at its end.
     """
+    model: ModelConfig = info.model
     layers = keras.layers
-    pixels = keras.Input(shape, name="image")
-    scale = [1 / deviation for deviation in std]
-    offset: Any = [-m * s for m, s in zip(mean, scale, strict=True)]
+    pixels = keras.Input(info.shape, name="image")
+    scale = [1 / deviation for deviation in info.std]
+    offset: Any = [-m * s for m, s in zip(info.mean, scale, strict=True)]
     x = layers.Rescaling(scale, offset, dtype="float32", name="normalise")(pixels)
     for block in range(1, model.depth + 1):
         for place in range(1, model.convolutions + 1):
@@ -56,36 +54,25 @@ def build_model(shape: tuple[int, int, int], num_classes: int, model: ModelConfi
         x = layers.Dropout(model.dropout, name=f"dropout_{place}")(x) if model.dropout else x
         x = layers.Dense(width, activation="relu", name=f"dense_{place}")(x)
     x = layers.Dropout(model.dropout, name="dropout")(x) if model.dropout else x
-    return keras.Model(pixels, layers.Dense(num_classes, dtype="float32", name="logits")(x), name=model.name)
+    return keras.Model(pixels, layers.Dense(info.num_classes, dtype="float32", name="logits")(x), name=model.name)
 
 
-def new_model(config: CnnConfig, images: ImageFacts, num_classes: int) -> keras.Model:
+def new_model(config: CnnConfig, info: BuildInfo) -> keras.Model:
     """The config's model with its first weights, a function of the run's seed.
     Raises: ConfigError for one that cannot be used."""
     keras.utils.clear_session()  # layers are named as in a new process
     keras.utils.set_random_seed(config.run.seed % 2**32)
-    mean, std = normalisation(images, config.model.normalise)
-    before = keras.config.dtype_policy()
+    before, name = keras.config.dtype_policy(), config.model.build
     keras.config.set_dtype_policy(POLICIES[config.hardware.precision])
     try:
-        model = _builder(config.model.build)(images.shape, num_classes, config.model, mean, std)
+        model = called(f"--model.build {name}", function_of_yours("--model.build", name), info,
+                       hint=f" (it cannot be built for images of {info.shape})")
         if isinstance(model, keras.Sequential):
             model = keras.Model(model.inputs, model.outputs[0], name=model.name)
-    except ValueError as error:
-        raise ConfigError(f"--model.build {config.model.build} cannot be built for images of {images.shape}: "
-                          f"{error}") from error
     finally:
         keras.config.set_dtype_policy(before)
-    _check(model, config.model.build, num_classes)
+    _check(model, name, info.num_classes)
     return model
-
-
-def _builder(name: str) -> Callable[..., keras.Model]:
-    try:
-        return load_object(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--model.build {name}: {error}; it must be MODULE:FUNCTION, importable where the job "
-                          "runs") from error
 
 
 def _check(model: object, name: str, num_classes: int) -> None:

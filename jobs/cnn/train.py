@@ -24,6 +24,7 @@ from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Tensors, Wishes
 from jobs.common.training.weight_digest import digest_of_arrays
+from jobs.common.vision.build_info import BuildInfo
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.robustness import Attack, predict_changed
 
@@ -112,7 +113,7 @@ class CnnTraining:
 
 def build_trainer(context: TrainContext, config: CnnConfig, pipeline: Pipeline, group: Group) -> Trainer:
     dataset = context.dataset
-    model = new_model(config, pipeline.images, len(dataset.class_names))
+    model = new_model(config, BuildInfo.of(dataset, config.model))
     settings = Settings(
         passes=pipeline.passes, rows_per_pass=pipeline.rows_per_pass,
         class_weights=balanced(dataset.splits["train"].class_counts)

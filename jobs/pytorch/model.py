@@ -9,7 +9,6 @@ Shapes: B rows, H × W × C pixels, K classes.
 
 import copy
 import functools
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from cluster.core.errors import ConfigError
 from jobs.common.artifact import artifact
-from jobs.common.vision.build_info import BuildInfo, function_of_yours
+from jobs.common.config import from_dict
+from jobs.common.vision.build_info import BuildInfo, called, function_of_yours
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.images.classifier import Classifier
 from jobs.pytorch.images.training import Loss
@@ -63,7 +63,7 @@ def new_model(config: PytorchConfig, info: BuildInfo) -> OnPixels:
 
 def _built(name: str, info: BuildInfo) -> OnPixels:
     """Raises: ConfigError if the function is not there, raises, or returns something else."""
-    module = _called(name, function_of_yours("--model.build", name), info)
+    module = called(f"--model.build {name}", function_of_yours("--model.build", name), info)
     if not isinstance(module, nn.Module):
         raise ConfigError(f"--model.build {name} gave {module!r}: it must return a torch.nn.Module")
     return OnPixels(module, info)
@@ -82,16 +82,17 @@ def check(config: PytorchConfig, model: OnPixels, info: BuildInfo, rows_per_pass
     """Tries one pass forward and back, on a copy and on black images.
     Raises: ConfigError that says what does not fit."""
     name, tried = config.model.build, copy.deepcopy(model)
-    seen = _called(name, tried.eval(), torch.zeros((1, *info.shape), dtype=torch.uint8))
+    seen = called(f"--model.build {name}", tried.eval(), torch.zeros((1, *info.shape), dtype=torch.uint8))
     if not isinstance(seen, Tensor) or seen.shape != (1, info.num_classes):
         said = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise ConfigError(f"--model.build {name}: for images (1, {info.shape[2]}, {info.shape[0]}, {info.shape[1]}) "
                           f"its module gives {said}: it must give logits (1, {info.num_classes}), one a class")
-    logits = _called(name, tried.train(), torch.zeros((rows_per_pass, *info.shape), dtype=torch.uint8),
-                     hint=f" (it is trained on {rows_per_pass} rows at a time: --train.global-batch-size over the most "
-                          "workers)")
-    loss = _called(f"{config.model.loss}", loss_of(config), logits, torch.zeros(rows_per_pass, dtype=torch.int64),
-                   option="--model.loss")
+    images = torch.zeros((rows_per_pass, *info.shape), dtype=torch.uint8)
+    logits = called(f"--model.build {name}", tried.train(), images,
+                    hint=f" (it is trained on {rows_per_pass} rows at a time: --train.global-batch-size over the most "
+                         "workers)")
+    labels = torch.zeros(rows_per_pass, dtype=torch.int64)
+    loss = called(f"--model.loss {config.model.loss}", loss_of(config), logits, labels)
     if not isinstance(loss, Tensor) or loss.dim():
         said = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(f"--model.loss {config.model.loss} gives {said}: it must give one number, the mean over the "
@@ -99,20 +100,6 @@ def check(config: PytorchConfig, model: OnPixels, info: BuildInfo, rows_per_pass
     if not loss.requires_grad:
         raise ConfigError(f"--model.loss {config.model.loss}: it does not depend on the module's parameters: compute "
                           "it from the logits, without .detach(), .item() or torch.no_grad()")
-
-
-def _called(name: str, function: Callable[..., object], *given: object, option: str = "--model.build",
-            hint: str = "") -> object:
-    """What a function of the user's gives. Raises: ConfigError with what it raises, and the line in which."""
-    try:
-        return function(*given)
-    except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f", in {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
-        raise ConfigError(f"{option} {name}: {type(error).__name__}: "
-                          f"{' '.join(str(error).split())}{where}{hint}") from error
 
 
 def load(where: artifact.Where | artifact.Artifact) -> Classifier:
@@ -124,7 +111,8 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
     opened = artifact.as_artifact(where)
     about = opened.manifest.description
     info = BuildInfo(shape=tuple(about.preprocessing["shape"]), class_names=tuple(about.labels),
-                     mean=tuple(about.preprocessing["mean"]), std=tuple(about.preprocessing["std"]))
+                     mean=tuple(about.preprocessing["mean"]), std=tuple(about.preprocessing["std"]),
+                     model=from_dict(PytorchConfig, {"model": dict(about.config["model"])}).model)
     name = about.config["model"]["build"]
     model = _built(name, info)
     try:

@@ -41,7 +41,7 @@ class ModuleTraining(ImageTraining):
     config: PytorchConfig
 
     def __init__(self, context: TrainContext, config: PytorchConfig, group: Group, device: torch.device) -> None:
-        info = BuildInfo.of(context.dataset, config.model.normalise)
+        info = BuildInfo.of(context.dataset, config.model)
         model = new_model(config, info)
         rows = config.train.global_batch_size // context.num_shards
         check(config, model, info, min(rows, config.train.max_rows_per_pass or rows))

@@ -31,6 +31,7 @@ from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError
+from jobs.common.vision.build_info import BuildInfo
 from jobs.common.vision.config import AugmentConfig
 from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs
@@ -65,8 +66,13 @@ def train(folder: Path, dataset: Dataset, config: CnnConfig, kind: type[Session]
     return image_loops.train(loop.train, folder, dataset, config, kind, num_shards)
 
 
+def info_of(shape: tuple[int, int, int], classes: int, model: object = None) -> BuildInfo:
+    names, channels = tuple("abcd"[:classes]), shape[2]
+    return BuildInfo(shape=shape, class_names=names, mean=(0.0,) * channels, std=(1.0,) * channels, model=model)
+
+
 def network(config: CnnConfig, dataset: Dataset) -> Any:
-    return new_model(config, ImageFacts.of(dataset), len(dataset.class_names))
+    return new_model(config, BuildInfo.of(dataset, config.model))
 
 
 def trainer_of(folder: Path, dataset: Dataset, config: CnnConfig, num_shards: int = 1) -> tuple[Any, Any]:
@@ -131,12 +137,12 @@ def test_any_shape_depth_and_number_of_classes_trains(model: dict[str, Any], odd
 def test_the_smallest_side_is_the_smallest_that_can_be_built(model: dict[str, Any]) -> None:
     config = config_of(model={"head": "flatten", **model})
     for side, fits in ((config.model.smallest_side, True), (config.model.smallest_side - 1, False)):
-        facts = ImageFacts(shape=(side, side, 1), dtype="uint8", mean=(0.0,), std=(1.0,))
+        info = info_of((side, side, 1), 3, config.model)
         if fits:
-            assert new_model(config, facts, 3).output.shape == (None, 3)
+            assert new_model(config, info).output.shape == (None, 3)
             continue
         with pytest.raises(ConfigError, match="cannot be built"):
-            new_model(config, facts, 3)
+            new_model(config, info)
 
 
 # ── a step against Keras's own ──
@@ -427,7 +433,7 @@ def test_the_same_weights_give_the_same_bytes(digits: Dataset) -> None:
 def test_a_file_with_a_lambda_layer_is_refused(odd: Dataset, tmp_path: Path) -> None:
     from tests.unit import own_networks
 
-    own_networks.with_lambda((5, 6, 3), 4).save(tmp_path / "evil.keras")
+    own_networks.with_lambda(info_of((5, 6, 3), 4)).save(tmp_path / "evil.keras")
     with pytest.raises(ArtifactError, match="Lambda layer"):
         load_keras((tmp_path / "evil.keras").read_bytes(), "the artifact")
     with pytest.raises(ArtifactError, match=r"model\.keras of the artifact is refused"):

@@ -18,7 +18,7 @@ def graph_of(trained: TrainingResult, weights: Tensors) -> bytes | None:
 
     None, and a line on standard output, for a module that the exporter cannot write.
     """
-    info = BuildInfo.of(trained.dataset, trained.config.model.normalise)
+    info = BuildInfo.of(trained.dataset, trained.config.model)
     model = new_model(trained.config, info)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     images = torch.zeros((2, *info.shape), dtype=getattr(torch, trained.dataset.details["dtype"]))
