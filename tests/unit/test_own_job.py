@@ -65,6 +65,21 @@ def test_it_is_trainyards_wheel_that_is_used(place: own_job.Place) -> None:
     assert [path for path in templates if not (place.installed / path).is_file()] == []
 
 
+def test_a_module_beside_an_installed_trainyard_trains_and_answers_without_it(place: own_job.Place) -> None:
+    """On two workers, by the command `trainyard`."""
+    storage = place.folder.parent / "module"
+    done = python(place, "-m", "trainyard", "train", "pytorch", "--model.build", "my_package.nets:build",
+                  "--run.engine", "local", "--run.workers", "2", "--run.storage", str(storage), "--run.name", "mine",
+                  "--run.tracking-uri", "none", "--train.epochs", "1", "--eval.bootstrap-samples", "100",
+                  "--eval.robustness-rows", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    artifact = open_artifact(storage / "mine/artifact")
+    predictor, probe = load_predictor(artifact), artifact.probe()
+    answered = predictor.encode(predictor.predict(predictor.decode(probe.inputs)))
+    np.testing.assert_allclose(answered["probabilities"], probe.outputs["probabilities"], atol=1e-5)
+    assert not [name for name in sys.modules if name.partition(".")[0] == "my_package"]
+
+
 @pytest.mark.usefixtures("importable")
 def test_its_artifact_names_it_and_is_answered_by_its_predictor_for_who_has_named_it(artifact: Artifact) -> None:
     assert artifact.manifest.description.job == own_job.NAME
