@@ -14,9 +14,11 @@
 both ways stay.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__",
                  "serve": "serving.__main__"}
@@ -26,9 +28,9 @@ OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out a command line. Returns the exit code of the command that it names; 2 for one that is not there."""
+    if arguments is None:
+        _as_python_m()
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or [""]
-    if "" not in sys.path[:1]:
-        sys.path.insert(0, "")  # as `python -m` does: a job may lie in the current folder
     if command == "train":
         return _train(rest)
     if command == "tune":
@@ -44,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(f"there is no command {command!r}: see `trainyard --help`" if command else __doc__, file=sys.stderr)
     return 2
+
+
+def _as_python_m() -> None:
+    """Has the current folder go first, as `python -m` does: it may hold a job, or Trainyard itself."""
+    here = Path.cwd()
+    if (here / "trainyard/__main__.py").is_file() and here.resolve() != Path(__file__).resolve().parents[1]:
+        os.execv(sys.executable, [sys.executable, "-m", "trainyard", *sys.argv[1:]])  # all of it, in all processes
+    if "" not in sys.path[:1]:
+        sys.path.insert(0, "")
 
 
 def _train(arguments: list[str]) -> int:

@@ -12,12 +12,12 @@ from jobs.common.artifact.artifact import open_artifact
 from serving.core.settings import ModelSettings
 
 NOTES = """\
-# Ray's own application for vLLM answers /v1/completions and /v1/models here, not this project's endpoint. It checks no
-# keys and has no limit per key, no bound on a request's size and no deadline but request_timeout_s: it listens on
-# loopback, so put a gateway in front of it that does. Its answers do not name the artifact's digest. The artifact was
-# verified when this file was written, and is not when vLLM loads it: keep its folder where nobody else can write. vLLM
-# puts no start of a document before a prompt of text. It needs `pip install 'ray[llm]'` and GPUs on the nodes that
-# serve.
+# Ray's own application for vLLM answers /v1/completions and /v1/models here, not this project's endpoint.
+# It checks no keys and has no limit per key, no bound on a request's size and no deadline but request_timeout_s: it
+# listens on loopback, so put a gateway in front of it that does. Its answers do not name the artifact's digest. The
+# artifact was verified when this file was written, and is not when vLLM loads it: keep its folder where nobody else can
+# write. vLLM puts no start of a document before a prompt of text. It needs `pip install 'ray[llm]'` and GPUs on the
+# nodes that serve.
 """
 _REMOTE = ("s3://", "gs://", "abfss://", "azure://")
 

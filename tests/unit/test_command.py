@@ -63,6 +63,14 @@ def test_a_folder_of_runs_in_the_home_folder_is_not_taken_for_the_package(tmp_pa
     assert Path(done.stdout.strip()) == shadows.OURS / "trainyard/__init__.py"
 
 
+def test_in_a_folder_that_holds_trainyard_itself_that_one_is_run(tmp_path: Path) -> None:
+    (tmp_path / "trainyard").mkdir()
+    (tmp_path / "trainyard/__main__.py").write_text("import sys\nprint('this one', sys.argv[1:])\nsys.exit(3)\n")
+    done = subprocess.run([Path(sys.executable).with_name("trainyard"), "up", "--nodes", "2"], cwd=tmp_path, text=True,
+                          capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "this one ['up', '--nodes', '2']\n"), done.stderr
+
+
 # ── Tab ──
 @pytest.fixture(scope="module")
 def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
