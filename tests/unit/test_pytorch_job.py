@@ -72,7 +72,7 @@ def test_it_learns_whatever_it_is_made_of(build: str, loss: str | None, odd: Dat
     kept = tensors(tmp_path)
     if build == "frozen":
         torch.manual_seed(config.run.seed)
-        first = own_modules.frozen(BuildInfo.of(odd, "standard")).state_dict()["1.weight"].numpy()
+        first = own_modules.frozen(BuildInfo.of(odd, config.model)).state_dict()["1.weight"].numpy()
         assert np.array_equal(kept["model.module.1.weight"], first)
     if build == "Tied":
         assert np.array_equal(kept["model.module.first.weight"], kept["model.module.second.weight"])
