@@ -1,5 +1,4 @@
-"""The Transformer job's config: the common groups with text in them, and its model, optimiser,
-scale strategy and hardware."""
+"""The Transformer job's config: the common groups with text, and its model, optimiser, strategy and hardware."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -49,8 +48,7 @@ class ModelConfig:
     """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
 
     name: str = "tiny"
-    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, llama-8b, …), a local folder,
-    or a hub name."""
+    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, …), a local folder, or a hub name."""
     layers: int | None = None
     """Of a preset: how many layers, where not its own number."""
     heads: int | None = None
@@ -58,8 +56,7 @@ class ModelConfig:
     width: int | None = None
     """Of a preset: the hidden size."""
     attention_window: int | None = None
-    """Of `tiny`, when classifying: tokens to each side that one attends to in each layer; None: all.
-    With few, n-grams count."""
+    """Of `tiny`, to classify: tokens to each side that one attends to in each layer, few for n-grams; None: all."""
     pretrained: bool = True
     """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
     dropout: float | None = None
@@ -144,11 +141,9 @@ class ScaleConfig:
     """How the model's state is spread over the workers."""
 
     strategy: StrategyName = "ddp"
-    """`ddp`: all on each worker. DeepSpeed spreads, with `zero1`, the optimiser; `zero2`, gradients too;
-    `zero3`, weights too."""
+    """`ddp`: all on each worker. DeepSpeed spreads the optimiser (`zero1`), gradients (`zero2`), weights (`zero3`)."""
     offload: Offload = "none"
-    """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory,
-    or on a disk (zero3 only)."""
+    """Where the optimiser's state lies (zero1 to zero3): on the device, in the host's memory, on a disk (zero3)."""
     offload_parameters: bool = False
     """With zero3 and `--scale.offload cpu`: the weights lie there too."""
     offload_path: str | None = None
@@ -156,8 +151,7 @@ class ScaleConfig:
     bucket_mb: float = 25.0
     """Gradients that are summed over the workers at a time, in 10^6 bytes."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """What `ddp` sends and sums gradients in: `bf16` is half as much for a slow network,
-    rounded to 8 significant bits."""
+    """What `ddp` sends and sums gradients in: `bf16` is half as much, rounded to 8 significant bits."""
     deepspeed_json: str | None = None
     """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
 
@@ -194,8 +188,7 @@ class HardwareConfig:
     """How the arithmetic is done."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """`bf16`: matrix products in bfloat16, the optimiser's state in float32.
-    `fp16`: with loss scaling, on GPUs only."""
+    """`bf16`: products in bfloat16, the optimiser's state in float32. `fp16`: with loss scaling, on GPUs only."""
     compile: bool = False
     """torch.compile: slow to start, faster after; with `ddp` only."""
     peak_tflops: float | None = None
@@ -217,8 +210,7 @@ class TextTrainConfig(TrainConfig):
     evaluate_every_steps: int | None = None
     """Evaluates after so many steps, too, not only at an epoch's end."""
     mask_tokens: float = 0.0
-    """Of a training row's tokens, how many are hidden on average, when classifying:
-    a row's share is drawn from 0 to twice that."""
+    """When classifying: how many of a row's tokens are hidden on average, drawn from 0 to twice that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,8 +229,7 @@ class TextEvalConfig(EvalConfig):
     batch_size: int = 64
     """Rows per forward pass, per worker."""
     robustness_rows: int = 500
-    """Test rows that are judged again with typos, without case, without accents and shortened,
-    when classifying; 0: none."""
+    """When classifying: test rows judged again with typos, without case or accents, and shortened; 0: none."""
     explained_rows: int = 10
     """Test rows whose prediction the report explains, when classifying; 0: none."""
     baseline: bool = False
