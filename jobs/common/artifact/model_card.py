@@ -55,11 +55,12 @@ def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _with_interval(values: Mapping[str, float]) -> dict[str, str]:
-    """The interval's ends go beside the accuracy that they belong to."""
-    ends = [values.get("accuracy_low"), values.get("accuracy_high")]
-    shown = {name: f"{value:.4f}" for name, value in values.items() if name not in ("accuracy_low", "accuracy_high")}
-    if "accuracy" in shown and None not in ends:
-        shown["accuracy"] += f" (95% interval {ends[0]:.4f} to {ends[1]:.4f})"
+    """An interval's ends go beside the figure that they belong to."""
+    ends = {f"{name}_{end}" for name in values for end in ("low", "high")}
+    shown = {name: f"{value:.4f}" for name, value in values.items() if name not in ends}
+    for name in shown:
+        if (low := values.get(f"{name}_low")) is not None and (high := values.get(f"{name}_high")) is not None:
+            shown[name] += f" (95% interval {low:.4f} to {high:.4f})"
     return shown
 
 
