@@ -1,11 +1,10 @@
 """The CNN job's config: what image jobs have in common, and its model, class weights and hardware."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import require
-from jobs.common.vision.config import ImageConfig, ImageTrainConfig, OptimConfig
+from jobs.common.vision.config import ImageConfig, ImageTrainConfig, OptimConfig, require_function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,7 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
-        require(bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.build)), "model.build", self.build,
-                "use MODULE:FUNCTION")
+        require_function("model.build", self.build)
         for name in ("width", "depth", "convolutions", "kernel"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
         require(all(width >= 1 for width in self.dense), "model.dense", self.dense, "every width must be at least 1")

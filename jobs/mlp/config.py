@@ -5,6 +5,7 @@ from typing import Literal
 
 from jobs.common.config import require
 from jobs.common.vision.config import ImageConfig
+from jobs.pytorch.config import HardwareConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +24,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(all(width >= 1 for width in self.hidden), "model.hidden", self.hidden, "every width must be at least 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be at least 0 and less than 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareConfig:
-    """How the arithmetic is done."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: matrix products in bfloat16, weights and sums in float32."""
-    compile: bool = False
-    """torch.compile: slow to start, faster after."""
 
 
 @dataclass(frozen=True, kw_only=True)

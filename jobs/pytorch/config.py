@@ -1,13 +1,9 @@
 """The config of the job for a PyTorch module of yours: what image jobs have in common, and where the module is."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.common.config import require
-from jobs.common.vision.config import ImageConfig
-
-FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+from jobs.common.vision.config import ImageConfig, require_function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +21,9 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
-        for name in ("build", "loss"):
-            value = getattr(self, name)
-            require(value is None or bool(re.fullmatch(FUNCTION, value)), f"model.{name}", value, "use MODULE:FUNCTION")
+        require_function("model.build", self.build)
+        if self.loss is not None:
+            require_function("model.loss", self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,11 @@ from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, requ
 from jobs.common.training.schedule import learning_rate
 
 
+def require_function(field_name: str, name: str) -> None:
+    """Raises: ValueError for what is not `module:function`."""
+    require(bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)), field_name, name, "use MODULE:FUNCTION")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageDataConfig(DataConfig):
     """Where the images come from, and how they are split and read."""
