@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.core.errors import ConfigError
-from jobs.common.training.job import Direction
+from jobs.common.evaluation.declared import Direction
 from tuning.journal import Trial
 
 COSTS: dict[str, Direction] = {"parameters": "min", "validation_ms_per_row": "min"}

@@ -9,6 +9,7 @@ from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import Config
+from jobs.common.evaluation.declared import Metric, chosen, figure
 from jobs.common.runs.run import Run
 from jobs.common.runs.run_folder import RESULT_FILE, read_record
 from jobs.common.training.job import Job
@@ -41,17 +42,16 @@ def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tr
                    for key, value in found.items()}
         tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
         tracking.end(f"final-{name}", "completed")
-    metric, sign = ("accuracy", 1) if config.metric == "accuracy" else ("log_loss", -1)
-    best = max(runs, key=lambda run: sign * _of(run, "validation", metric))
+    metric = chosen(job.metrics(config), config.metric)
+    best = max(runs, key=lambda run: metric.sign * _of(run, "validation", metric))
     version = tracking.register(open_artifact(best["artifact"], best["digest"]))
     tests = [_of(run, "test", metric) for run in runs]
-    spread = (f"test {metric} {statistics.median(tests):.4f} (median of {len(tests)}, {min(tests):.4f} to "
-              f"{max(tests):.4f}); ")
+    spread = (f"test {metric.label} {figure(statistics.median(tests))} (median of {len(tests)}, {figure(min(tests))} "
+              f"to {figure(max(tests))}); ")
     return {"final": runs, "artifact": best["artifact"], "model_version": version,
             "final_summary": f"{spread}seed {best['seed']} is model version {version or 'not registered'}"}
 
 
-def _of(run: JsonObject, split: str, metric: str) -> float:
-    """A metric of a final run; what is generated has a loss where classifiers have a log loss."""
-    found = run["metrics"][split]
-    return float(found[metric] if metric in found else found["loss"])
+def _of(run: JsonObject, split: str, metric: Metric) -> float:
+    """A metric of a final run."""
+    return float(run["metrics"][split][metric.name])

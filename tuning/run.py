@@ -18,6 +18,7 @@ from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
+from jobs.common.evaluation.declared import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
 from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, read_record
@@ -63,7 +64,7 @@ class Tuning:
         self.space, self.pinned = Space.read(_space_file(job, options.space)).fixed(options.fix)
         self.space.check(with_values(self.base, self.pinned))
         objective = options.objective or (f"validation_{self.base.metric}",)
-        self.goal = Goal.of(job.metrics(self.base), objective, options.constraint)
+        self.goal = Goal.of(searchable(job.metrics(self.base)), objective, options.constraint)
         self._check_run()
         if options.scheduler == "pbt" and not any(parameter.mutable for parameter in self.space.parameters.values()):
             raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such "

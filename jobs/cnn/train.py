@@ -19,6 +19,7 @@ from jobs.cnn.model import new_model
 from jobs.cnn.pipeline import Batch, Pipeline
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.evaluation.declared import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
@@ -35,7 +36,8 @@ def train(context: TrainContext, config: CnnConfig) -> Outcome:
     # deterministic.
     with Group(context, config.run.cpus_per_worker, deterministic=not config.hardware.xla) as group:
         pipeline = Pipeline(context.data_loader(), config, ImageFacts.of(context.dataset))
-        return fit(context, CnnTraining(context, config, pipeline, group), pipeline, metric=config.eval.metric,
+        return fit(context, CnnTraining(context, config, pipeline, group), pipeline,
+                   metric=chosen(CLASSIFICATION, config.metric),
                    most_steps_per_call=config.train.most_steps_per_call)
 
 

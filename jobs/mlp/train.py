@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from jobs.common.data.dataset import Columns
+from jobs.common.evaluation.declared import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome
@@ -32,7 +33,7 @@ def train(context: TrainContext, config: MlpConfig) -> Outcome:
     device = set_up_torch(context, config.run.cpus_per_worker)
     with Group(context, device) as group:
         return fit(context, MlpTraining(context, config, group, device), context.data_loader(),
-                   metric=config.eval.metric)
+                   metric=chosen(CLASSIFICATION, config.metric))
 
 
 class MlpTraining(ImageTraining):

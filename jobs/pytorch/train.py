@@ -13,6 +13,7 @@ import torch
 
 from cluster.core.errors import ConfigError
 from jobs.common.data.dataset import Columns
+from jobs.common.evaluation.declared import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome, Tensors
@@ -32,7 +33,7 @@ def train(context: TrainContext, config: PytorchConfig) -> Outcome:
     device = set_up_torch(context, config.run.cpus_per_worker)
     with Group(context, device) as group:
         return fit(context, ModuleTraining(context, config, group, device), context.data_loader(),
-                   metric=config.eval.metric)
+                   metric=chosen(CLASSIFICATION, config.metric))
 
 
 class ModuleTraining(ImageTraining):

@@ -15,10 +15,12 @@ from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
+from jobs.common.evaluation.declared import primary_of
 from jobs.common.evaluation.metrics import Evaluation
-from jobs.common.training.job import CLASSIFIER_METRICS, Direction, EvaluationResult, TrainingResult, require_package
+from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.metrics import metrics
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 
@@ -52,13 +54,10 @@ def _of_tokens(trained: TrainingResult) -> EvaluationResult:
                                   "loss for signs of divergence (--optim.lr)")
     first = trained.predictions("test")
     tokens = trained.rows("test", np.arange(probe_rows(trained)))["tokens"]
-    test = metrics["test"]
     return EvaluationResult(
         metrics=metrics,
         probe=Probe(inputs={"tokens": tokens},
                     outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
-        headlines=[("test loss", f"{test['loss']:.4f} nats a token"), ("perplexity", f"{test['perplexity']:.3f}"),
-                   ("bits per byte", f"{test['bits_per_byte']:.4f}")],
     )
 
 
@@ -86,7 +85,8 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         labels=dataset.class_names,
         preprocessing={name: about[name]
                        for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
-        metrics=verdict.metrics, config=to_dict(config), data=dataset.describe(),
+        metrics=verdict.metrics, primary_metric=primary_of(metrics(config)).name, config=to_dict(config),
+        data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart."
                  if classify else "says which token comes next."),
@@ -137,10 +137,3 @@ def check(config: TransformerConfig) -> None:
         check_base(config.model.name)
         if config.model.pretrained:
             check_weights(config.model.name)
-
-
-def metrics(config: TransformerConfig) -> dict[str, Direction]:
-    """What an evaluation reports."""
-    if config.task == "generate":
-        return {"validation_loss": "min"}
-    return {**CLASSIFIER_METRICS, "validation_macro_f1": "max"}

@@ -21,6 +21,7 @@ import torch
 from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.loader import MicroBatches, cut
+from jobs.common.evaluation.declared import chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
@@ -31,6 +32,7 @@ from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.costs import sizes_of
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
+from jobs.transformer.metrics import metrics
 from jobs.transformer.strategies.shards import WEIGHTS, fill, to_arrays
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.strategies.table import Strategy
@@ -44,7 +46,8 @@ def train(context: TrainContext, config: TransformerConfig) -> Outcome:
     even_alone = config.scale.capabilities.sharded
     with Group(context, device, even_alone=even_alone) as group, strategy(context, config, group) as model:
         loader = context.data_loader(config.data.length_group_steps if config.task == "classify" else 1)
-        return fit(context, TransformerTraining(context, config, group, model), loader, metric=config.metric,
+        return fit(context, TransformerTraining(context, config, group, model), loader,
+                   metric=chosen(metrics(config), config.metric),
                    evaluate_every_steps=config.train.evaluate_every_steps, agree_on_checkpoints=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
+from jobs.common.evaluation.declared import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.peers import Peers
@@ -83,7 +84,7 @@ def carried_out(job: Counter, folder: Path, dataset: Dataset, kind: type[Session
                                 "train": {"epochs": 2, "global_batch_size": 64, **(train or {})}})
 
     def loop(context: TrainContext, _: Config) -> Outcome:
-        return fit(context, job, context.data_loader(), metric=metric, **options)
+        return fit(context, job, context.data_loader(), metric=chosen(CLASSIFICATION, metric), **options)
 
     outcome, reported = image_loops.train(loop, folder, dataset, config, kind)
     assert outcome in ("finished", "stopped")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from jobs.common.evaluation.classification import headlines
+from jobs.common.evaluation.declared import classification, headlines
 from jobs.common.evaluation.metrics import (
     evaluate,
     expected_calibration_error,
@@ -142,7 +142,7 @@ def test_a_flawless_classifiers_intervals_have_a_width_and_there_is_no_top_2_of_
     assert (found.accuracy, found.macro_f1) == (1, 1)
     assert found.accuracy_low == found.macro_f1_low == pytest.approx(0.969, abs=1e-3)
     assert not [name for name in found.scalars() if name.startswith("top_")]
-    assert not [name for name, _ in headlines(found) if name.startswith("top-")]
+    assert not [name for name, _ in headlines(classification(3), found.scalars()) if name.startswith("top-")]
 
 
 def test_paired_interval_is_the_student_t_interval_of_the_differences():

@@ -185,7 +185,7 @@ def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
     main(["list", "chosen", *place])
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["MODEL", "VERSION", "ALIASES"]
-    assert row.split()[:2] == ["chosen", "1"] and "0.980000" in row
+    assert row.split()[:2] == ["chosen", "1"] and "accuracy 0.9800" in row
     assert {*row.split()[2].split(",")} == {"candidate", "champion"}
     with pytest.raises(SystemExit, match="2"):
         main(["promote", "chosen", "9", *place])

@@ -13,6 +13,7 @@ from markupsafe import escape
 from PIL import Image
 
 from cluster.core.storage import Store
+from jobs.common.evaluation.declared import classification
 from jobs.common.evaluation.metrics import Mistakes, evaluate, worst_mistakes
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots
@@ -51,6 +52,7 @@ def content(classes=10, rows=500, names=None, side=28, **changes):
                         goodput=0.91, samples_per_s=53210.4, recovery_s=(2.0, 3.5, 9.0),
                         events=("00:01 worker 2 was killed", "00:02 checkpoint 7 is damaged")),
         "evaluations": {"validation": test, "test": test}, "history": history,
+        "metrics": {"validation": test.scalars(), "test": test.scalars()}, "declared": classification(3),
         "chosen": "The model is the checkpoint of step 1,500.",
         "mistakes": Mistakes(images=images, labels=labels[worst], predictions=predicted,
                              confidences=probabilities[worst, predicted]),
@@ -108,7 +110,7 @@ def test_its_figures_are_those_of_the_evaluation(document):
     text = Reader(document).text
     for value in (evaluation.macro_f1, evaluation.log_loss, evaluation.auc_macro, evaluation.balanced_accuracy):
         assert f"{value:.4f}" in text
-    assert f"{evaluation.accuracy:.2%}" in text
+    assert f"{evaluation.accuracy:.4f}" in text
     assert f"{evaluation.classes[3].precision:.4f}" in text
 
 
@@ -186,7 +188,11 @@ def test_what_is_empty_is_left_out():
 def test_rows_of_one_class_have_a_report_too():
     probabilities, _ = a_classifier(50, 3)
     alone = evaluate(probabilities, np.zeros(50, int), ["a", "b", "c"], top_k=1, bootstrap_samples=100)
-    assert "AUC, macro –" in Reader(render(content(evaluations={"test": alone}, mistakes=None))).text
+    both = content()
+    text = Reader(render(content(evaluations={"test": alone}, mistakes=None, metrics={"test": alone.scalars()}))).text
+    assert "AUC, macro" not in text and "log loss (nats)" in text
+    text = Reader(render(content(metrics={"validation": both.metrics["test"], "test": alone.scalars()}))).text
+    assert re.search(r"AUC, macro 0\.\d{4} –", text)
 
 
 def test_a_perfect_model_has_no_mistakes_to_show():
@@ -194,8 +200,9 @@ def test_a_perfect_model_has_no_mistakes_to_show():
     perfect = evaluate(probabilities, np.arange(3), ["a", "b", "c"], top_k=1, bootstrap_samples=100)
     none = Mistakes(images=np.zeros((0, 8, 8, 1), np.uint8), labels=np.zeros(0, int), predictions=np.zeros(0, int),
                     confidences=np.zeros(0))
-    text = Reader(render(content(evaluations={"test": perfect}, mistakes=none))).text
-    assert "100.00%" in text and "Worst mistakes" not in text
+    text = (Reader(render(content(evaluations={"test": perfect}, mistakes=none,
+                                  metrics={"test": perfect.scalars()}))).text)
+    assert "test accuracy 1.0000 95% interval 0.4385 to 1.0000" in text and "Worst mistakes" not in text
 
 
 def test_of_a_step_done_twice_the_last_value_is_drawn(monkeypatch):

@@ -79,6 +79,9 @@ class Description:
     """Python that gives a prediction; `ARTIFACT` stands for the folder."""
     code: str = field(default_factory=code_version)
     libraries: Mapping[str, str] = field(default_factory=library_versions)
+    primary_metric: str = "accuracy"
+    """Which of the metrics says how good it is. The manifest of a classifier, whose it is the accuracy, has no such
+    field."""
     variant: Variant | None = None
     """Of a model that was made of another one. The manifest of one that was trained has no such field."""
 
@@ -102,6 +105,8 @@ class Manifest:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]
+        if self.description.primary_metric == "accuracy":
+            del fields["primary_metric"]
         variant = self.description.variant
         return {**fields, "variant": variant.to_dict()} if variant else fields
 

@@ -26,8 +26,7 @@ def judge(trained: TrainingResult, probe_inputs: Mapping[str, Array], probed: In
     judged = {split: judge_split(trained, p) for split, p in predicted.items()}
     probe = Probe(inputs=probe_inputs, outputs={"probabilities": predicted["test"].probabilities[probed]})
     return EvaluationResult(metrics={split: e.scalars() for split, e in judged.items()}, probe=probe,
-                            evaluations=judged,
-                            headlines=headlines(judged["test"]))
+                            evaluations=judged)
 
 
 def probe_rows(trained: TrainingResult) -> int:
@@ -48,14 +47,3 @@ def require_finite(predicted: Mapping[str, Predictions]) -> None:
                 f"the model's predictions for {bad} of {len(share.labels)} {split} rows are not finite: look at these "
                 "rows for extreme values, or at the loss for signs of divergence (--optim.lr)"
             )
-
-
-def headlines(test: Evaluation) -> list[tuple[str, str]]:
-    def with_interval(name: str) -> str:
-        value, low, high = (getattr(test, f"{name}{end}") for end in ("", "_low", "_high"))
-        return f"{value:.4f} (95% interval {low:.4f} to {high:.4f})"
-
-    top = [(f"top-{test.top_k} accuracy", f"{test.top_k_accuracy:.4f}")] if test.top_k < len(test.class_names) else []
-    return [("test accuracy", with_interval("accuracy")), ("macro-F1", with_interval("macro_f1")),
-            ("log loss", f"{test.log_loss:.4f}"), *top,
-            ("calibration error", f"{test.expected_calibration_error:.4f}")]

@@ -71,7 +71,7 @@ def _list(options: argparse.Namespace) -> None:
     versions = read_versions(file, options.name) if file else None
     if versions is None:
         versions = _open(options, options.name or "").versions(options.name)
-    rows = [("MODEL", "VERSION", "ALIASES", "TEST ACCURACY", "DIGEST", "ARTIFACT"), *map(_row, versions)]
+    rows = [("MODEL", "VERSION", "ALIASES", "TEST METRIC", "DIGEST", "ARTIFACT"), *map(_row, versions)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows if versions else ():
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -80,8 +80,10 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _row(version: ModelVersion) -> tuple[str, ...]:
-    accuracy = version.tags.get("test_accuracy", "-")
-    return (version.name, version.version, ",".join(version.aliases) or "-", accuracy, version.digest[:12], version.uri)
+    metric = version.tags.get("metric", "accuracy")  # the tag's name is younger than the first registries
+    value = version.tags.get(f"test_{metric}")
+    shown = f"{metric.replace('_', ' ')} {float(value):.4f}" if value else "-"
+    return (version.name, version.version, ",".join(version.aliases) or "-", shown, version.digest[:12], version.uri)
 
 
 def _promote(options: argparse.Namespace) -> None:

@@ -245,11 +245,11 @@ def _version(item: Any, aliases: Sequence[str]) -> ModelVersion:
 
 def _tags(artifact: Artifact) -> dict[str, str]:
     about = artifact.manifest.description
-    accuracy = about.metrics.get("test", {}).get("accuracy")
+    value = about.metrics.get("test", {}).get(about.primary_metric)
     tags = {"manifest_digest": artifact.digest, "artifact": without_secrets(artifact.uri), "job": about.job,
             "task": about.task, "code": about.code, "data_fingerprint": str(about.data.get("fingerprint", ""))}
-    if accuracy is not None:
-        tags["test_accuracy"] = f"{accuracy:.6f}"
+    if value is not None:
+        tags |= {"metric": about.primary_metric, f"test_{about.primary_metric}": f"{value:.6f}"}
     if about.variant is not None:
         tags |= {"variant": about.variant.name, "parent": about.variant.parent_version or about.variant.parent_digest}
     return tags

@@ -6,13 +6,15 @@
 import math
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.command_line import flatten
+from jobs.common.evaluation import declared
+from jobs.common.evaluation.declared import Metric, Values
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
 from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets
@@ -20,10 +22,6 @@ from jobs.common.report import charts, html, images
 from jobs.common.report.html import Section, number
 
 MAX_MATRIX, MAX_CLASS_ROWS, MAX_PAIRS, MAX_EVENTS, MAX_PICTURES = 25, 50, 20, 200, 24
-_SCALARS = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "log_loss": "log loss",
-    "auc_macro": "AUC, macro", "auc_micro": "AUC, micro", "expected_calibration_error": "expected calibration error",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,12 @@ class ReportContent:
 
     title: str
     run: RunFacts
+    metrics: Mapping[str, Values] = field(default_factory=dict[str, Values])
+    """By split; the last one, or `test`, is the one whose figures come first."""
+    declared: Sequence[Metric] = ()
+    """What they are, the most important first."""
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict[str, Evaluation])
-    """By split; the last one, or `test`, is the one that is shown in full."""
+    """Of a classifier, by split: the same one is shown in full."""
     history: Sequence[JsonObject] = ()
     """Rows with `step`, perhaps `epoch`, and any numbers by name."""
     chosen: str = ""
@@ -74,35 +76,34 @@ def write_report(store: Store, path: str, content: ReportContent) -> None:
 
 def render(content: ReportContent) -> str:
     """The report as one HTML document."""
-    run, (split, e) = content.run, _main(content)
+    run, split = content.run, _main(content.metrics)
+    e = content.evaluations.get(split)
     return html.render(
         "run_report.html", content=content, split=split, e=e, charts=charts, data_uri=images.data_uri,
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)), took=_duration(run.duration_s),
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
         groups=_chart_groups(content.history), has_train_loss=any("train_loss" in row for row in content.history),
-        metrics=_metrics(e, content.evaluations.values()) if e else (), confusions=_confusions(e) if e else (),
+        headlines=_headlines(content, split), metrics=declared.rows(content.declared, [*content.metrics.values()]),
+        rows_judged=[f"{each.num_rows:,}" for each in content.evaluations.values()],
+        confusions=_confusions(e) if e else (),
         class_rows=_class_rows(e) if e else (), pictures=_pictures(content.mistakes),
         config=without_secrets(flatten(content.config)), environment=without_secrets(flatten(content.environment)),
         **_data(content.data), max_matrix=MAX_MATRIX, max_events=MAX_EVENTS, max_class_rows=MAX_CLASS_ROWS)
 
 
-def _main(content: ReportContent) -> tuple[str, Evaluation | None]:
+def _main(metrics: Mapping[str, Values]) -> str:
     """The split that counts."""
-    name = "test" if "test" in content.evaluations else next(reversed(list(content.evaluations)), "")
-    return name, content.evaluations.get(name)
+    return "test" if "test" in metrics else next(reversed(list(metrics)), "")
 
 
-def _metrics(main: Evaluation, of: Collection[Evaluation]) -> list[list[str]]:
-    """A row for each, with the intervals of those that have one."""
-    rows: list[list[str]] = []
-    for name, title in _SCALARS.items():
-        rows.append([title, *(number(getattr(e, name)) for e in of)])
-        if name in ("accuracy", "macro_f1"):
-            rows.append(["… its 95% interval",
-                         *(f"{getattr(e, f'{name}_low'):.4f} – {getattr(e, f'{name}_high'):.4f}" for e in of)])
-    if main.top_k < len(main.class_names):
-        rows.append([f"top-{main.top_k} accuracy", *(number(e.top_k_accuracy) for e in of)])
-    return [*rows, ["rows", *(f"{e.num_rows:,}" for e in of)]]
+def _headlines(content: ReportContent, split: str) -> list[tuple[str, str, str]]:
+    """Of the split that counts: what, how much, and the interval or which way is better."""
+    values = content.metrics.get(split, {})
+    found = declared.present(content.declared, values)[: declared.MOST_HEADLINES]
+    return [(f"{split} {metric.label}" if place == 0 else metric.label,
+             declared.figure(values[metric.name]) + (f" {metric.unit}" if metric.unit else ""),
+             declared.interval(metric, values) or ("higher is better" if metric.sign > 0 else "lower is better"))
+            for place, metric in enumerate(found)]
 
 
 def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dict[str, charts.Line]]:

@@ -8,6 +8,7 @@ from jobs.common.artifact import artifact
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
+from jobs.common.evaluation.declared import chosen, headlines
 from jobs.common.execution.run_state import RunState
 from jobs.common.provenance import library_versions, machine
 from jobs.common.report.run_report import ReportContent, RunFacts, write_report
@@ -34,7 +35,7 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
         "report": folder.store.location("report.html"), "startup_s": startup,
     }
     folder.write_result(result)
-    return summary(result, verdict.headlines)
+    return summary(result, headlines(job.metrics(config), verdict.metrics["test"]))
 
 
 def _trained(job: Job, config: Config, folder: RunFolder, dataset: Dataset) -> TrainingResult:
@@ -58,18 +59,19 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
                      goodput=run_state.goodput,
                      samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s),
                      events=tuple(run_state.events)),
-        evaluations=dict(verdict.evaluations), history=tuple(run_state.history), mistakes=verdict.mistakes,
+        metrics=verdict.metrics, declared=job.metrics(config), evaluations=dict(verdict.evaluations),
+        history=tuple(run_state.history), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
-               f"{config.metric}.",
+               f"{chosen(job.metrics(config), config.metric).label}.",
         config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),
         environment={**machine(), **library_versions()}, artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
 
 
-def summary(result: JsonObject, headlines: Sequence[tuple[str, str]]) -> str:
-    """The table that ends a run."""
-    rows = [*headlines,
+def summary(result: JsonObject, figures: Sequence[tuple[str, str]]) -> str:
+    """The table that ends a run. figures: of the model, what and how much."""
+    rows = [*figures,
             ("samples/s", f"{result['samples_per_s']:.0f}"),
             ("restarts, steps lost", f"{result['restarts']}, {result['lost_steps']}"),
             ("time", duration(result["wall_s"])),

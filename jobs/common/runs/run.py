@@ -31,6 +31,7 @@ from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
+from jobs.common.evaluation.declared import headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
@@ -256,9 +257,9 @@ class Run:
     def _say_done(self, folder: RunFolder) -> None:
         result = folder.result()
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
+        found = headlines(self.job.metrics(self.config), test)
         print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
-              + " ".join(f"{name} {value:.4f}" for name, value in test.items()
-                         if name in ("accuracy", "macro_f1", "log_loss")))
+              + ", ".join(f"{name} {value}" for name, value in found[:3]))
         print("begin another with --run.name, or --run.resume never for a new attempt beside it")
         print(f"artifact: {result['artifact']}", flush=True)
 

@@ -2,7 +2,7 @@
 No framework.
 
     def train(context: TrainContext, config: MyConfig) -> Outcome:
-        return fit(context, MyTraining(context, config), context.data_loader(), metric="accuracy")
+        return fit(context, MyTraining(context, config), context.data_loader(), metric=chosen(METRICS, config.metric))
 
 What a loop owes the run is met here, and nowhere else: a job hands over its mathematics (`trainable.py`) and cannot
 reach what this module calls on the session.
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import cast
 
 from jobs.common.data.loader import MicroBatches
+from jobs.common.evaluation.declared import Metric, reported
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
@@ -20,19 +21,20 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Batches, Outcome, Trainable
 
 
-def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: str,
+def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: Metric,
         evaluate_every_steps: int | None = None,
         most_steps_per_call: int | None = None, agree_on_checkpoints: bool = False) -> Outcome:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on.
 
-    metric: which validation metric chooses the best checkpoint: `accuracy`, else `loss`. evaluate_every_steps:
-    evaluates in the middle of an epoch, too. most_steps_per_call: of a job that can make many steps in one call.
+    metric: which validation metric chooses the best checkpoint. evaluate_every_steps: evaluates in the middle of an
+    epoch, too. most_steps_per_call: of a job that can make many steps in one call.
     agree_on_checkpoints: rank 0's wish for a checkpoint is among those that a step adds up,
     for a job whose ranks all write.
 
     Raises: PeerLostError, NonFiniteError, DivergedError; what a checkpoint or a job's own code raises.
     """
     assert isinstance(context, Session), "what a worker hands to a job's train function"
+    assert isinstance(metric, Metric), "one of the job's metrics: see evaluation/declared.py"
     session, train = context, context.config.train
     if trainable.sharded:
         session.checkpoints.shard_checkpoints()
@@ -120,11 +122,11 @@ def compare_weights(session: Session, trainable: Trainable, step: int) -> None:
         session.peers.compare_weights(step, digest, trainable.total)
 
 
-def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: str, total_steps: int, *,
+def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: Metric, total_steps: int, *,
              epoch_done: bool = False) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
     values = trainable.evaluate("validation")
-    more_is_better = values["accuracy"] if metric == "accuracy" else -values["loss"]
+    more_is_better = metric.sign * reported(metric, values)
     state.evaluated(more_is_better)
     session.progress.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
                             learning_rate=trainable.learning_rate(state.step - 1, total_steps),

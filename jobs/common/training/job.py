@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
@@ -11,6 +11,7 @@ from jobs.common.arrays import Array
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
+from jobs.common.evaluation.declared import Metric, classification
 from jobs.common.training import predictions
 from jobs.common.training.house import HOUSE
 from jobs.common.training.predictions import Predictions
@@ -52,21 +53,15 @@ class EvaluationResult:
     """How good the model is."""
 
     metrics: dict[str, dict[str, float]]
-    """By split."""
+    """By split: those that the job declares, and the ends of their intervals."""
     probe: Any
     """A few rows with the model's answers, for the artifact (`artifact.Probe`)."""
-    headlines: Sequence[tuple[str, str]]
-    """The first rows of the summary that ends a run: what, and how much."""
     evaluations: Mapping[str, Any] = field(default_factory=dict[str, object])
     """Of a classifier, by split (`evaluation.Evaluation`): what the report shows in full."""
     mistakes: Any = None
     """Of an image classifier, its worst (`Mistakes` of evaluation/metrics.py)."""
     reference: Any = None
-    """Of a classifier, what drift is measured from (`drift.Reference`)."""
-
-
-Direction = Literal["max", "min"]
-CLASSIFIER_METRICS: dict[str, Direction] = {"validation_accuracy": "max", "validation_loss": "min"}
+    """What drift is measured from (`drift.Reference`), where it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +90,8 @@ class Job:
     """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
     sections: Callable[[TrainingResult, EvaluationResult, Any], Sequence[Any]] | None = None
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
-    metrics: Callable[[Any], Mapping[str, Direction]] = lambda _: CLASSIFIER_METRICS
-    """config -> what its evaluations report, and which way is better: what a search may look for."""
+    metrics: Callable[[Any], Sequence[Metric]] = lambda config: classification(config.eval.top_k)
+    """config -> what its evaluations report, the most important first."""
 
     @property
     def name(self) -> str:
