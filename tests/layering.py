@@ -78,8 +78,10 @@ def test_imports_run_one_way(layer: str) -> None:
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
     "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config", "data",
+                    "declared_metrics", "own_code",
                     "training",
-                    "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "runs",
+                    "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "tables",
+                    "runs",
                     "compare"),
     "serving": ("core", "hardening", "protocols", "model", "traffic", "text", "endpoint", "variants", "commands", ""),
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.core.errors import ConfigError
-from jobs.common.evaluation.declared import Direction
+from jobs.common.declared_metrics import Direction
 from tuning.journal import Trial
 
 COSTS: dict[str, Direction] = {"parameters": "min", "validation_ms_per_row": "min"}
@@ -54,6 +54,15 @@ class Goal:
     def sign(self) -> int:
         """1 where more of the first metric is better, else -1."""
         return 1 if self.metrics[self.first] == "max" else -1
+
+    def check(self, row: Mapping[str, float]) -> None:
+        """Raises: ConfigError for an evaluation without a metric that is looked for, as of numbers that are predicted
+        where it is one of classes."""
+        wanted = dict.fromkeys(self.metrics, "--objective") | {each.metric: "--constraint" for each in self.constraints}
+        for name, option in wanted.items():
+            if name not in row:
+                there = ", ".join(key for key in row if key.startswith("validation_") or key in COSTS)
+                raise ConfigError(f"{option} {name}: evaluations on this data report {there}: look for one of them")
 
     def score(self, row: Mapping[str, float]) -> float:
         """The first metric, such that more is better; far below everything where it is not finite."""

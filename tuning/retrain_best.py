@@ -9,7 +9,7 @@ from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import Config
-from jobs.common.evaluation.declared import Metric, chosen, figure
+from jobs.common.declared_metrics import Metric, chosen, figure
 from jobs.common.runs.run import Run
 from jobs.common.runs.run_folder import RESULT_FILE, read_record
 from jobs.common.training.job import Job

@@ -18,7 +18,7 @@ from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import to_dict
-from jobs.common.evaluation.declared import searchable
+from jobs.common.declared_metrics import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
 from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, read_record

@@ -91,12 +91,14 @@ class Search:
         return trial, until_epoch
 
     def evaluated(self, number: int, row: JsonObject) -> Decision:
-        """An evaluation of a trial: whether it goes on. One that is known already changes nothing."""
+        """An evaluation of a trial: whether it goes on. One that is known already changes nothing.
+        Raises: ConfigError for one without a metric that is looked for."""
         trial = self.trials[number]
         if trial.status != "running":
             return "stopped"
         if trial.has(row["step"]):
             return "continue"
+        self.goal.check(row)
         stops = self._stopping.stops(number, row)
         decision: Decision = "completed" if row["epoch"] >= self.epochs else "stopped" if stops else "continue"
         self._add(number, kind="evaluation", row=row, decision=decision)

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import require
-from jobs.common.vision.config import ImageConfig, ImageTrainConfig, OptimConfig, require_function
+from jobs.common.own_code import require_function
+from jobs.common.training.optim_config import OptimConfig
+from jobs.common.vision.config import ImageConfig, ImageTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

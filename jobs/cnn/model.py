@@ -20,7 +20,8 @@ from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.framework import keras, tf
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
-from jobs.common.vision.build_info import BuildInfo, called, function_of_yours
+from jobs.common.own_code import called, function_of_yours
+from jobs.common.vision.build_info import BuildInfo
 
 KERAS_FILE = "model.keras"
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from jobs.cnn.framework import tf
-from jobs.common.vision.config import OptimConfig
+from jobs.common.training.optim_config import OptimConfig
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 FIRST_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**15, 2000

@@ -19,7 +19,7 @@ from jobs.cnn.model import new_model
 from jobs.cnn.pipeline import Batch, Pipeline
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
-from jobs.common.evaluation.declared import CLASSIFICATION, chosen
+from jobs.common.declared_metrics import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState

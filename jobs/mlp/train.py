@@ -1,5 +1,5 @@
 """How the MLP is trained: what one pass over some rows computes.
-The step around it is of `jobs/pytorch/images/training.py`.
+The step around it is of `jobs/pytorch/trainable.py`.
 
 Run it with `python -m jobs.mlp`. Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from jobs.common.data.dataset import Columns
-from jobs.common.evaluation.declared import CLASSIFICATION, chosen
+from jobs.common.declared_metrics import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome
@@ -23,9 +23,10 @@ from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import new_model
 from jobs.pytorch.images.adversary import attacked
 from jobs.pytorch.images.augment import augment
-from jobs.pytorch.images.training import ImageTraining, share_of_a_row
+from jobs.pytorch.images.training import ImageTraining
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, set_up_torch
+from jobs.pytorch.trainable import share_of_a_row
 
 
 def train(context: TrainContext, config: MlpConfig) -> Outcome:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.common.vision.config import ImageConfig, require_function
+from jobs.common.own_code import require_function
+from jobs.common.vision.config import ImageConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
+from jobs.common.own_code import function_of_yours
 from jobs.common.predictor.onnx_model import MODEL
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
-from jobs.common.vision.build_info import function_of_yours
 from jobs.common.vision.job import describe_images, image_sections
 from jobs.pytorch.config import PytorchConfig
 

@@ -7,20 +7,19 @@ Shapes: B rows, H × W × C pixels, K classes.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
-import copy
 import functools
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 
-from cluster.core.errors import ConfigError
 from jobs.common.artifact import artifact
 from jobs.common.config import from_dict
-from jobs.common.vision.build_info import BuildInfo, called, function_of_yours
+from jobs.common.own_code import function_of_yours
+from jobs.common.vision.build_info import BuildInfo
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.images.classifier import Classifier
-from jobs.pytorch.images.training import Loss
+from jobs.pytorch.own_module import Loss, Trial, build, build_to_train
 
 
 class OnPixels(nn.Module):
@@ -53,20 +52,7 @@ def small_network(info: BuildInfo) -> nn.Module:
 def new_model(config: PytorchConfig, info: BuildInfo) -> OnPixels:
     """The module with its first weights, a function of the run's seed.
     Raises: ConfigError for one that cannot be trained."""
-    torch.manual_seed(config.run.seed)
-    model = _built(config.model.build, info)
-    if not any(each.requires_grad for each in model.parameters()):
-        raise ConfigError(f"--model.build {config.model.build}: its module has no parameter that is trained: leave "
-                          "requires_grad of some as it is")
-    return model
-
-
-def _built(name: str, info: BuildInfo) -> OnPixels:
-    """Raises: ConfigError if the function is not there, raises, or returns something else."""
-    module = called(f"--model.build {name}", function_of_yours("--model.build", name), info)
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"--model.build {name} gave {module!r}: it must return a torch.nn.Module")
-    return OnPixels(module, info)
+    return OnPixels(build_to_train(config.model.build, info, config.run.seed), info)
 
 
 def loss_of(config: PytorchConfig, label_smoothing: float = 0.0) -> Loss:
@@ -78,28 +64,13 @@ def loss_of(config: PytorchConfig, label_smoothing: float = 0.0) -> Loss:
     return functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
 
 
-def check(config: PytorchConfig, model: OnPixels, info: BuildInfo, rows_per_pass: int) -> None:
-    """Tries one pass forward and back, on a copy and on black images.
-    Raises: ConfigError that says what does not fit."""
-    name, tried = config.model.build, copy.deepcopy(model)
-    seen = called(f"--model.build {name}", tried.eval(), torch.zeros((1, *info.shape), dtype=torch.uint8))
-    if not isinstance(seen, Tensor) or seen.shape != (1, info.num_classes):
-        said = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-        raise ConfigError(f"--model.build {name}: for images (1, {info.shape[2]}, {info.shape[0]}, {info.shape[1]}) "
-                          f"its module gives {said}: it must give logits (1, {info.num_classes}), one a class")
-    images = torch.zeros((rows_per_pass, *info.shape), dtype=torch.uint8)
-    logits = called(f"--model.build {name}", tried.train(), images,
-                    hint=f" (it is trained on {rows_per_pass} rows at a time: --train.global-batch-size over the most "
-                         "workers)")
-    labels = torch.zeros(rows_per_pass, dtype=torch.int64)
-    loss = called(f"--model.loss {config.model.loss}", loss_of(config), logits, labels)
-    if not isinstance(loss, Tensor) or loss.dim():
-        said = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigError(f"--model.loss {config.model.loss} gives {said}: it must give one number, the mean over the "
-                          "rows")
-    if not loss.requires_grad:
-        raise ConfigError(f"--model.loss {config.model.loss}: it does not depend on the module's parameters: compute "
-                          "it from the logits, without .detach(), .item() or torch.no_grad()")
+def trial(info: BuildInfo) -> Trial:
+    """Black images."""
+    height, width, channels = info.shape
+    return Trial(inputs=lambda rows: (torch.zeros((rows, *info.shape), dtype=torch.uint8),),
+                 targets=lambda rows: torch.zeros(rows, dtype=torch.int64), outputs=info.num_classes,
+                 given=f"images (1, {channels}, {height}, {width})",
+                 wanted=f"logits (1, {info.num_classes}), one a class")
 
 
 def load(where: artifact.Where | artifact.Artifact) -> Classifier:
@@ -114,7 +85,7 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
                      mean=tuple(about.preprocessing["mean"]), std=tuple(about.preprocessing["std"]),
                      model=from_dict(PytorchConfig, {"model": dict(about.config["model"])}).model)
     name = about.config["model"]["build"]
-    model = _built(name, info)
+    model = OnPixels(build(name, info), info)
     try:
         model.load_state_dict({key: torch.from_numpy(array) for key, array in opened.weights().items()})
     except RuntimeError as error:

@@ -14,28 +14,33 @@ OPSET = 18
 OUTPUT = "probabilities"
 
 
-class _Softmax(nn.Module):
-    def __init__(self, logits: Callable[..., Tensor], model: nn.Module) -> None:
+class _Answering(nn.Module):
+    def __init__(self, computed: Callable[..., Tensor], model: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self._logits = model, logits
+        self.model, self._computed, self._answers = model, computed, answers
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return torch.softmax(self._logits(*inputs).float(), 1)
+        return self._answers(self._computed(*inputs).float())
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities (B, K)."""
+    return torch.softmax(logits, 1)
 
 
 def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[str, Tensor],
-              axes: Sequence[str]) -> bytes:
-    """The classifier from its inputs to probabilities (B, K).
+              axes: Sequence[str], answers: Callable[[Tensor], Tensor] = softmax, output: str = OUTPUT) -> bytes:
+    """The model from its inputs to what `answers` makes of its logits (B, K), by default probabilities.
 
     logits: computes with `model`, called with the example's tensors. axes: names of their first dimensions, which may
     have any size. By tracing, with the exporter that PyTorch keeps beside its newer one,
     which would need one more package (onnxscript).
     """
-    named = {name: dict(enumerate(axes)) for name in example} | {OUTPUT: {0: axes[0]}}
+    named = {name: dict(enumerate(axes)) for name in example} | {output: {0: axes[0]}}
     with tempfile.TemporaryDirectory(prefix="trainyard-onnx-") as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that there is a newer one; and of Python values that are traced as constants
         path = Path(folder, "model.onnx")
-        torch.onnx.export(_Softmax(logits, model).eval(), tuple(example.values()), path, dynamo=False,
+        torch.onnx.export(_Answering(logits, model, answers).eval(), tuple(example.values()), path, dynamo=False,
                           opset_version=OPSET,
-                          input_names=list(example), output_names=[OUTPUT], dynamic_axes=named)
+                          input_names=list(example), output_names=[output], dynamic_axes=named)
         return path.read_bytes()

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import StepOutcome
-from jobs.common.vision.config import OptimConfig
 from jobs.pytorch.internals import undecorated
 
 

@@ -1,5 +1,5 @@
 """How a module of yours is trained: what one pass over some rows computes.
-The step around it is of `image_training.py`.
+The step around it is of `trainable.py`.
 
 Run it with `python -m jobs.pytorch`. Shapes: m rows of a micro-batch, H × W × C pixels, K classes.
 """
@@ -11,9 +11,8 @@ from contextlib import nullcontext
 
 import torch
 
-from cluster.core.errors import ConfigError
 from jobs.common.data.dataset import Columns
-from jobs.common.evaluation.declared import CLASSIFICATION, chosen
+from jobs.common.declared_metrics import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome, Tensors
@@ -22,8 +21,9 @@ from jobs.common.vision.robustness import Attack
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.images.adversary import attacked
 from jobs.pytorch.images.augment import augment
-from jobs.pytorch.images.training import ImageTraining, share_of_a_row
-from jobs.pytorch.model import check, loss_of, new_model
+from jobs.pytorch.images.training import ImageTraining
+from jobs.pytorch.model import loss_of, new_model, trial
+from jobs.pytorch.own_module import check, other_module
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled, set_up_torch
 
@@ -45,7 +45,8 @@ class ModuleTraining(ImageTraining):
         info = BuildInfo.of(context.dataset, config.model)
         model = new_model(config, info)
         rows = config.train.global_batch_size // context.num_shards
-        check(config, model, info, min(rows, config.train.max_rows_per_pass or rows))
+        check(config.model.build, str(config.model.loss), model, loss_of(config), trial(info),
+              min(rows, config.train.max_rows_per_pass or rows))
         super().__init__(context, config, group, device, model.to(device), loss_of(config))
         self.forward = compiled(model) if config.hardware.compile else model
         self.attack = Attack.in_training(context.dataset, config)
@@ -56,10 +57,7 @@ class ModuleTraining(ImageTraining):
         try:
             super().load_state_dict(parts, optimizer_steps)
         except (RuntimeError, ValueError) as error:
-            name = self.config.model.build
-            raise ConfigError(f"--model.build {name} builds another module than this run's checkpoints are of: put the "
-                              "function back as it was, or pass another --run.name, or --run.resume never for an "
-                              f"attempt with the new one ({' '.join(str(error).split())[:200]})") from error
+            raise other_module(self.config.model.build, error) from error
 
     def backward(self, rows: Columns, epoch: int) -> float:
         """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
@@ -72,7 +70,4 @@ class ModuleTraining(ImageTraining):
             images = attacked(self.forward, images.float(), labels, self.attack)
         with torch.autocast(self.device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
             logits = self.forward(images)
-        share = self.training_loss(logits.float(), labels) * len(labels)
-        share.backward(share_of_a_row(config.train.global_batch_size,
-                                      self.device))  # pyright: ignore[reportUnknownMemberType]
-        return share.item() / config.train.global_batch_size
+        return self.lower(self.training_loss(logits.float(), labels), len(labels))

@@ -1,9 +1,16 @@
-"""What every job has that keeps its whole model and optimiser on each worker: their tensors,
-in a checkpoint and out of one."""
+"""What every job has that keeps its whole model and optimiser on each worker: their tensors, in a checkpoint and out of
+one, and a step.
+
+Data parallel by hand: each worker sums the gradients of the shards that it owns, one all-reduce over one flat buffer
+(whose layout depends on nothing but the model, so a restarted process sums in the same order) makes them global, and
+every worker takes the same step. The loss is a sum over rows divided by the *global* rows, never a mean of means.
+"""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from jobs.common.arrays import Array
+from jobs.common.config import EvalConfig, RunConfig, TrainConfig
+from jobs.common.data.counter_rng import micro_batch_seed
+from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.data.loader import MicroBatches, cut
 from jobs.common.training.context import TrainContext
-from jobs.common.training.trainable import Tensors
+from jobs.common.training.optim_config import OptimConfig
+from jobs.common.training.train_state import TrainState
+from jobs.common.training.trainable import StepResult, Tensors, Wishes
+from jobs.pytorch.optimizer import build_optimizer, set_lr, step_if_finite
 from jobs.pytorch.process_group import Group
+from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.weight_digest import digest_of
 
 
@@ -57,6 +72,87 @@ class TorchTrainable:
 
     def load_weights(self, parts: Iterator[Tensors]) -> None:
         load_weights(self.model, next(parts))
+
+
+class TorchConfig(Protocol):
+    """The groups of a config that a step needs; a job's own has more."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def eval(self) -> EvalConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+
+
+class TorchTraining(TorchTrainable):
+    """A module and its optimiser on one worker: the steps, and the rows of a split with its answers. What one pass
+    computes, `backward` and `answer`, a job says; shapes: m rows of a micro-batch."""
+
+    draws = True
+    """Whether a pass draws random numbers of PyTorch's: then each begins with a seed of its own."""
+
+    def __init__(self, context: TrainContext, config: TorchConfig, group: Group, device: torch.device,
+                 model: nn.Module) -> None:
+        weights = [each for each in model.parameters() if each.requires_grad]
+        super().__init__(context, group, model, build_optimizer(weights, config.optim))
+        self.config, self.device = config, device
+        self.statistics = RunningStatistics(model, context.num_shards)
+
+    def backward(self, rows: Columns, epoch: int) -> float:
+        """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
+        raise NotImplementedError
+
+    def lower(self, loss: Tensor, rows: int) -> float:
+        """Adds the gradient of a mean loss over some rows, as their share of the global batch's. Returns that share."""
+        global_rows = self.config.train.global_batch_size
+        share = loss * rows
+        share.backward(share_of_a_row(global_rows, self.device))  # pyright: ignore[reportUnknownMemberType]
+        return share.item() / global_rows
+
+    def answer(self, rows: Columns) -> Tensor:
+        """What the model gives for rows that it is judged on (m, …)."""
+        raise NotImplementedError
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        return self.config.optim.learning_rate(step, total_steps)
+
+    def step(self, batch: MicroBatches, state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
+        """One step."""
+        set_lr(self.optimizer, rates[0])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, config, statistics = 0.0, self.config, self.statistics
+        statistics.begin_step()
+        for shard, columns in batch.items():
+            statistics.begin_shard()
+            for part, rows in enumerate(cut(columns, config.train.max_rows_per_pass)):
+                if self.draws:
+                    torch.manual_seed(micro_batch_seed(config.run.seed, state.epoch, state.step_in_epoch, shard, part))
+                loss += self.backward(rows, state.epoch)
+            statistics.end_shard()
+        loss, agreed = self.group.reduce(self.model, loss, wishes(), statistics.sums)
+        outcome = step_if_finite(self.optimizer, loss, config.optim.clip_norm)
+        statistics.end_step(taken=outcome == "taken")
+        return StepResult([loss], [outcome], agreed)
+
+    def batches(self, split: SplitName) -> Iterator[tuple[Columns, Tensor]]:
+        """(rows, answers (m, …) on the CPU) of this worker's share of a split."""
+        share, reader, size = self.context.local_range(split), self.context.reader(split), self.config.eval.batch_size
+        self.model.eval()
+        with torch.inference_mode():
+            for start in range(share.start, share.stop, size):
+                rows = reader.rows(start, min(share.stop, start + size))
+                yield rows, self.answer(rows).cpu()
+                self.context.heartbeat()
+        self.model.train()
+
+
+@functools.cache
+def share_of_a_row(global_batch_size: int, device: torch.device) -> Tensor:
+    """What a row's loss counts for in the mean over the global batch."""
+    return torch.tensor(1.0 / global_batch_size, device=device)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Array]) -> None:

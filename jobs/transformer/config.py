@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
-from jobs.common.training.schedule import learning_rate
+from jobs.common.training.optim_config import learning_rate
 from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 

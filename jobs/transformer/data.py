@@ -9,18 +9,17 @@ import numpy as np
 from cluster.core.auth import expanded
 from cluster.core.errors import TrainingFailedError
 from jobs.common.artifact.artifact import Artifact, Probe
-from jobs.common.artifact.drift_reference import Reference
+from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
+from jobs.common.declared_metrics import Metric, classification, primary_of
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
-from jobs.common.evaluation.declared import primary_of
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.metrics import metrics
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 
@@ -30,6 +29,17 @@ probabilities = load("ARTIFACT").predict(["a text", "another"])
 HOW_TO_GENERATE = """from jobs.transformer.model import load
 text = load("ARTIFACT").generate("Once upon a time")
 # or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
+
+LANGUAGE = (Metric("loss", "min", unit="nats a token", primary=True, while_training="loss"),
+            Metric("perplexity", "min"), Metric("bits_per_byte", "min"))
+
+
+def metrics(config: TransformerConfig) -> Sequence[Metric]:
+    """What evaluations of the config's task report."""
+    if config.task == "generate":
+        return LANGUAGE
+    return [replace(each, while_training="macro_f1") if each.name == "macro_f1" else each
+            for each in classification(config.eval.top_k)]
 
 
 # ── judging ──
@@ -42,8 +52,9 @@ def _of_classes(trained: TrainingResult) -> EvaluationResult:
     shown, count = sample(trained.dataset), probe_rows(trained)
     verdict = judge(trained, {"text": np.array(shown.texts[:count], dtype=object)}, shown.positions[:count])
     features = TextFeatures(load_tokenizer(trained.dataset).backend_tokenizer.to_str())(shown.texts)
-    return replace(verdict,
-                   reference=Reference.of(features, trained.predictions("test").probabilities[shown.positions]))
+    answered = trained.predictions("test").probabilities[shown.positions]
+    return replace(verdict, reference=Reference.of({**features, **answer_features({"probabilities": answered})},
+                                                   answered.shape[1]))
 
 
 def _of_tokens(trained: TrainingResult) -> EvaluationResult:
@@ -85,7 +96,8 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         labels=dataset.class_names,
         preprocessing={name: about[name]
                        for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
-        metrics=verdict.metrics, primary_metric=primary_of(metrics(config)).name, config=to_dict(config),
+        metrics=verdict.metrics, primary_metric=primary_of(metrics(config), verdict.metrics["test"]).name,
+        config=to_dict(config),
         data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart."

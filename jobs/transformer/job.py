@@ -2,8 +2,7 @@
 
 from jobs.common.training.job import Job
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.data import check, describe, files, sections, verdict_of
-from jobs.transformer.metrics import metrics
+from jobs.transformer.data import check, describe, files, metrics, sections, verdict_of
 from jobs.transformer.text.prepare import prepare
 
 JOB = Job(

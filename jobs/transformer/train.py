@@ -21,7 +21,7 @@ import torch
 from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.loader import MicroBatches, cut
-from jobs.common.evaluation.declared import chosen
+from jobs.common.declared_metrics import chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
@@ -31,8 +31,8 @@ from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.costs import sizes_of
+from jobs.transformer.data import metrics
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
-from jobs.transformer.metrics import metrics
 from jobs.transformer.strategies.shards import WEIGHTS, fill, to_arrays
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.strategies.table import Strategy

@@ -15,7 +15,7 @@ import numpy as np
 
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
-from jobs.common.artifact.drift_reference import Reference, prediction_features
+from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.predictor.predictor import Predictor, Watched
 from serving.core.settings import ModelSettings
 
@@ -54,7 +54,7 @@ class Drift:
             self._show(name, figure)
 
     def _place(self, rows: Array, predicted: Array) -> None:
-        columns = self._predictor.features(rows) | prediction_features(predicted)
+        columns = self._predictor.features(rows) | answer_features(self._predictor.encode(predicted))
         places = (self._rows + np.arange(len(rows))) % WINDOW_ROWS
         for at, (name, histogram) in enumerate(self._histograms.items()):
             self._window[places, at] = histogram.places(columns[name])
@@ -75,7 +75,7 @@ def watch(artifact: Artifact, predictor: Predictor, settings: ModelSettings) -> 
         return None
     probe = artifact.probe()
     rows = predictor.decode(probe.inputs)
-    known = predictor.features(rows) | prediction_features(predictor.predict(rows))
+    known = predictor.features(rows) | answer_features(predictor.encode(predictor.predict(rows)))
     if strange := sorted(set(reference.features) - set(known)):
         _log.warning("artifact %s: drift of %s is not measured: this program does not know it", artifact.uri,
                      ", ".join(strange))

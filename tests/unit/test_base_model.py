@@ -170,7 +170,8 @@ def test_a_job_that_nobody_has_named_is_refused_and_nothing_is_imported(artifact
     forge(artifact, "manifest.json", with_fields(job=job))
     before = set(sys.modules)
     with pytest.raises(ArtifactError,
-                       match=r"none of Trainyard's own \(cnn, mlp, pytorch, transformer\).* if you trust that package"):
+                       match=r"none of Trainyard's own \(cnn, mlp, pytorch, "
+                             r"tabular, transformer\).* if you trust that package"):
         module_of(open_artifact(artifact), ["mine", "mine.more"])
     assert set(sys.modules) == before
 

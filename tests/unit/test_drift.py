@@ -91,14 +91,14 @@ def test_each_class_has_a_bin_or_shares_one_with_its_neighbours() -> None:
 
 
 def test_too_few_rows_give_no_reference() -> None:
-    assert Reference.of({"x": np.zeros(34)}, np.ones((34, 2)) / 2) is None
+    assert Reference.of({"x": np.zeros(34)}, 2) is None
 
 
 def test_a_reference_is_the_same_after_a_way_through_json() -> None:
     columns = {"a": RNG.normal(size=500).astype(np.float32), "b": RNG.integers(0, 3, 500),
                "c": np.full(500, np.float32(0.1))}
     answers = RNG.dirichlet([1, 2, 3], 500)
-    reference = Reference.of(columns, answers)
+    reference = Reference.of(columns | prediction_features(answers), answers.shape[1])
     assert reference is not None
     again = Reference.from_json(json.dumps(reference.to_json()).encode())
     assert set(psi(again, columns | prediction_features(answers)).values()) == {0.0}
@@ -169,7 +169,7 @@ def test_a_change_of_the_classes_alone_is_seen_also_if_one_is_new(digits: Digits
     assert digits.psi(digits.images[digits.labels == 3])["predicted_class"] > DRIFTED
     few = digits.predictor.predict(digits.images)
     few[:, 7] = 0
-    without = Reference.of({}, few / few.sum(1, keepdims=True))
+    without = Reference.of(prediction_features(few / few.sum(1, keepdims=True)), few.shape[1])
     assert without is not None
     assert without.features["predicted_class"].counts[7] == 0
     figure = psi(without, prediction_features(digits.predictor.predict(digits.images)))["predicted_class"]
@@ -219,7 +219,7 @@ def phrases(tmp_path_factory: pytest.TempPathFactory) -> Phrases:
     dataset = prepare(config, Store.open(str(tmp_path_factory.mktemp("phrases"))), use_ray=False)
     features, shown = TextFeatures(load_tokenizer(dataset).backend_tokenizer.to_str()), sample(dataset)
     found = features(shown.texts[:1000])
-    made = Reference.of(found, np.full((1000, 2), 0.5))
+    made = Reference.of(found | prediction_features(np.full((1000, 2), 0.5)), 2)
     assert made is not None
     return Phrases(features, shown.texts[1000:], Reference({name: made.features[name] for name in found}))
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
-from jobs.common.evaluation.declared import CLASSIFICATION, chosen
+from jobs.common.declared_metrics import CLASSIFICATION, chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.peers import Peers

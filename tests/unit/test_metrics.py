@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from jobs.common.evaluation.declared import classification, headlines
+from jobs.common.declared_metrics import classification, headlines
 from jobs.common.evaluation.metrics import (
     evaluate,
     expected_calibration_error,

@@ -19,9 +19,10 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
+from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError, StepOutcome, TrainState
-from jobs.common.vision.config import AugmentConfig, ImageDataConfig, OptimConfig
+from jobs.common.vision.config import AugmentConfig, ImageDataConfig
 from jobs.mlp import train as loop
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.model import Mlp, load, new_model
@@ -299,7 +300,7 @@ def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Datase
 UNDECORATED = """
 import sys
 import torch
-from jobs.common.vision.config import OptimConfig
+from jobs.common.training.optim_config import OptimConfig
 from jobs.pytorch.optimizer import build_optimizer
 
 for name, kind in (("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)):

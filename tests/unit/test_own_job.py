@@ -96,7 +96,8 @@ def test_its_artifact_names_it_and_is_answered_by_its_predictor_for_who_has_name
 def test_a_package_that_nobody_has_named_word_for_word_is_not_imported(
         artifact: Artifact, named: tuple[str, ...]) -> None:
     with pytest.raises(ArtifactError,
-                       match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, transf"
+                       match=r"'my_package\.churn', which is none of Trainyard's own \(cnn, mlp, pytorch, "
+                             r"tabular, transf"
                                             r"ormer\).* pass --job my_package\.churn if you trust that package"):
         load_predictor(artifact, named)
     with pytest.raises(ArtifactError, match="pass --job"):

@@ -13,7 +13,7 @@ from markupsafe import escape
 from PIL import Image
 
 from cluster.core.storage import Store
-from jobs.common.evaluation.declared import classification
+from jobs.common.declared_metrics import classification
 from jobs.common.evaluation.metrics import Mistakes, evaluate, worst_mistakes
 from jobs.common.formatting import shown
 from jobs.common.report import charts as plots

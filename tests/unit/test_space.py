@@ -153,7 +153,7 @@ def test_a_search_is_of_a_job_of_trainyard_or_of_a_package_that_has_one(capsys: 
     for name in ("common", "json", "no_such", "no_such.job", "../mlp", ".mlp", "jobs.common", ""):
         assert main([name]) == 2
         said = capsys.readouterr().err
-        assert name in said and "give one of cnn, mlp, pytorch, transformer, or a package of yours" in said
+        assert name in said and "give one of cnn, mlp, pytorch, tabular, transformer, or a package of yours" in said
     assert main([]) == 2
     assert "python -m tuning JOB" in capsys.readouterr().out
 

@@ -124,7 +124,8 @@ def test_a_job_of_trainyard_goes_with_the_repository_and_one_of_your_own_with_it
                                  "../churn", ""])
 def test_a_job_that_there_is_not_is_refused_with_those_that_there_are(mine: Path, job: str) -> None:
     with pytest.raises(ConfigError,
-                       match=r"one of cnn, mlp, pytorch, transformer, tuning\.cnn, .*package of yours that has a job"):
+                       match=r"one of cnn, mlp, pytorch, "
+                             r"tabular, transformer, tuning\.cnn, .*package of yours that has a job"):
         command_of(job)
 
 

@@ -13,7 +13,7 @@ from cluster.core.errors import CheckpointError, ConfigError
 from jobs.common.config import from_dict, parse, to_yaml
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
-from jobs.common.execution.worker import load
+from jobs.common.own_code import load_object
 from jobs.pytorch.gradient_buckets import _cut
 from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import ScaleConfig, TransformerConfig
@@ -246,7 +246,7 @@ def test_an_unknown_strategy_is_refused_with_the_names_that_exist() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategys_class_is_what_the_table_says(name: str) -> None:
     able = STRATEGIES[name]
-    made: Any = load(able.implementation)
+    made: Any = load_object(able.implementation)
     assert made.sharded == able.sharded
     assert made.lockstep == able.sharded, "slices are gathered pass by pass"
     assert able.zero_stage == (deepspeed_config(config_of(scale={"strategy": name}))["zero_optimization"]["stage"])

@@ -1,6 +1,7 @@
 """Whether what a model is asked, and what it answers, still looks like the rows that it was judged on.
 
-    reference = Reference.of(image_features(images, mean), probabilities)   # when it is trained: kept in its artifact
+    columns = {**image_features(images, mean), **answer_features({"probabilities": probabilities})}
+    reference = Reference.of(columns, classes)                              # when it is trained: kept in its artifact
     reference.psi(counts)                                                   # when it serves: a figure for each feature
 
 The population stability index of a feature is the sum over its bins of (a - e) ln(a / e), with e the share of the
@@ -69,17 +70,16 @@ class Reference:
     features: Mapping[str, Histogram]
 
     @staticmethod
-    def of(inputs: Columns, probabilities: Floats) -> "Reference | None":
+    def of(columns: Columns, classes: int) -> "Reference | None":
         """Of rows that the model was not trained on: it is too sure of those that it was. None where they are too few.
 
-        inputs: features, each (rows,). probabilities: (rows, classes).
+        columns: features of inputs, and of answers, each (rows,). classes: how many the answers tell apart; 0: none.
         """
-        rows, classes = probabilities.shape
-        if rows < ROWS_A_BIN:
+        if len(next(iter(columns.values()))) < ROWS_A_BIN:
             return None
-        columns = {**inputs, **prediction_features(probabilities)}
         edges = {name: quantile_edges(column, BINS) for name, column in columns.items()}
-        edges["predicted_class"] = class_edges(columns["predicted_class"], classes)
+        if classes:
+            edges["predicted_class"] = class_edges(columns["predicted_class"], classes)
         return Reference({name: Histogram.of(column, edges[name]) for name, column in columns.items()})
 
     def only(self, names: Collection[str]) -> "Reference":
@@ -106,6 +106,15 @@ class _Stored:
         if len(counts) != len(edges) + 1 or (counts < 0).any() or not (np.diff(edges) > 0).all():
             raise ValueError("counts do not fit the bins' edges")
         return Histogram(edges, counts)
+
+
+def answer_features(outputs: Columns) -> dict[str, Array]:
+    """Of a model's answers by tensor: see `prediction_features`; or of numbers that are predicted, (rows, targets)
+    each, these."""
+    if "probabilities" in outputs:
+        return prediction_features(outputs["probabilities"])
+    return {f"{name} {place}" if values.shape[1] > 1 else name: values[:, place] for name, values in outputs.items()
+            if values.ndim == 2 for place in range(values.shape[1])}
 
 
 def prediction_features(probabilities: Floats) -> dict[str, Array]:

@@ -80,7 +80,8 @@ class Dataset:
     columns: tuple[Column, ...]
     class_names: tuple[str, ...] = ()
     details: JsonObject = field(default_factory=JsonObject)
-    """What the kind of data adds, as plain JSON values: of images their shape and statistics, of text its tokenizer."""
+    """What the kind of data adds, as plain JSON values: of images their shape and statistics, of text its tokenizer.
+    What begins with `_` is for programs alone: `describe` leaves it out."""
 
     @property
     def row_bytes(self) -> int:
@@ -112,7 +113,8 @@ class Dataset:
 
     def describe(self) -> JsonObject:
         """For run.json, the artifact and the report: what the data is, without where it lies."""
-        known: JsonObject = {"fingerprint": self.fingerprint, **self.details,
+        shown = {name: value for name, value in self.details.items() if not name.startswith("_")}
+        known: JsonObject = {"fingerprint": self.fingerprint, **shown,
                                  "rows": {name: split.num_rows for name, split in self.splits.items()}}
         if self.class_names:
             known |= {"classes": list(self.class_names),

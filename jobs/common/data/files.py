@@ -34,8 +34,8 @@ class Listing:
         return [(self.store.location(file.path), file.size, file.mtime) for file in self.files]
 
 
-def list_files(uri: str) -> Listing:
-    """Raises: DataError if there is nothing at the URI.
+def list_files(uri: str, formats: str = FORMATS) -> Listing:
+    """formats: what may be there, for the message. Raises: DataError if there is nothing at the URI.
     Files and folders that begin with `.` or `_` are passed over."""
     with reading(uri):
         folder, _, name = uri.rstrip("/").rpartition("/")
@@ -47,7 +47,7 @@ def list_files(uri: str) -> Listing:
         raise DataError(f"data {uri!r}: there is no such file or folder ({found.store.location()}): check the path; "
                         "every node must see it")
     if not found.files:
-        raise DataError(f"data {uri!r}: no files in {found.store.location()}: give {FORMATS}")
+        raise DataError(f"data {uri!r}: no files in {found.store.location()}: give {formats}")
     return found
 
 

@@ -3,7 +3,6 @@
 A survivor of a dead peer registers again in the same process, with all its imports done and its data in the cache.
 """
 
-import importlib
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from cluster.core.errors import TrainingFailedError, TrainyardError
 from cluster.core.network import set_collective_interface
@@ -23,6 +22,7 @@ from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution.run_state import RUN_FILE
+from jobs.common.own_code import load_object
 from jobs.common.training.context import PeerLostError
 from jobs.common.training.rendezvous import Assignment, Outcome, RendezvousClient, WorkerExit, WorkerInfo
 from jobs.common.training.session import Session
@@ -47,13 +47,7 @@ class WorkerSpec:
     """The driver's, where workers run on other nodes: each one probes its own node before it begins."""
 
     def load(self) -> tuple[Train, Config]:
-        return load(self.train), from_dict(load(self.config_type), self.config)
-
-
-def load(name: str) -> Any:
-    """The object that `module:name` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+        return load_object(self.train), from_dict(load_object(self.config_type), self.config)
 
 
 @dataclass(frozen=True)

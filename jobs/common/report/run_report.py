@@ -12,9 +12,9 @@ from typing import cast
 
 from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
+from jobs.common import declared_metrics
 from jobs.common.command_line import flatten
-from jobs.common.evaluation import declared
-from jobs.common.evaluation.declared import Metric, Values
+from jobs.common.declared_metrics import Metric, Values
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
 from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets
@@ -82,8 +82,10 @@ def render(content: ReportContent) -> str:
         "run_report.html", content=content, split=split, e=e, charts=charts, data_uri=images.data_uri,
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)), took=_duration(run.duration_s),
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
-        groups=_chart_groups(content.history), has_train_loss=any("train_loss" in row for row in content.history),
-        headlines=_headlines(content, split), metrics=declared.rows(content.declared, [*content.metrics.values()]),
+        groups=_chart_groups(content.history, content.declared),
+        has_train_loss=any("train_loss" in row for row in content.history),
+        headlines=_headlines(content, split),
+        metrics=declared_metrics.rows(content.declared, [*content.metrics.values()]),
         rows_judged=[f"{each.num_rows:,}" for each in content.evaluations.values()],
         confusions=_confusions(e) if e else (),
         class_rows=_class_rows(e) if e else (), pictures=_pictures(content.mistakes),
@@ -99,14 +101,16 @@ def _main(metrics: Mapping[str, Values]) -> str:
 def _headlines(content: ReportContent, split: str) -> list[tuple[str, str, str]]:
     """Of the split that counts: what, how much, and the interval or which way is better."""
     values = content.metrics.get(split, {})
-    found = declared.present(content.declared, values)[: declared.MOST_HEADLINES]
+    found = declared_metrics.present(content.declared, values)[: declared_metrics.MOST_HEADLINES]
     return [(f"{split} {metric.label}" if place == 0 else metric.label,
-             declared.figure(values[metric.name]) + (f" {metric.unit}" if metric.unit else ""),
-             declared.interval(metric, values) or ("higher is better" if metric.sign > 0 else "lower is better"))
+             declared_metrics.figure(values[metric.name]) + (f" {metric.unit}" if metric.unit else ""),
+             declared_metrics.interval(metric, values)
+             or ("higher is better" if metric.sign > 0 else "lower is better"))
             for place, metric in enumerate(found)]
 
 
-def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dict[str, charts.Line]]:
+def _chart_groups(history: Sequence[JsonObject], declared: Sequence[Metric] = (),
+                  most: int = 8) -> dict[str, dict[str, charts.Line]]:
     """One chart for losses, one for scores, and one for each other number.
     Of a step done twice, the last value counts."""
     values: dict[str, dict[float, float]] = {}
@@ -114,21 +118,24 @@ def _chart_groups(history: Sequence[JsonObject], most: int = 8) -> dict[str, dic
         for key, value in row.items():
             if key not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(key, {})[float(row["step"])] = float(value)
+    labels = {f"validation_{metric.while_training}": f"validation {metric.label}" for metric in declared
+              if metric.while_training and "loss" not in metric.while_training}
     groups: dict[str, dict[str, charts.Line]] = {}
     for key, points in values.items():
         steps = sorted(points)
-        groups.setdefault(_chart_of(key), {})[key.replace("_", " ")] = (steps, [points[step] for step in steps])
+        label = labels.get(key, key.replace("_", " "))
+        groups.setdefault(_chart_of(key, label), {})[label] = (steps, [points[step] for step in steps])
     order = ["Loss", "Scores", "Learning rate", "Samples per s"]
     ranked = sorted(groups, key=lambda title: order.index(title) if title in order else len(order))
     return {title: groups[title] for title in ranked[:most]}
 
 
-def _chart_of(key: str) -> str:
+def _chart_of(key: str, label: str) -> str:
     if "loss" in key:
         return "Loss"
     if any(word in key for word in ("accuracy", "f1", "auc")):
         return "Scores"
-    return {"lr": "learning rate"}.get(key, key.replace("_", " ")).capitalize()
+    return {"lr": "Learning rate"}.get(key, label[:1].upper() + label[1:])
 
 
 def _confusions(e: Evaluation) -> list[tuple[object, ...]]:

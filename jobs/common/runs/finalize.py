@@ -8,7 +8,7 @@ from jobs.common.artifact import artifact
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.evaluation.declared import chosen, headlines
+from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
 from jobs.common.provenance import library_versions, machine
 from jobs.common.report.run_report import ReportContent, RunFacts, write_report

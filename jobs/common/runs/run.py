@@ -31,7 +31,7 @@ from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.evaluation.declared import headlines
+from jobs.common.declared_metrics import headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
@@ -257,9 +257,8 @@ class Run:
     def _say_done(self, folder: RunFolder) -> None:
         result = folder.result()
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
-        found = headlines(self.job.metrics(self.config), test)
-        print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: "
-              + ", ".join(f"{name} {value}" for name, value in found[:3]))
+        found = ", ".join(" ".join(each) for each in headlines(self.job.metrics(self.config), test)[:3])
+        print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: {found}")
         print("begin another with --run.name, or --run.resume never for a new attempt beside it")
         print(f"artifact: {result['artifact']}", flush=True)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import cast
 
 from jobs.common.data.loader import MicroBatches
-from jobs.common.evaluation.declared import Metric, reported
+from jobs.common.declared_metrics import Metric, reported
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
@@ -34,7 +34,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
     Raises: PeerLostError, NonFiniteError, DivergedError; what a checkpoint or a job's own code raises.
     """
     assert isinstance(context, Session), "what a worker hands to a job's train function"
-    assert isinstance(metric, Metric), "one of the job's metrics: see evaluation/declared.py"
+    assert isinstance(metric, Metric), "one of the job's metrics: see jobs/common/declared_metrics.py"
     session, train = context, context.config.train
     if trainable.sharded:
         session.checkpoints.shard_checkpoints()

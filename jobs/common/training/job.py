@@ -11,7 +11,7 @@ from jobs.common.arrays import Array
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
-from jobs.common.evaluation.declared import Metric, classification
+from jobs.common.declared_metrics import Metric, classification
 from jobs.common.training import predictions
 from jobs.common.training.house import HOUSE
 from jobs.common.training.predictions import Predictions
@@ -52,7 +52,7 @@ class TrainingResult:
 class EvaluationResult:
     """How good the model is."""
 
-    metrics: dict[str, dict[str, float]]
+    metrics: Mapping[str, Mapping[str, float]]
     """By split: those that the job declares, and the ends of their intervals."""
     probe: Any
     """A few rows with the model's answers, for the artifact (`artifact.Probe`)."""

@@ -18,11 +18,12 @@ _FOLDER = "predictions"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of one split, sorted by row id. row_ids, labels: (rows,). probabilities: (rows, classes), float32."""
+    """Of one split, sorted by row id. row_ids: (rows,). labels: the classes (rows,), or the numbers that are predicted
+    (rows, targets). probabilities: (rows, classes) float32, or the predicted numbers (rows, …)."""
 
     row_ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
+    labels: Array
+    probabilities: Array
 
     @staticmethod
     def joined(parts: Sequence[tuple[Array, Array, Array]]) -> "Predictions":

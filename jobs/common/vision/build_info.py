@@ -1,15 +1,12 @@
-"""A function of a user's own that builds a model, whatever the framework: what it is told, and how its errors are said.
+"""What a function of a user's own that builds a model for images is told, whatever the framework.
 
     --model.build MODULE:FUNCTION       called as FUNCTION(info)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.core.errors import ConfigError
 from jobs.common.data.dataset import Dataset
-from jobs.common.execution.worker import load as load_object
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.job import normalisation
 
@@ -38,24 +35,3 @@ class BuildInfo:
         images = ImageFacts.of(dataset)
         mean, std = normalisation(images, model.normalise)
         return BuildInfo(shape=images.shape, class_names=tuple(dataset.class_names), mean=mean, std=std, model=model)
-
-
-def function_of_yours(option: str, name: str) -> Callable[..., Any]:
-    """The function that `module:name` names. Raises: ConfigError, naming the option."""
-    try:
-        return load_object(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{option} {name}: {error}; it must be MODULE:FUNCTION, importable where the job "
-                          "runs") from error
-
-
-def called(option: str, function: Callable[..., Any], *given: object, hint: str = "") -> Any:
-    """What a user's code gives. option: and the function's name. Raises: ConfigError with what it raises, and where."""
-    try:
-        return function(*given)
-    except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f", in {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
-        raise ConfigError(f"{option}: {type(error).__name__}: {' '.join(str(error).split())}{where}{hint}") from error

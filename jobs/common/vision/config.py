@@ -2,15 +2,9 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
-from jobs.common.training.schedule import learning_rate
-
-
-def require_function(field_name: str, name: str) -> None:
-    """Raises: ValueError for what is not `module:function`."""
-    require(bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)), field_name, name, "use MODULE:FUNCTION")
+from jobs.common.training.optim_config import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,41 +41,6 @@ class AugmentConfig:
     @property
     def active(self) -> bool:
         return bool(self.shift or self.rotate or self.scale)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimiser and its schedule."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    """The algorithm."""
-    lr: float = 2e-3
-    """Highest learning rate."""
-    momentum: float = 0.0
-    """Of SGD."""
-    weight_decay: float = 0.05
-    """Decoupled for AdamW, an L2 term for SGD."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine`: down to 0 at the last step."""
-    warmup_steps: int = 50
-    """Steps in which the rate rises from 0."""
-    label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
-    clip_norm: float | None = 1.0
-    """Largest norm of the gradient; None: no clipping."""
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "must be more than 0")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be at least 0 and less than 1")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
-        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
-        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
-                "must be at least 0 and less than 1")
-        require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
-
-    def learning_rate(self, step: int, total_steps: int) -> float:
-        """The rate of a step, counted from 0."""
-        return learning_rate(self.lr, self.schedule, self.warmup_steps, step, total_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

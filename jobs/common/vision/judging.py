@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jobs.common.artifact.drift_reference import Reference
+from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.evaluation.classification import judge, probe_rows
 from jobs.common.evaluation.metrics import Mistakes, worst_mistakes
 from jobs.common.training.job import EvaluationResult, TrainingResult
@@ -35,5 +35,6 @@ def _image_reference(trained: TrainingResult, test: Predictions) -> Reference | 
     positions = np.unique(np.linspace(0, rows - 1, min(REFERENCE_ROWS, rows)).astype(np.int64))
     parts = np.array_split(positions, -(-len(positions) * trained.dataset.row_bytes // _PART_BYTES))
     found = [image_features(trained.rows("test", part)["image"], mean) for part in parts]
-    return Reference.of({name: np.concatenate([each[name] for each in found]) for name in found[0]},
-                        test.probabilities[positions])
+    columns = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+    answered = test.probabilities[positions]
+    return Reference.of({**columns, **answer_features({"probabilities": answered})}, answered.shape[1])

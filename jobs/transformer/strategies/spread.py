@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from jobs.common.execution.worker import load
+from jobs.common.own_code import load_object
 from jobs.common.training.context import TrainContext
 from jobs.pytorch.process_group import Group
 from jobs.transformer.build import attention_kernels, build_model
@@ -22,7 +22,7 @@ def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> 
     if context.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, context.dataset.details, context.dataset.class_names)
-    make = load(config.scale.capabilities.implementation)
+    make = load_object(config.scale.capabilities.implementation)
     spread: Strategy = make(config, model, group, torch.device(context.device))
     try:
         with attention_kernels(config, context.device):

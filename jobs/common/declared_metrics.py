@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.core.errors import ConfigError, TrainingFailedError
+from cluster.core.errors import ConfigError
 
 Direction = Literal["max", "min"]
 Values = Mapping[str, float]
@@ -31,7 +31,7 @@ class Metric:
     unit: str = ""
     """`nats`, `years`; empty for a pure number."""
     primary: bool = False
-    """Whether it is the one that says how good a model is; one metric of a job is."""
+    """Whether it is the one that says how good a model is; of each task one metric is."""
     while_training: str = ""
     """What the evaluations between epochs call it, where they report it: `loss`. Then it can choose the best
     checkpoint, and `validation_<this>` is what a search may look for."""
@@ -76,9 +76,9 @@ def figure(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.5g}" if abs(value) < 1e5 else f"{value:.4e}"
 
 
-def primary_of(metrics: Sequence[Metric]) -> Metric:
-    """The one that says how good a model is."""
-    return next(metric for metric in metrics if metric.primary)
+def primary_of(metrics: Sequence[Metric], values: Values) -> Metric:
+    """The one that says how good a model is, of those of which a split has a figure."""
+    return next(metric for metric in present(metrics, values) if metric.primary)
 
 
 def searchable(metrics: Iterable[Metric]) -> dict[str, Direction]:
@@ -96,10 +96,12 @@ def chosen(metrics: Sequence[Metric], name: str) -> Metric:
 
 
 def reported(metric: Metric, values: Values) -> float:
-    """Its value in an evaluation between epochs. Raises: TrainingFailedError where that does not report it."""
+    """Its value in an evaluation between epochs. Raises: ConfigError where that does not report it, as of numbers
+    where classes are predicted."""
     if metric.while_training not in values:
-        raise TrainingFailedError(f"the job's `evaluate` reports {', '.join(values)}, and no {metric.while_training}, "
-                                  "which its metrics declare: report it, or declare another")
+        raise ConfigError(f"--eval.metric {metric.while_training}: evaluations on this data report "
+                          f"{', '.join(values)}: use one of them (in a job of your own `evaluate` must report what "
+                          "its metrics declare)")
     return values[metric.while_training]
 
 

@@ -1,0 +1,136 @@
+"""Where tables come from: CSV and Parquet files, read as a stream, and two embedded sets of scikit-learn."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import csv
+import io
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.dataset import SplitName
+from jobs.common.data.files import by_split, list_files, reading
+from jobs.common.tables.columns import MISSING
+
+EMBEDDED = ("diabetes", "breast_cancer")
+FORMATS = "CSV (*.csv, *.tsv, *.csv.gz) or Parquet (*.parquet)"
+_CSV, _PARQUET = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq")
+_BATCH_ROWS = 65536
+_BLOCK_BYTES = 8 << 20
+Listing = list[tuple[str, int, float]]
+
+
+class Part(Protocol):
+    """Successive rows of a table: a file."""
+
+    def batches(self) -> Iterator[Any]:
+        """Its rows in order, as Arrow record batches. Of a CSV file all columns are texts. Raises: DataError."""
+        ...
+
+    def describe(self, row: int) -> str:
+        """What to call one of its rows, counted from 0, in a message."""
+        ...
+
+
+Parts = dict[SplitName, list[Part]]
+
+
+def find_table(uri: str) -> tuple[Listing, Parts]:
+    """What a URI's content is known by, and its parts by split, all under `train` unless the files are named after
+    splits. Raises: DataError if it holds no tables."""
+    if uri in EMBEDDED:
+        return [(uri, 0, 0.0)], {"train": [EmbeddedTable(uri)]}
+    listing = list_files(uri, FORMATS)
+    tables = [file for file in listing.files if file.path.lower().endswith((*_CSV, *_PARQUET))]
+    if not tables:
+        raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is a table: "
+                        f"give {FORMATS}")
+    parts: Parts = {split: [_part(listing.store, file.path) for file in files]
+                    for split, files in by_split(tables, by_name=True).items()}
+    return listing.identity, parts
+
+
+def _part(store: Store, path: str) -> Part:
+    return (ParquetTable if path.lower().endswith(_PARQUET) else CsvTable)(store, path)
+
+
+@dataclass(frozen=True)
+class _File:
+    store: Store
+    path: str
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of {self.store.location(self.path)}"
+
+
+class ParquetTable(_File):
+    """A Parquet file."""
+
+    def batches(self) -> Iterator[Any]:
+        name = self.store.location(self.path)
+        with reading(name, "it is not whole Parquet; write it again"), self.store.reading(self.path) as stream:
+            yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False)
+
+
+class CsvTable(_File):
+    """A CSV file with a header, perhaps compressed; its values stay texts, so that nothing is guessed from a few."""
+
+    def batches(self) -> Iterator[Any]:
+        name = self.store.location(self.path)
+        with reading(name, "mend the row, or quote what holds the delimiter"):
+            header = self._header()
+            with self._opened() as stream:
+                yield from pa_csv.open_csv(
+                    stream, pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+                    pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+                    pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True,
+                                          null_values=list(MISSING)))
+
+    def _header(self) -> list[str]:
+        with self._opened() as stream:
+            text = io.TextIOWrapper(io.BytesIO(stream.read(1 << 20)), "utf-8-sig", errors="replace", newline="")
+            names = next(csv.reader(text, delimiter=self._delimiter), [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice:
+            what = f"has the column {twice[0]!r} twice" if twice else "is empty"
+            raise DataError(f"{self.store.location(self.path)} {what}: its first line must name its columns")
+        return names
+
+    @contextmanager
+    def _opened(self) -> Generator[Any]:
+        with self.store.reading(self.path) as stream:
+            yield pa.CompressedInputStream(stream, "gzip") if self.path.lower().endswith(".gz") else stream
+
+    @property
+    def _delimiter(self) -> str:
+        return "\t" if ".tsv" in self.path.lower() else ","
+
+
+@dataclass(frozen=True)
+class EmbeddedTable:
+    """442 patients with a measure of their disease's progression a year later (Efron et al. 2004), or 569 tumours and
+    whether they are malignant (Wolberg et al. 1995): they come with scikit-learn."""
+
+    name: str
+
+    def batches(self) -> Iterator[Any]:
+        from sklearn import datasets
+
+        load: Callable[..., Any] = getattr(datasets, f"load_{self.name}")
+        found = load(scaled=False) if self.name == "diabetes" else load()
+        classes = getattr(found, "target_names", None)
+        target = found.target if classes is None else [str(classes[code]) for code in found.target]
+        columns = {str(name): found.data[:, place] for place, name in enumerate(found.feature_names)}
+        if self.name == "diabetes":  # which code is which was never published
+            columns["sex"] = ["first" if code == 1 else "second" for code in columns["sex"]]
+        yield pa.RecordBatch.from_pydict({**columns, "target": target})
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of the embedded {self.name}"

@@ -1,0 +1,82 @@
+"""A module of a user's own: built by the function that a config names, and tried before anything is trained.
+
+What is wrong with it is a ConfigError that names the function, the line in it, and what is wanted. Shapes: B rows, K
+outputs.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cluster.core.errors import ConfigError
+from jobs.common.own_code import called, function_of_yours
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""What is lowered: from outputs (B, K) and targets to the mean over the rows, a scalar."""
+
+
+def build(name: str, info: object) -> nn.Module:
+    """The module that `--model.build NAME` gives. Raises: ConfigError if the function is not there, raises, or returns
+    something else."""
+    module = called(f"--model.build {name}", function_of_yours("--model.build", name), info)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"--model.build {name} gave {module!r}: it must return a torch.nn.Module")
+    return module
+
+
+def build_to_train(name: str, info: object, seed: int) -> nn.Module:
+    """The same with its first weights, a function of the seed. Raises: ConfigError, also where nothing would be
+    trained."""
+    torch.manual_seed(seed)
+    module = build(name, info)
+    if not any(each.requires_grad for each in module.parameters()):
+        raise ConfigError(f"--model.build {name}: its module has no parameter that is trained: leave requires_grad of "
+                          "some as it is")
+    return module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a module is tried with."""
+
+    inputs: Callable[[int], Sequence[Tensor]]
+    """So many rows of what it is called with."""
+    targets: Callable[[int], Tensor]
+    outputs: int
+    """K of what it must give, (B, K)."""
+    given: str
+    """What the message calls one row of the inputs, and their shapes."""
+    wanted: str
+    """What the message calls the outputs."""
+
+
+def check(build_name: str, loss_name: str, model: nn.Module, loss: Loss, trial: Trial, rows_per_pass: int) -> None:
+    """Tries one pass forward and back, on a copy. Raises: ConfigError that says what does not fit."""
+    tried = copy.deepcopy(model)
+    seen = called(f"--model.build {build_name}", tried.eval(), *trial.inputs(1))
+    if not isinstance(seen, Tensor) or seen.shape != (1, trial.outputs):
+        said = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise ConfigError(f"--model.build {build_name}: for {trial.given} its module gives {said}: it must give "
+                          f"{trial.wanted}")
+    outputs = called(f"--model.build {build_name}", tried.train(), *trial.inputs(rows_per_pass),
+                     hint=f" (it is trained on {rows_per_pass} rows at a time: --train.global-batch-size over the most "
+                          "workers)")
+    value = called(f"--model.loss {loss_name}", loss, outputs, trial.targets(rows_per_pass))
+    if not isinstance(value, Tensor) or value.dim():
+        said = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(f"--model.loss {loss_name} gives {said}: it must give one number, the mean over the rows")
+    if not value.requires_grad:
+        raise ConfigError(f"--model.loss {loss_name}: it does not depend on the module's parameters: compute it from "
+                          "what the module gives, without .detach(), .item() or torch.no_grad()")
+
+
+def other_module(name: str, error: Exception) -> ConfigError:
+    """What to raise where a checkpoint is of another module than the function builds."""
+    return ConfigError(f"--model.build {name} builds another module than this run's checkpoints are of: put the "
+                       "function back as it was, or pass another --run.name, or --run.resume never for an attempt "
+                       f"with the new one ({' '.join(str(error).split())[:200]})")

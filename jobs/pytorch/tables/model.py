@@ -1,0 +1,130 @@
+"""A module for tables as it is trained, as it answers, as an ONNX file, and as it is loaded back from an artifact.
+
+Shapes: B rows, N numbers, C categories, K outputs.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
+
+import contextlib
+import io
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jobs.common.arrays import Array
+from jobs.common.artifact import artifact
+from jobs.common.tables.info import TableInfo
+from jobs.common.tables.predictor import info_of
+from jobs.common.training.trainable import Tensors
+from jobs.pytorch.onnx_export import onnx_file
+from jobs.pytorch.own_module import build
+
+
+class TableModel(nn.Module):
+    """A user's module, called with both inputs whether they have columns or not."""
+
+    def __init__(self, module: nn.Module, info: TableInfo) -> None:
+        super().__init__()
+        self.module, self._info = module, info
+
+    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+        return self.module(numbers, categories)
+
+
+class Answering(nn.Module):
+    """From the inputs that have columns to what is answered: probabilities (B, K), or numbers in their own units."""
+
+    def __init__(self, model: TableModel, info: TableInfo) -> None:
+        super().__init__()
+        self.model, self._info = model, info
+        self.scale: Tensor
+        self.offset: Tensor
+        self.register_buffer("scale", _scales(info)[0].float(), persistent=False)
+        self.register_buffer("offset", _scales(info)[1].float(), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        rows = inputs[0].shape[0]
+        numbers = inputs[0] if self._info.num_numbers else torch.zeros((rows, 0))
+        categories = inputs[-1] if self._info.cardinalities else torch.zeros((rows, 0), dtype=torch.int64)
+        outputs = self.model(numbers, categories).float()
+        if self._info.class_names:
+            return torch.softmax(outputs, 1)
+        return in_order(outputs, self._info) * self.scale + self.offset
+
+
+class LoadedModel:
+    """The trained model as an application sees it."""
+
+    def __init__(self, model: TableModel, info: TableInfo) -> None:
+        self.info, self._answering = info, Answering(model, info).eval()
+
+    @torch.inference_mode()
+    def predict(self, numbers: Array, categories: Array) -> npt.NDArray[np.float32]:
+        """numbers: (B, N) and categories: (B, C), as `info.schema.encode` gives them. Returns probabilities (B, K), or
+        numbers (B, targets * quantiles) in the targets' own units."""
+        given = [torch.from_numpy(np.asarray(numbers, np.float32)), torch.from_numpy(np.asarray(categories, np.int64))]
+        return self._answering(*(each for each in given if each.shape[1])).numpy()
+
+
+def raw_numbers(outputs: Tensor, info: TableInfo) -> npt.NDArray[np.float64]:
+    """Outputs (B, K) in the targets' own units."""
+    scale, offset = _scales(info)
+    return (in_order(outputs, info).double() * scale + offset).numpy()
+
+
+def in_order(outputs: Tensor, info: TableInfo) -> Tensor:
+    """Outputs (B, K) with the quantiles of each target rising, which only brings them nearer (Chernozhukov et al.
+    2010)."""
+    if len(info.quantiles) == 1:
+        return outputs
+    return outputs.reshape(-1, len(info.targets), len(info.quantiles)).sort(dim=2).values.flatten(1)
+
+
+def _scales(info: TableInfo) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of each output, (K,) each; nothing for classes."""
+    each = [(target.std, target.mean) for target in info.targets for _ in info.quantiles]
+    return torch.tensor([std for std, _ in each], dtype=torch.float64), torch.tensor([mean for _, mean in each],
+                                                                                    dtype=torch.float64)
+
+
+def graph_of(name: str, info: TableInfo, weights: Tensors) -> bytes | None:
+    """The model of `--model.build NAME` as an ONNX file.
+
+    None, and a line on standard output, for a module that the exporter cannot write.
+    """
+    model = _filled(name, info, weights)
+    example = {"numbers": torch.zeros((2, info.num_numbers)),
+               "categories": torch.zeros((2, len(info.cardinalities)), dtype=torch.int64)}
+    example = {key: value for key, value in example.items() if value.shape[1]}
+    answering = Answering(model, info)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # gets the whole graph, where there is something to say of it
+            return onnx_file(answering, answering, example, ("rows",), answers=lambda given: given, output="answers")
+    except Exception as error:  # noqa: BLE001  whatever the exporter meets in the user's module
+        print(f"no endpoint can answer by this model: --model.build {name} cannot be written as ONNX: "
+              f"{' '.join(str(error).split())[:200]}", flush=True)
+        return None
+
+
+def _filled(name: str, info: TableInfo, weights: Tensors) -> TableModel:
+    model = TableModel(build(name, info), info)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
+    return model
+
+
+def load(where: artifact.Where | artifact.Artifact, name: str, settings: object) -> LoadedModel:
+    """The model of an artifact. name: of the function that built it, which is imported: load only what you trust.
+    settings: the config's group `model`.
+
+    Raises: ArtifactError, also if the weights are not of the module that the function builds now; ConfigError without
+    it.
+    """
+    opened = artifact.as_artifact(where)
+    info = info_of(opened, settings)
+    try:
+        return LoadedModel(_filled(name, info, opened.weights()), info)
+    except RuntimeError as error:
+        raise artifact.refused(opened.uri,
+                               [f"{name} builds another module now: {' '.join(str(error).split())}"]) from error

@@ -1,0 +1,202 @@
+"""Tables: what their columns are taken for, what is refused and how it is said, and what a model is told of them."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.core.errors import DataError
+from cluster.core.storage import Store
+from jobs.common.data.dataset import Dataset
+from jobs.common.tables.columns import Field, TableSchema, UnreadableValueError
+from jobs.common.tables.config import TableDataConfig
+from jobs.common.tables.prepare import prepare
+
+CITIES = ("Berlin", "Paris", "Rome")
+
+
+def rows_of(count: int = 60) -> dict[str, list[Any]]:
+    """A table in which every kind occurs; `age` misses values."""
+    rng = np.random.default_rng(0)
+    return {"age": [None if i % 7 == 0 else int(rng.integers(18, 90)) for i in range(count)],
+            "city": [CITIES[i % 3] for i in range(count)],
+            "since": [f"2024-{i % 12 + 1:02d}-{i % 28 + 1:02d}" for i in range(count)],
+            "size": [round(float(rng.normal()), 3) for _ in range(count)],
+            "score": [round(float(rng.normal()), 3) for _ in range(count)]}
+
+
+def csv(folder: Path, columns: dict[str, list[Any]], name: str = "rows.csv") -> Path:
+    lines = [",".join(columns)] + [",".join("" if value is None else str(value) for value in row)
+                                   for row in zip(*columns.values(), strict=True)]
+    text = "\n".join(lines).encode()
+    path = folder / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return path
+
+
+def prepared(folder: Path, uri: object, said: list[str] | None = None, **options: Any) -> Dataset:
+    config = TableDataConfig(uri=str(uri), **{"label_column": "score", **options})
+    return prepare(config, Store.open(str(folder / "storage")), say=(said if said is not None else []).append)
+
+
+def fields(dataset: Dataset) -> dict[str, Field]:
+    return {field.name: field for field in TableSchema.of(dataset.details["_fields"]).fields}
+
+
+def split(dataset: Dataset, name: Any = "train") -> dict[str, Any]:
+    reader = dataset.reader(name, TableDataConfig())
+    found = reader.rows(0, dataset.splits[name].num_rows)
+    reader.close()
+    return found
+
+
+def test_columns_are_of_numbers_or_dates_if_all_values_are_and_else_of_categories(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = prepared(tmp_path, csv(tmp_path, rows_of()), said)
+    assert {name: field.kind for name, field in fields(found).items()} == {
+        "age": "number", "city": "category", "since": "date", "size": "number"}
+    assert fields(found)["city"].values == CITIES
+    assert fields(found)["age"].misses and not fields(found)["size"].misses
+    assert said == [f"preparing 60 rows of {tmp_path}/rows.csv: score (a number) from 2 numbers, 1 categories, 1 dates"]
+    assert "_fields" not in found.describe()
+
+
+def test_csv_compressed_csv_parquet_and_several_files_give_the_same_rows(tmp_path: Path) -> None:
+    columns = rows_of()
+    one = prepared(tmp_path, csv(tmp_path, columns))
+    zipped = prepared(tmp_path, csv(tmp_path, columns, "rows.csv.gz"))
+    typed = columns | {"since": pa.array(columns["since"]).cast(pa.date32())}
+    pq.write_table(pa.table(typed), tmp_path / "rows.parquet")
+    parquet = prepared(tmp_path, tmp_path / "rows.parquet")
+    several = tmp_path / "several"
+    several.mkdir()
+    for place in range(3):
+        csv(several, {name: values[20 * place : 20 * place + 20] for name, values in columns.items()}, f"{place}.csv")
+    for other in (zipped, parquet, prepared(tmp_path, several)):
+        assert {k: v for k, v in other.details.items() if k != "_examples"} == {
+            k: v for k, v in one.details.items() if k != "_examples"}
+        assert all(np.array_equal(values, split(one)[name]) for name, values in split(other).items())
+
+
+def test_what_the_model_is_told_is_of_the_training_rows_alone(tmp_path: Path) -> None:
+    train, test = rows_of(40), rows_of(20)
+    test["city"][3] = "Oslo"
+    test["size"] = [value + 1000 for value in test["size"]]
+    said: list[str] = []
+    csv(tmp_path, test, "other.csv")
+    found = prepared(tmp_path, csv(tmp_path, train), said, test_uri=str(tmp_path / "other.csv"))
+    assert fields(found)["city"].values == CITIES
+    numbers = split(found)["numbers"]
+    assert numbers[:, 2:].mean(axis=0) == pytest.approx([0, 0], abs=1e-6), "a date's days, and the size"
+    assert numbers[:, 2:].std(axis=0) == pytest.approx([1, 1], abs=1e-6)
+    assert split(found, "test")["categories"][3, 0] == 0
+    assert "1 validation and test rows have a missing value or a category that no training row has" in said[-1]
+
+
+def test_numbers_that_stand_for_categories_and_columns_to_leave_out_are_named(tmp_path: Path) -> None:
+    columns = rows_of() | {"id": list(range(60)), "post": [10115 + i % 4 for i in range(60)]}
+    found = fields(prepared(tmp_path, csv(tmp_path, columns), ignore="id, size", categories="post"))
+    assert set(found) == {"age", "city", "since", "post"}
+    assert found["post"].values == ("10115", "10116", "10117", "10118")
+
+
+@pytest.mark.parametrize(("values", "classes"), [
+    (["no", "yes"], ("no", "yes")), ([0, 1], ("0", "1")), ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 11),
+    ([1, 2], None), ([0, 2], None), ([0.5, 1.5], None), (["1e3", "2"], None)])
+def test_the_target_is_classes_if_it_is_text_or_counts_from_0(values: list[Any], classes: Any, tmp_path: Path) -> None:
+    columns = rows_of(110)
+    columns["score"] = [values[i % len(values)] for i in range(110)]
+    found = prepared(tmp_path, csv(tmp_path, columns))
+    assert (len(found.class_names) == classes if isinstance(classes, int) else found.class_names == (classes or ()))
+    if classes is None:
+        assert prepared(tmp_path, tmp_path / "rows.csv",
+                        label_column="score, size").details["targets"][1]["name"] == "size"
+
+
+@pytest.mark.parametrize(("change", "options", "said"), [
+    ({}, {"label_column": "scores"},
+     r"there is no column 'scores' in .*rows\.csv, which has age, .*: name it, as in --data\.label-column score"),
+    ({}, {"ignore": "ages"}, r"as in --data\.ignore age"),
+    ({"score": [1.0] * 60}, {}, r"the target column 'score' is 1 in every training row"),
+    ({"score": ["1"] * 59 + ["inf"]}, {"predict": "number"},
+     r"row 59 of .*rows\.csv: the target's column 'score' is inf"),
+    ({"score": [1, 2] * 29 + [None, 3]}, {}, r"row 58 of .*: the target column 'score' has no value: remove the row"),
+    ({"score": ["1"] * 30 + ["many"] * 30}, {"predict": "number"},
+     r"'many', which is no number: .*--data\.predict class"),
+    ({"size": ["1"] * 20 + ["inf"] * 40}, {}, r"row 20 of .*: column 'size' is inf: a number must be finite"),
+    ({"size": [""] * 60}, {}, r"column 'size' has no value in any training row: leave it out with --data\.ignore size"),
+    ({"score": ["a"] * 60}, {}, r"column 'score' holds one class only")])
+def test_what_cannot_be_learned_from_is_said_with_its_row_and_the_remedy(change: dict[str, list[Any]],
+                                                                        options: dict[str, str], said: str,
+                                                                        tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path, csv(tmp_path, rows_of() | change), **options)
+
+
+def test_too_many_texts_name_the_value_that_keeps_them_from_being_dates(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.common.tables.prepare.MOST_CATEGORIES", 20)
+    columns = rows_of()
+    columns["since"][17] = "2024-13-01"
+    with pytest.raises(DataError, match=r"'since' holds more than 20 different texts .*row 17 of .*'2024-13-01', which "
+                                        r"is no date: write dates as .*--data\.ignore since"):
+        prepared(tmp_path, csv(tmp_path, columns))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("a,b\n1,2\n1,2,3\n", r"rows\.csv cannot be read .*Expected 2 columns, got 3"),
+    ("a,a\n1,2\n", r"has the column 'a' twice"),
+    ("", r"is empty"), ("score\n1\n2\n", r"has no column but score")])
+def test_a_file_that_is_no_table_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path, tmp_path / "rows.csv", label_column="score" if "score" in text else "b")
+
+
+def test_files_with_other_columns_and_types_that_are_none_of_the_kinds_are_refused(tmp_path: Path) -> None:
+    columns = rows_of()
+    csv(tmp_path, columns, "1.csv")
+    csv(tmp_path, {name: columns[name] for name in columns if name != "city"}, "2.csv")
+    with pytest.raises(DataError, match=r"2\.csv has other columns than row 0 of .*1\.csv \(city\)"):
+        prepared(tmp_path, tmp_path)
+    pq.write_table(pa.table({"x": [[1, 2]] * 60, "score": columns["score"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"column 'x' of row 0 of .* is of type list.*--data\.ignore x"):
+        prepared(tmp_path, tmp_path / "rows.parquet")
+
+
+# ── encoding ──
+SCHEMA = TableSchema((Field("n", "number", mean=10, std=2), Field("m", "number", misses=True),
+                      Field("c", "category", values=("a", "b")), Field("d", "date", mean=19000, std=100)))
+
+
+def test_values_become_numbers_and_codes() -> None:
+    found = SCHEMA.encode({"n": pa.array([12.0, None]), "m": pa.array(["", "3"]), "c": pa.array(["b", "z"]),
+                           "d": pa.array(["2024-01-31", "2024-02-01T12:00:00"])})
+    assert SCHEMA.numbers == ("n", "m", "m is missing", "d")
+    assert SCHEMA.cardinalities == (3, 8, 13)
+    assert found.numbers.tolist() == [[1, 0, 1, pytest.approx(7.53)], [0, 3, 0, pytest.approx(7.545)]]
+    assert found.categories.tolist() == [[2, 3, 1], [0, 4, 2]], "Wednesday in January, Thursday in February"
+    assert found.unseen.tolist() == [0, 2], "no number where all training rows have one, and a category of none of them"
+
+
+def test_dates_with_a_zone_are_taken_as_utc_and_types_of_parquet_as_they_are() -> None:
+    days = TableSchema((Field("d", "date"),))
+    noon = [19753.5]
+    for column in (pa.array(["2024-01-31T13:00:00+01:00"]), pa.array(["2024-01-31T12:00:00Z"]),
+                   pa.array([1706702400], pa.int64()).cast(pa.timestamp("s", "Europe/Berlin"))):
+        assert days.encode({"d": column}).numbers[:, 0].tolist() == noon
+
+
+@pytest.mark.parametrize(("column", "value", "said"), [
+    ("n", "12 kg", "column 'n' is '12 kg', which is no number"), ("n", "inf", "must be finite"),
+    ("d", "31.12.2024", "which is no date: write dates as 2024-12-31")])
+def test_a_value_that_is_not_of_its_columns_kind_is_named(column: str, value: str, said: str) -> None:
+    given = {"n": pa.array(["1", "1"]), "m": pa.array(["", ""]), "c": pa.array(["a", "a"]),
+             "d": pa.array(["2024-01-31", "2024-01-31"])}
+    with pytest.raises(UnreadableValueError, match=said) as raised:
+        SCHEMA.encode(given | {column: pa.array([given[column][0].as_py(), value])})
+    assert raised.value.row == 1
