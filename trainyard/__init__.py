@@ -1,6 +1,10 @@
-"""The command `trainyard`, and the names that a job of yours imports."""
+"""The command `trainyard`, and what a program of yours imports: `import trainyard as ty`, then `ty.train`."""
 
 from pathlib import Path
 from runpy import run_path
 
 run_path(str(Path(__file__).parents[1] / "cluster/core/shadows.py"))["check"]()  # by its path: cluster may be hidden
+
+from trainyard.api import Run, train  # noqa: E402  after what other packages of these names would hide
+
+__all__ = ["Run", "train"]

@@ -9,7 +9,7 @@ from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import Config
-from jobs.common.declared_metrics import Metric, chosen, figure
+from jobs.common.declared_metrics import Metric, chosen, figure, primary_of
 from jobs.common.runs.run import Run
 from jobs.common.runs.run_folder import RESULT_FILE, read_record
 from jobs.common.training.job import Job
@@ -43,6 +43,8 @@ def train(job: Job, config: Config, store: Store, trial: int, num_seeds: int, tr
         tracking.log(f"final-{name}", numbers | {"step": result["steps"]})
         tracking.end(f"final-{name}", "completed")
     metric = chosen(job.metrics(config), config.metric)
+    if metric.name not in (found := runs[0]["metrics"]["validation"]):  # such as a loss that only workers can compute
+        metric = primary_of(job.metrics(config), found)
     best = max(runs, key=lambda run: metric.sign * _of(run, "validation", metric))
     version = tracking.register(open_artifact(best["artifact"], best["digest"]))
     tests = [_of(run, "test", metric) for run in runs]

@@ -23,12 +23,15 @@ class Command:
 
 
 def command_of(job: str, working_dir: str | None = None) -> Command:
-    """job: `mlp`, a package of yours such as `my_package.churn`, or a search of one of them: `tuning.mlp`.
+    """job: `mlp`, a package of yours such as `my_package.churn`, a search of one of them: `tuning.mlp`; or a Python
+    file of yours, which calls `ty.train`, and whose folder goes along.
 
     Without a working_dir the current folder goes along if it holds the job or Trainyard itself, else the repository
     that this runs from. Raises: ConfigError with the names that there are,
     or for a folder that would hide Trainyard's packages.
     """
+    if job.endswith(".py"):
+        return _file(job, working_dir)
     name = job.removeprefix("tuning.").removeprefix("jobs.")
     folder = _given(working_dir) if working_dir is not None else _folder_of(name)
     if folder is not None and (hidden := shadows.found_in(folder)):
@@ -41,6 +44,20 @@ def command_of(job: str, working_dir: str | None = None) -> Command:
     if job.startswith("tuning."):
         return Command(module="tuning", arguments=(name,), folder=folder)
     return Command(module=f"jobs.{name}" if name in own else name, arguments=(), folder=folder)
+
+
+def _file(job: str, working_dir: str | None) -> Command:
+    file = expanded(job).resolve()
+    folder = _given(working_dir) if working_dir is not None else file.parent
+    if not file.is_file() or not file.is_relative_to(folder):
+        raise ConfigError(f"there is no file {job} in {folder}: name a file, and a --working-dir that holds it")
+    module = ".".join(file.relative_to(folder).with_suffix("").parts)
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"{job}: workers import the file by its name: call it with letters, digits and _, such as "
+                          "my_file.py")
+    if hidden := shadows.found_in(folder):
+        raise ConfigError(f"the job would not find Trainyard: {hidden}")
+    return Command(module=module, arguments=(), folder=folder)
 
 
 def _given(working_dir: str) -> Path:

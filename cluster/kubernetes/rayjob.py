@@ -47,6 +47,10 @@ def submit_rayjob(kube: Kube, job: str, flags: Sequence[str], *, name: str | Non
                   image: str | None,
                   workers: int, cpus: int, memory: str, gpus: int, wait: bool) -> int:
     """Returns the job's exit code: 0, 1, 2 or 3. Raises: ConfigError, ClusterError."""
+    if job.endswith(".py"):
+        raise ConfigError(f"{job}: pods take their code from an image: put the file's class into a package there, and "
+                          "submit the job with --model.build PACKAGE.MODULE:CLASS; or submit to a Ray cluster, with "
+                          "--address")
     command = command_of(job)
     module, flags = command.module, [*command.arguments, *flags]
     name = name or f"{_for_a_name(job)}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"

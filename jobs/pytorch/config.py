@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.common.own_code import require_function
-from jobs.common.vision.config import ImageConfig
+from jobs.common.own_code import OwnModel, require_function
+from jobs.common.vision.config import ImageConfig, ImageEvalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,10 @@ class ModelConfig:
     build: str = "jobs.pytorch.model:small_network"
     """`module:function`, called as `build(info) -> nn.Module` with the data's `shape` (height, width, channels),
     `class_names`, `num_classes`, `mean` and `std`.
-    The module takes normalised float images (B, C, H, W) and gives logits (B, classes)."""
+    The module takes normalised float images (B, C, H, W) and gives logits (B, classes).
+    Or `module:Class`, whose methods may also say loss, optimiser, schedule and metrics: see jobs/README.md."""
+    settings: str | None = None
+    """JSON of the attributes that an instance of that class has, such as '{"width": 64}'."""
     loss: str | None = None
     """`module:function`, called as `loss(logits, labels)`: the mean over the rows, a scalar.
     By default cross entropy."""
@@ -38,8 +41,23 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleEvalConfig(ImageEvalConfig):
+    """How a model is judged."""
+
+    metric: str = "accuracy"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Which validation metric chooses the best checkpoint and stops early: `accuracy`, `loss`, or one of a class of
+    yours."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PytorchConfig(ImageConfig):
     """Trains a PyTorch module of yours on images."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    eval: ModuleEvalConfig = field(default_factory=ModuleEvalConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def own(self) -> OwnModel:
+        """What `--model.build` names. Raises: ConfigError."""
+        return OwnModel.named(self.model.build, self.model.settings)

@@ -1,12 +1,18 @@
 """What goes into a module of yours and what comes out of it. Imports no torch."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
+from jobs.common.declared_metrics import Metric, chosen, classification
+from jobs.common.evaluation.own_metrics import figures_of
 from jobs.common.own_code import function_of_yours
 from jobs.common.predictor.onnx_model import MODEL
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.common.vision.job import describe_images, image_sections
+from jobs.common.vision.judging import judge_images
 from jobs.pytorch.config import PytorchConfig
 
 HOW_TO_LOAD = """from jobs.pytorch.model import load  # imports {build}
@@ -17,9 +23,21 @@ def check(config: PytorchConfig) -> None:
     """Raises: ConfigError for a package that is not installed, or a function that is not there."""
     for package in ("torch", "captum"):
         require_package(package, "torch")
-    for name in ("build", "loss"):
-        if (function := getattr(config.model, name)) is not None:
-            function_of_yours(f"--model.{name}", function)
+    chosen(metrics(config), config.metric)
+    if config.model.loss is not None:
+        function_of_yours("--model.loss", config.model.loss)
+
+
+def metrics(config: PytorchConfig) -> Sequence[Metric]:
+    """Every classifier's, and those that a user's class declares. Raises: ConfigError."""
+    return [*classification(config.eval.top_k), *config.own.metrics]
+
+
+def judge_module(trained: TrainingResult) -> EvaluationResult:
+    """As `judge_images`, with the figures that a user's class declares."""
+    found, own = judge_images(trained), trained.config.own
+    return replace(found, metrics={split: {**values, **figures_of(own, trained.predictions(split))}
+                                   for split, values in found.metrics.items()})
 
 
 def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:

@@ -2,13 +2,11 @@
 
 from jobs.common.training.job import Job
 from jobs.common.vision.job import prepare_images
-from jobs.common.vision.judging import judge_images
 from jobs.pytorch.config import PytorchConfig
-from jobs.pytorch.data import check, describe, files, sections
+from jobs.pytorch.data import check, describe, files, judge_module, metrics, sections
 
 JOB = Job(
     package="jobs.pytorch", config_type=PytorchConfig, config_path="jobs.pytorch.config:PytorchConfig",
     train="jobs.pytorch.train:train", preload=["jobs.pytorch.train"], check=check, prepare=prepare_images,
-    judge=judge_images,
-    describe=describe, files=files, sections=sections,
+    judge=judge_module, describe=describe, files=files, sections=sections, metrics=metrics,
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jobs.common.artifact import artifact
 from jobs.common.config import from_dict
-from jobs.common.own_code import function_of_yours
+from jobs.common.own_code import OwnModel, function_of_yours
 from jobs.common.vision.build_info import BuildInfo
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.images.classifier import Classifier
@@ -52,7 +52,7 @@ def small_network(info: BuildInfo) -> nn.Module:
 def new_model(config: PytorchConfig, info: BuildInfo) -> OnPixels:
     """The module with its first weights, a function of the run's seed.
     Raises: ConfigError for one that cannot be trained."""
-    return OnPixels(build_to_train(config.model.build, info, config.run.seed), info)
+    return OnPixels(build_to_train(config.own, info, config.run.seed), info)
 
 
 def loss_of(config: PytorchConfig, label_smoothing: float = 0.0) -> Loss:
@@ -68,7 +68,10 @@ def trial(info: BuildInfo) -> Trial:
     """Black images."""
     height, width, channels = info.shape
     return Trial(inputs=lambda rows: (torch.zeros((rows, *info.shape), dtype=torch.uint8),),
-                 targets=lambda rows: torch.zeros(rows, dtype=torch.int64), outputs=info.num_classes,
+                 targets=lambda rows: torch.zeros(rows, dtype=torch.int64),
+                 batch=lambda rows: {"image": torch.zeros((rows, *info.shape), dtype=torch.uint8),
+                                     "label": torch.zeros(rows, dtype=torch.int64), "row_id": torch.arange(rows)},
+                 outputs=info.num_classes,
                  given=f"images (1, {channels}, {height}, {width})",
                  wanted=f"logits (1, {info.num_classes}), one a class")
 
@@ -84,11 +87,11 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
     info = BuildInfo(shape=tuple(about.preprocessing["shape"]), class_names=tuple(about.labels),
                      mean=tuple(about.preprocessing["mean"]), std=tuple(about.preprocessing["std"]),
                      model=from_dict(PytorchConfig, {"model": dict(about.config["model"])}).model)
-    name = about.config["model"]["build"]
-    model = OnPixels(build(name, info), info)
+    own = OwnModel.named(info.model.build, info.model.settings)
+    model = OnPixels(build(own, info), info)
     try:
         model.load_state_dict({key: torch.from_numpy(array) for key, array in opened.weights().items()})
     except RuntimeError as error:
         raise artifact.refused(opened.uri,
-                               [f"{name} builds another module now: {' '.join(str(error).split())}"]) from error
+                               [f"{own.name} builds another module now: {' '.join(str(error).split())}"]) from error
     return Classifier(model, about.labels, torch.tensor(info.mean).expand(1, *info.shape))

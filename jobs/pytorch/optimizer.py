@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cluster.core.errors import ConfigError
+from jobs.common.own_code import OwnModel, called
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import StepOutcome
 from jobs.pytorch.internals import undecorated
@@ -21,6 +23,36 @@ def build_optimizer(parameters: Iterable[Tensor], optim: OptimConfig) -> torch.o
     return undecorated(torch.optim.SGD)(parameters, lr=optim.lr, momentum=optim.momentum,
                                         weight_decay=optim.weight_decay,
                                         fused=True)
+
+
+def own_optimizer(own: OwnModel | None, model: nn.Module) -> torch.optim.Optimizer | None:
+    """What a user's class gives as `optimizer(model)`; None where it has no such method. Raises: ConfigError for
+    something else, and for an optimiser whose state a checkpoint would not hold."""
+    if own is None or (method := own.method("optimizer")) is None:
+        return None
+    made = called(f"--model.build {own.name}: its optimizer", method, model)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f"--model.build {own.name}: its optimizer gave {type(made).__name__}: it must return a "
+                          "torch.optim.Optimizer")
+    if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise ConfigError(f"--model.build {own.name}: {type(made).__name__} needs more than a step's gradients: use "
+                          "another optimiser")
+    for group in made.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return made
+
+
+def initial_lr(optimizer: torch.optim.Optimizer) -> float:
+    """What the first group began with."""
+    first = optimizer.param_groups[0]
+    return float(first.setdefault("initial_lr", first["lr"]))
+
+
+def scale_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """lr: of the first group; the others keep their ratio to it."""
+    factor = lr / initial_lr(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * float(group.setdefault("initial_lr", group["lr"]))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -7,36 +7,35 @@ outputs.
 # pyright: reportPrivateImportUsage=false
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cluster.core.errors import ConfigError
-from jobs.common.own_code import called, function_of_yours
+from jobs.common.own_code import OwnModel, called
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """What is lowered: from outputs (B, K) and targets to the mean over the rows, a scalar."""
 
 
-def build(name: str, info: object) -> nn.Module:
-    """The module that `--model.build NAME` gives. Raises: ConfigError if the function is not there, raises, or returns
-    something else."""
-    module = called(f"--model.build {name}", function_of_yours("--model.build", name), info)
+def build(own: OwnModel, info: object) -> nn.Module:
+    """The module that `--model.build` gives. Raises: ConfigError if it raises, or returns something else."""
+    module = called(f"--model.build {own.name}", own.build, info)
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"--model.build {name} gave {module!r}: it must return a torch.nn.Module")
+        raise ConfigError(f"--model.build {own.name} gave {module!r}: it must return a torch.nn.Module")
     return module
 
 
-def build_to_train(name: str, info: object, seed: int) -> nn.Module:
+def build_to_train(own: OwnModel, info: object, seed: int) -> nn.Module:
     """The same with its first weights, a function of the seed. Raises: ConfigError, also where nothing would be
     trained."""
     torch.manual_seed(seed)
-    module = build(name, info)
+    module = build(own, info)
     if not any(each.requires_grad for each in module.parameters()):
-        raise ConfigError(f"--model.build {name}: its module has no parameter that is trained: leave requires_grad of "
-                          "some as it is")
+        raise ConfigError(f"--model.build {own.name}: its module has no parameter that is trained: leave "
+                          "requires_grad of some as it is")
     return module
 
 
@@ -47,6 +46,8 @@ class Trial:
     inputs: Callable[[int], Sequence[Tensor]]
     """So many rows of what it is called with."""
     targets: Callable[[int], Tensor]
+    batch: Callable[[int], Mapping[str, Tensor]]
+    """The same rows as a loss of the whole model is given them."""
     outputs: int
     """K of what it must give, (B, K)."""
     given: str
@@ -55,9 +56,10 @@ class Trial:
     """What the message calls the outputs."""
 
 
-def check(build_name: str, loss_name: str, model: nn.Module, loss: Loss, trial: Trial, rows_per_pass: int) -> None:
-    """Tries one pass forward and back, on a copy. Raises: ConfigError that says what does not fit."""
-    tried = copy.deepcopy(model)
+def check(own: OwnModel, loss_name: str, model: nn.Module, loss: Loss, trial: Trial, rows_per_pass: int) -> None:
+    """Tries one pass forward and back, on a copy. loss: as `loss_name` names it; a class's own goes before it.
+    Raises: ConfigError that says what does not fit."""
+    tried, build_name = copy.deepcopy(model), own.name
     seen = called(f"--model.build {build_name}", tried.eval(), *trial.inputs(1))
     if not isinstance(seen, Tensor) or seen.shape != (1, trial.outputs):
         said = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
@@ -66,12 +68,15 @@ def check(build_name: str, loss_name: str, model: nn.Module, loss: Loss, trial: 
     outputs = called(f"--model.build {build_name}", tried.train(), *trial.inputs(rows_per_pass),
                      hint=f" (it is trained on {rows_per_pass} rows at a time: --train.global-batch-size over the most "
                           "workers)")
-    value = called(f"--model.loss {loss_name}", loss, outputs, trial.targets(rows_per_pass))
+    whole = own.method("loss")
+    what = f"--model.build {own.name}: its loss" if whole else f"--model.loss {loss_name}"
+    value = (called(what, whole, tried, trial.batch(rows_per_pass)) if whole
+             else called(what, loss, outputs, trial.targets(rows_per_pass)))
     if not isinstance(value, Tensor) or value.dim():
         said = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigError(f"--model.loss {loss_name} gives {said}: it must give one number, the mean over the rows")
+        raise ConfigError(f"{what} gives {said}: it must give one number, the mean over the rows")
     if not value.requires_grad:
-        raise ConfigError(f"--model.loss {loss_name}: it does not depend on the module's parameters: compute it from "
+        raise ConfigError(f"{what}: it does not depend on the module's parameters: compute it from "
                           "what the module gives, without .detach(), .item() or torch.no_grad()")
 
 

@@ -12,13 +12,14 @@ from contextlib import nullcontext
 import torch
 
 from jobs.common.data.dataset import Columns
-from jobs.common.declared_metrics import CLASSIFICATION, chosen
+from jobs.common.declared_metrics import chosen
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome, Tensors
 from jobs.common.vision.build_info import BuildInfo
 from jobs.common.vision.robustness import Attack
 from jobs.pytorch.config import PytorchConfig
+from jobs.pytorch.data import metrics
 from jobs.pytorch.images.adversary import attacked
 from jobs.pytorch.images.augment import augment
 from jobs.pytorch.images.training import ImageTraining
@@ -33,7 +34,7 @@ def train(context: TrainContext, config: PytorchConfig) -> Outcome:
     device = set_up_torch(context, config.run.cpus_per_worker)
     with Group(context, device) as group:
         return fit(context, ModuleTraining(context, config, group, device), context.data_loader(),
-                   metric=chosen(CLASSIFICATION, config.metric))
+                   metric=chosen(metrics(config), config.metric))
 
 
 class ModuleTraining(ImageTraining):
@@ -45,9 +46,9 @@ class ModuleTraining(ImageTraining):
         info = BuildInfo.of(context.dataset, config.model)
         model = new_model(config, info)
         rows = config.train.global_batch_size // context.num_shards
-        check(config.model.build, str(config.model.loss), model, loss_of(config), trial(info),
+        check(config.own, str(config.model.loss), model, loss_of(config), trial(info),
               min(rows, config.train.max_rows_per_pass or rows))
-        super().__init__(context, config, group, device, model.to(device), loss_of(config))
+        super().__init__(context, config, group, device, model.to(device), loss_of(config), config.own)
         self.forward = compiled(model) if config.hardware.compile else model
         self.attack = Attack.in_training(context.dataset, config)
         self.training_loss = loss_of(config, config.optim.label_smoothing)
@@ -68,6 +69,8 @@ class ModuleTraining(ImageTraining):
             images = augment(images, rows["row_id"], config.augment, config.run.seed, epoch)
         if self.attack:
             images = attacked(self.forward, images.float(), labels, self.attack)
+        if whole := self.own.method("loss") if self.own else None:
+            return self.lower(whole(self.forward, self.batch(rows, images)), len(labels))
         with torch.autocast(self.device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
             logits = self.forward(images)
         return self.lower(self.training_loss(logits.float(), labels), len(labels))

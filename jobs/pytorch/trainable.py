@@ -10,6 +10,7 @@ every worker takes the same step. The loss is a sum over rows divided by the *gl
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -22,11 +23,13 @@ from jobs.common.config import EvalConfig, RunConfig, TrainConfig
 from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.data.loader import MicroBatches, cut
+from jobs.common.evaluation.own_metrics import own_figures
+from jobs.common.own_code import OwnModel, called
 from jobs.common.training.context import TrainContext
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import TrainState
-from jobs.common.training.trainable import StepResult, Tensors, Wishes
-from jobs.pytorch.optimizer import build_optimizer, set_lr, step_if_finite
+from jobs.common.training.trainable import Answers, StepResult, Tensors, Wishes
+from jobs.pytorch.optimizer import build_optimizer, initial_lr, own_optimizer, scale_lr, set_lr, step_if_finite
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.weight_digest import digest_of
@@ -95,10 +98,14 @@ class TorchTraining(TorchTrainable):
     """Whether a pass draws random numbers of PyTorch's: then each begins with a seed of its own."""
 
     def __init__(self, context: TrainContext, config: TorchConfig, group: Group, device: torch.device,
-                 model: nn.Module) -> None:
-        weights = [each for each in model.parameters() if each.requires_grad]
-        super().__init__(context, group, model, build_optimizer(weights, config.optim))
+                 model: nn.Module, own: OwnModel | None = None) -> None:
+        """own: a user's, whose optimiser and schedule go before the config's."""
+        super().__init__(context, group, model, own_optimizer(own, model) or build_optimizer(
+            [each for each in model.parameters() if each.requires_grad], config.optim))
         self.config, self.device = config, device
+        self.schedule = own.method("schedule") if own else None
+        self.own, self.evaluations = own, count()
+        self.scales = own is not None and (own.method("optimizer") or self.schedule) is not None
         self.statistics = RunningStatistics(model, context.num_shards)
 
     def backward(self, rows: Columns, epoch: int) -> float:
@@ -117,11 +124,18 @@ class TorchTraining(TorchTrainable):
         raise NotImplementedError
 
     def learning_rate(self, step: int, total_steps: int) -> float:
-        return self.config.optim.learning_rate(step, total_steps)
+        """Of the optimiser's first group, where the config's schedule or the user's own scales what each began with."""
+        if self.schedule is not None:
+            factor = float(called("its schedule", self.schedule, step, total_steps))
+        elif self.scales:
+            factor = self.config.optim.learning_rate(step, total_steps) / self.config.optim.lr
+        else:
+            return self.config.optim.learning_rate(step, total_steps)
+        return factor * initial_lr(self.optimizer)
 
     def step(self, batch: MicroBatches, state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
         """One step."""
-        set_lr(self.optimizer, rates[0])
+        (scale_lr if self.scales else set_lr)(self.optimizer, rates[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss, config, statistics = 0.0, self.config, self.statistics
         statistics.begin_step()
@@ -136,6 +150,15 @@ class TorchTraining(TorchTrainable):
         outcome = step_if_finite(self.optimizer, loss, config.optim.clip_norm)
         statistics.end_step(taken=outcome == "taken")
         return StepResult([loss], [outcome], agreed)
+
+    def own_figures(self, split: SplitName) -> dict[str, float]:
+        """What a user's class declares as metrics. Raises: ConfigError, PeerLostError."""
+        key = str(next(self.evaluations))
+        return own_figures(self.context, self.own, key, lambda: self.predict(split)) if self.own else {}
+
+    def predict(self, split: SplitName) -> Iterator[Answers]:
+        """This worker's share of a split, in batches."""
+        raise NotImplementedError
 
     def batches(self, split: SplitName) -> Iterator[tuple[Columns, Tensor]]:
         """(rows, answers (m, …) on the CPU) of this worker's share of a split."""

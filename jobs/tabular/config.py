@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from jobs.common.config import require
-from jobs.common.own_code import require_function
+from jobs.common.own_code import OwnModel, require_function
 from jobs.common.tables.config import TableConfig
 
 
@@ -14,7 +14,10 @@ class ModelConfig:
     build: str = "jobs.tabular.model:residual_network"
     """`module:function`, called as `build(info) -> nn.Module` with the data's `num_numbers`, `cardinalities`,
     `num_outputs`, `class_names`, `targets`, `schema` and this group, `model`.
-    The module takes numbers (B, num_numbers) and categories (B, C) int64, and gives (B, num_outputs)."""
+    The module takes numbers (B, num_numbers) and categories (B, C) int64, and gives (B, num_outputs).
+    Or `module:Class`, whose methods may also say loss, optimiser, schedule and metrics: see jobs/README.md."""
+    settings: str | None = None
+    """JSON of the attributes that an instance of that class has, such as '{"width": 64}'."""
     loss: str = "auto"
     """`auto`: cross entropy of classes, mean squared error of normalised numbers. `quantile`: predicts the 0.1, 0.5 and
     0.9 quantiles of numbers. `module:function`: yours, called as `loss(outputs, targets)`: the mean, a scalar."""
@@ -39,3 +42,8 @@ class TabularConfig(TableConfig):
     """Predicts numbers or a class from the columns of a table."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def own(self) -> OwnModel:
+        """What `--model.build` names. Raises: ConfigError."""
+        return OwnModel.named(self.model.build, self.model.settings)

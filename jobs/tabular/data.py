@@ -5,10 +5,12 @@ from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
+from jobs.common.declared_metrics import chosen
 from jobs.common.own_code import function_of_yours
 from jobs.common.predictor.onnx_model import MODEL
 from jobs.common.report.html import Section
 from jobs.common.tables.info import TableInfo
+from jobs.common.tables.judging import metrics
 from jobs.common.tables.prepare import prepare
 from jobs.common.tables.report import describe_table, table_sections
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
@@ -23,9 +25,9 @@ answers = model.predict(encoded.numbers, encoded.categories)"""
 def check(config: TabularConfig) -> None:
     """Raises: ConfigError for a package that is not installed, or a function that is not there."""
     require_package("torch", "torch")
-    for option, name in (("--model.build", config.model.build), ("--model.loss", config.model.loss)):
-        if ":" in name:
-            function_of_yours(option, name)
+    chosen(metrics(config), config.metric)
+    if ":" in config.model.loss:
+        function_of_yours("--model.loss", config.model.loss)
 
 
 def prepare_table(config: TabularConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
@@ -43,8 +45,8 @@ def files(trained: TrainingResult) -> dict[str, bytes]:
 
     tensors = trained.checkpoints.load(trained.best)
     own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    config = trained.config.model
-    graph = graph_of(config.build, TableInfo.of(trained.dataset, config), own)
+    config = trained.config
+    graph = graph_of(config.own, TableInfo.of(trained.dataset, config.model), own)
     return {artifact.WEIGHTS: artifact.weights_file(own)} | ({MODEL: graph} if graph else {})
 
 

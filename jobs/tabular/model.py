@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jobs.common.artifact import artifact
 from jobs.common.config import from_dict
+from jobs.common.own_code import OwnModel
 from jobs.common.tables.info import TableInfo
 from jobs.pytorch.tables import model as tables
 from jobs.tabular.config import TabularConfig
@@ -47,4 +48,4 @@ def load(where: artifact.Where | artifact.Artifact) -> tables.LoadedModel:
     """The model of an artifact, by the function that built it. Raises: ArtifactError, ConfigError."""
     opened = artifact.as_artifact(where)
     settings = from_dict(TabularConfig, {"model": dict(opened.manifest.description.config["model"])}).model
-    return tables.load(opened, settings.build, settings)
+    return tables.load(opened, OwnModel.named(settings.build, settings.settings), settings)

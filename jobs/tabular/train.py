@@ -19,6 +19,5 @@ def train(context: TrainContext, config: TabularConfig) -> Outcome:
     """One generation: to the end, or to a stop that all ranks agree on."""
     device, info = set_up_torch(context, config.run.cpus_per_worker), TableInfo.of(context.dataset, config.model)
     with Group(context, device) as group:
-        training = TableTraining(context, config, group, device, build=config.model.build, loss=config.model.loss,
-                                 info=info)
+        training = TableTraining(context, config, group, device, own=config.own, loss=config.model.loss, info=info)
         return fit(context, training, context.data_loader(), metric=chosen(metrics(config), config.metric))

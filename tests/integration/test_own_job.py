@@ -98,10 +98,44 @@ def test_it_is_served_where_it_is_named(artifact: Path, place: own_job.Place, st
         assert job.wait(60) == 0, job.text
 
 
+# ── a model of one's own, in one file ──
+def test_a_file_with_a_class_is_submitted_tuned_and_served_without_its_code(place: own_job.Place, env: dict[str, str],
+                                                                            storage: Path) -> None:
+    said = submitted(env, storage, str(place.folder / "my_file.py"), "--", str(storage))
+    assert "python -m my_file" in said and "R² " in said
+    artifact = open_artifact(storage / "mine/artifact")
+    assert artifact.manifest.description.config["model"]["build"] == "my_file:Mine"
+    flags = ["--run.storage", str(storage), "--run.name", "own-search", "--num-trials", "2", "--then-train", "1",
+             "--model.build", "my_file:Mine", "--space.optim.weight-decay", "uniform 0 0.1", *QUICK]
+    tuned = subprocess.run([sys.executable, "-m", "tuning", "tabular", *flags], cwd=place.folder, env=env,
+                           capture_output=True, text=True, check=False, timeout=250)
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    assert "test RMSE" in tuned.stdout and "log loss" not in tuned.stdout
+    port, home = free_port(), {"TRAINYARD_HOME": str(storage / "home")}
+    command = ["up", "--model", f"own={artifact.uri}", "--no-auth", "--port", str(port), "--cpus-per-replica", "0.5"]
+    with runs.python("serving", *command, folder=storage, env=place.env | home, cwd=storage) as job:  # not beside it
+        job.until(lambda: "ready: " in job.text, 120)
+        probe = artifact.probe()
+        inputs = [{"name": name, "datatype": "BYTES" if values.dtype == object else "FP64", "shape": [len(values)],
+                   "data": values.tolist()} for name, values in probe.inputs.items()]
+        found = {each["name"]: each["data"] for each in asked(port, "own", inputs)["outputs"]}
+        assert found["prediction"] == pytest.approx(probe.outputs["prediction"].ravel().tolist(), rel=1e-4)
+        assert found["unseen_values"] == [0] * len(found["prediction"])
+        inputs[1]["data"] = ["third"] * len(found["prediction"])
+        found = {each["name"]: each["data"] for each in asked(port, "own", inputs)["outputs"]}
+        assert inputs[1]["name"] == "sex" and set(found["unseen_values"]) == {1}
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(60) == 0, job.text
+
+
 def infer(port: int, rows: list[list[float]]) -> dict[str, Any]:
     tensor = {"name": "features", "datatype": "FP32", "shape": [len(rows), len(rows[0])],
               "data": [x for row in rows for x in row]}
-    body, json_type = json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"}
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/churn/infer", body, json_type)
-    with urllib.request.urlopen(asked, timeout=30) as response:
+    return asked(port, "churn", [tensor])
+
+
+def asked(port: int, model: str, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    body, json_type = json.dumps({"inputs": inputs}).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/{model}/infer", body, json_type)
+    with urllib.request.urlopen(request, timeout=30) as response:
         return json.loads(response.read())

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.own_code import OwnModel
 from jobs.common.training.optim_config import OptimConfig
 
 
@@ -51,8 +52,9 @@ class TableTrainConfig(TrainConfig):
 class TableEvalConfig(EvalConfig):
     """How a model is judged."""
 
-    metric: Literal["auto", "loss", "rmse", "mae", "r2", "accuracy"] = "auto"  # pyright: ignore
-    """Which validation metric chooses the best checkpoint and stops early: `auto` is `loss`."""
+    metric: str = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Which validation metric chooses the best checkpoint and stops early: `loss`, `rmse`, `mae`, `r2`, `accuracy`, or
+    one of a class of yours; `auto` is `loss`."""
     baseline: bool = False
     """Judges scikit-learn's HistGradientBoosting on the same rows, beside the model."""
     importance_rows: int = 1000
@@ -79,6 +81,11 @@ class TableConfig(Config):
     train: TableTrainConfig = field(default_factory=TableTrainConfig)
     eval: TableEvalConfig = field(default_factory=TableEvalConfig)
     optim: TableOptimConfig = field(default_factory=TableOptimConfig)
+
+    @property
+    def own(self) -> OwnModel | None:
+        """The user's code that builds the model, where there is any. Raises: ConfigError."""
+        return None
 
     @property
     def metric(self) -> str:

@@ -12,6 +12,7 @@ from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.data.dataset import SPLITS
 from jobs.common.declared_metrics import Metric, Values, classification
 from jobs.common.evaluation.classification import judge
+from jobs.common.evaluation.own_metrics import figures_of
 from jobs.common.evaluation.regression import regression
 from jobs.common.tables.config import TableConfig
 from jobs.common.tables.info import TableInfo
@@ -32,7 +33,7 @@ def metrics(config: TableConfig) -> Sequence[Metric]:
     """Of both kinds of target: which one it is the data says."""
     classes = [replace(each, while_training="") if each.name == "log_loss" else each
                for each in classification(config.eval.top_k)]
-    return [*NUMBERS, *classes, LOSS]
+    return [*NUMBERS, *classes, *(config.own.metrics if config.own else ()), LOSS]
 
 
 def judge_table(trained: TrainingResult) -> EvaluationResult:
@@ -46,6 +47,11 @@ def judge_table(trained: TrainingResult) -> EvaluationResult:
         verdict = replace(found, metrics=metrics)
     else:
         verdict = _judge_numbers(trained, info, inputs, places)
+    if own := trained.config.own:
+        kept = {split: {name: value for name, value in values.items() if name != "loss" or not own.method("loss")}
+                for split, values in verdict.metrics.items()}  # a loss of the whole model the workers alone can compute
+        verdict = replace(verdict, metrics={split: {**values, **figures_of(own, trained.predictions(split))}
+                                            for split, values in kept.items()})
     test = trained.predictions("test")
     outputs = answers(info, test.probabilities[places], np.zeros(len(places), np.int32))
     return replace(verdict, probe=Probe(inputs=inputs, outputs=outputs), reference=_reference(trained, info, test))

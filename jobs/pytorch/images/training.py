@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.own_code import OwnModel
 from jobs.common.training.context import TrainContext
 from jobs.common.training.trainable import Answers
 from jobs.common.vision.config import ImageConfig
@@ -26,9 +27,9 @@ class ImageTraining(TorchTraining):
     """A module from pixels (m, H, W, C) to logits (m, K), and its optimiser, on one worker."""
 
     def __init__(self, context: TrainContext, config: ImageConfig, group: Group, device: torch.device,
-                 model: nn.Module, loss: Loss = F.cross_entropy) -> None:
-        """loss: of the validation rows."""
-        super().__init__(context, config, group, device, model)
+                 model: nn.Module, loss: Loss = F.cross_entropy, own: OwnModel | None = None) -> None:
+        """loss: of the validation rows. own: a user's class, whose own loss goes before it."""
+        super().__init__(context, config, group, device, model, own)
         self.config, self.loss = config, loss
 
     def answer(self, rows: Columns) -> Tensor:
@@ -38,12 +39,21 @@ class ImageTraining(TorchTraining):
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """Accuracy and loss over a whole split, on all workers: sums are added, every row counts once."""
         sums = torch.zeros(3, dtype=torch.float64)
+        whole = self.own.method("loss") if self.own else None
         for rows, logits in self.batches(split):
             labels = torch.from_numpy(rows["label"])
-            loss = self.loss(logits, labels).double() * len(labels)
+            mean = whole(self.model, self.batch(rows)) if whole else self.loss(logits, labels)
+            loss = mean.double().cpu() * len(labels)
             sums += torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), loss], dtype=torch.float64)
         count, correct, loss = self.group.total(sums).tolist()
-        return {"accuracy": correct / count, "loss": loss / count}
+        return {"accuracy": correct / count, "loss": loss / count, **self.own_figures(split)}
+
+    def batch(self, rows: Columns, images: Tensor | None = None) -> dict[str, Tensor]:
+        """What a loss of the whole model is given: pixels (m, H, W, C), labels (m,), row ids (m,).
+        images: in place of the rows' own."""
+        pixels = torch.from_numpy(rows["image"]).to(self.device) if images is None else images
+        return {"image": pixels, "label": torch.from_numpy(rows["label"]).to(self.device),
+                "row_id": torch.from_numpy(rows["row_id"])}
 
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """Probabilities."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
+from jobs.common.own_code import OwnModel
 from jobs.common.tables.info import TableInfo
 from jobs.common.tables.predictor import info_of
 from jobs.common.training.trainable import Tensors
@@ -89,12 +90,12 @@ def _scales(info: TableInfo) -> tuple[Tensor, Tensor]:
                                                                                     dtype=torch.float64)
 
 
-def graph_of(name: str, info: TableInfo, weights: Tensors) -> bytes | None:
-    """The model of `--model.build NAME` as an ONNX file.
+def graph_of(own: OwnModel, info: TableInfo, weights: Tensors) -> bytes | None:
+    """The model as an ONNX file.
 
     None, and a line on standard output, for a module that the exporter cannot write.
     """
-    model = _filled(name, info, weights)
+    model = _filled(own, info, weights)
     example = {"numbers": torch.zeros((2, info.num_numbers)),
                "categories": torch.zeros((2, len(info.cardinalities)), dtype=torch.int64)}
     example = {key: value for key, value in example.items() if value.shape[1]}
@@ -103,19 +104,19 @@ def graph_of(name: str, info: TableInfo, weights: Tensors) -> bytes | None:
         with contextlib.redirect_stdout(io.StringIO()):  # gets the whole graph, where there is something to say of it
             return onnx_file(answering, answering, example, ("rows",), answers=lambda given: given, output="answers")
     except Exception as error:  # noqa: BLE001  whatever the exporter meets in the user's module
-        print(f"no endpoint can answer by this model: --model.build {name} cannot be written as ONNX: "
+        print(f"no endpoint can answer by this model: --model.build {own.name} cannot be written as ONNX: "
               f"{' '.join(str(error).split())[:200]}", flush=True)
         return None
 
 
-def _filled(name: str, info: TableInfo, weights: Tensors) -> TableModel:
-    model = TableModel(build(name, info), info)
+def _filled(own: OwnModel, info: TableInfo, weights: Tensors) -> TableModel:
+    model = TableModel(build(own, info), info)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
     return model
 
 
-def load(where: artifact.Where | artifact.Artifact, name: str, settings: object) -> LoadedModel:
-    """The model of an artifact. name: of the function that built it, which is imported: load only what you trust.
+def load(where: artifact.Where | artifact.Artifact, own: OwnModel, settings: object) -> LoadedModel:
+    """The model of an artifact. own: what built it, code that is imported: load only what you trust.
     settings: the config's group `model`.
 
     Raises: ArtifactError, also if the weights are not of the module that the function builds now; ConfigError without
@@ -124,7 +125,7 @@ def load(where: artifact.Where | artifact.Artifact, name: str, settings: object)
     opened = artifact.as_artifact(where)
     info = info_of(opened, settings)
     try:
-        return LoadedModel(_filled(name, info, opened.weights()), info)
+        return LoadedModel(_filled(own, info, opened.weights()), info)
     except RuntimeError as error:
         raise artifact.refused(opened.uri,
-                               [f"{name} builds another module now: {' '.join(str(error).split())}"]) from error
+                               [f"{own.name} builds another module now: {' '.join(str(error).split())}"]) from error

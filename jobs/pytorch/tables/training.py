@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cluster.core.errors import ConfigError
 from jobs.common.data.dataset import Columns, SplitName
-from jobs.common.own_code import function_of_yours
+from jobs.common.own_code import OwnModel, function_of_yours
 from jobs.common.tables.config import TableConfig
 from jobs.common.tables.info import TableInfo
 from jobs.common.training.context import TrainContext
@@ -30,14 +30,14 @@ from jobs.pytorch.trainable import TorchTraining
 class TableTraining(TorchTraining):
     """A module from numbers (m, N) and categories (m, C) to outputs (m, K), and its optimiser, on one worker."""
 
-    def __init__(self, context: TrainContext, config: TableConfig, group: Group, device: torch.device, *, build: str,
+    def __init__(self, context: TrainContext, config: TableConfig, group: Group, device: torch.device, *, own: OwnModel,
                  loss: str, info: TableInfo) -> None:
-        """build, loss: as the config names them. Raises: ConfigError for a module or loss that does not fit."""
-        model = TableModel(build_to_train(build, info, config.run.seed), info)
+        """loss: as the config names it. Raises: ConfigError for a module or loss that does not fit."""
+        model = TableModel(build_to_train(own, info, config.run.seed), info)
         rows = config.train.global_batch_size // context.num_shards
-        check(build, loss, model, loss_of(loss, info), _trial(info), min(rows, config.train.max_rows_per_pass or rows))
-        super().__init__(context, config, group, device, model.to(device))
-        self.config, self.info, self.name = config, info, build
+        check(own, loss, model, loss_of(loss, info), _trial(info), min(rows, config.train.max_rows_per_pass or rows))
+        super().__init__(context, config, group, device, model.to(device), own)
+        self.config, self.info, self.own = config, info, own
         self.loss = loss_of(loss, info)
         self.training_loss = loss_of(loss, info, config.optim.label_smoothing)
 
@@ -46,7 +46,7 @@ class TableTraining(TorchTraining):
         try:
             super().load_state_dict(parts, optimizer_steps)
         except (RuntimeError, ValueError) as error:
-            raise other_module(self.name, error) from error
+            raise other_module(self.own.name, error) from error
 
     def inputs(self, rows: Columns) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(each).to(self.device) for each in self.info.inputs(rows))
@@ -60,7 +60,21 @@ class TableTraining(TorchTraining):
 
     def backward(self, rows: Columns, epoch: int) -> float:
         """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
+        if whole := self.own.method("loss"):
+            return self.lower(whole(self.model, self.batch(rows)), len(rows["row_id"]))
         return self.lower(self.training_loss(self.model(*self.inputs(rows)), self.targets(rows)), len(rows["row_id"]))
+
+    def batch(self, rows: Columns) -> dict[str, Tensor]:
+        """What a loss of the whole model is given."""
+        numbers, categories = self.inputs(rows)
+        return {"numbers": numbers, "categories": categories, "target": self.targets(rows),
+                "row_id": torch.from_numpy(rows["row_id"])}
+
+    def mean_loss(self, rows: Columns, outputs: Tensor) -> float:
+        """Of rows that the model is judged on."""
+        if whole := self.own.method("loss"):
+            return float(whole(self.model, self.batch(rows)))
+        return float(self.loss(outputs, self.targets(rows).cpu()))
 
     def answer(self, rows: Columns) -> Tensor:
         """Outputs (m, K), quantiles in their order."""
@@ -69,14 +83,15 @@ class TableTraining(TorchTraining):
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """The loss and, of classes, the accuracy, of numbers RMSE, MAE and R² in their own units (means over several
         targets): sums of all workers are added, every row counts once."""
-        return self._of_classes(split) if self.info.class_names else self._of_numbers(split)
+        found = self._of_classes(split) if self.info.class_names else self._of_numbers(split)
+        return found | self.own_figures(split)
 
     def _of_classes(self, split: SplitName) -> dict[str, float]:
         sums = np.zeros(3)
         for rows, outputs in self.batches(split):
             labels = torch.from_numpy(rows["label"])
             sums += [len(labels), (outputs.argmax(1) == labels).sum().item(),
-                     self.loss(outputs, labels).item() * len(labels)]
+                     self.mean_loss(rows, outputs) * len(labels)]
         count, right, loss = self.total(sums).tolist()
         return {"loss": loss / count, "accuracy": right / count}
 
@@ -86,7 +101,7 @@ class TableTraining(TorchTraining):
         for rows, outputs in self.batches(split):
             errors = self.info.middle(raw_numbers(outputs, self.info)) - rows["target"]
             values = rows["target"] - mean
-            loss = self.loss(outputs, self.targets(rows).cpu()).item() * len(errors)
+            loss = self.mean_loss(rows, outputs) * len(errors)
             each = (np.ones_like(errors), errors**2, np.abs(errors), values, values**2)
             sums += np.stack([*(part.sum(axis=0) for part in each), np.full(len(mean), loss)])
         count, squared, absolute, values, squares, loss = self.total(sums.ravel()).reshape(sums.shape)
@@ -134,7 +149,11 @@ def _trial(info: TableInfo) -> Trial:
     def targets(rows: int) -> Tensor:
         return torch.zeros(rows, dtype=torch.int64) if info.class_names else torch.zeros((rows, len(info.targets)))
 
+    def batch(rows: int) -> dict[str, Tensor]:
+        numbers, categories = inputs(rows)
+        return {"numbers": numbers, "categories": categories, "target": targets(rows), "row_id": torch.arange(rows)}
+
     what = "logits" if info.class_names else "numbers"
-    return Trial(inputs=inputs, targets=targets, outputs=info.num_outputs,
+    return Trial(inputs=inputs, targets=targets, batch=batch, outputs=info.num_outputs,
                  given=f"numbers (1, {info.num_numbers}) and categories (1, {len(info.cardinalities)})",
                  wanted=f"{what} (1, {info.num_outputs})")
