@@ -106,7 +106,7 @@ def test_a_file_with_a_class_is_submitted_tuned_and_served_without_its_code(plac
     artifact = open_artifact(storage / "mine/artifact")
     assert artifact.manifest.description.config["model"]["build"] == "my_file:Mine"
     flags = ["--run.storage", str(storage), "--run.name", "own-search", "--num-trials", "2", "--then-train", "1",
-             "--model.build", "my_file:Mine", "--space.optim.weight-decay", "uniform 0 0.1", *QUICK]
+             "--model.build", "my_file:Mine", *QUICK]
     tuned = subprocess.run([sys.executable, "-m", "tuning", "tabular", *flags], cwd=place.folder, env=env,
                            capture_output=True, text=True, check=False, timeout=250)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr

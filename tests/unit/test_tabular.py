@@ -163,6 +163,11 @@ def test_the_graph_answers_as_the_module_and_as_the_workers_did(numbers: Path, c
         assert predictor.predict(rows)[:, :-1] == pytest.approx(by_module, rel=1e-5, abs=1e-6)
 
 
+def test_a_module_that_makes_no_use_of_an_input_is_served(tmp_path: Path) -> None:
+    assert run(tmp_path, mixed(tmp_path), "--model.build", "tests.unit.own_tables:NumbersAlone", epochs=1) == 0
+    check_probe(load_predictor(opened(tmp_path / "run")), opened(tmp_path / "run"))
+
+
 def test_drift_is_watched_of_columns_and_of_what_is_predicted(numbers: Path, classes: Path) -> None:
     from serving.core.settings import ModelSettings
 

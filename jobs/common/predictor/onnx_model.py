@@ -3,7 +3,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -13,8 +13,9 @@ from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 
 MODEL = "model.onnx"
-Inputs = Callable[[Artifact, Array], Sequence[Array]]
-"""From rows as a predictor's `decode` gives them to the graph's inputs, in their order."""
+Inputs = Callable[[Artifact, Array], Sequence[Array] | Mapping[str, Array]]
+"""From rows as a predictor's `decode` gives them to the graph's inputs, in their order; or by name, if the graph may
+lack some: the exporter leaves out what a module never uses."""
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -46,6 +47,8 @@ class OnnxModel:
     def feeds(self, rows: Array) -> dict[str, Array]:
         """The graph's inputs by name, of the types that it takes."""
         given = self._inputs(self._artifact, rows)
+        if isinstance(given, Mapping):
+            return {name: np.ascontiguousarray(given[name], dtype) for name, dtype in self._wanted}
         return {name: np.ascontiguousarray(values, dtype)
                 for (name, dtype), values in zip(self._wanted, given, strict=True)}
 

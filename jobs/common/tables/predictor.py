@@ -48,10 +48,10 @@ def info_of(artifact: Artifact, model: Any) -> TableInfo:
     return TableInfo.described(about.preprocessing["fields"], about.preprocessing["targets"], about.labels, model)
 
 
-def graph_inputs(info: TableInfo, rows: Array) -> list[Array]:
-    """Of an ONNX graph, from rows as `decode` gives them: those of its two inputs that have columns."""
-    parts = np.split(rows, [info.num_numbers, info.num_numbers + len(info.cardinalities)], axis=1)
-    return [part for part in parts[:2] if part.shape[1]]
+def graph_inputs(info: TableInfo, rows: Array) -> dict[str, Array]:
+    """Of an ONNX graph by name, from rows as `decode` gives them."""
+    numbers, categories, _ = np.split(rows, [info.num_numbers, info.num_numbers + len(info.cardinalities)], axis=1)
+    return {"numbers": numbers, "categories": categories}
 
 
 def _column(values: Array, name: str) -> Any:
