@@ -1,6 +1,7 @@
 """Everything that Trainyard does, by one name. `trainyard COMMAND --help` says more of each.
 
-    trainyard train JOB [--config FILE] [FLAGS]      train a job: mlp, cnn, pytorch, transformer, or a package of yours
+    trainyard train JOB [--config FILE] [FLAGS]      train a job: mlp, cnn, pytorch, tabular, transformer, or your own
+    trainyard new NAME [--from JOB]                  a folder with a job of your own, that trains at once
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
     trainyard registry list | promote | register     versions of models
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return import_module(WITHOUT_A_JOB[command]).main(rest, f"trainyard {command}") or 0
     if command in OF_A_CLUSTER:
         return import_module("cluster.__main__").main([command, *rest], "trainyard")
+    if command == "new":
+        return import_module("trainyard.new").main(rest)
     if command == "completion":
         return import_module("trainyard.completion").main(rest)
     if command in ("-h", "--help"):

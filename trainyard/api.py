@@ -102,6 +102,7 @@ def _default_name(model: object) -> str:
 
 def _named(model: object) -> dict[str, object]:
     """`build` and `settings` of the config's group `model`. Raises: ConfigError for what workers could not import."""
+    from cluster.core.documents import parse_json
     from cluster.core.errors import ConfigError
 
     is_instance = not isinstance(model, type) and hasattr(model, "build")
@@ -118,7 +119,7 @@ def _named(model: object) -> dict[str, object]:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"ty.train: the attributes of {kind.__name__} are its settings, which the run keeps as JSON "
                           f"({error}): keep numbers, texts and lists in it, and make the rest in `build`") from error
-    if settings and json.loads(text or "{}") != settings:
+    if text is not None and parse_json(text) != settings:
         raise ConfigError(f"ty.train: the attributes of {kind.__name__} are its settings, which the run keeps as JSON, "
                           "and it has some that are not the same then: keep numbers, texts and lists in it")
     return {"build": f"{_module_of(kind)}:{kind.__name__}", "settings": text}

@@ -1,35 +1,51 @@
-"""Finished runs of classifiers side by side, on one page, and whether their difference is real.
+"""Finished runs side by side, on one page, and whether their difference is real.
 
     python -m jobs.common.compare digits-mlp digits-cnn    # runs of ~/trainyard, or of --storage, or paths
 
-All must have been tested on the same rows. Each pair is put to McNemar's exact test: of the rows that one gets right
-and the other wrong, would so uneven a split happen by chance? With more than two runs the p-values are Holm's,
-for all pairs together.
+All must have been tested on the same rows, which are found by what is in them where they are numbered otherwise: the
+same images as IDX and as Parquet. Each pair is put to the test of its kind of prediction, see jobs/common/paired.py.
+With more than two runs the p-values are Holm's, for all pairs together.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
 import argparse
+import hashlib
 import itertools
-import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cluster.core.documents import JsonObject
-from cluster.core.errors import ConfigError, TrainyardError
+from cluster.core.errors import ConfigError, DataError, TrainyardError
 from cluster.core.storage import Store
+from jobs.common import declared_metrics
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.command_line import flatten
-from jobs.common.config import RunConfig
+from jobs.common.config import PREPARED_FOLDER, DataConfig, RunConfig
+from jobs.common.data.counter_rng import IntArray
+from jobs.common.data.dataset import Dataset
+from jobs.common.declared_metrics import CLASSIFICATION, Metric, Values
 from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.execution.run_state import RUN_FILE, RunState
 from jobs.common.formatting import shown
+from jobs.common.paired import (
+    SIGNIFICANT,
+    Pair,
+    PairedErrors,
+    holm,
+    paired_classes,
+    paired_numbers,
+    paired_tokens,
+    sentence,
+)
 from jobs.common.report import charts, html
 from jobs.common.report.html import number
 from jobs.common.runs.console import duration
@@ -37,11 +53,10 @@ from jobs.common.runs.run_folder import RESULT_FILE, newest_attempt, read_record
 from jobs.common.training import predictions
 from jobs.common.training.predictions import Predictions
 
-SIGNIFICANT = 0.05
 PROG = "python -m jobs.common.compare"
-_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1",
-            "log_loss": "log loss",
-            "auc_macro": "AUC, macro", "expected_calibration_error": "calibration error"}
+Kind = Literal["classes", "numbers", "tokens"]
+"""What is predicted of a row."""
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +68,22 @@ class Finished:
     result: JsonObject
     history: Sequence[JsonObject]
     test: Predictions
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    """Of a classifier."""
+    dataset: Dataset | None = None
+    """The prepared data, where it is still in the storage: its rows are read if they are numbered otherwise."""
+
+    @property
+    def kind(self) -> Kind:
+        """By the predictions: numbers have labels that are numbers, tokens have only their count."""
+        if self.evaluation is not None:
+            return "classes"
+        return "numbers" if self.test.labels.dtype.kind == "f" else "tokens"
+
+    @property
+    def figures(self) -> Values:
+        """Of the test rows, by name."""
+        return self.evaluation.scalars() if self.evaluation else self.result["metrics"]["test"]
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -61,36 +91,11 @@ class Finished:
         return self.test.probabilities.argmax(axis=1) == self.test.labels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Paired:
-    """Two runs on the same rows."""
-
-    first: str
-    second: str
-    both: int
-    """Rows that both got right."""
-    only_first: int
-    only_second: int
-    neither: int
-    p_value: float
-    """McNemar's exact test, two-sided."""
-
-    @property
-    def difference(self) -> tuple[float, float, float]:
-        """Accuracy of the second less that of the first, and the ends of its 95% interval (Agresti & Min 2005: half a
-        row is added to each of the four counts)."""
-        rows = self.both + self.only_first + self.only_second + self.neither
-        b, c, n = self.only_second + 0.5, self.only_first + 0.5, rows + 2
-        middle, half = (b - c) / n, 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
-        return (self.only_second - self.only_first) / rows, max(-1.0, middle - half), min(1.0, middle + half)
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Writes the page, prints what it found. Returns the exit code."""
     asked = parser(prog).parse_args(arguments)
     try:
-        runs = [finished(name, asked.storage) for name in asked.runs]
-        check(runs)
+        runs = aligned([finished(name, asked.storage) for name in asked.runs])
         pairs = compared(runs)
         asked.out.write_text(render(runs, pairs))
     except TrainyardError as error:
@@ -117,7 +122,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 # ── reading ──
 def finished(run: str, storage: str) -> Finished:
-    """The newest attempt of a run. Raises: ConfigError if it is none, has not finished, or is no classifier's."""
+    """The newest attempt of a run. Raises: ConfigError if it is none, or has not finished."""
     top = Store.open(run) if "/" in run else Store.open(storage).child(run)
     store = newest_attempt(top)
     record, result = read_record(store, RUN_FILE), read_record(store, RESULT_FILE)
@@ -127,76 +132,95 @@ def finished(run: str, storage: str) -> Finished:
         raise ConfigError(f"run {run!r} is not done ({result.get('status', 'it has no result yet')}): let it finish "
                           "first")
     names = record["data"].get("classes")
-    if not names:
-        raise ConfigError(f"run {run!r} is not a classifier's: only classifiers can be compared row by row")
     generation = Checkpoints(store.child("checkpoints")).current_generation()
     assert generation is not None, "a run that is done has a generation"
     test, how = predictions.read(store, generation, "test"), record["config"]["eval"]
     judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"],
-                      bootstrap_samples=how["bootstrap_samples"])
+                      bootstrap_samples=how["bootstrap_samples"]) if names else None
     return Finished(name=record["name"], config=record["config"], result=result, history=RunState.open(store).history,
-                    test=test,
-                    evaluation=judged)
+                    test=test, evaluation=judged, dataset=_dataset(record))
 
 
-def check(runs: Sequence[Finished]) -> None:
-    """Raises: ConfigError if there is nothing to compare, or the test rows are not the same."""
+def _dataset(record: JsonObject) -> Dataset | None:
+    """The data that a run was made of, by its fingerprint."""
+    storage = Store.open(record["config"]["run"]["storage"])
+    with suppress(TrainyardError, OSError):
+        for key in storage.child(PREPARED_FOLDER).folders():
+            with suppress(FileNotFoundError, DataError):
+                found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
+                if found.fingerprint == record["data"]["fingerprint"]:
+                    return found
+    return None
+
+
+def aligned(runs: Sequence[Finished]) -> list[Finished]:
+    """With their test rows in the order of the first run's.
+
+    Raises: ConfigError if there is nothing to compare, or the test rows are not the same.
+    """
     if len(runs) < 2:
         raise ConfigError("one run is nothing to compare: name two or more")
-    first = runs[0]
-    for other in runs[1:]:
-        same = (np.array_equal(first.test.row_ids, other.test.row_ids)
-                and np.array_equal(first.test.labels, other.test.labels))
-        if not same:
-            raise ConfigError(f"runs {first.name!r} and {other.name!r} were not tested on the same rows: train both "
-                              "with the same --data.uri and --data.split-seed")
+    first, *others = runs
+    return [first, *(_aligned(first, other) for other in others)]
+
+
+def _aligned(first: Finished, other: Finished) -> Finished:
+    if first.kind != other.kind:
+        raise ConfigError(f"run {first.name!r} predicts {first.kind}, {other.name!r} {other.kind}: compare runs that "
+                          "do the same")
+    a, b = first.test, other.test
+    if np.array_equal(a.row_ids, b.row_ids) and np.array_equal(a.labels, b.labels):
+        return other
+    if (order := _same_rows(first, other)) is None:
+        raise ConfigError(f"runs {first.name!r} and {other.name!r} were not tested on the same rows: train both with "
+                          "the same --data.uri and --data.split-seed")
+    moved = Predictions(a.row_ids, b.labels[order], b.probabilities[order])
+    return replace(other, test=moved)
+
+
+def _same_rows(first: Finished, other: Finished) -> IntArray | None:
+    """The place in the other's predictions of each of the first's, by what is in the rows; None where that differs."""
+    if first.dataset is None or other.dataset is None or first.dataset.class_names != other.dataset.class_names:
+        return None
+    mine, theirs = (_contents(run.dataset) for run in (first, other) if run.dataset)
+    if sorted(mine) != sorted(theirs) or not len(mine) == len(first.test.labels) == len(other.test.labels):
+        return None
+    order = np.empty(len(mine), np.int64)
+    order[sorted(range(len(mine)), key=mine.__getitem__)] = sorted(range(len(theirs)), key=theirs.__getitem__)
+    return order
+
+
+def _contents(dataset: Dataset) -> list[bytes]:
+    """A hash of each test row, in the order of row ids: of all its columns but the id."""
+    reader = dataset.reader("test", DataConfig())
+    found: list[tuple[int, bytes]] = []
+    try:
+        for start in range(0, reader.num_rows, _ROWS_AT_ONCE):
+            rows = reader.rows(start, min(start + _ROWS_AT_ONCE, reader.num_rows))
+            columns = [np.ascontiguousarray(rows[name]) for name in sorted(rows) if name != "row_id"]
+            found += [(int(row_id), hashlib.sha256(b"".join(column[i].tobytes() for column in columns)).digest())
+                      for i, row_id in enumerate(rows["row_id"])]
+    finally:
+        reader.close()
+    return [digest for _, digest in sorted(found)]
 
 
 # ── comparing ──
-def compared(runs: Sequence[Finished]) -> list[Paired]:
+def compared(runs: Sequence[Finished]) -> list[Pair]:
     """Every pair of runs."""
     pairs = [_paired(a, b) for a, b in itertools.combinations(runs, 2)]
     adjusted = holm([pair.p_value for pair in pairs])
     return [replace(pair, p_value=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
-def _paired(a: Finished, b: Finished) -> Paired:
-    only_a, only_b = int((a.right & ~b.right).sum()), int((~a.right & b.right).sum())
-    return Paired(first=a.name, second=b.name, both=int((a.right & b.right).sum()), only_first=only_a,
-                  only_second=only_b,
-                  neither=int((~a.right & ~b.right).sum()), p_value=mcnemar(only_a, only_b))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test:
-    a fair coin thrown for each row that one alone got right (McNemar 1947)."""
-    from scipy.stats import binomtest
-
-    rows = only_first + only_second
-    return float(binomtest(only_first, rows).pvalue) if rows else 1.0
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several tests, adjusted so that none of them is likely to be small by chance (Holm 1979)."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
-
-
-def sentence(pair: Paired) -> str:
-    """What a pair's numbers mean."""
-    gap, low, high = pair.difference
-    numbers = (f"(difference {100 * gap:+.2f} points, 95% interval {100 * low:+.2f} to {100 * high:+.2f}; p = "
-               f"{pair.p_value:.2g})")
-    if pair.p_value >= SIGNIFICANT:
-        return f"{pair.second} against {pair.first}: no real difference is shown {numbers}"
-    return f"{pair.second} is {'better' if gap > 0 else 'worse'} than {pair.first} {numbers}"
+def _paired(a: Finished, b: Finished) -> Pair:
+    if a.kind == "classes":
+        return paired_classes(a.name, b.name, (a.right, b.right))
+    return (paired_numbers if a.kind == "numbers" else paired_tokens)(a.name, b.name, (a.test, b.test))
 
 
 # ── the page ──
-def render(runs: Sequence[Finished], pairs: Sequence[Paired]) -> str:
+def render(runs: Sequence[Finished], pairs: Sequence[Pair]) -> str:
     """The comparison as one HTML document."""
     return html.render(
         "comparison.html", "jobs.common", runs=runs, pairs=pairs, sentence=sentence, significant=SIGNIFICANT,
@@ -204,24 +228,31 @@ def render(runs: Sequence[Finished], pairs: Sequence[Paired]) -> str:
         recalls=_recalls(runs), fields=_fields(runs))
 
 
-def _difference(p: Paired) -> tuple[object, ...]:
-    gap, low, high = p.difference
-    return (f"{p.second} less {p.first}", p.both, p.only_first, p.only_second, p.neither, f"{100 * gap:+.2f}",
-            f"{100 * low:+.2f} – {100 * high:+.2f}", f"{p.p_value:.3g}")
+def _difference(pair: Pair) -> tuple[object, ...]:
+    names = f"{pair.second} less {pair.first}"
+    if isinstance(pair, PairedErrors):
+        gap, low, high = map(declared_metrics.figure, pair.difference)
+        return names, gap, f"{low} – {high}", f"{pair.p_value:.3g}"
+    gap, low, high = (f"{100 * each:+.2f}" for each in pair.difference)
+    return (names, pair.both, pair.only_first, pair.only_second, pair.neither, gap, f"{low} – {high}",
+            f"{pair.p_value:.3g}")
 
 
 def _metrics(runs: Sequence[Finished]) -> list[list[str]]:
-    rows = [[title, *(number(getattr(run.evaluation, key)) for run in runs)] for key, title in _METRICS.items()]
-    rows.insert(1, ["… its 95% interval",
-                    *(f"{r.evaluation.accuracy_low:.4f} – {r.evaluation.accuracy_high:.4f}" for r in runs)])
+    found = [run.figures for run in runs]
+    names = dict.fromkeys(name for values in found for name in values if not name.endswith(("_low", "_high")))
+    titles = {metric.name: metric for metric in CLASSIFICATION}
+    rows = declared_metrics.rows([titles.get(name) or Metric(name, "max") for name in names], found)
     return [*rows, ["steps", *(shown(int(run.result["steps"])) for run in runs)],
             ["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)],
             ["time", *(duration(run.result["wall_s"]) for run in runs)]]
 
 
 def _curves(runs: Sequence[Finished]) -> dict[str, Markup]:
+    keys = dict.fromkeys(key for run in runs for row in run.history for key in row if key.startswith("validation_")
+                         and not key.endswith("_per_row"))
     return {title: charts.line_chart(lines, x_label="epoch", name=title, log="loss" in title)
-            for key, title in (("validation_loss", "Validation loss"), ("validation_accuracy", "Validation accuracy"))
+            for title, key in ((key.replace("_", " ").capitalize(), key) for key in keys)
             if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})}
 
 
@@ -232,11 +263,14 @@ def _line(run: Finished, key: str) -> charts.Line:
 
 def _recalls(runs: Sequence[Finished]) -> list[list[str]]:
     """By class, those that differ most first."""
-    recalls = [[score.recall for score in run.evaluation.classes] for run in runs]
+    judged = [run.evaluation for run in runs if run.evaluation]
+    if not judged:
+        return []
+    recalls = [[score.recall for score in each.classes] for each in judged]
     spread = [max((r or 0.0) for r in column) - min((r or 0.0) for r in column)
               for column in zip(*recalls, strict=True)]
     order = sorted(range(len(spread)), key=lambda k: -spread[k])[:20]
-    return [[runs[0].evaluation.class_names[k], *(number(of_run[k]) for of_run in recalls)] for k in order]
+    return [[judged[0].class_names[k], *(number(of_run[k]) for of_run in recalls)] for k in order]
 
 
 def _fields(runs: Sequence[Finished]) -> list[list[str]]:

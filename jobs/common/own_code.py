@@ -7,12 +7,12 @@ name a function (true, predicted) -> number and which way is better.
 
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from cluster.core.documents import DocumentError, parse_json
 from cluster.core.errors import ConfigError
 from jobs.common.config import require
 from jobs.common.declared_metrics import Metric
@@ -97,8 +97,8 @@ def _is_metric(declared: Any) -> bool:
 
 def _attributes(settings: str | None) -> dict[str, Any]:
     try:
-        found: object = json.loads(settings or "{}")
-    except ValueError as error:
+        found: object = parse_json(settings or "{}", object)
+    except DocumentError as error:
         raise ConfigError(f"--model.settings {settings}: is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise ConfigError(f"--model.settings {settings}: must be a JSON object, such as '{{\"width\": 64}}'")

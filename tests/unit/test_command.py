@@ -25,7 +25,7 @@ def test_its_help_fits_on_a_screen_and_names_every_command(capsys: pytest.Captur
     assert len(lines) <= 24 and max(map(len, lines)) <= 132
     named = {name for line in lines if line.startswith("    trainyard ") for name in re.split(r" {2,}| \| ", line[14:])}
     first = {name.split()[0] for name in named if name}
-    assert first >= {"train", "tune", "completion", *command.WITHOUT_A_JOB, *command.OF_A_CLUSTER}
+    assert first >= {"train", "new", "tune", "completion", *command.WITHOUT_A_JOB, *command.OF_A_CLUSTER}
 
 
 @pytest.mark.parametrize("words", LEADS_TO)

@@ -4,15 +4,15 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from jobs.common import compare
-from jobs.common.compare import Finished, Paired, compared, holm, main, mcnemar, render, sentence
+from jobs.common.compare import Finished, aligned, compared, main, render
 from jobs.common.evaluation.metrics import evaluate
+from jobs.common.paired import Paired, PairedErrors, holm, mcnemar, paired_numbers, paired_tokens, sentence
 from jobs.common.training.predictions import Predictions
 from tests import runs
 
@@ -112,8 +112,8 @@ def test_runs_that_were_tested_on_other_rows_are_refused(change: str) -> None:
     first, other = finished("first", 0.9, 1), finished("other", 0.9, 2)
     moved = {**vars(other.test), change: np.roll(vars(other.test)[change], 1)}
     with pytest.raises(compare.ConfigError, match="'first' and 'other' were not tested on the same rows"):
-        compare.check([first, replace(other, test=Predictions(**moved))])
-    compare.check([first, other])
+        aligned([first, replace(other, test=Predictions(**moved))])
+    assert aligned([first, other]) == [first, other]
 
 
 def unfinished(folder: Path) -> None:
@@ -121,10 +121,72 @@ def unfinished(folder: Path) -> None:
     path.write_text(path.read_text().replace('"status": "done"', '"status": "stopped"'))
 
 
-def test_only_classifiers_can_be_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def record(store: Any, path: str) -> dict[str, Any]:
-        return {"name": "r", "data": {}, "config": {}, "status": "done"}
+# ── other kinds ──
+def numbers(name: str, noise: float, seed: int, rows: int = ROWS) -> Finished:
+    """A run whose predictions of two targets are off by so much."""
+    true = np.random.default_rng(0).normal(size=(rows, 2))
+    predicted = true + noise * np.random.default_rng(seed).normal(size=true.shape)
+    return replace(finished(name, 0.5, seed, rows), evaluation=None, test=Predictions(np.arange(rows), true, predicted),
+                   result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0, "metrics": {"test": {"rmse": noise}}},
+                   history=[{"step": 1, "epoch": 1, "validation_rmse": noise}])
 
-    monkeypatch.setattr(compare, "read_record", record)
-    with pytest.raises(compare.ConfigError, match="not a classifier's"):
-        compare.finished("r", str(tmp_path))
+
+def test_numbers_are_compared_by_a_paired_bootstrap_of_their_error() -> None:
+    good, like, bad = numbers("good", 1.0, 1), numbers("like", 1.0, 2), numbers("bad", 1.3, 3)
+    (pair,) = compared([good, like])
+    assert "no real difference is shown (difference of the RMSE" in sentence(pair)
+    (pair,) = compared([good, bad])
+    assert isinstance(pair, PairedErrors) and pair.p_value < 0.001
+    assert sentence(pair).startswith("bad is worse than good (difference of the RMSE +0.")
+    gap, low, high = pair.difference
+    assert low < gap < high and gap == pytest.approx(0.3, abs=0.08)
+    page = render([good, bad], [pair])
+    assert "paired bootstrap" in page and "McNemar" not in page and "Validation rmse" in page and "log loss" not in page
+
+
+def test_where_nothing_differs_the_bootstrap_seldom_says_so() -> None:
+    """Of 100 pairs of equal models, about 5 have a p-value below 0.05; a shared error takes nothing of it."""
+    found = [paired_numbers("a", "b",
+                            (numbers("a", 1.0, seed, 80).test, numbers("b", 1.0, 1000 + seed, 80).test)).p_value
+             for seed in range(100)]
+    assert 1 <= sum(p < 0.05 for p in found) <= 12
+
+
+def test_texts_are_compared_by_the_loss_of_a_token() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(5, 50, 200)
+    losses = counts * rng.normal(2.0, 0.3, 200)
+    tests = [Predictions(np.arange(200), counts, (losses + more * counts)[:, None]) for more in (0.0, 0.05)]
+    pair = paired_tokens("a", "b", (tests[0], tests[1]))
+    assert pair.difference == pytest.approx((0.05, 0.05, 0.05)) and pair.p_value < 0.001
+    assert sentence(pair).startswith("b is worse than a (difference of the loss, in nats a token +0.0500")
+
+
+def test_runs_of_different_kinds_are_refused() -> None:
+    with pytest.raises(compare.ConfigError, match="'a' predicts classes, 'b' numbers"):
+        aligned([finished("a", 0.9, 1), numbers("b", 1.0, 1)])
+
+
+def test_the_same_rows_are_found_by_what_is_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same images in another order of rows, so that each has another id; two of them are alike."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (90, 4, 4), np.uint8), np.arange(90) % 2
+    images[3] = images[1]
+    for name, order in (("one", np.arange(90)), ("two", np.arange(90)[::-1])):
+        (tmp_path / name).mkdir()
+        for split, rows in (("train", order[order >= 30]), ("test", order[order < 30])):
+            pq.write_table(pa.table({"image": images[rows].tolist(), "label": labels[rows]}),
+                           tmp_path / name / f"{split}.parquet")
+        flags = ["--data.uri", str(tmp_path / name), "--train.epochs", "1", "--train.global-batch-size", "12"]
+        with runs.run(tmp_path / f"of-{name}", *flags) as job:
+            job.finished()
+    found = [compare.finished(f"of-{name}", str(tmp_path)) for name in ("one", "two")]
+    assert not np.array_equal(found[0].test.labels, found[1].test.labels)
+    _, moved = aligned(found)
+    assert np.array_equal(moved.test.labels, found[0].test.labels)
+    assert np.array_equal(moved.test.probabilities[[1, 3]], found[1].test.probabilities[::-1][[1, 3]])
+    assert main(["of-one", "of-two", "--storage", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert "of-two" in capsys.readouterr().out
