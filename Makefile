@@ -57,6 +57,8 @@ define install
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(PIP) 'pip>=26.2.2'  # what makes a venv brings an older one
 	$(PIP) -e '.[$(1)]' -c lock.txt
+	@# so that `import trainyard` finds it beside a folder of that name too, such as that of the runs in a home folder
+	@echo '$(CURDIR)' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/trainyard-source.pth
 endef
 
 $(DEMO): pyproject.toml lock.txt

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _as_python_m() -> None:
     """Has the current folder go first, as `python -m` does: it may hold a job, or Trainyard itself."""
     here = Path.cwd()
-    if (here / "trainyard/__main__.py").is_file() and here.resolve() != Path(__file__).resolve().parents[1]:
+    if (here / "trainyard/__init__.py").is_file() and here.resolve() != Path(__file__).resolve().parents[1]:
         os.execv(sys.executable, [sys.executable, "-m", "trainyard", *sys.argv[1:]])  # all of it, in all processes
     if "" not in sys.path[:1]:
         sys.path.insert(0, "")

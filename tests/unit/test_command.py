@@ -57,14 +57,15 @@ def test_a_command_ends_with_the_code_of_what_it_leads_to(tmp_path: Path, capsys
 
 def test_a_folder_of_runs_in_the_home_folder_is_not_taken_for_the_package(tmp_path: Path) -> None:
     (tmp_path / "trainyard/first").mkdir(parents=True)
-    done = subprocess.run([sys.executable, "-c", "import cluster, trainyard; print(trainyard.__file__)"], cwd=tmp_path,
-                          text=True,
-                          capture_output=True, check=True)
-    assert Path(done.stdout.strip()) == shadows.OURS / "trainyard/__init__.py"
+    for first in ("cluster, trainyard", "trainyard"):
+        done = subprocess.run([sys.executable, "-c", f"import {first}; print(trainyard.__file__)"], cwd=tmp_path,
+                              text=True, capture_output=True, check=True)
+        assert Path(done.stdout.strip()) == shadows.OURS / "trainyard/__init__.py"
 
 
 def test_in_a_folder_that_holds_trainyard_itself_that_one_is_run(tmp_path: Path) -> None:
     (tmp_path / "trainyard").mkdir()
+    (tmp_path / "trainyard/__init__.py").touch()
     (tmp_path / "trainyard/__main__.py").write_text("import sys\nprint('this one', sys.argv[1:])\nsys.exit(3)\n")
     done = subprocess.run([Path(sys.executable).with_name("trainyard"), "up", "--nodes", "2"], cwd=tmp_path, text=True,
                           capture_output=True, check=False)
