@@ -16,7 +16,16 @@ BEAT = Heartbeat(epochs=20, epoch=2, step=120, total_steps=1000, loss=0.12344, s
 def test_the_line_says_what_the_issue_says() -> None:
     line = progress_line(BEAT, workers=3, restarts=0)
     assert line == "epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s"
-    assert progress_line(replace(BEAT, phase="judging test rows"), workers=3, restarts=0) == f"{line} judging test rows"
+    assert progress_line(replace(BEAT, phase="judging validation rows"), workers=3, restarts=0) == (
+        f"{line} judging validation rows")
+    scored = replace(BEAT, scores={"accuracy": 0.98119, "loss": 0.2211})
+    assert progress_line(scored, workers=3, restarts=0) == line.replace(
+        "samples/s", "validation accuracy 0.9812 loss 0.2211 samples/s")
+
+
+def test_after_the_last_step_the_line_says_what_is_going_on_and_no_eta() -> None:
+    beat = replace(BEAT, step=1000, phase="judging test rows: 512 of 2,000")
+    assert progress_line(beat, workers=3, restarts=0).endswith("restarts 0 judging test rows: 512 of 2,000")
 
 
 def test_a_line_comes_at_least_every_five_seconds_and_at_the_end(

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jobs.common.declared_metrics import figure
 from jobs.common.training.rendezvous import Heartbeat
 
 PLAIN_EVERY_S = 4.5
@@ -74,7 +75,8 @@ class RunConsole(Screen):
 
 
 def progress_line(beat: Heartbeat, *, workers: int, restarts: int) -> str:
-    """`epoch 3/20 step 120/1000 loss 0.1234 samples/s 50123 workers 3 restarts 0 eta 12s`."""
+    """`epoch 3/20 step 120/1000 loss 0.1234 validation accuracy 0.9812 loss 0.2211 samples/s 50123 workers 3 restarts 0
+    eta 12s`; after the last step, what it does in place of `eta`."""
     if beat.total_steps is None:
         return f"starting workers {workers} restarts {restarts}"
     eta = (beat.total_steps - beat.step) * beat.median_step_s
@@ -82,9 +84,10 @@ def progress_line(beat: Heartbeat, *, workers: int, restarts: int) -> str:
         f"epoch {beat.epoch + 1}/{beat.epochs}",
         f"step {beat.step}/{beat.total_steps}",
         "loss -" if beat.loss is None else f"loss {beat.loss:.4f}",
+        *(["validation"] if beat.scores else []), *(f"{name} {figure(value)}" for name, value in beat.scores.items()),
         f"samples/s {beat.samples_per_s:.0f}",
         f"workers {workers}", f"restarts {restarts}",
-        f"eta {duration(eta)}",
+        *([] if beat.phase and beat.step == beat.total_steps else [f"eta {duration(eta)}"]),
     ]
     parts += [f"{name} {value}" for name, value in beat.shown.items()]
     if beat.phase:

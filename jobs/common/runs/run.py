@@ -31,7 +31,7 @@ from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
-from jobs.common.declared_metrics import headlines
+from jobs.common.declared_metrics import figure, headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
@@ -280,17 +280,17 @@ def _publisher() -> RunStatusPublisher:
 
 def _run_status(job: str, config: Config, current: GenerationState, run_state: RunState) -> RunStatus:
     beat, slow = current.heartbeat or Heartbeat(), current.pacing.present
-    ranks = tuple(each for _, each in sorted(current.times.items()))
     return RunStatus(name=config.run.name, job=job, storage=config.run.storage, phase=beat.phase or "starting",
                      step=beat.step, total_steps=beat.total_steps or 0, step_s=beat.median_step_s,
-                     goodput=run_state.goodput, restarts=run_state.restarts, ranks=ranks,
+                     goodput=run_state.goodput, restarts=run_state.restarts,
+                     ranks=tuple(each for _, each in sorted(current.times.items())),
+                     scores=" ".join(f"{name} {figure(value)}" for name, value in beat.scores.items()),
                      straggler=slow.slow.rank if slow else None, stuck=current.stuck)
 
 
 def _fingerprint(config: JsonObject) -> str:
     """Of all that decides the result."""
-    flat = configs.flatten(config)
-    decisive = {key: flat[key] for key in sorted(flat) if configs.is_decisive(key)}
+    decisive = {key: value for key, value in sorted(configs.flatten(config).items()) if configs.is_decisive(key)}
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
 from jobs.common.training.step_batcher import StepBatcher
 from jobs.common.training.train_state import TrainState
-from jobs.common.training.trainable import Batches, Outcome, Trainable
+from jobs.common.training.trainable import Answers, Batches, Outcome, Trainable
 
 
 def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: Metric,
@@ -125,8 +125,11 @@ def compare_weights(session: Session, trainable: Trainable, step: int) -> None:
 def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: Metric, total_steps: int, *,
              epoch_done: bool = False) -> None:
     """Evaluates on the validation rows, remembers whether it was the best, and saves."""
+    session.update_status(phase="judging validation rows")
     values = trainable.evaluate("validation")
     more_is_better = metric.sign * reported(metric, values)
+    shown = {metric.while_training: values[metric.while_training]} | {"loss": values["loss"]}
+    session.update_status(phase=None, scores=shown)
     state.evaluated(more_is_better)
     session.progress.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
                             learning_rate=trainable.learning_rate(state.step - 1, total_steps),
@@ -146,6 +149,14 @@ def predict_with_best(session: Session, trainable: Trainable) -> None:
     """Predicts the validation and test rows with the best checkpoint, and perturbed ones; the driver judges them."""
     trainable.load_weights(session.checkpoints.parts(session.checkpoints.best()))
     for split in ("validation", "test"):
-        if answers := list(trainable.predict(split)):
+        answers: list[Answers] = []
+        done, mine = 0, len(session.local_range(split))
+        for each in trainable.predict(split):
+            answers.append(each)
+            done += len(each[0])
+            session.update_status(phase=f"judging {split} rows: {done:,} of {mine:,}")
+        if answers:
             session.write_predictions(split, Predictions.joined(answers))
+    session.update_status(phase="judging changed rows")
     trainable.predict_perturbed()
+    session.update_status(phase=None)

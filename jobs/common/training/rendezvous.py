@@ -85,7 +85,9 @@ class Heartbeat:
     marks: Mapping[str, float] = field(default_factory=dict[str, float])
     """When parts of its start were done: unix seconds by name."""
     phase: str | None = None
-    """What it does between steps, such as an evaluation."""
+    """What it does between steps, such as an evaluation, and how far it is."""
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of the last evaluation on validation rows, by name: what chooses the best checkpoint, then the loss."""
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else its job shows on the console: values by name."""
 

@@ -182,11 +182,14 @@ def predict_changed(context: TrainContext, config: ImageConfig, predict: Callabl
     images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
     found: dict[str, list[Floats]] = {}
     limits = pixel_range(context.dataset, config.data)
+    ways = 1 + 2 * len(STRENGTHS) + len(CHANGES)
+    total = ways * -(-len(mine) // config.eval.batch_size)
     for start in range(0, len(mine), config.eval.batch_size):
         part = slice(start, start + config.eval.batch_size)
         for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
             found.setdefault(name, []).append(predict(changed))
             context.heartbeat()
+            context.update_status(phase=f"judging changed rows: {sum(map(len, found.values()))} of {total}")
     for name, probabilities in found.items():
         context.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
 
