@@ -40,6 +40,14 @@ class Rows:
         return 1 - step / (2 * total_steps)
 
 
+class Steady(Rows):
+    """No Adam: where a gradient is almost 0 it makes whole steps of rounding."""
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        first, *others = model.parameters()
+        return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": others, "lr": 0.01}], momentum=0.5)
+
+
 class Images:
     """For images; its loss is of the whole model."""
 

@@ -13,8 +13,8 @@ class Normalised(nn.Module):
         super().__init__()
         self.embeddings = nn.ModuleList([nn.Embedding(size, 3) for size in info.cardinalities])
         width = info.num_numbers + 3 * len(info.cardinalities)
-        self.layers = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, 16), nn.Tanh(), nn.Dropout(0.3),
-                                    nn.Linear(16, info.num_outputs))
+        self.layers = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, 200), nn.Tanh(), nn.Dropout(0.3),
+                                    nn.Linear(200, info.num_outputs))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         embedded = [each(categories[:, place]) for place, each in enumerate(self.embeddings)]

@@ -177,11 +177,13 @@ def test_rank_0_broadcasts_its_value_to_all(make: Make) -> None:
     assert second.broadcast("port", lambda: pytest.fail("only rank 0 makes it")) == 29500
 
 
-def test_ranks_gather_a_value_of_each(make: Make) -> None:
-    _, ranks = make(3)
+def test_ranks_gather_a_value_of_each_and_keep_none_of_what_was_gathered_before(make: Make) -> None:
+    rendezvous, ranks = make(3)
     found: dict[int, list[str]] = {}
 
     def gather(rank: int) -> None:
+        for count in range(20):
+            ranks[rank].all_gather(f"figures {count}", rank)
         found[rank] = ranks[rank].all_gather("address", f"host-{rank}")
 
     threads = [threading.Thread(target=gather, args=(rank,)) for rank in range(3)]
@@ -190,6 +192,7 @@ def test_ranks_gather_a_value_of_each(make: Make) -> None:
     for thread in threads:
         thread.join(10)
     assert found == {rank: ["host-0", "host-1", "host-2"] for rank in range(3)}
+    assert {key.split("/")[0] for _, key in rendezvous._values} == {"address"}
 
 
 def test_waiting_for_a_value_ends_when_the_generation_does(make: Make) -> None:

@@ -22,6 +22,8 @@ class Peers:
         self._rank, self._world_size, self._generation = assignment.rank, assignment.world_size, assignment.generation
         self._rendezvous, self._run_store, self._host = rendezvous, run_store, host
         self._check_every_steps, self._same_weights_at = check_every_steps, step
+        self._gathered = ""
+        """The key of this rank's share of what was gathered last."""
         self.reply = HeartbeatReply()
         """To the last beat."""
 
@@ -40,8 +42,13 @@ class Peers:
 
     def all_gather(self, key: str, value: T) -> list[T]:
         """Each rank's value, in their order, on every rank. Raises: PeerLostError if one never gives it."""
-        self._rendezvous.put(self._generation, f"{key}/{self._rank}", value)
-        return [self._wait_for(f"{key}/{rank}", rank) for rank in range(self._world_size)]
+        mine = f"{key}/{self._rank}"
+        self._rendezvous.put(self._generation, mine, value)
+        found = [self._wait_for(f"{key}/{rank}", rank) for rank in range(self._world_size)]
+        if self._gathered:  # all ranks have come here, so none waits for what was gathered before
+            self._rendezvous.put(self._generation, self._gathered, None)
+        self._gathered = mine
+        return found
 
     def _wait_for(self, key: str, rank: int) -> Any:
         while not self.reply.leave:  # a rank that is gone, or hangs, is the controller's to notice

@@ -203,9 +203,12 @@ class Rendezvous:
             self._exits.append(left)
 
     def put(self, generation: str, key: str, value: object) -> None:
-        """Shares a small value with the other workers of a generation."""
+        """Shares a small value with the other workers of a generation; None takes it back."""
         with self._lock:
-            self._values[generation, key] = value
+            if value is None:
+                self._values.pop((generation, key), None)
+            else:
+                self._values[generation, key] = value
 
     def get(self, generation: str, key: str) -> object:
         """None: not put yet."""
