@@ -115,6 +115,29 @@ def test_it_learns_numbers_and_reports_their_errors_and_no_log_loss(numbers: Pat
                  "Validation RMSE", "by validation loss"):
         assert said in report, said
     assert "log loss" not in report and "nats" not in report
+    environment = report[report.index(">Environment<") :]
+    for said in ("command", "code", "attempt", "MLflow run", "memory"):
+        assert f">{said}<" in environment, said
+
+
+def test_the_learning_rate_is_drawn_at_every_step_and_not_where_it_was_judged_alone() -> None:
+    from jobs.common.runs.finalize import _with_rates
+
+    class State:
+        history = ({"step": 5, "learning_rate": 7.0, "validation_loss": 1.0},)
+        highest_step = 10
+
+    class Rows:
+        splits = {"train": type("Split", (), {"num_rows": 244})}  # noqa: RUF012
+
+    config = config_of(train={"epochs": 2, "global_batch_size": 48}, optim={"warmup_steps": 4, "lr": 0.004})
+    rows: Any = _with_rates(config, Rows(), State())  # type: ignore[arg-type]
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    assert [rates[step] for step in (1, 2, 4, 5)] == pytest.approx([0.001, 0.002, 0.004, 0.004])
+    assert len(rates) == 10 and 0 < rates[10] < rates[6]
+    assert {"step": 5, "validation_loss": 1.0} in rows
+    own = config_of({"build": "tests.unit.own_classes:Rows"})
+    assert _with_rates(own, Rows(), State()) == State.history  # type: ignore[arg-type]
 
 
 def test_it_learns_classes_and_reports_what_every_classifier_does(classes: Path) -> None:

@@ -1,6 +1,11 @@
 """From the best checkpoint to what is handed over: evaluation, artifact, registry, report, result.json, summary."""
 
+import shlex
+import sys
 from collections.abc import Sequence
+
+import numpy as np
+import psutil
 
 from cluster.core.documents import JsonObject
 from jobs.common import config as configs
@@ -10,7 +15,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
-from jobs.common.provenance import library_versions, machine
+from jobs.common.provenance import code_version, library_versions, machine
 from jobs.common.report.run_report import ReportContent, RunFacts, write_report
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RunFolder
@@ -60,13 +65,30 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
                      samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s),
                      events=tuple(run_state.events)),
         metrics=verdict.metrics, declared=job.metrics(config), evaluations=dict(verdict.evaluations),
-        history=tuple(run_state.history), mistakes=verdict.mistakes,
+        history=_with_rates(config, trained.dataset, run_state), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
                f"{chosen(job.metrics(config), config.metric).label}.",
         config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),
-        environment={**machine(), **library_versions()}, artifact=made.uri,
+        environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
+                     "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
+                     "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **library_versions()},
+        artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
+
+
+def _with_rates(config: Config, dataset: Dataset, run_state: RunState) -> list[JsonObject]:
+    """The history, and where the config's own schedule says it, the learning rate of 200 steps and not of evaluations
+    alone."""
+    rate = getattr(getattr(config, "optim", None), "learning_rate", None)
+    own = getattr(config, "own", None)
+    if rate is None or (own is not None and (own.method("schedule") or own.method("optimizer"))):
+        return run_state.history
+    train = config.train
+    total = min(train.epochs * (dataset.splits["train"].num_rows // train.global_batch_size), train.max_steps or 2**62)
+    steps = sorted({round(step) for step in np.linspace(0, run_state.highest_step - 1, 200)})
+    return [*({name: value for name, value in row.items() if name != "learning_rate"} for row in run_state.history),
+            *({"step": step + 1, "learning_rate": rate(step, total)} for step in steps)]
 
 
 def summary(result: JsonObject, figures: Sequence[tuple[str, str]]) -> str:
