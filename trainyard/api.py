@@ -21,10 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, cast
+from typing import Any
 
-TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-EMBEDDED_TABLES = ("diabetes", "breast_cancer")
 _training = False
 """Whether this process trains now: then a module that it imports must not begin to train, too."""
 
@@ -46,17 +44,20 @@ class Run:
     """Of the registry; None where it could not be registered."""
 
 
-def train(model: object = None, data: str | None = None, *, target: str | None = None, job: str | None = None,
-          workers: int | str = 1, epochs: int | None = None, name: str | None = None, storage: str | None = None,
-          engine: str | None = None, **groups: Mapping[str, object]) -> Run:
+def train(model: object = None, data: str | Mapping[str, object] | None = None, *, target: str | None = None,
+          job: str | None = None, workers: int | str = 1, epochs: int | None = None, name: str | None = None,
+          storage: str | None = None, engine: str | None = None, model_options: Mapping[str, object] | None = None,
+          **groups: Mapping[str, object]) -> Run:
     """Trains a model and returns the finished run; a run of this name that was cut off goes on, one that is done is
     only read.
 
     model: an instance of a class of yours (jobs/README.md says which methods it may have) or the class; a function
     `build(info)`; or None for the job's own model. Its class or function must be one that workers can import. data: a
-    path or URI as `--data.uri` takes it. target: the column that is predicted. job: `tabular` or `pytorch`; by default
-    as the data says. workers: N, or "MIN:MAX". name: by default the class's, in small letters. engine: `ray` or
-    `local`. groups: any other field of the job's config, by group: `optim={"lr": 1e-3}, data={"ignore": "id"}`.
+    path or URI as `--data.uri` takes it, or fields of the config's group: `{"uri": "rows.csv", "ignore": "id"}`.
+    target: the column that is predicted. job: `tabular` or `pytorch`; by default as the data says. workers: N, or
+    "MIN:MAX". name: by default the class's, in small letters. engine: `ray` or `local`. model_options: more fields of
+    the group `model`: `{"loss": "quantile"}`. groups: any other field of the job's config, by group:
+    `optim={"lr": 1e-3}`.
 
     Raises: TrainyardError, with one sentence that says what is wrong; a script ends with it.
     """
@@ -70,8 +71,12 @@ def train(model: object = None, data: str | None = None, *, target: str | None =
     if _training:
         raise ConfigError("ty.train was called while a module was imported: put the call under "
                           "if __name__ == \"__main__\":, since workers import the file of your class")
-    values = _values(model, data, target, {"workers": workers, "name": name, "storage": storage, "engine": engine},
-                     epochs, groups)
+    given: dict[str, object] = {**groups, "model_options": model_options or {}}
+    if odd := [name for name, fields in given.items() if not isinstance(fields, Mapping)]:
+        raise ConfigError(f"ty.train: {odd[0]} must be a dictionary of fields, such as optim={{'lr': 0.001}}")
+    of_data = dict(data) if isinstance(data, Mapping) else {"uri": data}
+    values = _values(model, of_data, target, {"workers": workers, "name": name, "storage": storage, "engine": engine},
+                     epochs, {"model": model_options or {}, **groups})
     found = find_job(job or _job_of(values["data"].get("uri")))
     config = from_dict(found.config_type, values)
     with _Training():
@@ -82,22 +87,19 @@ def train(model: object = None, data: str | None = None, *, target: str | None =
                report=result["report"], model_version=result["model_version"])
 
 
-def _values(model: object, data: str | None, target: str | None, run: Mapping[str, object], epochs: int | None,
+def _values(model: object, data: Mapping[str, object], target: str | None, run: Mapping[str, object],
+            epochs: int | None,
             groups: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """The config's values by group and field."""
-    known = {"run": {**run, "name": run["name"] or (_default_name(model) if model is not None else None)},
-             "data": {"uri": data, "label_column": target}, "train": {"epochs": epochs},
-             "model": _named(model) if model is not None else {}}
+    named = _named(model) if model is not None else {}
+    default = str(named["build"]).rpartition(":")[2].lower().replace("_", "-") if named else None
+    known = {"run": {**run, "name": run["name"] or default}, "data": {**data, "label_column": target},
+             "train": {"epochs": epochs}, "model": named}
     made: dict[str, dict[str, object]] = {group: {**fields} for group, fields in groups.items()}
     for group, fields in known.items():
         given = {field: value for field, value in fields.items() if value is not None}
         made[group] = {**made.get(group, {}), **given}
     return made
-
-
-def _default_name(model: object) -> str:
-    kind: Any = model if isinstance(model, type) or callable(model) else type(model)
-    return str(kind.__name__).lower().replace("_", "-")
 
 
 def _named(model: object) -> dict[str, object]:
@@ -107,13 +109,13 @@ def _named(model: object) -> dict[str, object]:
 
     is_instance = not isinstance(model, type) and hasattr(model, "build")
     kind: Any = type(model) if is_instance else model
-    if not callable(kind):
+    if not callable(kind) or not hasattr(kind, "__qualname__"):
         raise ConfigError(f"ty.train: {model!r} is no model: give an instance of a class with a method `build(self, "
                           "info)`, or a function")
     if "<" in kind.__qualname__ or "." in kind.__qualname__:
         raise ConfigError(f"ty.train: {kind.__qualname__} is defined inside a function or a class, where no worker can "
                           "import it: define it at the top of its file")
-    settings: dict[str, object] = {**cast(Any, model).__dict__} if is_instance else {}
+    settings: dict[str, object] = {**getattr(model, "__dict__", {})} if is_instance else {}
     try:
         text = json.dumps(settings, allow_nan=False) if settings else None
     except (TypeError, ValueError) as error:
@@ -144,16 +146,19 @@ def _module_of(kind: Any) -> str:
 
 def _job_of(uri: object) -> str:
     """`tabular` for tables, else `pytorch`; of Parquet the columns decide."""
-    name = str(uri or "").lower()
-    if name in EMBEDDED_TABLES or name.endswith(TABLES):
-        return "tabular"
-    if name.endswith((".parquet", ".pq")):
-        from jobs.common.tables.sources import find_table
+    from cluster.core.errors import DataError
+    from jobs.common.tables.sources import EMBEDDED, CsvTable, find_table
 
+    if not uri or str(uri) == "digits":
+        return "pytorch"
+    if str(uri) in EMBEDDED:
+        return "tabular"
+    try:
         (first, *_), *_ = find_table(str(uri))[1].values()
-        names: Sequence[str] = next(first.batches()).schema.names
-        return "pytorch" if "image" in names else "tabular"
-    return "pytorch"
+        names: Sequence[str] = () if isinstance(first, CsvTable) else next(first.batches()).schema.names
+    except (DataError, StopIteration):
+        return "pytorch"  # which says what is wrong with it
+    return "pytorch" if "image" in names else "tabular"
 
 
 class _Training:

@@ -57,8 +57,14 @@ class OwnModel:
             if settings is not None:
                 raise ConfigError(f"--model.settings: {name} is no class with a method `build`: leave the option out")
             return OwnModel(name, found)
-        holder: Any = called(f"--model.build {name}", found) if settings is None else object.__new__(found)
-        holder.__dict__.update(_attributes(settings))
+        try:
+            holder: Any = called(f"--model.build {name}", found)
+        except ConfigError:
+            if settings is None:
+                raise
+            holder = object.__new__(found)  # its __init__ needs arguments: the attributes are all that it has
+        for attribute, value in _attributes(settings).items():
+            setattr(holder, attribute, value)
         return OwnModel(name, holder.build, holder)
 
     def method(self, name: str) -> Callable[..., Any] | None:

@@ -104,7 +104,7 @@ def paired_classes(first: str, second: str, right: tuple[npt.NDArray[np.bool_], 
 
 def paired_numbers(first: str, second: str, tests: tuple[Predictions, Predictions]) -> PairedErrors:
     """By RMSE, of several targets the mean of theirs. The middle of several predictions of a target is the one."""
-    squared = [(_middle(test) - test.labels.astype(np.float64)) ** 2 for test in tests]
+    squared = [(_middle(test) - _columns(test.labels)) ** 2 for test in tests]
     rows = np.ones((len(squared[0]), 1))
     difference, p_value = _bootstrap((squared[0], squared[1]), (rows, rows), root=True)
     return PairedErrors(first=first, second=second, label="RMSE", difference=difference, p_value=p_value)
@@ -120,8 +120,14 @@ def paired_tokens(first: str, second: str, tests: tuple[Predictions, Predictions
 
 
 def _middle(test: Predictions) -> Array:
-    quantiles = test.probabilities.shape[1] // test.labels.shape[1]
-    return test.probabilities[:, quantiles // 2 :: quantiles].astype(np.float64)
+    predicted = _columns(test.probabilities)
+    quantiles = predicted.shape[1] // _columns(test.labels).shape[1]
+    return predicted[:, quantiles // 2 :: quantiles]
+
+
+def _columns(values: Array) -> Floats:
+    """(rows, columns)."""
+    return values.reshape(len(values), -1).astype(np.float64)
 
 
 def _bootstrap(errors: tuple[Floats, Floats], counts: tuple[Floats, Floats], *, root: bool) \

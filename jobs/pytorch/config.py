@@ -1,6 +1,7 @@
 """The config of the job for a PyTorch module of yours: what image jobs have in common, and where the module is."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from jobs.common.own_code import OwnModel, require_function
@@ -57,7 +58,7 @@ class PytorchConfig(ImageConfig):
     eval: ModuleEvalConfig = field(default_factory=ModuleEvalConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
-    @property
+    @cached_property
     def own(self) -> OwnModel:
         """What `--model.build` names. Raises: ConfigError."""
         return OwnModel.named(self.model.build, self.model.settings)

@@ -37,9 +37,32 @@ def own_optimizer(own: OwnModel | None, model: nn.Module) -> torch.optim.Optimiz
     if isinstance(made, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise ConfigError(f"--model.build {own.name}: {type(made).__name__} needs more than a step's gradients: use "
                           "another optimiser")
+    own_weights = {id(each) for each in model.parameters()}
+    if any(id(each) not in own_weights for group in made.param_groups for each in group["params"]):
+        raise ConfigError(f"--model.build {own.name}: its optimizer changes tensors that are no parameters of the "
+                          "module, which no checkpoint holds: make them part of what `build` returns")
     for group in made.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return made
+
+
+def check_kept(optimizer: torch.optim.Optimizer, groups: list[dict[str, object]]) -> None:
+    """Raises: ConfigError for an optimiser with state that a checkpoint would not hold. groups: what `settings_of` gave
+    before its first step."""
+    odd = sorted({key for state in optimizer.state.values() for key, value in state.items()
+                  if value is not None and not isinstance(value, Tensor)})
+    if changed := [key for old, new in zip(groups, settings_of(optimizer), strict=True) for key in old
+                   if old[key] != new[key]]:
+        odd += changed
+    if odd:
+        raise ConfigError(f"the optimizer {type(optimizer).__name__} keeps {', '.join(odd)} in what is no tensor of "
+                          "its state, which a checkpoint would lose: use another optimiser")
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
+    """Of each group what is neither parameters nor a learning rate."""
+    return [{key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            for group in optimizer.param_groups]
 
 
 def initial_lr(optimizer: torch.optim.Optimizer) -> float:

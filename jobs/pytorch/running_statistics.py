@@ -5,6 +5,9 @@ does not matter which worker owns which shard. As weights, they are in a checkpo
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -16,29 +19,47 @@ class RunningStatistics:
 
     def __init__(self, module: nn.Module, num_shards: int) -> None:
         kept = module.state_dict(keep_vars=True).keys()
-        self._all = [buffer for name, buffer in module.named_buffers() if name in kept]
-        self._floats = [buffer for buffer in self._all if buffer.is_floating_point()]
+        self._module, self._names = module, [name for name, _ in module.named_buffers() if name in kept]
         self._num_shards = num_shards
         self._start: list[Tensor] = []
         self.sums: list[Tensor] = []
         """Of this worker's shards, in a step; then, once they were added up, of all."""
 
+    def buffers(self) -> list[Tensor]:
+        """As they are now: a module may put another tensor in one's place."""
+        return [self._module.get_buffer(name) for name in self._names]
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Leaves them as they were, whatever is done with the module meanwhile, such as judging a part of the rows."""
+        before = [(name, buffer, buffer.clone()) for name, buffer in zip(self._names, self.buffers(), strict=True)]
+        try:
+            yield
+        finally:
+            for name, buffer, start in before:
+                path, _, last = name.rpartition(".")
+                setattr(self._module.get_submodule(path), last, buffer)  # that itself: another one may be in its place
+                buffer.copy_(start)
+
     def begin_step(self) -> None:
-        self._start = [buffer.clone() for buffer in self._all]
-        self.sums = [torch.zeros_like(buffer) for buffer in self._floats]
+        self._start = [buffer.clone() for buffer in self.buffers()]
+        self.sums = [torch.zeros_like(buffer) for buffer in self._floats()]
 
     def begin_shard(self) -> None:
-        for buffer, start in zip(self._all, self._start, strict=True):
-            buffer.copy_(start)
+        for buffer, start in zip(self.buffers(), self._start, strict=True):
+            buffer.detach_().copy_(start)
 
     def end_shard(self) -> None:
-        for total, buffer in zip(self.sums, self._floats, strict=True):
-            total.add_(buffer)
+        for total, buffer in zip(self.sums, self._floats(), strict=True):
+            total.add_(buffer.detach())
+
+    def _floats(self) -> list[Tensor]:
+        return [buffer for buffer in self.buffers() if buffer.is_floating_point()]
 
     def end_step(self, *, taken: bool) -> None:
         """Takes the mean over all shards; or, if the step was not taken, what was there before."""
         if not taken:
             self.begin_shard()
             return
-        for buffer, total in zip(self._floats, self.sums, strict=True):
+        for buffer, total in zip(self._floats(), self.sums, strict=True):
             buffer.copy_(total.div_(self._num_shards))

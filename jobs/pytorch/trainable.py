@@ -29,7 +29,16 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, StepResult, Tensors, Wishes
-from jobs.pytorch.optimizer import build_optimizer, initial_lr, own_optimizer, scale_lr, set_lr, step_if_finite
+from jobs.pytorch.optimizer import (
+    build_optimizer,
+    check_kept,
+    initial_lr,
+    own_optimizer,
+    scale_lr,
+    set_lr,
+    settings_of,
+    step_if_finite,
+)
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.weight_digest import digest_of
@@ -42,6 +51,7 @@ class TorchTrainable:
 
     def __init__(self, context: TrainContext, group: Group, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.context, self.group, self.model, self.optimizer = context, group, model, optimizer
+        self._settings = settings_of(optimizer)
 
     @property
     def num_parameters(self) -> int:
@@ -56,7 +66,11 @@ class TorchTrainable:
         return digest_of(self.model.parameters())
 
     def state_dict(self, optimizer_steps: int) -> Tensors:
-        """`model.<name>` and `optimizer.<index>.<key>`; views of the live tensors where they are on the CPU."""
+        """`model.<name>` and `optimizer.<index>.<key>`; views of the live tensors where they are on the CPU.
+
+        Raises: ConfigError for an optimiser that keeps more than tensors.
+        """
+        check_kept(self.optimizer, self._settings)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -151,6 +165,10 @@ class TorchTraining(TorchTrainable):
         statistics.end_step(taken=outcome == "taken")
         return StepResult([loss], [outcome], agreed)
 
+    def weight_digest(self) -> int:
+        """A number that is the same on all workers that hold the same weights and buffers."""
+        return digest_of([*self.model.parameters(), *self.statistics.buffers()])
+
     def own_figures(self, split: SplitName) -> dict[str, float]:
         """What a user's class declares as metrics. Raises: ConfigError, PeerLostError."""
         key = str(next(self.evaluations))
@@ -164,7 +182,7 @@ class TorchTraining(TorchTrainable):
         """(rows, answers (m, …) on the CPU) of this worker's share of a split."""
         share, reader, size = self.context.local_range(split), self.context.reader(split), self.config.eval.batch_size
         self.model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.statistics.kept():
             for start in range(share.start, share.stop, size):
                 rows = reader.rows(start, min(share.stop, start + size))
                 yield rows, self.answer(rows).cpu()

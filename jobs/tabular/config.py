@@ -1,6 +1,7 @@
 """The config of the job for tables: what such jobs have in common, and the model."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from jobs.common.config import require
 from jobs.common.own_code import OwnModel, require_function
@@ -43,7 +44,7 @@ class TabularConfig(TableConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
 
-    @property
+    @cached_property
     def own(self) -> OwnModel:
         """What `--model.build` names. Raises: ConfigError."""
         return OwnModel.named(self.model.build, self.model.settings)

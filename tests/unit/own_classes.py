@@ -75,6 +75,54 @@ class DetachedLoss(Rows):
         return super().loss(model, batch).detach()
 
 
+class _Counting(torch.optim.SGD):
+    """Keeps a number of its own, which no checkpoint would hold."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["seen"] = group.get("seen", 0) + 1
+            for each in group["params"]:
+                self.state[each]["steps"] = self.state[each].get("steps", 0) + 1
+        return super().step(closure)
+
+
+class ForgetfulOptimizer(Rows):
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return _Counting(model.parameters(), lr=0.01)
+
+
+class ForeignParameters(Rows):
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([*model.parameters(), nn.Parameter(torch.zeros(1))], lr=0.01)
+
+
+class _Drifting(nn.Module):
+    """Has buffers that change whenever it is called: one in place, one that is another tensor each time."""
+
+    def __init__(self, info: TableInfo) -> None:
+        super().__init__()
+        self.layer = nn.Linear(info.num_numbers, info.num_outputs)
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("center", torch.zeros(info.num_numbers))
+
+    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+        self.seen += len(numbers)
+        self.center = 0.9 * self.center + 0.1 * numbers.mean(0)
+        return self.layer(numbers - self.center)
+
+
+class Drifting(Rows):
+    def build(self, info: TableInfo) -> nn.Module:
+        return _Drifting(info)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+class Infinite(Rows):
+    metrics = {"nothing": (lambda true, predicted: float("nan"), "max")}  # noqa: RUF012
+
+
 class NotDeclared(Rows):
     metrics = {"worst_error": worst_error}  # type: ignore[dict-item]  # noqa: RUF012
 

@@ -85,6 +85,8 @@ def test_the_settings_of_an_instance_are_what_it_is_built_with() -> None:
 
 @pytest.mark.parametrize(("name", "said"), [
     ("NoOptimizer", r"its optimizer gave list: it must return a torch\.optim\.Optimizer"),
+    ("ForgetfulOptimizer", r"_Counting keeps steps.* in what is no tensor of its state, which a checkpoint would lose"),
+    ("ForeignParameters", r"its optimizer changes tensors that are no parameters of the module"),
     ("Lbfgs", r"LBFGS needs more than a step's gradients: use another"),
     ("DetachedLoss", r"its loss: it does not depend on the module's parameters"),
     ("NotDeclared", r"`metrics` must be a dictionary: by name a function \(true, predicted\) and 'max' or 'min'"),
@@ -104,6 +106,32 @@ def test_settings_that_are_none_are_refused(settings: str, said: str) -> None:
         OwnModel.named("tests.unit.own_tables:normalised", "{}")
 
 
+def test_buffers_that_change_at_every_call_are_those_of_training_alone(uri: Path, table: Dataset,
+                                                                         tmp_path: Path) -> None:
+    """Neither judging, which each worker does on rows of its own, nor stops in between leave anything in them."""
+    config = config_of("Drifting", uri)
+    assert image_loops.train(loop, tmp_path / "at once", table, config, num_shards=3)[0] == "finished"
+    pieces = {"kind": StopAfterEachStep, "num_shards": 3}
+    while image_loops.train(loop, tmp_path / "in pieces", table, config, **pieces)[0] == "stopped":
+        pass
+    assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
+    assert image_loops.tensors(tmp_path / "at once")["model.module.seen"] == 2 * 4 * 16, "a shard's rows, in 8 steps"
+
+
+def test_a_metric_that_is_never_finite_costs_no_run(uri: Path, tmp_path: Path) -> None:
+    from tests.unit.own_classes import Infinite
+
+    run = ty.train(Infinite(), str(uri), target="score", epochs=1, engine="local", storage=str(tmp_path),
+                   run={"tracking_uri": "none"}, eval={"bootstrap_samples": 100})
+    assert "nothing" not in run.metrics["test"] and run.metrics["test"]["rmse"] > 0
+
+
+def test_an_instance_has_what_its_init_gives_and_then_its_settings() -> None:
+    own = OwnModel.named("tests.unit.own_classes:Rows", '{"more": 1}')
+    assert own.holder.rates == [0.004, 0.001] and own.holder.more == 1
+    assert OwnModel.named("tests.unit.own_classes:NeedsAnArgument", '{"needed": 1}').holder.needed == 1
+
+
 # ── ty.train ──
 def test_a_line_of_python_trains_and_gives_the_run(uri: Path, tmp_path: Path) -> None:
     again = [ty.train(Rows([0.01, 0.01]), str(uri), target="score", workers=2, epochs=3, engine="local",
@@ -120,11 +148,25 @@ def test_a_line_of_python_trains_and_gives_the_run(uri: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("data", "job"), [("rows.csv", "tabular"), ("diabetes", "tabular"), (None, "pytorch"),
-                                           ("folder/of/images", "pytorch"), ("x.tsv.gz", "tabular")])
-def test_the_data_says_which_job_it_is(data: str | None, job: str) -> None:
+                                           ("folder/of/images", "pytorch"), ("x.tsv.gz", "tabular"), (".", "tabular")])
+def test_the_data_says_which_job_it_is(data: str | None, job: str, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     from trainyard.api import _job_of
 
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.csv", "x.tsv.gz"):
+        csv(tmp_path, rows_of(), name)
     assert _job_of(data) == job
+
+
+def test_fields_of_data_and_model_are_given_as_dictionaries(uri: Path, tmp_path: Path) -> None:
+    run = ty.train(None, {"uri": str(uri), "ignore": "size,since"}, target="score", name="few", epochs=1,
+                   engine="local",
+                   storage=str(tmp_path), model_options={"loss": "quantile", "width": 8}, run={"tracking_uri": "none"},
+                   eval={"bootstrap_samples": 100})
+    assert "coverage" in run.metrics["test"]
+    inputs = json.loads((Path(run.artifact) / "manifest.json").read_text())["inputs"]
+    assert [each["name"] for each in inputs] == ["age", "city"]
 
 
 def test_parquet_with_images_is_of_the_job_for_images(tmp_path: Path) -> None:
@@ -152,9 +194,12 @@ def test_what_workers_could_not_import_or_the_run_not_keep_is_refused(uri: Path)
         return Inside
 
     for model, said in ((inner()(), "is defined inside a function"), (Here(f=print), "are its settings, .*JSON"),
-                        (Here(pair=(1, 2)), "some that are not the same then"), (3, "3 is no model")):
+                        (Here(pair=(1, 2)), "some that are not the same then"), (3, "3 is no model"),
+                        (torch.nn.Linear(1, 1), "is no model: give an instance of a class with a method")):
         with pytest.raises(ConfigError, match=said):
             ty.train(model, str(uri), target="score")
+    with pytest.raises(ConfigError, match=r"optim must be a dictionary of fields"):
+        ty.train(Images(), optim=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"optim\.lear"):
         ty.train(Images(), optim={"learning_rate": 1})
 

@@ -168,6 +168,114 @@ def test_files_with_other_columns_and_types_that_are_none_of_the_kinds_are_refus
         prepared(tmp_path, tmp_path / "rows.parquet")
 
 
+# ── what others write ──
+def served(dataset: Dataset) -> list[int]:
+    """How many values of each example row an endpoint has never seen: none, or it would refuse itself."""
+    schema = TableSchema.of(dataset.details["_fields"])
+    rows = dataset.details["_examples"]["rows"]
+    columns = {name: pa.array([None if row[name] is None else row[name] if isinstance(row[name], float)
+                               else str(row[name])
+                               for row in rows]) for name in rows[0]}
+    encoded = schema.encode(columns)
+    test = split(dataset, "test")
+    places = dataset.details["_examples"]["places"]
+    for name, values in (("numbers", encoded.numbers), ("categories", encoded.categories)):
+        if name in test:
+            assert values == pytest.approx(test[name][places], abs=1e-5), name
+    return encoded.unseen.tolist()
+
+
+def test_what_an_endpoint_is_shown_encodes_to_what_was_trained_on_whatever_the_types(tmp_path: Path) -> None:
+    from datetime import datetime
+    from decimal import Decimal
+
+    count = 60
+    table = {"flag": [i % 2 == 0 for i in range(count)],
+             "post": [None if i == 7 else 10115.0 + i % 4 for i in range(count)],
+             "half": [i % 3 / 2 for i in range(count)],
+             "when": pa.array([1_700_000_000_123_456_789 + 10**15 * i for i in range(count)], pa.timestamp("ns")),
+             "zone": pa.array([datetime(2024, 1,
+                                        1 + i % 28) for i in range(count)]).cast(pa.timestamp("us", "Asia/Tokyo")),
+             "hash": [2**60 + i for i in range(count)], "cost": [Decimal(i) / 4 for i in range(count)],
+             "kind": pa.array([CITIES[i % 3] for i in range(count)]).dictionary_encode(),
+             "score": [float(i % 7) + 0.5 for i in range(count)]}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    found = prepared(tmp_path, tmp_path / "rows.parquet", categories="post,half,zone")
+    assert fields(found)["post"].values == ("10115", "10116", "10117", "10118")
+    assert fields(found)["half"].values == ("0", "0.5", "1") and fields(found)["flag"].values == ("false", "true")
+    assert fields(found)["when"].kind == "date" and fields(found)["hash"].kind == "number"
+    assert set(served(found)) == {0}
+    flags = TableSchema((fields(found)["flag"],)).encode({"flag": pa.array(["True", "false", "FALSE", "no"])})
+    assert flags.categories[:, 0].tolist() == [2, 1, 1, 0]
+
+
+def test_spaces_around_names_and_values_are_not_part_of_them(tmp_path: Path) -> None:
+    lines = ["age, city, score"] + [f"{20 + i},  {CITIES[i % 3]}, {i / 4}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    found = prepared(tmp_path, tmp_path / "rows.csv")
+    assert {name: field.kind for name, field in fields(found).items()} == {"age": "number", "city": "category"}
+    assert fields(found)["city"].values == CITIES and found.details["targets"][0]["name"] == "score"
+
+
+def test_a_column_whose_name_has_a_comma_can_be_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": rows_of()["size"], "price, EUR": rows_of()["score"]}), tmp_path / "rows.parquet")
+    found = prepared(tmp_path, tmp_path / "rows.parquet", label_column="price, EUR")
+    assert found.details["targets"][0]["name"] == "price, EUR"
+
+
+def test_a_column_without_a_value_in_the_first_file_is_of_what_it_holds_in_others(tmp_path: Path) -> None:
+    days = pa.array([f"2024-01-{i % 28 + 1:02d}" for i in range(60)]).cast(pa.date32())
+    for name, column in (("1", pa.nulls(60)), ("2", days)):
+        pq.write_table(pa.table({"day": column, "score": rows_of()["score"]}), tmp_path / f"{name}.parquet")
+    assert fields(prepared(tmp_path, tmp_path))["day"].kind == "date"
+
+
+def test_large_tables_are_not_kept_in_memory(tmp_path: Path) -> None:
+    import gc
+
+    wide = pa.table({**{f"x{i}": np.zeros(60_000) + np.arange(60_000) for i in range(40)},
+                     "score": np.random.default_rng(0).normal(size=60_000)})
+    pq.write_table(wide, tmp_path / "rows.parquet", row_group_size=5_000)
+    size, before = wide.nbytes, pa.total_allocated_bytes()
+    del wide
+    most = 0
+
+    def watch(_: str) -> None:
+        nonlocal most
+        gc.collect()
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    prepare(TableDataConfig(uri=str(tmp_path), label_column="score"), Store.open(str(tmp_path / "storage")), say=watch)
+    assert most < size / 4
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (b",a,score\n0,1,2\n", r"column 1 of .* has no name in the first line \(pandas writes its index so\)"),
+    ("a\u00e9,score\n1,2\n".encode("latin-1"), r"is not UTF-8: convert the file, for instance with iconv"),
+    (b"a,score\n" + b"".join(b"%d,0.%d\n" % (i, i) for i in range(40)) + b"1,O.5\n",
+     r"row 40 of .*: the target's column 'score' is 'O\.5', which is no number, as others are: mend it, or"),
+    (b"d,score\n" + b"2024-01-01,0.5\n2024-01-02T00:00:00Z,1.5\n" * 20, None),
+    (b"x,score\n" + b"".join(b"%de200,%d.5\n" % (i, i) for i in range(40)), r"column 'x' has values too large")])
+def test_more_of_what_cannot_be_read_is_one_message(text: bytes, said: str | None, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(text)
+    if said is None:
+        assert fields(prepared(tmp_path, tmp_path / "rows.csv"))["d"].kind == "category"
+        return
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path, tmp_path / "rows.csv")
+
+
+def test_two_columns_of_one_name_and_a_target_of_dates_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([1.0] * 20)] * 3, names=["a", "a", "score"]),
+                   tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="there are two columns 'a'"):
+        prepared(tmp_path, tmp_path / "rows.parquet")
+    days = pa.array([f"2024-01-{i + 1:02d}" for i in range(20)]).cast(pa.date32())
+    pq.write_table(pa.table({"a": np.arange(20.0), "score": days}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"is of type date32.*which is no number"):
+        prepared(tmp_path, tmp_path / "other.parquet", predict="number")
+
+
 # ── encoding ──
 SCHEMA = TableSchema((Field("n", "number", mean=10, std=2), Field("m", "number", misses=True),
                       Field("c", "category", values=("a", "b")), Field("d", "date", mean=19000, std=100)))

@@ -1,5 +1,6 @@
 """Figures that a user's class declares: functions of true values and predictions, over all rows of a split."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ def own_figures(context: TrainContext, own: OwnModel, key: str, answers: Callabl
 
 
 def figures_of(own: OwnModel, share: Predictions) -> dict[str, float]:
-    """Of all rows of a split. Raises: ConfigError for what a function raises, or gives that is no number."""
+    """Of all rows of a split, those that are finite. Raises: ConfigError for what a function raises, or gives that is
+    no number."""
     order = np.argsort(share.row_ids, kind="stable")
     true, predicted = _flat(share.labels[order]), _flat(share.probabilities[order])
     found: dict[str, float] = {}
@@ -36,7 +38,7 @@ def figures_of(own: OwnModel, share: Predictions) -> dict[str, float]:
         except (TypeError, ValueError):
             raise ConfigError(f"--model.build {own.name}: metric {name} gives {type(value).__name__}: it must give a "
                               "number") from None
-    return found
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _flat(values: Array) -> Array:

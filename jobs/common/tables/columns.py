@@ -10,7 +10,7 @@ in training. A date becomes a number, its days since 1970, and two categories, i
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -150,9 +150,11 @@ def as_numbers(column: ArrowArray, name: str) -> npt.NDArray[np.float64]:
     """(rows,), NaN where there is none. Raises: UnreadableValueError for texts that are none, and infinite ones."""
     missing = is_missing(column)
     try:
-        cast = pc.cast(_texts_present(column, missing), pa.float64())
+        cast = _as_float(_texts_present(column, missing))
+    except pa.ArrowNotImplementedError:
+        raise UnreadableValueError(0, f"column {name!r} is of type {column.type}, which is no number") from None
     except pa.ArrowInvalid:
-        row = next(i for i, value in enumerate(column.to_pylist()) if not missing[i] and not _is_number(value))
+        row = _first_unreadable(column, missing, _as_float)
         raise UnreadableValueError(row, f"column {name!r} is {column[row].as_py()!r}, which is no number") from None
     values = cast.to_numpy(zero_copy_only=False).astype(np.float64)
     if (odd := np.isinf(values)).any():
@@ -167,9 +169,9 @@ def as_days(column: ArrowArray, name: str) -> npt.NDArray[np.float64]:
     try:
         cast = _as_time(_texts_present(column, missing))
     except pa.ArrowInvalid:
-        row = next(i for i in range(len(column)) if not missing[i] and not _is_date(column, i))
+        row = _first_unreadable(column, missing, _as_time)
         raise UnreadableValueError(row, f"column {name!r} is {column[row].as_py()!r}, which is no date: write dates as "
-                                        "2024-12-31, or 2024-12-31T23:59:59") from None
+                                        "2024-12-31, or 2024-12-31T23:59:59, all with a time zone or none") from None
     days = pc.cast(cast, pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) / _DAY_US
     return np.where(missing, np.nan, days)
 
@@ -178,11 +180,23 @@ def as_texts(column: ArrowArray) -> ArrowArray:
     """A category's values as texts, null where there is none: whole numbers without a point."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):
-        values = column.to_numpy(zero_copy_only=False)
-        if bool(np.all(np.isnan(values) | (values == np.floor(values)))):
-            column = pc.cast(column, pa.int64(), safe=False)
-    return _texts_present(pc.cast(column, pa.string()), is_missing(column))
+    missing = is_missing(column)
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        values = pc.cast(column, pa.float64(), safe=False)
+        whole = pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), 2.0**62))
+        column = pc.if_else(whole, pc.cast(pc.cast(values, pa.int64(), safe=False), pa.string()),
+                            pc.cast(values, pa.string()))
+    return _texts_present(pc.cast(column, pa.string()), missing)
+
+
+def as_written(field: Field, column: ArrowArray, row: int) -> object:
+    """A value of a column as an endpoint is asked about it: what it encodes to is what the column's encodes to."""
+    if field.kind == "category":
+        return as_texts(column.slice(row, 1))[0].as_py()
+    if is_text(column.type) or (value := column[row].as_py()) is None:
+        return column[row].as_py()
+    return _as_time(column.slice(row, 1)).cast(pa.timestamp("us"))[0].as_py().isoformat() \
+        if field.kind == "date" else float(value)
 
 
 def is_text(kind: object) -> bool:
@@ -195,7 +209,10 @@ def _texts_present(column: ArrowArray, missing: npt.NDArray[np.bool_]) -> ArrowA
 
 
 def _codes(column: ArrowArray, field: Field) -> npt.NDArray[np.int32]:
-    found = pc.index_in(as_texts(column), value_set=pa.array(field.values, pa.string()))
+    texts = as_texts(column)
+    if set(field.values) <= {"true", "false"}:
+        texts = pc.utf8_lower(texts)  # Python writes True
+    found = pc.index_in(texts, value_set=pa.array(field.values, pa.string()))
     return pc.fill_null(pc.add(found, 1), 0).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
@@ -207,20 +224,21 @@ def _calendar(days: npt.NDArray[np.float64]) -> list[Array]:
     return [np.where(missing, 0, (whole + 3) % 7 + 1), np.where(missing, 0, months)]
 
 
-def _is_number(value: object) -> bool:
-    try:
-        float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, str) or value == value.strip()
+def _first_unreadable(column: ArrowArray, missing: npt.NDArray[np.bool_],
+                      read: Callable[[ArrowArray], object]) -> int:
+    """The first row whose value cannot be read alone; else the first with a value: each can, but not all together."""
+    present = np.flatnonzero(~missing)
+    for row in present:
+        try:
+            read(column.slice(int(row), 1))
+        except pa.ArrowInvalid:
+            return int(row)
+    return int(present[0])
 
 
-def _is_date(column: ArrowArray, row: int) -> bool:
-    try:
-        _as_time(column.slice(row, 1))
-    except pa.ArrowInvalid:
-        return False
-    return True
+def _as_float(column: ArrowArray) -> Any:
+    """Large whole numbers are rounded. Raises: pa.ArrowInvalid."""
+    return pc.cast(column, pa.float64(), safe=False)
 
 
 def _as_time(column: ArrowArray) -> Any:

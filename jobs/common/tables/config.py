@@ -1,6 +1,7 @@
 """What the configs of jobs on tables have in common beside the groups of every job."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
@@ -24,18 +25,15 @@ class TableDataConfig(DataConfig):
     categories: str | None = None
     """Names of columns of numbers that stand for categories, with commas: postal codes."""
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return names(self.label_column)
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.targets), "data.label_column", repr(self.label_column), "name the column that is predicted")
+        require(bool(names(self.label_column)), "data.label_column", repr(self.label_column),
+                "name the column that is predicted")
 
 
 def names(listed: str | None) -> tuple[str, ...]:
-    """Of a list with commas."""
-    return tuple(name.strip() for name in (listed or "").split(",") if name.strip())
+    """Of a list with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in (listed or "").split(",") if name.strip()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class TableConfig(Config):
     eval: TableEvalConfig = field(default_factory=TableEvalConfig)
     optim: TableOptimConfig = field(default_factory=TableOptimConfig)
 
-    @property
+    @cached_property
     def own(self) -> OwnModel | None:
         """The user's code that builds the model, where there is any. Raises: ConfigError."""
         return None

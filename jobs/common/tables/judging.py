@@ -98,7 +98,7 @@ def number_metrics(info: TableInfo, share: Predictions, samples: int) -> Values:
     middle = info.middle(share.probabilities)
     found = regression(share.labels, middle, samples)
     if len(info.targets) > 1:
-        found |= {f"rmse_{target.name}": float(np.sqrt(np.mean((middle[:, i] - share.labels[:, i]) ** 2)))
+        found |= {f"rmse_of_{target.name}": float(np.sqrt(np.mean((middle[:, i] - share.labels[:, i]) ** 2)))
                   for i, target in enumerate(info.targets)}
     if len(info.quantiles) > 1:
         low, high = share.probabilities[:, 0 :: len(info.quantiles)], share.probabilities[:, 2 :: len(info.quantiles)]

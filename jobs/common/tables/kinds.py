@@ -32,6 +32,8 @@ class Sighting:
 
     def see(self, column: ArrowArray, describe: Describe) -> None:
         """Raises: DataError for a type that is none of the kinds, and for an infinite number."""
+        if types.is_null(column.type):
+            return
         typed = self._of_type(column, describe)
         if typed is not None:
             self._possible = [kind for kind in self._possible if kind == typed]
@@ -53,8 +55,6 @@ class Sighting:
     def _of_type(self, column: ArrowArray, describe: Describe) -> Kind | None:
         """What the type alone says; None for texts."""
         kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-        if types.is_null(kind):
-            return self._possible[0] if self._possible else "category"
         if types.is_boolean(kind) or types.is_dictionary(column.type):
             return "category"
         if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):

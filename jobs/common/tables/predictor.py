@@ -59,7 +59,7 @@ def _column(values: Array, name: str) -> Any:
     if values.dtype != object:
         return pa.array(values)
     try:
-        texts = [value if isinstance(value, str) else bytes(value).decode() for value in values]
+        texts = [(value if isinstance(value, str) else bytes(value).decode()).strip() for value in values]
     except UnicodeDecodeError:
         raise InputError(f"input {name!r} holds a text that is no UTF-8") from None
     return pa.array(texts, pa.string())

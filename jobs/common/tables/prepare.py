@@ -31,9 +31,10 @@ from jobs.common.tables.columns import (
     as_days,
     as_numbers,
     as_texts,
+    as_written,
     is_missing,
 )
-from jobs.common.tables.config import TableDataConfig, names
+from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.kinds import Sighting
 from jobs.common.tables.rows import Rows, Table
 from jobs.common.tables.sources import Listing, Part, Parts, find_table
@@ -81,14 +82,14 @@ def _parts(found: Found) -> list[tuple[SplitName, Part]]:
 # ── look ──
 def _look(table: Table) -> tuple[dict[str, Sighting], Targets, list[int]]:
     """The kinds of the input columns, the targets, and the rows of each part."""
-    kinds = {name: Sighting(name, as_category=name in names(table.config.categories)) for name in table.inputs}
-    targets: dict[str, list[tuple[Rows, Any]]] = {name: [] for name in table.config.targets}
+    kinds = {name: Sighting(name, as_category=name in table.categories) for name in table.inputs}
+    targets: dict[str, list[tuple[Rows, Any]]] = {name: [] for name in table.targets}
     counts: dict[int, int] = {id(part): 0 for _, part in table.parts}
     for rows in table.rows():
         for name, kind in kinds.items():
             kind.see(rows.column(name), rows.describe)
         for name, seen in targets.items():
-            seen.append((rows, rows.column(name)))
+            seen.append((replace(rows, columns=None), rows.column(name)))  # not the whole batch, of a large table
         counts[id(rows.part)] += rows.columns.num_rows
     return kinds, find_targets(targets, table.config), [counts[id(part)] for _, part in table.parts]
 
@@ -112,7 +113,8 @@ def _measure(table: Table, kinds: dict[str, Sighting], splits: npt.NDArray[np.in
                 values = values[~np.isnan(values)]
                 shift = shifts.setdefault(name, float(values[0])) if len(values) else 0.0
                 values = values - shift
-                sums[name] += (len(values), values.sum(), (values**2).sum())
+                with np.errstate(over="ignore"):
+                    sums[name] += (len(values), values.sum(), (values**2).sum())
             fields[name] = replace(fields[name], misses=fields[name].misses or bool(is_missing(column).any()))
     return TableSchema(tuple(
         replace(field, values=tuple(sorted(seen[field.name]))) if field.kind == "category"
@@ -124,8 +126,12 @@ def _scaled(field: Field, sums: npt.NDArray[np.float64], shift: float) -> Field:
     if not count:
         raise DataError(f"column {field.name!r} has no value in any training row: leave it out with --data.ignore "
                         f"{field.name}")
-    variance = max(0.0, squares / count - (total / count) ** 2)
-    return replace(field, mean=_digits(shift + total / count), std=_digits(variance**0.5) or 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        variance = float(squares / count - np.square(np.float64(total / count)))
+    if not np.isfinite(variance):
+        raise DataError(f"column {field.name!r} has values too large to be normalised, around {shift:.3g}: mend them, "
+                        f"or leave it out with --data.ignore {field.name}")
+    return replace(field, mean=_digits(shift + total / count), std=_digits(max(0.0, variance) ** 0.5) or 1.0)
 
 
 def _digits(value: float) -> float:
@@ -149,9 +155,9 @@ def _build(table: Table, store: Store, blocks: str, say: Say) -> Dataset:
     codes = targets.values if targets.class_names else np.zeros(total, np.int32)
     splits = assign(codes, targets.class_names or ("any",), [split for split, _ in table.parts], counts,
                     table.config.split_seed)
-    scales = _target_scales(targets, splits, table.config.targets)
+    scales = _target_scales(targets, splits, table.targets)
     schema = _measure(table, kinds, splits)
-    say(f"preparing {total:,} rows of {table.config.uri}: {_said(table.config, targets)} from "
+    say(f"preparing {total:,} rows of {table.config.uri}: {_said(table, targets)} from "
         + ", ".join(f"{sum(f.kind == kind for f in schema.fields)} {words}" for kind, words in
                     (("number", "numbers"), ("category", "categories"), ("date", "dates"))
                     if any(f.kind == kind for f in schema.fields)))
@@ -178,10 +184,9 @@ def _target_scales(targets: Targets, splits: npt.NDArray[np.int8], wanted: Seque
     return [{"name": name, "mean": float(m), "std": float(s)} for name, m, s in zip(wanted, mean, std, strict=True)]
 
 
-def _said(config: TableDataConfig, targets: Targets) -> str:
-    if targets.class_names:
-        return f"{config.label_column} ({len(targets.class_names)} classes)"
-    return " and ".join(f"{name} (a number)" for name in config.targets)
+def _said(table: Table, targets: Targets) -> str:
+    what = f"{len(targets.class_names)} classes" if targets.class_names else "a number"
+    return " and ".join(f"{name} ({what})" for name in table.targets)
 
 
 def _columns(schema: TableSchema, targets: Targets) -> tuple[Column, ...]:
@@ -214,7 +219,8 @@ def _write(table: Table, schema: TableSchema, targets: Targets, splits: npt.NDAr
             writer.append({column.name: made[column.name][of == code] for column in writer.columns})
         test = np.flatnonzero(of == 2)
         for place in np.flatnonzero(encoded.unseen[test] == 0)[: EXAMPLES - len(examples)]:
-            examples.append({name: _plain(rows.column(name)[int(test[place])].as_py()) for name in table.inputs})
+            row = int(test[place])
+            examples.append({field.name: as_written(field, rows.column(field.name), row) for field in schema.fields})
             places.append(tested + int(place))
         tested += len(test)
     if unseen:
@@ -224,7 +230,3 @@ def _write(table: Table, schema: TableSchema, targets: Targets, splits: npt.NDAr
         raise DataError("every test row lacks a value that all training rows have, or has a category that none has: "
                         "test on rows like those that are trained on")
     return {"rows": examples, "places": places}
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, int | float | str | None) else str(value)

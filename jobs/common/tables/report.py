@@ -217,7 +217,10 @@ def _table(trained: TrainingResult, info: TableInfo, split: SplitName, most: int
 
 
 def _baseline(trained: TrainingResult, info: TableInfo, test: Values) -> Section:
-    other = baseline(trained, info)
+    try:
+        other = baseline(trained, info)
+    except ValueError as error:  # such as a class with too few rows for its own split
+        return html.section("Against gradient boosting", f"It could not be fitted to these rows: {error}")
     rows = declared_metrics.rows([each for each in metrics(trained.config) if each.name in other], [test, other])
     return html.section("Against gradient boosting",
                         "The same test rows, judged by this model and by scikit-learn's HistGradientBoosting with its "

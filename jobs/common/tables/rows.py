@@ -36,7 +36,9 @@ class Table:
     def __init__(self, parts: Sequence[tuple[SplitName, Part]], config: TableDataConfig) -> None:
         self.parts, self.config = parts, config
         self.header = self._header()
-        self.inputs = [name for name in self.header if name not in (*config.targets, *names(config.ignore))]
+        self.targets = self._named(config.label_column)
+        self.categories, ignored = self._named(config.categories), self._named(config.ignore)
+        self.inputs = [name for name in self.header if name not in (*self.targets, *ignored)]
         if not self.inputs:
             raise DataError(f"data {config.uri!r} has no column but {', '.join(self.header)}: there is nothing to "
                             "predict from")
@@ -54,19 +56,25 @@ class Table:
                 yield Rows(part, in_part, first, batch)
                 in_part, first = in_part + batch.num_rows, first + batch.num_rows
 
+    def _named(self, listed: str | None) -> tuple[str, ...]:
+        """The columns of a list with commas; or the one column of that name, which may have some."""
+        return (listed,) if listed in self.header else names(listed)
+
     def _header(self) -> list[str]:
         for _, part in self.parts:
             for batch in part.batches():
                 present = list(batch.schema.names)
+                if twice := sorted({name for name in present if present.count(name) > 1}):
+                    raise DataError(f"{part.describe(0)}: there are two columns {twice[0]!r}: rename one")
                 self._check(present, part.describe(0).partition(" of ")[2])
                 return present
         raise DataError(f"data {self.config.uri!r} holds no rows")
 
     def _check(self, present: list[str], where: str) -> None:
         config = self.config
-        for option, wanted in (("label-column", config.targets), ("ignore", names(config.ignore)),
-                               ("categories", names(config.categories))):
-            for name in wanted:
+        for option, listed in (("label-column", config.label_column), ("ignore", config.ignore),
+                               ("categories", config.categories)):
+            for name in () if listed in present else names(listed):
                 if name not in present:
                     near = difflib.get_close_matches(name, present, 1)
                     raise DataError(f"there is no column {name!r} in {where}, which has {', '.join(present)}: name "

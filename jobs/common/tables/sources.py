@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -22,6 +23,7 @@ from jobs.common.tables.columns import MISSING
 EMBEDDED = ("diabetes", "breast_cancer")
 FORMATS = "CSV (*.csv, *.tsv, *.csv.gz) or Parquet (*.parquet)"
 _CSV, _PARQUET = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq")
+compute: Any = pyarrow.compute  # its functions are made when it is imported
 _BATCH_ROWS = 65536
 _BLOCK_BYTES = 8 << 20
 Listing = list[tuple[str, int, float]]
@@ -87,16 +89,24 @@ class CsvTable(_File):
         with reading(name, "mend the row, or quote what holds the delimiter"):
             header = self._header()
             with self._opened() as stream:
-                yield from pa_csv.open_csv(
-                    stream, pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-                    pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-                    pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True,
-                                          null_values=list(MISSING)))
+                read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False, column_names=header, skip_rows=1)
+                parse = pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True)
+                texts = pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True,
+                                              null_values=list(MISSING))
+                for batch in pa_csv.open_csv(stream, read, parse, texts):
+                    yield pa.RecordBatch.from_arrays([compute.utf8_trim_whitespace(each) for each in batch.columns],
+                                                     names=header)
 
     def _header(self) -> list[str]:
         with self._opened() as stream:
             text = io.TextIOWrapper(io.BytesIO(stream.read(1 << 20)), "utf-8-sig", errors="replace", newline="")
-            names = next(csv.reader(text, delimiter=self._delimiter), [])
+            names = [name.strip() for name in next(csv.reader(text, delimiter=self._delimiter), [])]
+        if "" in names:
+            raise DataError(f"column {names.index('') + 1} of {self.store.location(self.path)} has no name in the "
+                            "first line (pandas writes its index so): name it, or write the file without it")
+        if strange := next((name for name in names if "\ufffd" in name), None):
+            raise DataError(f"the column {strange!r} of {self.store.location(self.path)} is not UTF-8: convert the "
+                            "file, for instance with iconv -f LATIN1 -t UTF-8")
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice:
             what = f"has the column {twice[0]!r} twice" if twice else "is empty"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.splits import encode_labels
-from jobs.common.tables.columns import UnreadableValueError, as_numbers, as_texts, is_text
+from jobs.common.tables.columns import UnreadableValueError, as_numbers, as_texts, is_text, pc
 from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.rows import Rows
 
@@ -32,7 +32,8 @@ class Targets:
 
 def find_targets(found: Mapping[str, Seen], config: TableDataConfig) -> Targets:
     """found: the target columns by name. Raises: DataError, naming the row."""
-    wanted = {name: config.predict if config.predict != "auto" else _guess(columns) for name, columns in found.items()}
+    wanted = ({name: config.predict if config.predict != "auto" else _guess(name, columns)
+               for name, columns in found.items()})
     if set(wanted.values()) == {"number"}:
         values = [np.concatenate([_numbers(rows, column, name) for rows, column in columns])
                   for name, columns in found.items()]
@@ -45,15 +46,29 @@ def find_targets(found: Mapping[str, Seen], config: TableDataConfig) -> Targets:
     return Targets(codes, classes)
 
 
-def _guess(columns: Seen) -> str:
+def _guess(name: str, columns: Seen) -> str:
     """Texts that are no numbers are classes; so are whole numbers from 0 to 19 at most, with none left out."""
-    try:
-        values = np.concatenate([as_numbers(column, "") for _, column in columns])
-    except (UnreadableValueError, pa.ArrowNotImplementedError):
-        return "class"
+    parts: list[Array] = []
+    for rows, column in columns:
+        try:
+            parts.append(as_numbers(column, name))
+        except UnreadableValueError as error:
+            if parts or _mostly_numbers(column):
+                raise DataError(f"{rows.describe(error.row)}: the target's {error}, as others are: mend it, or pass "
+                                "--data.predict class if it stands for classes") from None
+            return "class"
+    values = np.concatenate(parts)
     distinct = np.unique(values[~np.isnan(values)])
     whole = 2 <= len(distinct) <= MOST_WHOLE_CLASSES and np.array_equal(distinct, np.arange(len(distinct)))
     return "class" if whole else "number"
+
+
+def _mostly_numbers(column: Any) -> bool:
+    """Whether most of a column's texts are numbers with a fraction: then one that is none is a slip."""
+    if not is_text(column.type):
+        return False
+    fractions = pc.match_substring_regex(column, r"^[+-]?\d+\.\d+([eE][+-]?\d+)?$")
+    return 2 * (pc.sum(fractions).as_py() or 0) > len(column)
 
 
 def _labels(column: Any) -> Any:

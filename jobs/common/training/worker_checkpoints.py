@@ -102,8 +102,9 @@ class WorkerCheckpoints:
     def _best(self) -> Checkpoint:
         if (best := Checkpoints(self._store).best()) is None:
             raise CheckpointError(f"no checkpoint of an evaluation in {self._store.location()} is intact, so there is "
-                                  "no model to hand over: look at what damages files there, then run the same command "
-                                  "again: it goes on from the newest one that is intact")
+                                  "no model to hand over. Either --eval.metric was never a finite number: look at the "
+                                  "history in result.json; or files there are damaged: look at what damages them, then "
+                                  "run the same command again, which goes on from the newest one that is intact")
         return best
 
     def parts(self, checkpoint: Checkpoint) -> Generator[dict[str, np.ndarray]]:
