@@ -21,6 +21,7 @@ from jobs.common.registry.async_logger import Metric as Entry
 from jobs.common.registry.async_logger import MetricLog
 from jobs.common.registry.connection import open_registry
 from jobs.common.registry.sqlite_versions import read_versions
+from jobs.common.runs.tracking import Tracking
 from serving.commands.deploy_config import find
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
@@ -68,6 +69,20 @@ def test_a_run_is_recorded_with_params_tags_metrics_and_status(storage):
     history = client_of(storage).get_metric_history(run_id, "train_loss")
     assert [(m.step, m.value) for m in history] == [(10, 1.5), (20, 0.5)]
     assert registry.problem is None
+
+
+def test_a_report_is_beside_its_run_and_the_training_loss_is_a_series(storage, tmp_path):
+    registry = open_registry(None, storage, "attached")
+    tracking = Tracking(registry, lambda: registry.start("first", {}, {}))
+    tracking.log([{"kind": "progress", "step": 1, "epoch": 0, "train_loss": 2.0, "samples_per_s": 10.0},
+                  {"kind": "evaluation", "step": 2, "epoch": 1, "validation_loss": 1.5},
+                  {"kind": "progress", "step": 3, "epoch": 1, "train_loss": 1.0}])
+    tracking.attach("report.html", "<p>how it went</p>")
+    assert tracking.finish("done") is None
+    history = client_of(storage).get_metric_history(registry.run_id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(1, 2.0), (3, 1.0)]
+    path = client_of(storage).download_artifacts(registry.run_id, "report.html", str(tmp_path))
+    assert Path(path).read_text() == "<p>how it went</p>"
 
 
 def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(storage):

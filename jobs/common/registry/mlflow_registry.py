@@ -84,6 +84,16 @@ class MlflowRegistry(Registry):
             self.problem = f"the model was not registered ({error}). When the registry is back: {remedy}"
             return None
 
+    def attach(self, name: str, text: str) -> None:
+        if self._not_begun is not None or self._failed.is_set():
+            return
+        try:
+            check_answers(self._uri)
+            with translated(self._uri):
+                self._client.log_text(self.run_id, text, name)
+        except TrainyardError as error:
+            self.warn(error)
+
     def finish(self, status: str) -> None:
         unsent = self._metrics.close() if self._metrics else 0
         try:

@@ -75,6 +75,9 @@ class Registry:
         Registering what this run has registered already gives the same version.
         """
 
+    def attach(self, name: str, text: str) -> None:
+        """Puts a file beside the run there, such as its report. Never raises: the file is in the run's folder, too."""
+
     def finish(self, status: str) -> None:
         """Sends what is left and ends the run: `done`, `failed` or `stopped`. Never raises: see `problem`."""
 

@@ -35,6 +35,7 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     version = tracking.register(made, flat, run_state.highest_step)
     run_state.save(ended=True)
     _report(job, trained, verdict, folder, run_state, made)
+    tracking.attach("report.html", folder.store.read_text("report.html"))
     result = run_state.result("done", 0, folder.attempt) | {
         "metrics": verdict.metrics, "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
         "report": folder.store.location("report.html"), "startup_s": startup,

@@ -9,6 +9,7 @@ from cluster.core.errors import TrainyardError
 from jobs.common import config as configs
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.config import Config
+from jobs.common.provenance import code_version
 from jobs.common.registry.async_logger import RETRY_S
 from jobs.common.registry.connection import open_registry
 from jobs.common.registry.registry import Registry
@@ -40,7 +41,8 @@ class Tracking:
         def begin() -> None:
             run_id = registry.start(
                 run_name=f"{config.run.name}-{folder.attempt}", params=configs.flatten(configs.to_dict(config)),
-                tags={"job": job, "storage": folder.store.location(), "attempt": str(folder.attempt)},
+                tags={"job": job, "storage": folder.store.location(), "attempt": str(folder.attempt),
+                      "code": code_version()},
                 run_id=folder.record.get("registry_run_id"),
             )
             if run_id and folder.record.get("registry_run_id") != run_id:
@@ -49,8 +51,8 @@ class Tracking:
         return Tracking(registry, begin)
 
     def log(self, reports: list[JsonObject]) -> None:
-        """The numbers of each evaluation, at its step; returns at once."""
-        self._kept += [report for report in reports if report["kind"] == "evaluation"]
+        """The numbers of each evaluation, and now and then the training loss, at their steps; returns at once."""
+        self._kept += [report for report in reports if report["kind"] in ("evaluation", "progress")]
         if not self._begun.done():
             return
         if self._has_begun():
@@ -68,6 +70,11 @@ class Tracking:
             self._registry.log(metrics, step=step)
         return self._registry.register(artifact)
 
+    def attach(self, name: str, text: str) -> None:
+        """Puts a file beside the run there."""
+        if self._has_begun():
+            self._registry.attach(name, text)
+
     def finish(self, status: str) -> str | None:
         """Ends the run there. Returns what went wrong with the registry, and the remedy, if anything did."""
         if self._has_begun():
@@ -75,8 +82,8 @@ class Tracking:
         self._registry.finish(status)
         if not self._kept:
             return self._registry.problem
-        return (f"{self._registry.problem or 'the registry did not answer'}; {len(self._kept)} evaluations were not "
-                "recorded there")
+        lost = sum(report["kind"] == "evaluation" for report in self._kept)
+        return f"{self._registry.problem or 'the registry did not answer'}; {lost} evaluations were not recorded there"
 
     def _try(self) -> None:
         pool = ThreadPoolExecutor(1, thread_name_prefix="trainyard-registry")
