@@ -10,8 +10,8 @@ from tests import contained, newcomer, unprivileged
 
 RAYS = re.compile(r"^.*(?:\.(?:py|cc):\d+ -- |\bpid=\d+\)|Tailing logs|Next steps).*$", re.MULTILINE)
 """Lines that Ray's tools and processes print."""
-PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4}(?: validation accuracy \S+ loss \S+)? samples/s \d+ "
-                      r"workers 2 restarts 0 (?:eta|judging) .+$", re.MULTILINE)
+PROGRESS = re.compile(r"^epoch \d+/\d+ step \d+/\d+ loss \d+\.\d{4}(?: validation accuracy \S+ loss \S+)? samples/s "
+                      r"\d+ workers 2 restarts 0 (?:eta|judging) .+$", re.MULTILINE)
 
 
 @pytest.mark.timeout(600)
