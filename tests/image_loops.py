@@ -49,6 +49,14 @@ def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Se
     return outcome, [row for row in rendezvous.poll().reports if row["kind"] == "evaluation"]
 
 
+def in_pieces(loop: Loop, folder: Path, dataset: Dataset, config: Any, num_shards: int = 1) -> int:
+    """A run that is stopped after each of its steps, and gone on with. Returns how many pieces it took."""
+    pieces = 1
+    while train(loop, folder, dataset, config, StopAfterEachStep, num_shards)[0] == "stopped":
+        pieces += 1
+    return pieces
+
+
 def tensors(folder: Path) -> dict[str, np.ndarray]:
     """Model and optimiser as the newest checkpoint has them."""
     checkpoints = Checkpoints(Store.open(str(folder)).child("checkpoints"))

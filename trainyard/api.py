@@ -61,6 +61,7 @@ def train(model: object = None, data: str | Mapping[str, object] | None = None, 
 
     Raises: TrainyardError, with one sentence that says what is wrong; a script ends with it.
     """
+    global _training
     from cluster.core.errors import ConfigError
     from jobs.common.config import from_dict
     from jobs.common.runs.run import Run as Life
@@ -79,8 +80,11 @@ def train(model: object = None, data: str | Mapping[str, object] | None = None, 
                      epochs, {"model": model_options or {}, **groups})
     found = find_job(job or _job_of(values["data"].get("uri")))
     config = from_dict(found.config_type, values)
-    with _Training():
+    _training = True
+    try:
         Life(found, config).carry_out()
+    finally:
+        _training = False
     folder = RunFolder.find(config).store
     result = read_record(folder, RESULT_FILE)
     return Run(name=config.run.name, folder=folder.location(), metrics=result["metrics"], artifact=result["artifact"],
@@ -159,18 +163,6 @@ def _job_of(uri: object) -> str:
     except (DataError, StopIteration):
         return "pytorch"  # which says what is wrong with it
     return "pytorch" if "image" in names else "tabular"
-
-
-class _Training:
-    """Meanwhile this process trains."""
-
-    def __enter__(self) -> None:
-        global _training
-        _training = True
-
-    def __exit__(self, *_: object) -> None:
-        global _training
-        _training = False
 
 
 def _end_scripts_with_one_line() -> None:

@@ -70,8 +70,8 @@ class Finished:
     test: Predictions
     evaluation: Evaluation | None
     """Of a classifier."""
-    dataset: Dataset | None = None
-    """The prepared data, where it is still in the storage: its rows are read if they are numbered otherwise."""
+    fingerprint: str = ""
+    """Of the data."""
 
     @property
     def kind(self) -> Kind:
@@ -81,9 +81,26 @@ class Finished:
         return "numbers" if self.test.labels.dtype.kind == "f" else "tokens"
 
     @property
+    def declared(self) -> Sequence[Metric]:
+        """What its job says of its figures; of a run that an older version made, a classifier's."""
+        return [Metric(**each) for each in self.result.get("declared_metrics", ())] or CLASSIFICATION
+
+    @property
     def figures(self) -> Values:
         """Of the test rows, by name."""
         return self.evaluation.scalars() if self.evaluation else self.result["metrics"]["test"]
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The prepared data, where it is still in the storage: looked for only where rows are numbered otherwise."""
+        storage = Store.open(self.config["run"]["storage"])
+        with suppress(TrainyardError, OSError):
+            for key in storage.child(PREPARED_FOLDER).folders():
+                with suppress(FileNotFoundError, DataError):
+                    found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
+                    if found.fingerprint == self.fingerprint:
+                        return found
+        return None
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -138,19 +155,7 @@ def finished(run: str, storage: str) -> Finished:
     judged = evaluate(test.probabilities, test.labels, names, top_k=how["top_k"],
                       bootstrap_samples=how["bootstrap_samples"]) if names else None
     return Finished(name=record["name"], config=record["config"], result=result, history=RunState.open(store).history,
-                    test=test, evaluation=judged, dataset=_dataset(record))
-
-
-def _dataset(record: JsonObject) -> Dataset | None:
-    """The data that a run was made of, by its fingerprint."""
-    storage = Store.open(record["config"]["run"]["storage"])
-    with suppress(TrainyardError, OSError):
-        for key in storage.child(PREPARED_FOLDER).folders():
-            with suppress(FileNotFoundError, DataError):
-                found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
-                if found.fingerprint == record["data"]["fingerprint"]:
-                    return found
-    return None
+                    test=test, evaluation=judged, fingerprint=record["data"]["fingerprint"])
 
 
 def aligned(runs: Sequence[Finished]) -> list[Finished]:
@@ -180,9 +185,10 @@ def _aligned(first: Finished, other: Finished) -> Finished:
 
 def _same_rows(first: Finished, other: Finished) -> IntArray | None:
     """The place in the other's predictions of each of the first's, by what is in the rows; None where that differs."""
-    if first.dataset is None or other.dataset is None or first.dataset.class_names != other.dataset.class_names:
+    data = first.dataset, other.dataset
+    if data[0] is None or data[1] is None or data[0].class_names != data[1].class_names:
         return None
-    mine, theirs = (_contents(run.dataset) for run in (first, other) if run.dataset)
+    mine, theirs = _contents(data[0]), _contents(data[1])
     if sorted(mine) != sorted(theirs) or not len(mine) == len(first.test.labels) == len(other.test.labels):
         return None
     order = np.empty(len(mine), np.int64)
@@ -239,20 +245,22 @@ def _difference(pair: Pair) -> tuple[object, ...]:
 
 
 def _metrics(runs: Sequence[Finished]) -> list[list[str]]:
-    found = [run.figures for run in runs]
-    names = dict.fromkeys(name for values in found for name in values if not name.endswith(("_low", "_high")))
-    titles = {metric.name: metric for metric in CLASSIFICATION}
-    rows = declared_metrics.rows([titles.get(name) or Metric(name, "max") for name in names], found)
+    rows = declared_metrics.rows(_declared(runs), [run.figures for run in runs])
     return [*rows, ["steps", *(shown(int(run.result["steps"])) for run in runs)],
             ["samples/s", *(f"{run.result['samples_per_s']:,.0f}" for run in runs)],
             ["time", *(duration(run.result["wall_s"]) for run in runs)]]
 
 
+def _declared(runs: Sequence[Finished]) -> Sequence[Metric]:
+    """Of all runs, each once."""
+    return [*{metric.name: metric for run in runs for metric in run.declared}.values()]
+
+
 def _curves(runs: Sequence[Finished]) -> dict[str, Markup]:
-    keys = dict.fromkeys(key for run in runs for row in run.history for key in row if key.startswith("validation_")
-                         and not key.endswith("_per_row"))
+    named = {metric.while_training: "loss" if metric.while_training == "loss" else metric.label
+             for metric in _declared(runs) if metric.while_training}
     return {title: charts.line_chart(lines, x_label="epoch", name=title, log="loss" in title)
-            for title, key in ((key.replace("_", " ").capitalize(), key) for key in keys)
+            for title, key in ((f"Validation {label}", f"validation_{name}") for name, label in named.items())
             if (lines := {run.name: line for run in runs if (line := _line(run, key))[0]})}
 
 

@@ -17,8 +17,6 @@ from cluster.core.errors import ConfigError
 from jobs.common.config import require
 from jobs.common.declared_metrics import Metric
 
-METHODS = ("loss", "optimizer", "schedule")
-
 
 def load_object(name: str) -> Any:
     """The object that `module:name` names."""
@@ -68,7 +66,7 @@ class OwnModel:
         return OwnModel(name, holder.build, holder)
 
     def method(self, name: str) -> Callable[..., Any] | None:
-        """One of METHODS, if the class has it."""
+        """`loss`, `optimizer` or `schedule`, if the class has it."""
         return getattr(self.holder, name, None)
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import replace
 from jobs.common.artifact import artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.declared_metrics import Metric, chosen, classification
-from jobs.common.evaluation.own_metrics import figures_of
+from jobs.common.evaluation.own_metrics import with_own
 from jobs.common.own_code import function_of_yours
 from jobs.common.predictor.onnx_model import MODEL
 from jobs.common.report.html import Section
@@ -35,9 +35,8 @@ def metrics(config: PytorchConfig) -> Sequence[Metric]:
 
 def judge_module(trained: TrainingResult) -> EvaluationResult:
     """As `judge_images`, with the figures that a user's class declares."""
-    found, own = judge_images(trained), trained.config.own
-    return replace(found, metrics={split: {**values, **figures_of(own, trained.predictions(split))}
-                                   for split, values in found.metrics.items()})
+    found = judge_images(trained)
+    return replace(found, metrics=with_own(trained, trained.config.own, found.metrics))
 
 
 def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:

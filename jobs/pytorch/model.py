@@ -19,7 +19,7 @@ from jobs.common.own_code import OwnModel, function_of_yours
 from jobs.common.vision.build_info import BuildInfo
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.images.classifier import Classifier
-from jobs.pytorch.own_module import Loss, Trial, build, build_to_train
+from jobs.pytorch.own_module import Loss, Trial, build, build_to_train, fill_from
 
 
 class OnPixels(nn.Module):
@@ -89,9 +89,5 @@ def load(where: artifact.Where | artifact.Artifact) -> Classifier:
                      model=from_dict(PytorchConfig, {"model": dict(about.config["model"])}).model)
     own = OwnModel.named(info.model.build, info.model.settings)
     model = OnPixels(build(own, info), info)
-    try:
-        model.load_state_dict({key: torch.from_numpy(array) for key, array in opened.weights().items()})
-    except RuntimeError as error:
-        raise artifact.refused(opened.uri,
-                               [f"{own.name} builds another module now: {' '.join(str(error).split())}"]) from error
+    fill_from(opened, model, own)
     return Classifier(model, about.labels, torch.tensor(info.mean).expand(1, *info.shape))

@@ -6,7 +6,9 @@ outputs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.core.errors import ConfigError
+from jobs.common.artifact.artifact import Artifact, refused
 from jobs.common.own_code import OwnModel, called
+from jobs.common.training.trainable import Tensors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """What is lowered: from outputs (B, K) and targets to the mean over the rows, a scalar."""
@@ -78,6 +82,32 @@ def check(own: OwnModel, loss_name: str, model: nn.Module, loss: Loss, trial: Tr
     if not value.requires_grad:
         raise ConfigError(f"{what}: it does not depend on the module's parameters: compute it from "
                           "what the module gives, without .detach(), .item() or torch.no_grad()")
+
+
+# ── the trained module ──
+def fill(model: nn.Module, weights: Tensors) -> None:
+    """Raises: RuntimeError for weights that are not its own."""
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+
+
+def fill_from(opened: Artifact, model: nn.Module, own: OwnModel) -> None:
+    """With an artifact's weights. Raises: ArtifactError if they are not of the module that is built now."""
+    try:
+        fill(model, opened.weights())
+    except RuntimeError as error:
+        raise refused(opened.uri,
+                      [f"{own.name} builds another module now: {' '.join(str(error).split())}"]) from error
+
+
+def graph_or_none(own: OwnModel, write: Callable[[], bytes]) -> bytes | None:
+    """What `write` gives; or None, and a line on standard output, for a module that the exporter cannot write."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # gets the whole graph, where there is something to say of it
+            return write()
+    except Exception as error:  # noqa: BLE001  whatever the exporter meets in the user's module
+        print(f"no endpoint can answer by this model: --model.build {own.name} cannot be written as ONNX: "
+              f"{' '.join(str(error).split())[:200]}", flush=True)
+        return None
 
 
 def other_module(name: str, error: Exception) -> ConfigError:

@@ -69,8 +69,8 @@ class ModuleTraining(ImageTraining):
             images = augment(images, rows["row_id"], config.augment, config.run.seed, epoch)
         if self.attack:
             images = attacked(self.forward, images.float(), labels, self.attack)
-        if whole := self.own.method("loss") if self.own else None:
-            return self.lower(whole(self.forward, self.batch(rows, images)), len(labels))
+        if self.whole_loss:
+            return self.lower(self.whole_loss(self.forward, self.batch(rows, images)), len(labels))
         with torch.autocast(self.device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
             logits = self.forward(images)
         return self.lower(self.training_loss(logits.float(), labels), len(labels))

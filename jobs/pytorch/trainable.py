@@ -9,6 +9,7 @@ every worker takes the same step. The loss is a sum over rows divided by the *gl
 # pyright: reportPrivateImportUsage=false
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Protocol
@@ -104,7 +105,7 @@ class TorchConfig(Protocol):
     def optim(self) -> OptimConfig: ...
 
 
-class TorchTraining(TorchTrainable):
+class TorchTraining(TorchTrainable, ABC):
     """A module and its optimiser on one worker: the steps, and the rows of a split with its answers. What one pass
     computes, `backward` and `answer`, a job says; shapes: m rows of a micro-batch."""
 
@@ -118,13 +119,15 @@ class TorchTraining(TorchTrainable):
             [each for each in model.parameters() if each.requires_grad], config.optim))
         self.config, self.device = config, device
         self.schedule = own.method("schedule") if own else None
+        self.whole_loss = own.method("loss") if own else None
+        """A user's, of the model and a batch: the mean over its rows."""
         self.own, self.evaluations = own, count()
         self.scales = own is not None and (own.method("optimizer") or self.schedule) is not None
         self.statistics = RunningStatistics(model, context.num_shards)
 
+    @abstractmethod
     def backward(self, rows: Columns, epoch: int) -> float:
         """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
-        raise NotImplementedError
 
     def lower(self, loss: Tensor, rows: int) -> float:
         """Adds the gradient of a mean loss over some rows, as their share of the global batch's. Returns that share."""
@@ -133,9 +136,9 @@ class TorchTraining(TorchTrainable):
         share.backward(share_of_a_row(global_rows, self.device))  # pyright: ignore[reportUnknownMemberType]
         return share.item() / global_rows
 
+    @abstractmethod
     def answer(self, rows: Columns) -> Tensor:
         """What the model gives for rows that it is judged on (m, …)."""
-        raise NotImplementedError
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Of the optimiser's first group, where the config's schedule or the user's own scales what each began with."""
@@ -174,9 +177,9 @@ class TorchTraining(TorchTrainable):
         key = str(next(self.evaluations))
         return own_figures(self.context, self.own, key, lambda: self.predict(split)) if self.own else {}
 
+    @abstractmethod
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """This worker's share of a split, in batches."""
-        raise NotImplementedError
 
     def batches(self, split: SplitName) -> Iterator[tuple[Columns, Tensor]]:
         """(rows, answers (m, …) on the CPU) of this worker's share of a split."""

@@ -1,9 +1,8 @@
 """Answers by artifacts of the job for tables: by their graph, so no code of yours is run where they are loaded."""
 
-from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.config import from_dict
-from jobs.common.predictor.onnx_model import MODEL, OnnxModel
+from jobs.common.predictor.onnx_model import OnnxModel, require_graph
 from jobs.common.tables.predictor import TablePredictor, graph_inputs, info_of
 from jobs.tabular.config import TabularConfig
 
@@ -12,10 +11,7 @@ class TabularPredictor(TablePredictor):
     @classmethod
     def load(cls, artifact: Artifact) -> "TabularPredictor":
         """Raises: ArtifactError, also for a module that could not be written as a graph."""
-        if MODEL not in artifact.manifest.paths:
-            raise ArtifactError(f"artifact {artifact.uri} has no {MODEL}: its module could not be written as ONNX when "
-                                "it was trained (the run's output says why), and no endpoint runs the code of an "
-                                "artifact")
+        require_graph(artifact)
         settings = from_dict(TabularConfig, {"model": dict(artifact.manifest.description.config["model"])}).model
         info = info_of(artifact, settings)
         return cls(info, OnnxModel(artifact, lambda _, rows: graph_inputs(info, rows)))

@@ -36,9 +36,7 @@ def evaluate(context: TrainContext, model: Strategy, task: Task, group: Group, s
 def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName, config: TransformerConfig) -> Judged:
     """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
     share, size = context.local_range(split), config.eval.batch_size
-    context.update_status(phase=f"judging {split} rows")
-    yield from judged(context, model, task, _batches(context, split, share, size), _most(context, split, size))
-    context.update_status(phase=None)
+    return judged(context, model, task, _batches(context, split, share, size), _most(context, split, size))
 
 
 def judged(context: TrainContext, model: Strategy, task: Task, batches: Iterator[Columns], num_batches: int) -> Judged:

@@ -24,7 +24,6 @@ from jobs.pytorch.train import train as image_loop
 from jobs.tabular.config import TabularConfig
 from jobs.tabular.train import train as loop
 from tests import image_loops
-from tests.image_loops import StopAfterEachStep
 from tests.unit.own_classes import Images, Rows
 from tests.unit.test_tables import csv, rows_of
 
@@ -52,9 +51,7 @@ def test_a_class_with_a_loss_and_an_optimiser_of_its_own_resumes_bit_for_bit(uri
     config = config_of("Rows", uri, eval={"metric": "worst_error"})
     outcome, evaluations = image_loops.train(loop, tmp_path / "at once", table, config, num_shards=3)
     assert outcome == "finished"
-    while image_loops.train(loop, tmp_path / "in pieces", table, config, kind=StopAfterEachStep,
-                            num_shards=3)[0] == "stopped":
-        pass
+    assert image_loops.in_pieces(loop, tmp_path / "in pieces", table, config, num_shards=3) > 6
     assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
     assert [row["learning_rate"] for row in evaluations] == pytest.approx([0.004 * (1 - 3 / 16), 0.004 * (1 - 7 / 16)])
     assert all(row["validation_worst_error"] > row["validation_rmse"] for row in evaluations)
@@ -111,11 +108,9 @@ def test_buffers_that_change_at_every_call_are_those_of_training_alone(uri: Path
     """Neither judging, which each worker does on rows of its own, nor stops in between leave anything in them."""
     config = config_of("Drifting", uri)
     assert image_loops.train(loop, tmp_path / "at once", table, config, num_shards=3)[0] == "finished"
-    pieces = {"kind": StopAfterEachStep, "num_shards": 3}
-    while image_loops.train(loop, tmp_path / "in pieces", table, config, **pieces)[0] == "stopped":
-        pass
+    assert image_loops.in_pieces(loop, tmp_path / "in pieces", table, config, num_shards=3) > 6
     assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
-    assert image_loops.tensors(tmp_path / "at once")["model.module.seen"] == 2 * 4 * 16, "a shard's rows, in 8 steps"
+    assert image_loops.tensors(tmp_path / "at once")["model.seen"] == 2 * 4 * 16, "a shard's rows, in 8 steps"
 
 
 def test_a_metric_that_is_never_finite_costs_no_run(uri: Path, tmp_path: Path) -> None:
@@ -124,6 +119,16 @@ def test_a_metric_that_is_never_finite_costs_no_run(uri: Path, tmp_path: Path) -
     run = ty.train(Infinite(), str(uri), target="score", epochs=1, engine="local", storage=str(tmp_path),
                    run={"tracking_uri": "none"}, eval={"bootstrap_samples": 100})
     assert "nothing" not in run.metrics["test"] and run.metrics["test"]["rmse"] > 0
+    assert "validation_nothing" in (tmp_path / "infinite/progress.json").read_text()
+
+
+def test_a_metric_that_chooses_and_is_never_finite_is_named_at_the_end(uri: Path, tmp_path: Path) -> None:
+    from cluster.core.errors import TrainyardError
+    from tests.unit.own_classes import Infinite
+
+    with pytest.raises(TrainyardError, match=r"--eval\.metric was never a finite number"):
+        ty.train(Infinite(), str(uri), target="score", epochs=1, engine="local", storage=str(tmp_path),
+                 run={"tracking_uri": "none"}, eval={"bootstrap_samples": 100, "metric": "nothing"})
 
 
 def test_an_instance_has_what_its_init_gives_and_then_its_settings() -> None:

@@ -30,7 +30,7 @@ def finished(name: str, right: float, seed: int, rows: int = ROWS) -> Finished:
     history = [{"kind": "evaluation", "step": 10 * k, "epoch": k, "validation_loss": 1 / k,
                 "validation_accuracy": right}
                for k in (1, 2)]
-    return Finished(name=name, config={"optim": {"lr": seed}, "run": {"name": name, "seed": 0}},
+    return Finished(name=name, config={"optim": {"lr": seed}, "run": {"name": name, "seed": 0, "storage": "/nowhere"}},
                     result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0}, history=history,
                     test=Predictions(np.arange(rows), labels, probabilities),
                     evaluation=evaluate(probabilities, labels, NAMES, top_k=2, bootstrap_samples=100))
@@ -127,7 +127,9 @@ def numbers(name: str, noise: float, seed: int, rows: int = ROWS) -> Finished:
     true = np.random.default_rng(0).normal(size=(rows, 2))
     predicted = true + noise * np.random.default_rng(seed).normal(size=true.shape)
     return replace(finished(name, 0.5, seed, rows), evaluation=None, test=Predictions(np.arange(rows), true, predicted),
-                   result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0, "metrics": {"test": {"rmse": noise}}},
+                   result={"steps": 20, "samples_per_s": 12.0, "wall_s": 60.0, "metrics": {"test": {"rmse": noise}},
+                           "declared_metrics": [{"name": "rmse", "direction": "min", "title": "RMSE",
+                                                 "while_training": "rmse"}]},
                    history=[{"step": 1, "epoch": 1, "validation_rmse": noise}])
 
 
@@ -141,7 +143,7 @@ def test_numbers_are_compared_by_a_paired_bootstrap_of_their_error() -> None:
     gap, low, high = pair.difference
     assert low < gap < high and gap == pytest.approx(0.3, abs=0.08)
     page = render([good, bad], [pair])
-    assert "paired bootstrap" in page and "McNemar" not in page and "Validation rmse" in page and "log loss" not in page
+    assert "paired bootstrap" in page and "McNemar" not in page and "Validation RMSE" in page and "log loss" not in page
 
 
 def test_where_nothing_differs_the_bootstrap_seldom_says_so() -> None:

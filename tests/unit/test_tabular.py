@@ -26,7 +26,6 @@ from jobs.tabular.train import train as loop
 from serving.model.drift_monitor import watch
 from serving.model.replica import check_probe
 from tests import image_loops
-from tests.image_loops import StopAfterEachStep
 from tests.unit.test_tables import csv, rows_of
 
 
@@ -60,10 +59,7 @@ def train(folder: Path, dataset: Dataset, config: TabularConfig, **how: Any) -> 
 def test_a_run_in_pieces_ends_with_the_same_bits_as_one_at_once(build: str, table: Dataset, tmp_path: Path) -> None:
     config = config_of({"build": build})
     assert train(tmp_path / "at once", table, config)[0] == "finished"
-    pieces = 1
-    while train(tmp_path / "in pieces", table, config, kind=StopAfterEachStep)[0] == "stopped":
-        pieces += 1
-    assert pieces > 6
+    assert image_loops.in_pieces(loop, tmp_path / "in pieces", table, config, num_shards=3) > 6
     assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
 
 
@@ -110,6 +106,9 @@ def test_it_learns_numbers_and_reports_their_errors_and_no_log_loss(numbers: Pat
     assert test["r2"] > 0.9 and test["rmse_low"] < test["rmse"] < test["rmse_high"]
     assert 0.5 < test["coverage"] <= 1
     assert not {"accuracy", "log_loss"} & set(test)
+    declared = json.loads((numbers / "result.json").read_text())["declared_metrics"]
+    assert {"name": "rmse", "direction": "min", "title": "RMSE", "unit": "", "primary": True,
+            "while_training": "rmse"} in declared
     report = (numbers / "report.html").read_text()
     for said in ("test RMSE", "predicted against true", "residuals", "What it rests on", "Against gradient boosting",
                  "Validation RMSE", "by validation loss"):

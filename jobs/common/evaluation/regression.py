@@ -25,8 +25,8 @@ MOST_GROUPS = 2000
 def regression(true: Array, predicted: Array, samples: int = 1000, seed: int = 0) -> dict[str, float]:
     """RMSE, MAE, median absolute error and R² with their intervals.
 
-    true, predicted: (rows,) or (rows, targets); of several targets the figures of each, named `rmse_<place>` …, are
-    means over the targets. Raises: ValueError if there are no rows, or the shapes differ.
+    true, predicted: (rows,) or (rows, targets); of several targets the figures are means over them. Raises: ValueError
+    if there are no rows, or the shapes differ.
     """
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
     if true.shape != predicted.shape or not true.size:

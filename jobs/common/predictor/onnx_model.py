@@ -25,6 +25,13 @@ def is_onnx(artifact: Artifact) -> bool:
     return variant is not None and variant.name.startswith("onnx")
 
 
+def require_graph(artifact: Artifact) -> None:
+    """Raises: ArtifactError for the artifact of a module that could not be written as a graph."""
+    if MODEL not in artifact.manifest.paths:
+        raise ArtifactError(f"artifact {artifact.uri} has no {MODEL}: its module could not be written as ONNX when it "
+                            "was trained (the run's output says why), and no endpoint runs the code of an artifact")
+
+
 class OnnxModel:
     """Probabilities by the graph of an artifact, or by another one with the same inputs."""
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import psutil
@@ -37,7 +38,8 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     _report(job, trained, verdict, folder, run_state, made)
     tracking.attach("report.html", folder.store.read_text("report.html"))
     result = run_state.result("done", 0, folder.attempt) | {
-        "metrics": verdict.metrics, "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
+        "metrics": verdict.metrics, "declared_metrics": [asdict(each) for each in job.metrics(config)],
+        "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
         "report": folder.store.location("report.html"), "startup_s": startup,
     }
     folder.write_result(result)

@@ -12,7 +12,7 @@ from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.data.dataset import SPLITS
 from jobs.common.declared_metrics import Metric, Values, classification
 from jobs.common.evaluation.classification import judge
-from jobs.common.evaluation.own_metrics import figures_of
+from jobs.common.evaluation.own_metrics import with_own
 from jobs.common.evaluation.regression import regression
 from jobs.common.tables.config import TableConfig
 from jobs.common.tables.info import TableInfo
@@ -50,8 +50,7 @@ def judge_table(trained: TrainingResult) -> EvaluationResult:
     if own := trained.config.own:
         kept = {split: {name: value for name, value in values.items() if name != "loss" or not own.method("loss")}
                 for split, values in verdict.metrics.items()}  # a loss of the whole model the workers alone can compute
-        verdict = replace(verdict, metrics={split: {**values, **figures_of(own, trained.predictions(split))}
-                                            for split, values in kept.items()})
+        verdict = replace(verdict, metrics=with_own(trained, own, kept))
     test = trained.predictions("test")
     outputs = answers(info, test.probabilities[places], np.zeros(len(places), np.int32))
     return replace(verdict, probe=Probe(inputs=inputs, outputs=outputs), reference=_reference(trained, info, test))

@@ -128,8 +128,8 @@ def evaluate(session: Session, trainable: Trainable, state: TrainState, metric: 
     session.update_status(phase="judging validation rows")
     values = trainable.evaluate("validation")
     more_is_better = metric.sign * reported(metric, values)
-    shown = {metric.while_training: values[metric.while_training]} | {"loss": values["loss"]}
-    session.update_status(phase=None, scores=shown)
+    shown = dict.fromkeys(name for name in (metric.while_training, "loss") if name in values)
+    session.update_status(phase=None, scores={name: values[name] for name in shown})
     state.evaluated(more_is_better)
     session.progress.report("evaluation", step=state.step, epoch=state.epoch + epoch_done,
                             learning_rate=trainable.learning_rate(state.step - 1, total_steps),

@@ -39,10 +39,9 @@ class ImageTraining(TorchTraining):
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """Accuracy and loss over a whole split, on all workers: sums are added, every row counts once."""
         sums = torch.zeros(3, dtype=torch.float64)
-        whole = self.own.method("loss") if self.own else None
         for rows, logits in self.batches(split):
             labels = torch.from_numpy(rows["label"])
-            mean = whole(self.model, self.batch(rows)) if whole else self.loss(logits, labels)
+            mean = self.whole_loss(self.model, self.batch(rows)) if self.whole_loss else self.loss(logits, labels)
             loss = mean.double().cpu() * len(labels)
             sums += torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), loss], dtype=torch.float64)
         count, correct, loss = self.group.total(sums).tolist()

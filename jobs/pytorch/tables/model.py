@@ -5,9 +5,6 @@ Shapes: B rows, N numbers, C categories, K outputs.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
-import contextlib
-import io
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,24 +17,14 @@ from jobs.common.tables.info import TableInfo
 from jobs.common.tables.predictor import info_of
 from jobs.common.training.trainable import Tensors
 from jobs.pytorch.onnx_export import onnx_file
-from jobs.pytorch.own_module import build
-
-
-class TableModel(nn.Module):
-    """A user's module, called with both inputs whether they have columns or not."""
-
-    def __init__(self, module: nn.Module, info: TableInfo) -> None:
-        super().__init__()
-        self.module, self._info = module, info
-
-    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
-        return self.module(numbers, categories)
+from jobs.pytorch.own_module import build, fill, fill_from, graph_or_none
 
 
 class Answering(nn.Module):
     """From the inputs that have columns to what is answered: probabilities (B, K), or numbers in their own units."""
 
-    def __init__(self, model: TableModel, info: TableInfo) -> None:
+    def __init__(self, model: nn.Module, info: TableInfo) -> None:
+        """model: a user's, which is called with numbers and categories whether they have columns or not."""
         super().__init__()
         self.model, self._info = model, info
         self.scale: Tensor
@@ -58,7 +45,7 @@ class Answering(nn.Module):
 class LoadedModel:
     """The trained model as an application sees it."""
 
-    def __init__(self, model: TableModel, info: TableInfo) -> None:
+    def __init__(self, model: nn.Module, info: TableInfo) -> None:
         self.info, self._answering = info, Answering(model, info).eval()
 
     @torch.inference_mode()
@@ -95,24 +82,14 @@ def graph_of(own: OwnModel, info: TableInfo, weights: Tensors) -> bytes | None:
 
     None, and a line on standard output, for a module that the exporter cannot write.
     """
-    model = _filled(own, info, weights)
+    model = build(own, info)
+    fill(model, weights)
     example = {"numbers": torch.zeros((2, info.num_numbers)),
                "categories": torch.zeros((2, len(info.cardinalities)), dtype=torch.int64)}
     example = {key: value for key, value in example.items() if value.shape[1]}
     answering = Answering(model, info)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # gets the whole graph, where there is something to say of it
-            return onnx_file(answering, answering, example, ("rows",), answers=lambda given: given, output="answers")
-    except Exception as error:  # noqa: BLE001  whatever the exporter meets in the user's module
-        print(f"no endpoint can answer by this model: --model.build {own.name} cannot be written as ONNX: "
-              f"{' '.join(str(error).split())[:200]}", flush=True)
-        return None
-
-
-def _filled(own: OwnModel, info: TableInfo, weights: Tensors) -> TableModel:
-    model = TableModel(build(own, info), info)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
-    return model
+    return graph_or_none(own, lambda: onnx_file(answering, answering, example, ("rows",), answers=lambda given: given,
+                                                output="answers"))
 
 
 def load(where: artifact.Where | artifact.Artifact, own: OwnModel, settings: object) -> LoadedModel:
@@ -124,8 +101,6 @@ def load(where: artifact.Where | artifact.Artifact, own: OwnModel, settings: obj
     """
     opened = artifact.as_artifact(where)
     info = info_of(opened, settings)
-    try:
-        return LoadedModel(_filled(own, info, opened.weights()), info)
-    except RuntimeError as error:
-        raise artifact.refused(opened.uri,
-                               [f"{own.name} builds another module now: {' '.join(str(error).split())}"]) from error
+    model = build(own, info)
+    fill_from(opened, model, own)
+    return LoadedModel(model, info)

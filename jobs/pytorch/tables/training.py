@@ -23,7 +23,7 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.trainable import Answers, Tensors
 from jobs.pytorch.own_module import Loss, Trial, build_to_train, check, other_module
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.tables.model import TableModel, in_order, raw_numbers
+from jobs.pytorch.tables.model import in_order, raw_numbers
 from jobs.pytorch.trainable import TorchTraining
 
 
@@ -33,11 +33,12 @@ class TableTraining(TorchTraining):
     def __init__(self, context: TrainContext, config: TableConfig, group: Group, device: torch.device, *, own: OwnModel,
                  loss: str, info: TableInfo) -> None:
         """loss: as the config names it. Raises: ConfigError for a module or loss that does not fit."""
-        model = TableModel(build_to_train(own, info, config.run.seed), info)
+        model = build_to_train(own, info, config.run.seed)
         rows = config.train.global_batch_size // context.num_shards
         check(own, loss, model, loss_of(loss, info), _trial(info), min(rows, config.train.max_rows_per_pass or rows))
         super().__init__(context, config, group, device, model.to(device), own)
         self.config, self.info, self.own = config, info, own
+        self.mean, self.std = (np.array([getattr(each, name) for each in info.targets]) for name in ("mean", "std"))
         self.loss = loss_of(loss, info)
         self.training_loss = loss_of(loss, info, config.optim.label_smoothing)
 
@@ -55,13 +56,12 @@ class TableTraining(TorchTraining):
         """Class codes (m,), or normalised numbers (m, T)."""
         if self.info.class_names:
             return torch.from_numpy(rows["label"]).to(self.device)
-        mean, std = (np.array([getattr(each, name) for each in self.info.targets]) for name in ("mean", "std"))
-        return torch.from_numpy(((rows["target"] - mean) / std).astype(np.float32)).to(self.device)
+        return torch.from_numpy(((rows["target"] - self.mean) / self.std).astype(np.float32)).to(self.device)
 
     def backward(self, rows: Columns, epoch: int) -> float:
         """Adds these rows' share of the global batch's gradient to the parameters'. Returns their share of its loss."""
-        if whole := self.own.method("loss"):
-            return self.lower(whole(self.model, self.batch(rows)), len(rows["row_id"]))
+        if self.whole_loss:
+            return self.lower(self.whole_loss(self.model, self.batch(rows)), len(rows["row_id"]))
         return self.lower(self.training_loss(self.model(*self.inputs(rows)), self.targets(rows)), len(rows["row_id"]))
 
     def batch(self, rows: Columns) -> dict[str, Tensor]:
@@ -72,8 +72,8 @@ class TableTraining(TorchTraining):
 
     def mean_loss(self, rows: Columns, outputs: Tensor) -> float:
         """Of rows that the model is judged on."""
-        if whole := self.own.method("loss"):
-            return float(whole(self.model, self.batch(rows)))
+        if self.whole_loss:
+            return float(self.whole_loss(self.model, self.batch(rows)))
         return float(self.loss(outputs, self.targets(rows).cpu()))
 
     def answer(self, rows: Columns) -> Tensor:
@@ -96,14 +96,13 @@ class TableTraining(TorchTraining):
         return {"loss": loss / count, "accuracy": right / count}
 
     def _of_numbers(self, split: SplitName) -> dict[str, float]:
-        mean = np.array([each.mean for each in self.info.targets])
-        sums = np.zeros((6, len(mean)))
+        sums = np.zeros((6, len(self.mean)))
         for rows, outputs in self.batches(split):
             errors = self.info.middle(raw_numbers(outputs, self.info)) - rows["target"]
-            values = rows["target"] - mean
+            values = rows["target"] - self.mean
             loss = self.mean_loss(rows, outputs) * len(errors)
             each = (np.ones_like(errors), errors**2, np.abs(errors), values, values**2)
-            sums += np.stack([*(part.sum(axis=0) for part in each), np.full(len(mean), loss)])
+            sums += np.stack([*(part.sum(axis=0) for part in each), np.full(len(self.mean), loss)])
         count, squared, absolute, values, squares, loss = self.total(sums.ravel()).reshape(sums.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             r2 = 1 - squared / (squares - values**2 / count)
