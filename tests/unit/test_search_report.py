@@ -11,7 +11,8 @@ import pytest
 from cluster.core.storage import Store
 from jobs.common.config import parse
 from jobs.mlp.config import MlpConfig
-from tests.unit.test_search import POPULATION, SPACE, carry_out, carry_out_population, open_search
+from tests.unit.test_population import POPULATION, carry_out_population
+from tests.unit.test_search import SPACE, carry_out, open_search
 from tuning import results
 from tuning.console import SearchConsole
 from tuning.report import render
