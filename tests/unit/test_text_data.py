@@ -17,8 +17,9 @@ from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.embedded import Programs, entity_split, phrases
-from jobs.transformer.text.prepare import packed, prepare, waste
+from jobs.transformer.text.prepare import prepare, waste
 from jobs.transformer.text.tokenizer import choose
+from jobs.transformer.text.writing import packed
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
 ROWS = [(f"the {word} number {i} is here", word) for i in range(12) for word in ("cat", "dog", "bird")]

@@ -34,6 +34,7 @@ class Purpose(enum.IntEnum):
     ROBUSTNESS = 9
     ATTACK = 10
     NOISE = 11
+    SPLIT = 12
 
 
 def raw_bits(purpose: Purpose, seed: int, a: int, b: int, c: int, count: int) -> KeyArray:

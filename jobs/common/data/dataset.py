@@ -1,6 +1,6 @@
 """Contract 2, reading: a prepared data set, and rows of it at any positions, through the node-local cache.
 
-A prepared set is a folder of storage: `dataset.json`, and Parquet blocks of a fixed number of rows for each split. A
+A prepared set is a folder of storage: `dataset.json`, and Parquet blocks of rows for each split (block_layout.py). A
 row's `position` is its index in its split; its `row_id` is its index over all sources sorted by path, which no split
 changes. A block's columns are what the kind of data needs, such as an image or tokens (fixed_size_binary, the raw
 little-endian values: the same bytes as a list of numbers, read from Parquet 15 times as fast),
@@ -25,13 +25,14 @@ from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
 from jobs.common.data.arrow import RecordBatch, numpy_column
+from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.cache import BlockCache
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 INDEX_FILE = "dataset.json"
-VERSION = 2
-"""The format of that file. What an older version made is prepared again."""
+VERSION = 3
+"""The format of that file; what version 2 made, which had no pieces, is read. What is older is prepared again."""
 Columns = dict[str, Array]
 
 _OPEN_BLOCKS = 8
@@ -58,12 +59,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split; all its blocks have `block_rows` rows but the last, which may have fewer."""
+    """Rows of one split; all blocks of a piece have `block_rows` rows but the last, which may have fewer."""
 
     num_rows: int
     block_rows: int
     class_counts: tuple[int, ...] = ()
     """Rows of each class; empty where there are no classes."""
+    pieces: tuple[int, ...] = ()
+    """Rows of each piece that was written for itself; empty where one writer wrote all."""
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Where its rows lie."""
+        return BlockLayout(self.num_rows, self.block_rows, self.pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +135,7 @@ class Dataset:
 
     def block_path(self, split: SplitName, index: int) -> str:
         """A block's path inside `store`."""
-        return f"{self.blocks}/{split}/{index:08d}.parquet"
+        return f"{self.blocks}/{split}/{self.splits[split].layout.path(index)}"
 
 
 class Reader:
@@ -141,6 +149,7 @@ class Reader:
         self.split: SplitName = split
         self.num_rows = dataset.splits[split].num_rows
         self._block_rows = dataset.splits[split].block_rows
+        self._layout = dataset.splits[split].layout
         self._open: OrderedDict[int, Columns] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[None]] = {}
@@ -156,7 +165,7 @@ class Reader:
         if not len(positions):
             return rows
         self._check(positions)
-        blocks, offsets = np.divmod(positions, self._block_rows)
+        blocks, offsets = self._layout.locate(positions)
         order = np.argsort(blocks, kind="stable")
         starts = np.flatnonzero(np.diff(blocks[order], prepend=-1))
         for lines in np.split(order, starts[1:]):
@@ -178,7 +187,7 @@ class Reader:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PREFETCH_THREADS, thread_name_prefix="prefetch")
         self._pending = {block: task for block, task in self._pending.items() if not task.done()}
-        wanted = np.unique(np.asarray(positions) // self._block_rows)
+        wanted = np.unique(self._layout.locate(np.asarray(positions))[0])
         most = min(_PREFETCH_BLOCKS, self.cache.cap_bytes // (4 * self._block_rows * self.dataset.row_bytes))
         for block in (int(b) for b in wanted):
             if len(self._pending) >= most:
@@ -226,12 +235,12 @@ class Reader:
     def _fetch(self, index: int) -> RecordBatch:
         import pyarrow.parquet as pq
 
-        path = self.dataset.block_path(self.split, index)
+        path = f"{self.dataset.blocks}/{self.split}/{self._layout.path(index)}"
         try:
             with self.dataset.store.reading(path) as file:
                 raw = file.read()
             table = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True).read(use_threads=False)
-            rows = min(self._block_rows, self.num_rows - index * self._block_rows)
+            rows = self._layout.rows(index)
             if table.num_rows != rows:
                 raise pa.ArrowInvalid(f"{table.num_rows} rows and not {rows}")
         except (OSError, pa.ArrowException) as error:

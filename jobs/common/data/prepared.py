@@ -2,7 +2,8 @@
 
 A prepared set lies in <storage>/data/<key>/, where the key is of the sources' listing and of every option that matters:
 so it is found again at once. It is built into a folder of its own; writing `dataset.json` commits it;
-after an error nothing stays.
+after an error nothing stays. Where the process was stopped or killed, the pieces that were done stay for a day, and
+whoever prepares the same takes them over (pieces.py).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cluster.core.errors import DataError, TrainyardError
+from cluster.core.errors import DataError, StoppedError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common.config import PREPARED_FOLDER
 from jobs.common.data.blocks import Measure, SplitWriter
@@ -23,6 +24,8 @@ from jobs.common.data.dataset import INDEX_FILE, SPLITS, Column, Dataset, SplitN
 _log = logging.getLogger(__name__)
 _THREADS = 4
 _STALE_S = 24 * 3600.0
+DONE_FOLDER, PLAN_FILE = "done", "plan"
+"""In a folder of blocks, until the set is committed: what each piece answered, and what decides their content."""
 Say = Callable[[str], None]
 Writers = Mapping[SplitName, SplitWriter]
 
@@ -32,35 +35,47 @@ def key_of(*options: object) -> str:
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:20]
 
 
-def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Dataset]) -> Dataset:
+def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Dataset],
+                  older_keys: Sequence[str] = ()) -> Dataset:
     """The set of this key, as it lies in storage or as `build` makes it: (the set's folder,
-    where in it its blocks go) -> set.
+    where in it its blocks go) -> set. older_keys: what an earlier Trainyard kept it by; what is there is used.
 
     Raises: what `build` raises; StorageError, StorageFullError if the storage cannot be written.
     Nothing is left half-written.
     """
-    store = Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
-    if (found := _earlier(store)) is not None:
-        return found
+    for known in (key, *older_keys):
+        if (found := _earlier(_folder(storage, known))) is not None:
+            return found
+    store = _folder(storage, key)
     blocks = f"blocks-{uuid.uuid4().hex[:12]}"
     try:
         dataset = _commit(build(store, blocks), store)
+    except (StoppedError, KeyboardInterrupt):
+        raise
     except BaseException:
         with contextlib.suppress(OSError):  # a storage that fails is the cause already
             _remove(store, blocks)
         raise
     with contextlib.suppress(OSError, TrainyardError):  # what is committed stands, whatever becomes of leftovers
+        store.delete_folder(f"{dataset.blocks}/{DONE_FOLDER}")
+        store.delete(f"{dataset.blocks}/{PLAN_FILE}")
         _sweep(store, dataset.blocks)
     return dataset
 
 
+def _folder(storage: Store, key: str) -> Store:
+    return Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
+
+
 @contextlib.contextmanager
 def split_writers(store: Store, blocks: str, columns: Sequence[Column], num_classes: int,
-                  measure: Measure | None = None) -> Generator[Writers]:
-    """A writer for each split; after an error none of them goes on in the background."""
+                  measure: Measure | None = None, below: str = "") -> Generator[Writers]:
+    """A writer for each split, perhaps of a piece's folder `below` it; after an error none of them goes on in the
+    background."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            yield {name: SplitWriter(store, f"{blocks}/{name}", columns, num_classes, pool, measure) for name in SPLITS}
+            yield {name: SplitWriter(store, f"{blocks}/{name}{below}", columns, num_classes, pool, measure)
+                   for name in SPLITS}
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -68,8 +83,12 @@ def split_writers(store: Store, blocks: str, columns: Sequence[Column], num_clas
 
 def content_fingerprint(about: Mapping[str, object], writers: Writers) -> str:
     """Of a set: what describes it, and every row of each split."""
-    content = {name: writer.digest() for name, writer in writers.items()}
-    return hashlib.sha256(json.dumps([about, content], sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(about, {name: writer.digest() for name, writer in writers.items()})
+
+
+def fingerprint_of(about: Mapping[str, object], digests: Mapping[SplitName, object]) -> str:
+    """The same, of what the digests of each split's rows are."""
+    return hashlib.sha256(json.dumps([about, digests], sort_keys=True).encode()).hexdigest()
 
 
 def _earlier(store: Store) -> Dataset | None:

@@ -9,6 +9,7 @@ An expected error travels as a value too, so Ray neither retries it nor prints a
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 
 import functools
+import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,29 +18,33 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.source import BATCH_BYTES, Fragment, ImageSpec
 
 T = TypeVar("T")
+_MOST_ANSWER = 1 << 30
 _SCHEMA = pa.schema([("values", pa.large_binary()), ("error", pa.string())])
 
 
 def decode_with_ray(fragments: Sequence[Fragment], spec: ImageSpec) -> Iterator[Array]:
     """Images of all fragments in order, (n, H, W, C) at a time. Raises: DataError as the fragments do."""
-    for values in _in_order(list(fragments), lambda fragment: fragment.decode(spec)):
+    for values in _in_order(fragments, lambda fragment: fragment.decode(spec)):
         yield np.frombuffer(values, spec.dtype).reshape(-1, *spec.shape)
 
 
-def map_with_ray(items: Sequence[T], work: Callable[[T], Array]) -> Iterator[Array]:
-    """`work` of each item, in order, as an array of its bytes. Raises: DataError as `work` does."""
-    yield from _in_order(list(items), lambda item: iter([work(item)]))
+def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterator[JsonObject]:
+    """`work` of each item, in order: plain JSON values, which are few. Raises: DataError as `work` does."""
+    for answer in _in_order(items, lambda item: iter([np.frombuffer(json.dumps(work(item)).encode(), np.uint8)])):
+        yield parse_json(answer.tobytes(), most_bytes=_MOST_ANSWER)
 
 
-def _in_order(items: list[T], work: Callable[[T], Iterator[Array]]) -> Iterator[Array]:
-    """The bytes of all arrays that `work` gives for the items, in order; a task for each item."""
-    import ray
+def _in_order(items: Sequence[T], work: Callable[[T], Iterator[Array]]) -> Iterator[Array]:
+    """The bytes of all arrays that `work` gives for the items, in order; a task for each item, which is sent that item
+    alone."""
     import ray.data
+    from ray import cloudpickle
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -47,9 +52,8 @@ def _in_order(items: list[T], work: Callable[[T], Iterator[Array]]) -> Iterator[
     context.execution_options.preserve_order = True
     context.target_max_block_size = 4 * BATCH_BYTES
     with _quiet(), ray.data.DataContext.current(context):
-        shared = ray.put(items)
-        rows = ray.data.range(len(items), override_num_blocks=len(items))
-        done = rows.map_batches(functools.partial(_task, shared, work), batch_size=1)
+        rows = ray.data.from_arrow([pa.table({"item": [cloudpickle.dumps(item)]}) for item in items])
+        done = rows.map_batches(functools.partial(_task, work), batch_size=1, batch_format="pyarrow")
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for values, error in zip(table.column("values"), table.column("error"), strict=True):
                 if error.is_valid:
@@ -57,14 +61,13 @@ def _in_order(items: list[T], work: Callable[[T], Iterator[Array]]) -> Iterator[
                 yield np.frombuffer(values.as_buffer(), np.uint8)
 
 
-def _task(shared: Any, work: Callable[[T], Iterator[Array]], batch: Any) -> Iterator[object]:
+def _task(work: Callable[[Any], Iterator[Array]], batch: Any) -> Iterator[object]:
     """Runs in a task: one item, an array a row."""
-    import ray
+    from ray import cloudpickle
 
-    items = ray.get(shared)
     try:
-        for index in batch["id"]:
-            for values in work(items[int(index)]):
+        for item in batch.column("item"):
+            for values in work(cloudpickle.loads(item.as_py())):
                 yield pa.Table.from_arrays([_one_value(values), pa.nulls(1, pa.string())], schema=_SCHEMA)
     except DataError as error:
         yield pa.Table.from_arrays([pa.nulls(1, pa.large_binary()), pa.array([str(error)])], schema=_SCHEMA)

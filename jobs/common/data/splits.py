@@ -1,14 +1,16 @@
 """Classes and splits, from the labels alone: pure functions of labels, row ids and `data.split_seed`.
 
 Strings become classes in sorted order; integers must be 0 to C-1 already. What a source does not split by itself is
-split off from its training rows: 20% test and 16% validation of each class, exactly (to a rounding),
-by a keyed hash of row ids.
+split off from its training rows: 20% test and 16% validation of each class, exactly (to a rounding): by a keyed hash
+of row ids where all labels are in one place (`assign`), else by a keyed permutation of a row's rank within its class,
+which whoever has some of the rows knows of them alone (`RankSplit`).
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ import pyarrow as pa
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, arrow_column, numpy_column
+from jobs.common.data.counter_rng import Permutation, Purpose
 from jobs.common.data.dataset import SPLITS, SplitName
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -32,23 +35,104 @@ class Fragment(Protocol):
     def describe(self, row: int) -> str: ...
 
 
+Label = str | int
+
+
+@dataclass
+class LabelCounts:
+    """The labels of some rows: how many rows have each, and what to call the first of them in a message."""
+
+    rows: dict[Label, int]
+    first: dict[Label, str]
+
+
 def encode_labels(fragments: Sequence[Fragment], labels: Columns, column: str) -> tuple[Codes, tuple[str, ...]]:
     """Class codes (rows,) int32 of all fragments' label arrays in order, and the names of the classes.
 
     Raises: DataError for nulls, fractions, negative or non-contiguous integers, a single class, or another type.
     """
-    encoded = [_dictionary(fragment, array, column) for fragment, array in zip(fragments, labels, strict=True)]
-    kinds = {("text" if pa.types.is_string(e.dictionary.type) else "number") for e in encoded}
-    if len(kinds) > 1:
+    values = classes_of([count_labels(fragment, array, column)
+                         for fragment, array in zip(fragments, labels, strict=True)], column)
+    codes = [codes_of(fragment, array, values, column) for fragment, array in zip(fragments, labels, strict=True)]
+    return np.concatenate(codes), tuple(str(value) for value in values)
+
+
+def count_labels(fragment: Fragment, labels: ArrowArray, column: str) -> LabelCounts:
+    """Those of one fragment, (rows,). Raises: DataError, as `encode_labels`, for what a row alone has wrong."""
+    encoded = _dictionary(fragment, labels, column)
+    values, indices = encoded.dictionary.to_pylist(), numpy_column(encoded.indices)
+    _, first = np.unique(indices, return_index=True)
+    counts = np.bincount(indices, minlength=len(values)).tolist()
+    return LabelCounts(dict(zip(values, counts, strict=True)),
+                       {value: fragment.describe(int(row)) for value, row in zip(values, first, strict=True)})
+
+
+def classes_of(seen: Sequence[LabelCounts], column: str) -> list[Label]:
+    """The classes of all that was seen, in order: a code is an index. Raises: DataError as `encode_labels`."""
+    first: dict[Label, str] = {}
+    for part in seen:
+        first = part.first | first
+    if len({type(value) for value in first}) > 1:
         raise DataError(f"column {column!r} holds text in one file and numbers in another: use one of them everywhere")
-    values = sorted({value for e in encoded for value in e.dictionary.to_pylist()})
-    if kinds == {"number"}:
-        _require_contiguous(values, fragments, encoded, column)
+    values = sorted(first)
+    if values and not isinstance(values[0], str):
+        _require_contiguous(cast(list[int], values), first, column)
     if len(values) < 2:
         raise DataError(f"column {column!r} holds one class only ({values[0]!r}): there is nothing to tell apart")
+    return values
+
+
+def codes_of(fragment: Fragment, labels: ArrowArray, values: Sequence[Label], column: str) -> Codes:
+    """Class codes (rows,) int32 of one fragment's labels. values: all classes in order."""
+    encoded = _dictionary(fragment, labels, column)
     place = {value: code for code, value in enumerate(values)}
-    codes = [np.array([place[v] for v in e.dictionary.to_pylist()], np.int32)[numpy_column(e.indices)] for e in encoded]
-    return np.concatenate(codes), tuple(str(value) for value in values)
+    return np.array([place[value] for value in encoded.dictionary.to_pylist()], np.int32)[numpy_column(encoded.indices)]
+
+
+@dataclass(frozen=True)
+class RankSplit:
+    """How the training rows of each class are split: a row's rank among them, permuted, says which split it is in."""
+
+    seed: int
+    missing: tuple[int, ...]
+    """Splits that are to be split off."""
+    counts: tuple[int, ...]
+    """Training rows of each class, before any is split off."""
+    names: tuple[str, ...]
+    most: int | None = None
+    """How many training rows are kept, in equal shares of the classes; None: all."""
+
+    def __post_init__(self) -> None:
+        _require_enough(np.array(self.counts), self.names, self.missing)
+
+    def of(self, codes: Codes, first: Sequence[int]) -> Splits:
+        """Of successive training rows: 0 train, 1 validation, 2 test, -1 left out. first: how many of each class come
+        before them."""
+        split = np.zeros(len(codes), np.int8)
+        for code in np.unique(codes):
+            rows, size = np.flatnonzero(codes == code), self.counts[code]
+            place = Permutation.of(size, Purpose.SPLIT, self.seed, int(code)).forward(
+                first[code] + np.arange(len(rows)))
+            start = 0
+            for s in self.missing:
+                stop = start + _share(size, s)
+                split[rows[(start <= place) & (place < stop)]] = s
+                start = stop
+            split[rows[place >= start + self._kept()[code]]] = -1
+        return split
+
+    def _kept(self) -> list[int]:
+        """Training rows of each class that are kept: shares of `most` by their number, rounded so that they add up."""
+        left = [count - sum(_share(count, s) for s in self.missing) for count in self.counts]
+        if self.most is None or self.most >= sum(left):
+            return left
+        ends = np.cumsum(left) * self.most // sum(left)
+        return np.diff(ends, prepend=0).tolist()
+
+
+def _share(count: int, split: int) -> int:
+    """Rows of a class that a split takes."""
+    return max(1, (count * PERCENT[split] + 50) // 100)
 
 
 def assign(codes: Codes, names: Sequence[str], given: Sequence[SplitName], rows: Sequence[int], seed: int) -> Splits:
@@ -67,7 +151,7 @@ def assign(codes: Codes, names: Sequence[str], given: Sequence[SplitName], rows:
         for members in np.split(shuffled, np.cumsum(counts)[:-1]):
             start = 0
             for s in missing:
-                stop = start + max(1, (len(members) * PERCENT[s] + 50) // 100)
+                stop = start + _share(len(members), s)
                 split[members[start:stop]] = s
                 start = stop
     return split
@@ -116,25 +200,15 @@ def _whole(fragment: Fragment, labels: ArrowArray, column: str) -> ArrowArray:
     return arrow_column(values.astype(np.int64))
 
 
-def _require_contiguous(values: list[int], fragments: Sequence[Fragment], encoded: Columns, column: str) -> None:
+def _require_contiguous(values: list[int], first: Mapping[Label, str], column: str) -> None:
     remedy = ("integer labels must be 0 to C-1 with none left out: renumber them, or store names (text), which become "
               "classes")
     if values[0] < 0:
-        where = _first(values[0], fragments, encoded)
-        raise DataError(f"column {column!r} is {values[0]} in {where}: {remedy}")
+        raise DataError(f"column {column!r} is {values[0]} in {first[values[0]]}: {remedy}")
     for expected, value in enumerate(values):
         if value != expected:
-            where = _first(value, fragments, encoded)
             raise DataError(f"column {column!r} goes up to {values[-1]} but never is {expected} (the next, {value}, is "
-                            f"first seen in {where}): {remedy}")
-
-
-def _first(value: int, fragments: Sequence[Fragment], encoded: Columns) -> str:
-    for fragment, e in zip(fragments, encoded, strict=True):
-        index = e.dictionary.to_pylist().index(value) if value in e.dictionary.to_pylist() else None
-        if index is not None:
-            return fragment.describe(int(np.flatnonzero(numpy_column(e.indices) == index)[0]))
-    raise AssertionError(value)
+                            f"first seen in {first[value]}): {remedy}")
 
 
 def _require_enough(counts: npt.NDArray[np.int64], names: Sequence[str], missing: Sequence[int]) -> None:

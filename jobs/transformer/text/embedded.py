@@ -33,6 +33,7 @@ class Phrases:
     days and units (CLDR)."""
 
     split: SplitName
+    size: int = 0
 
     def describe(self, row: int) -> str:
         return f"row {row} of the embedded phrases"
@@ -107,6 +108,7 @@ class Programs:
     split: SplitName
     root: str
     paths: tuple[str, ...]
+    size: int = 0
 
     def describe(self, row: int) -> str:
         return f"{self.root}/{self.paths[row]}"

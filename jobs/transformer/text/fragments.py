@@ -11,11 +11,14 @@ from jobs.common.data.dataset import SplitName
 @dataclass(frozen=True)
 class Texts:
     """Rows of one fragment. labels: of the same length, or None.
-    empty: rows that were left out as they hold no text."""
+    empty: rows that were left out as they hold no text. begins, ends: whether its first text begins a document and its
+    last one ends one."""
 
     texts: list[str]
     labels: Any = None
     empty: int = 0
+    begins: bool = True
+    ends: bool = True
 
 
 class TextFragment(Protocol):
@@ -23,6 +26,11 @@ class TextFragment(Protocol):
 
     @property
     def split(self) -> SplitName: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of it, about."""
+        ...
 
     def describe(self, row: int) -> str:
         """What to call a row in a message."""
@@ -41,3 +49,5 @@ class TextSource:
     listing: list[tuple[str, int, float]]
     splits_given: tuple[SplitName, ...]
     """Splits that the source has by itself; the others are split off from its training rows."""
+    is_one_text: bool = False
+    """Whether its splits are parts of one text."""

@@ -6,47 +6,52 @@ each can be pickled, and reads itself anywhere when it is asked to.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
-from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import by_split, list_files, reading
+from jobs.common.data.pieces import PIECE_BYTES, cut, in_pieces
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
-from jobs.transformer.text.fragments import TextFragment, Texts, TextSource
+from jobs.transformer.text.files import FORMATS, TABLES, TextFile
+from jobs.transformer.text.fragments import TextSource
 
-FORMATS = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".md", ".text", ".py")
-_TABLES = FORMATS[:6]
+_SCAN_BYTES = 8 << 20
+Listing = list[tuple[str, int, float]]
 
 
-def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
-    """The source of a config. Raises: DataError if there is none that it can be."""
+def find_source(config: TextDataConfig, *, labelled: bool, most: int = PIECE_BYTES) -> TextSource:
+    """The source of a config. most: bytes of a fragment; a larger file is cut into several.
+    Raises: DataError if there is none that it can be."""
     if config.uri == "languages":
         return languages()
     if config.uri == "stdlib":
         return stdlib()
-    fragments = _files(config.uri, config, labelled, None)
+    files, listing = _files(config.uri, config, labelled, None)
     given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
     for split, uri in given.items():
         if uri is not None:
-            fragments = [f for f in fragments if f.split != split] + _files(uri, config, labelled, split)
-    fragments.sort(key=lambda fragment: SPLITS.index(fragment.split))
-    listing = [(f"{f.split}{' part' if f.share else ''} {f.name}", f.size, f.mtime) for f in fragments]
-    return TextSource(tuple(fragments), listing, tuple(dict.fromkeys(f.split for f in fragments)))
+            more, listed = _files(uri, config, labelled, split)
+            kept = [place for place, file in enumerate(files) if file.split != split]
+            files, listing = [files[i] for i in kept] + more, [listing[i] for i in kept] + listed
+    order = sorted(range(len(files)), key=lambda place: SPLITS.index(files[place].split))
+    files, listing = [files[i] for i in order], [listing[i] for i in order]
+    return TextSource(tuple(part for file in files for part in _parts(file, most)), listing,
+                      tuple(dict.fromkeys(file.split for file in files)),
+                      is_one_text=any(file.part for file in files))
 
 
-# ── files ──
-def _files(uri: str, config: TextDataConfig, labelled: bool, split: SplitName | None) -> "list[TextFile]":
+def _files(uri: str, config: TextDataConfig, labelled: bool,
+           split: SplitName | None) -> tuple[list[TextFile], Listing]:
+    """The files, with what the content of each is known by."""
     listing = list_files(uri)
     files = [file for file in listing.files if file.path.lower().endswith(FORMATS)]
-    tables = [file for file in files if file.path.lower().endswith(_TABLES)]
+    tables = [file for file in files if file.path.lower().endswith(TABLES)]
     if not files:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is Parquet, "
                         f"CSV, JSON Lines or text ({', '.join(FORMATS)})")
@@ -57,179 +62,95 @@ def _files(uri: str, config: TextDataConfig, labelled: bool, split: SplitName | 
     groups: dict[SplitName, list[FileInfo]] = {split: list(chosen)} if split else by_split(chosen, by_name=True)
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
-        return [TextFile(listing.store, chosen[0].path, chosen[0].size, chosen[0].mtime, of, share=of) for of in SPLITS]
-    return [TextFile(listing.store, file.path, file.size, file.mtime, of, columns,
-                     config.label_column if labelled else None)
-            for of, members in groups.items() for file in members]
+        found = _shares(listing.store, chosen[0])
+        return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found]
+    named = [(TextFile(listing.store, file.path, file.size, of, columns, config.label_column if labelled else None),
+              file.mtime) for of, members in groups.items() for file in members]
+    return [file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named]
 
 
-@dataclass(frozen=True)
-class TextFile:
-    """One file. share: of a single text file its first 90% of characters are training;
-    the rest is validation, and test too."""
-
-    store: Store
-    path: str
-    size: int
-    mtime: float
-    split: SplitName
-    columns: tuple[str, ...] = ()
-    label_column: str | None = None
-    share: SplitName | None = None
-    _kept: dict[str, list[int]] = field(default_factory=dict[str, list[int]], compare=False)
-
-    @property
-    def name(self) -> str:
-        return self.store.location(self.path)
-
-    def describe(self, row: int) -> str:
-        """row: among those that `read` kept, once it has been called."""
-        return f"{self.name}, row {self._kept['rows'][row] if 'rows' in self._kept else row}"
-
-    def read(self) -> Texts:
-        if not self.path.lower().endswith(_TABLES):
-            return self._document()
-        table = self._table()
-        texts = self._joined([self._column(table, name) for name in self.columns])
-        labels = self._column(table, self.label_column) if self.label_column else None
-        there = self._kept["rows"] = [i for i, text in enumerate(texts) if text and text.strip()]
-        if labels is not None:
-            labels = labels.combine_chunks().take(arrow_column(np.array(there, np.int64)))
-        return Texts([texts[i] for i in there], labels, len(texts) - len(there))
-
-    def _document(self) -> Texts:
-        text = _decoded(self.store.read_bytes(self.path), self.name)
-        cut = len(text) * 9 // 10
-        part = text if self.share is None else text[:cut] if self.share == "train" else text[cut:]
-        return Texts([part] if part.strip() else [], empty=int(not part.strip()))
-
-    def _table(self) -> Any:
-        ending = self.path.lower().rpartition(".")[2]
-        with reading(self.name):
-            data = self.store.read_bytes(self.path)
-            if ending in ("parquet", "pq"):
-                import pyarrow as pa
-                import pyarrow.parquet as pq
-
-                return pq.read_table(pa.BufferReader(data))
-        text = _decoded(data, self.name)
-        return (_csv(text, self, "\t" if ending == "tsv" else ",") if ending in ("csv", "tsv")
-                else _json_lines(text, self))
-
-    def _column(self, table: Any, name: str) -> Any:
-        if name not in table.column_names:
-            option = "label" if name == self.label_column else "text"
-            raise DataError(f"{self.name} has no column {name!r}: it has {', '.join(table.column_names)}; name one "
-                            f"with --data.{option}-column")
-        column = table.column(name)
-        try:
-            column.validate(full=True)
-        except ValueError as error:
-            row = next((row for row, value in enumerate(column) if not _is_text(value)), 0)
-            raise DataError(f"{self.name}, row {row}: column {name!r} is not UTF-8: write the file again from "
-                            "text") from error
-        return column
-
-    def _joined(self, columns: list[Any]) -> list[str]:
-        values = [column.to_pylist() for column in columns]
-        for name, column in zip(self.columns, values, strict=True):
-            if (wrong := next((v for v in column if v is not None and not isinstance(v, str)), None)) is not None:
-                raise DataError(f"{self.name}: column {name!r} holds {type(wrong).__name__}, not text ({wrong!r:.50}): "
-                                "name another with --data.text-column")
-        return [" ".join(part for part in row if part) for row in zip(*values, strict=True)]
+def _shares(store: Store, file: FileInfo) -> list[TextFile]:
+    """Of a single text its first 90% are training; the rest is validation, and test too."""
+    whole = TextFile(store, file.path, file.size, "train")
+    middle = _text_place(whole, file.size * 9 // 10)
+    shares: dict[SplitName, tuple[int, int]] = {"train": (0, middle), "validation": (middle, file.size),
+                                                "test": (middle, file.size)}
+    return [replace(whole, split=split, part=part, size=part[1] - part[0]) for split, part in shares.items()]
 
 
-def _is_text(value: Any) -> bool:
-    """Whether an Arrow scalar can be read: Parquet may hold strings that are not UTF-8."""
-    try:
-        value.as_py()
-    except UnicodeDecodeError:
-        return False
-    return True
+# ── parts of a large file ──
+def _parts(file: TextFile, most: int) -> list[TextFile]:
+    if file.size <= most:
+        return [file]
+    with reading(file.name):
+        if file.ending in ("parquet", "pq"):
+            return _row_groups(file, most)
+        first, last = file.part or (0, file.size)
+        wanted = [first + end for _, end in cut(last - first, most)][:-1]
+        places = (list(_csv_places(file, wanted)) if file.ending in ("csv", "tsv")
+                  else [_line_place(file, place) for place in wanted])
+    ends = sorted({first, *(place for place in places if first < place < last), last})
+    is_text = not file.is_table
+    return [replace(file, part=(start, stop), size=stop - start, begins=not is_text or start == first,
+                    ends=not is_text or stop == last) for start, stop in itertools.pairwise(ends)]
 
 
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{name}: byte {error.start} (line {line}) is not UTF-8 (0x{data[error.start]:02x}): convert "
-                        "the file, for instance with iconv -f LATIN1 -t UTF-8") from error
+def _row_groups(file: TextFile, most: int) -> list[TextFile]:
+    import pyarrow.parquet as pq
+
+    with file.store.reading(file.path) as stream:
+        about = pq.ParquetFile(stream, pre_buffer=False).metadata
+        sizes: list[int] = [about.row_group(group).total_byte_size for group in range(about.num_row_groups)]
+    pieces = in_pieces(range(len(sizes)), sizes.__getitem__, most)
+    return [replace(file, part=(groups[0], groups[-1] + 1), size=sum(sizes[group] for group in groups))
+            for groups in pieces]
 
 
-def _csv(text: str, file: TextFile, delimiter: str) -> Any:
-    """All columns as text, an empty label as null.
-    Columns that are named by number (`0`, `1`, …) mean a file without a header."""
-    import pyarrow as pa
-
-    rows = _csv_rows(text, file, delimiter)
-    wanted = [name for name in (*file.columns, file.label_column) if name]
-    numbered = all(name.isdigit() for name in wanted) and not set(wanted) <= set(rows[0] if rows else [])
-    header = [str(i) for i in range(len(rows[0]))] if numbered and rows else rows.pop(0) if rows else []
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise DataError(f"{file.name}, row {number + (not numbered)}: {len(row)} columns, where the first row has "
-                            f"{len(header)}: mend the row, or quote what holds a {delimiter!r}")
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-    values = [[value or None for value in column] if name == file.label_column else column
-              for name, column in zip(header, columns, strict=True)]
-    return pa.table([pa.array(column, pa.string()) for column in values], header)
+def _line_place(file: TextFile, place: int) -> int:
+    """Where the first line behind a byte begins; of a text with very long lines, the first character."""
+    with file.store.reading(file.path) as stream:
+        stream.seek(place)
+        at = place
+        while data := stream.read(_SCAN_BYTES):
+            if (found := data.find(b"\n")) >= 0:
+                return at + found + 1
+            if not file.is_table:
+                return _text_place(file, place)
+            at += len(data)
+    return file.size
 
 
-def _csv_rows(text: str, file: TextFile, delimiter: str) -> list[list[str]]:
-    """Without blank lines. A quote that nothing closes is refused: it would swallow the rows that follow."""
-    import csv
-    import io
-
-    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, less than many a document
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    try:
-        return [row for row in reader if row]
-    except csv.Error as error:
-        raise DataError(f"{file.name}, line {reader.line_num} is no CSV ({error}): quote a text that holds quotes, and "
-                        "double them inside") from error
+def _text_place(file: TextFile, place: int) -> int:
+    """The first byte from there on that begins a character of UTF-8."""
+    with file.store.reading(file.path) as stream:
+        stream.seek(place)
+        following = stream.read(4)
+    return place + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), 0)
 
 
-def _json_lines(text: str, file: TextFile) -> Any:
-    import pyarrow as pa
-
-    rows: list[JsonObject] = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
-        if line.strip():
-            try:
-                rows.append(parse_json(line))
-                _check_json(rows[-1], file, number)
-            except ValueError as error:
-                if "hex escape" in str(error):
-                    raise DataError(f"{file.name}, line {number} holds half a character (a lone surrogate): write the "
-                                    "file again as UTF-8") from error
-                raise DataError(f"{file.name}, line {number} is no JSON object ({error}): give one object a "
-                                "line") from error
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    label = file.label_column
-    used = {*file.columns, label}
-    columns = [[str(row[name]) if name == label and row.get(name) is not None else row.get(name) for row in rows]
-               if name in used
-               else None for name in names]
-    return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns],
-                    names)
+def _csv_places(file: TextFile, wanted: list[int]) -> Iterator[int]:
+    """Where the first row behind each of some bytes begins: a line break between an even number of quotes."""
+    todo, quotes, at = list(wanted), 0, 0
+    with file.store.reading(file.path) as stream:
+        while todo and (data := stream.read(_SCAN_BYTES)):
+            start = 0
+            while todo and (place := _row_begin(data, max(start, todo[0] - at), start, quotes)) is not None:
+                begin, quotes = place
+                yield at + begin
+                start = begin
+                todo = [each for each in todo if each >= at + begin]
+            quotes += data.count(b'"', start)
+            at += len(data)
 
 
-def _check_json(row: JsonObject, file: TextFile, line: int) -> None:
-    for name in (*file.columns, file.label_column):
-        value = row.get(name) if name else None
-        if value is not None and not isinstance(value, str) and name != file.label_column:
-            raise DataError(f"{file.name}, line {line}: column {name!r} holds {type(value).__name__}, not text "
-                            f"({value!r:.50}): name another with --data.text-column, or mend the line")
-
-
-def labels_of(fragments: Sequence[TextFragment], read: Sequence[Texts], label_column: str) -> list[Any]:
-    """Each fragment's labels. Raises: DataError if one of validation or test was never seen in training."""
-    known = {value for f, texts in zip(fragments, read, strict=True) if f.split == "train"
-             for value in texts.labels.to_pylist()}
-    for fragment, texts in zip(fragments, read, strict=True):
-        for row, value in enumerate(texts.labels.to_pylist()):
-            if value not in known and value is not None:
-                raise DataError(f"{fragment.describe(row)}: label {value!r} in column {label_column!r} was never seen "
-                                "in training: correct it, or add training rows of it")
-    return [texts.labels for texts in read]
+def _row_begin(data: bytes, wanted: int, start: int, quotes: int) -> tuple[int, Any] | None:
+    """The first row's beginning from `wanted` on, and the quotes before it; `quotes` are before `start`."""
+    if wanted >= len(data):
+        return None
+    quotes += data.count(b'"', start, wanted)
+    while (line := data.find(b"\n", wanted)) >= 0:
+        quotes += data.count(b'"', wanted, line)
+        wanted = line + 1
+        if quotes % 2 == 0:
+            return wanted, quotes
+    return None

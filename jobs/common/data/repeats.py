@@ -1,0 +1,131 @@
+"""Finds rows with the same content: twice in a split, in two splits (a leak), or under two labels.
+
+Each piece of a prepared set leaves a hash of every row beside its blocks, sorted; then the hashes are compared, one
+range of their values at a time, in tasks: so nobody ever holds more than a few million.
+"""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from cluster.core.documents import JsonObject
+from jobs.common.arrays import Array
+from jobs.common.data.arrow import arrow_column, numpy_column
+from jobs.common.data.dataset import SPLITS
+from jobs.common.data.pieces import Writing, for_each, hashes_file
+
+EXAMPLES = 5
+_ROWS_AT_ONCE = 1 << 22
+_GROUP_ROWS = 1 << 16
+_NAMES = ("low", "high", "split", "label", "row_id")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How many rows have the content of another, by split; `examples` are pairs of row ids."""
+
+    duplicates: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """Rows whose content an earlier row of the split has."""
+    leaks: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows of validation and of test whose content a training row has; of test, also one of validation."""
+    contradictions: int = 0
+    """Rows whose content another row has under another label."""
+    examples: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
+
+    def merged(self, other: "Repeats") -> "Repeats":
+        names = ("duplicates", "leaks", "contradictions")
+        return Repeats(
+            {name: self.duplicates[name] + other.duplicates[name] for name in SPLITS},
+            {name: self.leaks.get(name, 0) + other.leaks.get(name, 0) for name in {**self.leaks, **other.leaks}},
+            self.contradictions + other.contradictions,
+            {name: [*self.examples.get(name, []), *other.examples.get(name, [])][:EXAMPLES] for name in names})
+
+    def lines(self) -> list[str]:
+        """What to say of them; nothing where there are none."""
+        said: list[str] = []
+        if twice := [f"{count:,} of {name}" for name, count in self.duplicates.items() if count]:
+            said.append(f"rows with the content of an earlier one of their split: {', '.join(twice)}")
+        if leaked := [f"{count:,} of {name}" for name, count in sorted(self.leaks.items()) if count]:
+            said.append(f"LEAK: rows whose content is in another split, too: {', '.join(leaked)}: scores on them are "
+                        "too good")
+        if self.contradictions:
+            said.append(f"{self.contradictions:,} rows have the content of another row that has another label")
+        return said
+
+
+def write_hashes(writing: Writing, piece: int, contents: Iterable[bytes], splits: Array, labels: Array | None,
+                 row_ids: npt.NDArray[np.int64]) -> None:
+    """Of a piece's rows, one value of each array a row. Rows of split -1 do not count."""
+    digests = b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
+    hashes = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    chosen = np.flatnonzero(splits >= 0)
+    order = chosen[np.argsort(hashes[chosen, 0], kind="stable")]
+    codes = np.zeros(len(splits), np.int32) if labels is None else labels.astype(np.int32)
+    columns = (hashes[order, 0], hashes[order, 1], splits[order].astype(np.int8), codes[order], row_ids[order])
+    with writing.store.writing(hashes_file(writing.blocks, piece)) as sink:
+        pq.write_table(pa.Table.from_arrays([arrow_column(column) for column in columns], names=list(_NAMES)), sink,
+                       compression="none", use_dictionary=False, row_group_size=_GROUP_ROWS)
+
+
+def find_repeats(writing: Writing, pieces: int, rows: int, *, use_ray: bool) -> Repeats:
+    """Of all pieces together."""
+    count = max(1, -(-rows // _ROWS_AT_ONCE))
+    ends = [(1 << 64) * part // count for part in range(count + 1)]
+    ranges = list(zip(ends[:-1], (end - 1 for end in ends[1:]), strict=True))
+    answers = for_each(ranges, functools.partial(_repeats_between, writing, pieces), use_ray=use_ray)
+    return functools.reduce(Repeats.merged, (Repeats(**answer) for answer in answers))
+
+
+def _repeats_between(writing: Writing, pieces: int, bounds: tuple[int, int]) -> JsonObject:
+    """Runs in a task: of the rows whose hash lies in a range."""
+    tables = [_read(writing, piece, bounds) for piece in range(pieces)]
+    table: Any = pa.concat_tables(tables).combine_chunks()
+    if not table.num_rows:
+        return asdict(Repeats())
+    low, high, split, label, row = (numpy_column(table.column(name).chunk(0)) for name in _NAMES)
+    order = np.lexsort((row, split, high, low))
+    low, high, split, label, row = (column[order] for column in (low, high, split, label, row))
+    first = np.ones(len(low), bool)
+    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return asdict(_counted(np.cumsum(first) - 1, split, label, row))
+
+
+def _read(writing: Writing, piece: int, bounds: tuple[int, int]) -> object:
+    with writing.store.reading(hashes_file(writing.blocks, piece)) as stream:
+        low = pyarrow.compute.field("low")
+        limits = [pa.scalar(bound, pa.uint64()) for bound in bounds]
+        return pq.read_table(stream, filters=(low >= limits[0]) & (low <= limits[1]), use_threads=False)
+
+
+def _counted(group: Array, split: Array, label: Array, row: Array) -> Repeats:
+    """Rows in the order of their content (`group`), then of splits, then of ids."""
+    same = np.zeros(len(group), bool)
+    same[1:] = group[1:] == group[:-1]
+    twice = same.copy()
+    twice[1:] &= split[1:] == split[:-1]
+    starts = np.flatnonzero(~same)
+    first_of = starts[group]
+    leaked = split > split[first_of]
+    unlike = same & (label != label[first_of])
+    in_conflict = np.isin(group, group[unlike])
+    pairs = {"duplicates": (np.flatnonzero(twice) - 1, np.flatnonzero(twice)),
+             "leaks": (first_of[leaked], np.flatnonzero(leaked)), "contradictions": (first_of[unlike],
+                                                                                     np.flatnonzero(unlike))}
+    return Repeats({name: int((twice & (split == code)).sum()) for code, name in enumerate(SPLITS)},
+                   {name: int((leaked & (split == code)).sum()) for code, name in enumerate(SPLITS) if code},
+                   int(in_conflict.sum()), {name: _pairs(row, *places) for name, places in pairs.items()})
+
+
+def _pairs(row: Array, firsts: Array, others: Array) -> list[tuple[int, int]]:
+    chosen: Sequence[int] = range(min(EXAMPLES, len(others)))
+    return [(int(row[firsts[i]]), int(row[others[i]])) for i in chosen]
