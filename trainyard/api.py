@@ -158,7 +158,7 @@ def _job_of(uri: object) -> str:
     if str(uri) in EMBEDDED:
         return "tabular"
     try:
-        (first, *_), *_ = find_table(str(uri))[1].values()
+        (first, *_), *_ = find_table(str(uri), "auto").parts.values()
         names: Sequence[str] = () if isinstance(first, CsvTable) else next(first.batches()).schema.names
     except (DataError, StopIteration):
         return "pytorch"  # which says what is wrong with it

@@ -20,6 +20,7 @@ from cluster.core.errors import ConfigError
 from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, recipe_flags, split_recipe
 from jobs.common.provenance import without_secrets
 
+Layout = Literal["auto", "splits", "one"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 """What is in a storage beside the runs: prepared data, and the registry.
 (Others begin with `.`, as no run's name does.)"""
@@ -131,6 +132,9 @@ class DataConfig:
     """Test data, where the source has a split of its own; by default it is split off."""
     label_column: str = "label"
     """Name of the column with the class."""
+    layout: Layout = "auto"
+    """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
+    `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
     split_seed: int = 0
     """Seeds the split into training, validation and test rows; nothing else does."""
     shuffle_window_rows: int = 65536

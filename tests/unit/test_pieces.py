@@ -20,6 +20,7 @@ from cluster.core.errors import DataError, StoppedError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data import pieces, repeats
+from jobs.common.data.account import lines_of
 from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.splits import PERCENT, RankSplit
@@ -221,8 +222,8 @@ def test_repeats_leaks_and_contradictions_are_counted_and_said(tmp_path: Path, m
         own = ROWS if split == "train" else [(f"{text} {split}", label) for text, label in ROWS]
         (tmp_path / f"{split}.jsonl").write_text("".join(
             json.dumps({"text": text, "label": label}) + "\n" for text, label in [*own, *more]))
-    said: list[str] = []
-    found = prepared(tmp_path / "storage", config_of(uri=str(tmp_path)), said.append).details["repeats"]
+    dataset = prepared(tmp_path / "storage", config_of(uri=str(tmp_path)))
+    found, said = dataset.details["found"]["repeats"], lines_of(dataset)
     assert found["duplicates"] == {"train": 4, "validation": 1, "test": 0}
     assert found["leaks"] == {"validation": 0, "test": 2}
     assert found["contradictions"] == 2

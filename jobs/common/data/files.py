@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store, tls_remedy
-from jobs.common.data.dataset import SPLITS, SplitName
 
 FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
 _UNREADABLE = cast(tuple[type[Exception], ...], (OSError, EOFError, pa.ArrowException))
-_SPLIT_NAMES: dict[str, SplitName] = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-                                      "validation": "validation", "dev": "validation", "test": "test", "t10k": "test"}
+_LITTER = re.compile(r"\..*|_SUCCESS|_common_metadata|_metadata|_committed_.*|_started_.*|_temporary|_delta_log|"
+                     r"__MACOSX|Thumbs\.db|desktop\.ini|.*\.crc", re.IGNORECASE)
+"""What systems and programs leave beside data: hidden files, markers of Spark's, thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Listing:
 
 def list_files(uri: str, formats: str = FORMATS) -> Listing:
     """formats: what may be there, for the message. Raises: DataError if there is nothing at the URI.
-    Files and folders that begin with `.` or `_` are passed over."""
+    Hidden files and the litter of systems are passed over."""
     with reading(uri):
         folder, _, name = uri.rstrip("/").rpartition("/")
         parent = _store(folder or ("/" if uri.startswith("/") else "."))
@@ -49,26 +49,6 @@ def list_files(uri: str, formats: str = FORMATS) -> Listing:
     if not found.files:
         raise DataError(f"data {uri!r}: no files in {found.store.location()}: give {formats}")
     return found
-
-
-def split_of(file_path: str, *, by_name: bool) -> SplitName | None:
-    """The split that a path is named after: its first folder, or with `by_name` the first word of its file's name."""
-    folder, _, name = file_path.rpartition("/")
-    words = [folder.split("/")[0]] + ([re.split(r"[-_.]", name)[0]] if by_name else [])
-    return next((_SPLIT_NAMES[word.lower()] for word in words if word.lower() in _SPLIT_NAMES), None)
-
-
-def by_split(files: Sequence[FileInfo], *, by_name: bool) -> dict[SplitName, list[FileInfo]]:
-    """Files by the split that they are named after, if all are and some are training data;
-    else all are training data."""
-    named = [(split_of(file.path, by_name=by_name), file) for file in files]
-    if any(split is None for split, _ in named) or not any(split == "train" for split, _ in named):
-        return {"train": list(files)}
-    groups: dict[SplitName, list[FileInfo]] = {}
-    for split in SPLITS:
-        if group := [file for own, file in named if own == split]:
-            groups[split] = group
-    return groups
 
 
 @contextmanager
@@ -108,4 +88,4 @@ def _matches(path: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _visible(store: Store) -> tuple[FileInfo, ...]:
-    return tuple(f for f in store.files() if not any(part.startswith((".", "_")) for part in f.path.split("/")))
+    return tuple(f for f in store.files() if not any(map(_LITTER.fullmatch, f.path.split("/"))))

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
 from cluster.core.documents import JsonObject
+from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.dataset import SPLITS
-from jobs.common.data.pieces import Writing, for_each, hashes_file
+from jobs.common.data.pieces import for_each, hashes_file
 
 EXAMPLES = 5
 _ROWS_AT_ONCE = 1 << 22
@@ -63,32 +63,51 @@ class Repeats:
         return said
 
 
-def write_hashes(writing: Writing, piece: int, contents: Iterable[bytes], splits: Array, labels: Array | None,
-                 row_ids: npt.NDArray[np.int64]) -> None:
-    """Of a piece's rows, one value of each array a row. Rows of split -1 do not count."""
+@dataclass
+class Hashes:
+    """Of the rows of a set, which are added a part at a time."""
+
+    store: Store
+    blocks: str
+    num_parts: int = 0
+    num_rows: int = 0
+
+    def add(self, contents: Iterable[bytes], splits: Array, labels: Array | None, row_ids: Array) -> None:
+        """One value of each a row. Rows of split -1 do not count."""
+        write_hashes(self.store, self.blocks, self.num_parts, contents, splits, labels, row_ids)
+        self.num_parts, self.num_rows = self.num_parts + 1, self.num_rows + len(row_ids)
+
+    def repeats(self, *, use_ray: bool) -> Repeats:
+        """Of all parts together."""
+        return find_repeats(self.store, self.blocks, self.num_parts, self.num_rows, use_ray=use_ray)
+
+
+def write_hashes(store: Store, blocks: str, part: int, contents: Iterable[bytes], splits: Array, labels: Array | None,
+                 row_ids: Array) -> None:
+    """Of a part of a set's rows, as `Hashes.add`."""
     digests = b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
     hashes = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     chosen = np.flatnonzero(splits >= 0)
     order = chosen[np.argsort(hashes[chosen, 0], kind="stable")]
     codes = np.zeros(len(splits), np.int32) if labels is None else labels.astype(np.int32)
     columns = (hashes[order, 0], hashes[order, 1], splits[order].astype(np.int8), codes[order], row_ids[order])
-    with writing.store.writing(hashes_file(writing.blocks, piece)) as sink:
+    with store.writing(hashes_file(blocks, part)) as sink:
         pq.write_table(pa.Table.from_arrays([arrow_column(column) for column in columns], names=list(_NAMES)), sink,
                        compression="none", use_dictionary=False, row_group_size=_GROUP_ROWS)
 
 
-def find_repeats(writing: Writing, pieces: int, rows: int, *, use_ray: bool) -> Repeats:
-    """Of all pieces together."""
+def find_repeats(store: Store, blocks: str, parts: int, rows: int, *, use_ray: bool) -> Repeats:
+    """Of all parts together."""
     count = max(1, -(-rows // _ROWS_AT_ONCE))
     ends = [(1 << 64) * part // count for part in range(count + 1)]
     ranges = list(zip(ends[:-1], (end - 1 for end in ends[1:]), strict=True))
-    answers = for_each(ranges, functools.partial(_repeats_between, writing, pieces), use_ray=use_ray)
+    answers = for_each(ranges, functools.partial(_repeats_between, store, blocks, parts), use_ray=use_ray)
     return functools.reduce(Repeats.merged, (Repeats(**answer) for answer in answers))
 
 
-def _repeats_between(writing: Writing, pieces: int, bounds: tuple[int, int]) -> JsonObject:
+def _repeats_between(store: Store, blocks: str, parts: int, bounds: tuple[int, int]) -> JsonObject:
     """Runs in a task: of the rows whose hash lies in a range."""
-    tables = [_read(writing, piece, bounds) for piece in range(pieces)]
+    tables = [_read(store, hashes_file(blocks, part), bounds) for part in range(parts)]
     table: Any = pa.concat_tables(tables).combine_chunks()
     if not table.num_rows:
         return asdict(Repeats())
@@ -100,8 +119,8 @@ def _repeats_between(writing: Writing, pieces: int, bounds: tuple[int, int]) -> 
     return asdict(_counted(np.cumsum(first) - 1, split, label, row))
 
 
-def _read(writing: Writing, piece: int, bounds: tuple[int, int]) -> object:
-    with writing.store.reading(hashes_file(writing.blocks, piece)) as stream:
+def _read(store: Store, path: str, bounds: tuple[int, int]) -> object:
+    with store.reading(path) as stream:
         low = pyarrow.compute.field("low")
         limits = [pa.scalar(bound, pa.uint64()) for bound in bounds]
         return pq.read_table(stream, filters=(low >= limits[0]) & (low <= limits[1]), use_threads=False)

@@ -30,6 +30,7 @@ from cluster.monitoring.run_status import RunStatus, RunStatusPublisher
 from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
+from jobs.common.data.account import lines_of
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import figure, headlines
 from jobs.common.execution.controller import Controller, End
@@ -154,18 +155,17 @@ class Run:
         on_stop_signal(asked)
 
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
-        storage = self._data_storage or folder.storage
-        dataset = self.job.prepare(self.config, storage, use_ray=use_ray, say=self.display.say)
+        dataset = self.job.prepare(self.config, self._data_storage or folder.storage, use_ray=use_ray,
+                                   say=self.display.say)
+        self.display.say("\n".join(lines_of(dataset)))
         self.timeline.mark("data")
         rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
         if rows < batch:
             raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
         recorded = folder.record.get("data", {}).get("fingerprint")
         if recorded and recorded != dataset.fingerprint:
-            raise ConfigError(
-                f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} -> "
-                f"{dataset.fingerprint[:12]}): put the old data back, or begin another run with --run.name"
-            )
+            raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began: put the old data "
+                              f"back, or begin another run with --run.name ({recorded[:9]}, {dataset.fingerprint[:9]})")
         return dataset
 
     def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:

@@ -21,8 +21,10 @@ import pyarrow as pa
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.data.account import Account
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
+from jobs.common.data.repeats import Hashes, Repeats
 from jobs.common.data.splits import assign
 from jobs.common.tables.columns import (
     Field,
@@ -37,7 +39,7 @@ from jobs.common.tables.columns import (
 from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.kinds import Sighting
 from jobs.common.tables.rows import Rows, Table
-from jobs.common.tables.sources import Listing, Part, Parts, find_table
+from jobs.common.tables.sources import Found, Part, find_table
 from jobs.common.tables.targets import Targets, find_targets
 
 FORMAT_VERSION = 1
@@ -46,7 +48,7 @@ LEAST_ROWS = 10
 EXAMPLES = 4
 """Test rows that are kept as they were written: what an endpoint checks itself against, and shows."""
 
-Found = dict[SplitName, tuple[Listing, Parts]]
+Sources = dict[SplitName, Found]
 
 
 def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
@@ -55,12 +57,16 @@ def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
     Its columns: `numbers` (N,) float32, `categories` (C,) int32, each where there are any; `label`, or `target` (T,)
     float64; `row_id`. Raises: DataError, naming the row; StorageError.
     """
-    found: Found = {split: find_table(uri) for split, uri in _uris(config).items() if uri is not None}
-    listing = {split: each[0] for split, each in found.items()}
-    options = [config.label_column, config.predict, config.ignore, config.categories, config.split_seed, FORMAT_VERSION]
+    found: Sources = {split: find_table(uri, config.layout) for split, uri in _uris(config).items() if uri is not None}
+    listing = {split: each.listing for split, each in found.items()}
+    options = [config.label_column, config.predict, config.ignore, config.categories, config.split_seed, FORMAT_VERSION,
+               *[config.layout] * (config.layout != "auto")]
 
     def build(store: Store, blocks: str) -> Dataset:
-        return _build(Table(_parts(found), config), store, blocks, say)
+        made, repeats = _build(Table(_parts(found), config), store, blocks, say)
+        files = sum(size > 0 for each in found.values() for _, size, _ in each.listing)
+        account = Account.of(files, [each.unread for each in found.values()], {}, repeats)
+        return replace(made, details=made.details | {"found": account.details})
 
     return find_or_build(storage, key_of("table", listing, options), build)
 
@@ -69,12 +75,12 @@ def _uris(config: TableDataConfig) -> dict[SplitName, str | None]:
     return {"train": config.uri, "validation": config.val_uri, "test": config.test_uri}
 
 
-def _parts(found: Found) -> list[tuple[SplitName, Part]]:
+def _parts(found: Sources) -> list[tuple[SplitName, Part]]:
     """In the order of rows. A URI given for a split is used as it is, whatever its files are called."""
-    parts = found["train"][1]
+    parts = found["train"].parts
     for split in SPLITS[1:]:
         if split in found:
-            given = found[split][1]
+            given = found[split].parts
             parts[split] = given.get(split) or [part for group in given.values() for part in group]
     return [(split, part) for split in SPLITS for part in parts.get(split, ())]
 
@@ -146,7 +152,7 @@ def _check_few(name: str, values: set[str], kind: Sighting) -> None:
 
 
 # ── write ──
-def _build(table: Table, store: Store, blocks: str, say: Say) -> Dataset:
+def _build(table: Table, store: Store, blocks: str, say: Say) -> tuple[Dataset, Repeats]:
     kinds, targets, counts = _look(table)
     total = sum(counts)
     if total < LEAST_ROWS:
@@ -163,12 +169,13 @@ def _build(table: Table, store: Store, blocks: str, say: Say) -> Dataset:
                     if any(f.kind == kind for f in schema.fields)))
     columns = _columns(schema, targets)
     details: JsonObject = {"_fields": [asdict(field) for field in schema.fields], "targets": scales}
+    hashes = Hashes(store, blocks)
     with split_writers(store, blocks, columns, len(targets.class_names)) as writers:
-        details["_examples"] = _write(table, schema, targets, splits, writers, say)
+        details["_examples"] = _write(table, schema, targets, splits, writers, hashes, say)
         made: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
     about = {"details": details, "class_names": targets.class_names}
     return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=made,
-                   columns=columns, class_names=targets.class_names, details=details)
+                   columns=columns, class_names=targets.class_names, details=details), hashes.repeats(use_ray=False)
 
 
 def _target_scales(targets: Targets, splits: npt.NDArray[np.int8], wanted: Sequence[str]) -> list[JsonObject]:
@@ -198,7 +205,7 @@ def _columns(schema: TableSchema, targets: Targets) -> tuple[Column, ...]:
 
 
 def _write(table: Table, schema: TableSchema, targets: Targets, splits: npt.NDArray[np.int8], writers: Writers,
-           say: Say) -> JsonObject:
+           hashes: Hashes, say: Say) -> JsonObject:
     """Returns the first test rows of which every value is known, as they were written: by column, and their places in
     the split."""
     examples: list[JsonObject] = []
@@ -214,6 +221,8 @@ def _write(table: Table, schema: TableSchema, targets: Targets, splits: npt.NDAr
                 "label" if targets.class_names else "target": targets.values[place],
                 "row_id": np.arange(place.start, place.stop)}
         of = splits[place]
+        inputs = np.concatenate([made[name].view(np.uint8) for name in ("numbers", "categories")], axis=1)
+        hashes.add(map(bytes, inputs), of, made.get("label"), made["row_id"])
         unseen += int(((of > 0) & (encoded.unseen > 0)).sum())
         for code, (_, writer) in enumerate(writers.items()):
             writer.append({column.name: made[column.name][of == code] for column in writer.columns})

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.config import Layout
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.files import by_split, list_files, reading
+from jobs.common.data.files import list_files, reading
+from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.common.tables.columns import MISSING
 
 EMBEDDED = ("diabetes", "breast_cancer")
@@ -44,19 +46,29 @@ class Part(Protocol):
 Parts = dict[SplitName, list[Part]]
 
 
-def find_table(uri: str) -> tuple[Listing, Parts]:
-    """What a URI's content is known by, and its parts by split, all under `train` unless the files are named after
-    splits. Raises: DataError if it holds no tables."""
+@dataclass(frozen=True)
+class Found:
+    """The tables at a URI."""
+
+    listing: Listing
+    """What their content is known by."""
+    parts: Parts
+    """All under `train` unless the files are named after splits."""
+    unread: Unread
+
+
+def find_table(uri: str, layout: Layout) -> Found:
+    """Raises: DataError if the URI holds no tables, or they could be two things."""
     if uri in EMBEDDED:
-        return [(uri, 0, 0.0)], {"train": [EmbeddedTable(uri)]}
+        return Found([(uri, 0, 0.0)], {"train": [EmbeddedTable(uri)]}, {})
     listing = list_files(uri, FORMATS)
     tables = [file for file in listing.files if file.path.lower().endswith((*_CSV, *_PARQUET))]
     if not tables:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is a table: "
                         f"give {FORMATS}")
-    parts: Parts = {split: [_part(listing.store, file.path) for file in files]
-                    for split, files in by_split(tables, by_name=True).items()}
-    return listing.identity, parts
+    groups, unread = by_split(uri, tables, layout)
+    parts: Parts = {split: [_part(listing.store, file.path) for file in files] for split, files in groups.items()}
+    return Found(listing.identity, parts, unread | not_read(listing.files, tables, "files of another format"))
 
 
 def _part(store: Store, path: str) -> Part:

@@ -57,11 +57,11 @@ def find_source(uri: str, config: ImageDataConfig) -> Source:
     parquet = tuple(file for file in files.files if file.path.lower().endswith((".parquet", ".pq")))
     if parquet:
         columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape))
-        return ParquetSource(replace(files, files=parquet), columns)
+        return ParquetSource(replace(files, files=parquet), columns, config.layout)
     if any(IMAGES.fullmatch(name) for name in names):
-        return IdxSource(files, _beside(files))
+        return IdxSource(files, _beside(files), config.layout)
     if any(name.endswith(ENDINGS) for name in names):
-        return FolderSource(files)
+        return FolderSource(files, config.layout)
     raise DataError(f"data {uri!r}: cannot tell what it is from its {len(names)} files ({names[0]} …): give {FORMATS}")
 
 

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jobs.common.data.dataset import SplitName
@@ -51,3 +51,6 @@ class TextSource:
     """Splits that the source has by itself; the others are split off from its training rows."""
     is_one_text: bool = False
     """Whether its splits are parts of one text."""
+    files: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Names of files that are not read, by reason."""

@@ -13,7 +13,7 @@ hash of every text.
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.data.account import Account
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
-from jobs.common.data.repeats import Repeats, find_repeats
+from jobs.common.data.repeats import find_repeats
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.fragments import TextSource
@@ -54,6 +55,7 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     data = config.data
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
+    options += [data.layout] * (data.layout != "auto")
     newest, *older = [key_of(source.listing, [*options, version]) for version in (FORMAT_VERSION, *_READABLE_VERSIONS)]
     return find_or_build(storage, newest, build, older)
 
@@ -87,8 +89,6 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
     tell = say or _nobody
     if source.is_one_text:
         tell(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
-    if found.empty:
-        tell(f"{found.empty:,} rows of {config.data.uri} are empty and left out")
     tell(f"preparing {found.num_rows:,} texts of {config.data.uri}")
     tokenizer = choose(config, _training_texts(found, config, use_ray))
     files, backend = files_of(tokenizer), tokenizer.backend_tokenizer.to_str()
@@ -111,17 +111,19 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
     splits, digests = joined(answers)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
-    repeats = Repeats() if source.is_one_text else find_repeats(task.writing, len(answers), found.num_rows,
-                                                                use_ray=use_ray)
-    details["repeats"] = asdict(repeats)
+    fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
+    details["found"] = _account(source, found, task.writing, use_ray).details
     if found.class_names:
         _write_sample(sample, store, blocks)
     _tell(details, splits, config, tell)
-    for line in repeats.lines():
-        tell(line)
-    fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint, splits=splits, columns=columns,
                    class_names=found.class_names, details=details)
+
+
+def _account(source: TextSource, found: Survey, writing: Writing, use_ray: bool) -> Account:
+    repeats = None if source.is_one_text else find_repeats(writing.store, writing.blocks, len(found.pieces),
+                                                           found.num_rows, use_ray=use_ray)
+    return Account.of(source.files, [source.left_out], {"rows without text": found.empty}, repeats)
 
 
 def _nobody(line: str) -> None:

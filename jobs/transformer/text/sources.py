@@ -14,8 +14,9 @@ from typing import Any
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.data.dataset import SPLITS, SplitName
-from jobs.common.data.files import by_split, list_files, reading
+from jobs.common.data.files import list_files, reading
 from jobs.common.data.pieces import PIECE_BYTES, cut, in_pieces
+from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES, TextFile
@@ -32,23 +33,26 @@ def find_source(config: TextDataConfig, *, labelled: bool, most: int = PIECE_BYT
         return languages()
     if config.uri == "stdlib":
         return stdlib()
-    files, listing = _files(config.uri, config, labelled, None)
+    files, listing, left_out = _files(config.uri, config, labelled, None)
     given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
     for split, uri in given.items():
         if uri is not None:
-            more, listed = _files(uri, config, labelled, split)
+            more, listed, others = _files(uri, config, labelled, split)
+            left_out = {reason: [*left_out.get(reason, []), *others.get(reason, [])]
+                        for reason in {**left_out, **others}}
             kept = [place for place, file in enumerate(files) if file.split != split]
             files, listing = [files[i] for i in kept] + more, [listing[i] for i in kept] + listed
     order = sorted(range(len(files)), key=lambda place: SPLITS.index(files[place].split))
     files, listing = [files[i] for i in order], [listing[i] for i in order]
     return TextSource(tuple(part for file in files for part in _parts(file, most)), listing,
                       tuple(dict.fromkeys(file.split for file in files)),
-                      is_one_text=any(file.part for file in files))
+                      is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
+                      left_out=left_out)
 
 
 def _files(uri: str, config: TextDataConfig, labelled: bool,
-           split: SplitName | None) -> tuple[list[TextFile], Listing]:
-    """The files, with what the content of each is known by."""
+           split: SplitName | None) -> tuple[list[TextFile], Listing, Unread]:
+    """The files, with what the content of each is known by, and those that are left out."""
     listing = list_files(uri)
     files = [file for file in listing.files if file.path.lower().endswith(FORMATS)]
     tables = [file for file in files if file.path.lower().endswith(TABLES)]
@@ -59,14 +63,18 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
         raise DataError(f"data {uri!r} holds plain text, which has no labels: to classify give Parquet, CSV or JSON "
                         "Lines with a text and a label column, or pass --task generate")
     chosen = tables or files
-    groups: dict[SplitName, list[FileInfo]] = {split: list(chosen)} if split else by_split(chosen, by_name=True)
+    groups, others = (dict[SplitName, list[FileInfo]]({split: list(chosen)}), Unread()) if split else by_split(
+        uri, chosen, config.layout)
+    left_out = others | not_read(listing.files, files, "files of another format") | not_read(
+        files, chosen, "files of text beside tables")
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         found = _shares(listing.store, chosen[0])
-        return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found]
+        return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found], left_out
     named = [(TextFile(listing.store, file.path, file.size, of, columns, config.label_column if labelled else None),
               file.mtime) for of, members in groups.items() for file in members]
-    return [file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named]
+    return ([file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named],
+            left_out)
 
 
 def _shares(store: Store, file: FileInfo) -> list[TextFile]:

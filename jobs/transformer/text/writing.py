@@ -48,8 +48,8 @@ class Task:
 
     def _fill(self, piece: PieceRows, writers: Writers) -> JsonObject:
         rows = read_piece(self.rule, piece)
-        write_hashes(self.writing, piece.number, (text.encode() for text in rows.texts), rows.splits, rows.codes,
-                     rows.ids)
+        write_hashes(self.writing.store, self.writing.blocks, piece.number, (text.encode() for text in rows.texts),
+                     rows.splits, rows.codes, rows.ids)
         about: JsonObject = {
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
             "bytes": {split: sum(len(rows.texts[i].encode()) for i in rows.of(split)) for split in SPLITS}}

@@ -9,10 +9,12 @@ import pyarrow as pa
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
+from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.files import FORMATS, Listing, by_split, reading
+from jobs.common.data.files import FORMATS, Listing, reading
 from jobs.common.data.source import Fragment, ImageSpec
+from jobs.common.data.split_names import by_split
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -22,6 +24,7 @@ FRAGMENT_FILES = 512
 @dataclass(frozen=True)
 class FolderSource:
     files: Listing
+    layout: Layout = "auto"
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
@@ -29,7 +32,7 @@ class FolderSource:
 
     def fragments(self) -> dict[SplitName, list[Fragment]]:
         images = [file for file in self.files.files if file.path.lower().endswith(ENDINGS)]
-        splits = by_split(images, by_name=False)
+        splits = by_split(self.files.uri, images, self.layout, by_name=False)[0]
         depth = 1 if len(splits) > 1 else 0
         found: dict[SplitName, list[Fragment]] = {}
         for split, files in splits.items():

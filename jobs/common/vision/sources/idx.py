@@ -20,10 +20,12 @@ import numpy as np
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
+from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.files import Listing, reading, split_of
+from jobs.common.data.files import Listing, reading
 from jobs.common.data.source import Fragment, ImageSpec, Shape, different
+from jobs.common.data.split_names import by_split
 from jobs.common.vision.sources.pixels import as_pixels
 
 FRAGMENT_BYTES = 64 << 20
@@ -56,20 +58,17 @@ class IdxSource:
     files: Listing
     label_files: Listing
     """Where the labels may be: all files of the folder."""
+    layout: Layout = "auto"
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
         return sorted({*self.files.identity, *self.label_files.identity})
 
     def fragments(self) -> dict[SplitName, list[Fragment]]:
-        pairs = [(file, self._labels_of(file)) for file in self.files.files if IMAGES.fullmatch(file.path)]
-        named: dict[str, SplitName | None] = {file.path: split_of(file.path, by_name=True) for file, _ in pairs}
-        alone = "train" not in named.values()
-        found: dict[SplitName, list[Fragment]] = {}
-        for file, labels in pairs:
-            split = None if alone else named[file.path]
-            found.setdefault(split or "train", []).extend(_fragments_of(self.files.store, file, labels))
-        return found
+        images = [file for file in self.files.files if IMAGES.fullmatch(file.path)]
+        return {split: [fragment for file in files
+                        for fragment in _fragments_of(self.files.store, file, self._labels_of(file))]
+                for split, files in by_split(self.files.uri, images, self.layout)[0].items()}
 
     def _labels_of(self, file: FileInfo) -> str:
         match = IMAGES.fullmatch(file.path)

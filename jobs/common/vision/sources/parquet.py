@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.files import Listing, by_split, reading
+from jobs.common.data.files import Listing, reading
 from jobs.common.data.source import Fragment, ImageSpec, Shape
+from jobs.common.data.split_names import by_split
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec
 
@@ -40,6 +42,7 @@ class Columns:
 class ParquetSource:
     files: Listing
     columns: Columns
+    layout: Layout = "auto"
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
@@ -48,7 +51,7 @@ class ParquetSource:
     def fragments(self) -> dict[SplitName, list[Fragment]]:
         found: dict[SplitName, list[Fragment]] = {}
         with ThreadPoolExecutor(_THREADS) as pool:
-            for split, files in by_split(self.files.files, by_name=True).items():
+            for split, files in by_split(self.files.uri, self.files.files, self.layout)[0].items():
                 parts = pool.map(self._fragments_of, [file.path for file in files])
                 found[split] = [fragment for part in parts for fragment in part]
         return found

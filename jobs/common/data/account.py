@@ -1,0 +1,79 @@
+"""What was found in a source: files read, rows by split and class, what was left out and why, the same content again.
+
+It is said in a few lines when the data has been prepared, and kept in the set's details as `found`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from cluster.core.documents import JsonObject
+from jobs.common.data.dataset import Dataset, Split, SplitName
+from jobs.common.data.repeats import Repeats
+from jobs.common.data.split_names import Unread
+
+SHOWN = 5
+_MOST_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files or rows that are not used, for one reason."""
+
+    count: int
+    first: tuple[str, ...] = ()
+    """What to call the first five."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Of one source."""
+
+    files: int
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict[str, LeftOut])
+    """By reason, such as `files of another format`."""
+    repeats: Repeats | None = None
+    """None where nobody looked."""
+
+    @staticmethod
+    def of(files: int, unread: Iterable[Unread], rows: Mapping[str, int], repeats: Repeats | None) -> "Account":
+        """unread: of each source, the names of files that are not read, by reason. rows: how many are left out."""
+        names: Unread = {}
+        for source in unread:
+            for reason, more in source.items():
+                names.setdefault(reason, []).extend(more)
+        left_out = {reason: LeftOut(len(each), tuple(each[:SHOWN])) for reason, each in names.items()}
+        return Account(files, left_out | {reason: LeftOut(count) for reason, count in rows.items() if count}, repeats)
+
+    @property
+    def details(self) -> JsonObject:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def lines(self, splits: Mapping[SplitName, Split], class_names: Sequence[str]) -> list[str]:
+        """What to say of it."""
+        files = f" from {self.files:,} file{'s' * (self.files != 1)}" if self.files else ""
+        said = [f"rows: {', '.join(f'{name} {split.num_rows:,}' for name, split in splits.items())}{files}"]
+        if class_names:
+            said.append(_classes(splits, class_names))
+        for reason, left in self.left_out.items():
+            names = f" ({', '.join(left.first)}{' …' * (left.count > len(left.first))})" if left.first else ""
+            said.append(f"left out: {left.count:,} {reason}{names}")
+        return [*said, *(self.repeats.lines() if self.repeats else ())]
+
+
+def lines_of(dataset: Dataset) -> list[str]:
+    """What to say of a prepared set; of one that was made before anybody counted, its rows."""
+    found: JsonObject = dataset.details.get("found") or {"files": 0}
+    left_out = {reason: LeftOut(each["count"], tuple(each["first"]))
+                for reason, each in found.get("left_out", {}).items()}
+    repeats = Repeats(**found["repeats"]) if found.get("repeats") else None
+    return Account(found["files"], left_out, repeats).lines(dataset.splits, dataset.class_names)
+
+
+def _classes(splits: Mapping[SplitName, Split], names: Sequence[str]) -> str:
+    """The classes with their rows over all splits, the most first."""
+    counts = [sum(of) for of in zip(*(split.class_counts for split in splits.values()), strict=True)]
+    order = sorted(range(len(names)), key=lambda code: -counts[code])
+    shown = ", ".join(f"{names[code]} {counts[code]:,}" for code in order[:_MOST_CLASSES])
+    fewest = f" … {names[order[-1]]} {counts[order[-1]]:,}" if len(names) > _MOST_CLASSES else ""
+    return f"{len(names)} classes: {shown}{fewest}"
