@@ -223,7 +223,7 @@ def test_repeats_leaks_and_contradictions_are_counted_and_said(tmp_path: Path, m
         (tmp_path / f"{split}.jsonl").write_text("".join(
             json.dumps({"text": text, "label": label}) + "\n" for text, label in [*own, *more]))
     dataset = prepared(tmp_path / "storage", config_of(uri=str(tmp_path)))
-    found, said = dataset.details["found"]["repeats"], lines_of(dataset)
+    found, said = dataset.details["_found"]["repeats"], lines_of(dataset)
     assert found["duplicates"] == {"train": 4, "validation": 1, "test": 0}
     assert found["leaks"] == {"validation": 0, "test": 2}
     assert found["contradictions"] == 2

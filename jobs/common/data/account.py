@@ -1,6 +1,6 @@
 """What was found in a source: files read, rows by split and class, what was left out and why, the same content again.
 
-It is said in a few lines when the data has been prepared, and kept in the set's details as `found`.
+It is said in a few lines when the data has been prepared, and kept in the set's details.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,8 +46,13 @@ class Account:
 
     @property
     def details(self) -> JsonObject:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values for a set's details: `_found` for programs, and in words what a reader must know."""
+        known: JsonObject = {"_found": asdict(self)}
+        if self.left_out:
+            known["left_out"] = ", ".join(f"{left.count:,} {reason}" for reason, left in self.left_out.items())
+        if self.repeats and (said := self.repeats.lines()):
+            known["repeats"] = "; ".join(said)
+        return known
 
     def lines(self, splits: Mapping[SplitName, Split], class_names: Sequence[str]) -> list[str]:
         """What to say of it."""
@@ -63,7 +68,7 @@ class Account:
 
 def lines_of(dataset: Dataset) -> list[str]:
     """What to say of a prepared set; of one that was made before anybody counted, its rows."""
-    found: JsonObject = dataset.details.get("found") or {"files": 0}
+    found: JsonObject = dataset.details.get("_found") or {"files": 0}
     left_out = {reason: LeftOut(each["count"], tuple(each["first"]))
                 for reason, each in found.get("left_out", {}).items()}
     repeats = Repeats(**found["repeats"]) if found.get("repeats") else None

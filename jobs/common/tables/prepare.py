@@ -66,7 +66,7 @@ def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
         made, repeats = _build(Table(_parts(found), config), store, blocks, say)
         files = sum(size > 0 for each in found.values() for _, size, _ in each.listing)
         account = Account.of(files, [each.unread for each in found.values()], {}, repeats)
-        return replace(made, details=made.details | {"found": account.details})
+        return replace(made, details=made.details | account.details)
 
     return find_or_build(storage, key_of("table", listing, options), build)
 

@@ -112,7 +112,7 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
     fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
-    details["found"] = _account(source, found, task.writing, use_ray).details
+    details |= _account(source, found, task.writing, use_ray).details
     if found.class_names:
         _write_sample(sample, store, blocks)
     _tell(details, splits, config, tell)

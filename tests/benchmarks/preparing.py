@@ -1,0 +1,178 @@
+"""Preparing text to generate: JSON Lines to packed rows of tokens on disk, beside Ray Data and Hugging Face's datasets.
+
+All three have the same files, the same tokenizer and the same two cores, each in a process of its own, and leave rows
+of 1,024 tokens: ours in Parquet blocks with splits, counts and hashes, a bare pipeline of Ray Data in Parquet files,
+and `datasets.map(batched=True, num_proc=2)`, twice (tokenise, group), in its own Arrow cache.
+"""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from cluster.connect import connect, disconnect
+from cluster.core.storage import Store
+from jobs.common.config import from_dict
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.prepare import prepare
+from jobs.transformer.text.tokenizer import train
+from tests.benchmarks.results import Figure, Outcome
+from tests.runs import ROOT
+
+TITLE = "tokenising and packing JSON Lines on two cores"
+LENGTH = 1024
+OURS, RAY_DATA, DATASETS = "Trainyard", "bare Ray Data", "datasets.map(num_proc=2)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    megabytes: int = 160
+    large_megabytes: int = 640
+    """A second size: what the driver's memory does not grow with."""
+    files: int = 8
+    rounds: int = 3
+
+
+QUICK = Settings(megabytes=10, large_megabytes=20, files=2, rounds=1)
+NOTES = (
+    "The text is random cuts of 20 to 1,000 words out of the Python standard library; the tokenizer is a byte-level "
+    "BPE of 8,192 that was trained before. Seconds are from the call to the last row on disk, without starting Ray.",
+    "The driver's memory is what its resident set grew by since the call, sampled ten times a second, under Ray.",
+)
+
+
+def measure(settings: Settings, workspace: Path) -> Outcome:
+    corpus, large, model = workspace / "corpus", workspace / "large", workspace / "model"
+    write_corpus(corpus, settings.megabytes, settings.files)
+    write_corpus(large, settings.large_megabytes, settings.files)
+    write_model(model)
+    seconds: dict[str, list[float]] = {}
+    for round_ in range(settings.rounds):
+        for who in (OURS, RAY_DATA, DATASETS):
+            seconds.setdefault(who, []).append(done(who, corpus, model, workspace / f"{round_}")["seconds"])
+    rates = {who: settings.megabytes / statistics.median(took) for who, took in seconds.items()}
+    driver = [done(OURS, uri, model, workspace / "driver")["grown"] for uri in (corpus, large)]
+    figures = (
+        *(Figure(name=who, value=rate, unit="MB/s") for who, rate in rates.items()),
+        Figure(name="faster than the best of them", value=rates[OURS] / max(rates[RAY_DATA], rates[DATASETS]),
+               at_least=1.0, aim_at_least=2.0),
+        Figure(name=f"the driver's memory, {settings.megabytes} MB", value=driver[0] / 1e6, unit="MB"),
+        Figure(name=f"the driver's memory, {settings.large_megabytes} MB", value=driver[1] / 1e6, unit="MB"),
+        Figure(name="grown by", value=(driver[1] - driver[0]) / 1e6, unit="MB", at_most=100.0),
+    )
+    return Outcome(figures=figures, samples={"seconds": seconds, "driver": driver}, notes=NOTES)
+
+
+def write_corpus(folder: Path, megabytes: int, files: int) -> None:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts = [path.read_text(errors="ignore") for path in sorted(root.glob("*.py"))]
+    words, draw = " ".join(texts).split(), random.Random(0)
+    folder.mkdir(parents=True)
+    for number in range(files):
+        written = 0
+        with (folder / f"part-{number}.jsonl").open("w") as file:
+            while written < megabytes * 1e6 / files:
+                start = draw.randrange(len(words) - 1000)
+                text = " ".join(words[start : start + draw.randrange(20, 1000)])
+                written += file.write(json.dumps({"text": text}) + "\n")
+
+
+def write_model(folder: Path) -> None:
+    """A folder with a tokenizer, as of a pretrained model."""
+    config = from_dict(TransformerConfig, {"task": "generate", "data": {"uri": "stdlib", "vocab_size": 8192}})
+    root = Path(sysconfig.get_paths()["stdlib"])
+    train(config, (path.read_text(errors="ignore") for path in sorted(root.glob("*.py")))).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 8192}))
+
+
+def done(who: str, corpus: Path, model: Path, folder: Path) -> dict[str, float]:
+    """seconds; grown: the most bytes of memory that the driver had more than before."""
+    out = subprocess.run([sys.executable, "-m", __name__, who, str(corpus), str(model), str(folder / who[:4])],
+                         cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(next(line for line in reversed(out.stdout.splitlines()) if line.startswith("{")))
+
+
+# ── in a process of its own ──
+def ours(corpus: str, model: str, out: str) -> None:
+    config = from_dict(TransformerConfig, {"task": "generate", "data": {"uri": corpus, "max_length": LENGTH},
+                                           "model": {"name": model}})
+    prepare(config, Store.open(out), use_ray=True)
+
+
+class Packed:
+    """What a user writes for `map_batches`: a batch of texts becomes packed rows; the rest of a batch is dropped."""
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        ids = self.tokenizer(list(batch["text"]), add_special_tokens=False)["input_ids"]
+        stream = np.concatenate([np.array([*each, self.tokenizer.eos_token_id], np.int32) for each in ids])
+        return {"tokens": stream[: len(stream) // LENGTH * LENGTH].reshape(-1, LENGTH)}
+
+
+def ray_data(corpus: str, model: str, out: str) -> None:
+    import ray.data
+
+    rows = ray.data.read_json(corpus, file_extensions=["jsonl"])
+    rows.map_batches(Packed, fn_constructor_args=(model,), batch_size=1000, concurrency=2).write_parquet(out)
+
+
+def hugging_face(corpus: str, model: str, out: str) -> None:
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def tokenise(batch: dict[str, Any]) -> dict[str, Any]:
+        ids = tokenizer(batch["text"], add_special_tokens=False)["input_ids"]
+        return {"ids": [[*each, tokenizer.eos_token_id] for each in ids]}
+
+    def group(batch: dict[str, Any]) -> dict[str, Any]:
+        stream = [token for each in batch["ids"] for token in each]
+        return {"tokens": [stream[i : i + LENGTH] for i in range(0, len(stream) // LENGTH * LENGTH, LENGTH)]}
+
+    rows = load_dataset("json", data_files=sorted(map(str, Path(corpus).glob("*.jsonl"))), split="train", cache_dir=out)
+    tokens = rows.map(tokenise, batched=True, num_proc=2, remove_columns=["text"])
+    tokens.map(group, batched=True, num_proc=2, remove_columns=["ids"])
+
+
+def main(who: str, corpus: str, model: str, out: str) -> None:
+    work: Callable[[str, str, str], None] = {OURS: ours, RAY_DATA: ray_data, DATASETS: hugging_face}[who]
+    if who != DATASETS:
+        connect("local", num_cpus=2)
+    process, over = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.1):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    work(corpus, model, out)
+    took = time.perf_counter() - began
+    over.set()
+    watcher.join()
+    if who != DATASETS:
+        disconnect()
+    print(json.dumps({"seconds": took, "grown": most - before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
