@@ -34,15 +34,16 @@ class Listing:
         return [(self.store.location(file.path), file.size, file.mtime) for file in self.files]
 
 
-def list_files(uri: str, formats: str = FORMATS) -> Listing:
+def list_files(uri: str, formats: str = FORMATS, hidden: tuple[str, ...] = (".", "_")) -> Listing:
     """formats: what may be there, for the message. Raises: DataError if there is nothing at the URI.
-    Files and folders that begin with `.` or `_` are passed over."""
+    Files and folders that begin with one of `hidden` are passed over."""
     with reading(uri):
         folder, _, name = uri.rstrip("/").rpartition("/")
         parent = _store(folder or ("/" if uri.startswith("/") else "."))
         if name and parent.exists(name):
             return Listing(uri, parent, (next(f for f in parent.files(recursive=False) if f.path == name),))
-        found = _matching(uri) if re.search(r"[*?\[]", uri) else Listing(uri, _store(uri), _visible(_store(uri)))
+        found = (_matching(uri, hidden) if re.search(r"[*?\[]", uri)
+                 else Listing(uri, _store(uri), _visible(_store(uri), hidden)))
     if not found.files and found.store.is_local and not found.store.local_path().exists():
         raise DataError(f"data {uri!r}: there is no such file or folder ({found.store.location()}): check the path; "
                         "every node must see it")
@@ -92,12 +93,12 @@ def _store(uri: str) -> Store:
     return Store.open(Store.open(uri).location())
 
 
-def _matching(pattern: str) -> Listing:
+def _matching(pattern: str, hidden: tuple[str, ...]) -> Listing:
     """`*` matches within one folder, as a shell's does."""
     fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
     store = _store(fixed or ("/" if pattern.startswith("/") else "."))
     parts = pattern[len(fixed):].lstrip("/").split("/")
-    files = tuple(file for file in _visible(store) if _matches(file.path.split("/"), parts))
+    files = tuple(file for file in _visible(store, hidden) if _matches(file.path.split("/"), parts))
     if not files:
         raise DataError(f"data {pattern!r}: no file in {store.location()} matches: check the pattern")
     return Listing(pattern, store, files)
@@ -107,5 +108,5 @@ def _matches(path: Sequence[str], parts: Sequence[str]) -> bool:
     return len(path) == len(parts) and all(map(fnmatch.fnmatchcase, path, parts))
 
 
-def _visible(store: Store) -> tuple[FileInfo, ...]:
-    return tuple(f for f in store.files() if not any(part.startswith((".", "_")) for part in f.path.split("/")))
+def _visible(store: Store, hidden: tuple[str, ...]) -> tuple[FileInfo, ...]:
+    return tuple(f for f in store.files() if not any(part.startswith(hidden) for part in f.path.split("/")))

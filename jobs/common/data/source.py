@@ -27,6 +27,8 @@ class ImageSpec:
     shape: Shape
     """Height, width, channels."""
     dtype: Literal["uint8", "float32"]
+    encoded: bool = False
+    """Whether they come as picture files, and not as numbers."""
 
     @property
     def row_bytes(self) -> int:
@@ -67,6 +69,11 @@ class Fragment(Protocol):
 
 class Source(Protocol):
     """One URI of data."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it may hold picture files, so that their rule decides the content too."""
+        ...
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:

@@ -6,18 +6,24 @@
 Each may also lie on s3:// or gs://. Files or sub-folders named train, validation and test are taken as these splits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.core.errors import DataError
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.files import FORMATS, Listing, list_files
+from jobs.common.data.prepared import Say
 from jobs.common.data.source import Source
 from jobs.common.vision.config import ImageDataConfig
+from jobs.common.vision.picture import ENDINGS
 from jobs.common.vision.sources.digits import DigitsSource
-from jobs.common.vision.sources.folder import ENDINGS, FolderSource
+from jobs.common.vision.sources.folder import LITTER, FolderSource, is_picture
 from jobs.common.vision.sources.idx import IMAGES, IdxSource
 from jobs.common.vision.sources.parquet import Columns, ParquetSource
+
+_TRIED = 20
+"""Files without an ending that are looked into, to tell what a folder is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +54,36 @@ def image_shape(text: str | None) -> tuple[int, int, int] | None:
     return height, width, channels[0] if channels else 1
 
 
-def find_source(uri: str, config: ImageDataConfig) -> Source:
-    """The source at a URI, its format found from the names of its files. Raises: DataError."""
+def find_source(uri: str, config: ImageDataConfig, say: Say | None = None) -> Source:
+    """The source at a URI, its format found from its files. say: hears what is left out. Raises: DataError."""
     if uri == "digits":
         return DigitsSource()
-    files = list_files(uri)
-    names = [file.path.lower() for file in files.files]
+    every = list_files(uri, hidden=(".",))
+    files = _without(every, lambda path: any(part.startswith("_") for part in path.split("/")))
     parquet = tuple(file for file in files.files if file.path.lower().endswith((".parquet", ".pq")))
     if parquet:
-        columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape))
+        columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape), config.picture)
         return ParquetSource(replace(files, files=parquet), columns)
-    if any(IMAGES.fullmatch(name) for name in names):
+    if any(IMAGES.fullmatch(file.path.lower()) for file in files.files):
         return IdxSource(files, _beside(files))
-    if any(name.endswith(ENDINGS) for name in names):
-        return FolderSource(files)
-    raise DataError(f"data {uri!r}: cannot tell what it is from its {len(names)} files ({names[0]} …): give {FORMATS}")
+    data = _without(every, lambda path: path.rpartition("/")[2].lower() in LITTER)
+    if _has_pictures(data):
+        return FolderSource(data, config.picture, say)
+    raise DataError(f"data {uri!r}: cannot tell what it is from its {len(every.files)} files ({every.files[0].path} "
+                    f"…): give {FORMATS}")
+
+
+def _without(files: Listing, left_out: Callable[[str], bool]) -> Listing:
+    """left_out: whether a path is. A file that was named alone stays."""
+    kept = tuple(file for file in files.files if not left_out(file.path))
+    return replace(files, files=kept) if len(files.files) > 1 else files
+
+
+def _has_pictures(files: Listing) -> bool:
+    """Files without an ending are looked into last, and only some."""
+    bare = [file.path for file in files.files if "." not in file.path.rpartition("/")[2]]
+    return (any(file.path.lower().endswith(ENDINGS) for file in files.files)
+            or any(is_picture(files.store, path) for path in bare[:_TRIED]))
 
 
 def _beside(files: Listing) -> Listing:

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Split, Sp
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
 from jobs.common.data.source import Fragment, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels
+from jobs.common.vision import picture
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import find_source
+from jobs.common.vision.picture_rule import PictureRule
 
 FORMAT_VERSION = 2
 RAY_BYTES = 16 << 20
@@ -54,16 +56,16 @@ def prepare(config: ImageDataConfig, storage: Store, *, use_ray: bool, say: Say 
     say: hears what is going on, a line at a time.
     Raises: DataError; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
     """
-    sources = _sources(config)
+    sources = _sources(config, say)
 
     def build(store: Store, blocks: str) -> Dataset:
-        return _build(_plan(sources, config, say), store, blocks, use_ray, say)
+        return _build(_plan(sources, config, say), store, blocks, use_ray, config.picture, say)
 
     return find_or_build(storage, _key(sources, config), build)
 
 
-def _sources(config: ImageDataConfig) -> dict[SplitName, Source]:
-    return {split: find_source(uri, config) for split, uri in _uris(config).items() if uri is not None}
+def _sources(config: ImageDataConfig, say: Say | None) -> dict[SplitName, Source]:
+    return {split: find_source(uri, config, say) for split, uri in _uris(config).items() if uri is not None}
 
 
 def _uris(config: ImageDataConfig) -> Uris:
@@ -74,7 +76,8 @@ def _key(sources: dict[SplitName, Source], config: ImageDataConfig) -> str:
     """Everything that decides the content, short of reading it."""
     listing = {split: source.listing for split, source in sources.items()}
     options = [config.label_column, config.image_column, config.image_shape, config.split_seed, FORMAT_VERSION]
-    return key_of(listing, options)
+    rule = [picture.VERSION, asdict(config.picture)] if any(source.pictures for source in sources.values()) else []
+    return key_of(listing, [*options, *rule])
 
 
 def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | None) -> Plan:
@@ -90,10 +93,15 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
                             "there must be one for each")
     codes, names = encode_labels(fragments, labels, config.label_column)
     splits = assign(codes, names, [split for split, _ in parts], rows, config.split_seed)
+    spec = fragments[0].spec()
+    if not spec.encoded and (config.resize or config.channels):
+        asked = "resize" if config.resize else "channels"
+        raise DataError(f"--data.{asked} is for picture files (PNG, JPEG, …), and the images of {config.uri} are "
+                        f"numbers ({spec}): leave it out, and store them as they are to be")
     if say:
         say(f"preparing {len(codes):,} rows of {config.uri}")
     source_bytes = sum(size for source in sources.values() for _, size, _ in source.listing)
-    return Plan(fragments, codes, splits, names, fragments[0].spec(), source_bytes)
+    return Plan(fragments, codes, splits, names, spec, source_bytes)
 
 
 def _labels(fragment: Fragment) -> ArrowArray:
@@ -114,7 +122,8 @@ def _parts(sources: dict[SplitName, Source], uris: Uris) -> list[tuple[SplitName
     return [(split, fragment) for split in SPLITS for fragment in found.get(split, ()) if fragment.num_rows]
 
 
-def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
+def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, rule: PictureRule,
+           say: Say | None) -> Dataset:
     """Pass 2."""
     columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
     with split_writers(store, blocks, columns, len(plan.class_names), _moments) as writers:
@@ -122,7 +131,7 @@ def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, say: Say | None
         splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
     moments = functools.reduce(Moments.merged, writers["train"].measured)
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [float(m) for m in moments.mean],
-               "std": list(moments.std)}
+               "std": list(moments.std), **({"picture": asdict(rule)} if plan.spec.encoded else {})}
     about = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
     return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits,
                    columns=columns,

@@ -19,6 +19,8 @@ from jobs.common.data.source import Fragment, ImageSpec
 class DigitsSource:
     """Always the same rows, so there is nothing to list."""
 
+    pictures = False
+
     @property
     def listing(self) -> list[tuple[str, int, float]]:
         return [("digits", 1797, 0.0)]

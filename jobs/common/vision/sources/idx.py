@@ -56,6 +56,7 @@ class IdxSource:
     files: Listing
     label_files: Listing
     """Where the labels may be: all files of the folder."""
+    pictures = False
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
@@ -18,6 +18,7 @@ from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, by_split, reading
 from jobs.common.data.source import Fragment, ImageSpec, Shape
+from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec
 
@@ -29,17 +30,19 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what."""
+    """Which columns hold what, and how picture files in them are decoded."""
 
     image: str
     label: str
     shape: Shape | None = None
+    rule: PictureRule = field(default_factory=PictureRule)
 
 
 @dataclass(frozen=True)
 class ParquetSource:
     files: Listing
     columns: Columns
+    pictures = True
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
@@ -96,14 +99,15 @@ class ParquetFragment:
     def spec(self) -> ImageSpec:
         with _opened(self.store, self.path) as file:
             column = next(self._images(file, 1))
-            return first_spec(column, self.columns.shape, self.describe)
+            return first_spec(column, self.columns.shape, self.columns.rule, self.describe)
 
     def decode(self, spec: ImageSpec) -> Iterator[Array]:
         row = 0
         with _opened(self.store, self.path) as file:
             for column in self._images(file, spec.batch_rows):
                 first = row
-                yield decode_column(column, spec, self.columns.shape, lambda i, first=first: self.describe(first + i))
+                yield decode_column(column, spec, self.columns.shape, self.columns.rule,
+                                    lambda i, first=first: self.describe(first + i))
                 row += len(column)
 
     def _images(self, file: pq.ParquetFile, batch_rows: int) -> Iterator[ArrowArray]:
