@@ -1,7 +1,6 @@
 """What image jobs have in common around their network: its input, its artifact's description,
 and the report's own pages."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -62,15 +61,14 @@ def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about
     """The artifact's manifest. about: what the model is, a sentence. preprocessing: beside the normalisation."""
     dataset, images = trained.dataset, ImageFacts.of(trained.dataset)
     mean, std = normalisation(images, trained.config.model.normalise)
-    rule = dataclasses.asdict(trained.config.data.picture)
     return Description(
         job=trained.job, task="image-classification",
         inputs=(TensorSpec(name="image", datatype={"uint8": "UINT8", "float32": "FP32"}[images.dtype],
                            shape=(-1, *images.shape)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
         labels=dataset.class_names,
-        preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape), "picture": rule,
-                       **preprocessing},
+        preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape),
+                       "picture": trained.config.data.picture.to_dict(), **preprocessing},
         metrics=verdict.metrics, config=to_dict(trained.config), data=dataset.describe(), about=about, limits=LIMITS,
         how_to_load=how_to_load,
     )

@@ -48,7 +48,6 @@ texts and profiles, of which each kilobyte becomes a megabyte, and a JPEG's scan
 of which a few bytes go over the whole picture again."""
 _PIECE = 4096
 """Bytes of a file that are unpacked in one go, in which Python's lock is held."""
-_TOO_LARGE = f"more than the {MOST_PIXELS:,} that are read: make it smaller"
 
 
 class PictureError(ValueError):
@@ -68,7 +67,8 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> "ImageFile":
     with _readable(*formats):
         image = _pillow().open(io.BytesIO(data), formats=formats)
     if image.width * image.height > MOST_PIXELS:
-        raise PictureError(f"has {image.width:,} × {image.height:,} pixels, {_TOO_LARGE}")
+        raise PictureError(f"has {image.width:,} × {image.height:,} pixels, more than the {MOST_PIXELS:,} that are "
+                           "read: make it smaller")
     image.decodermaxblock = _PIECE
     return image
 
@@ -76,6 +76,7 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> "ImageFile":
 def picture_pixels(image: "ImageFile", rule: PictureRule) -> npt.NDArray[np.uint8]:
     """(H, W, C) of an opened picture, which is closed then. Raises: PictureError."""
     with _readable(str(image.format)), image:
+        image.load()  # turns a TIFF file by itself
         flat = _flat(image, MODES[rule.channels] if rule.channels else _own_mode(image), rule.background)
         picture = _fitted(_upright(flat, image), rule)
         return np.asarray(picture).reshape(picture.height, picture.width, len(picture.getbands()))
@@ -100,7 +101,7 @@ def _readable(*formats: str) -> Generator[None]:
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(f"has {_TOO_LARGE}") from None
+        raise PictureError(f"has more than the {MOST_PIXELS:,} pixels that are read: make it smaller") from None
     except Exception as error:  # decoders let through what they meet: struct.error, NotImplementedError, …
         why = "unknown or broken" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         *most, last = formats
@@ -127,7 +128,7 @@ def _flat(image: "ImageFile", mode: str, background: Background) -> "Image":
             paper = Image.new(picture.mode[:-1], picture.size, background)
             paper.paste(picture, mask=picture)
             picture = paper
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _eight_bits(image: "ImageFile") -> "Image":

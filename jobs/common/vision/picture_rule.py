@@ -1,7 +1,9 @@
 """The rule by which pictures become pixels. Imports nothing heavy: the config makes it, and an artifact keeps it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
+
+from cluster.core.documents import JsonObject
 
 MOST_PIXELS = 25_000_000
 """Of a picture, and of all pictures of a request together, by what they say of themselves: more are refused before any
@@ -23,3 +25,7 @@ class PictureRule:
     """1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); None: as the picture has."""
     background: Background = "black"
     """What shows through where it is transparent, and what `pad` adds."""
+
+    def to_dict(self) -> JsonObject:
+        """Plain JSON values."""
+        return {**asdict(self), "size": None if self.size is None else list(self.size)}

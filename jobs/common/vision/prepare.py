@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ def _key(sources: dict[SplitName, Source], config: ImageDataConfig) -> str:
     """Everything that decides the content, short of reading it."""
     listing = {split: source.listing for split, source in sources.items()}
     options = [config.label_column, config.image_column, config.image_shape, config.split_seed, FORMAT_VERSION]
-    rule = [picture.VERSION, asdict(config.picture)] if any(source.pictures for source in sources.values()) else []
+    rule = [picture.VERSION, config.picture.to_dict()] if any(source.pictures for source in sources.values()) else []
     return key_of(listing, [*options, *rule])
 
 
@@ -131,7 +131,7 @@ def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, rule: PictureRu
         splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
     moments = functools.reduce(Moments.merged, writers["train"].measured)
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [float(m) for m in moments.mean],
-               "std": list(moments.std), **({"picture": asdict(rule)} if plan.spec.encoded else {})}
+               "std": list(moments.std), **({"picture": rule.to_dict()} if plan.spec.encoded else {})}
     about = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
     return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits,
                    columns=columns,
