@@ -84,10 +84,10 @@ def picture_pixels(image: "ImageFile", rule: PictureRule) -> npt.NDArray[np.uint
 
 @functools.cache
 def _pillow() -> Any:
-    """Its module `Image`. What it would warn of, a size that is only half of what it refuses, is refused here."""
+    """Its module `Image`. It would warn of sizes that are refused here, and of EXIF that is cut short."""
     from PIL import Image
 
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module="PIL")
     return Image
 
 
