@@ -43,7 +43,8 @@ def image_model(folder: Path) -> Replica:
     torch.manual_seed(0)
     weights = {name: tensor.numpy()
                for name, tensor in Mlp((28, 28, 1), 2, (8,), 0.0, (0.0,), (255.0,)).state_dict().items()}
-    about = description("mlp", spec, preprocessing={"mean": [0.0], "std": [255.0], "shape": [28, 28, 1]},
+    about = description("mlp", spec, preprocessing={"mean": [0.0], "std": [255.0], "shape": [28, 28, 1],
+                                                    "picture": {"fit": "pad"}},
                         config={"model": {"hidden": [8], "dropout": 0.0}})
     rows = np.zeros((2, 28, 28, 1), np.uint8)
 
@@ -105,6 +106,10 @@ def test_a_file_that_is_no_picture_fails_its_own_request_alone(images: Replica, 
 def test_a_picture_of_any_kind_is_taken(images: Replica, picture: bytes) -> None:
     (found,) = asyncio.run(images.infer([{"image": np.array([picture], object)}]))
     assert not isinstance(found, Exception)
+
+
+def test_a_page_learns_how_files_become_the_models_images(images: Replica) -> None:
+    assert images.about()["picture"] == {"picture_fit": "pad"}
 
 
 def test_files_of_as_many_pixels_as_may_be_are_taken_together(images: Replica) -> None:
