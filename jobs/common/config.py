@@ -21,6 +21,7 @@ from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, 
 from jobs.common.provenance import without_secrets
 
 Layout = Literal["auto", "splits", "one"]
+ClassFolder = Literal["auto", "outer", "inner"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 """What is in a storage beside the runs: prepared data, and the registry.
 (Others begin with `.`, as no run's name does.)"""
@@ -265,9 +266,11 @@ def _refuse_secrets(values: Overrides) -> None:
 
 
 def differences(old: Overrides, new: Overrides) -> list[str]:
-    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
+    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`. A field that is not in the
+    older record had no choice: None and `auto` are what was done then."""
     before, after = flatten(old), flatten(new)
     keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
+    before |= {k: "auto" for k in keys if k not in before and after[k] == "auto"}
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
             if _plain_value(before.get(k)) != _plain_value(after.get(k))]
 

@@ -125,7 +125,14 @@ def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
     return {"job": about.job, "task": about.task, "inputs": about.inputs, "outputs": about.outputs,
             "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
+            "picture": _picture(about.preprocessing.get("picture")),
             "explanation": specs(about.inputs) if explains(artifact, jobs) else ()}
+
+
+def _picture(rule: object) -> dict[str, str]:
+    """Of the rule by which a model of images reads picture files, what a page draws them by."""
+    known = cast(JsonObject, rule) if isinstance(rule, dict) else {}
+    return {f"picture_{name}": str(known[name]) for name in ("fit", "background") if name in known}
 
 
 def answers(predictor: Predictor, requests: Sequence[Tensors],

@@ -200,7 +200,8 @@ class Table:
                 "inputs": protocol.tensor_metadata(about["inputs"]),
                 "outputs": protocol.tensor_metadata(about["outputs"]),
                 "properties": {"task": about["task"], "artifact_digest": route.settings.digest,
-                               **({"variant": about["variant"]} if about.get("variant") else {})}}
+                               **({"variant": about["variant"]} if about.get("variant") else {}),
+                               **about.get("picture", {})}}
 
     async def described(self, name: str) -> JsonObject:
         """What a page shows of a model: the protocol's metadata, its labels, and an example."""

@@ -30,6 +30,7 @@ from jobs.common.training.job import Job
 from jobs.mlp.job import JOB
 from tests import runs
 from tests.s3 import BUCKET, s3_server
+from tests.unit.test_picture import claiming
 
 ROWS = 60
 IMAGES = np.random.default_rng(0).integers(0, 255, (ROWS, 4, 4)).astype(np.uint8)
@@ -105,6 +106,9 @@ DATA = {
     "label column missing": Case(("'digit'", "has image, label", "--data.label-column NAME"),
                                  flags=("--data.label-column", "digit")),
     "corrupt Parquet": Case(("rows.parquet", "cannot be read"), cut_short),
+    "large picture": Case(  # half of what Pillow itself refuses: it would only warn
+        ("07.png", "25,000,000", "make it smaller"),
+        lambda p: (mixed_pictures(p), (p / "kind-1/07.png").write_bytes(claiming(12_000, 12_000)))),
     "corrupt gzip": Case(("train-images-idx3-ubyte.gz", "cannot be"), corrupt_gzip),
 }
 FLAGS = {
@@ -220,7 +224,7 @@ def mixed_pictures(folder: Path) -> None:
 @pytest.mark.parametrize(("make", "flags", "says"), [
     (parquet, (), ("--model.depth 3", "8×8", "these are 4×4", "smaller --model.depth")),
     (parquet, ("--model.depth", "1", "--model.padding", "valid"), ("--model.depth 1", "6×6", "these are 4×4")),
-    (mixed_pictures, (), ("07.png", "9x9x3", "the first image is 9x9x1")),
+    (mixed_pictures, (), ("07.png", "9x9x3", "the first image is 9x9x1", "--data.channels gray|rgb|rgba")),
     (parquet, ("--model.depth", "1", "--model.build", "no_package.at_all:build"),
      ("no_package.at_all:build", "MODULE:FUNCTION")),
 ], ids=["too small", "too small for valid padding", "channels differ", "no such network"])
@@ -256,7 +260,7 @@ def command_line(*flags: str, preexec: Callable[[], None] | None = None) -> "sub
                           timeout=60, check=False, preexec_fn=preexec)
 
 
-@pytest.mark.parametrize("name", ["missing path", "NaN pixel", "corrupt gzip"])
+@pytest.mark.parametrize("name", ["missing path", "NaN pixel", "corrupt gzip", "large picture"])
 def test_a_shell_sees_exit_code_2_and_one_line(name: str, tmp_path: Path) -> None:
     case = DATA[name]
     case.make(tmp_path / "in")

@@ -1,5 +1,6 @@
 """Preparing under Ray Data is the same, byte for byte, as preparing in this process; its errors and its quiet, too."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,14 @@ import pytest
 from cluster.connect import connect, disconnect
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common.config import from_dict
+from jobs.common.data import pieces
+from jobs.common.vision import prepare as image_prepare
 from jobs.common.vision.config import ImageDataConfig
-from jobs.common.vision.prepare import RAY_BYTES, prepare
+from jobs.common.vision.prepare import prepare
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text import prepare as text_prepare
+from jobs.transformer.text import survey
 
 # Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.
 pytestmark = pytest.mark.filterwarnings("ignore:`\\w+` is deprecated:DeprecationWarning")
@@ -37,10 +44,39 @@ def _write(folder: Path, images: np.ndarray) -> None:
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=2000)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 4 MB, and tasks for any size."""
+    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (4 << 20,))
+    for module in (image_prepare, text_prepare, survey):
+        monkeypatch.setattr(module, "RAY_BYTES", 0)
+
+
+@pytest.mark.usefixtures("ray_cluster", "small_pieces")
+@pytest.mark.parametrize("task", ["classify", "generate"])
+def test_text_is_the_same_whoever_prepares_it(tmp_path: Path, task: str, capfd: pytest.CaptureFixture[str],
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (4000,))
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        rows = [{"text": f"{number} {'word ' * (i % 30)}{i}", "label": "ab"[i % 2]} for i in range(60)]
+        (tmp_path / "in" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = from_dict(TransformerConfig, {"task": task, "data": {
+        "uri": str(tmp_path / "in"), "max_length": 16, "vocab_size": 300, "tokenizer": "auto"}})
+    capfd.readouterr()
+    ray, here = (text_prepare.prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray")
+                 for name in ("ray", "here"))
+    assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
+    assert len(ray.splits["train"].pieces) == 5
+    (tmp_path / "in/3.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"3\.jsonl, line 1 is no JSON object"):
+        text_prepare.prepare(config, Store.open(str(tmp_path / "ray")), use_ray=True)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("ray_cluster", "small_pieces")
 def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _write(tmp_path / "in", IMAGES)
-    assert sum(path.stat().st_size for path in (tmp_path / "in").iterdir()) > RAY_BYTES
     config = ImageDataConfig(uri=str(tmp_path / "in"))
     capfd.readouterr()
     ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
@@ -50,7 +86,7 @@ def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd:
     blocks = [{path.relative_to(tmp_path / name / "data" / key / dataset.blocks): path.read_bytes()
                for path in (tmp_path / name).rglob("*.parquet")} for name, dataset in (("ray", ray), ("here", here))]
     assert blocks[0] == blocks[1]
-    assert len(blocks[0]) == 6
+    assert len(blocks[0]) == 5 * 4, "of each piece a block of each split, and the hashes of the rows"
 
     damaged = IMAGES.astype(np.int32)
     damaged[3, 700, 3] = 999

@@ -32,10 +32,14 @@ def _table(path: Path, images: Any = None, labels: Any = None, **options: int) -
     pq.write_table(pa.table({"image": images, "label": LABELS if labels is None else labels}), path, **options)
 
 
-def _png(shape: tuple[int, ...] = (3, 3), dtype: Any = np.uint8) -> bytes:
+def _encoded(pixels: np.ndarray, form: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.zeros(shape, dtype)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, form)
     return file.getvalue()
+
+
+def _png(shape: tuple[int, ...] = (3, 3)) -> bytes:
+    return _encoded(np.zeros(shape, np.uint8), "PNG")
 
 
 def _picture(path: Path, data: bytes | None = None) -> None:
@@ -159,14 +163,14 @@ CASES: dict[str, Case] = {
     "EPS, which Ghostscript would run": (
         lambda p: (_pictures(p),
                    _picture(p / "1/9.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 5\n%%EndComments\n")),
-        r"/in/1/9\.png cannot be decoded as an image \(cannot identify image file"),
+        r"/in/1/9\.png cannot be decoded as an image \(unknown or broken\): give"),
     "empty file": (lambda p: (_pictures(p), _picture(p / "1/9.png", b"")), r"/in/1/9\.png cannot be decoded"),
     "file of another size": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png((3, 4)))),
-                             r"1/9\.png is 3x4x1, .* is 3x3x1"),
+                             r"1/9\.png is 3x4x1, .* is 3x3x1.*: pass --data\.resize 224, and each"),
     "file of another kind": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png((3, 3, 3)))),
-                             r"1/9\.png is 3x3x3, .* 3x3x1"),
-    "16 bits": (lambda p: (_pictures(p), _picture(p / "1/9.png", _png((3, 3), np.uint16))),
-                r"1/9\.png has pixels of more than 8"),
+                             r"1/9\.png is 3x3x3, .* 3x3x1.*: pass --data\.channels gray\|rgb\|rgba, and each"),
+    "32 bits": (lambda p: (_pictures(p), _picture(p / "1/9.png", _encoded(np.zeros((3, 3), np.int32), "TIFF"))),
+                r"1/9\.png has pixels of 32 bits \(mode I\): save it with 8 or 16"),
     "image without a class": (lambda p: (_pictures(p), _picture(p / "z.png")), r"/in/z\.png is in no sub-folder"),
     "class without images": (lambda p: (_pictures(p), (p / "empty").mkdir()), r"folder .*/in/empty holds no image"),
     "idx without labels": (lambda p: (_idx(p), (p / "train-labels-idx1-ubyte").unlink()),

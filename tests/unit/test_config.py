@@ -77,6 +77,13 @@ def test_differences_leave_out_what_does_not_decide_the_result() -> None:
                                                                                                          "-> 1"]
 
 
+def test_a_choice_that_an_older_record_did_not_have_was_left_alone() -> None:
+    assert configs.differences({"data": {}}, {"data": {"layout": "auto", "resize": None}}) == []
+    assert configs.differences({"data": {}}, {"data": {"layout": "one"}}) == ["data.layout: None -> one"]
+    one, auto = {"data": {"layout": "one"}}, {"data": {"layout": "auto"}}
+    assert configs.differences(one, auto) == ["data.layout: one -> auto"]
+
+
 def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("--help")

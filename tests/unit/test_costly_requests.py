@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Probe, write_artifact
@@ -102,6 +103,12 @@ def with_scans(count: int) -> bytes:
     return data[:last] + data[last:-2] * count + b"\xff\xd9"
 
 
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    return exif.tobytes()
+
+
 def of_files(*files: bytes) -> dict[str, Any]:
     return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)],
                         "parameters": {"content_type": "base64"},
@@ -129,6 +136,8 @@ COSTLY: dict[str, tuple[str, Callable[[], Any], int, str]] = {
     "a PNG": (IMAGES, lambda: of_files(picture("PNG")), 200, ""),
     "a JPEG": (IMAGES, lambda: of_files(picture("JPEG", progressive=True)), 200, ""),
     "a WebP": (IMAGES, lambda: of_files(picture("WEBP", method=0)), 200, ""),
+    "a transparent PNG that is turned": (IMAGES, lambda: of_files(picture("PNG", mode="RGBA", exif=turned())), 200, ""),
+    "a PNG of 16 bits": (IMAGES, lambda: of_files(picture("PNG", mode="I;16", transparency=1)), 200, ""),
     "a JPEG of many scans": (IMAGES, lambda: of_files(with_scans(1000)), 400, "compressed texts or scans"),
     "a PNG of many profiles": (IMAGES, lambda: of_files(with_profiles(1000)), 400, "compressed texts or scans"),
     "long texts": (TEXTS, lambda: of_texts(*["the cat! " * 455] * ROWS), 200, ""),

@@ -31,7 +31,7 @@ from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-         "labels": (), "task": "sum", "job": "test",
+         "labels": (), "task": "sum", "job": "test", "picture": {"picture_fit": "crop"},
          "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
          "example": Probe(inputs={"x": np.ones((1, 2), np.float32)}, outputs={"y": np.array([2], np.float32)})}
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2]}]}).encode()
@@ -147,6 +147,11 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
     assert asyncio.run(ask(app, receive=drop_by_drop))[0] == 504
     assert asyncio.run(ask(app, receive=gone))[0] == 400
     assert asyncio.run(ask(endpoint(Replicas(), max_request_bytes=5), receive=drop_by_drop))[0] == 413
+
+
+def test_a_page_learns_how_files_become_a_models_images() -> None:
+    found = asyncio.run(ask(endpoint(Replicas()), "/v2/models/m", method="GET"))[2]["properties"]
+    assert found == {"task": "sum", "artifact_digest": "digest1", "picture_fit": "crop"}
 
 
 def test_a_model_that_cannot_be_described_is_left_out_of_the_list() -> None:

@@ -17,8 +17,9 @@ from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import SPLITS, Dataset, Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
+from jobs.common.vision.picture import FORMATS, decode_picture
+from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.prepare import prepare
-from jobs.common.vision.sources.encoded import FORMATS, decode_image
 
 ROWS, HEIGHT, WIDTH = 30, 4, 5
 RNG = np.random.default_rng(0)
@@ -129,7 +130,7 @@ def test_every_format_that_is_named_is_decoded(form: str) -> None:
     options = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}
     file = io.BytesIO()
     Image.new("RGB", (5, 4), (10, 20, 30)).save(file, form, **options)
-    assert np.abs(decode_image(file.getvalue(), form).astype(int)[..., :3] - (10, 20, 30)).max() <= 2
+    assert np.abs(decode_picture(file.getvalue(), PictureRule()).astype(int)[..., :3] - (10, 20, 30)).max() <= 2
 
 
 def test_column_names_are_options(tmp_path: Path) -> None:

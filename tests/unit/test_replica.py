@@ -17,7 +17,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
-from jobs.common.vision.predictor import MOST_PIXELS
+from jobs.common.vision.picture_rule import MOST_PIXELS
 from jobs.mlp.model import Mlp
 from jobs.mlp.model import load as load_images
 from jobs.transformer.predictor import LikelihoodPredictor
@@ -43,7 +43,8 @@ def image_model(folder: Path) -> Replica:
     torch.manual_seed(0)
     weights = {name: tensor.numpy()
                for name, tensor in Mlp((28, 28, 1), 2, (8,), 0.0, (0.0,), (255.0,)).state_dict().items()}
-    about = description("mlp", spec, preprocessing={"mean": [0.0], "std": [255.0], "shape": [28, 28, 1]},
+    about = description("mlp", spec, preprocessing={"mean": [0.0], "std": [255.0], "shape": [28, 28, 1],
+                                                    "picture": {"fit": "pad"}},
                         config={"model": {"hidden": [8], "dropout": 0.0}})
     rows = np.zeros((2, 28, 28, 1), np.uint8)
 
@@ -91,7 +92,7 @@ def test_a_file_that_is_no_picture_fails_its_own_request_alone(images: Replica, 
     rows = {"image": np.zeros((2, 28, 28, 1), np.uint8)}
     first, failed, last = asyncio.run(images.infer([files[0], files[1], rows]))
     assert isinstance(failed, BadRequestError)
-    assert str(failed).endswith("send PNG, JPEG or WebP")
+    assert "cannot be decoded as an image" in str(failed)
     assert not isinstance(first, Exception) and not isinstance(last, Exception)
     assert (first["probabilities"].shape, last["probabilities"].shape) == ((1, 2), (2, 2))
 
@@ -105,6 +106,10 @@ def test_a_file_that_is_no_picture_fails_its_own_request_alone(images: Replica, 
 def test_a_picture_of_any_kind_is_taken(images: Replica, picture: bytes) -> None:
     (found,) = asyncio.run(images.infer([{"image": np.array([picture], object)}]))
     assert not isinstance(found, Exception)
+
+
+def test_a_page_learns_how_files_become_the_models_images(images: Replica) -> None:
+    assert images.about()["picture"] == {"picture_fit": "pad"}
 
 
 def test_files_of_as_many_pixels_as_may_be_are_taken_together(images: Replica) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
-from jobs.common.config import Layout, from_dict
+from jobs.common.config import ClassFolder, Layout, from_dict
 from jobs.common.data.account import lines_of
 from jobs.common.data.files import list_files
 from jobs.common.data.split_names import by_split, split_of
@@ -99,7 +99,9 @@ def test_a_stray_file_never_gets_into_training(tmp_path: Path, kind: str) -> Non
     def splits(layout: Layout) -> dict[str, int]:
         storage, data = Store.open(str(tmp_path / layout)), {"uri": str(folder), "layout": layout}
         if kind == "image":
-            found = find_images(str(folder), ImageDataConfig(uri=str(folder), layout=layout)).fragments()
+            inner: ClassFolder = "inner" if layout == "one" else "auto"
+            config = ImageDataConfig(uri=str(folder), layout=layout, class_folder=inner)
+            found = find_images(str(folder), config).fragments().by_split
             return {split: sum(fragment.num_rows for fragment in of) for split, of in found.items()}
         if kind == "text":
             dataset = prepare_text(from_dict(TransformerConfig, {"task": "classify", "data": {

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column
@@ -57,6 +58,14 @@ class Moments:
         delta = other.mean - self.mean
         squares = self.squares + other.squares + np.square(delta) * (self.count * other.count / count)
         return Moments(count, self.mean + delta * (other.count / count), squares)
+
+    def to_json(self) -> JsonObject:
+        """Plain values that give the same again."""
+        return {"count": self.count, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
+
+    @staticmethod
+    def from_json(values: JsonObject) -> "Moments":
+        return Moments(values["count"], np.array(values["mean"]), np.array(values["squares"]))
 
     @property
     def std(self) -> tuple[float, ...]:

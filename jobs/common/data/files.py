@@ -16,7 +16,7 @@ from cluster.core.storage import FileInfo, Store, tls_remedy
 FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
 _UNREADABLE = cast(tuple[type[Exception], ...], (OSError, EOFError, pa.ArrowException))
 _LITTER = re.compile(r"\..*|_SUCCESS|_common_metadata|_metadata|_committed_.*|_started_.*|_temporary|_delta_log|"
-                     r"__MACOSX|Thumbs\.db|desktop\.ini|.*\.crc", re.IGNORECASE)
+                     r"__MACOSX|(eh)?Thumbs\.db|desktop\.ini|.*\.crc", re.IGNORECASE)
 """What systems and programs leave beside data: hidden files, markers of Spark's, thumbnails."""
 
 
@@ -49,6 +49,11 @@ def list_files(uri: str, formats: str = FORMATS) -> Listing:
     if not found.files:
         raise DataError(f"data {uri!r}: no files in {found.store.location()}: give {formats}")
     return found
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is no data."""
+    return _LITTER.fullmatch(name) is not None
 
 
 @contextmanager
@@ -88,4 +93,4 @@ def _matches(path: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _visible(store: Store) -> tuple[FileInfo, ...]:
-    return tuple(f for f in store.files() if not any(map(_LITTER.fullmatch, f.path.split("/"))))
+    return tuple(f for f in store.files() if not any(map(is_litter, f.path.split("/"))))

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from cluster.core.documents import DocumentError, JsonObject, parse_json
 from cluster.core.storage import Store
+from jobs.common.data.blocks import Measure
 from jobs.common.data.dataset import SPLITS, Column, Split, SplitName
 from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, split_writers
 
@@ -90,21 +91,26 @@ class Writing:
     num_classes: int
     earlier: tuple[str, ...] = ()
     """Folders in which a process that was stopped has left pieces of the very same."""
+    measure: Measure | None = None
+    """Of each block of a split."""
 
     def piece(self, number: int, fill: Callable[[Writers], JsonObject]) -> JsonObject:
-        """Has `fill` write one piece, unless it is there already. Answers what `fill` does, with rows and digests."""
+        """Has `fill` write one piece, unless it is there already. Answers what `fill` does, with rows, digests, and the
+        moments of training blocks."""
         for folder in self.earlier:
             if (done := self._done(folder, number)) is not None:
                 self._take_over(folder, number)
                 return self._commit(number, done)
-        with split_writers(self.store, self.blocks, self.columns, self.num_classes, below=f"/{number:06d}") as writers:
+        with split_writers(self.store, self.blocks, self.columns, self.num_classes, self.measure,
+                           f"/{number:06d}") as writers:
             about = fill(writers)
             finished = {name: writer.finish() for name, writer in writers.items()}
         return self._commit(number, {
             "about": about, "rows": {name: split.num_rows for name, split in finished.items()},
             "class_counts": {name: list(split.class_counts) for name, split in finished.items()},
             "block_rows": finished["train"].block_rows,
-            "digests": {name: writer.digest() for name, writer in writers.items()}})
+            "digests": {name: writer.digest() for name, writer in writers.items()},
+            "moments": [of_block.to_json() for of_block in writers["train"].measured]})
 
     def _commit(self, number: int, answer: JsonObject) -> JsonObject:
         self.store.write_text(_answer_file(self.blocks, number), json.dumps(answer))

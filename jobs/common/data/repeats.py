@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from cluster.core.documents import JsonObject
@@ -72,9 +71,9 @@ class Hashes:
     num_parts: int = 0
     num_rows: int = 0
 
-    def add(self, contents: Iterable[bytes], splits: Array, labels: Array | None, row_ids: Array) -> None:
+    def add(self, contents: Iterable[bytes | memoryview], splits: Array, labels: Array | None, row_ids: Array) -> None:
         """One value of each a row. Rows of split -1 do not count."""
-        write_hashes(self.store, self.blocks, self.num_parts, contents, splits, labels, row_ids)
+        write_hashes(self.store, self.blocks, self.num_parts, content_hashes(contents), splits, labels, row_ids)
         self.num_parts, self.num_rows = self.num_parts + 1, self.num_rows + len(row_ids)
 
     def repeats(self, *, use_ray: bool) -> Repeats:
@@ -82,10 +81,14 @@ class Hashes:
         return find_repeats(self.store, self.blocks, self.num_parts, self.num_rows, use_ray=use_ray)
 
 
-def write_hashes(store: Store, blocks: str, part: int, contents: Iterable[bytes], splits: Array, labels: Array | None,
+def content_hashes(contents: Iterable[bytes | memoryview]) -> bytes:
+    """16 bytes for each."""
+    return b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
+
+
+def write_hashes(store: Store, blocks: str, part: int, digests: bytes, splits: Array, labels: Array | None,
                  row_ids: Array) -> None:
-    """Of a part of a set's rows, as `Hashes.add`."""
-    digests = b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
+    """Of a part of a set's rows, as `content_hashes` gives them."""
     hashes = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     chosen = np.flatnonzero(splits >= 0)
     order = chosen[np.argsort(hashes[chosen, 0], kind="stable")]
@@ -107,23 +110,27 @@ def find_repeats(store: Store, blocks: str, parts: int, rows: int, *, use_ray: b
 
 def _repeats_between(store: Store, blocks: str, parts: int, bounds: tuple[int, int]) -> JsonObject:
     """Runs in a task: of the rows whose hash lies in a range."""
-    tables = [_read(store, hashes_file(blocks, part), bounds) for part in range(parts)]
-    table: Any = pa.concat_tables(tables).combine_chunks()
-    if not table.num_rows:
-        return asdict(Repeats())
-    low, high, split, label, row = (numpy_column(table.column(name).chunk(0)) for name in _NAMES)
+    columns = [np.concatenate(each) for each in zip(*(_read(store, hashes_file(blocks, part), bounds)
+                                                      for part in range(parts)), strict=True)]
+    low, high, split, _, row = columns
     order = np.lexsort((row, split, high, low))
-    low, high, split, label, row = (column[order] for column in (low, high, split, label, row))
+    low, high, split, label, row = (column[order] for column in columns)
     first = np.ones(len(low), bool)
     first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
     return asdict(_counted(np.cumsum(first) - 1, split, label, row))
 
 
-def _read(store: Store, path: str, bounds: tuple[int, int]) -> object:
+def _read(store: Store, path: str, bounds: tuple[int, int]) -> list[Array]:
+    """The columns of a part, of the rows within the bounds; row groups without any are not read."""
     with store.reading(path) as stream:
-        low = pyarrow.compute.field("low")
-        limits = [pa.scalar(bound, pa.uint64()) for bound in bounds]
-        return pq.read_table(stream, filters=(low >= limits[0]) & (low <= limits[1]), use_threads=False)
+        file = pq.ParquetFile(stream, pre_buffer=False)
+        limits: list[Any] = [file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)]
+        groups = [i for i, of in enumerate(limits) if of.min <= bounds[1] and of.max >= bounds[0]]
+        table: Any = file.read_row_groups(groups, use_threads=False).combine_chunks()
+    columns = [numpy_column(table.column(name).chunk(0)) if table.num_rows else np.empty(0, np.int64)
+               for name in _NAMES]
+    inside = (columns[0] >= bounds[0]) & (columns[0] <= bounds[1])
+    return [column[inside] for column in columns]
 
 
 def _counted(group: Array, split: Array, label: Array, row: Array) -> Repeats:

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
+from jobs.common.data.split_names import Unread
 
 Shape = tuple[int, int, int]
 Where = Callable[[int], str]
@@ -27,6 +28,8 @@ class ImageSpec:
     shape: Shape
     """Height, width, channels."""
     dtype: Literal["uint8", "float32"]
+    encoded: bool = False
+    """Whether they come as picture files, and not as numbers."""
 
     @property
     def row_bytes(self) -> int:
@@ -65,16 +68,31 @@ class Fragment(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FoundFragments:
+    """What a source has."""
+
+    by_split: dict[SplitName, list[Fragment]]
+    """Sorted by path, under `train` unless it is split by itself."""
+    unread: Unread = field(default_factory=Unread)
+    """Files that are not read."""
+
+
 class Source(Protocol):
     """One URI of data."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it may hold picture files, so that their rule decides the content too."""
+        ...
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
         """What its content is known by, cheaply: (location, size, mtime) of each file, sorted."""
         ...
 
-    def fragments(self) -> dict[SplitName, list[Fragment]]:
-        """Its fragments sorted by path, under `train` unless it is split by itself. Raises: DataError."""
+    def fragments(self) -> FoundFragments:
+        """Raises: DataError."""
         ...
 
 

@@ -1,10 +1,15 @@
 """What the configs of image jobs have in common beside the groups of every job."""
 
+import math
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
-from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import OptimConfig
+from jobs.common.vision.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
+
+MOST_SIDE = math.isqrt(MOST_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +18,36 @@ class ImageDataConfig(DataConfig):
 
     image_column: str = "image"
     """Name of the Parquet column with the image: nested lists, a flat list, or encoded bytes (PNG, JPEG, …)."""
+    class_folder: ClassFolder = "auto"
+    """Of a folder of pictures in which each folder has the same ones below it: whether the `outer` or the `inner` are
+    the classes; `auto` refuses such a one."""
     image_shape: str | None = None
     """HEIGHTxWIDTHxCHANNELS of an image kept as a flat list, such as 28x28x1; by default it is square and gray."""
+    resize: int | None = None
+    """Height and width, in pixels, that picture files are made to; by default all must have one size."""
+    fit: Fit | None = None
+    """How a picture becomes another size: `stretch` (the default) changes its proportions, `crop` cuts off what is too
+    long, `pad` adds background."""
+    channels: Literal["gray", "rgb", "rgba"] | None = None
+    """What picture files become; by default what the first one is, and all must be so."""
+    background: Background | None = None
+    """What lies behind transparent parts of a picture, unless its channels are rgba, and what `pad` adds; black by
+    default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.image_shape is None or bool(re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", self.image_shape)),
                 "data.image_shape", self.image_shape, "use HEIGHTxWIDTHxCHANNELS, such as 28x28x1")
+        require(self.resize is None or 1 <= self.resize <= MOST_SIDE, "data.resize", self.resize,
+                f"must be from 1 to {MOST_SIDE} pixels")
+
+    @property
+    def picture(self) -> PictureRule:
+        """How picture files become pixels."""
+        # a run of an earlier version has none of these fields, so that None stands for what they are by default
+        return PictureRule(size=None if self.resize is None else (self.resize, self.resize),
+                           fit=self.fit or PictureRule.fit, channels=CHANNELS.get(self.channels or ""),
+                           background=self.background or PictureRule.background)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,14 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.data.files import FORMATS, Listing, list_files
 from jobs.common.data.source import Source
 from jobs.common.vision.config import ImageDataConfig
+from jobs.common.vision.picture import ENDINGS
 from jobs.common.vision.sources.digits import DigitsSource
-from jobs.common.vision.sources.folder import ENDINGS, FolderSource
+from jobs.common.vision.sources.folder import FolderSource, is_picture
 from jobs.common.vision.sources.idx import IMAGES, IdxSource
 from jobs.common.vision.sources.parquet import Columns, ParquetSource
+
+_TRIED = 20
+"""Files without an ending that are looked into, to tell what a folder is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +53,27 @@ def image_shape(text: str | None) -> tuple[int, int, int] | None:
 
 
 def find_source(uri: str, config: ImageDataConfig) -> Source:
-    """The source at a URI, its format found from the names of its files. Raises: DataError."""
+    """The source at a URI, its format found from its files. Raises: DataError."""
     if uri == "digits":
         return DigitsSource()
     files = list_files(uri)
-    names = [file.path.lower() for file in files.files]
     parquet = tuple(file for file in files.files if file.path.lower().endswith((".parquet", ".pq")))
     if parquet:
-        columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape))
-        return ParquetSource(replace(files, files=parquet), columns, config.layout)
-    if any(IMAGES.fullmatch(name) for name in names):
+        columns = Columns(config.image_column, config.label_column, image_shape(config.image_shape), config.picture)
+        return ParquetSource(files, parquet, columns, config.layout)
+    if any(IMAGES.fullmatch(file.path.lower()) for file in files.files):
         return IdxSource(files, _beside(files), config.layout)
-    if any(name.endswith(ENDINGS) for name in names):
-        return FolderSource(files, config.layout)
-    raise DataError(f"data {uri!r}: cannot tell what it is from its {len(names)} files ({names[0]} …): give {FORMATS}")
+    if _has_pictures(files):
+        return FolderSource(files, config.picture, config.layout, config.class_folder)
+    raise DataError(f"data {uri!r}: cannot tell what it is from its {len(files.files)} files ({files.files[0].path} "
+                    f"…): give {FORMATS}")
+
+
+def _has_pictures(files: Listing) -> bool:
+    """Files without an ending are looked into last, and only some."""
+    bare = [file.path for file in files.files if "." not in file.path.rpartition("/")[2]]
+    return (any(file.path.lower().endswith(ENDINGS) for file in files.files)
+            or any(is_picture(files.store, path) for path in bare[:_TRIED]))
 
 
 def _beside(files: Listing) -> Listing:

@@ -67,7 +67,8 @@ def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about
                            shape=(-1, *images.shape)),),
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))),),
         labels=dataset.class_names,
-        preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape), **preprocessing},
+        preprocessing={"mean": list(mean), "std": list(std), "shape": list(images.shape),
+                       "picture": trained.config.data.picture.to_dict(), **preprocessing},
         metrics=verdict.metrics, config=to_dict(trained.config), data=dataset.describe(), about=about, limits=LIMITS,
         how_to_load=how_to_load,
     )

@@ -2,37 +2,46 @@
 
     dataset = prepare(config.data, Store.open(config.run.storage), use_ray=True)
 
-Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments (under Ray Data, or here) and writes blocks.
-Where it all lies, and how it is committed, is in prepared.py.
+Pass 1 reads labels only and assigns the splits; pass 2 decodes fragments and writes blocks, a piece a task (pieces.py).
+What this process holds is five bytes a row. Where it all lies, and how it is committed, is in prepared.py.
 """
 
-import contextlib
 import functools
-import time
-from collections.abc import Generator
+import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.data.account import Account
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import Moments
-from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, Split, SplitName
-from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
+from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
+from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, in_pieces, joined, unfinished
+from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
+from jobs.common.data.repeats import content_hashes, find_repeats, write_hashes
 from jobs.common.data.source import Fragment, ImageSpec, Source
+from jobs.common.data.split_names import Unread
 from jobs.common.data.splits import assign, encode_labels
+from jobs.common.vision import picture
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import find_source
+from jobs.common.vision.picture_rule import PictureRule
 
-FORMAT_VERSION = 2
-RAY_BYTES = 16 << 20
-"""Smaller sources are decoded here: starting Ray Data's tasks takes seconds."""
+FORMAT_VERSION = 3
+OLDER_VERSION = 2
+"""Of prepared images that are used where they lie: it was written in one piece, and knew no rule for pictures."""
 _THREADS = 4
+_SUM = 1 << 256
 Uris = dict[SplitName, str | None]
+Codes = npt.NDArray[np.int32]
+Splits = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,37 @@ class Plan:
     """What pass 1 found out: the fragments in the order of their rows, and each row's class and split."""
 
     fragments: list[Fragment]
-    codes: npt.NDArray[np.int32]
-    splits: npt.NDArray[np.int8]
+    codes: Codes
+    splits: Splits
     class_names: tuple[str, ...]
     spec: ImageSpec
-    source_bytes: int
+    files: int
+    unread: list[Unread]
+
+    def pieces(self) -> "list[Piece]":
+        made: list[Piece] = []
+        first = 0
+        for number, fragments in enumerate(in_pieces(self.fragments, self.size)):
+            rows = slice(first, first + sum(fragment.num_rows for fragment in fragments))
+            made.append(Piece(number, fragments, first, self.codes[rows], self.splits[rows]))
+            first = rows.stop
+        return made
+
+    def size(self, fragment: Fragment) -> int:
+        """Bytes of its images."""
+        return fragment.num_rows * self.spec.row_bytes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one task decodes and writes."""
+
+    number: int
+    fragments: tuple[Fragment, ...]
+    first: int
+    """The id of its first row."""
+    codes: Codes
+    splits: Splits
 
 
 def prepare(config: ImageDataConfig, storage: Store, *, use_ray: bool, say: Say | None = None) -> Dataset:
@@ -54,32 +89,37 @@ def prepare(config: ImageDataConfig, storage: Store, *, use_ray: bool, say: Say 
     say: hears what is going on, a line at a time.
     Raises: DataError; StorageError, StorageFullError if the storage cannot be written. Nothing is left half-written.
     """
-    sources = _sources(config)
+    sources: dict[SplitName, Source] = {
+        split: find_source(uri, config) for split, uri in _uris(config).items() if uri is not None}
 
     def build(store: Store, blocks: str) -> Dataset:
-        return _build(_plan(sources, config, say), store, blocks, use_ray, say)
+        return _build(_plan(sources, config, say), config, store, blocks, use_ray, say)
 
-    return find_or_build(storage, _key(sources, config), build)
-
-
-def _sources(config: ImageDataConfig) -> dict[SplitName, Source]:
-    return {split: find_source(uri, config) for split, uri in _uris(config).items() if uri is not None}
+    pictures = any(source.pictures for source in sources.values())
+    older = [_key(sources, config, OLDER_VERSION, pictures=False)] if config.picture == PictureRule() else []
+    found = find_or_build(storage, _key(sources, config, FORMAT_VERSION, pictures=pictures), build, older)
+    if say and pictures and "picture" not in found.details:
+        say(f"{config.uri} was prepared by an older Trainyard, which took no heed of how pictures are to be turned and "
+            f"of what is transparent: delete {found.store.location()} to have it prepared again")
+    return found
 
 
 def _uris(config: ImageDataConfig) -> Uris:
     return {"train": config.uri, "validation": config.val_uri, "test": config.test_uri}
 
 
-def _key(sources: dict[SplitName, Source], config: ImageDataConfig) -> str:
+def _key(sources: dict[SplitName, Source], config: ImageDataConfig, version: int, *, pictures: bool) -> str:
     """Everything that decides the content, short of reading it."""
     listing = {split: source.listing for split, source in sources.items()}
-    options = [config.label_column, config.image_column, config.image_shape, config.split_seed, FORMAT_VERSION]
-    return key_of(listing, options)
+    options = [config.label_column, config.image_column, config.image_shape, config.split_seed, version]
+    rule = [picture.VERSION, config.picture.to_dict()] if pictures else []
+    asked = [each for each in (config.layout, config.class_folder) if each != "auto"]
+    return key_of(listing, [*options, *rule, *asked])
 
 
 def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | None) -> Plan:
     """Pass 1: labels and row counts."""
-    parts = _parts(sources, _uris(config))
+    parts, unread = _parts(sources, _uris(config))
     fragments = [fragment for _, fragment in parts]
     with ThreadPoolExecutor(_THREADS) as pool:
         labels = list(pool.map(_labels, fragments))
@@ -90,86 +130,122 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
                             "there must be one for each")
     codes, names = encode_labels(fragments, labels, config.label_column)
     splits = assign(codes, names, [split for split, _ in parts], rows, config.split_seed)
+    spec = fragments[0].spec()
+    if not spec.encoded and (config.resize or config.channels):
+        asked = "resize" if config.resize else "channels"
+        raise DataError(f"--data.{asked} is for picture files (PNG, JPEG, …), and the images of {config.uri} are "
+                        f"numbers ({spec}): leave it out, and store them as they are to be")
     if say:
         say(f"preparing {len(codes):,} rows of {config.uri}")
-    source_bytes = sum(size for source in sources.values() for _, size, _ in source.listing)
-    return Plan(fragments, codes, splits, names, fragments[0].spec(), source_bytes)
+    files = sum(len(source.listing) for source in sources.values() if config.uri != "digits")
+    return Plan(fragments, codes, splits, names, spec, files, unread)
 
 
 def _labels(fragment: Fragment) -> ArrowArray:
     return fragment.labels()
 
 
-def _parts(sources: dict[SplitName, Source], uris: Uris) -> list[tuple[SplitName, Fragment]]:
+def _parts(sources: dict[SplitName, Source], uris: Uris) -> tuple[list[tuple[SplitName, Fragment]], list[Unread]]:
     """(split, fragment) in the order of rows.
     A URI given for a split is used as it is, whatever it is called inside."""
-    found = sources["train"].fragments()
+    each = {split: source.fragments() for split, source in sources.items()}
+    found = dict(each["train"].by_split)
     for split in SPLITS[1:]:
-        if split in sources:
-            given = sources[split].fragments()
+        if split in each:
+            given = each[split].by_split
             found[split] = given.get(split) or [fragment for part in given.values() for fragment in part]
     for split, fragments in found.items():
         if not any(fragment.num_rows for fragment in fragments):
             raise DataError(f"data {uris[split] or uris['train']!r} holds no rows for {split}: give one that has some")
-    return [(split, fragment) for split in SPLITS for fragment in found.get(split, ()) if fragment.num_rows]
+    return ([(split, fragment) for split in SPLITS for fragment in found.get(split, ()) if fragment.num_rows],
+            [of.unread for of in each.values()])
 
 
-def _build(plan: Plan, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
-    """Pass 2."""
+# ── pass 2 ──
+def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
     columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
-    with split_writers(store, blocks, columns, len(plan.class_names), _moments) as writers:
-        _write(plan, writers, use_ray, say)
-        splits: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
-    moments = functools.reduce(Moments.merged, writers["train"].measured)
-    details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [float(m) for m in moments.mean],
-               "std": list(moments.std)}
-    about = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
-    return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=splits,
-                   columns=columns,
-                   class_names=plan.class_names, details=details)
+    pieces = plan.pieces()
+    sizes = [sum(map(plan.size, piece.fragments)) for piece in pieces]
+    use_ray = use_ray and sum(sizes) > RAY_BYTES
+    about: JsonObject = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
+    rows = hashlib.sha256(plan.codes.tobytes() + plan.splits.tobytes()).hexdigest()
+    writing = Writing(store, blocks, columns, len(plan.class_names), unfinished(store, blocks, [about, sizes, rows]),
+                      measure=_moments)
+    written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
+    answers = list(Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes))
+    splits, _ = joined(answers)
+    abouts = [answer["about"] for answer in answers]
+    of_blocks = (Moments.from_json(part) for answer in answers for part in answer["moments"])
+    moments = functools.reduce(Moments.merged, of_blocks)
+    digests: dict[SplitName, str] = {split: f"{sum(int(each['sums'][split], 16) for each in abouts) % _SUM:x}"
+                                     for split in SPLITS}
+    repeats = find_repeats(store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)
+    details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [_digits(m) for m in moments.mean],
+               "std": [_digits(s) for s in moments.std],
+               **({"picture": config.picture.to_dict()} if plan.spec.encoded else {}),
+               **Account.of(plan.files, plan.unread, {}, repeats).details}
+    return Dataset(store=store, blocks=blocks, fingerprint=fingerprint_of(about, digests), splits=splits,
+                   columns=columns, class_names=plan.class_names, details=details)
+
+
+def _digits(value: float) -> float:
+    """To 12 digits: the rest depends on how the rows are cut into pieces."""
+    return float(f"{value:.12g}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a piece is made with."""
+
+    spec: ImageSpec
+    writing: Writing
+
+    def __call__(self, piece: Piece) -> JsonObject:
+        """Writes a piece. Answers with `sums`: of each split that of the hashes of its rows."""
+        return self.writing.piece(piece.number, lambda writers: self._fill(piece, writers))
+
+    def _fill(self, piece: Piece, writers: Writers) -> JsonObject:
+        hashes: list[bytes] = []
+        done, ids = 0, piece.first + np.arange(len(piece.codes))
+        for images in _ahead(images for fragment in piece.fragments for images in fragment.decode(self.spec)):
+            rows = slice(done, done + len(images))
+            done = rows.stop
+            if done > len(ids):
+                break
+            columns = {"image": images, "label": piece.codes[rows], "row_id": ids[rows]}
+            hashes.append(content_hashes(image.data for image in images))
+            for split, writer in writers.items():
+                chosen = piece.splits[rows] == SPLITS.index(split)
+                if chosen.any():
+                    writer.append(columns if chosen.all()
+                                  else {name: column[chosen] for name, column in columns.items()})
+        if done != len(ids):
+            raise DataError(f"{len(ids):,} rows were announced from {piece.fragments[0].describe(0)} on, {done:,} "
+                            "could be read: the data changed meanwhile; run it again")
+        every = b"".join(hashes)
+        write_hashes(self.writing.store, self.writing.blocks, piece.number, every, piece.splits, piece.codes, ids)
+        return {"sums": _sums(every, piece.splits, piece.codes, ids)}
 
 
 def _moments(block: Columns) -> Moments:
     return Moments.of(block["image"])
 
 
-def _write(plan: Plan, writers: Writers, use_ray: bool, say: Say | None) -> None:
-    row, total, told = 0, len(plan.codes), time.monotonic()
-    with contextlib.closing(_decoded(plan, use_ray)) as batches:
-        for images in batches:
-            if row + len(images) <= total:
-                _append(plan, writers, images, row)
-            row += len(images)
-            if say and time.monotonic() - told > 5:
-                say(f"preparing: {row:,} of {total:,} rows")
-                told = time.monotonic()
-    if row != total:
-        raise DataError(f"{total:,} rows were announced, {row:,} could be read: the data changed meanwhile; run it "
-                        "again")
+def _sums(hashes: bytes, splits: Splits, codes: Codes, ids: npt.NDArray[np.int64]) -> dict[str, str]:
+    """Of each split the sum of its rows' hashes (AdHash: Bellare & Micciancio 1997), so that neither pieces nor their
+    order matter."""
+    about = np.stack([codes.astype(np.int64), ids], axis=1).tobytes()
+    sums = dict.fromkeys(range(-1, len(SPLITS)), 0)
+    for row, split in enumerate(splits.tolist()):
+        of_row = hashlib.blake2b(hashes[16 * row : 16 * row + 16] + about[16 * row : 16 * row + 16], digest_size=32)
+        sums[split] += int.from_bytes(of_row.digest(), "little")
+    return {name: f"{sums[code] % _SUM:x}" for code, name in enumerate(SPLITS)}
 
 
-def _append(plan: Plan, writers: Writers, images: Array, first: int) -> None:
-    """Each image to the writer of its split."""
-    rows = slice(first, first + len(images))
-    columns = {"image": images, "label": plan.codes[rows], "row_id": np.arange(first, first + len(images))}
-    for split, writer in writers.items():
-        chosen = plan.splits[rows] == SPLITS.index(split)
-        if chosen.all():
-            writer.append(columns)
-        elif chosen.any():
-            writer.append({name: column[chosen] for name, column in columns.items()})
-
-
-def _decoded(plan: Plan, use_ray: bool) -> Generator[Array]:
-    """Images of all rows in order, (n, H, W, C) at a time."""
-    if use_ray and len(plan.fragments) > 1 and plan.source_bytes > RAY_BYTES:
-        from jobs.common.data.ray_map import decode_with_ray
-
-        yield from decode_with_ray(plan.fragments, plan.spec)
-        return
-    with ThreadPoolExecutor(1) as ahead:  # the next batch is decoded while this one is written
-        batches = (images for fragment in plan.fragments for images in fragment.decode(plan.spec))
-        future = ahead.submit(next, batches, None)
+def _ahead(batches: Iterator[Array]) -> Iterator[Array]:
+    """The next batch is decoded while this one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, batches, None)
         while (images := future.result()) is not None:
-            future = ahead.submit(next, batches, None)
+            future = thread.submit(next, batches, None)
             yield images

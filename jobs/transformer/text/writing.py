@@ -16,7 +16,7 @@ from cluster.core.documents import JsonObject
 from jobs.common.data.dataset import SPLITS
 from jobs.common.data.pieces import Writing
 from jobs.common.data.prepared import Writers
-from jobs.common.data.repeats import write_hashes
+from jobs.common.data.repeats import content_hashes, write_hashes
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.text.survey import Ids, PieceRows, Rows, Rule, read_piece
 from jobs.transformer.text.tokenizer import backend_of, framed
@@ -48,8 +48,8 @@ class Task:
 
     def _fill(self, piece: PieceRows, writers: Writers) -> JsonObject:
         rows = read_piece(self.rule, piece)
-        write_hashes(self.writing.store, self.writing.blocks, piece.number, (text.encode() for text in rows.texts),
-                     rows.splits, rows.codes, rows.ids)
+        write_hashes(self.writing.store, self.writing.blocks, piece.number,
+                     content_hashes(text.encode() for text in rows.texts), rows.splits, rows.codes, rows.ids)
         about: JsonObject = {
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
             "bytes": {split: sum(len(rows.texts[i].encode()) for i in rows.of(split)) for split in SPLITS}}

@@ -100,8 +100,9 @@ def test_an_image_file_of_any_size_and_a_text_are_taken(endpoint: Endpoint) -> N
     status, _, data = endpoint.ask("/v2/models/transformer/infer", text)
     assert json.loads(data)["outputs"][0]["shape"] == [2, 33]
     body["inputs"][0]["data"] = [base64.b64encode(b"GIF89a no image").decode()]
-    assert endpoint.refused("/v2/models/mlp/infer", body) == (400, "an element of the input is no image file that can "
-                                                                   "be read: send PNG, JPEG or WebP")
+    assert endpoint.refused("/v2/models/mlp/infer", body) == (
+        400, "an image file of the request cannot be decoded as an image (unknown or broken): give a whole PNG, JPEG "
+        "or WEBP file, or leave it out")
 
 
 def test_who_has_no_key_learns_nothing(endpoint: Endpoint) -> None:

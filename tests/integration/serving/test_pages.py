@@ -1,11 +1,14 @@
 """The pages of an endpoint, in a browser."""
 
+import base64
+import io
 import json
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.browser import Page, browser, needs_chromium
 from tests.integration.serving.shared import Endpoint
@@ -91,6 +94,25 @@ def test_what_an_answer_rests_on_is_drawn_over_the_image_and_said(page: Page, en
     page.draw("#canvas", (0.3, 0.3), (0.6, 0.6))
     page.until("!document.querySelector('#why').hidden")
     assert page.js("document.querySelector('#heat').hidden") is True, "it was of another image"
+    assert page.errors == []
+
+
+@needs_chromium
+def test_a_file_is_sent_as_it_is_and_shown_as_the_endpoint_reads_it(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "mlp")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right: what lies on the left comes to the top
+    image, file = Image.new("LA", (80, 40), (255, 0)), io.BytesIO()
+    image.paste((255, 255), (0, 0, 40, 40))
+    image.save(file, "PNG", exif=exif)
+    data = base64.b64encode(file.getvalue()).decode()
+    page.js(f"file(new File([Uint8Array.from(atob('{data}'), each => each.charCodeAt())], 'a.png'))")
+    page.until("!document.querySelector('#why').hidden")
+    assert page.js("answered.body.inputs[0].data") == [data]
+    assert page.js("[20, 260].map(y => pen.getImageData(140, y, 1, 1).data[0])") == [255, 0]
+    assert page.js("answered.place") == [70, 0, 140, 280]
+    for fit, place in (("crop", [70, 70, 140, 140]), ("pad", [0, 0, 280, 280])):
+        assert page.js(f"model.properties.picture_fit = '{fit}'; looked(70, 0, 140, 280)") == place
     assert page.errors == []
 
 

@@ -11,20 +11,21 @@ import numpy.typing as npt
 
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, arrow_column
-from jobs.common.data.dataset import SplitName
-from jobs.common.data.source import Fragment, ImageSpec
+from jobs.common.data.source import FoundFragments, ImageSpec
 
 
 @dataclass(frozen=True)
 class DigitsSource:
     """Always the same rows, so there is nothing to list."""
 
+    pictures = False
+
     @property
     def listing(self) -> list[tuple[str, int, float]]:
         return [("digits", 1797, 0.0)]
 
-    def fragments(self) -> dict[SplitName, list[Fragment]]:
-        return {"train": [DigitsFragment()]}
+    def fragments(self) -> FoundFragments:
+        return FoundFragments({"train": [DigitsFragment()]})
 
 
 @dataclass(frozen=True)

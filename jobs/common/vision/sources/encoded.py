@@ -1,8 +1,7 @@
-"""Encoded images (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM) as arrays of one size: 8 bits, gray or colour, channel last."""
+"""Columns and files of encoded pictures (PNG, JPEG, WebP, GIF, BMP, TIFF, PNM) as arrays of one size."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,10 +11,9 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.data.arrow import ArrowArray
-from jobs.common.data.source import ImageSpec, Where, different
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Those that are read, by name: Pillow knows more, of which some run programs (EPS: Ghostscript)."""
+from jobs.common.data.source import ImageSpec, Where, size
+from jobs.common.vision.picture import PictureError, decode_picture
+from jobs.common.vision.picture_rule import CHANNELS, PictureRule
 
 
 def is_encoded(kind: Any) -> bool:
@@ -35,38 +33,38 @@ def encoded_bytes(column: ArrowArray, where: Where) -> ArrowArray:
     return data
 
 
-def encoded_spec(data: bytes, name: str) -> ImageSpec:
+def encoded_spec(data: bytes, name: str, rule: PictureRule) -> ImageSpec:
     """What an encoded image is. Raises: DataError."""
-    height, width, channels = decode_image(data, name).shape
-    return ImageSpec((height, width, channels), "uint8")
+    height, width, channels = _decoded(data, name, rule).shape
+    return ImageSpec((height, width, channels), "uint8", encoded=True)
 
 
-def decode_images(encoded: Iterable[bytes], count: int, spec: ImageSpec, where: Where) -> npt.NDArray[np.uint8]:
+def decode_images(encoded: Iterable[bytes], count: int, spec: ImageSpec, rule: PictureRule,
+                  where: Where) -> npt.NDArray[np.uint8]:
     """`count` encoded images as (count, H, W, C). Raises: DataError."""
     if spec.dtype != "uint8":
         raise DataError(f"{where(0)} is an encoded image, the first image {spec.dtype} numbers: use one kind "
                         "everywhere")
     images = np.empty((count, *spec.shape), np.uint8)
     for row, data in enumerate(encoded):
-        image = decode_image(data, where(row))
+        image = _decoded(data, where(row), rule)
         if image.shape != spec.shape:
-            raise different(image.shape, spec, where(row))
+            raise _different(image.shape, spec, where(row))
         images[row] = image
     return images
 
 
-def decode_image(data: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, C) uint8 of a file in one of FORMATS. Raises: DataError that names it."""
-    from PIL import Image
-
+def _decoded(data: bytes, name: str, rule: PictureRule) -> npt.NDArray[np.uint8]:
+    """Raises: DataError that names it."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{name} has pixels of more than 8 bits (mode {image.mode}): convert it to 8 bits")
-            keep = {"L", "LA", "RGB", "RGBA"}
-            pixels = np.asarray(image if image.mode in keep else image.convert("L" if image.mode == "1" else "RGB"))
-    except DataError:
-        raise
-    except Exception as error:  # Pillow lets through whatever its decoders raise
-        raise DataError(f"{name} cannot be decoded as an image ({error}): remove or replace it") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        return decode_picture(data, rule)
+    except PictureError as error:
+        raise DataError(f"{name} {error}") from error
+
+
+def _different(found: tuple[int, ...], spec: ImageSpec, name: str) -> DataError:
+    remedies = [remedy for remedy, same in (("--data.resize 224", found[:2] == spec.shape[:2]),
+                                            (f"--data.channels {'|'.join(CHANNELS)}", found[2] == spec.shape[2]))
+                if not same]
+    return DataError(f"{name} is {size(found)}, the first image is {size(spec.shape)} (height x width x channels): all "
+                     f"images must be alike: pass {' and '.join(remedies)}, and each is made so")

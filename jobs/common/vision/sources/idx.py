@@ -24,12 +24,13 @@ from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
-from jobs.common.data.source import Fragment, ImageSpec, Shape, different
-from jobs.common.data.split_names import by_split
+from jobs.common.data.source import FoundFragments, Fragment, ImageSpec, Shape, different
+from jobs.common.data.split_names import by_split, not_read
 from jobs.common.vision.sources.pixels import as_pixels
 
 FRAGMENT_BYTES = 64 << 20
 IMAGES = re.compile(r"(.*)images([-.])idx[34]-(\w+?)(\.gz)?")
+_IDX = re.compile(r"idx\d-\w+?(\.gz)?$")
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MOST_DEFLATE = 1032
 """Bytes that one byte of gzip can stand for (RFC 1951: a length of 258 in two bits)."""
@@ -59,16 +60,22 @@ class IdxSource:
     label_files: Listing
     """Where the labels may be: all files of the folder."""
     layout: Layout = "auto"
+    pictures = False
 
     @property
     def listing(self) -> list[tuple[str, int, float]]:
         return sorted({*self.files.identity, *self.label_files.identity})
 
-    def fragments(self) -> dict[SplitName, list[Fragment]]:
+    def fragments(self) -> FoundFragments:
         images = [file for file in self.files.files if IMAGES.fullmatch(file.path)]
-        return {split: [fragment for file in files
-                        for fragment in _fragments_of(self.files.store, file, self._labels_of(file))]
-                for split, files in by_split(self.files.uri, images, self.layout)[0].items()}
+        groups, unread = by_split(self.files.uri, images, self.layout)
+        labels = {file.path: self._labels_of(file) for files in groups.values() for file in files}
+        found: dict[SplitName, list[Fragment]] = {
+            split: [fragment for file in files
+                    for fragment in _fragments_of(self.files.store, file, labels[file.path])]
+            for split, files in groups.items()}
+        others = [file for file in self.files.files if not _IDX.search(file.path)]
+        return FoundFragments(found, unread | not_read(others, (), "files of another format"))
 
     def _labels_of(self, file: FileInfo) -> str:
         match = IMAGES.fullmatch(file.path)

@@ -7,19 +7,20 @@ import difflib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
-from cluster.core.storage import Store
+from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
 from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
-from jobs.common.data.source import Fragment, ImageSpec, Shape
-from jobs.common.data.split_names import by_split
+from jobs.common.data.source import FoundFragments, Fragment, ImageSpec, Shape
+from jobs.common.data.split_names import by_split, not_read
+from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec
 
@@ -31,30 +32,42 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what."""
+    """Which columns hold what, and how picture files in them are decoded."""
 
     image: str
     label: str
     shape: Shape | None = None
+    rule: PictureRule = field(default_factory=PictureRule)
 
 
 @dataclass(frozen=True)
 class ParquetSource:
     files: Listing
+    """All files there,"""
+    parquet: tuple[FileInfo, ...]
+    """and those that are read."""
     columns: Columns
     layout: Layout = "auto"
 
     @property
-    def listing(self) -> list[tuple[str, int, float]]:
-        return self.files.identity
+    def pictures(self) -> bool:
+        path = self.parquet[0].path
+        with _opened(self.files.store, path) as file:
+            self._check_columns(file.schema_arrow.names, path)
+            return is_encoded(file.schema_arrow.field(self.columns.image).type)
 
-    def fragments(self) -> dict[SplitName, list[Fragment]]:
+    @property
+    def listing(self) -> list[tuple[str, int, float]]:
+        return replace(self.files, files=self.parquet).identity
+
+    def fragments(self) -> FoundFragments:
         found: dict[SplitName, list[Fragment]] = {}
+        groups, unread = by_split(self.files.uri, self.parquet, self.layout)
         with ThreadPoolExecutor(_THREADS) as pool:
-            for split, files in by_split(self.files.uri, self.files.files, self.layout)[0].items():
+            for split, files in groups.items():
                 parts = pool.map(self._fragments_of, [file.path for file in files])
                 found[split] = [fragment for part in parts for fragment in part]
-        return found
+        return FoundFragments(found, unread | not_read(self.files.files, self.parquet, "files of another format"))
 
     def _fragments_of(self, path: str) -> list[Fragment]:
         with _opened(self.files.store, path) as file:
@@ -99,14 +112,15 @@ class ParquetFragment:
     def spec(self) -> ImageSpec:
         with _opened(self.store, self.path) as file:
             column = next(self._images(file, 1))
-            return first_spec(column, self.columns.shape, self.describe)
+            return first_spec(column, self.columns.shape, self.columns.rule, self.describe)
 
     def decode(self, spec: ImageSpec) -> Iterator[Array]:
         row = 0
         with _opened(self.store, self.path) as file:
             for column in self._images(file, spec.batch_rows):
                 first = row
-                yield decode_column(column, spec, self.columns.shape, lambda i, first=first: self.describe(first + i))
+                yield decode_column(column, spec, self.columns.shape, self.columns.rule,
+                                    lambda i, first=first: self.describe(first + i))
                 row += len(column)
 
     def _images(self, file: pq.ParquetFile, batch_rows: int) -> Iterator[ArrowArray]:

@@ -17,24 +17,25 @@ from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, numpy_column
 from jobs.common.data.source import ImageSpec, Shape, Where, different, size
+from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, encoded_spec, is_encoded
 
 Pixels = Array
 
 
-def first_spec(column: ArrowArray, shape: Shape | None, where: Where) -> ImageSpec:
+def first_spec(column: ArrowArray, shape: Shape | None, rule: PictureRule, where: Where) -> ImageSpec:
     """What the first image of a column is. `shape`: of an image kept as a flat list. Raises: DataError."""
     if is_encoded(column.type):
-        return encoded_spec(encoded_bytes(column, where)[0].as_py(), where(0))
+        return encoded_spec(encoded_bytes(column, where)[0].as_py(), where(0), rule)
     values, lengths = _flatten(column.slice(0, 1), where)
     shape = _tensor_shape(column) or shape
     return ImageSpec(_as_shape(lengths, shape, where(0)), "float32" if values.dtype.kind == "f" else "uint8")
 
 
-def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, where: Where) -> Pixels:
+def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, rule: PictureRule, where: Where) -> Pixels:
     """All images of a column, (n, H, W, C). Raises: DataError for one that is not as `spec`, or not a number."""
     if is_encoded(column.type):
-        return decode_images((item.as_py() for item in encoded_bytes(column, where)), len(column), spec, where)
+        return decode_images((item.as_py() for item in encoded_bytes(column, where)), len(column), spec, rule, where)
     values, lengths = _flatten(column, where, spec)
     found = _as_shape(lengths, _tensor_shape(column) or shape, where(0))
     if found != spec.shape:
