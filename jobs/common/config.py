@@ -136,6 +136,10 @@ class DataConfig:
     layout: Layout = "auto"
     """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
     `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
+    bad_rows_most: float = 0.01
+    """With `skip`: the largest share of the rows that may be left out so."""
     split_seed: int = 0
     """Seeds the split into training, validation and test rows; nothing else does."""
     shuffle_window_rows: int = 65536
@@ -148,6 +152,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
+        require(0 <= self.bad_rows_most < 1, "data.bad_rows_most", self.bad_rows_most, "must be at least 0 and below 1")
         require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
@@ -266,11 +271,10 @@ def _refuse_secrets(values: Overrides) -> None:
 
 
 def differences(old: Overrides, new: Overrides) -> list[str]:
-    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`. A field that is not in the
-    older record had no choice: None and `auto` are what was done then."""
+    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
     before, after = flatten(old), flatten(new)
     keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
-    before |= {k: "auto" for k in keys if k not in before and after[k] == "auto"}
+    before |= {k: after[k] for k in keys if k not in before and after[k] in (None, *_AS_EVER)}
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
             if _plain_value(before.get(k)) != _plain_value(after.get(k))]
 
@@ -278,7 +282,12 @@ def differences(old: Overrides, new: Overrides) -> list[str]:
 def is_decisive(field_name: str) -> bool:
     """Whether a field decides what is computed.
     All of `run` but the seed may change between attempts; so may the cache."""
-    return field_name == "run.seed" or not field_name.startswith(("run.", "data.cache_"))
+    return field_name == "run.seed" or not field_name.startswith(
+        ("run.", "data.cache_", "data.bad_rows_most"))
+
+
+_AS_EVER = ("auto", "refuse")
+"""What a choice is by default that earlier versions did not give: what was done then."""
 
 
 def _plain_value(value: object) -> object:

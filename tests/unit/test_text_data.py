@@ -1,6 +1,7 @@
 """Text data: the embedded sets, formats, tokenizers, packing, and every mistake that a user can make with it."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,7 @@ def test_mistakes_are_named_with_file_and_row(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": \n')
     refused(tmp_path, str(tmp_path / "bad.jsonl"), r"bad.jsonl, line 2 is no JSON object")
     refused(tmp_path, write_csv(tmp_path / "ragged.csv", [*ROWS, ("a", "b", "c")]),
-            r"row 37: 3 columns, where the first row has 2")
+            r"row 37 has 3 columns, where the first row has 2")
     (tmp_path / "a.txt").write_text("hello")
     refused(tmp_path, str(tmp_path / "a.txt"), "holds plain text, which has no labels")
     pq.write_table(pa.table({"text": [1, 2], "label": ["a", "b"]}), tmp_path / "numbers.parquet")
@@ -253,11 +254,58 @@ def test_mistakes_inside_a_table_are_named(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "bytes.parquet"), r"bytes.parquet, row 1: column 'text' is not UTF-8")
     good = [{"text": text, "label": label} for text, label in ROWS]
     refused(tmp_path, write_json(tmp_path / "n.jsonl", [*good, {"text": 5, "label": "cat"}]),
-            "line 37: .* holds int, not text")
+            "line 37 holds int, not text")
     refused(tmp_path, write_json(tmp_path / "s.jsonl", [*good, {"text": "\ud800", "label": "cat"}]),
             "line 37 holds half a")
     unlabelled = [{"text": "", "label": "cat"}, *good, {"text": "x", "label": None}]
     refused(tmp_path, write_json(tmp_path / "l.jsonl", unlabelled), "l.jsonl, row 37: remove the row")
+
+
+@pytest.mark.parametrize(("labels", "classes"), [
+    ([1, 1.0, "1", "2"], ("1", "2")), ([True, False], ("false", "true")),
+    (["cat", "Cat ", "dog"], ("Cat ", "cat", "dog"))])
+def test_a_class_is_one_however_it_is_written(tmp_path: Path, labels: list[Any], classes: tuple[str, ...]) -> None:
+    dataset = prepared(tmp_path, config_of(uri=write_labels(tmp_path, labels)))
+    assert dataset.class_names == classes
+    warned = any(line.startswith("WARNING: the classes 'Cat ', 'cat' differ by case") for line in lines_of(dataset))
+    assert warned == ("cat" in classes)
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ([True, 1, "dog"], r"holds '1' \(.*row 1\) and 'true' \(.*row 0\), which are the same number"),
+    (["1", "1.0"], "which are the same number"),
+    ([["a"], "b"], r"line 1 has \['a'\] in column 'label', where a class is"),
+    ([0.5, 1], "line 1 has 0.5"), ([float("nan"), 1], "line 1 has nan"),
+    ([{"name": "a"}, "b"], "line 1 has {'name': 'a'}")])
+def test_what_is_no_class_is_refused(tmp_path: Path, labels: list[Any], message: str) -> None:
+    refused(tmp_path, write_labels(tmp_path, labels), message)
+
+
+def write_labels(folder: Path, labels: list[Any]) -> str:
+    """Rows whose labels are these in turn."""
+    return write_json(folder / "rows.jsonl", [{"text": f"{text} {i}", "label": labels[i % len(labels)]}
+                                              for i, (text, _) in enumerate(ROWS)])
+
+
+def test_all_rows_that_cannot_be_read_are_named_or_left_out_and_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text, "label": label}) for text, label in ROWS * 100]
+    for place in range(5, 30):
+        lines[10 * place] = "{"
+    lines[7] = json.dumps({"text": "no label"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    uri = str(tmp_path / "rows.jsonl")
+    refused(tmp_path, uri, r"(?s)^25 rows cannot be read: .*--data.bad-rows skip\n  .*line 51 is no JSON.*line 241 is "
+            r"no JSON[^\n]*\n  and 5 more$")
+    refused(tmp_path, uri, r"26 of 3,600 rows of .* cannot be read, more than --data.bad-rows-most 0.001 allows",
+            bad_rows="skip", bad_rows_most=0.001)
+    dataset = prepared(tmp_path, config_of(uri=uri, bad_rows="skip"))
+    assert sum(split.num_rows for split in dataset.splits.values()) == 3600 - 26
+    listed = dataset.store.read_text(f"{dataset.blocks}/skipped.csv")
+    with io.StringIO(listed) as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 27 and rows[1][0].endswith("rows.jsonl, line 51")
+    assert [f"{uri}, row 7", "has no value in column 'label'"] in rows
+    assert any(line.startswith("left out: 26 rows that cannot be read, listed in ") for line in lines_of(dataset))
 
 
 def write_json(path: Path, rows: list[dict[str, Any]], **options: Any) -> str:

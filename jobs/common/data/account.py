@@ -10,6 +10,7 @@ from cluster.core.documents import JsonObject
 from jobs.common.data.dataset import Dataset, Split, SplitName
 from jobs.common.data.repeats import Repeats
 from jobs.common.data.split_names import Unread
+from jobs.common.data.splits import alike
 
 SHOWN = 5
 _MOST_CLASSES = 12
@@ -35,14 +36,14 @@ class Account:
     """None where nobody looked."""
 
     @staticmethod
-    def of(files: int, unread: Iterable[Unread], rows: Mapping[str, int], repeats: Repeats | None) -> "Account":
-        """unread: of each source, the names of files that are not read, by reason. rows: how many are left out."""
+    def of(files: int, unread: Iterable[Unread], rows: Mapping[str, LeftOut], repeats: Repeats | None) -> "Account":
+        """unread: of each source, the names of files that are not read, by reason. rows: those that are left out."""
         names: Unread = {}
         for source in unread:
             for reason, more in source.items():
                 names.setdefault(reason, []).extend(more)
         left_out = {reason: LeftOut(len(each), tuple(each[:SHOWN])) for reason, each in names.items()}
-        return Account(files, left_out | {reason: LeftOut(count) for reason, count in rows.items() if count}, repeats)
+        return Account(files, left_out | {reason: of for reason, of in rows.items() if of.count}, repeats)
 
     @property
     def details(self) -> JsonObject:
@@ -60,6 +61,8 @@ class Account:
         said = [f"rows: {', '.join(f'{name} {split.num_rows:,}' for name, split in splits.items())}{files}"]
         if class_names:
             said.append(_classes(splits, class_names))
+            said += [f"WARNING: the classes {', '.join(map(repr, names))} differ by case, spaces or hyphens only: are "
+                     "they one?" for names in alike(class_names)]
         for reason, left in self.left_out.items():
             names = f" ({', '.join(left.first)}{' …' * (left.count > len(left.first))})" if left.first else ""
             said.append(f"left out: {left.count:,} {reason}{names}")

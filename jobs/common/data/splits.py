@@ -8,6 +8,7 @@ which whoever has some of the rows knows of them alone (`RankSplit`).
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -24,6 +25,8 @@ from jobs.common.data.dataset import SPLITS, SplitName
 
 TRAIN, VALIDATION, TEST = range(3)
 PERCENT = {VALIDATION: 16, TEST: 20}
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+_TRUTH = {"true": 1.0, "false": 0.0}
 Codes = npt.NDArray[np.int32]
 Splits = npt.NDArray[np.int8]
 Columns = Sequence[ArrowArray]
@@ -77,6 +80,8 @@ def classes_of(seen: Sequence[LabelCounts], column: str) -> list[Label]:
     values = sorted(first)
     if values and not isinstance(values[0], str):
         _require_contiguous(cast(list[int], values), first, column)
+    else:
+        _require_one_spelling(cast(dict[str, str], first), column)
     if len(values) < 2:
         raise DataError(f"column {column!r} holds one class only ({values[0]!r}): there is nothing to tell apart")
     return values
@@ -209,6 +214,26 @@ def _require_contiguous(values: list[int], first: Mapping[Label, str], column: s
         if value != expected:
             raise DataError(f"column {column!r} goes up to {values[-1]} but never is {expected} (the next, {value}, is "
                             f"first seen in {first[value]}): {remedy}")
+
+
+def _require_one_spelling(first: Mapping[str, str], column: str) -> None:
+    """The number 1 may be written 1, 1.0 or true, and is one class all the same."""
+    numbers: dict[float, str] = {}
+    for name in sorted(first):
+        if _NUMBER.fullmatch(name) or (name.lower() in _TRUTH and any(map(_NUMBER.fullmatch, first))):
+            value = _TRUTH.get(name.lower(), float(name) if _NUMBER.fullmatch(name) else 0.0)
+            other = numbers.setdefault(value, name)
+            if other != name:
+                raise DataError(f"column {column!r} holds {other!r} ({first[other]}) and {name!r} ({first[name]}), "
+                                "which are the same number: write each class in one way")
+
+
+def alike(names: Sequence[str]) -> list[list[str]]:
+    """Classes whose names differ by case, spaces or what joins words only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[\s_-]+", " ", name).strip().casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _require_enough(counts: npt.NDArray[np.int64], names: Sequence[str], missing: Sequence[int]) -> None:

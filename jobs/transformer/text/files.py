@@ -16,11 +16,13 @@ from cluster.core.storage import Store
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import reading
-from jobs.transformer.text.fragments import Texts
+from jobs.transformer.text.fragments import BadRow, Texts
 
 TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".json")
 FORMATS = (*TABLES, ".txt", ".md", ".text", ".py")
 _HEADER_BYTES = 1 << 20
+MOST_NAMED = 20
+"""Rows that one message names."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class TextFile:
     """Whether a plain text's part begins a document,"""
     ends: bool = True
     """and whether it ends one."""
+    skips: bool = False
+    """Whether rows that cannot be read are left out, and not refused."""
     _kept: dict[str, list[int]] = field(default_factory=dict[str, list[int]], compare=False)
 
     @property
@@ -56,21 +60,42 @@ class TextFile:
 
     def describe(self, row: int) -> str:
         """row: among those that `read` kept, once it has been called."""
-        place = self._kept["rows"][row] if "rows" in self._kept else row
-        return f"{self.name}, row {place}{self._since()}"
+        return self._place(self._kept["rows"][row] if "rows" in self._kept else row)
+
+    def _place(self, row: int) -> str:
+        return f"{self.name}, row {row}{self._since()}"
 
     def read(self) -> Texts:
         if not self.is_table:
             text = decoded(self._bytes(), self)
             return Texts([text] if text.strip() else [], empty=int(not text.strip()), begins=self.begins,
                          ends=self.ends)
-        table = self._table()
+        table, bad = self._table()
         texts = self._joined([self._column(table, name) for name in self.columns])
-        labels = self._column(table, self.label_column) if self.label_column else None
+        labels = self._column(table, self.label_column).combine_chunks() if self.label_column else None
         there = self._kept["rows"] = [i for i, text in enumerate(texts) if text and text.strip()]
+        empty = len(texts) - len(there)
+        if labels is not None and self.skips:
+            without = set(np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False)).tolist())
+            bad += [(self._place(i), f"has no value in column {self.label_column!r}") for i in there if i in without]
+            there[:] = [i for i in there if i not in without]
         if labels is not None:
-            labels = labels.combine_chunks().take(arrow_column(np.array(there, np.int64)))
-        return Texts([texts[i] for i in there], labels, len(texts) - len(there))
+            labels = labels.take(arrow_column(np.array(there, np.int64)))
+        return Texts([texts[i] for i in there], labels, empty, skipped=bad)
+
+    def leave_out(self, bad: Sequence[BadRow], remedy: str) -> None:
+        """Says which rows cannot be read: all of them, up to twenty.
+
+        Raises: DataError, unless they are to be left out.
+        """
+        if not bad or self.skips:
+            return
+        if len(bad) == 1:
+            raise DataError(f"{bad[0][0]} {bad[0][1]}: {remedy}")
+        lines = "".join(f"\n  {where} {why}" for where, why in bad[:MOST_NAMED])
+        more = f"\n  and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
+        raise DataError(f"{len(bad):,} rows cannot be read: {remedy}; or leave them out with --data.bad-rows skip"
+                        f"{lines}{more}")
 
     @property
     def wanted(self) -> list[str]:
@@ -97,9 +122,10 @@ class TextFile:
             stream.seek(self.part[0])
             return stream.read(self.part[1] - self.part[0])
 
-    def _table(self) -> Any:
+    def _table(self) -> tuple[Any, list[BadRow]]:
+        """The table, and the rows that are not in it."""
         if self.ending in ("parquet", "pq"):
-            return _parquet(self)
+            return _parquet(self), []
         text = decoded(self._bytes(), self)
         return _csv(text, self) if self.ending in ("csv", "tsv") else _json_lines(text, self)
 
@@ -170,7 +196,7 @@ def _parquet(file: TextFile) -> Any:
         return opened.read_row_groups(list(groups), columns=list(dict.fromkeys(file.wanted)), use_threads=False)
 
 
-def _csv(text: str, file: TextFile) -> Any:
+def _csv(text: str, file: TextFile) -> tuple[Any, list[BadRow]]:
     """All columns as text, an empty label as null.
     Columns that are named by number (`0`, `1`, …) mean a file without a header."""
     import pyarrow as pa
@@ -183,14 +209,15 @@ def _csv(text: str, file: TextFile) -> Any:
     if is_first and not numbered:
         rows = rows[1:]
     header = [str(i) for i in range(len(top))] if numbered else top
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise DataError(f"{file.describe(number + (is_first and not numbered))}: {len(row)} columns, where the "
-                            f"first row has {len(header)}: mend the row, or quote what holds a {delimiter!r}")
+    offset = int(is_first and not numbered)
+    bad = [(file.describe(number + offset), f"has {len(row)} columns, where the first row has {len(header)}")
+           for number, row in enumerate(rows) if len(row) != len(header)]
+    file.leave_out(bad, f"mend the row, or quote what holds a {delimiter!r}")
+    rows = [row for row in rows if len(row) == len(header)]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     values = [[value or None for value in column] if name == file.label_column else column
               for name, column in zip(header, columns, strict=True)]
-    return pa.table([pa.array(column, pa.string()) for column in values], header)
+    return pa.table([pa.array(column, pa.string()) for column in values], header), bad
 
 
 def _first_row(file: TextFile, delimiter: str) -> list[str]:
@@ -210,35 +237,46 @@ def _csv_rows(text: str, file: TextFile, delimiter: str) -> list[list[str]]:
                         "that holds quotes, and double them inside") from error
 
 
-def _json_lines(text: str, file: TextFile) -> Any:
+def _json_lines(text: str, file: TextFile) -> tuple[Any, list[BadRow]]:
     import pyarrow as pa
 
     rows: list[JsonObject] = []
+    bad: list[BadRow] = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
-        if line.strip():
-            try:
-                rows.append(parse_json(line))
-            except ValueError as error:
-                where = f"{file.name}, line {number + file.line_offset()}"
-                if "hex escape" in str(error):
-                    raise DataError(f"{where} holds half a character (a lone surrogate): write the file again as "
-                                    "UTF-8") from error
-                raise DataError(f"{where} is no JSON object ({error}): give one object a line") from error
-            _check_json(rows[-1], file, number)
+        if not line.strip():
+            continue
+        row, wrong = _json_row(line, file)
+        if row is None:
+            bad.append((f"{file.name}, line {number + file.line_offset()}", wrong))
+        else:
+            rows.append(row)
+    file.leave_out(bad, "mend the line, or name another column with --data.text-column or --data.label-column")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    label = file.label_column
-    used = set(file.wanted)
-    columns = [[str(row[name]) if name == label and row.get(name) is not None else row.get(name) for row in rows]
-               if name in used
-               else None for name in names]
+    columns = [([_label(row.get(name)) for row in rows] if name == file.label_column
+                else [row.get(name) for row in rows]) if name in file.wanted else None for name in names]
     return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns],
-                    names)
+                    names), bad
 
 
-def _check_json(row: JsonObject, file: TextFile, line: int) -> None:
+def _json_row(line: str, file: TextFile) -> tuple[JsonObject | None, str]:
+    """The row, or what is wrong with it."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        return None, ("holds half a character (a lone surrogate), which is no UTF-8" if "hex escape" in str(error)
+                      else f"is no JSON object ({error})")
+    label = row.get(file.label_column) if file.label_column else None
+    if isinstance(label, list | dict) or (isinstance(label, float) and not label.is_integer()):
+        return None, f"has {label!r:.50} in column {file.label_column!r}, where a class is a text or a whole number"
     for name in file.columns:
         value = row.get(name)
         if value is not None and not isinstance(value, str) and name != file.label_column:
-            raise DataError(f"{file.name}, line {line + file.line_offset()}: column {name!r} holds "
-                            f"{type(value).__name__}, not text ({value!r:.50}): name another with --data.text-column, "
-                            "or mend the line")
+            return None, f"holds {type(value).__name__}, not text, in column {name!r} ({value!r:.50})"
+    return row, ""
+
+
+def _label(value: object) -> str | None:
+    """A label as text; a whole number is written without a fraction."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) else str(value) if value is not None else None

@@ -2,10 +2,14 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jobs.common.data.dataset import SplitName
+
+BadRow = tuple[str, str]
+"""Where it is, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Texts:
     empty: int = 0
     begins: bool = True
     ends: bool = True
+    skipped: Sequence[BadRow] = ()
+    """Rows that cannot be read, and are left out."""
 
 
 class TextFragment(Protocol):

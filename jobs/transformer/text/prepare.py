@@ -10,8 +10,10 @@ hash of every text.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import csv
 import functools
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.account import Account
+from jobs.common.data.account import SHOWN, Account, LeftOut
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
@@ -38,6 +40,7 @@ from jobs.transformer.text.writing import SAMPLE_ROWS, Task
 FORMAT_VERSION = 5
 _READABLE_VERSIONS = (4,)
 """Of prepared text that is used where it lies: version 4 was written in one piece."""
+SKIPPED_FILE = "skipped.csv"
 TOKENIZER_CHARACTERS = 32_000_000
 """What a tokenizer is trained on at most."""
 
@@ -55,7 +58,7 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     data = config.data
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
-    options += [data.layout] * (data.layout != "auto")
+    options += [data.layout] * (data.layout != "auto") + ["skip"] * (data.bad_rows == "skip")
     newest, *older = [key_of(source.listing, [*options, version]) for version in (FORMAT_VERSION, *_READABLE_VERSIONS)]
     return find_or_build(storage, newest, build, older)
 
@@ -113,6 +116,8 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
     fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
     details |= _account(source, found, task.writing, use_ray).details
+    if found.skipped:
+        _write_skipped(found, store, blocks)
     if found.class_names:
         _write_sample(sample, store, blocks)
     _tell(details, splits, config, tell)
@@ -123,7 +128,10 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
 def _account(source: TextSource, found: Survey, writing: Writing, use_ray: bool) -> Account:
     repeats = None if source.is_one_text else find_repeats(writing.store, writing.blocks, len(found.pieces),
                                                            found.num_rows, use_ray=use_ray)
-    return Account.of(source.files, [source.left_out], {"rows without text": found.empty}, repeats)
+    rows = {"rows without text": LeftOut(found.empty),
+            f"rows that cannot be read, listed in {writing.blocks}/{SKIPPED_FILE}": LeftOut(
+                len(found.skipped), tuple(where for where, _ in found.skipped[:SHOWN]))}
+    return Account.of(source.files, [source.left_out], rows, repeats)
 
 
 def _nobody(line: str) -> None:
@@ -203,6 +211,12 @@ def _merged(sample: Sample, more: Sample, positions: int, seed: int) -> Sample:
     both = [*sample, *((row, positions + place, code, text) for row, place, code, text in more)]
     order = np.argsort(keyed_hash(seed, np.array([row for row, *_ in both], np.int64)), kind="stable")[:SAMPLE_ROWS]
     return [both[i] for i in order]
+
+
+def _write_skipped(found: Survey, store: Store, blocks: str) -> None:
+    listed = io.StringIO()
+    csv.writer(listed).writerows([("row", "why"), *found.skipped])
+    store.write_text(f"{blocks}/{SKIPPED_FILE}", listed.getvalue())
 
 
 def _write_sample(sample: Sample, store: Store, blocks: str) -> None:

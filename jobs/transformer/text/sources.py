@@ -71,7 +71,8 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         found = _shares(listing.store, chosen[0])
         return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found], left_out
-    named = [(TextFile(listing.store, file.path, file.size, of, columns, config.label_column if labelled else None),
+    label = config.label_column if labelled else None
+    named = [(TextFile(listing.store, file.path, file.size, of, columns, label, skips=config.bad_rows == "skip"),
               file.mtime) for of, members in groups.items() for file in members]
     return ([file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named],
             left_out)

@@ -34,7 +34,8 @@ from jobs.common.data.splits import (
     keyed_hash,
 )
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.text.fragments import TextFragment, TextSource
+from jobs.transformer.text.files import MOST_NAMED
+from jobs.transformer.text.fragments import BadRow, TextFragment, TextSource
 
 _IDS_AT_ONCE = 1 << 20
 Fragments = tuple[TextFragment, ...]
@@ -123,6 +124,8 @@ class Survey:
     num_rows: int
     empty: int
     """Rows that were left out as they hold no text."""
+    skipped: tuple[BadRow, ...]
+    """Rows that were left out as they cannot be read."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -143,6 +146,8 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
     answers = list(Teller(say, f"looking at {config.data.uri}", sum(sizes)).following(seen, sizes))
     empty = sum(answer["empty"] for answer in answers)
     rows = [sum(answer["rows"]) for answer in answers]
+    skipped = tuple((where, why) for answer in answers for where, why in answer["skipped"])
+    _check_few(skipped, sum(rows), config)
     if not sum(rows):
         why = f": all of its {empty} rows are empty" if empty else ""
         raise DataError(f"data {config.data.uri!r} holds no text{why}")
@@ -156,22 +161,32 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
         rule, before = _by_class(pieces, answers, missing, config)
         placed = tuple(PieceRows(number, piece, first, classes) for number, (piece, first, classes)
                        in enumerate(zip(pieces, firsts[:-1], before, strict=True)))
-    return Survey(placed, rule, sum(rows), empty)
+    return Survey(placed, rule, sum(rows), empty, skipped)
+
+
+def _check_few(skipped: Sequence[BadRow], rows: int, config: TransformerConfig) -> None:
+    most = config.data.bad_rows_most
+    if len(skipped) > most * (rows + len(skipped)):
+        first = "".join(f"\n  {where} {why}" for where, why in skipped[:MOST_NAMED])
+        raise DataError(f"{len(skipped):,} of {rows + len(skipped):,} rows of {config.data.uri} cannot be read, more "
+                        f"than --data.bad-rows-most {most:g} allows: mend them, or allow more{first}")
 
 
 def _look(label_column: str | None, fragments: Fragments) -> JsonObject:
     """Runs in a task. Of each fragment its rows, and its labels: [value, rows, what to call the first]."""
     rows: list[int] = []
     labels: list[list[tuple[Label, int, str]]] = []
+    skipped: list[BadRow] = []
     empty = 0
     for fragment in fragments:
         texts = fragment.read()
+        skipped += texts.skipped
         rows.append(len(texts.texts))
         empty += texts.empty
         if label_column is not None:
             counted = count_labels(fragment, texts.labels, label_column)
             labels.append([(value, count, counted.first[value]) for value, count in counted.rows.items()])
-    return {"rows": rows, "empty": empty, "labels": labels}
+    return {"rows": rows, "empty": empty, "labels": labels, "skipped": skipped}
 
 
 def _by_class(pieces: Sequence[Fragments], answers: Sequence[JsonObject], missing: tuple[int, ...],
