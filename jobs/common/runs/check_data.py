@@ -1,0 +1,27 @@
+"""`--data.check`: prepares a run's data and says what it found, and keeps nothing."""
+
+import tempfile
+import time
+
+from cluster.core.storage import Store
+from jobs.common.config import Config
+from jobs.common.data.account import lines_of
+from jobs.common.runs.console import RunConsole
+from jobs.common.training.job import Job
+
+
+def check_data(job: Job, config: Config) -> int:
+    """Does with the data all that a run would, in a folder that is removed. Returns the exit code.
+
+    Raises: TrainyardError, as preparing does.
+    """
+    job.check(config)
+    say, began = RunConsole().say, time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="trainyard-check-") as folder:
+        dataset = job.prepare(config, Store.open(folder), use_ray=False, say=say)
+        kept = sum(file.size for file in dataset.store.files())
+        say("\n".join(lines_of(dataset)))
+    rows = sum(split.num_rows for split in dataset.splits.values())
+    say(f"the data is in order: {rows:,} rows, {kept / 1e6:,.1f} MB when prepared, which took "
+        f"{time.monotonic() - began:.1f} s; nothing was kept, and no run was begun")
+    return 0
