@@ -17,7 +17,15 @@ import yaml
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, recipe_flags, split_recipe
+from jobs.common.command_line import (
+    Overrides,
+    current_names,
+    flags_of,
+    flatten,
+    parse_flags,
+    recipe_flags,
+    split_recipe,
+)
 from jobs.common.provenance import without_secrets
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
@@ -194,6 +202,10 @@ class TrainConfig:
                 self.early_stopping_epochs, "must be at least 1")
         require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The steps of a whole run."""
+        return min(self.epochs * steps_per_epoch, self.max_steps or 2**62)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -262,7 +274,8 @@ def _refuse_secrets(values: Overrides) -> None:
 
 def differences(old: Overrides, new: Overrides) -> list[str]:
     """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
-    before, after = flatten(old), flatten(new)
+    after = flatten(new)
+    before = current_names(flatten(old), after)
     keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
             if _plain_value(before.get(k)) != _plain_value(after.get(k))]

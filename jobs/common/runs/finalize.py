@@ -88,7 +88,7 @@ def _with_rates(config: Config, dataset: Dataset, run_state: RunState) -> list[J
     if rate is None or (own is not None and (own.method("schedule") or own.method("optimizer"))):
         return run_state.history
     train = config.train
-    total = min(train.epochs * (dataset.splits["train"].num_rows // train.global_batch_size), train.max_steps or 2**62)
+    total = train.total_steps(dataset.splits["train"].num_rows // train.global_batch_size)
     steps = sorted({round(step) for step in np.linspace(0, run_state.highest_step - 1, 200)})
     return [*({name: value for name, value in row.items() if name != "learning_rate"} for row in run_state.history),
             *({"step": step + 1, "learning_rate": rate(step, total)} for step in steps)]

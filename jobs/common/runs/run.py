@@ -46,6 +46,7 @@ from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.timeline import Timeline
 from jobs.common.training.find_job import check_name
 from jobs.common.training.job import Job
+from jobs.common.training.optim_config import warmup_warning
 from jobs.common.training.rendezvous import Heartbeat
 
 
@@ -173,6 +174,8 @@ class Run:
             return folder
         lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
         self.display.say(f"config:\n{lines}")
+        if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
+            self.display.say(warning)
         return folder.create(self.config, self.config.run.max_workers, dataset.describe())
 
     # ── training ──
@@ -187,7 +190,8 @@ class Run:
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
 
-                summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking, self._startup())
+                summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking,
+                                 self.timeline.parts(self._first_marks))
         except Exception as error:
             ending = _resumable(error)
             self._record_end(folder, run_state, ending)
@@ -206,9 +210,9 @@ class Run:
         publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config,
-                          run_uri=folder.store.location(),
-                          config_fingerprint=_fingerprint(config), dataset_uri=opened.dataset.store.location(),
-                          until_epoch=self._until_epoch, versions=versions() if use_ray else None)
+                          run_uri=folder.store.location(), config_fingerprint=_fingerprint(config),
+                          dataset_uri=opened.dataset.store.location(), until_epoch=self._until_epoch,
+                          versions=versions() if use_ray else None)
 
         def on_update(current: GenerationState) -> None:
             if current.heartbeat is not None and "first_step" not in self._first_marks:
@@ -224,8 +228,7 @@ class Run:
         num_shards = folder.num_shards or self.config.run.max_workers
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
         controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store,
-                                num_shards=num_shards,
-                                run_state=run_state, callbacks=callbacks)
+                                num_shards=num_shards, run_state=run_state, callbacks=callbacks)
         self.timeline.mark("group_asked")
         with self.display:
             run = self.config.run
@@ -235,9 +238,6 @@ class Run:
             finally:
                 if publisher is not None:
                     publisher.close()
-
-    def _startup(self) -> dict[str, float]:
-        return self.timeline.parts(self._first_marks)
 
     # ── after training ──
     def _record_end(self, folder: RunFolder, run_state: RunState, error: Exception) -> None:

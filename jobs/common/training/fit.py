@@ -39,7 +39,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
     if trainable.sharded:
         session.checkpoints.shard_checkpoints()
     state = resume(session, trainable)
-    total_steps = min(train.epochs * batches.steps_per_epoch, train.max_steps or 2**62)
+    total_steps = train.total_steps(batches.steps_per_epoch)
     session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch,
                           parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
