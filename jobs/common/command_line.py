@@ -25,7 +25,8 @@ runs and searches, and search spaces."""
 def current_names(values: Mapping[str, T], fields: Container[str]) -> dict[str, T]:
     """Values by the names that their fields have now. fields: those of the config, by which a job that has a field of
     its own under an old name keeps it."""
-    return {current if (current := RENAMED.get(name, name)) in fields else name: value for name, value in values.items()}
+    return {current if (current := RENAMED.get(name, name)) in fields else name: value
+            for name, value in values.items()}
 
 
 def flatten(values: Overrides, prefix: str = "") -> dict[str, object]:

@@ -90,6 +90,8 @@ class RunConfig:
     """Writes the ids of the rows of every step to logs/rows/, to prove what a run consumed (local storage only)."""
     tracking_uri: str | None = None
     """MLflow server; by default SQLite in a local storage. `none` turns tracking off."""
+    experiment: str | None = None
+    """MLflow experiment that the run is in; by default the job's name. The registered model has the run's name."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
@@ -101,6 +103,7 @@ class RunConfig:
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")
+        require(self.experiment != "", "run.experiment", "''", "name an experiment, or leave the option out")
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
         require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")

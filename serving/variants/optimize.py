@@ -21,7 +21,7 @@ from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, library_versions, machine
-from jobs.common.registry.connection import open_registry
+from jobs.common.registry.connection import experiment_of, open_registry
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
@@ -234,7 +234,8 @@ def _registered(artifact: Artifact, source: Source, options: argparse.Namespace,
     """The version that it becomes. Raises: RegistryError."""
     variant = artifact.manifest.description.variant
     assert variant is not None
-    registry = open_registry(options.tracking_uri, storage, source.registered)
+    experiment = experiment_of(artifact.manifest.description)
+    registry = open_registry(options.tracking_uri, storage, source.registered, experiment)
     registry.start(f"{variant.name} of {source.version}", {}, {"variant": variant.name, "parent": source.version})
     registry.log(variant.figures, 0)
     version = registry.register(artifact)

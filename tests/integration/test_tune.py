@@ -141,7 +141,7 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
     from jobs.common.registry.mlflow_client import connect
 
     client: Any = connect(f"sqlite:///{folder.parent}/mlflow.db")
-    experiment = client.get_experiment_by_name("mine")
+    experiment = client.get_experiment_by_name("mlp")
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = found.pop("mine")
     assert parent.info.status == "FINISHED"
