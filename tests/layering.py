@@ -23,7 +23,7 @@ ALLOWED = {
                 "urllib3",  # what the Kubernetes client raises where nothing answers
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
-    "jobs.common": COMMON | {"onnxruntime"},
+    "jobs.common": COMMON | {"onnxruntime", "tensorboardX"},
     **{f"jobs.{job}": COMMON
        | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
           "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},

@@ -92,6 +92,8 @@ class RunConfig:
     """MLflow server; by default SQLite in a local storage. `none` turns tracking off."""
     experiment: str | None = None
     """MLflow experiment that the run is in; by default the job's name. The registered model has the run's name."""
+    tensorboard: bool = False
+    """Writes event files for TensorBoard to the run's folder `tensorboard`."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),

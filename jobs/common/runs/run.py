@@ -39,6 +39,7 @@ from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.event_file import event_file
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
@@ -163,10 +164,9 @@ class Run:
             raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
         recorded = folder.record.get("data", {}).get("fingerprint")
         if recorded and recorded != dataset.fingerprint:
-            raise ConfigError(
-                f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} -> "
-                f"{dataset.fingerprint[:12]}): put the old data back, or begin another run with --run.name"
-            )
+            raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} "
+                              f"-> {dataset.fingerprint[:12]}): put the old data back, or begin another run with "
+                              "--run.name")
         return dataset
 
     def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
@@ -219,19 +219,19 @@ class Run:
                 self._first_marks = dict(current.heartbeat.marks)
             self.display.show(current.heartbeat or Heartbeat(), workers=current.alive, restarts=run_state.restarts)
             report(current.reports)
+            log_events(current.reports)
             if metrics is not None:
                 metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
             if publisher is not None:
                 publisher.publish(lambda: _run_status(self.job.name, self.config, current, run_state))
 
-        num_shards = folder.num_shards or self.config.run.max_workers
+        run = self.config.run
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
-        controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store,
-                                num_shards=num_shards, run_state=run_state, callbacks=callbacks)
+        controller = Controller(run=run, executor=executor, spec=spec, run_store=folder.store, run_state=run_state,
+                                num_shards=folder.num_shards or run.max_workers, callbacks=callbacks)
         self.timeline.mark("group_asked")
-        with self.display:
-            run = self.config.run
+        with self.display, event_file(run.tensorboard, folder.store, run_state.history, self.display.say) as log_events:
             try:
                 controller.start(max(run.min_workers, min(run.max_workers, executor.possible_workers() - run.spares)))
                 return executor.run(controller.supervise)

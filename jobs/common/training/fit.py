@@ -70,7 +70,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
             for outcome in result.outcomes:
                 state.record(outcome, train.max_skipped_steps)
             session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
-                                         loss=result.losses, skipped=state.skipped_steps)
+                                         loss=result.losses, skipped=state.skipped_steps, learning_rate=rates[-1])
             compare_weights(session, trainable, state.step)
             if batcher.stop_agreed:
                 save(session, trainable, state)
