@@ -20,7 +20,7 @@ from jobs.common.artifact.artifact import CARD, MANIFEST, PROBE, Artifact, Probe
 from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.predictor import Predictor
-from jobs.common.provenance import code_version, library_versions, machine
+from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.registry.connection import experiment_of, open_registry
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
@@ -227,7 +227,7 @@ def _described(parent: Description, variant: Variant, judged: Judged) -> Descrip
     about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
     return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about,
                    how_to_load=_HOW_TO_LOAD,
-                   code=code_version(), libraries=library_versions())
+                   code=code_version(), libraries=used_libraries())
 
 
 def _registered(artifact: Artifact, source: Source, options: argparse.Namespace, storage: Store) -> str:
