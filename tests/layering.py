@@ -23,7 +23,7 @@ ALLOWED = {
                 "urllib3",  # what the Kubernetes client raises where nothing answers
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead
-    "jobs.common": COMMON | {"onnxruntime"},
+    "jobs.common": COMMON | {"onnxruntime", "tensorboardX"},
     **{f"jobs.{job}": COMMON
        | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
           "captum", "babel", "huggingface_hub", "onnx"} for job in JOBS},
@@ -77,7 +77,8 @@ def test_imports_run_one_way(layer: str) -> None:
 
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
-    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config", "data",
+    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config",
+                    "config_changes", "data",
                     "declared_metrics", "own_code",
                     "training",
                     "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "tables",

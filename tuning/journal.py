@@ -15,6 +15,7 @@ import hmac
 import json
 import os
 import time
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ from cluster.core.auth import secret_file
 from cluster.core.documents import JsonObject, check_version, load_json, parse_json
 from cluster.core.errors import ConfigError, StorageError
 from cluster.core.storage import Store
+from jobs.common.command_line import current_names
 from tuning.space import Values
 
 KEY_VARIABLE = "TRAINYARD_STATE_KEY"
@@ -108,20 +110,21 @@ class Trial:
 class Journal:
     """Reads and writes a search's record. Every write is durable before it returns."""
 
-    def __init__(self, store: Store, key: bytes) -> None:
-        self._store, self._key, self._identity, self._next = store, key, "", 0
+    def __init__(self, store: Store, key: bytes, fields: Container[str] = ()) -> None:
+        self._store, self._key, self._identity, self._next, self._fields = store, key, "", 0, fields
         self._clock = time.monotonic()
         self.about: JsonObject = {}
         self.trials: dict[int, Trial] = {}
 
     @staticmethod
-    def open(store: Store, key: bytes | None = None) -> "Journal":
-        """The record of the search in a folder; `about` is empty for a new one.
+    def open(store: Store, key: bytes | None = None, fields: Container[str] = ()) -> "Journal":
+        """The record of the search in a folder; `about` is empty for a new one. fields: those of the config, by whose
+        names the values of trials are known that an earlier version has written.
 
         Raises: StorageError if a file is damaged, altered, or made with another key, or one is missing;
             NewerVersionError.
         """
-        journal = Journal(store, key or state_key())
+        journal = Journal(store, key or state_key(), fields)
         try:
             journal.about = journal._read("search.json")
         except FileNotFoundError:
@@ -162,6 +165,8 @@ class Journal:
         return sorted(every, key=lambda pair: pair[1]["sequence"])
 
     def _apply(self, number: int, event: JsonObject) -> Trial:
+        if "values" in event:
+            event = event | {"values": current_names(event["values"], self._fields)}
         trial = self.trials.setdefault(number, Trial(number))
         trial.apply(event)
         self._next = event["sequence"] + 1

@@ -24,9 +24,11 @@ class SearchProgress:
         """run: what the job's config says of it. asked_to_stop: whether a signal came. Raises: ConfigError."""
         self._search, self._options, self._asked_to_stop = search, options, asked_to_stop
         self.display = SearchConsole(search)
-        self._metrics = SearchMetrics(run.name, search.journal.about["job"])
-        registry = open_registry(run.tracking_uri, Store.open(run.storage), name=run.name)
-        self.tracking = Tracking(registry, store, run.name, search.journal.about["job"])
+        job = search.journal.about["job"]
+        self._metrics = SearchMetrics(run.name, job)
+        registry = open_registry(run.tracking_uri, Store.open(run.storage), name=run.name,
+                                 experiment=run.experiment or job)
+        self.tracking = Tracking(registry, store, run.name, job)
         self.lost: str | None = None
         self._sent: dict[int, int] = {number: len(trial.evaluations) for number, trial in search.trials.items()}
         self._unfit: str | None = None

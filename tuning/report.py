@@ -5,10 +5,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.command_line import flatten
 from jobs.common.config import Config, to_dict
 from jobs.common.formatting import shown
-from jobs.common.provenance import library_versions, machine, without_secrets
+from jobs.common.provenance import machine, used_libraries, without_secrets
 from jobs.common.report import html
 from jobs.common.runs.console import duration
 from tuning import charts, results
@@ -24,11 +25,14 @@ _FEW, _MOST_ROWS, _MOST_SLICES, _MOST_FAILURES = 8, 50, 16, 200
 
 def write_report(store: Store, search: Search, base: Config, space: Space, status: str, why: str) -> None:
     """why: what ended the search. Raises: StorageError, StorageFullError."""
-    store.write_text("report.html", render(search, base, space, status, why))
+    best = results.best_trial(search)
+    made = Checkpoints(store.child(f"trials/{best.folder}/checkpoints")).committed() if best else []
+    libraries = used_libraries(made[0].environment if made else None)
+    store.write_text("report.html", render(search, base, space, status, why, libraries))
 
 
-def render(search: Search, base: Config, space: Space, status: str, why: str) -> str:
-    """The report as one HTML document."""
+def render(search: Search, base: Config, space: Space, status: str, why: str, libraries: Mapping[str, str]) -> str:
+    """The report as one HTML document. libraries: that were used, and their versions."""
     goal, best = search.goal, results.best_trial(search)
     trials = [search.trials[number] for number in sorted(search.trials)]
     judged = [trial for trial in trials if goal.best_row(trial)]
@@ -51,7 +55,7 @@ def render(search: Search, base: Config, space: Space, status: str, why: str) ->
         moves=[(f"{trial.number}", move["epoch"], move["source"], *(move["values"].get(field) for field in fields))
                for trial in trials for move in trial.moves],
         failures=[f"trial {t.number}: {message}" for t in trials for message in t.failures][:_MOST_FAILURES],
-        parts=_parts(search, base, space))
+        parts={**_parts(search, base, space), "Environment": {**machine(), **libraries}})
 
 
 def importances(search: Search, judged: Sequence[Trial], space: Space) -> dict[str, float]:
@@ -105,8 +109,7 @@ def _parts(search: Search, base: Config, space: Space) -> dict[str, Mapping[str,
                if value not in (None, [], ())}
     hidden = ("run.name", *space.parameters)
     config = {key: without_secrets(value) for key, value in flatten(to_dict(base)).items() if key not in hidden}
-    return {"Space": searched, "Pinned": search.pinned, "Search": options, "Config of all trials": config,
-            "Environment": {**machine(), **library_versions()}}
+    return {"Space": searched, "Pinned": search.pinned, "Search": options, "Config of all trials": config}
 
 
 def _distribution(parameter: Parameter) -> str:

@@ -17,7 +17,9 @@ from cluster.core.network import spare_loopback
 from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
 from jobs.common import config as configs
+from jobs.common.command_line import current_names
 from jobs.common.config import to_dict
+from jobs.common.config_changes import differences
 from jobs.common.declared_metrics import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
@@ -61,7 +63,8 @@ class Tuning:
         self.job, self.options = job, options
         self.base = base_config(options, job.config_type)
         job.check(self.base)
-        self.space, self.pinned = Space.read(_space_file(job, options.space)).fixed(options.fix)
+        self._fields = configs.flatten(to_dict(self.base))
+        self.space, self.pinned = Space.read(_space_file(job, options.space)).renamed(self._fields).fixed(options.fix)
         self.space.check(with_values(self.base, self.pinned))
         objective = options.objective or (f"validation_{self.base.metric}",)
         self.goal = Goal.of(searchable(job.metrics(self.base)), objective, options.constraint)
@@ -112,12 +115,14 @@ class Tuning:
     # ── before ──
     def _open(self, store: Store) -> Search:
         """Raises: RunConflictError with the differences if the search was begun with something else."""
-        journal = Journal.open(store)
+        journal = Journal.open(store, fields=self._fields)
         if journal.about:
-            before, now = journal.about, self._about()
+            before, now = {**journal.about}, self._about()
+            before["space"] = Space.from_dict(before["space"]).renamed(self._fields).to_dict()
+            before["pinned"] = current_names(before["pinned"], self._fields)
             changed = [line for part in ("job", "options", "space", "pinned")
-                       for line in configs.differences({part: before[part]}, {part: now[part]})]
-            changed += configs.differences(before["config"], now["config"])
+                       for line in differences({part: before[part]}, {part: now[part]})]
+            changed += differences(before["config"], now["config"])
             if changed:
                 listed = "\n  ".join(changed)
                 raise RunConflictError(f"search {self.base.run.name!r} was begun with something else:\n  {listed}\n"

@@ -14,7 +14,8 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -23,7 +24,7 @@ import yaml
 
 from cluster.core.documents import DocumentError, JsonObject, parse_yaml, read_yaml
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import flatten
+from jobs.common.command_line import current_names, flatten
 from jobs.common.config import C, Config, from_dict, to_dict
 from tuning.parameter import Kind, Parameter, Suggests, label
 
@@ -77,6 +78,11 @@ class Space:
         """As in a file."""
         return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
 
+    def renamed(self, fields: Container[str]) -> "Space":
+        """The same space by the names that its fields have now. fields: those of the config."""
+        return Space(*(replace(p, name=name, when=current_names(p.when, fields))
+                       for name, p in current_names(self.parameters, fields).items()))
+
     def fixed(self, pins: Sequence[str]) -> tuple["Space", Values]:
         """The space without what `FIELD=VALUE` pins, and the pinned values.
         Raises: ConfigError for what is not in the space."""
@@ -85,6 +91,7 @@ class Space:
             name, equals, value = pin.partition("=")
             if not equals:
                 raise ConfigError(f"--fix {pin}: write FIELD=VALUE, such as optim.lr=3e-4")
+            (name,) = current_names({name: value}, self.parameters)
             if name not in self.parameters:
                 near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.0)
                 flag = f"--{name.replace('_', '-')} {value}"

@@ -5,7 +5,6 @@ from typing import Literal
 
 from jobs.common.config import require
 from jobs.common.own_code import require_function
-from jobs.common.training.optim_config import OptimConfig
 from jobs.common.vision.config import ImageConfig, ImageTrainConfig
 
 
@@ -57,14 +56,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CnnOptimConfig(OptimConfig):
-    """The optimiser and its schedule."""
-
-    warmup_steps: int = 100
-    """Steps in which the rate rises from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class CnnTrainConfig(ImageTrainConfig):
     """How long, in what batches, what a row counts, and whether against an adversary."""
 
@@ -100,6 +91,5 @@ class CnnConfig(ImageConfig):
     """Trains a convolutional network on images."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    optim: CnnOptimConfig = field(default_factory=CnnOptimConfig)
     train: CnnTrainConfig = field(default_factory=CnnTrainConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,7 +15,18 @@ from cluster.core.documents import DocumentError, read_yaml
 from cluster.core.errors import ConfigError
 
 C = TypeVar("C")
+T = TypeVar("T")
 Overrides = Mapping[str, object]
+RENAMED = {"optim.warmup_steps": "optim.warmup"}
+"""What fields were called in earlier versions, and are called now. Both mean the same in flags, recipes, the records of
+runs and searches, and search spaces."""
+
+
+def current_names(values: Mapping[str, T], fields: Container[str]) -> dict[str, T]:
+    """Values by the names that their fields have now. fields: those of the config, by which a job that has a field of
+    its own under an old name keeps it."""
+    return {current if (current := RENAMED.get(name, name)) in fields else name: value
+            for name, value in values.items()}
 
 
 def flatten(values: Overrides, prefix: str = "") -> dict[str, object]:
@@ -81,11 +92,22 @@ def parse_flags(config_type: type[C], flags: Sequence[str], prog: str) -> C:
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
-            return tyro.cli(config_type, args=list(flags), prog=prog)
+            return tyro.cli(config_type, args=_current_flags(config_type, flags), prog=prog)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ConfigError(_plain(heard.getvalue()) + _nearest(config_type, heard.getvalue())) from None
+
+
+def _current_flags(config_type: type[Any], flags: Sequence[str]) -> list[str]:
+    """The flags by the names that the config's fields have now."""
+    given = [flag.partition("=") for flag in flags]
+    old = {f"--{name.replace('_', '-')}": name for name in RENAMED}
+    if not any(name.replace("_", "-") in old for name, _, _ in given):
+        return list(flags)
+    fields = flatten(dataclasses.asdict(config_type()))
+    now = {flag: f"--{current}" for flag, name in old.items() for current in current_names({name: 0}, fields)}
+    return [now.get(name.replace("_", "-"), name) + equals + value for name, equals, value in given]
 
 
 def _nearest(config_type: type[Any], message: str) -> str:

@@ -28,7 +28,7 @@ from cluster.core.errors import ConfigError, DataError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common import declared_metrics
 from jobs.common.checkpoint.store import Checkpoints
-from jobs.common.command_line import flatten
+from jobs.common.command_line import current_names, flatten
 from jobs.common.config import PREPARED_FOLDER, DataConfig, RunConfig
 from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import Dataset
@@ -283,7 +283,8 @@ def _recalls(runs: Sequence[Finished]) -> list[list[str]]:
 
 def _fields(runs: Sequence[Finished]) -> list[list[str]]:
     """Those of the config that are not the same."""
-    flat = [flatten(run.config) for run in runs]
+    found = [flatten(run.config) for run in runs]
+    flat = [current_names(values, {*itertools.chain(*found)}) for values in found]
     keys = [key for key in dict.fromkeys(itertools.chain(*flat))
             if len({shown(values.get(key)) for values in flat}) > 1]
     return [[key, *(shown(values.get(key)) for values in flat)] for key in keys if key != "run.name"]

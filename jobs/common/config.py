@@ -11,13 +11,20 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import yaml
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import Overrides, flags_of, flatten, parse_flags, recipe_flags, split_recipe
+from jobs.common.command_line import (
+    Overrides,
+    flags_of,
+    flatten,
+    parse_flags,
+    recipe_flags,
+    split_recipe,
+)
 from jobs.common.provenance import without_secrets
 
 Layout = Literal["auto", "splits", "one"]
@@ -84,6 +91,10 @@ class RunConfig:
     """Writes the ids of the rows of every step to logs/rows/, to prove what a run consumed (local storage only)."""
     tracking_uri: str | None = None
     """MLflow server; by default SQLite in a local storage. `none` turns tracking off."""
+    experiment: str | None = None
+    """MLflow experiment that the run is in; by default the job's name. The registered model has the run's name."""
+    tensorboard: bool = False
+    """Writes event files for TensorBoard to the run's folder `tensorboard`."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
@@ -95,6 +106,7 @@ class RunConfig:
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")
+        require(self.experiment != "", "run.experiment", "''", "name an experiment, or leave the option out")
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
         require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")
@@ -140,6 +152,8 @@ class DataConfig:
     """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
     bad_rows_most: float = 0.01
     """With `skip`: the largest share of the rows that may be left out so."""
+    check: bool = False
+    """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
     split_seed: int = 0
     """Seeds the split into training, validation and test rows; nothing else does."""
     shuffle_window_rows: int = 65536
@@ -203,6 +217,10 @@ class TrainConfig:
         require(self.early_stopping_epochs is None or self.early_stopping_epochs >= 1, "train.early_stopping_epochs",
                 self.early_stopping_epochs, "must be at least 1")
         require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The steps of a whole run."""
+        return min(self.epochs * steps_per_epoch, self.max_steps or 2**62)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,29 +286,3 @@ def _refuse_secrets(values: Overrides) -> None:
                               "and the list of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and "
                               "AWS_SECRET_ACCESS_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
                               "environment")
-
-
-def differences(old: Overrides, new: Overrides) -> list[str]:
-    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in sorted({*before, *after}) if is_decisive(key)]
-    before |= {k: after[k] for k in keys if k not in before and after[k] in (None, *_AS_EVER)}
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
-            if _plain_value(before.get(k)) != _plain_value(after.get(k))]
-
-
-def is_decisive(field_name: str) -> bool:
-    """Whether a field decides what is computed.
-    All of `run` but the seed may change between attempts; so may the cache."""
-    return field_name == "run.seed" or not field_name.startswith(
-        ("run.", "data.cache_", "data.bad_rows_most"))
-
-
-_AS_EVER = ("auto", "refuse")
-"""What a choice is by default that earlier versions did not give: what was done then."""
-
-
-def _plain_value(value: object) -> object:
-    return list(cast(Sequence[object], value)) if isinstance(value, tuple | list) else value
-
-

@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,8 @@ SOURCE_FOLDERS = PACKAGES
 SOURCE_SUFFIXES = (".py", ".yaml")
 LIBRARIES = ("numpy", "pyarrow", "ray", "scikit-learn", "safetensors", "mlflow", "torch", "tensorflow", "keras",
              "transformers", "tokenizers", "deepspeed", "onnx", "onnxruntime")
+_MODULES = {"scikit-learn": "sklearn"}
+"""What a library is imported as, where not by its own name."""
 _USER_INFO = re.compile(r"://[^/@\s]+:[^/@\s]+@")
 _PARAMETER = re.compile(r"(?i)\b(access_key|secret_key|session_token|password|token)=[^&\s]+")
 _LABELS = {"code": "code", "processor": "processor", "gpu": "GPU", "threads": "threads", "world_size": "workers"}
@@ -38,13 +42,17 @@ def code_version(root: Path = ROOT) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of those libraries in `LIBRARIES` that are installed; imports none of them."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    versions = {name: version for name in LIBRARIES if (version := _installed(name)) is not None}
+    return {"python": platform.python_version(), **versions}
+
+
+def used_libraries(environment: Mapping[str, object] | None = None) -> dict[str, str]:
+    """Of `library_versions` those that this process has imported. environment: a checkpoint's, whose workers' libraries
+    count, too."""
+    known = cast(Mapping[str, str], (environment or {}).get("libraries") or {})
+    here = {name: version for name, version in library_versions().items()
+            if name == "python" or _MODULES.get(name, name) in sys.modules}
+    return {**known, **here}
 
 
 def machine() -> dict[str, str]:
@@ -57,7 +65,7 @@ def machine() -> dict[str, str]:
 
 
 def environment() -> dict[str, object]:
-    """System, processor, GPU, cores, threads (OMP_NUM_THREADS), code and library versions; imports no library.
+    """System, processor, GPU, cores, threads (OMP_NUM_THREADS), code and installed libraries; imports no library.
 
     A loop adds what it knows better: `environment() | {"threads": 1, "world_size": 3}`.
     """
@@ -84,6 +92,14 @@ def without_secrets(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in cast(list[object], value)]
     return value
+
+
+@cache
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
-from jobs.common.training.optim_config import learning_rate
+from jobs.common.training.optim_config import learning_rate, require_warmup
 from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 
@@ -106,8 +106,8 @@ class OptimConfig:
     """From the highest rate down to `final_lr` at the last step."""
     final_lr: float = 0.0
     """Learning rate of the last step."""
-    warmup_steps: int = 100
-    """Steps in which the rate rises from 0."""
+    warmup: float = 0.05
+    """How long the rate rises from 0: below 1 a share of the run's steps, from 1 on a number of steps."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes, when classifying."""
     clip_norm: float | None = 1.0
@@ -120,7 +120,7 @@ class OptimConfig:
         require(self.final_lr >= 0 and (self.lr is None or self.final_lr <= self.lr), "optim.final_lr", self.final_lr,
                 "must be from 0 to optim.lr")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
-        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must be 0 or more")
+        require_warmup(self.warmup)
         require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing,
                 "must be at least 0 and less than 1")
         require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be more than 0")
@@ -133,7 +133,7 @@ class OptimConfig:
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a step, counted from 0."""
-        return learning_rate(self.highest_lr, self.schedule, self.warmup_steps, step, total_steps, self.final_lr)
+        return learning_rate(self.highest_lr, self.schedule, self.warmup, step, total_steps, self.final_lr)
 
 
 @dataclass(frozen=True, kw_only=True)

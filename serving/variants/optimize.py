@@ -20,8 +20,8 @@ from jobs.common.artifact.artifact import CARD, MANIFEST, PROBE, Artifact, Probe
 from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.predictor import Predictor
-from jobs.common.provenance import code_version, library_versions, machine
-from jobs.common.registry.connection import open_registry
+from jobs.common.provenance import code_version, machine, used_libraries
+from jobs.common.registry.connection import experiment_of, open_registry
 from serving.model.replica import answers, check_probe, use_threads
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
@@ -227,14 +227,15 @@ def _described(parent: Description, variant: Variant, judged: Judged) -> Descrip
     about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
     return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about,
                    how_to_load=_HOW_TO_LOAD,
-                   code=code_version(), libraries=library_versions())
+                   code=code_version(), libraries=used_libraries())
 
 
 def _registered(artifact: Artifact, source: Source, options: argparse.Namespace, storage: Store) -> str:
     """The version that it becomes. Raises: RegistryError."""
     variant = artifact.manifest.description.variant
     assert variant is not None
-    registry = open_registry(options.tracking_uri, storage, source.registered)
+    experiment = experiment_of(artifact.manifest.description)
+    registry = open_registry(options.tracking_uri, storage, source.registered, experiment)
     registry.start(f"{variant.name} of {source.version}", {}, {"variant": variant.name, "parent": source.version})
     registry.log(variant.figures, 0)
     version = registry.register(artifact)

@@ -64,7 +64,7 @@ def job(folder: Path, uri: Path, model: str, steps: int, seed: int) -> dict[str,
              "--run.tracking-uri", "none", "--run.seed", str(seed), "--data.uri", str(uri), "--data.max-length", "128",
              "--model.name", model, "--train.global-batch-size", "16", "--train.max-steps", str(steps),
              "--train.epochs", "1",
-             "--optim.lr", "1e-4", "--optim.schedule", "linear", "--optim.warmup-steps", "20", "--optim.weight-decay",
+             "--optim.lr", "1e-4", "--optim.schedule", "linear", "--optim.warmup", "20", "--optim.weight-decay",
              "0.01",
              "--optim.clip-norm", "1.0", "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
     with python("tests.benchmarks.transformer_watched", *flags, folder=folder) as started:

@@ -20,7 +20,7 @@ class Settings:
 
 
 QUICK = Settings(seeds=1, flags=("--data.max-train-rows", "200", "--train.epochs", "1"))
-FOUND = ("--optim.lr", "0.00126124683378618", "--optim.schedule", "linear", "--optim.warmup-steps", "41",
+FOUND = ("--optim.lr", "0.00126124683378618", "--optim.schedule", "linear", "--optim.warmup", "41",
          "--optim.beta2", "0.999",
          "--optim.weight-decay", "0.010643426690114099", "--optim.label-smoothing", "0.03260858719715447",
          "--model.dropout", "0.21275751187312247", "--train.global-batch-size", "16")

@@ -14,7 +14,7 @@ FLAGS = ["--model.width", "8", "--model.depth", "2", "--model.head", "flatten", 
          "60",
          "--run.tracking-uri", "none", "--run.trace-rows", "--eval.robustness-rows", "0", "--eval.bootstrap-samples",
          "100",
-         "--optim.warmup-steps", "10"]
+         "--optim.warmup", "10"]
 STEPS = EPOCHS * runs.STEPS_PER_EPOCH
 
 

@@ -180,7 +180,7 @@ def test_too_many_bad_steps_go_back_to_a_checkpoint_and_leave_their_rows_out(tmp
 def test_a_run_that_is_never_finite_fails_with_the_remedy_and_keeps_finite_checkpoints(tmp_path: Path) -> None:
     data = poisoned(tmp_path, [])
     with runs.run(tmp_path / "run", *NAN, *data, "--optim.name", "sgd", "--optim.lr", "1e30",
-                  "--optim.clip-norm", "None", "--optim.warmup-steps", "0", "--train.max-skipped-steps", "2") as job:
+                  "--optim.clip-norm", "None", "--optim.warmup", "0", "--train.max-skipped-steps", "2") as job:
         assert job.wait() == 1
     assert "lower --optim.lr" in job.text
     assert "Traceback" not in job.text

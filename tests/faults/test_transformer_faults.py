@@ -27,7 +27,7 @@ FLAGS = [
     "--model.width", "32", "--model.dropout", "0.1", "--train.global-batch-size", "12", "--train.epochs", "2",
     "--run.checkpoint-every-steps", str(INTERVAL), "--run.tracking-uri", "none", "--run.trace-rows",
     "--run.keep-checkpoints", "3",
-    "--eval.samples", "0", "--optim.warmup-steps", "5",
+    "--eval.samples", "0", "--optim.warmup", "5",
 ]
 STEPS = 2 * 33
 

@@ -17,7 +17,7 @@ from tests import runs
 from tests.s3 import BUCKET, s3_server
 
 FLAGS = ["--eval.bootstrap-samples", "100", "--run.tracking-uri", "none", "--model.hidden", "64", "--train.epochs", "9"]
-SPACE = ("optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0.5]}\noptim.warmup_steps: "
+SPACE = ("optim.lr: {log_uniform: [1e-4, 3e-2]}\nmodel.dropout: {uniform: [0.0, 0.5]}\noptim.warmup: "
          "{log_integer: [5, 50]}\n")
 
 

@@ -32,7 +32,7 @@ def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pretrained_weights_tell_news_apart_after_62_steps(tmp_path: Path, news: Path) -> None:
     """From random weights the same steps get to about half of it (`--model.no-pretrained`)."""
     flags = ["--data.uri", str(news), "--model.name", minilm(), "--data.max-length", "48", "--train.epochs", "2",
-             "--optim.lr", "1e-4", "--train.global-batch-size", "16", "--optim.warmup-steps", "10",
+             "--optim.lr", "1e-4", "--train.global-batch-size", "16", "--optim.warmup", "10",
              "--optim.schedule", "linear", "--run.cpus-per-worker", "2", "--run.tracking-uri", "none",
              "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
     with runs.run(tmp_path / "pretrained", *flags, quick=False, job="transformer") as job:

@@ -37,7 +37,7 @@ def sentences(path: Path, rows: int = 500) -> str:
 def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classify")
     flags = ["--data.uri", sentences(folder / "rows.jsonl"), "--train.epochs", "4", "--data.vocab-size", "128",
-             "--optim.lr", "3e-3", "--optim.warmup-steps", "5", "--eval.bootstrap-samples", "100", "--eval.baseline"]
+             "--optim.lr", "3e-3", "--optim.warmup", "5", "--eval.bootstrap-samples", "100", "--eval.baseline"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer") as job:
         job.finished()
     assert "tokens/s" in job.text
@@ -53,7 +53,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["--task", "generate", "--data.uri", str(folder / "text.txt"), "--data.tokenizer", "characters",
              "--train.epochs", "3",
              "--run.workers", "2", "--scale.strategy", "zero3", "--eval.sample-tokens", "20", "--optim.lr", "3e-3",
-             "--optim.warmup-steps", "5"]
+             "--optim.warmup", "5"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer", engine="ray") as job:
         job.finished(200)
     return folder / "run"

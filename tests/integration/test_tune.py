@@ -141,7 +141,7 @@ def test_every_trial_is_a_child_run_and_the_best_final_training_is_registered(se
     from jobs.common.registry.mlflow_client import connect
 
     client: Any = connect(f"sqlite:///{folder.parent}/mlflow.db")
-    experiment = client.get_experiment_by_name("mine")
+    experiment = client.get_experiment_by_name("mlp")
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = found.pop("mine")
     assert parent.info.status == "FINISHED"
@@ -226,8 +226,8 @@ def test_a_search_of_an_earlier_version_goes_on(
     folder = kept.storage(tmp_path / "storage") / "search"
     monkeypatch.setenv(KEY_VARIABLE, kept.SEARCH_KEY)
     before = trials(folder)
-    search(cluster, folder, "--num-trials", "5", "--max-concurrent", "1", "--train.epochs", "1", "--fix",
-           "model.hidden=[16]")
+    search(cluster, folder, "--num-trials", "5", "--max-concurrent", "1", "--train.epochs", "1",
+           "--optim.warmup-steps", "50", "--fix", "model.hidden=[16]")
     after = trials(folder)
     assert sorted(before) == [0, 1, 2, 3] and sorted(after) == [0, 1, 2, 3, 4]
     assert {number: after[number] for number in before} == before

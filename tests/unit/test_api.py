@@ -63,7 +63,7 @@ def test_a_class_with_a_loss_and_an_optimiser_of_its_own_resumes_bit_for_bit(uri
 def test_a_class_for_images_is_judged_by_its_own_loss_and_metric(tmp_path: Path) -> None:
     odd = image_loops.odd(tmp_path)
     config = from_dict(PytorchConfig, {"model": {"build": "tests.unit.own_classes:Images"}, "run": {"workers": "3"},
-                                       "train": {"epochs": 1, "global_batch_size": 48}, "optim": {"warmup_steps": 2},
+                                       "train": {"epochs": 1, "global_batch_size": 48}, "optim": {"warmup": 2},
                                        "eval": {"metric": "certainty"}})
     outcome, (row,) = image_loops.train(image_loop, tmp_path / "run", odd, config, num_shards=3)
     assert outcome == "finished"

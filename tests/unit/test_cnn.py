@@ -125,7 +125,7 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
                                    {"padding": "valid", "kernel": 2, "convolutions": 1, "batch_norm": False,
                                     "normalise": "unit"}])
 def test_any_shape_depth_and_number_of_classes_trains(model: dict[str, Any], odd: Dataset, tmp_path: Path) -> None:
-    config = config_of(model={"width": 8, **model}, optim={"lr": 0.02, "warmup_steps": 0},
+    config = config_of(model={"width": 8, **model}, optim={"lr": 0.02, "warmup": 0},
                        train={"epochs": 15, "max_steps": None, "global_batch_size": 32})
     outcome, evaluations = train(tmp_path, odd, config)
     assert outcome == "finished"
@@ -156,7 +156,7 @@ def test_the_smallest_side_is_the_smallest_that_can_be_built(model: dict[str, An
 ], ids=["adam", "adamw", "sgd", "momentum", "clipped"])
 def test_three_steps_are_those_of_keras(optim: dict[str, Any], theirs: Any, digits: Dataset, tmp_path: Path) -> None:
     config = config_of(model={"batch_norm": False},
-                       optim={"lr": 0.01, "warmup_steps": 0, "label_smoothing": 0.1, "clip_norm": None, **optim})
+                       optim={"lr": 0.01, "warmup": 0, "label_smoothing": 0.1, "clip_norm": None, **optim})
     trainer, batches = trainer_of(tmp_path, digits, config)
     batches = batches[:3]
     model = keras.models.clone_model(trainer.model)
@@ -206,7 +206,7 @@ def test_stopping_after_every_call_changes_nothing(limit: dict[str, Any], odd: D
 
 
 def test_a_batch_in_passes_gives_the_same_step(digits: Dataset, tmp_path: Path) -> None:
-    optim = {"name": "sgd", "lr": 0.1, "warmup_steps": 0}
+    optim = {"name": "sgd", "lr": 0.1, "warmup": 0}
     for name, rows in (("whole", None), ("passes", 7)):
         train(tmp_path / name, digits,
               config_of(model={"batch_norm": False}, optim=optim, train={"max_rows_per_pass": rows}))
@@ -292,7 +292,7 @@ def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps(digits: Datas
 
 def test_training_stops_when_the_validation_metric_no_longer_improves(odd: Dataset, tmp_path: Path) -> None:
     config = config_of(train={"epochs": 50, "max_steps": None, "early_stopping_epochs": 2}, model={"batch_norm": False},
-                       optim={"lr": 1e-12, "warmup_steps": 0})
+                       optim={"lr": 1e-12, "warmup": 0})
     outcome, evaluations = train(tmp_path, odd, config)
     assert outcome == "finished"
     assert [row["epoch"] for row in evaluations] == [1, 2, 3], "the first is the best, then two without improvement"
@@ -300,7 +300,7 @@ def test_training_stops_when_the_validation_metric_no_longer_improves(odd: Datas
 
 # ── hardware ──
 def with_hardware(folder: Path, dataset: Dataset, **hardware: Any) -> tuple[float, dict[str, np.ndarray]]:
-    config = config_of(hardware=hardware, optim={"lr": 0.01, "warmup_steps": 0}, train={"epochs": 2, "max_steps": None})
+    config = config_of(hardware=hardware, optim={"lr": 0.01, "warmup": 0}, train={"epochs": 2, "max_steps": None})
     return train(folder, dataset, config)[1][-1]["validation_loss"], tensors(folder)
 
 
@@ -348,7 +348,7 @@ def test_images_are_warped_as_pytorch_warps_them(odd: Dataset, tmp_path: Path) -
 
 # ── a user's own network ──
 def test_a_network_of_ones_own_drops_in(odd: Dataset, tmp_path: Path) -> None:
-    config = config_of(model={"build": f"{OWN}:plain"}, optim={"lr": 0.02, "warmup_steps": 0},
+    config = config_of(model={"build": f"{OWN}:plain"}, optim={"lr": 0.02, "warmup": 0},
                        train={"epochs": 30, "max_steps": None})
     assert train(tmp_path, odd, config)[1][-1]["validation_accuracy"] > 0.8
 
@@ -373,7 +373,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the default network, made small."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with runs.run(folder, "--run.tracking-uri", "none", "--model.width", "8", "--model.depth", "2", "--model.head",
-                  "flatten", "--model.dense", "32", "--optim.warmup-steps", "10", "--train.epochs", "6",
+                  "flatten", "--model.dense", "32", "--optim.warmup", "10", "--train.epochs", "6",
                   "--train.global-batch-size", "60",
                   "--eval.robustness-rows", "60", "--eval.bootstrap-samples", "100", "--run.trace-rows", quick=False,
                   job="cnn") as job:
@@ -501,7 +501,7 @@ def _packed(files: dict[str, bytes]) -> bytes:
 
 # ── explanations ──
 def test_attributions_add_up_and_regions_lie_where_the_class_is(odd: Dataset, tmp_path: Path) -> None:
-    config = config_of(model={"width": 8, "dense": []}, optim={"lr": 0.02, "warmup_steps": 0},
+    config = config_of(model={"width": 8, "dense": []}, optim={"lr": 0.02, "warmup": 0},
                        train={"epochs": 25, "max_steps": None, "global_batch_size": 32})
     train(tmp_path, odd, config)
     model = network(config, odd)

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.core.errors import ConfigError
 from jobs.common import config as configs
+from jobs.common.config_changes import differences
 from jobs.mlp.config import MlpConfig
 
 TEXTBOOK = Path(__file__).parents[2] / "jobs" / "mlp" / "textbook.yaml"
@@ -73,15 +74,15 @@ def test_a_recipe_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> Non
 def test_differences_leave_out_what_does_not_decide_the_result() -> None:
     old = parse("--run.workers", "2")
     new = parse("--run.workers", "3", "--run.seed", "1", "--optim.lr", "0.1", "--data.cache-gb", "1")
-    assert configs.differences(configs.to_dict(old), configs.to_dict(new)) == ["optim.lr: 0.002 -> 0.1", "run.seed: 0 "
+    assert differences(configs.to_dict(old), configs.to_dict(new)) == ["optim.lr: 0.002 -> 0.1", "run.seed: 0 "
                                                                                                          "-> 1"]
 
 
 def test_a_choice_that_an_older_record_did_not_have_was_left_alone() -> None:
-    assert configs.differences({"data": {}}, {"data": {"layout": "auto", "resize": None}}) == []
-    assert configs.differences({"data": {}}, {"data": {"layout": "one"}}) == ["data.layout: None -> one"]
+    assert differences({"data": {}}, {"data": {"layout": "auto", "resize": None}}) == []
+    assert differences({"data": {}}, {"data": {"layout": "one"}}) == ["data.layout: None -> one"]
     one, auto = {"data": {"layout": "one"}}, {"data": {"layout": "auto"}}
-    assert configs.differences(one, auto) == ["data.layout: one -> auto"]
+    assert differences(one, auto) == ["data.layout: one -> auto"]
 
 
 def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from tests import image_loops
 CONFIG: dict[str, dict[str, Any]] = {
     "augment": {"shift": 0, "rotate": 0, "scale": 0}, "model": {"hidden": [64], "dropout": 0},
     "train": {"epochs": 15, "global_batch_size": 60}, "eval": {"robustness_rows": 120},
-    "optim": {"lr": 0.01, "warmup_steps": 0}}
+    "optim": {"lr": 0.01, "warmup": 0}}
 
 
 @pytest.fixture(scope="module")

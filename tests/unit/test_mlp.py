@@ -86,7 +86,7 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
 def test_any_depth_size_and_number_of_classes_trains(hidden: list[int], normalise: str, odd: Dataset,
                                                      tmp_path: Path) -> None:
     config = config_of(model={"hidden": hidden, "normalise": normalise}, train={"epochs": 12, "global_batch_size": 32},
-                       optim={"lr": 0.02, "warmup_steps": 0})
+                       optim={"lr": 0.02, "warmup": 0})
     sizes = [p.shape for p in network(config, odd).parameters() if p.ndim == 2]
     assert [tuple(size) for size in sizes] == [*zip([*hidden, 4], [90, *hidden], strict=True)]
     outcome, evaluations = train(tmp_path, odd, config)
@@ -107,13 +107,13 @@ def test_inputs_are_normalised_inside_the_model(digits: Dataset) -> None:
 
 # ── the schedule ──
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    optim = OptimConfig(lr=1.0, warmup_steps=4, schedule="cosine")
+    optim = OptimConfig(lr=1.0, warmup=4, schedule="cosine")
     rates = [optim.learning_rate(step, 12) for step in range(12)]
     golden = [0.25, 0.5, 0.75, 1.0, 1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]
     assert rates == pytest.approx(golden, abs=1e-6)
-    flat = OptimConfig(lr=0.3, warmup_steps=2, schedule="constant")
+    flat = OptimConfig(lr=0.3, warmup=2, schedule="constant")
     assert [flat.learning_rate(step, 5) for step in range(5)] == pytest.approx([0.15, 0.3, 0.3, 0.3, 0.3])
-    assert OptimConfig(lr=1.0, warmup_steps=50).learning_rate(9, 10) == pytest.approx(0.2), "shorter than its warm-up"
+    assert OptimConfig(lr=1.0, warmup=50).learning_rate(9, 10) == pytest.approx(0.2), "shorter than its warm-up"
 
 
 # ── augmentation ──
@@ -149,7 +149,7 @@ def test_augmentation_by_nothing_is_the_image_and_a_shift_moves_it_no_further_th
 # ── one step ──
 def test_a_batch_in_pieces_gives_the_same_step(digits: Dataset, tmp_path: Path) -> None:
     whole = config_of(train={"max_steps": 3, "epochs": 1}, augment={"shift": 1.5},
-                      optim={"name": "sgd", "lr": 0.1, "warmup_steps": 0})
+                      optim={"name": "sgd", "lr": 0.1, "warmup": 0})
     pieces = replace(whole, train=replace(whole.train, max_rows_per_pass=7))
     for name, config in (("whole", whole), ("pieces", pieces)):
         train(tmp_path / name, digits, config)
@@ -204,7 +204,7 @@ def test_too_many_skips_in_a_row_are_an_error_that_names_the_steps() -> None:
 
 # ── what ends training, and what goes on ──
 def test_training_stops_when_the_validation_metric_no_longer_improves(digits: Dataset, tmp_path: Path) -> None:
-    config = config_of(train={"epochs": 50, "early_stopping_epochs": 3}, optim={"lr": 1e-12, "warmup_steps": 0})
+    config = config_of(train={"epochs": 50, "early_stopping_epochs": 3}, optim={"lr": 1e-12, "warmup": 0})
     outcome, evaluations = train(tmp_path, digits, config)
     assert outcome == "finished"
     assert [row["epoch"] for row in evaluations] == [1, 2, 3,
@@ -213,7 +213,7 @@ def test_training_stops_when_the_validation_metric_no_longer_improves(digits: Da
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
 def test_the_best_checkpoint_is_that_of_the_metric(metric: str, digits: Dataset, tmp_path: Path) -> None:
-    config = config_of(eval={"metric": metric}, train={"epochs": 6}, optim={"lr": 0.03, "warmup_steps": 0})
+    config = config_of(eval={"metric": metric}, train={"epochs": 6}, optim={"lr": 0.03, "warmup": 0})
     _, evaluations = train(tmp_path, digits, config)
     values = [row[f"validation_{metric}"] for row in evaluations]
     best = Checkpoints(Store.open(str(tmp_path)).child("checkpoints")).best()
@@ -254,7 +254,7 @@ def test_steps_that_are_left_out_count_but_are_not_taken(odd: Dataset, tmp_path:
 def test_bf16_trains_and_keeps_weights_in_float32(digits: Dataset, tmp_path: Path) -> None:
     evaluations = {}
     for precision in ("fp32", "bf16"):
-        config = config_of(hardware={"precision": precision}, train={"epochs": 4}, optim={"warmup_steps": 0})
+        config = config_of(hardware={"precision": precision}, train={"epochs": 4}, optim={"warmup": 0})
         _, evaluations[precision] = train(tmp_path / precision, digits, config)
     mine, theirs = tensors(tmp_path / "bf16"), tensors(tmp_path / "fp32")
     assert {array.dtype for array in mine.values()} == {np.dtype(np.float32)}
@@ -289,7 +289,7 @@ def test_a_gpu_trains_to_the_cpus_weights_within_rounding(tmp_path: Path, precis
 def test_a_compiled_model_trains_to_the_same_weights_within_rounding(odd: Dataset, tmp_path: Path) -> None:
     for compiled in (False, True):
         config = config_of(hardware={"compile": compiled}, train={"max_steps": 3, "epochs": 1},
-                           optim={"name": "sgd", "lr": 0.1, "warmup_steps": 0})
+                           optim={"name": "sgd", "lr": 0.1, "warmup": 0})
         train(tmp_path / str(compiled), odd, config)
     mine, theirs = tensors(tmp_path / "True"), tensors(tmp_path / "False")
     assert set(mine) == set(theirs)

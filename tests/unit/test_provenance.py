@@ -24,6 +24,14 @@ def test_asking_imports_no_framework() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_libraries_that_were_used_are_those_imported_here_and_by_the_workers() -> None:
+    code = ("import sys, numpy; sys.modules['sklearn'] = sys\n"
+            "from jobs.common.provenance import used_libraries\n"
+            "print(*used_libraries(), *used_libraries({'libraries': {'torch': '2.13.0'}}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["python", "numpy", "scikit-learn", "torch", "python", "numpy", "scikit-learn"]
+
+
 def test_the_same_environment_has_no_differences() -> None:
     assert differences(environment(), environment()) == []
 

@@ -37,7 +37,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def config_of(build: str = "normalised", loss: str | None = None, **groups: Any) -> PytorchConfig:
     model = {"build": f"tests.unit.own_modules:{build}", "loss": loss and f"tests.unit.own_modules:{loss}"}
     values = {"train": {"epochs": 2, "global_batch_size": 48}, "run": {"workers": "3"},
-              "optim": {"warmup_steps": 2}} | groups
+              "optim": {"warmup": 2}} | groups
     return from_dict(PytorchConfig, {"model": model, **values})
 
 
@@ -62,7 +62,7 @@ def test_a_run_in_pieces_ends_with_the_same_bits_as_one_at_once(odd: Dataset, tm
 def test_it_learns_whatever_it_is_made_of(build: str, loss: str | None, odd: Dataset, tmp_path: Path) -> None:
     config = config_of(build, loss, train={"epochs": 10, "global_batch_size": 48},
                        augment={"shift": 0, "rotate": 0, "scale": 0},
-                       optim={"lr": 0.02, "warmup_steps": 2})
+                       optim={"lr": 0.02, "warmup": 2})
     outcome, evaluations = train(tmp_path, odd, config)
     assert outcome == "finished"
     assert evaluations[-1]["validation_accuracy"] > 0.8, "chance is 0.25"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.config import parse
 from jobs.common.registry.__main__ import main
 from jobs.common.registry.async_logger import Metric as Entry
 from jobs.common.registry.async_logger import MetricLog
-from jobs.common.registry.connection import open_registry
+from jobs.common.registry.connection import experiment_of, open_registry
 from jobs.common.registry.sqlite_versions import read_versions
+from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.tracking import Tracking
+from jobs.mlp.config import MlpConfig
 from serving.commands.deploy_config import find
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
@@ -83,6 +87,34 @@ def test_a_report_is_beside_its_run_and_the_training_loss_is_a_series(storage, t
     assert [(m.step, m.value) for m in history] == [(1, 2.0), (3, 1.0)]
     path = client_of(storage).download_artifacts(registry.run_id, "report.html", str(tmp_path))
     assert Path(path).read_text() == "<p>how it went</p>"
+
+
+@pytest.mark.parametrize(("given", "experiment"), [([], "mlp"), (["--run.experiment", "digits at night"],
+                                                                "digits at night")])
+def test_runs_of_a_job_are_in_one_experiment_and_each_registers_a_model_of_its_name(storage, tmp_path, given,
+                                                                                    experiment):
+    places = set()
+    for name in ("one", "two"):
+        config = parse(MlpConfig, ["--run.storage", storage.location(), "--run.name", name, *given], "test")
+        folder = RunFolder.find(config).create(config, 1, {})
+        tracking = Tracking.open("mlp", config, folder)
+        version = tracking.register(make_artifact(tmp_path / name), {}, 1)
+        assert tracking.finish("done") is None
+        assert version is not None and open_registry(None, storage, "").resolve(f"models:/{name}/{version}")
+        run = client_of(storage).get_run(folder.record["registry_run_id"])
+        places.add(client_of(storage).get_experiment(run.info.experiment_id).name)
+        storage.delete_folder(name)
+    assert places == {experiment}
+
+
+def test_a_model_that_is_registered_later_is_in_the_experiment_of_its_run(storage, tmp_path):
+    artifact = make_artifact(tmp_path)
+    main(["register", "late", artifact.uri, "--storage", storage.location()])
+    (version,) = open_registry(None, storage, "late").versions("late")
+    run = client_of(storage).get_run(version.run_id)
+    assert client_of(storage).get_experiment(run.info.experiment_id).name == artifact.manifest.description.job
+    named = replace(artifact.manifest.description, config={"run": {"experiment": "mine"}})
+    assert experiment_of(named) == "mine"
 
 
 def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(storage):

@@ -213,6 +213,17 @@ def test_of_a_step_done_twice_the_last_value_is_drawn(monkeypatch):
     assert drawn["train loss"] == ([1.0, 2.0], [3.0, 4.0])
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize("steps_per_epoch", [1, 19])
+def test_a_chart_of_few_epochs_begins_at_0_and_has_whole_numbers_and_points(epochs, steps_per_epoch):
+    steps = [steps_per_epoch * epoch for epoch in range(1, epochs + 1)]
+    drawn = plots.line_chart({"loss": (steps, [0.5] * epochs)}, x_label="step", name="loss")
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    ticks = labels[: labels.index("step")]
+    assert ticks[0] == "0" and len(ticks) >= 2 and all(tick.isdigit() for tick in ticks)
+    assert len(re.findall(r'<use [^>]*style="fill: var\(--series-0\)', drawn)) == epochs
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (300, 200, 3), (8, 8, 2), (8, 8, 4)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_pictures_of_any_kind_can_be_shown(shape, dtype):

@@ -23,7 +23,7 @@ BASE = MlpConfig()
 
 
 def rendered(search: Search, why: str = "all trials have ended") -> str:
-    return render(search, BASE, SPACE, "done", why)
+    return render(search, BASE, SPACE, "done", why, {"python": "3.11.7", "torch": "2.13.0"})
 
 
 def headings(page: str) -> list[str]:
@@ -98,7 +98,7 @@ def test_a_field_that_no_trial_has_is_left_out(tmp_path: Path) -> None:
     carry_out(found)
     unused = {"optim.label_smoothing": {"uniform": [0.0, 0.1], "when": {"optim.schedule": "constant"}}}
     space = Space.from_dict({**SPACE.to_dict(), **unused})
-    page = render(found, BASE, space, "done", "all trials have ended")
+    page = render(found, BASE, space, "done", "all trials have ended", {})
     assert "validation_accuracy by optim.momentum" in page
     assert "validation_accuracy by optim.label_smoothing" not in page
 

@@ -250,6 +250,13 @@ def test_the_training_curve_says_no_speed_before_it_is_known_and_thins_out(make:
     assert all(row["train_loss"] == pytest.approx(1.0) for row in rows)
 
 
+def test_the_last_losses_are_told_although_no_other_heartbeat_follows(make: Make) -> None:
+    rendezvous, (session,) = make()
+    stepped(session, 1, loss=2.0)
+    session.close()
+    assert [row["train_loss"] for row in rendezvous.poll().reports if row["kind"] == "progress"] == [2.0]
+
+
 def test_the_rows_of_each_step_are_traced_by_shard(make: Make, tmp_path: Path) -> None:
     _, (session,) = make(trace_rows=True)
     session.data.trace(0, 3, {0: np.array([5, 7]), 2: np.array([1])})

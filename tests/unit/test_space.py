@@ -27,7 +27,7 @@ SPACE = Space.from_dict({
     "optim.name": {"choice": ["adamw", "sgd"]},
     "optim.momentum": {"uniform": [0.0, 0.9], "step": 0.3, "when": {"optim.name": "sgd"}, "mutable": True},
     "model.hidden": {"choice": [[64], [256, 256]]},
-    "optim.warmup_steps": {"integer": [10, 50], "step": 20, "mutable": True},
+    "optim.warmup": {"integer": [10, 50], "step": 20, "mutable": True},
     "train.global_batch_size": {"log_integer": [16, 128]},
 })
 FILE = """
@@ -35,7 +35,7 @@ optim.lr: {log_uniform: [1e-4, 0.1], mutable: true}
 optim.name: {choice: [adamw, sgd]}
 optim.momentum: {uniform: [0, 0.9], step: 0.3, when: {optim.name: sgd}, mutable: true}
 model.hidden: {choice: [[64], [256, 256]]}
-optim.warmup_steps: {integer: [10, 50], step: 20, mutable: true}
+optim.warmup: {integer: [10, 50], step: 20, mutable: true}
 train.global_batch_size: {log_integer: [16, 128]}
 """
 
@@ -57,9 +57,9 @@ def test_every_job_accepts_its_own_space(job: str) -> None:
 
 
 def test_what_is_perturbed_stays_below_the_greatest_where_no_step_ends_on_it() -> None:
-    odd = Space.from_dict({"optim.warmup_steps": {"integer": [16, 60], "step": 16, "mutable": True}})
-    moved = [odd.perturb({"optim.warmup_steps": 48}, np.random.default_rng(k), BASE, resample=0) for k in range(20)]
-    assert {values["optim.warmup_steps"] for values in moved} == {32, 48}
+    odd = Space.from_dict({"optim.warmup": {"integer": [16, 60], "step": 16, "mutable": True}})
+    moved = [odd.perturb({"optim.warmup": 48}, np.random.default_rng(k), BASE, resample=0) for k in range(20)]
+    assert {values["optim.warmup"] for values in moved} == {32, 48}
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -72,7 +72,7 @@ def test_what_is_drawn_or_perturbed_is_within_the_space_and_makes_a_config(seed:
         assert ("optim.momentum" in values) == (values["optim.name"] == "sgd")
         assert 1e-4 <= values["optim.lr"] <= 1e-1
         assert 16 <= values["train.global_batch_size"] <= 128
-        assert values["optim.warmup_steps"] in (10, 30, 50)
+        assert values["optim.warmup"] in (10, 30, 50)
         assert round(values.get("optim.momentum", 0.0) / 0.3, 6) in (0, 1, 2, 3)
         config = with_values(MlpConfig(), values)
         assert list(config.model.hidden) == values["model.hidden"]
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a typing mistake": ("optim.lr: {uniform: [0, 1], setp: 0.1}", "unknown 'setp'"),
     "text for numbers": ("optim.lr: {uniform: [low, high]}", "give the least and the greatest number"),
     "a step that is none": ("optim.lr: {uniform: [0.1, 0.2], step: small}", "a step is a number above 0"),
-    "a part of a step": ("optim.warmup_steps: {integer: [1, 5], step: 0.5}", "its step is a whole number"),
+    "a part of a step": ("optim.warmup: {integer: [1, 5], step: 0.5}", "its step is a whole number"),
     "a condition on what comes later": (
         "optim.lr: {uniform: [0.1, 0.2], when: {optim.name: sgd}}\noptim.name: {choice: [sgd, adamw]}",
         r"names optim\.name, which comes later"),
@@ -176,5 +176,5 @@ def test_a_job_without_a_space_of_its_own_asks_for_one(monkeypatch: pytest.Monke
 
 
 def test_positions_follow_the_scale() -> None:
-    places: dict[str, Any] = {"optim.lr": 10**-2.5, "model.hidden": [256, 256], "optim.warmup_steps": 30}
+    places: dict[str, Any] = {"optim.lr": 10**-2.5, "model.hidden": [256, 256], "optim.warmup": 30}
     assert [SPACE.parameters[name].position(value) for name, value in places.items()] == pytest.approx([0.5, 1.0, 0.5])

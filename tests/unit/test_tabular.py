@@ -47,7 +47,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def config_of(model: dict[str, Any] | None = None, **groups: Any) -> TabularConfig:
-    values = {"train": {"epochs": 2, "global_batch_size": 48}, "run": {"workers": "3"}, "optim": {"warmup_steps": 2}}
+    values = {"train": {"epochs": 2, "global_batch_size": 48}, "run": {"workers": "3"}, "optim": {"warmup": 2}}
     return from_dict(TabularConfig, {"model": model or {}, **values, **groups})
 
 
@@ -129,7 +129,7 @@ def test_the_learning_rate_is_drawn_at_every_step_and_not_where_it_was_judged_al
     class Rows:
         splits = {"train": type("Split", (), {"num_rows": 244})}  # noqa: RUF012
 
-    config = config_of(train={"epochs": 2, "global_batch_size": 48}, optim={"warmup_steps": 4, "lr": 0.004})
+    config = config_of(train={"epochs": 2, "global_batch_size": 48}, optim={"warmup": 4, "lr": 0.004})
     rows: Any = _with_rates(config, Rows(), State())  # type: ignore[arg-type]
     rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
     assert [rates[step] for step in (1, 2, 4, 5)] == pytest.approx([0.001, 0.002, 0.004, 0.004])

@@ -223,7 +223,7 @@ def test_empty_texts_are_left_out_and_said(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, config_of(uri=uri))
     assert sum(split.num_rows for split in dataset.splits.values()) == len(ROWS)
     assert lines_of(dataset) == ["rows: train 24, validation 6, test 6 from 1 file",
-                                 "3 classes: bird 12, cat 12, dog 12", "left out: 2 rows without text"]
+                                 "3 classes: bird (12), cat (12), dog (12)", "left out: 2 rows without text"]
     refused(tmp_path / "x", write_csv(tmp_path / "x/none.csv", [("", "cat")]), "all of its 1 rows are empty")
 
 

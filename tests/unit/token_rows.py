@@ -58,7 +58,7 @@ def config_of(**groups: Any) -> TransformerConfig:
     model = {"name": "tiny", "layers": 2, "heads": 2, "width": 32, "dropout": 0.0}
     base: dict[str, Any] = {
         "task": "generate", "data": {"uri": "stdlib", "max_length": 32}, "model": model,
-        "optim": {"lr": 1e-3, "warmup_steps": 0},
+        "optim": {"lr": 1e-3, "warmup": 0},
         "train": {"global_batch_size": 12, "epochs": 4}, "run": {"checkpoint_every_steps": 5},
         "eval": {"robustness_rows": 0},
     }

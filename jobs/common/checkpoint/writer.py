@@ -77,7 +77,9 @@ class CheckpointWriter:
                  patience_s: Callable[[], float] = lambda: 600.0) -> None:
         """patience_s: how long storage may stand still, asked while it does."""
         self._store, self._generation, self._rank, self._world_size = store, generation, rank, world_size
-        self._config_fingerprint, self._environment = config_fingerprint, plain_state(environment)
+        self._config_fingerprint = config_fingerprint
+        self.environment: Mapping[str, object] = environment
+        """What the next checkpoints say of where they come from."""
         self._keep_last, self._part_timeout_s = keep_last, part_timeout_s
         self._patience_s = patience_s
         self._given_up: StorageError | None = None
@@ -135,7 +137,7 @@ class CheckpointWriter:
         draft = Checkpoint(
             generation=self._generation, sequence=self._sequence, step=step, epoch=epoch, state=kept_state,
             metric=_finite(metric), config_fingerprint=self._config_fingerprint, world_size=self._world_size,
-            created=time.time(), environment=self._environment, files=(),
+            created=time.time(), environment=plain_state(self.environment), files=(),
         )
         timings = Timings(step=step, bytes=len(self._image.data), blocking_s=copied - began,
                           snapshot_s=copied - copying,

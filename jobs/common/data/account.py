@@ -82,6 +82,6 @@ def _classes(splits: Mapping[SplitName, Split], names: Sequence[str]) -> str:
     """The classes with their rows over all splits, the most first."""
     counts = [sum(of) for of in zip(*(split.class_counts for split in splits.values()), strict=True)]
     order = sorted(range(len(names)), key=lambda code: -counts[code])
-    shown = ", ".join(f"{names[code]} {counts[code]:,}" for code in order[:_MOST_CLASSES])
-    fewest = f" … {names[order[-1]]} {counts[order[-1]]:,}" if len(names) > _MOST_CLASSES else ""
+    shown = ", ".join(f"{names[code]} ({counts[code]:,})" for code in order[:_MOST_CLASSES])
+    fewest = f" … {names[order[-1]]} ({counts[order[-1]]:,})" if len(names) > _MOST_CLASSES else ""
     return f"{len(names)} classes: {shown}{fewest}"

@@ -10,7 +10,7 @@ from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import RunConfig
-from jobs.common.registry.connection import open_registry
+from jobs.common.registry.connection import experiment_of, open_registry
 from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
 from jobs.common.registry.sqlite_versions import read_versions
@@ -94,7 +94,8 @@ def _promote(options: argparse.Namespace) -> None:
 
 def _register(options: argparse.Namespace) -> None:
     artifact = open_artifact(options.artifact)
-    registry = _open(options, options.name)
+    registry = open_registry(options.tracking_uri, Store.open(options.storage), options.name,
+                             experiment_of(artifact.manifest.description))
     registry.start(f"{options.name} registered later", {}, {})
     version = registry.register(artifact)
     registry.finish("done" if version else "failed")

@@ -33,8 +33,9 @@ _log = logging.getLogger(__name__)
 class MlflowRegistry(Registry):
     """MLflow behind one URI. The first failure of what cannot raise is a warning, and training goes on."""
 
-    def __init__(self, tracking_uri: str | None, storage: Store, name: str) -> None:
-        self._uri, self._storage, self._name = tracking_address(tracking_uri, storage), storage, name
+    def __init__(self, tracking_uri: str | None, storage: Store, name: str, experiment: str) -> None:
+        self._uri, self._storage = tracking_address(tracking_uri, storage), storage
+        self._name, self._experiment = name, experiment
         self._failed = threading.Event()
         self._metrics: MetricLog | None = None
         self._not_begun: TrainyardError | None = None
@@ -51,7 +52,7 @@ class MlflowRegistry(Registry):
         try:
             with translated(self._uri):
                 known = self._resume(run_id) if run_id else None
-                self.run_id = known or self._client.create_run(self._experiment(), run_name=run_name).info.run_id
+                self.run_id = known or self._client.create_run(self._experiment_id(), run_name=run_name).info.run_id
                 self._describe(params, tags)
         except TrainyardError as error:
             self._not_begun = error
@@ -152,20 +153,21 @@ class MlflowRegistry(Registry):
         check_answers(self._uri)
         return connect(self._uri)
 
-    def _experiment(self) -> str:
-        """Its id; made where it is not there, which another driver may do at the same moment."""
-        found = self._client.get_experiment_by_name(self._name)
+    def _experiment_id(self) -> str:
+        """Made where it is not there, which another driver may do at the same moment."""
+        found = self._client.get_experiment_by_name(self._experiment)
         if found is None:
             place = None if self._uri.startswith("http") else self._storage.location(MODELS_FOLDER)
             try:
-                return self._client.create_experiment(self._name, artifact_location=place)
+                return self._client.create_experiment(self._experiment, artifact_location=place)
             except Exception as error:
                 if _code(error) != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self._client.get_experiment_by_name(self._name)
+                found = self._client.get_experiment_by_name(self._experiment)
         if found.lifecycle_stage == "deleted":
-            raise RegistryError(f"experiment {self._name} is deleted in {shown(self._uri)}: restore it there "
-                                f"(mlflow experiments restore -x {found.experiment_id}), or use another name")
+            raise RegistryError(f"experiment {self._experiment} is deleted in {shown(self._uri)}: restore it there "
+                                f"(mlflow experiments restore -x {found.experiment_id}), or pass another "
+                                "--run.experiment")
         return found.experiment_id
 
     def _resume(self, run_id: str) -> str | None:

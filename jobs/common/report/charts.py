@@ -41,7 +41,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool = False) -> Markup:
-    """Values over steps, one line a name; long lines are averaged down to 400 points.
+    """Values over steps or epochs from 0 on, one line a name; long lines are averaged down to 400 points.
     `name` is what a screen reader says.
 
     log: a logarithmic scale, where the values are positive and span more than a factor of 50.
@@ -54,8 +54,8 @@ def line_chart(lines: Mapping[str, Line], *, x_label: str, name: str, log: bool 
         values = np.concatenate([np.asarray(ys, float) for _, ys in lines.values()])
         if log and values.min() > 0 and values.max() > 50 * values.min():
             axes.set_yscale("log")
-        axes.set(xlabel=x_label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel=x_label, xlim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if len(lines) > 1:
             axes.legend(loc="best")
     return done[0]

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import psutil
@@ -16,7 +16,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
-from jobs.common.provenance import code_version, library_versions, machine
+from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.report.run_report import ReportContent, RunFacts, write_report
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RunFolder
@@ -29,9 +29,10 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     """Hands a trained run over. Returns the summary, whose last line is `artifact: <uri>`."""
     trained = _trained(job, config, folder, dataset)
     verdict = job.judge(trained)
-    made = artifact.write_artifact(folder.store, "artifact", description=job.describe(trained, verdict),
-                                   probe=verdict.probe,
-                                   files=job.files(trained), reference=verdict.reference)
+    files = job.files(trained)
+    description = replace(job.describe(trained, verdict), libraries=used_libraries(trained.best.environment))
+    made = artifact.write_artifact(folder.store, "artifact", description=description, probe=verdict.probe, files=files,
+                                   reference=verdict.reference)
     flat = {f"{split}_{name}": value for split, values in verdict.metrics.items() for name, value in values.items()}
     version = tracking.register(made, flat, run_state.highest_step)
     run_state.save(ended=True)
@@ -74,7 +75,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),
         environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
-                     "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **library_versions()},
+                     "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
         artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
@@ -88,7 +89,7 @@ def _with_rates(config: Config, dataset: Dataset, run_state: RunState) -> list[J
     if rate is None or (own is not None and (own.method("schedule") or own.method("optimizer"))):
         return run_state.history
     train = config.train
-    total = min(train.epochs * (dataset.splits["train"].num_rows // train.global_batch_size), train.max_steps or 2**62)
+    total = train.total_steps(dataset.splits["train"].num_rows // train.global_batch_size)
     steps = sorted({round(step) for step in np.linspace(0, run_state.highest_step - 1, 200)})
     return [*({name: value for name, value in row.items() if name != "learning_rate"} for row in run_state.history),
             *({"step": step + 1, "learning_rate": rate(step, total)} for step in steps)]

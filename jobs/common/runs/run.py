@@ -4,8 +4,6 @@ parse → find the run → connect → preflight → prepare data → train → 
 Exit codes: 0 done · 1 training failed · 2 the user can fix it, nothing was written · 3 stopped, resumable.
 """
 
-import hashlib
-import json
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -30,6 +28,7 @@ from cluster.monitoring.run_status import RunStatus, RunStatusPublisher
 from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.config import Config
+from jobs.common.config_changes import decisive_fingerprint
 from jobs.common.data.account import lines_of
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import figure, headlines
@@ -39,7 +38,9 @@ from jobs.common.execution.generation_state import ControllerCallbacks, Generati
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
+from jobs.common.runs.check_data import check_data
 from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.event_file import event_file
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
@@ -47,6 +48,7 @@ from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.timeline import Timeline
 from jobs.common.training.find_job import check_name
 from jobs.common.training.job import Job
+from jobs.common.training.optim_config import warmup_warning
 from jobs.common.training.rendezvous import Heartbeat
 
 
@@ -61,7 +63,7 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         config = configs.parse(job.config_type, given, f"python -m {job.package}")
         refuse_again(config.run)
-        return Run(job, config).carry_out()
+        return check_data(job, config) if config.data.check else Run(job, config).carry_out()
     except TrainyardError as error:
         fail(str(error))
         if config:
@@ -164,8 +166,9 @@ class Run:
             raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
         recorded = folder.record.get("data", {}).get("fingerprint")
         if recorded and recorded != dataset.fingerprint:
-            raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began: put the old data "
-                              f"back, or begin another run with --run.name ({recorded[:9]}, {dataset.fingerprint[:9]})")
+            raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} "
+                              f"-> {dataset.fingerprint[:12]}): put the old data back, or begin another run with "
+                              "--run.name")
         return dataset
 
     def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
@@ -173,6 +176,8 @@ class Run:
             return folder
         lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
         self.display.say(f"config:\n{lines}")
+        if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
+            self.display.say(warning)
         return folder.create(self.config, self.config.run.max_workers, dataset.describe())
 
     # ── training ──
@@ -187,7 +192,8 @@ class Run:
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
 
-                summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking, self._startup())
+                summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking,
+                                 self.timeline.parts(self._first_marks))
         except Exception as error:
             ending = _resumable(error)
             self._record_end(folder, run_state, ending)
@@ -206,38 +212,34 @@ class Run:
         publisher = _publisher() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config,
-                          run_uri=folder.store.location(),
-                          config_fingerprint=_fingerprint(config), dataset_uri=opened.dataset.store.location(),
-                          until_epoch=self._until_epoch, versions=versions() if use_ray else None)
+                          run_uri=folder.store.location(), config_fingerprint=decisive_fingerprint(config),
+                          dataset_uri=opened.dataset.store.location(), until_epoch=self._until_epoch,
+                          versions=versions() if use_ray else None)
 
         def on_update(current: GenerationState) -> None:
             if current.heartbeat is not None and "first_step" not in self._first_marks:
                 self._first_marks = dict(current.heartbeat.marks)
             self.display.show(current.heartbeat or Heartbeat(), workers=current.alive, restarts=run_state.restarts)
             report(current.reports)
+            log_events(current.reports)
             if metrics is not None:
                 metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
             if publisher is not None:
                 publisher.publish(lambda: _run_status(self.job.name, self.config, current, run_state))
 
-        num_shards = folder.num_shards or self.config.run.max_workers
+        run = self.config.run
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
-        controller = Controller(run=self.config.run, executor=executor, spec=spec, run_store=folder.store,
-                                num_shards=num_shards,
-                                run_state=run_state, callbacks=callbacks)
+        controller = Controller(run=run, executor=executor, spec=spec, run_store=folder.store, run_state=run_state,
+                                num_shards=folder.num_shards or run.max_workers, callbacks=callbacks)
         self.timeline.mark("group_asked")
-        with self.display:
-            run = self.config.run
+        with self.display, event_file(run.tensorboard, folder.store, run_state.history, self.display.say) as log_events:
             try:
                 controller.start(max(run.min_workers, min(run.max_workers, executor.possible_workers() - run.spares)))
                 return executor.run(controller.supervise)
             finally:
                 if publisher is not None:
                     publisher.close()
-
-    def _startup(self) -> dict[str, float]:
-        return self.timeline.parts(self._first_marks)
 
     # ── after training ──
     def _record_end(self, folder: RunFolder, run_state: RunState, error: Exception) -> None:
@@ -286,12 +288,6 @@ def _run_status(job: str, config: Config, current: GenerationState, run_state: R
                      ranks=tuple(each for _, each in sorted(current.times.items())),
                      scores=" ".join(f"{name} {figure(value)}" for name, value in beat.scores.items()),
                      straggler=slow.slow.rank if slow else None, stuck=current.stuck)
-
-
-def _fingerprint(config: JsonObject) -> str:
-    """Of all that decides the result."""
-    decisive = {key: value for key, value in sorted(configs.flatten(config).items()) if configs.is_decisive(key)}
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 def _process_start() -> float:

@@ -20,6 +20,7 @@ from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, 
 from cluster.core.storage import Store, tls_remedy
 from jobs.common import config as configs
 from jobs.common.config import Config
+from jobs.common.config_changes import differences
 from jobs.common.execution.run_state import RUN_FILE
 
 RESULT_FILE = "result.json"
@@ -149,7 +150,7 @@ class RunFolder:
                 _forget(path, made)
 
     def _check(self, config: Config) -> None:
-        changed = configs.differences(self.record["config"], configs.to_dict(config))
+        changed = differences(self.record["config"], configs.to_dict(config))
         if changed:
             listed = "\n  ".join(changed)
             raise RunConflictError(

@@ -36,7 +36,8 @@ class Tracking:
 
         Raises: ConfigError where a server is needed.
         """
-        registry = open_registry(config.run.tracking_uri, folder.storage, name=config.run.name)
+        registry = open_registry(config.run.tracking_uri, folder.storage, name=config.run.name,
+                                 experiment=config.run.experiment or job)
 
         def begin() -> None:
             run_id = registry.start(

@@ -39,7 +39,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
     if trainable.sharded:
         session.checkpoints.shard_checkpoints()
     state = resume(session, trainable)
-    total_steps = min(train.epochs * batches.steps_per_epoch, train.max_steps or 2**62)
+    total_steps = train.total_steps(batches.steps_per_epoch)
     session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch,
                           parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
@@ -70,7 +70,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
             for outcome in result.outcomes:
                 state.record(outcome, train.max_skipped_steps)
             session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
-                                         loss=result.losses, skipped=state.skipped_steps)
+                                         loss=result.losses, skipped=state.skipped_steps, learning_rate=rates[-1])
             compare_weights(session, trainable, state.step)
             if batcher.stop_agreed:
                 save(session, trainable, state)

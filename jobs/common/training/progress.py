@@ -36,9 +36,11 @@ class Progress:
             self._send(row)
         self._curve: list[float] = []
         self._next_point = 0
+        self._learning_rate: float | None = None
         self._mark = StepMark.open(run_store, assignment.generation, self._rank)
 
-    def on_step_end(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int) -> None:
+    def on_step_end(self, *, step: int, epoch: int, rows: int, loss: float | Sequence[float], skipped: int,
+                    learning_rate: float | None = None) -> None:
         """Call it after each step. step: steps done in the run; skipped: how many of them were; rows: of all workers;
         loss: their mean, or of several steps that were made in one go the loss of each.
 
@@ -48,7 +50,7 @@ class Progress:
         self.pace.step(rows, len(losses))
         if "first_step" not in self.marks:
             self.marks["first_step"] = time.time()
-        self.step = step
+        self.step, self._learning_rate = step, learning_rate
         self._mark.write(step)
         self.losses.extend(filter(math.isfinite, losses))
         self.state["step"], self.state["epoch"], self.state["skipped_steps"] = step, epoch, skipped
@@ -93,8 +95,9 @@ class Progress:
         if self.step >= self._next_point:
             mean = sum(self._curve) / max(1, len(self._curve))
             known = self.pace.seconds > 0  # it is not in the first steps
-            rate = {"samples_per_s": self.pace.samples_per_s} if known else {}
-            self.report("progress", step=self.step, epoch=self.state.get("epoch", 0), train_loss=mean, **rate)
+            more = {"samples_per_s": self.pace.samples_per_s} if known else {}
+            more |= {} if self._learning_rate is None else {"learning_rate": self._learning_rate}
+            self.report("progress", step=self.step, epoch=self.state.get("epoch", 0), train_loss=mean, **more)
             self._curve = []
             self._next_point = self.step + max(1, self.step // 50)
 

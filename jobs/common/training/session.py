@@ -117,7 +117,6 @@ class Session:
         self.progress.state |= {"storage_wait_s": wait_s, "storage_still_s": still_s}
         if wait_s > 0 and still_s <= self._patience_s():
             self.progress.state["ticks"] += 1
-        reports = [self.progress.reports.get() for _ in range(self.progress.reports.qsize())]
         losses = [self.progress.losses.popleft() for _ in range(len(self.progress.losses))]
         costs = self.checkpoints.writer.timings()
         pace = self.progress.pace
@@ -129,6 +128,7 @@ class Session:
         if losses:
             self.progress.state["loss"] = sum(losses) / len(losses)
             self.progress.keep_curve(losses)
+        reports = [self.progress.reports.get() for _ in range(self.progress.reports.qsize())]
         cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
         self.checkpoints.schedule.observe(pace.median_s, **cost)
         try:

@@ -13,7 +13,7 @@ from jobs.common.checkpoint.schedule import CheckpointSchedule
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import RunConfig
-from jobs.common.provenance import environment
+from jobs.common.provenance import environment, used_libraries
 from jobs.common.training.peers import Peers
 from jobs.common.training.progress import Progress
 from jobs.common.training.rendezvous import Assignment
@@ -69,6 +69,7 @@ class WorkerCheckpoints:
         if self._rank and not self._sharded:
             return
         with self._storage.waiting():  # it waits for the one before
+            self.writer.environment = {**self.writer.environment, "libraries": used_libraries()}
             state = {**state, _REPORTED: json.dumps(list(self._progress.last_reports))}
             self.writer.save(tensors(), state, step=step, epoch=epoch, metric=metric)
         self.schedule.begun(step)

@@ -1,0 +1,38 @@
+"""What of a config decides the result: whether a run may go on with another one, and which."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import cast
+
+from cluster.core.documents import JsonObject
+from jobs.common.command_line import Overrides, current_names, flatten
+
+_AS_EVER = (None, "auto", "refuse")
+"""What a choice that earlier versions did not give is by default: what was done then."""
+_INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.check")
+"""What may change between attempts, but for the seed."""
+
+
+def differences(old: Overrides, new: Overrides) -> list[str]:
+    """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
+    after = flatten(new)
+    before = current_names(flatten(old), after)
+    keys = [key for key in sorted({*before, *after}) if _is_decisive(key)]
+    before |= {k: after[k] for k in keys if k not in before and after[k] in _AS_EVER}
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
+            if _plain_value(before.get(k)) != _plain_value(after.get(k))]
+
+
+def decisive_fingerprint(config: JsonObject) -> str:
+    """Of all that decides the result."""
+    decisive = {key: value for key, value in sorted(flatten(config).items()) if _is_decisive(key)}
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _is_decisive(field_name: str) -> bool:
+    return field_name == "run.seed" or not field_name.startswith(_INDIFFERENT)
+
+
+def _plain_value(value: object) -> object:
+    return list(cast(Sequence[object], value)) if isinstance(value, tuple | list) else value
