@@ -151,6 +151,7 @@ def _module_of(kind: Any) -> str:
 def _job_of(uri: object) -> str:
     """`tabular` for tables, else `pytorch`; of Parquet the columns decide."""
     from cluster.core.errors import DataError
+    from jobs.common.tables.config import TableDataConfig
     from jobs.common.tables.sources import EMBEDDED, CsvTable, find_table
 
     if not uri or str(uri) == "digits":
@@ -158,7 +159,7 @@ def _job_of(uri: object) -> str:
     if str(uri) in EMBEDDED:
         return "tabular"
     try:
-        (first, *_), *_ = find_table(str(uri), "auto").parts.values()
+        (first, *_), *_ = find_table(str(uri), TableDataConfig(uri=str(uri))).parts.values()
         names: Sequence[str] = () if isinstance(first, CsvTable) else next(first.batches()).schema.names
     except (DataError, StopIteration):
         return "pytorch"  # which says what is wrong with it

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.config import Config, EvalConfig, TrainConfig, require
+from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.training.optim_config import learning_rate, require_warmup
 from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
@@ -12,7 +13,7 @@ Task = Literal["classify", "generate"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextDataConfig(DataConfig):
+class TextDataConfig(CsvDataConfig):
     """Where the text comes from, how it is cut into tokens, and how it is split and read."""
 
     uri: str = "languages"
@@ -295,6 +296,5 @@ class TransformerConfig(Config):
     @property
     def metric(self) -> str:
         """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
-        if self.eval.metric != "auto":
-            return self.eval.metric
-        return "accuracy" if self.task == "classify" else "loss"
+        default = "accuracy" if self.task == "classify" else "loss"
+        return default if self.eval.metric == "auto" else self.eval.metric

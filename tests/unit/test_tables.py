@@ -251,7 +251,7 @@ def test_large_tables_are_not_kept_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "said"), [
     (b",a,score\n0,1,2\n", r"column 1 of .* has no name in the first line \(pandas writes its index so\)"),
-    ("a\u00e9,score\n1,2\n".encode("latin-1"), r"is not UTF-8: convert the file, for instance with iconv"),
+    ("a\u00e9,score\n1,2\n".encode("latin-1"), r"is not UTF-8: pass --data.encoding latin-1"),
     (b"a,score\n" + b"".join(b"%d,0.%d\n" % (i, i) for i in range(40)) + b"1,O.5\n",
      r"row 40 of .*: the target's column 'score' is 'O\.5', which is no number, as others are: mend it, or"),
     (b"d,score\n" + b"2024-01-01,0.5\n2024-01-02T00:00:00Z,1.5\n" * 20, None),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -14,6 +14,10 @@ from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store, tls_remedy
 
 FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+MOST_UNPACKED = 4 << 30
+"""Bytes of a file that cannot be read in parts."""
+_PART_BYTES = 8 << 20
 _UNREADABLE = cast(tuple[type[Exception], ...], (OSError, EOFError, pa.ArrowException))
 _LITTER = re.compile(r"\..*|_SUCCESS|_common_metadata|_metadata|_committed_.*|_started_.*|_temporary|_delta_log|"
                      r"__MACOSX|(eh)?Thumbs\.db|desktop\.ini|.*\.crc", re.IGNORECASE)
@@ -54,6 +58,34 @@ def list_files(uri: str, formats: str = FORMATS) -> Listing:
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is no data."""
     return _LITTER.fullmatch(name) is not None
+
+
+def plain_name(path: str) -> str:
+    """In small letters, without the ending of what has packed the file: rows.csv of rows.csv.gz."""
+    name = path.lower()
+    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
+
+
+@contextmanager
+def unpacked(store: Store, path: str) -> Generator[Any]:
+    """A stream of what a file holds, unpacked where its name says that it is packed. Raises: FileNotFoundError."""
+    codec = next((codec for ending, codec in PACKED.items() if path.lower().endswith(ending)), None)
+    with store.reading(path) as stream:
+        yield stream if codec is None else pa.CompressedInputStream(stream, codec)
+
+
+def read_unpacked(store: Store, path: str) -> bytes:
+    """All of it. Raises: DataError if it is more than one process should hold; FileNotFoundError."""
+    parts: list[bytes] = []
+    room = MOST_UNPACKED
+    with unpacked(store, path) as stream:
+        while part := stream.read(_PART_BYTES):
+            parts.append(part)
+            room -= len(part)
+            if room < 0:
+                raise DataError(f"{store.location(path)} unpacks to more than {MOST_UNPACKED >> 30} GiB, which would "
+                                "be read in one go: unpack it, or pack it in smaller files")
+    return b"".join(parts)
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from jobs.common.config import Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.config import Config, EvalConfig, TrainConfig, require
+from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.own_code import OwnModel
 from jobs.common.training.optim_config import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableDataConfig(DataConfig):
+class TableDataConfig(CsvDataConfig):
     """Where the table comes from, and which of its columns mean what."""
 
     uri: str = "diabetes"

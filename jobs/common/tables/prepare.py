@@ -57,10 +57,10 @@ def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
     Its columns: `numbers` (N,) float32, `categories` (C,) int32, each where there are any; `label`, or `target` (T,)
     float64; `row_id`. Raises: DataError, naming the row; StorageError.
     """
-    found: Sources = {split: find_table(uri, config.layout) for split, uri in _uris(config).items() if uri is not None}
+    found: Sources = {split: find_table(uri, config) for split, uri in _uris(config).items() if uri is not None}
     listing = {split: each.listing for split, each in found.items()}
     options = [config.label_column, config.predict, config.ignore, config.categories, config.split_seed, FORMAT_VERSION,
-               *[config.layout] * (config.layout != "auto")]
+               *[config.layout] * (config.layout != "auto"), *config.changed]
 
     def build(store: Store, blocks: str) -> Dataset:
         made, repeats = _build(Table(_parts(found), config), store, blocks, say)

@@ -4,8 +4,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +15,16 @@ import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.config import Layout
+from jobs.common.data.csv_config import CsvDataConfig, conversion, looks_delimited_by
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.files import list_files, reading
+from jobs.common.data.files import list_files, plain_name, reading, unpacked
 from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.common.tables.columns import MISSING
+from jobs.common.tables.config import TableDataConfig
 
 EMBEDDED = ("diabetes", "breast_cancer")
-FORMATS = "CSV (*.csv, *.tsv, *.csv.gz) or Parquet (*.parquet)"
-_CSV, _PARQUET = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq")
+FORMATS = "CSV (*.csv, *.tsv, also .gz, .bz2 and .zst) or Parquet (*.parquet)"
+_CSV, _PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
 compute: Any = pyarrow.compute  # its functions are made when it is imported
 _BATCH_ROWS = 65536
 _BLOCK_BYTES = 8 << 20
@@ -57,22 +57,21 @@ class Found:
     unread: Unread
 
 
-def find_table(uri: str, layout: Layout) -> Found:
+def find_table(uri: str, config: TableDataConfig) -> Found:
     """Raises: DataError if the URI holds no tables, or they could be two things."""
     if uri in EMBEDDED:
         return Found([(uri, 0, 0.0)], {"train": [EmbeddedTable(uri)]}, {})
     listing = list_files(uri, FORMATS)
-    tables = [file for file in listing.files if file.path.lower().endswith((*_CSV, *_PARQUET))]
+    tables = [file for file in listing.files
+              if plain_name(file.path).endswith(_CSV) or file.path.lower().endswith(_PARQUET)]
     if not tables:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is a table: "
                         f"give {FORMATS}")
-    groups, unread = by_split(uri, tables, layout)
-    parts: Parts = {split: [_part(listing.store, file.path) for file in files] for split, files in groups.items()}
+    groups, unread = by_split(uri, tables, config.layout)
+    parts: Parts = {split: [ParquetTable(listing.store, file.path) if file.path.lower().endswith(_PARQUET)
+                            else CsvTable(listing.store, file.path, config) for file in files]
+                    for split, files in groups.items()}
     return Found(listing.identity, parts, unread | not_read(listing.files, tables, "files of another format"))
-
-
-def _part(store: Store, path: str) -> Part:
-    return (ParquetTable if path.lower().endswith(_PARQUET) else CsvTable)(store, path)
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,22 @@ class ParquetTable(_File):
             yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False)
 
 
+@dataclass(frozen=True)
 class CsvTable(_File):
-    """A CSV file with a header, perhaps compressed; its values stay texts, so that nothing is guessed from a few."""
+    """A CSV file with a header, perhaps packed; its values stay texts, so that nothing is guessed from a few."""
+
+    options: CsvDataConfig
 
     def batches(self) -> Iterator[Any]:
         name = self.store.location(self.path)
         with reading(name, "mend the row, or quote what holds the delimiter"):
             header = self._header()
-            with self._opened() as stream:
-                read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False, column_names=header, skip_rows=1)
-                parse = pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True)
+            quoted = self.options.quoting != "none"
+            with unpacked(self.store, self.path) as stream:
+                read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False, column_names=header, skip_rows=1,
+                                          encoding=self._encoding)
+                parse = pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=quoted,
+                                            quote_char='"' if quoted else False)
                 texts = pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True,
                                               null_values=list(MISSING))
                 for batch in pa_csv.open_csv(stream, read, parse, texts):
@@ -110,29 +115,34 @@ class CsvTable(_File):
                                                      names=header)
 
     def _header(self) -> list[str]:
-        with self._opened() as stream:
-            text = io.TextIOWrapper(io.BytesIO(stream.read(1 << 20)), "utf-8-sig", errors="replace", newline="")
-            names = [name.strip() for name in next(csv.reader(text, delimiter=self._delimiter), [])]
+        where = self.store.location(self.path)
+        with unpacked(self.store, self.path) as stream:
+            begin = stream.read(1 << 20)
+        text = io.TextIOWrapper(io.BytesIO(begin), self._encoding.replace("utf-8", "utf-8-sig"), errors="replace",
+                                newline="")
+        quoting = csv.QUOTE_NONE if self.options.quoting == "none" else csv.QUOTE_MINIMAL
+        names = [name.strip() for name in next(csv.reader(text, delimiter=self._delimiter, quoting=quoting), [])]
         if "" in names:
-            raise DataError(f"column {names.index('') + 1} of {self.store.location(self.path)} has no name in the "
-                            "first line (pandas writes its index so): name it, or write the file without it")
+            raise DataError(f"column {names.index('') + 1} of {where} has no name in the first line (pandas writes its "
+                            "index so): name it, or write the file without it")
         if strange := next((name for name in names if "\ufffd" in name), None):
-            raise DataError(f"the column {strange!r} of {self.store.location(self.path)} is not UTF-8: convert the "
-                            "file, for instance with iconv -f LATIN1 -t UTF-8")
+            raise DataError(f"the column {strange!r} of {where} is not {self._encoding.upper()}: {conversion(begin)}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if not names or twice:
             what = f"has the column {twice[0]!r} twice" if twice else "is empty"
-            raise DataError(f"{self.store.location(self.path)} {what}: its first line must name its columns")
+            raise DataError(f"{where} {what}: its first line must name its columns")
+        if len(names) == 1 and (other := looks_delimited_by(names[0], self._delimiter)):
+            raise DataError(f"{where} has one column only, {names[0]!r:.60}: pass --data.delimiter '{other}' if that "
+                            "is what is between its columns")
         return names
-
-    @contextmanager
-    def _opened(self) -> Generator[Any]:
-        with self.store.reading(self.path) as stream:
-            yield pa.CompressedInputStream(stream, "gzip") if self.path.lower().endswith(".gz") else stream
 
     @property
     def _delimiter(self) -> str:
-        return "\t" if ".tsv" in self.path.lower() else ","
+        return self.options.delimiter_of(self.path)
+
+    @property
+    def _encoding(self) -> str:
+        return self.options.encoding or "utf-8"
 
 
 @dataclass(frozen=True)

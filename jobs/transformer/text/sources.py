@@ -14,13 +14,14 @@ from typing import Any
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.data.dataset import SPLITS, SplitName
-from jobs.common.data.files import list_files, reading
+from jobs.common.data.files import list_files, plain_name, reading
 from jobs.common.data.pieces import PIECE_BYTES, cut, in_pieces
 from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
-from jobs.transformer.text.files import FORMATS, TABLES, TextFile
+from jobs.transformer.text.files import FORMATS, TABLES
 from jobs.transformer.text.fragments import TextSource
+from jobs.transformer.text.text_file import TextFile
 
 _SCAN_BYTES = 8 << 20
 Listing = list[tuple[str, int, float]]
@@ -54,8 +55,8 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
            split: SplitName | None) -> tuple[list[TextFile], Listing, Unread]:
     """The files, with what the content of each is known by, and those that are left out."""
     listing = list_files(uri)
-    files = [file for file in listing.files if file.path.lower().endswith(FORMATS)]
-    tables = [file for file in files if file.path.lower().endswith(TABLES)]
+    files = [file for file in listing.files if plain_name(file.path).endswith(FORMATS)]
+    tables = [file for file in files if plain_name(file.path).endswith(TABLES)]
     if not files:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is Parquet, "
                         f"CSV, JSON Lines or text ({', '.join(FORMATS)})")
@@ -69,18 +70,21 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
         files, chosen, "files of text beside tables")
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
-        found = _shares(listing.store, chosen[0])
+        found = _shares(listing.store, chosen[0], config)
         return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found], left_out
     label = config.label_column if labelled else None
-    named = [(TextFile(listing.store, file.path, file.size, of, columns, label, skips=config.bad_rows == "skip"),
+    named = [(TextFile(listing.store, file.path, file.size, of, columns, label, options=config),
               file.mtime) for of, members in groups.items() for file in members]
     return ([file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named],
             left_out)
 
 
-def _shares(store: Store, file: FileInfo) -> list[TextFile]:
+def _shares(store: Store, file: FileInfo, config: TextDataConfig) -> list[TextFile]:
     """Of a single text its first 90% are training; the rest is validation, and test too."""
-    whole = TextFile(store, file.path, file.size, "train")
+    whole = TextFile(store, file.path, file.size, "train", options=config)
+    if not whole.can_be_cut:
+        raise DataError(f"{whole.name} is one text, of which parts are to be training, validation and test rows, and "
+                        "which cannot be cut as it is: unpack it, and write it as UTF-8")
     middle = _text_place(whole, file.size * 9 // 10)
     shares: dict[SplitName, tuple[int, int]] = {"train": (0, middle), "validation": (middle, file.size),
                                                 "test": (middle, file.size)}
@@ -89,14 +93,14 @@ def _shares(store: Store, file: FileInfo) -> list[TextFile]:
 
 # ── parts of a large file ──
 def _parts(file: TextFile, most: int) -> list[TextFile]:
-    if file.size <= most:
+    if file.size <= most or not file.can_be_cut:
         return [file]
     with reading(file.name):
         if file.ending in ("parquet", "pq"):
             return _row_groups(file, most)
         first, last = file.part or (0, file.size)
         wanted = [first + end for _, end in cut(last - first, most)][:-1]
-        places = (list(_csv_places(file, wanted)) if file.ending in ("csv", "tsv")
+        places = (list(_csv_places(file, wanted)) if file.ending in ("csv", "tsv") and file.options.quoting != "none"
                   else [_line_place(file, place) for place in wanted])
     ends = sorted({first, *(place for place in places if first < place < last), last})
     is_text = not file.is_table

@@ -1,0 +1,145 @@
+"""Tables of text in files: Parquet, CSV, and JSON as an object a line or as one list."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any, cast
+
+from cluster.core.documents import JsonObject, parse_json
+from cluster.core.errors import DataError
+from jobs.common.data.csv_config import looks_delimited_by
+from jobs.common.data.files import MOST_UNPACKED, reading
+from jobs.transformer.text.files import HEADER_BYTES, FilePart
+from jobs.transformer.text.fragments import BadRow
+
+
+def read_parquet(file: FilePart) -> Any:
+    """The columns that are read, of the row groups of the part."""
+    import pyarrow.parquet as pq
+
+    with reading(file.name), file.store.reading(file.path) as stream:
+        opened = pq.ParquetFile(stream, pre_buffer=False)
+        file.check_columns(opened.schema_arrow.names)
+        groups = range(*(file.part or (0, opened.num_row_groups)))
+        return opened.read_row_groups(list(groups), columns=list(dict.fromkeys(file.wanted)), use_threads=False)
+
+
+def read_csv(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
+    """All columns as text, an empty label as null.
+    Columns that are named by number (`0`, `1`, …) mean a file without a header."""
+    import pyarrow as pa
+
+    delimiter = file.options.delimiter_of(file.path)
+    is_first = file.part is None or not file.part[0]
+    top = next(filter(None, _reader(text, file)), []) if is_first else _first_row(file)
+    if len(top) == 1 and top != file.wanted and (other := looks_delimited_by(top[0], delimiter)):
+        raise DataError(f"{file.name} has one column only, {top[0]!r:.60}: pass --data.delimiter '{other}' if that is "
+                        "what is between its columns")
+    numbered = all(name.isdigit() for name in file.wanted) and not set(file.wanted) <= set(top)
+    header = [str(i) for i in range(len(top))] if numbered else top
+    rows = _csv_rows(text, file)[int(is_first and not numbered):]
+    offset = int(is_first and not numbered)
+    bad = [(file.describe(number + offset), f"has {len(row)} columns, where the first row has {len(header)}")
+           for number, row in enumerate(rows) if len(row) != len(header)]
+    file.leave_out(bad, f"mend the row, or quote what holds a {delimiter!r}")
+    rows = [row for row in rows if len(row) == len(header)]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    values = [[value or None for value in column] if name == file.label_column else column
+              for name, column in zip(header, columns, strict=True)]
+    return pa.table([pa.array(column, pa.string()) for column in values], header), bad
+
+
+def _first_row(file: FilePart) -> list[str]:
+    with reading(file.name), file.store.reading(file.path) as stream:
+        text = stream.read(HEADER_BYTES).decode(file.encoding.replace("utf-8", "utf-8-sig"), errors="replace")
+    return next(filter(None, _reader(text, file)))
+
+
+def _reader(text: str, file: FilePart) -> Any:
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters by default, less than many a document
+    return csv.reader(io.StringIO(text, newline=""), delimiter=file.options.delimiter_of(file.path), strict=True,
+                      quoting=csv.QUOTE_NONE if file.options.quoting == "none" else csv.QUOTE_MINIMAL)
+
+
+def _csv_rows(text: str, file: FilePart) -> list[list[str]]:
+    """Without blank lines. A quote that nothing closes is refused, and in tabs a text that holds line breaks: a stray
+    quote swallows the rows that follow."""
+    reader, rows, line = _reader(text, file), list[list[str]](), 1
+    try:
+        for row in reader:
+            if file.ending == "tsv" and reader.line_num > line:
+                raise DataError(f"{file.name}, line {line + file.line_offset()}: a quote begins a text of several "
+                                "lines, which in a *.tsv is most likely a stray quote: pass --data.quoting none to "
+                                "take quotes as they are, or name the file *.csv and pass --data.delimiter tab if it "
+                                "is meant so")
+            line = reader.line_num + 1
+            rows += [row] if row else []
+        return rows
+    except csv.Error as error:
+        raise DataError(f"{file.name}, line {reader.line_num + file.line_offset()} is no CSV ({error}): quote a text "
+                        "that holds quotes and double them inside, or pass --data.quoting none") from error
+
+
+def read_json(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
+    """An object a line, or one list of objects."""
+    import pyarrow as pa
+
+    rows: list[JsonObject] = []
+    bad: list[BadRow] = []
+    for where, (row, wrong) in (_json_array if text.lstrip().startswith("[") else _json_lines)(text, file):
+        if row is None:
+            bad.append((f"{file.name}, {where}", wrong))
+        else:
+            rows.append(row)
+    file.leave_out(bad, "mend the line, or name another column with --data.text-column or --data.label-column")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [([_label(row.get(name)) for row in rows] if name == file.label_column
+                else [row.get(name) for row in rows]) if name in file.wanted else None for name in names]
+    return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns],
+                    names), bad
+
+
+JsonRow = tuple[JsonObject | None, str]
+"""The row, or what is wrong with it."""
+
+
+def _json_lines(text: str, file: FilePart) -> Iterator[tuple[str, JsonRow]]:
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
+        if line.strip():
+            try:
+                yield f"line {number + file.line_offset()}", _json_row(parse_json(line), file)
+            except ValueError as error:
+                what = ("holds half a character (a lone surrogate), which is no UTF-8" if "hex escape" in str(error)
+                        else f"is no JSON object ({error})")
+                yield f"line {number + file.line_offset()}", (None, what)
+
+
+def _json_array(text: str, file: FilePart) -> Iterator[tuple[str, JsonRow]]:
+    try:
+        rows = parse_json(text, list[object], most_bytes=MOST_UNPACKED)
+    except ValueError as error:
+        raise DataError(f"{file.name} begins as a JSON list, and is none ({error}): mend it, or give one object a "
+                        "line") from error
+    for number, row in enumerate(rows):
+        yield f"item {number} of its list", (_json_row(cast(JsonObject, row), file) if isinstance(row, dict)
+                                             else (None, f"is no JSON object ({row!r:.40})"))
+
+
+def _json_row(row: JsonObject, file: FilePart) -> JsonRow:
+    label = row.get(file.label_column) if file.label_column else None
+    if isinstance(label, list | dict) or (isinstance(label, float) and not label.is_integer()):
+        return None, f"has {label!r:.50} in column {file.label_column!r}, where a class is a text or a whole number"
+    for name in file.columns:
+        value = row.get(name)
+        if value is not None and not isinstance(value, str) and name != file.label_column:
+            return None, f"holds {type(value).__name__}, not text, in column {name!r} ({value!r:.50})"
+    return row, ""
+
+
+def _label(value: object) -> str | None:
+    """A label as text; a whole number is written without a fraction."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) else str(value) if value is not None else None
