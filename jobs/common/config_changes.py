@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import cast
 
 from cluster.core.documents import JsonObject
+from cluster.core.storage import Store
 from jobs.common.command_line import Overrides, current_names, flatten
 
 _AS_EVER = (None, "auto", "refuse")
 """What a choice that earlier versions did not give is by default: what was done then."""
 _INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.check")
 """What may change between attempts, but for the seed."""
+
+_PLACES = ("data.uri", "data.val_uri", "data.test_uri")
 
 
 def differences(old: Overrides, new: Overrides) -> list[str]:
@@ -21,7 +24,7 @@ def differences(old: Overrides, new: Overrides) -> list[str]:
     keys = [key for key in sorted({*before, *after}) if _is_decisive(key)]
     before |= {k: after[k] for k in keys if k not in before and after[k] in _AS_EVER}
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
-            if _plain_value(before.get(k)) != _plain_value(after.get(k))]
+            if _plain_value(k, before.get(k)) != _plain_value(k, after.get(k))]
 
 
 def decisive_fingerprint(config: JsonObject) -> str:
@@ -34,5 +37,8 @@ def _is_decisive(field_name: str) -> bool:
     return field_name == "run.seed" or not field_name.startswith(_INDIFFERENT)
 
 
-def _plain_value(value: object) -> object:
+def _plain_value(field_name: str, value: object) -> object:
+    """A place may be spelt in several ways."""
+    if field_name in _PLACES and isinstance(value, str) and "/" in value:
+        return Store.open(value).location()
     return list(cast(Sequence[object], value)) if isinstance(value, tuple | list) else value

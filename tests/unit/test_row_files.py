@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from cluster.core.errors import ConfigError, DataError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
+from jobs.common.config_changes import differences
 from jobs.common.data import files
 from jobs.common.data.dataset import Dataset
 from jobs.common.tables.prepare import prepare as prepare_table
@@ -135,3 +137,28 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, monke
 def test_options_that_mean_nothing_are_refused(option: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"--data.{option}"):
         from_dict(TransformerConfig, {"data": {option: value}})
+
+
+# ── which data it is ──
+@BOTH
+def test_other_content_of_the_same_size_and_time_is_other_data(tmp_path: Path, prepare: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(as_csv(), newline="")
+    before = path.stat()
+    first = prepare(tmp_path, path)
+    path.write_text(as_csv().replace("47", "48"), newline="")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert prepare(tmp_path, path).store.uri != first.store.uri
+
+
+@BOTH
+def test_a_place_that_is_spelt_otherwise_is_the_same_data(tmp_path: Path, prepare: Any, monkeypatch: Any) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/rows.csv").write_text(as_csv(), newline="")
+    monkeypatch.chdir(tmp_path)
+    spellings = [f"{tmp_path}/in", f"{tmp_path}/in/../in/", f"file://{tmp_path}/in", "in", "./in"]
+    assert len({prepare(tmp_path, spelling).store.uri for spelling in spellings}) == 1
+    assert differences({"data": {"uri": spellings[0]}}, {"data": {"uri": spellings[1]}}) == []
+    assert differences({"data": {"uri": spellings[0]}}, {"data": {"uri": spellings[2]}}) == []
+    assert differences({"data": {"uri": "digits"}}, {"data": {"uri": f"{tmp_path}/digits"}}) != []

@@ -91,6 +91,10 @@ class Source(Protocol):
         """What its content is known by, cheaply: (location, size, mtime) of each file, sorted."""
         ...
 
+    def contents(self) -> list[str]:
+        """Hashes of what is in its files, cheaply; none where its content never changes."""
+        ...
+
     def fragments(self) -> FoundFragments:
         """Raises: DataError."""
         ...

@@ -68,7 +68,9 @@ def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
         account = Account.of(files, [each.unread for each in found.values()], {}, repeats)
         return replace(made, details=made.details | account.details)
 
-    return find_or_build(storage, key_of("table", listing, options), build)
+    contents = {split: list(each.contents) for split, each in found.items()}
+    return find_or_build(storage, key_of("table", listing, options, contents), build,
+                         [key_of("table", listing, options)])
 
 
 def _uris(config: TableDataConfig) -> dict[SplitName, str | None]:

@@ -4,8 +4,8 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -55,6 +55,8 @@ class Found:
     parts: Parts
     """All under `train` unless the files are named after splits."""
     unread: Unread
+    contents: Sequence[str] = ()
+    """Hashes of what is in its files, cheaply."""
 
 
 def find_table(uri: str, config: TableDataConfig) -> Found:
@@ -71,7 +73,8 @@ def find_table(uri: str, config: TableDataConfig) -> Found:
     parts: Parts = {split: [ParquetTable(listing.store, file.path) if file.path.lower().endswith(_PARQUET)
                             else CsvTable(listing.store, file.path, config) for file in files]
                     for split, files in groups.items()}
-    return Found(listing.identity, parts, unread | not_read(listing.files, tables, "files of another format"))
+    return Found(listing.identity, parts, unread | not_read(listing.files, tables, "files of another format"),
+                 replace(listing, files=tuple(tables)).contents())
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,9 @@ def _key(sources: dict[SplitName, Source], config: ImageDataConfig, version: int
     listing = {split: source.listing for split, source in sources.items()}
     options = [config.label_column, config.image_column, config.image_shape, config.split_seed, version]
     rule = [picture.VERSION, config.picture.to_dict()] if pictures else []
+    contents = [source.contents() for source in sources.values()] if version > OLDER_VERSION else []
     asked = [each for each in (config.layout, config.class_folder) if each != "auto"]
-    return key_of(listing, [*options, *rule, *asked])
+    return key_of(listing, [*options, *rule, *asked, *contents])
 
 
 def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | None) -> Plan:

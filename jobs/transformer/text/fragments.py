@@ -58,5 +58,7 @@ class TextSource:
     is_one_text: bool = False
     """Whether its splits are parts of one text."""
     files: int = 0
+    contents: tuple[str, ...] = ()
+    """Hashes of what is in its files, cheaply."""
     left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """Names of files that are not read, by reason."""

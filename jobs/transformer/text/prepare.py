@@ -59,7 +59,8 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
     options += [data.layout] * (data.layout != "auto") + ["skip"] * (data.bad_rows == "skip") + data.changed
-    newest, *older = [key_of(source.listing, [*options, version]) for version in (FORMAT_VERSION, *_READABLE_VERSIONS)]
+    older = [key_of(source.listing, [*options, version]) for version in _READABLE_VERSIONS]
+    newest = key_of(source.listing, [*options, FORMAT_VERSION], source.contents)
     return find_or_build(storage, newest, build, older)
 
 

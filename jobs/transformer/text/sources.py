@@ -8,7 +8,7 @@ each can be pickled, and reads itself anywhere when it is asked to.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.core.errors import DataError
@@ -34,26 +34,40 @@ def find_source(config: TextDataConfig, *, labelled: bool, most: int = PIECE_BYT
         return languages()
     if config.uri == "stdlib":
         return stdlib()
-    files, listing, left_out = _files(config.uri, config, labelled, None)
+    found = _files(config.uri, config, labelled, None)
     given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
     for split, uri in given.items():
         if uri is not None:
-            more, listed, others = _files(uri, config, labelled, split)
-            left_out = {reason: [*left_out.get(reason, []), *others.get(reason, [])]
-                        for reason in {**left_out, **others}}
-            kept = [place for place, file in enumerate(files) if file.split != split]
-            files, listing = [files[i] for i in kept] + more, [listing[i] for i in kept] + listed
-    order = sorted(range(len(files)), key=lambda place: SPLITS.index(files[place].split))
-    files, listing = [files[i] for i in order], [listing[i] for i in order]
-    return TextSource(tuple(part for file in files for part in _parts(file, most)), listing,
+            found = found.without(split).and_also(_files(uri, config, labelled, split))
+    order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
+    files = [found.files[i] for i in order]
+    return TextSource(tuple(part for file in files for part in _parts(file, most)), [found.listing[i] for i in order],
                       tuple(dict.fromkeys(file.split for file in files)),
                       is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
-                      left_out=left_out)
+                      contents=tuple(found.contents), left_out=found.unread)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a URI, with what the content of each is known by."""
+
+    files: list[TextFile]
+    listing: Listing
+    contents: list[str]
+    unread: Unread
+
+    def without(self, split: SplitName) -> "_Files":
+        kept = [place for place, file in enumerate(self.files) if file.split != split]
+        return replace(self, files=[self.files[i] for i in kept], listing=[self.listing[i] for i in kept])
+
+    def and_also(self, other: "_Files") -> "_Files":
+        unread = {reason: [*self.unread.get(reason, []), *other.unread.get(reason, [])]
+                  for reason in {**self.unread, **other.unread}}
+        return _Files(self.files + other.files, self.listing + other.listing, self.contents + other.contents, unread)
 
 
 def _files(uri: str, config: TextDataConfig, labelled: bool,
-           split: SplitName | None) -> tuple[list[TextFile], Listing, Unread]:
-    """The files, with what the content of each is known by, and those that are left out."""
+           split: SplitName | None) -> _Files:
     listing = list_files(uri)
     files = [file for file in listing.files if plain_name(file.path).endswith(FORMATS)]
     tables = [file for file in files if plain_name(file.path).endswith(TABLES)]
@@ -68,15 +82,17 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
         uri, chosen, config.layout)
     left_out = others | not_read(listing.files, files, "files of another format") | not_read(
         files, chosen, "files of text beside tables")
+    contents = replace(listing, files=tuple(chosen)).contents()
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         found = _shares(listing.store, chosen[0], config)
-        return found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found], left_out
+        return _Files(found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found],
+                      contents, left_out)
     label = config.label_column if labelled else None
     named = [(TextFile(listing.store, file.path, file.size, of, columns, label, options=config),
               file.mtime) for of, members in groups.items() for file in members]
-    return ([file for file, _ in named], [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named],
-            left_out)
+    return _Files([file for file, _ in named],
+                  [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named], contents, left_out)
 
 
 def _shares(store: Store, file: FileInfo, config: TextDataConfig) -> list[TextFile]:

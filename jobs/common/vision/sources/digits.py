@@ -24,6 +24,9 @@ class DigitsSource:
     def listing(self) -> list[tuple[str, int, float]]:
         return [("digits", 1797, 0.0)]
 
+    def contents(self) -> list[str]:
+        return []
+
     def fragments(self) -> FoundFragments:
         return FoundFragments({"train": [DigitsFragment()]})
 

@@ -46,6 +46,9 @@ class FolderSource:
     def listing(self) -> list[tuple[str, int, float]]:
         return self.files.identity
 
+    def contents(self) -> list[str]:
+        return self.files.contents()
+
     def fragments(self) -> FoundFragments:
         pictures = self._pictures()
         splits, unread = by_split(self.files.uri, pictures, self.layout, by_name=False)

@@ -66,6 +66,9 @@ class IdxSource:
     def listing(self) -> list[tuple[str, int, float]]:
         return sorted({*self.files.identity, *self.label_files.identity})
 
+    def contents(self) -> list[str]:
+        return [*self.files.contents(), *self.label_files.contents()]
+
     def fragments(self) -> FoundFragments:
         images = [file for file in self.files.files if IMAGES.fullmatch(file.path)]
         groups, unread = by_split(self.files.uri, images, self.layout)

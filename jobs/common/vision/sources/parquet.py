@@ -60,6 +60,9 @@ class ParquetSource:
     def listing(self) -> list[tuple[str, int, float]]:
         return replace(self.files, files=self.parquet).identity
 
+    def contents(self) -> list[str]:
+        return replace(self.files, files=self.parquet).contents()
+
     def fragments(self) -> FoundFragments:
         found: dict[SplitName, list[Fragment]] = {}
         groups, unread = by_split(self.files.uri, self.parquet, self.layout)
