@@ -152,6 +152,8 @@ class DataConfig:
     """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
     bad_rows_most: float = 0.01
     """With `skip`: the largest share of the rows that may be left out so."""
+    piece_mb: float = 64.0
+    """Of a source's files, in 10^6 bytes: what one task reads, splits and writes when the data is prepared."""
     check: bool = False
     """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
     split_seed: int = 0
@@ -166,10 +168,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
+        require(self.piece_mb > 0, "data.piece_mb", self.piece_mb, "must be more than 0")
         require(0 <= self.bad_rows_most < 1, "data.bad_rows_most", self.bad_rows_most, "must be at least 0 and below 1")
         require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
+
+    @property
+    def piece_bytes(self) -> int:
+        """`piece_mb` in bytes."""
+        return max(1, int(self.piece_mb * 1e6))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from cluster.connect import connect, disconnect
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.data import pieces
 from jobs.common.vision import prepare as image_prepare
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -45,39 +44,36 @@ def _write(folder: Path, images: np.ndarray) -> None:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 4 MB, and tasks for any size."""
-    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (4 << 20,))
+def tasks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks for any size."""
     for module in (image_prepare, text_prepare, survey):
         monkeypatch.setattr(module, "RAY_BYTES", 0)
 
 
-@pytest.mark.usefixtures("ray_cluster", "small_pieces")
+@pytest.mark.usefixtures("ray_cluster", "tasks_for_all")
 @pytest.mark.parametrize("task", ["classify", "generate"])
-def test_text_is_the_same_whoever_prepares_it(tmp_path: Path, task: str, capfd: pytest.CaptureFixture[str],
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (4000,))
+def test_text_is_the_same_whoever_prepares_it(tmp_path: Path, task: str, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     for number in range(5):
         rows = [{"text": f"{number} {'word ' * (i % 30)}{i}", "label": "ab"[i % 2]} for i in range(60)]
         (tmp_path / "in" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = from_dict(TransformerConfig, {"task": task, "data": {
-        "uri": str(tmp_path / "in"), "max_length": 16, "vocab_size": 300, "tokenizer": "auto"}})
+        "uri": str(tmp_path / "in"), "piece_mb": 0.004, "max_length": 16, "vocab_size": 300, "tokenizer": "auto"}})
     capfd.readouterr()
     ray, here = (text_prepare.prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray")
                  for name in ("ray", "here"))
     assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
-    assert len(ray.splits["train"].pieces) == 5
+    assert len(ray.splits["train"].pieces) == 10
     (tmp_path / "in/3.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"3\.jsonl, line 1 is no JSON object"):
         text_prepare.prepare(config, Store.open(str(tmp_path / "ray")), use_ray=True)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("ray_cluster", "small_pieces")
+@pytest.mark.usefixtures("ray_cluster", "tasks_for_all")
 def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _write(tmp_path / "in", IMAGES)
-    config = ImageDataConfig(uri=str(tmp_path / "in"))
+    config = ImageDataConfig(uri=str(tmp_path / "in"), piece_mb=4)
     capfd.readouterr()
     ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
     assert ray.fingerprint == here.fingerprint

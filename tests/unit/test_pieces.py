@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ ROWS = [(f'the {CLASSES[i % 3]} says "{i}",\nand, on the next line, it says more
 
 
 def config_of(task: str = "classify", **data: Any) -> TransformerConfig:
-    small = {"max_length": 16, "tokenizer": "bytes" if task == "generate" else "wordpiece", "vocab_size": 200}
+    """Files are cut into parts of 900 bytes, and each is a piece."""
+    small = {"piece_mb": 0.0009, "max_length": 16, "vocab_size": 200,
+             "tokenizer": "bytes" if task == "generate" else "wordpiece"}
     return from_dict(TransformerConfig, {"task": task, "data": small | data})
 
 
@@ -54,14 +56,6 @@ def written(folder: Path, kind: str) -> str:
     return str(path)
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Files are cut into parts of 900 bytes, and each is a piece."""
-    monkeypatch.setattr(preparing, "find_source", lambda *a, **k: find_source(*a, **k, most=900))
-    monkeypatch.setattr(pieces.in_pieces, "__defaults__", (900,))
-    yield
-
-
 def prepared(folder: Path, config: TransformerConfig, say: Callable[[str], None] | None = None) -> Dataset:
     return preparing.prepare(config, Store.open(str(folder)), use_ray=False, say=say)
 
@@ -75,7 +69,6 @@ def rows_of(dataset: Dataset, config: TransformerConfig) -> dict[str, dict[str, 
     return found
 
 
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_table_in_pieces_has_every_row_once_and_each_class_its_share(tmp_path: Path, kind: str) -> None:
     config = config_of(uri=written(tmp_path, kind), tokenizer="characters", max_length=96)
@@ -98,7 +91,6 @@ def test_a_table_in_pieces_has_every_row_once_and_each_class_its_share(tmp_path:
     assert [ROWS[i][0] for i in found.row_ids] == found.texts
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_long_text_in_pieces_is_the_same_stream(tmp_path: Path) -> None:
     text = "".join(f"línea {i}, {'x' * (i % 50)}\n" for i in range(300))
     (tmp_path / "long.txt").write_text(text)
@@ -129,14 +121,13 @@ def test_wherever_a_file_is_cut_its_rows_are_the_same(tmp_path_factory: pytest.T
     else:
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([("text",), *((text,) for text in table)])
-    config = config_of("generate", uri=str(path)).data
+    config = config_of("generate", uri=str(path), piece_mb=most / 1e6).data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_SCAN_BYTES", data.draw(st.integers(1, 40)))
-        parts = find_source(config, labelled=False, most=most).fragments
+        parts = find_source(config, labelled=False).fragments
     assert [text for part in parts for text in part.read().texts] == table
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_mistake_in_a_later_part_is_named_by_its_line(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "label": label}) for text, label in ROWS]
     (tmp_path / "bad.jsonl").write_text("\n".join([*lines, "{", *lines]))
@@ -179,7 +170,6 @@ def test_a_position_is_found_in_its_piece(rows: list[int], block_rows: int) -> N
 
 
 # ── resuming ──
-@pytest.mark.usefixtures("small_pieces")
 def test_a_preparation_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(uri=written(tmp_path, "jsonl"))
     undisturbed = prepared(tmp_path / "undisturbed", config)
@@ -212,7 +202,6 @@ def test_pieces_of_other_options_are_not_taken_over(tmp_path: Path) -> None:
 
 
 # ── the same content again ──
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("at_once", [1 << 22, 7])
 def test_repeats_leaks_and_contradictions_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                at_once: int) -> None:
@@ -235,10 +224,11 @@ def test_repeats_leaks_and_contradictions_are_counted_and_said(tmp_path: Path, m
 
 
 def test_what_a_task_reads_is_what_the_whole_has(tmp_path: Path) -> None:
-    config = config_of(uri=written(tmp_path, "csv"), max_train_rows=20)
-    whole = preparing.read_texts(config)
-    source = find_source(config.data, labelled=True, most=500)
-    found = survey(source, config, use_ray=False, say=None)
+    uri = written(tmp_path, "csv")
+    whole, config = (config_of(uri=uri, max_train_rows=20, piece_mb=size) for size in (64, 0.0005))
+    whole = preparing.read_texts(whole)
+    found = survey(find_source(config.data, labelled=True), config, use_ray=False, say=None)
+    assert len(found.pieces) > 5
     parts = [read_piece(found.rule, piece) for piece in found.pieces]
     assert [text for part in parts for text in part.texts] == whole.texts == [text for text, _ in ROWS]
     assert np.concatenate([part.splits for part in parts]).tolist() == whole.splits.tolist()

@@ -7,6 +7,7 @@ how the source is cut into pieces, which its files alone decide: never on nodes,
 import hashlib
 import itertools
 import json
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,13 @@ from jobs.common.data.blocks import Measure
 from jobs.common.data.dataset import SPLITS, Column, Split, SplitName
 from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, split_writers
 
-PIECE_BYTES = 64 << 20
-"""Of a source's files: about what one task reads."""
 RAY_BYTES = 8 << 20
 """Smaller sources are prepared in this process: starting tasks takes seconds."""
 _SAY_S = 5.0
 T = TypeVar("T")
 
 
-def in_pieces(items: Sequence[T], size: Callable[[T], int], most: int = PIECE_BYTES) -> list[tuple[T, ...]]:
+def in_pieces(items: Sequence[T], size: Callable[[T], int], most: int) -> list[tuple[T, ...]]:
     """Successive items together, so that each piece has at most so many bytes, or one item."""
     pieces: list[tuple[T, ...]] = []
     start = total = 0
@@ -38,7 +37,7 @@ def in_pieces(items: Sequence[T], size: Callable[[T], int], most: int = PIECE_BY
     return [*pieces, tuple(items[start:])] if items else []
 
 
-def cut(size: int, most: int = PIECE_BYTES) -> list[tuple[int, int]]:
+def cut(size: int, most: int) -> list[tuple[int, int]]:
     """A file's bytes in parts of about equal size."""
     count = max(1, -(-size // most))
     ends = [size * part // count for part in range(count + 1)]
@@ -57,7 +56,7 @@ class Teller:
     def following(self, answers: Iterable[JsonObject], sizes: Sequence[int]) -> Iterator[JsonObject]:
         """The same answers, one for each piece of so many bytes."""
         began = told = time.monotonic()
-        done = 0
+        done, hosts = 0, set[str]()
         for answer, size in zip(answers, sizes, strict=True):
             done += size
             now = time.monotonic()
@@ -67,7 +66,10 @@ class Teller:
                 self.say(f"{self.what}: {done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, about "
                          f"{left:.0f} s left")
                 told = now
+            hosts |= {answer["host"]} if "host" in answer else set()
             yield answer
+        if self.say and len(hosts) > 1:
+            self.say(f"{self.what}: {len(sizes):,} pieces on {len(hosts)} hosts in {time.monotonic() - began:.1f} s")
 
 
 def for_each(items: Sequence[T], work: Callable[[T], JsonObject], *, use_ray: bool) -> Iterator[JsonObject]:
@@ -108,7 +110,7 @@ class Writing:
         return self._commit(number, {
             "about": about, "rows": {name: split.num_rows for name, split in finished.items()},
             "class_counts": {name: list(split.class_counts) for name, split in finished.items()},
-            "block_rows": finished["train"].block_rows,
+            "block_rows": finished["train"].block_rows, "host": platform.node(),
             "digests": {name: writer.digest() for name, writer in writers.items()},
             "moments": [of_block.to_json() for of_block in writers["train"].measured]})
 

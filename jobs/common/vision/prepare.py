@@ -56,10 +56,11 @@ class Plan:
     files: int
     unread: list[Unread]
 
-    def pieces(self) -> "list[Piece]":
+    def pieces(self, most: int) -> "list[Piece]":
+        """most: bytes of one."""
         made: list[Piece] = []
         first = 0
-        for number, fragments in enumerate(in_pieces(self.fragments, self.size)):
+        for number, fragments in enumerate(in_pieces(self.fragments, self.size, most)):
             rows = slice(first, first + sum(fragment.num_rows for fragment in fragments))
             made.append(Piece(number, fragments, first, self.codes[rows], self.splits[rows]))
             first = rows.stop
@@ -165,7 +166,7 @@ def _parts(sources: dict[SplitName, Source], uris: Uris) -> tuple[list[tuple[Spl
 # ── pass 2 ──
 def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
     columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
-    pieces = plan.pieces()
+    pieces = plan.pieces(config.piece_bytes)
     sizes = [sum(map(plan.size, piece.fragments)) for piece in pieces]
     use_ray = use_ray and sum(sizes) > RAY_BYTES
     about: JsonObject = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}

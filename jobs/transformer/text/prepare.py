@@ -30,7 +30,7 @@ from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.repeats import find_repeats
 from jobs.common.data.splits import keyed_hash
-from jobs.transformer.config import TransformerConfig
+from jobs.transformer.config import TextDataConfig, TransformerConfig
 from jobs.transformer.text.fragments import TextSource
 from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import PieceRows, Rule, Survey, read_piece, survey
@@ -59,6 +59,7 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
     options += [data.layout] * (data.layout != "auto") + ["skip"] * (data.bad_rows == "skip") + data.changed
+    options += [f"pieces of {data.piece_mb} MB"] * (data.piece_mb != TextDataConfig().piece_mb)
     older = [key_of(source.listing, [*options, version]) for version in _READABLE_VERSIONS]
     newest = key_of(source.listing, [*options, FORMAT_VERSION], source.contents)
     return find_or_build(storage, newest, build, older)

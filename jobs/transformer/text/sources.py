@@ -15,7 +15,7 @@ from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import list_files, plain_name, reading
-from jobs.common.data.pieces import PIECE_BYTES, cut, in_pieces
+from jobs.common.data.pieces import cut, in_pieces
 from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
@@ -27,8 +27,8 @@ _SCAN_BYTES = 8 << 20
 Listing = list[tuple[str, int, float]]
 
 
-def find_source(config: TextDataConfig, *, labelled: bool, most: int = PIECE_BYTES) -> TextSource:
-    """The source of a config. most: bytes of a fragment; a larger file is cut into several.
+def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
+    """The source of a config; a file larger than a piece is several fragments.
     Raises: DataError if there is none that it can be."""
     if config.uri == "languages":
         return languages()
@@ -41,8 +41,8 @@ def find_source(config: TextDataConfig, *, labelled: bool, most: int = PIECE_BYT
             found = found.without(split).and_also(_files(uri, config, labelled, split))
     order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
     files = [found.files[i] for i in order]
-    return TextSource(tuple(part for file in files for part in _parts(file, most)), [found.listing[i] for i in order],
-                      tuple(dict.fromkeys(file.split for file in files)),
+    parts = tuple(part for file in files for part in _parts(file, config.piece_bytes))
+    return TextSource(parts, [found.listing[i] for i in order], tuple(dict.fromkeys(file.split for file in files)),
                       is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
                       contents=tuple(found.contents), left_out=found.unread)
 

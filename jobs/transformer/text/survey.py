@@ -140,7 +140,7 @@ class Survey:
 def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say: Say | None) -> Survey:
     """Raises: DataError."""
     column = config.data.label_column if config.task == "classify" else None
-    pieces = in_pieces(source.fragments, lambda fragment: fragment.size)
+    pieces = in_pieces(source.fragments, lambda fragment: fragment.size, config.data.piece_bytes)
     sizes = [sum(fragment.size for fragment in piece) for piece in pieces]
     seen = for_each(pieces, functools.partial(_look, column), use_ray=use_ray and sum(sizes) > RAY_BYTES)
     answers = list(Teller(say, f"looking at {config.data.uri}", sum(sizes)).following(seen, sizes))
