@@ -17,7 +17,7 @@ from cluster.core.network import spare_loopback
 from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
 from jobs.common import config as configs
-from jobs.common.command_line import current_names
+from jobs.common.command_line import current_names, flatten
 from jobs.common.config import to_dict
 from jobs.common.config_changes import differences
 from jobs.common.declared_metrics import searchable
@@ -63,7 +63,7 @@ class Tuning:
         self.job, self.options = job, options
         self.base = base_config(options, job.config_type)
         job.check(self.base)
-        self._fields = configs.flatten(to_dict(self.base))
+        self._fields = flatten(to_dict(self.base))
         self.space, self.pinned = Space.read(_space_file(job, options.space)).renamed(self._fields).fixed(options.fix)
         self.space.check(with_values(self.base, self.pinned))
         objective = options.objective or (f"validation_{self.base.metric}",)
@@ -106,7 +106,7 @@ class Tuning:
                 print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all",
                       flush=True)
             watch = SearchProgress(search, store, self.options, self.base.run, lambda: self._stop.is_set())
-            watch.tracking.start(configs.flatten(search.journal.about))
+            watch.tracking.start(flatten(search.journal.about))
             for trial in search.trials.values():
                 watch.tracking.catch_up(trial)
             self._search(search, store, watch)

@@ -13,6 +13,7 @@ import yaml
 
 from cluster.core.documents import DocumentError, read_yaml
 from cluster.core.errors import ConfigError
+from jobs.common.provenance import without_secrets
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -123,3 +124,14 @@ def _plain(box: str) -> str:
     """tyro draws its message inside a box of lines: the text alone."""
     lines = (re.sub(r"^[╭│╰]|[╮│╯]$", "", line.strip()).strip(" ─") for line in box.splitlines())
     return "\n".join(line for line in lines if line) or "the command line was refused"
+
+
+def refuse_secrets(values: Overrides) -> None:
+    """Raises: ConfigError, without the value, for a URI with a password or key in it:
+    a config is printed and stored."""
+    for name, value in flatten(values).items():
+        if isinstance(value, str) and "://" in value and without_secrets(value) != value:
+            raise ConfigError(f"--{name.replace('_', '-')}: its URI holds a password or key, which logs, config.yaml "
+                              "and the list of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and "
+                              "AWS_SECRET_ACCESS_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
+                              "environment")

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -20,12 +20,11 @@ from cluster.core.errors import ConfigError
 from jobs.common.command_line import (
     Overrides,
     flags_of,
-    flatten,
     parse_flags,
     recipe_flags,
+    refuse_secrets,
     split_recipe,
 )
-from jobs.common.provenance import without_secrets
 
 Layout = Literal["auto", "splits", "one"]
 ClassFolder = Literal["auto", "outer", "inner"]
@@ -148,6 +147,11 @@ class DataConfig:
     layout: Layout = "auto"
     """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
     `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What becomes of rows with the content of an earlier one of their split."""
+    leaks: Literal["report", "drop", "refuse"] = "report"
+    """What becomes of rows whose content is in another split, too: `drop` leaves them out of training (and of
+    validation, if they are in test)."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
     bad_rows_most: float = 0.01
@@ -173,6 +177,16 @@ class DataConfig:
         require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
+
+    decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows")
+    """Fields that decide what is prepared, where they are not as by default."""
+
+    @property
+    def choices(self) -> list[str]:
+        """What was chosen of these, for the key of prepared data."""
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        chosen = {name: getattr(self, name) for name in self.decisive_choices}
+        return [f"{name} {value}" for name, value in chosen.items() if value != defaults[name]]
 
     @property
     def piece_bytes(self) -> int:
@@ -241,7 +255,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _refuse_secrets(to_dict(self))
+        refuse_secrets(to_dict(self))
         batch, shards = self.train.global_batch_size, self.run.max_workers
         nearest = max(shards, round(batch / shards) * shards)
         require(batch % shards == 0, "train.global_batch_size", batch,
@@ -283,14 +297,3 @@ def to_dict(config: Config) -> JsonObject:
 def to_yaml(config: Config) -> str:
     """A file that is a valid `--config`."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
-def _refuse_secrets(values: Overrides) -> None:
-    """Raises: ConfigError, without the value, for a URI with a password or key in it:
-    a config is printed and stored."""
-    for name, value in flatten(values).items():
-        if isinstance(value, str) and "://" in value and without_secrets(value) != value:
-            raise ConfigError(f"--{name.replace('_', '-')}: its URI holds a password or key, which logs, config.yaml "
-                              "and the list of processes would show: leave it out, and set AWS_ACCESS_KEY_ID and "
-                              "AWS_SECRET_ACCESS_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the "
-                              "environment")

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.core.errors import ConfigError
 from jobs.common import config as configs
+from jobs.common.command_line import flatten
 from jobs.common.config_changes import differences
 from jobs.mlp.config import MlpConfig
 
@@ -92,5 +93,5 @@ def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     assert "--optim.lr" in text
     assert "Highest learning rate" in text
-    for name in configs.flatten(configs.to_dict(MlpConfig())):
+    for name in flatten(configs.to_dict(MlpConfig())):
         assert name.rpartition(".")[2].replace("_", "-") in text

@@ -24,6 +24,10 @@ from jobs.common.data.account import lines_of
 from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.splits import PERCENT, RankSplit
+from jobs.common.tables.prepare import prepare as prepare_table
+from jobs.common.vision.config import ImageDataConfig
+from jobs.common.vision.prepare import prepare as prepare_images
+from jobs.tabular.config import TabularConfig
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text import prepare as preparing
 from jobs.transformer.text import sources
@@ -221,6 +225,40 @@ def test_repeats_leaks_and_contradictions_are_counted_and_said(tmp_path: Path, m
                for line in said)
     assert any(line.startswith("LEAK: rows whose content is in another split, too: 2 of test") for line in said)
     assert any("2 rows have the content of another row that has another label" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "table"])
+def test_repeats_are_dropped_where_that_is_asked_for_and_leaks_refused(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values = {split: rng.integers(0, 256, 60).tolist() for split in ("train", "val", "test")}
+    values["train"] = [*range(60), 1, 1]
+    values["val"], values["test"] = [*range(100, 140), 2], [*range(200, 240), 2, 3]
+    for split, numbers in values.items():
+        rows = {"text": [f"row {n}" for n in numbers], "image": [[n, 0, 0, 9] for n in numbers],
+                "x": [float(n) for n in numbers], "label": ["ab"[n % 2] for n in numbers]}
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+
+    def sizes(**data: Any) -> dict[str, int]:
+        storage = Store.open(str(tmp_path / "storage"))
+        given = {"uri": f"{tmp_path}/*.parquet", "label_column": "label", **data}
+        if kind == "text":
+            dataset = preparing.prepare(config_of(**given), storage, use_ray=False)
+        elif kind == "image":
+            dataset = prepare_images(ImageDataConfig(**given), storage, use_ray=False)
+        else:
+            config = from_dict(TabularConfig, {"data": {**given, "ignore": "text,image"}}).data
+            dataset = prepare_table(config, storage, say=lambda _: None)
+        lost = 145 - sum(split.num_rows for split in dataset.splits.values())
+        said = any(line.startswith(f"left out: {lost:,} rows with the content") for line in lines_of(dataset))
+        assert said == bool(lost)
+        return {split: of.num_rows for split, of in dataset.splits.items()}
+
+    assert sizes() == {"train": 62, "validation": 41, "test": 42}
+    assert sizes(duplicates="drop") == {"train": 60, "validation": 41, "test": 42}
+    assert sizes(leaks="drop") == {"train": 60, "validation": 40, "test": 42}
+    assert sizes(leaks="drop", duplicates="drop") == {"train": 58, "validation": 40, "test": 42}
+    with pytest.raises(DataError, match=r"content in two splits: 1 rows of validation, 2 rows of test \(row ids"):
+        sizes(leaks="refuse")
 
 
 def test_what_a_task_reads_is_what_the_whole_has(tmp_path: Path) -> None:

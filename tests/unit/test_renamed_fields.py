@@ -10,6 +10,7 @@ import pytest
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common import config as configs
+from jobs.common.command_line import flatten
 from jobs.common.config import Config, from_dict, to_dict
 from jobs.common.config_changes import differences
 from jobs.common.runs.run import Run
@@ -22,7 +23,7 @@ from tests import kept
 from tuning.journal import Journal
 from tuning.space import Space
 
-FIELDS = configs.flatten(to_dict(MlpConfig()))
+FIELDS = flatten(to_dict(MlpConfig()))
 SPACE = {"optim.warmup_steps": {"integer": [10, 50]}, "optim.lr": {"choice": [0.1], "when": {"optim.warmup_steps": 10}}}
 
 

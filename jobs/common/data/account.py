@@ -13,6 +13,7 @@ from jobs.common.data.split_names import Unread
 from jobs.common.data.splits import alike
 
 SHOWN = 5
+DROPPED = "rows with the content of others (--data.duplicates, --data.leaks)"
 _MOST_CLASSES = 12
 
 

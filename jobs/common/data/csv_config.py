@@ -1,7 +1,7 @@
 """The config's options of how CSV files are written, for the jobs that read them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jobs.common.config import DataConfig, require
 
@@ -17,6 +17,8 @@ class CsvDataConfig(DataConfig):
     encoding: str | None = None
     """How the letters of text files are written, such as latin-1, cp1252 or utf-16; by default UTF-8."""
 
+    decisive_choices: ClassVar[tuple[str, ...]] = (*DataConfig.decisive_choices, "delimiter", "quoting", "encoding")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.delimiter is None or self.delimiter == "tab" or (len(self.delimiter) == 1 and self.delimiter not in
@@ -30,12 +32,6 @@ class CsvDataConfig(DataConfig):
         if self.delimiter is not None:
             return "\t" if self.delimiter == "tab" else self.delimiter
         return "\t" if ".tsv" in path.lower() else ","
-
-    @property
-    def changed(self) -> list[str]:
-        """What is not as by default, for the key of prepared data."""
-        return [f"{name} {value}" for name, value in (("delimiter", self.delimiter), ("quoting", self.quoting),
-                                                      ("encoding", self.encoding)) if value not in (None, "auto")]
 
 
 def _is_known(encoding: str) -> bool:

@@ -21,6 +21,7 @@ from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, spli
 
 RAY_BYTES = 8 << 20
 """Smaller sources are prepared in this process: starting tasks takes seconds."""
+HASHES_FOLDER = "hashes"
 _SAY_S = 5.0
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ class Writing:
 
 def hashes_file(blocks: str, number: int) -> str:
     """Where a piece leaves the hashes of its rows (repeats.py)."""
-    return f"{blocks}/hashes/{number:06d}.parquet"
+    return f"{blocks}/{HASHES_FOLDER}/{number:06d}.parquet"
 
 
 def _answer_file(folder: str, number: int) -> str:

@@ -13,16 +13,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.core.documents import JsonObject
+from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.config import DataConfig
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.dataset import SPLITS
-from jobs.common.data.pieces import for_each, hashes_file
+from jobs.common.data.pieces import HASHES_FOLDER, for_each, hashes_file
+from jobs.common.data.prepared import DONE_FOLDER
 
+Ids = npt.NDArray[np.int64]
 EXAMPLES = 5
 _ROWS_AT_ONCE = 1 << 22
 _GROUP_ROWS = 1 << 16
@@ -76,9 +81,9 @@ class Hashes:
         write_hashes(self.store, self.blocks, self.num_parts, content_hashes(contents), splits, labels, row_ids)
         self.num_parts, self.num_rows = self.num_parts + 1, self.num_rows + len(row_ids)
 
-    def repeats(self, *, use_ray: bool) -> Repeats:
-        """Of all parts together."""
-        return find_repeats(self.store, self.blocks, self.num_parts, self.num_rows, use_ray=use_ray)
+    def repeats(self, data: DataConfig) -> tuple[Repeats, Ids]:
+        """As `find_repeats`, of all parts together."""
+        return find_repeats(data, self.store, self.blocks, self.num_parts, self.num_rows, use_ray=False)
 
 
 def content_hashes(contents: Iterable[bytes | memoryview]) -> bytes:
@@ -99,16 +104,36 @@ def write_hashes(store: Store, blocks: str, part: int, digests: bytes, splits: A
                        compression="none", use_dictionary=False, row_group_size=_GROUP_ROWS)
 
 
-def find_repeats(store: Store, blocks: str, parts: int, rows: int, *, use_ray: bool) -> Repeats:
-    """Of all parts together."""
+def find_repeats(data: DataConfig, store: Store, blocks: str, parts: int, rows: int, *,
+                 use_ray: bool) -> tuple[Repeats, Ids]:
+    """Of all parts together, and the ids of the rows that are to be dropped.
+
+    Raises: DataError where there are leaks, and the config refuses them.
+    """
     count = max(1, -(-rows // _ROWS_AT_ONCE))
     ends = [(1 << 64) * part // count for part in range(count + 1)]
     ranges = list(zip(ends[:-1], (end - 1 for end in ends[1:]), strict=True))
-    answers = for_each(ranges, functools.partial(_repeats_between, store, blocks, parts), use_ray=use_ray)
-    return functools.reduce(Repeats.merged, (Repeats(**answer) for answer in answers))
+    work = functools.partial(_repeats_between, store, blocks, parts, data.duplicates == "drop", data.leaks == "drop")
+    repeats, dropped = Repeats(), list[int]()
+    for answer in for_each(ranges, work, use_ray=use_ray):
+        repeats = repeats.merged(Repeats(**answer["counted"]))
+        dropped += answer["dropped"]
+    if data.leaks == "refuse" and any(repeats.leaks.values()):
+        pairs = ", ".join(f"{first} and {other}" for first, other in repeats.examples["leaks"])
+        raise DataError(f"data {data.uri!r} has the same content in two splits: "
+                        f"{', '.join(f'{count:,} rows of {name}' for name, count in repeats.leaks.items() if count)} "
+                        f"(row ids {pairs}): mend it, or pass --data.leaks drop or report")
+    return repeats, np.sort(np.array(dropped, np.int64))
 
 
-def _repeats_between(store: Store, blocks: str, parts: int, bounds: tuple[int, int]) -> JsonObject:
+def forget(store: Store, blocks: str) -> None:
+    """Takes away what was written, before it is written again without some rows."""
+    for folder in (*SPLITS, HASHES_FOLDER, DONE_FOLDER):
+        store.delete_folder(f"{blocks}/{folder}")
+
+
+def _repeats_between(store: Store, blocks: str, parts: int, drop_duplicates: bool, drop_leaks: bool,
+                     bounds: tuple[int, int]) -> JsonObject:
     """Runs in a task: of the rows whose hash lies in a range."""
     columns = [np.concatenate(each) for each in zip(*(_read(store, hashes_file(blocks, part), bounds)
                                                       for part in range(parts)), strict=True)]
@@ -117,7 +142,14 @@ def _repeats_between(store: Store, blocks: str, parts: int, bounds: tuple[int, i
     low, high, split, label, row = (column[order] for column in columns)
     first = np.ones(len(low), bool)
     first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return asdict(_counted(np.cumsum(first) - 1, split, label, row))
+    group = np.cumsum(first) - 1
+    dropped = np.zeros(len(low), bool)
+    if drop_duplicates:
+        dropped[1:] |= ~first[1:] & (split[1:] == split[:-1])
+    if drop_leaks and len(low):
+        highest = np.maximum.reduceat(split, np.flatnonzero(first))
+        dropped |= split < highest[group]
+    return {"counted": asdict(_counted(group, split, label, row)), "dropped": row[dropped].tolist()}
 
 
 def _read(store: Store, path: str, bounds: tuple[int, int]) -> list[Array]:

@@ -12,6 +12,7 @@ from cluster.core.documents import JsonObject
 from jobs.common import config as configs
 from jobs.common.artifact import artifact
 from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
@@ -72,7 +73,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         history=_with_rates(config, trained.dataset, run_state), mistakes=verdict.mistakes,
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
                f"{chosen(job.metrics(config), config.metric).label}.",
-        config=configs.flatten(configs.to_dict(config)), data=trained.dataset.describe(),
+        config=flatten(configs.to_dict(config)), data=trained.dataset.describe(),
         environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},

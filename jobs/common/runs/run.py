@@ -27,6 +27,7 @@ from cluster.core.storage import Store
 from cluster.monitoring.run_status import RunStatus, RunStatusPublisher
 from cluster.preflight import versions
 from jobs.common import config as configs
+from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.config_changes import decisive_fingerprint
 from jobs.common.data.account import lines_of
@@ -174,7 +175,7 @@ class Run:
     def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
         if folder.record:
             return folder
-        lines = "\n".join(f"  {key}: {value}" for key, value in configs.flatten(configs.to_dict(self.config)).items())
+        lines = "\n".join(f"  {key}: {value}" for key, value in flatten(configs.to_dict(self.config)).items())
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)

@@ -8,6 +8,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from jobs.common import config as configs
 from jobs.common.artifact.artifact import Artifact
+from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.provenance import code_version
 from jobs.common.registry.async_logger import RETRY_S
@@ -41,7 +42,7 @@ class Tracking:
 
         def begin() -> None:
             run_id = registry.start(
-                run_name=f"{config.run.name}-{folder.attempt}", params=configs.flatten(configs.to_dict(config)),
+                run_name=f"{config.run.name}-{folder.attempt}", params=flatten(configs.to_dict(config)),
                 tags={"job": job, "storage": folder.store.location(), "attempt": str(folder.attempt),
                       "code": code_version()},
                 run_id=folder.record.get("registry_run_id"),

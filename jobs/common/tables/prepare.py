@@ -21,10 +21,10 @@ import pyarrow as pa
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.account import Account
+from jobs.common.data.account import DROPPED, Account, LeftOut
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
-from jobs.common.data.repeats import Hashes, Repeats
+from jobs.common.data.repeats import Hashes, Ids, Repeats, forget
 from jobs.common.data.splits import assign
 from jobs.common.tables.columns import (
     Field,
@@ -60,12 +60,13 @@ def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
     found: Sources = {split: find_table(uri, config) for split, uri in _uris(config).items() if uri is not None}
     listing = {split: each.listing for split, each in found.items()}
     options = [config.label_column, config.predict, config.ignore, config.categories, config.split_seed, FORMAT_VERSION,
-               *[config.layout] * (config.layout != "auto"), *config.changed]
+               *config.choices]
 
     def build(store: Store, blocks: str) -> Dataset:
-        made, repeats = _build(Table(_parts(found), config), store, blocks, say)
+        made, repeats, dropped = _build(Table(_parts(found), config), store, blocks, say)
         files = sum(size > 0 for each in found.values() for _, size, _ in each.listing)
-        account = Account.of(files, [each.unread for each in found.values()], {}, repeats)
+        account = Account.of(files, [each.unread for each in found.values()],
+                             {DROPPED: LeftOut(dropped)}, repeats)
         return replace(made, details=made.details | account.details)
 
     contents = {split: list(each.contents) for split, each in found.items()}
@@ -154,7 +155,9 @@ def _check_few(name: str, values: set[str], kind: Sighting) -> None:
 
 
 # ── write ──
-def _build(table: Table, store: Store, blocks: str, say: Say) -> tuple[Dataset, Repeats]:
+def _build(table: Table, store: Store, blocks: str, say: Say,
+           dropped: Ids | None = None) -> tuple[Dataset, Repeats, int]:
+    """dropped: ids of rows that are left out. Returns how many those are, too."""
     kinds, targets, counts = _look(table)
     total = sum(counts)
     if total < LEAST_ROWS:
@@ -163,6 +166,8 @@ def _build(table: Table, store: Store, blocks: str, say: Say) -> tuple[Dataset, 
     codes = targets.values if targets.class_names else np.zeros(total, np.int32)
     splits = assign(codes, targets.class_names or ("any",), [split for split, _ in table.parts], counts,
                     table.config.split_seed)
+    if dropped is not None:
+        splits[dropped] = -1
     scales = _target_scales(targets, splits, table.targets)
     schema = _measure(table, kinds, splits)
     say(f"preparing {total:,} rows of {table.config.uri}: {_said(table, targets)} from "
@@ -175,9 +180,14 @@ def _build(table: Table, store: Store, blocks: str, say: Say) -> tuple[Dataset, 
     with split_writers(store, blocks, columns, len(targets.class_names)) as writers:
         details["_examples"] = _write(table, schema, targets, splits, writers, hashes, say)
         made: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
+    repeats, more = hashes.repeats(table.config)
+    if len(more):
+        forget(store, blocks)
+        return _build(table, store, blocks, say, more)
     about = {"details": details, "class_names": targets.class_names}
-    return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=made,
-                   columns=columns, class_names=targets.class_names, details=details), hashes.repeats(use_ray=False)
+    dataset = Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=made,
+                      columns=columns, class_names=targets.class_names, details=details)
+    return dataset, repeats, 0 if dropped is None else len(dropped)
 
 
 def _target_scales(targets: Targets, splits: npt.NDArray[np.int8], wanted: Sequence[str]) -> list[JsonObject]:

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import OptimConfig
@@ -33,6 +33,8 @@ class ImageDataConfig(DataConfig):
     background: Background | None = None
     """What lies behind transparent parts of a picture, unless its channels are rgba, and what `pad` adds; black by
     default."""
+
+    decisive_choices: ClassVar[tuple[str, ...]] = (*DataConfig.decisive_choices, "class_folder")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,13 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
-from jobs.common.data.account import Account
+from jobs.common.data.account import DROPPED, Account, LeftOut
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, in_pieces, joined, unfinished
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
-from jobs.common.data.repeats import content_hashes, find_repeats, write_hashes
+from jobs.common.data.repeats import content_hashes, find_repeats, forget, write_hashes
 from jobs.common.data.source import Fragment, ImageSpec, Source
 from jobs.common.data.split_names import Unread
 from jobs.common.data.splits import assign, encode_labels
@@ -115,8 +115,7 @@ def _key(sources: dict[SplitName, Source], config: ImageDataConfig, version: int
     options = [config.label_column, config.image_column, config.image_shape, config.split_seed, version]
     rule = [picture.VERSION, config.picture.to_dict()] if pictures else []
     contents = [source.contents() for source in sources.values()] if version > OLDER_VERSION else []
-    asked = [each for each in (config.layout, config.class_folder) if each != "auto"]
-    return key_of(listing, [*options, *rule, *asked, *contents])
+    return key_of(listing, [*options, *rule, *config.choices, *contents])
 
 
 def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | None) -> Plan:
@@ -175,17 +174,22 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
                       measure=_moments)
     written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
     answers = list(Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes))
+    repeats, dropped = find_repeats(config, store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)
+    if len(dropped):
+        forget(store, blocks)
+        kept = plan.splits.copy()
+        kept[dropped] = -1
+        return _build(replace(plan, splits=kept), config, store, blocks, use_ray, say)
     splits, _ = joined(answers)
     abouts = [answer["about"] for answer in answers]
     of_blocks = (Moments.from_json(part) for answer in answers for part in answer["moments"])
     moments = functools.reduce(Moments.merged, of_blocks)
     digests: dict[SplitName, str] = {split: f"{sum(int(each['sums'][split], 16) for each in abouts) % _SUM:x}"
                                      for split in SPLITS}
-    repeats = find_repeats(store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [_digits(m) for m in moments.mean],
                "std": [_digits(s) for s in moments.std],
                **({"picture": config.picture.to_dict()} if plan.spec.encoded else {}),
-               **Account.of(plan.files, plan.unread, {}, repeats).details}
+               **Account.of(plan.files, plan.unread, {DROPPED: LeftOut(int((plan.splits < 0).sum()))}, repeats).details}
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint_of(about, digests), splits=splits,
                    columns=columns, class_names=plan.class_names, details=details)
 

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.account import SHOWN, Account, LeftOut
+from jobs.common.data.account import DROPPED, SHOWN, Account, LeftOut
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
-from jobs.common.data.repeats import find_repeats
+from jobs.common.data.repeats import Repeats, find_repeats, forget
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.config import TextDataConfig, TransformerConfig
 from jobs.transformer.text.fragments import TextSource
@@ -53,12 +53,13 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     source = find_source(config.data, labelled=config.task == "classify")
 
     def build(store: Store, blocks: str) -> Dataset:
-        return _build(source, config, store, blocks, use_ray, say)
+        found = survey(source, config, use_ray=use_ray, say=say)
+        return _build(source, found, config, store, blocks, use_ray and found.size > RAY_BYTES, say)
 
     data = config.data
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
-    options += [data.layout] * (data.layout != "auto") + ["skip"] * (data.bad_rows == "skip") + data.changed
+    options += data.choices
     options += [f"pieces of {data.piece_mb} MB"] * (data.piece_mb != TextDataConfig().piece_mb)
     older = [key_of(source.listing, [*options, version]) for version in _READABLE_VERSIONS]
     newest = key_of(source.listing, [*options, FORMAT_VERSION], source.contents)
@@ -87,10 +88,8 @@ def read_texts(config: TransformerConfig) -> Texts:
                  np.concatenate(codes) if codes else None)
 
 
-def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: str, use_ray: bool,
+def _build(source: TextSource, found: Survey, config: TransformerConfig, store: Store, blocks: str, use_ray: bool,
            say: Say | None) -> Dataset:
-    found = survey(source, config, use_ray=use_ray, say=say)
-    use_ray = use_ray and found.size > RAY_BYTES
     tell = say or _nobody
     if source.is_one_text:
         tell(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
@@ -100,7 +99,7 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
     for name, data in files.items():
         store.write_bytes(f"{blocks}/tokenizer/{name}", data)
     details = _details(config, tokenizer, files, found)
-    earlier = unfinished(store, blocks, [details, [(piece.first, piece.size) for piece in found.pieces]])
+    earlier = unfinished(store, blocks, [details, [(piece.first, piece.size, piece.dropped) for piece in found.pieces]])
     columns = _columns(config)
     task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=backend, max_length=config.data.max_length,
                 start_id=details["start_id"], end_id=details["end_id"],
@@ -113,11 +112,17 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
         sample = _merged(sample, answer["about"].pop("sample", ()), tested, config.data.split_seed)
         tested += answer["rows"]["test"]
         answers.append(answer)
+    repeats, dropped = Repeats(), np.empty(0, np.int64)
+    if not source.is_one_text:
+        repeats, dropped = find_repeats(config.data, store, blocks, len(found.pieces), found.num_rows, use_ray=use_ray)
+    if len(dropped):
+        forget(store, blocks)
+        return _build(source, found.without(dropped), config, store, blocks, use_ray, say)
     splits, digests = joined(answers)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
     fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
-    details |= _account(source, found, task.writing, use_ray).details
+    details |= _account(source, found, repeats, blocks).details
     if found.skipped:
         _write_skipped(found, store, blocks)
     if found.class_names:
@@ -127,11 +132,9 @@ def _build(source: TextSource, config: TransformerConfig, store: Store, blocks: 
                    class_names=found.class_names, details=details)
 
 
-def _account(source: TextSource, found: Survey, writing: Writing, use_ray: bool) -> Account:
-    repeats = None if source.is_one_text else find_repeats(writing.store, writing.blocks, len(found.pieces),
-                                                           found.num_rows, use_ray=use_ray)
-    rows = {"rows without text": LeftOut(found.empty),
-            f"rows that cannot be read, listed in {writing.blocks}/{SKIPPED_FILE}": LeftOut(
+def _account(source: TextSource, found: Survey, repeats: Repeats, blocks: str) -> Account:
+    rows = {"rows without text": LeftOut(found.empty), DROPPED: LeftOut(found.num_dropped),
+            f"rows that cannot be read, listed in {blocks}/{SKIPPED_FILE}": LeftOut(
                 len(found.skipped), tuple(where for where, _ in found.skipped[:SHOWN]))}
     return Account.of(source.files, [source.left_out], rows, repeats)
 

@@ -9,7 +9,7 @@ say the ids and the splits of its own rows; so whoever has a `PieceRows` reads i
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ class PieceRows:
     """The id of its first row: how many rows come before it."""
     classes_before: tuple[int, ...] = ()
     """Training rows of each class that come before it."""
+    dropped: tuple[int, ...] = ()
+    """Ids of its rows that are left out, as others have their content."""
 
     @property
     def size(self) -> int:
@@ -126,6 +128,18 @@ class Survey:
     """Rows that were left out as they hold no text."""
     skipped: tuple[BadRow, ...]
     """Rows that were left out as they cannot be read."""
+
+    def without(self, dropped: Ids) -> "Survey":
+        """dropped: ids of rows, sorted."""
+        ends = [*(piece.first for piece in self.pieces[1:]), self.num_rows]
+        inside = [dropped[np.searchsorted(dropped, piece.first):np.searchsorted(dropped, end)]
+                  for piece, end in zip(self.pieces, ends, strict=True)]
+        return replace(self, pieces=tuple(replace(piece, dropped=tuple(ids.tolist()))
+                                          for piece, ids in zip(self.pieces, inside, strict=True)))
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(len(piece.dropped) for piece in self.pieces)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -259,6 +273,7 @@ def read_piece(rule: Rule, piece: PieceRows) -> Rows:
                                 for fragment, part in zip(piece.fragments, read, strict=True)])
         splits = given.copy()
         splits[given == TRAIN] = rule.ranks.of(codes[given == TRAIN], piece.classes_before)
+    splits[np.array(piece.dropped, np.int64) - piece.first] = -1
     there = [(part, int(end)) for part, end in zip(read, ends, strict=True) if part.texts]
     return Rows([text for part in read for text in part.texts], ids, splits, codes,
                 np.array([ids[end - len(part.texts)] for part, end in there if not part.begins], np.int64),
