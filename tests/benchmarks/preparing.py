@@ -37,8 +37,8 @@ OURS, RAY_DATA, DATASETS = "Trainyard", "bare Ray Data", "datasets.map(num_proc=
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    megabytes: int = 160
-    large_megabytes: int = 640
+    megabytes: int = 100
+    large_megabytes: int = 500
     """A second size: what the driver's memory does not grow with."""
     files: int = 8
     rounds: int = 3
