@@ -15,7 +15,7 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.manifest import write_json
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
-from jobs.common.data.dataset import Dataset
+from jobs.common.data.dataset import VERSION, Dataset
 from jobs.common.execution.run_state import RunState
 from jobs.common.training.train_state import TrainState
 from serving.commands.deployment_record import Running
@@ -140,7 +140,7 @@ def test_a_journal_without_a_version_is_read(tmp_path: Path, monkeypatch: pytest
 
 def test_newer_prepared_data_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path))
-    store.write_text("dataset.json", json.dumps({"version": 3, "waves": []}))
+    store.write_text("dataset.json", json.dumps({"version": VERSION + 1, "waves": []}))
     with pytest.raises(NewerVersionError, match=rf"dataset\.json was {REMEDY}pass another --run.storage"):
         Dataset.load(store)
 

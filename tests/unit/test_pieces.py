@@ -190,7 +190,9 @@ def test_a_preparation_that_was_stopped_goes_on_where_it_was(tmp_path: Path, mon
         prepared(tmp_path / "storage", config)
     assert made == [0, 1, 2, 3]
     monkeypatch.setattr(Task, "_fill", lambda *a: made.append(a[1].number) or fill(*a))
-    dataset = prepared(tmp_path / "storage", config)
+    said: list[str] = []
+    dataset = prepared(tmp_path / "storage", config, said.append)
+    assert "going on with 4 pieces that a preparation has left that was stopped" in said
     assert made == list(range(len(undisturbed.splits["train"].pieces))), "none is made twice"
     assert dataset.fingerprint == undisturbed.fingerprint
     for split, rows in rows_of(undisturbed, config).items():

@@ -141,14 +141,18 @@ def _answer_file(folder: str, number: int) -> str:
     return f"{folder}/{DONE_FOLDER}/{number:06d}.json"
 
 
-def unfinished(store: Store, blocks: str, plan: Sequence[object]) -> tuple[str, ...]:
+def unfinished(store: Store, blocks: str, plan: Sequence[object], say: Say | None = None) -> tuple[str, ...]:
     """Folders that another process has begun with the same plan: what decides each piece's content. Leaves this one's
     plan for others to see."""
     digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
     store.write_text(f"{blocks}/{PLAN_FILE}", digest)
     others = [folder for folder in store.folders() if folder.startswith("blocks-") and folder != blocks]
-    return tuple(folder for folder in others
-                 if store.exists(f"{folder}/{PLAN_FILE}") and store.read_text(f"{folder}/{PLAN_FILE}") == digest)
+    found = tuple(folder for folder in others
+                  if store.exists(f"{folder}/{PLAN_FILE}") and store.read_text(f"{folder}/{PLAN_FILE}") == digest)
+    done = {file.path.rpartition("/")[2] for folder in found for file in store.files(f"{folder}/{DONE_FOLDER}")}
+    if say and done:
+        say(f"going on with {len(done):,} pieces that a preparation has left that was stopped")
+    return found
 
 
 def joined(answers: Sequence[JsonObject]) -> tuple[dict[SplitName, Split], dict[SplitName, list[str]]]:

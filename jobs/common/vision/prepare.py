@@ -170,8 +170,8 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
     use_ray = use_ray and sum(sizes) > RAY_BYTES
     about: JsonObject = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
     rows = hashlib.sha256(plan.codes.tobytes() + plan.splits.tobytes()).hexdigest()
-    writing = Writing(store, blocks, columns, len(plan.class_names), unfinished(store, blocks, [about, sizes, rows]),
-                      measure=_moments)
+    earlier = unfinished(store, blocks, [about, sizes, rows], say)
+    writing = Writing(store, blocks, columns, len(plan.class_names), earlier, _moments)
     written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
     answers = list(Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes))
     repeats, dropped = find_repeats(config, store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)

@@ -90,28 +90,21 @@ def read_texts(config: TransformerConfig) -> Texts:
 
 def _build(source: TextSource, found: Survey, config: TransformerConfig, store: Store, blocks: str, use_ray: bool,
            say: Say | None) -> Dataset:
-    tell = say or _nobody
+    tell, columns = say or _nobody, _columns(config)
     if source.is_one_text:
         tell(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
     tell(f"preparing {found.num_rows:,} texts of {config.data.uri}")
     tokenizer = choose(config, _training_texts(found, config, use_ray))
-    files, backend = files_of(tokenizer), tokenizer.backend_tokenizer.to_str()
+    files = files_of(tokenizer)
     for name, data in files.items():
         store.write_bytes(f"{blocks}/tokenizer/{name}", data)
     details = _details(config, tokenizer, files, found)
-    earlier = unfinished(store, blocks, [details, [(piece.first, piece.size, piece.dropped) for piece in found.pieces]])
-    columns = _columns(config)
-    task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=backend, max_length=config.data.max_length,
-                start_id=details["start_id"], end_id=details["end_id"],
-                writing=Writing(store, blocks, columns, len(found.class_names), earlier))
-    sample: Sample = []
-    tested, answers = 0, list[JsonObject]()
-    written = for_each(found.pieces, task, use_ray=use_ray)
-    for answer in Teller(say, f"tokenising {config.data.uri}", found.size).following(
-            written, [piece.size for piece in found.pieces]):
-        sample = _merged(sample, answer["about"].pop("sample", ()), tested, config.data.split_seed)
-        tested += answer["rows"]["test"]
-        answers.append(answer)
+    plan = [details, [(piece.first, piece.size, piece.dropped) for piece in found.pieces]]
+    writing = Writing(store, blocks, columns, len(found.class_names), unfinished(store, blocks, plan, say))
+    task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=tokenizer.backend_tokenizer.to_str(),
+                max_length=config.data.max_length, start_id=details["start_id"], end_id=details["end_id"],
+                writing=writing)
+    answers = _written(task, found, config, use_ray, say)
     repeats, dropped = Repeats(), np.empty(0, np.int64)
     if not source.is_one_text:
         repeats, dropped = find_repeats(config.data, store, blocks, len(found.pieces), found.num_rows, use_ray=use_ray)
@@ -123,13 +116,24 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
     fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
     details |= _account(source, found, repeats, blocks).details
-    if found.skipped:
-        _write_skipped(found, store, blocks)
-    if found.class_names:
-        _write_sample(sample, store, blocks)
+    _write_skipped(found, store, blocks)
     _tell(details, splits, config, tell)
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint, splits=splits, columns=columns,
                    class_names=found.class_names, details=details)
+
+
+def _written(task: Task, found: Survey, config: TransformerConfig, use_ray: bool, say: Say | None) -> list[JsonObject]:
+    """Has all pieces written, and what stands for the test rows. Returns the pieces' answers."""
+    sample: Sample = []
+    tested, answers = 0, list[JsonObject]()
+    teller = Teller(say, f"tokenising {config.data.uri}", found.size)
+    for answer in teller.following(for_each(found.pieces, task, use_ray=use_ray), [each.size for each in found.pieces]):
+        sample = _merged(sample, answer["about"].pop("sample", ()), tested, task.seed)
+        tested += answer["rows"]["test"]
+        answers.append(answer)
+    if found.class_names:
+        _write_sample(sample, task.writing.store, task.writing.blocks)
+    return answers
 
 
 def _account(source: TextSource, found: Survey, repeats: Repeats, blocks: str) -> Account:
@@ -219,6 +223,8 @@ def _merged(sample: Sample, more: Sample, positions: int, seed: int) -> Sample:
 
 
 def _write_skipped(found: Survey, store: Store, blocks: str) -> None:
+    if not found.skipped:
+        return
     listed = io.StringIO()
     csv.writer(listed).writerows([("row", "why"), *found.skipped])
     store.write_text(f"{blocks}/{SKIPPED_FILE}", listed.getvalue())
