@@ -40,6 +40,7 @@ from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.data_page import show_data
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
@@ -93,8 +94,7 @@ class Run:
         rests, with a checkpoint. open_executor: connects to who starts the workers.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
-        self.display, self.timeline = RunConsole(), Timeline()
-        self.timeline.marks["process"] = _process_start()
+        self.display, self.timeline = RunConsole(), Timeline.of_process()
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
@@ -183,6 +183,7 @@ class Run:
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
             with folder.kept():
+                show_data(self.job, self.config, folder.store, opened.dataset, self.display.say)
                 if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
@@ -292,9 +293,3 @@ def _fingerprint(config: JsonObject) -> str:
     """Of all that decides the result."""
     decisive = {key: value for key, value in sorted(configs.flatten(config).items()) if configs.is_decisive(key)}
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-def _process_start() -> float:
-    import psutil
-
-    return psutil.Process().create_time()

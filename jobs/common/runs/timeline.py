@@ -11,6 +11,13 @@ class Timeline:
 
     marks: dict[str, float] = field(default_factory=dict[str, float])
 
+    @staticmethod
+    def of_process() -> "Timeline":
+        """Begun when this process was."""
+        import psutil  # not needed by --help
+
+        return Timeline({"process": psutil.Process().create_time()})
+
     def mark(self, name: str) -> None:
         self.marks[name] = time.time()
 
