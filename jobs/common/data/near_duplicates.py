@@ -14,8 +14,8 @@ MOST_PAIRS = 6
 SHINGLE = 3
 """Tokens in a row that are compared as one."""
 _CANDIDATES = 100
-_NEAR = 0.5
-_ALIKE = 0.5
+NEAR, ALIKE = 0.3, 0.5
+"""At most of the usual distance; at least in common."""
 _COMMON = 12
 """What more rows than this share says little of two of them."""
 _LIMIT = 1e6
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 def nearest_pairs(features: Array, contents: Sequence[bytes], codes: Array | None = None) -> list[Pair]:
     """Rows that are each other's nearest, the nearest first, unless their contents are the same; none that are further
-    apart than half the usual distance.
+    apart than 0.3 times the usual distance.
 
     features: (n, D), scaled. codes: (n, C) categories, of which each that differs counts as a distance of 1.
     """
@@ -45,7 +45,7 @@ def nearest_pairs(features: Array, contents: Sequence[bytes], codes: Array | Non
         return []
     nearest, usual = _nearest(numbers.astype(np.float32), categories)
     found = sorted(Pair(int(rows[i]), int(rows[k]), _distance(numbers, categories, i, k) / usual) for i, k in nearest)
-    return sorted((pair for pair in found if pair.value < _NEAR), key=lambda pair: pair.value)[:MOST_PAIRS]
+    return sorted((pair for pair in found if pair.value < NEAR), key=lambda pair: pair.value)[:MOST_PAIRS]
 
 
 def _distinct(contents: Sequence[bytes]) -> Rows:
@@ -87,7 +87,7 @@ def alike(tokens: npt.NDArray[np.int32]) -> tuple[list[Pair], int]:
         one, other = (hashes[slice(*np.searchsorted(owners, (row, row + 1)))] for row in (first, second))
         common = len(np.intersect1d(one, other, assume_unique=True))
         pairs.append(Pair(int(distinct[first]), int(distinct[second]), common / (len(one) + len(other) - common)))
-    near = [pair for pair in pairs if pair.value >= _ALIKE]
+    near = [pair for pair in pairs if pair.value >= ALIKE]
     return sorted(near, key=lambda pair: (-pair.value, pair))[:MOST_PAIRS], len(tokens) - len(distinct)
 
 

@@ -62,8 +62,8 @@ def _pixels(dataset: Dataset, sample: RowSample) -> Section:
     height, width, channels = facts.shape
     lowest, highest = images.min(axis=(0, 1, 2)), images.max(axis=(0, 1, 2))
     intro = (f"Each picture is {height} pixels high and {width} wide, of {channels} channel{'s' * (channels != 1)} "
-             f"({facts.dtype}). Mean and deviation are of all training pixels, least and "
-             f"greatest of {sample.counted(dataset)}.")
+             f"({facts.dtype}). Mean and deviation are of all training pixels, least and greatest "
+             f"of {sample.counted(dataset)}.")
     return html.section("Pixels", intro, ["channel", "mean", "deviation", "least", "greatest"],
                         [(f"{k}", facts.mean[k], facts.std[k], float(lowest[k]), float(highest[k]))
                          for k in range(channels)])
