@@ -13,9 +13,7 @@ from jobs.common.config import DataConfig
 from jobs.common.data.dataset import SPLITS, Columns, Dataset, Split, SplitName
 
 MOST_ROWS, MOST_BYTES = 2000, 32 << 20
-"""Of a split."""
-OTHER_ROWS = 500
-"""Of validation and of test."""
+"""Of the training split; of each other one a quarter."""
 _RUNS = 48
 """In how many places a split is looked at that is too large to be read all over."""
 
@@ -29,12 +27,12 @@ class RowSample:
 
     @staticmethod
     def of(dataset: Dataset, data: DataConfig) -> "RowSample":
-        """At most 2,000 training rows, 500 of each other split, and 32 MB of each."""
-        most = max(1, MOST_BYTES // max(1, dataset.row_bytes))
+        """At most 2,000 training rows, or 32 MB of them, and a quarter of that of each other split."""
+        most = max(4, min(MOST_ROWS, MOST_BYTES // max(1, dataset.row_bytes)))
         splits: list[SplitName] = []
         parts: list[Columns] = []
         for name in SPLITS:
-            parts.append(_read(dataset, data, name, min(most, MOST_ROWS if name == "train" else OTHER_ROWS)))
+            parts.append(_read(dataset, data, name, most if name == "train" else most // 4))
             splits.extend(itertools.repeat(name, len(parts[-1]["row_id"])))
         return RowSample(tuple(splits), {column.name: np.concatenate([part[column.name] for part in parts])
                                          for column in dataset.columns})

@@ -47,9 +47,9 @@ def pooled(images: Array) -> Features:
     areas = np.outer(*(np.diff(edges) for edges in fields))[None, :, :, None]
     parts: list[Array] = []
     for start in range(0, len(images), _ROWS_AT_ONCE):
-        sums = np.nan_to_num(images[start : start + _ROWS_AT_ONCE].astype(np.float64))
+        sums = images[start : start + _ROWS_AT_ONCE]
         for axis, edges in enumerate(fields, 1):
-            sums = np.add.reduceat(sums, edges[:-1], axis=axis)
+            sums = np.add.reduceat(sums, edges[:-1], axis=axis, dtype=np.float64)
         parts.append((sums / areas).reshape(len(sums), -1))
     means = np.concatenate(parts) if parts else np.zeros((0, 1))
     means -= means.mean() if len(means) else 0
@@ -86,7 +86,7 @@ def _uri(sample: RowSample, row: int) -> str:
 def odd_pictures(features: Features, images: Array, labels: Array) -> list[tuple[int, str]]:
     """Rows and what is odd about them: nearly of one colour, or far from the middle of their class; at most eight of
     each."""
-    deviations = np.array([float(np.nan_to_num(image.astype(np.float64)).std()) for image in images])
+    deviations = np.array([float(image.std(dtype=np.float64)) for image in images])
     flat = np.flatnonzero(deviations <= CONSTANT * np.median(deviations)) if len(deviations) else np.zeros(0, int)
     flat = flat if len(flat) <= len(images) / 2 else flat[:0]
     found = [(row, "nearly of one colour") for row in flat.tolist()[:ODD_ROWS]]
