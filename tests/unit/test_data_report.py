@@ -86,7 +86,7 @@ def some_images(rng: np.random.Generator, rows: int = 60, side: int = 12,
 def test_odd_and_nearly_equal_pictures_are_found_and_named(tmp_path: Path, rng: np.random.Generator) -> None:
     images, labels = some_images(rng)
     images[7] = images[8]  # of the other class: same content under another label
-    images[20] = 90
+    images[20] = 90, 10, 10
     images[31] = np.rot90(images[31])
     images[40] = images[42]
     images[40, 0, 0, 0] ^= 1

@@ -86,7 +86,7 @@ def _uri(sample: RowSample, row: int) -> str:
 def odd_pictures(features: Features, images: Array, labels: Array) -> list[tuple[int, str]]:
     """Rows and what is odd about them: nearly of one colour, or far from the middle of their class; at most eight of
     each."""
-    deviations = np.array([float(image.std(dtype=np.float64)) for image in images])
+    deviations = np.array([float(image.std(axis=(0, 1), dtype=np.float64).max()) for image in images])
     flat = np.flatnonzero(deviations <= CONSTANT * np.median(deviations)) if len(deviations) else np.zeros(0, int)
     flat = flat if len(flat) <= len(images) / 2 else flat[:0]
     found = [(row, "nearly of one colour") for row in flat.tolist()[:ODD_ROWS]]
