@@ -241,6 +241,15 @@ def test_a_text_is_cut_to_one_line_of_what_can_be_printed() -> None:
     assert cut("long " * 100, 20) == "long long long long…"
 
 
+def test_of_many_classes_those_with_the_most_and_the_fewest_rows_are_shown(tmp_path: Path) -> None:
+    _, dataset = prepared(IMAGES, tmp_path, "digits")
+    counts = {name: replace(split, class_counts=tuple(range(1, 101))) for name, split in dataset.splits.items()}
+    html = render("run", replace(dataset, splits=counts, class_names=tuple(f"kind {k}" for k in range(100))), ())
+    shown = [int(kind) for kind in re.findall(r"<th scope=row>kind (\d+)</th>", html)]
+    assert shown == [*range(99, 84, -1), *range(14, -1, -1)]
+    assert "Of 100 classes the 15 with the most rows" in section(html, "Classes")
+
+
 def test_it_is_one_file_of_a_run(tmp_path: Path) -> None:
     config, dataset = prepared(IMAGES, tmp_path, "digits")
     write_data_report(Store.open(str(tmp_path / "run")), "run", dataset, IMAGES.data_sections(config, dataset))  # type: ignore[misc]

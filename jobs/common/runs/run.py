@@ -184,6 +184,7 @@ class Run:
         try:
             with folder.kept():
                 show_data(self.job, self.config, folder.store, opened.dataset, self.display.say)
+                self.timeline.mark("data_page")
                 if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before

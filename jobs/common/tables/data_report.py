@@ -177,6 +177,7 @@ def _differences(cells: Cells, first: int, second: int, most: int = 3) -> str:
             return float(cells.codes(field)[first] != cells.codes(field)[second])
         return float(np.nan_to_num(abs(cells.scaled(field)[first] - cells.scaled(field)[second]), nan=1.0))
 
-    far = sorted((field for field in cells.fields if apart(field) > 0), key=lambda field: -apart(field))
+    differing = [field for field in cells.fields[:_COMPARED_NUMBERS] if apart(field) > 0]
+    far = sorted(differing, key=lambda field: -apart(field))
     return "; ".join(f"{field.name} {cells.text(field, first)} and {cells.text(field, second)}"
                      for field in far[:most]) + " …" * (len(far) > most)

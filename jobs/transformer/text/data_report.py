@@ -23,7 +23,7 @@ from jobs.common.report.html import Section
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import sample as kept_texts
 from jobs.transformer.text.dataset_files import tokenizer_files
-from jobs.transformer.text.features import TextFeatures
+from jobs.transformer.text.features import MOST_CHARACTERS, TextFeatures
 from jobs.transformer.text.tokenizer import backend_of
 
 CLASSES, EXAMPLES, ENDS, ODD_ROWS = 20, 2, 3, 10
@@ -31,7 +31,10 @@ UNKNOWN, NON_ASCII, SHORT_TOKENS = 0.2, 0.5, 1
 """What is odd: so large a share of unknown tokens, or of characters beyond ASCII where few texts have them; so few
 tokens."""
 _COMPARED_TOKENS = 400_000
-_DECODED_ROWS = 200
+_DECODED_ROWS, _DECODED_TOKENS = 200, 200_000
+"""Of each split, to generate."""
+_CHARACTERS = 2_000_000
+"""Of the texts that are looked at, to classify."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,18 @@ def text_data_sections(config: TransformerConfig, dataset: Dataset) -> list[Sect
 
 
 def _kept(dataset: Dataset) -> Texts:
+    """As many as are looked at quickly; the first of them stand for all."""
     kept = kept_texts(dataset)
-    return Texts(kept.texts, [f"row {row}, test" for row in kept.row_ids.tolist()],
-                 [dataset.class_names[label] for label in kept.labels.tolist()])
+    sizes = np.cumsum([min(len(text), MOST_CHARACTERS) for text in kept.texts])
+    few = slice(0, max(1, int(np.searchsorted(sizes, _CHARACTERS))))
+    return Texts(kept.texts[few], [f"row {row}, test" for row in kept.row_ids[few].tolist()],
+                 [dataset.class_names[label] for label in kept.labels[few].tolist()])
 
 
 def _decoded(dataset: Dataset, sample: RowSample, decode: Decoder) -> Texts:
     """Of each split as many rows, spread over those of the sample."""
-    rows = np.concatenate([_some(sample.of_split(name), _DECODED_ROWS) for name in dataset.splits])
+    most = max(EXAMPLES, min(_DECODED_ROWS, _DECODED_TOKENS // sample.columns["tokens"].shape[1]))
+    rows = np.concatenate([_some(sample.of_split(name), most) for name in dataset.splits])
     return Texts(decode(sample.columns["tokens"][rows]), [sample.name(row) for row in rows.tolist()], [""] * len(rows))
 
 
