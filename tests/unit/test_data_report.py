@@ -94,7 +94,7 @@ def test_odd_and_nearly_equal_pictures_are_found_and_named(tmp_path: Path, rng: 
     html = page(IMAGES, config, dataset)
     found = section(html, "What was found")
     assert "7 and 8" in found and "has another label" in found and dataset.fingerprint in found
-    assert "60" not in found and "files read" in found
+    assert "files read" in found
     assert "plain" in section(html, "Classes") and "30" in section(html, "Classes")
     assert html.count("data:image/png") >= 12
     odd = section(html, "Odd rows")
