@@ -22,8 +22,9 @@ QUICK = Settings(repetitions=1)
 NOTES = (
     "The embedded digits, the default preset; from the start of the process to the end of the first step; `startup_s` "
     "of result.json, medians.",
-    "Parts: imports (the driver's), connect (Ray), preflight, data (found prepared), registry_and_lock, worker_process "
-    "(until a worker runs its first line), worker_imports (torch), generation (the workers meet), first_step.",
+    "Parts: imports (the driver's), connect (Ray), preflight, data (found prepared), data_page, registry_and_lock, "
+    "worker_process (until a worker runs its first line), worker_imports (torch), generation (the workers meet), "
+    "first_step.",
 )
 
 

@@ -80,6 +80,8 @@ def test_all_that_a_run_leaves_for_good_has_reached_the_disk(tmp_path: Path, mon
             if not {"logs", "predictions", ".locks"} & {*path.relative_to(tmp_path).parts}]
     assert [str(path) for path in kept if path.stat().st_ino not in synced] == []
     assert len([path for path in kept if path.is_file()]) > 15
+    assert 'href="data.html"' in (tmp_path / "run/report.html").read_text()
+    assert 'href="report.html"' in (tmp_path / "run/data.html").read_text()
 
 
 def test_a_run_that_another_driver_took_over_leaves_the_record_to_it(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_it_learns_numbers_and_reports_their_errors_and_no_log_loss(numbers: Pat
                  "Validation RMSE", "by validation loss"):
         assert said in report, said
     assert "log loss" not in report and "nats" not in report
+    assert all(f">{said}<" in (numbers / "data.html").read_text() for said in ("Columns", "Targets", "Near-duplicates"))
     environment = report[report.index(">Environment<") :]
     for said in ("command", "code", "attempt", "MLflow run", "memory"):
         assert f">{said}<" in environment, said

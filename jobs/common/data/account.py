@@ -72,11 +72,16 @@ class Account:
 
 def lines_of(dataset: Dataset) -> list[str]:
     """What to say of a prepared set; of one that was made before anybody counted, its rows."""
+    return account_of(dataset).lines(dataset.splits, dataset.class_names)
+
+
+def account_of(dataset: Dataset) -> Account:
+    """What was found when a set was prepared; of one that was made before anybody counted, nothing."""
     found: JsonObject = dataset.details.get("_found") or {"files": 0}
     left_out = {reason: LeftOut(each["count"], tuple(each["first"]))
                 for reason, each in found.get("left_out", {}).items()}
     repeats = Repeats(**found["repeats"]) if found.get("repeats") else None
-    return Account(found["files"], left_out, repeats).lines(dataset.splits, dataset.class_names)
+    return Account(found["files"], left_out, repeats)
 
 
 def _classes(splits: Mapping[SplitName, Split], names: Sequence[str]) -> str:

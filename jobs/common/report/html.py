@@ -32,6 +32,11 @@ def section(title: str, intro: str = "", headings: Sequence[str] = (),
     return Section(title, render("section.html", intro=intro, headings=headings, rows=rows))
 
 
+def figures(title: str, intro: str, charts: Sequence[tuple[str, Markup]]) -> Section:
+    """A sentence, and charts below it, each under its title."""
+    return Section(title, render("figures.html", intro=intro, figures=charts))
+
+
 def render(template: str, package: str = _HERE, /, **values: object) -> Markup:
     """A page, or the HTML of a section. package: whose `templates/` the template is in."""
     return Markup(_environment(package).get_template(template).render(values))

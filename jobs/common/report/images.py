@@ -12,14 +12,14 @@ from jobs.common.arrays import Array
 MAX_SIDE, PIXELATED_SIDE = 224, 64
 
 
-def data_uri(image: Array) -> str:
-    """PNG for small pictures, JPEG of at most 224 pixels a side for others. image: (height, width, channels)."""
+def data_uri(image: Array, max_side: int = MAX_SIDE) -> str:
+    """PNG for small pictures, JPEG of at most `max_side` pixels a side for others. image: (height, width, channels)."""
     from PIL import Image
 
     picture = Image.fromarray(_pixels(image))
     kind, options = "png", {"optimize": True}
     if max(picture.size) > PIXELATED_SIDE:
-        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        picture.thumbnail((max_side, max_side))
         picture, kind, options = picture.convert("RGB"), "jpeg", {"quality": 80}
     data = io.BytesIO()
     picture.save(data, kind, **options)

@@ -21,6 +21,7 @@ from jobs.common.provenance import without_secrets
 from jobs.common.report import charts, html, images
 from jobs.common.report.html import Section, number
 
+REPORT_FILE = "report.html"
 MAX_MATRIX, MAX_CLASS_ROWS, MAX_PAIRS, MAX_EVENTS, MAX_PICTURES = 25, 50, 20, 200, 24
 
 
@@ -62,6 +63,8 @@ class ReportContent:
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     data: JsonObject = field(default_factory=JsonObject)
     """What `Dataset.describe` gives: fingerprint, rows and class counts by split."""
+    data_page: str = ""
+    """The page beside it that shows the data (data_report.py)."""
     environment: Mapping[str, object] = field(default_factory=dict[str, object])
     artifact: str = ""
     """Where the model is."""

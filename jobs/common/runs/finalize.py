@@ -18,7 +18,8 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
 from jobs.common.provenance import code_version, machine, used_libraries
-from jobs.common.report.run_report import ReportContent, RunFacts, write_report
+from jobs.common.report.data_report import DATA_FILE
+from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, write_report
 from jobs.common.runs.console import duration
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.tracking import Tracking
@@ -38,11 +39,12 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     version = tracking.register(made, flat, run_state.highest_step)
     run_state.save(ended=True)
     _report(job, trained, verdict, folder, run_state, made)
-    tracking.attach("report.html", folder.store.read_text("report.html"))
+    for page in (REPORT_FILE, DATA_FILE):
+        tracking.attach(page, folder.store.read_text(page))
     result = run_state.result("done", 0, folder.attempt) | {
         "metrics": verdict.metrics, "declared_metrics": [asdict(each) for each in job.metrics(config)],
         "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
-        "report": folder.store.location("report.html"), "startup_s": startup,
+        "report": folder.store.location(REPORT_FILE), "startup_s": startup,
     }
     folder.write_result(result)
     return summary(result, headlines(job.metrics(config), verdict.metrics["test"]))
@@ -60,7 +62,7 @@ def _trained(job: Job, config: Config, folder: RunFolder, dataset: Dataset) -> T
 def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder: RunFolder, run_state: RunState,
             made: artifact.Artifact) -> None:
     config, best = trained.config, trained.best
-    write_report(folder.store, "report.html", ReportContent(
+    write_report(folder.store, REPORT_FILE, ReportContent(
         title=f"{job.name}: {config.run.name}",
         run=RunFacts(name=config.run.name, status="done", started=float(folder.record["created"]),
                      duration_s=run_state.wall_s,
@@ -77,7 +79,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
-        artifact=made.uri,
+        data_page=DATA_FILE, artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
 

@@ -41,6 +41,7 @@ from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.check_data import check_data
 from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.data_page import show_data
 from jobs.common.runs.event_file import event_file
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.prometheus import RunMetrics
@@ -96,8 +97,7 @@ class Run:
         rests, with a checkpoint. open_executor: connects to who starts the workers.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
-        self.display, self.timeline = RunConsole(), Timeline()
-        self.timeline.marks["process"] = _process_start()
+        self.display, self.timeline = RunConsole(), Timeline.of_process()
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
@@ -189,6 +189,8 @@ class Run:
         tracking = Tracking.open(self.job.name, self.config, folder)
         try:
             with folder.kept():
+                show_data(self.job, self.config, folder.store, opened.dataset, self.display.say)
+                self.timeline.mark("data_page")
                 if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
@@ -289,9 +291,3 @@ def _run_status(job: str, config: Config, current: GenerationState, run_state: R
                      ranks=tuple(each for _, each in sorted(current.times.items())),
                      scores=" ".join(f"{name} {figure(value)}" for name, value in beat.scores.items()),
                      straggler=slow.slow.rank if slow else None, stuck=current.stuck)
-
-
-def _process_start() -> float:
-    import psutil
-
-    return psutil.Process().create_time()

@@ -11,16 +11,23 @@ class Timeline:
 
     marks: dict[str, float] = field(default_factory=dict[str, float])
 
+    @staticmethod
+    def of_process() -> "Timeline":
+        """Begun when this process was."""
+        import psutil  # not needed by --help
+
+        return Timeline({"process": psutil.Process().create_time()})
+
     def mark(self, name: str) -> None:
         self.marks[name] = time.time()
 
     def parts(self, worker: dict[str, float]) -> dict[str, float]:
         """Seconds of each part, from the process's start to the first step."""
         marks = self.marks | {f"worker_{name}": at for name, at in worker.items()}
-        order = ["process", "imported", "connected", "preflight", "data", "group_asked", "worker_worker_began",
-                 "worker_imported", "worker_assigned", "worker_first_step"]
+        order = ["process", "imported", "connected", "preflight", "data", "data_page", "group_asked",
+                 "worker_worker_began", "worker_imported", "worker_assigned", "worker_first_step"]
         names = {"imported": "imports", "connected": "connect", "preflight": "preflight", "data": "data",
-                 "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
+                 "data_page": "data_page", "group_asked": "registry_and_lock", "worker_worker_began": "worker_process",
                  "worker_imported": "worker_imports", "worker_assigned": "generation",
                  "worker_first_step": "first_step"}
         known = [name for name in order if name in marks]

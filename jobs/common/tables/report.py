@@ -3,7 +3,7 @@ baseline on the same rows."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,11 +94,7 @@ def _numbers(info: TableInfo, test: Predictions) -> Section:
         pair = true[:, place], predicted[:, place]
         figures += [(f"{target.name}: predicted against true", _scatter(*pair, target.name)),
                     (f"{target.name}: residuals", _residuals(*pair, target.name))]
-    return _figures("Predictions (test)", f"Of {len(rows):,} of {len(test.labels):,} test rows.", figures)
-
-
-def _figures(title: str, intro: str, figures: Sequence[tuple[str, Markup]]) -> Section:
-    return Section(title, html.render("figures.html", "jobs.common.tables", intro=intro, figures=figures))
+    return html.figures("Predictions (test)", f"Of {len(rows):,} of {len(test.labels):,} test rows.", figures)
 
 
 def _scatter(true: Array, predicted: Array, name: str) -> Markup:
@@ -183,7 +179,7 @@ def _importance(trained: TrainingResult, info: TableInfo, predict: Predict) -> S
              f"among them: the median of {SHUFFLES} shuffles, and the least and most. Of columns that say the same, "
              "each counts little." + (f" The first {MOST_COLUMNS} of {len(found)} columns." if len(found) > len(shown)
                                       else ""))
-    return _figures("What it rests on", intro, [("Loss with the column shuffled, less the loss", done[0])])
+    return html.figures("What it rests on", intro, [("Loss with the column shuffled, less the loss", done[0])])
 
 
 # ── the baseline ──

@@ -90,6 +90,8 @@ class Job:
     """What the artifact holds, by path (`artifact.Content`): the weights, a tokenizer."""
     sections: Callable[[TrainingResult, EvaluationResult, Any], Sequence[Any]] | None = None
     """Of the job's own in the report (`report_page.Section`), from the artifact as it was written."""
+    data_sections: Callable[[Any, Dataset], Sequence[Any]] | None = None
+    """(config, prepared data) -> what data.html shows of this kind of data (`Section` of report/html.py)."""
     metrics: Callable[[Any], Sequence[Metric]] = lambda config: classification(config.eval.top_k)
     """config -> what its evaluations report, the most important first."""
 
