@@ -18,8 +18,8 @@ from markupsafe import escape
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset, Split
-from jobs.common.data.near_duplicates import alike, nearest_pairs
-from jobs.common.data.row_sample import RowSample, spread
+from jobs.common.data.found.near_duplicates import alike, nearest_pairs
+from jobs.common.data.found.row_sample import RowSample, spread
 from jobs.common.report.data_report import DATA_FILE, cut, render, write_data_report
 from jobs.common.tables.data_report import Cells, odd_values
 from jobs.common.training.job import Job

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from cluster.core.errors import DataError, StoppedError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.data import pieces, repeats
-from jobs.common.data.account import lines_of
+from jobs.common.data import pieces
 from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import SPLITS, Dataset
+from jobs.common.data.found import repeats
+from jobs.common.data.found.account import lines_of
 from jobs.common.data.splits import PERCENT, RankSplit
 from jobs.common.tables.prepare import prepare as prepare_table
 from jobs.common.vision.config import ImageDataConfig

@@ -14,8 +14,8 @@ import pytest
 from cluster.core.errors import ConfigError, DataError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
-from jobs.common.data.account import lines_of
 from jobs.common.data.dataset import SPLITS, Dataset
+from jobs.common.data.found.account import lines_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.embedded import Programs, entity_split, phrases

@@ -133,7 +133,7 @@ class Writing:
 
 
 def hashes_file(blocks: str, number: int) -> str:
-    """Where a piece leaves the hashes of its rows (repeats.py)."""
+    """Where a piece leaves the hashes of its rows (found/repeats.py)."""
     return f"{blocks}/{HASHES_FOLDER}/{number:06d}.parquet"
 
 

@@ -11,7 +11,7 @@ from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
-from jobs.common.data.split_names import Unread
+from jobs.common.data.found.split_names import Unread
 
 Shape = tuple[int, int, int]
 Where = Callable[[int], str]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cluster.core.storage import Store
-from jobs.common.data.account import Account, account_of
 from jobs.common.data.dataset import Dataset
-from jobs.common.data.near_duplicates import Pair
-from jobs.common.data.repeats import Repeats
-from jobs.common.data.row_sample import RowSample
+from jobs.common.data.found.account import Account, account_of
+from jobs.common.data.found.near_duplicates import Pair
+from jobs.common.data.found.repeats import Repeats
+from jobs.common.data.found.row_sample import RowSample
 from jobs.common.formatting import shown
 from jobs.common.report import charts, html
 from jobs.common.report.html import Section

@@ -5,7 +5,7 @@ import time
 
 from cluster.core.storage import Store
 from jobs.common.config import Config
-from jobs.common.data.account import lines_of
+from jobs.common.data.found.account import lines_of
 from jobs.common.runs.console import RunConsole
 from jobs.common.training.job import Job
 

@@ -30,8 +30,8 @@ from jobs.common import config as configs
 from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.config_changes import decisive_fingerprint
-from jobs.common.data.account import lines_of
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.found.account import lines_of
 from jobs.common.declared_metrics import figure, headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor

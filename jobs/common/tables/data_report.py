@@ -11,8 +11,8 @@ import numpy as np
 
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Dataset
-from jobs.common.data.near_duplicates import nearest_pairs
-from jobs.common.data.row_sample import RowSample
+from jobs.common.data.found.near_duplicates import nearest_pairs
+from jobs.common.data.found.row_sample import RowSample
 from jobs.common.report import html
 from jobs.common.report.data_report import class_of, cut, histogram, table
 from jobs.common.report.html import Section

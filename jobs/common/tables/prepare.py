@@ -21,10 +21,10 @@ import pyarrow as pa
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.account import DROPPED, Account, LeftOut
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
+from jobs.common.data.found.account import DROPPED, Account, LeftOut
+from jobs.common.data.found.repeats import Hashes, Ids, Repeats, forget
 from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
-from jobs.common.data.repeats import Hashes, Ids, Repeats, forget
 from jobs.common.data.splits import assign
 from jobs.common.tables.columns import (
     Field,

@@ -18,7 +18,7 @@ from cluster.core.storage import Store
 from jobs.common.data.csv_config import CsvDataConfig, conversion, looks_delimited_by
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import list_files, plain_name, reading, unpacked
-from jobs.common.data.split_names import Unread, by_split, not_read
+from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.tables.columns import MISSING
 from jobs.common.tables.config import TableDataConfig
 

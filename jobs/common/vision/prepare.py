@@ -19,15 +19,15 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
-from jobs.common.data.account import DROPPED, Account, LeftOut
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
+from jobs.common.data.found.account import DROPPED, Account, LeftOut
+from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
+from jobs.common.data.found.split_names import Unread
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, in_pieces, joined, unfinished
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
-from jobs.common.data.repeats import content_hashes, find_repeats, forget, write_hashes
 from jobs.common.data.source import Fragment, ImageSpec, Source
-from jobs.common.data.split_names import Unread
 from jobs.common.data.splits import assign, encode_labels
 from jobs.common.vision import picture
 from jobs.common.vision.config import ImageDataConfig

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from cluster.core.documents import parse_json
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Dataset
-from jobs.common.data.near_duplicates import SHINGLE, alike
-from jobs.common.data.row_sample import RowSample
+from jobs.common.data.found.near_duplicates import SHINGLE, alike
+from jobs.common.data.found.row_sample import RowSample
 from jobs.common.report import html
 from jobs.common.report.data_report import class_of, cut, histogram, table
 from jobs.common.report.html import Section

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.account import DROPPED, SHOWN, Account, LeftOut
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
+from jobs.common.data.found.account import DROPPED, SHOWN, Account, LeftOut
+from jobs.common.data.found.repeats import Repeats, find_repeats, forget
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
-from jobs.common.data.repeats import Repeats, find_repeats, forget
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.config import TextDataConfig, TransformerConfig
 from jobs.transformer.text.fragments import TextSource

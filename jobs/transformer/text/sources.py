@@ -15,8 +15,8 @@ from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import list_files, plain_name, reading
+from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.data.pieces import cut, in_pieces
-from jobs.common.data.split_names import Unread, by_split, not_read
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES

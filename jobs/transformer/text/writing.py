@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from cluster.core.documents import JsonObject
 from jobs.common.data.dataset import SPLITS
+from jobs.common.data.found.repeats import content_hashes, write_hashes
 from jobs.common.data.pieces import Writing
 from jobs.common.data.prepared import Writers
-from jobs.common.data.repeats import content_hashes, write_hashes
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.text.survey import Ids, PieceRows, Rows, Rule, read_piece
 from jobs.transformer.text.tokenizer import backend_of, framed

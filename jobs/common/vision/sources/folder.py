@@ -15,8 +15,8 @@ from jobs.common.config import ClassFolder, Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import FORMATS, Listing, is_litter, reading
+from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, ImageSpec
-from jobs.common.data.split_names import by_split, not_read
 from jobs.common.vision.picture import BEGINNING, ENDINGS
 from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec

@@ -24,8 +24,8 @@ from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
+from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, ImageSpec, Shape, different
-from jobs.common.data.split_names import by_split, not_read
 from jobs.common.vision.sources.pixels import as_pixels
 
 FRAGMENT_BYTES = 64 << 20

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 from cluster.core.documents import JsonObject
 from jobs.common.data.dataset import Dataset, Split, SplitName
-from jobs.common.data.repeats import Repeats
-from jobs.common.data.split_names import Unread
+from jobs.common.data.found.repeats import Repeats
+from jobs.common.data.found.split_names import Unread
 from jobs.common.data.splits import alike
 
 SHOWN = 5
