@@ -70,7 +70,7 @@ class ModuleTraining(ImageTraining):
         if self.attack:
             images = attacked(self.forward, images.float(), labels, self.attack)
         if self.whole_loss:
-            return self.lower(self.whole_loss(self.forward, self.batch(rows, images)), len(labels))
+            return self.lower(self.whole_loss(self.forward, self.batch(rows, images)), len(rows["label"]))
         with torch.autocast(self.device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
             logits = self.forward(images)
-        return self.lower(self.training_loss(logits.float(), labels), len(labels))
+        return self.lower(self.training_loss(logits.float(), labels), len(rows["label"]))
