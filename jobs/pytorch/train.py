@@ -49,7 +49,7 @@ class ModuleTraining(ImageTraining):
         check(config.own, str(config.model.loss), model, loss_of(config), trial(info),
               min(rows, config.train.max_rows_per_pass or rows))
         super().__init__(context, config, group, device, model.to(device), loss_of(config), config.own)
-        self.forward = compiled(model) if config.hardware.compile else model
+        self.forward = compiled(model) if config.hardware.compile else model.forward
         self.attack = Attack.in_training(context.dataset, config)
         self.training_loss = loss_of(config, config.optim.label_smoothing)
 
