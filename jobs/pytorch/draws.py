@@ -23,14 +23,15 @@ class Draws:
         self._epoch, self._seeds = -1, dict[tuple[int, int, int], int]()
         """The seeds of steps, shards and parts that come soon in the epoch."""
         self._on_gpu = device.type == "cuda"
+        self._seed_generator = torch.default_generator.manual_seed
 
     def begin_pass(self, epoch: int, step: int, shard: int, part: int) -> None:
         """step: of the epoch. part: of the shard's micro-batch, where that is cut."""
-        where = (step, shard, part)
-        if epoch != self._epoch or where not in self._seeds:
-            self._look_ahead(epoch, *where)
-        seed = self._seeds.pop(where)
-        torch.default_generator.manual_seed(seed)
+        seed = self._seeds.pop((step, shard, part), None) if epoch == self._epoch else None
+        if seed is None:
+            self._look_ahead(epoch, step, shard, part)
+            seed = self._seeds.pop((step, shard, part))
+        self._seed_generator(seed)
         if self._on_gpu:
             torch.cuda.manual_seed(seed)
 

@@ -22,7 +22,7 @@ from tests.benchmarks.turns import Turns
 
 
 def train(session: Session, config: Any, train: Callable[[Session, Any], Any] = loop.train) -> Any:
-    """jobs.mlp.train.train, watched, or that of another job whose loop has the same parts."""
+    """jobs.mlp.train.train, watched, or that of another job."""
     watch = Watch(**json.loads(session.run_store.read_text(WATCH_FILE)))
     record = Record(rank=session.rank)
     turns = Turns(Path(watch.turns[0]), *watch.turns[1:]) if watch.turns and session.rank == 0 else None
