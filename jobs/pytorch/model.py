@@ -31,12 +31,15 @@ class OnPixels(nn.Module):
         # (x - mean) / std as one multiplication and addition; not parameters, the manifest keeps them.
         self.scale: Tensor
         self.offset: Tensor
-        std, mean = torch.tensor(info.std).view(-1, 1, 1), torch.tensor(info.mean).view(-1, 1, 1)
+        of_channels = (-1, 1, 1) if len(info.std) > 1 else ()  # one number is multiplied faster than a tensor of one
+        std, mean = torch.tensor(info.std).view(of_channels), torch.tensor(info.mean).view(of_channels)
         self.register_buffer("scale", 1.0 / std, persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
+        self.shifted = any(info.mean)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.module(pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.offset)
+        scaled = pixels.permute(0, 3, 1, 2).to(torch.float32, copy=True).mul_(self.scale)
+        return self.module(scaled.add_(self.offset) if self.shifted else scaled)
 
 
 def small_network(info: BuildInfo) -> nn.Module:

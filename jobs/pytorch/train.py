@@ -49,7 +49,7 @@ class ModuleTraining(ImageTraining):
         check(config.own, str(config.model.loss), model, loss_of(config), trial(info),
               min(rows, config.train.max_rows_per_pass or rows))
         super().__init__(context, config, group, device, model.to(device), loss_of(config), config.own)
-        self.forward = compiled(model) if config.hardware.compile else model
+        self.forward = compiled(model) if config.hardware.compile else model.forward
         self.attack = Attack.in_training(context.dataset, config)
         self.training_loss = loss_of(config, config.optim.label_smoothing)
 
@@ -70,7 +70,7 @@ class ModuleTraining(ImageTraining):
         if self.attack:
             images = attacked(self.forward, images.float(), labels, self.attack)
         if self.whole_loss:
-            return self.lower(self.whole_loss(self.forward, self.batch(rows, images)), len(labels))
+            return self.lower(self.whole_loss(self.forward, self.batch(rows, images)), len(rows["label"]))
         with torch.autocast(self.device.type, torch.bfloat16) if config.hardware.precision == "bf16" else nullcontext():
             logits = self.forward(images)
-        return self.lower(self.training_loss(logits.float(), labels), len(labels))
+        return self.lower(self.training_loss(logits.float(), labels), len(rows["label"]))

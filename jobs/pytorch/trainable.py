@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from jobs.common.arrays import Array
 from jobs.common.config import EvalConfig, RunConfig, TrainConfig
-from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.data.loader import MicroBatches, cut
 from jobs.common.evaluation.own_metrics import own_figures
@@ -30,6 +29,7 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, StepResult, Tensors, Wishes
+from jobs.pytorch.draws import Draws
 from jobs.pytorch.optimizer import (
     build_optimizer,
     check_kept,
@@ -117,7 +117,7 @@ class TorchTraining(TorchTrainable, ABC):
         """own: a user's, whose optimiser and schedule go before the config's."""
         super().__init__(context, group, model, own_optimizer(own, model) or build_optimizer(
             [each for each in model.parameters() if each.requires_grad], config.optim))
-        self.config, self.device = config, device
+        self.config, self.device, self.random = config, device, Draws(config.run.seed, device)
         self.schedule = own.method("schedule") if own else None
         self.whole_loss = own.method("loss") if own else None
         """A user's, of the model and a batch: the mean over its rows."""
@@ -132,9 +132,8 @@ class TorchTraining(TorchTrainable, ABC):
     def lower(self, loss: Tensor, rows: int) -> float:
         """Adds the gradient of a mean loss over some rows, as their share of the global batch's. Returns that share."""
         global_rows = self.config.train.global_batch_size
-        share = loss * rows
-        share.backward(share_of_a_row(global_rows, self.device))  # pyright: ignore[reportUnknownMemberType]
-        return share.item() / global_rows
+        loss.backward(share_of_rows(rows, global_rows, self.device))  # pyright: ignore[reportUnknownMemberType]
+        return loss.item() * rows / global_rows
 
     @abstractmethod
     def answer(self, rows: Columns) -> Tensor:
@@ -160,7 +159,7 @@ class TorchTraining(TorchTrainable, ABC):
             statistics.begin_shard()
             for part, rows in enumerate(cut(columns, config.train.max_rows_per_pass)):
                 if self.draws:
-                    torch.manual_seed(micro_batch_seed(config.run.seed, state.epoch, state.step_in_epoch, shard, part))
+                    self.random.begin_pass(state.epoch, state.step_in_epoch, shard, part)
                 loss += self.backward(rows, state.epoch)
             statistics.end_shard()
         loss, agreed = self.group.reduce(self.model, loss, wishes(), statistics.sums)
@@ -191,6 +190,12 @@ class TorchTraining(TorchTrainable, ABC):
                 yield rows, self.answer(rows).cpu()
                 self.context.heartbeat()
         self.model.train()
+
+
+@functools.cache
+def share_of_rows(rows: int, global_batch_size: int, device: torch.device) -> Tensor:
+    """What the mean loss over some rows counts for in the mean over the global batch."""
+    return share_of_a_row(global_batch_size, device) * rows
 
 
 @functools.cache

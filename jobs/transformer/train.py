@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.loader import MicroBatches, cut
 from jobs.common.declared_metrics import chosen
@@ -26,6 +25,7 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Tensors, Wishes
+from jobs.pytorch.draws import Draws
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import digest_of
@@ -57,7 +57,7 @@ class TransformerTraining:
     def __init__(self, context: TrainContext, config: TransformerConfig, group: Group, model: Strategy) -> None:
         device = torch.device(context.device)
         self.context, self.config, self.group, self.model = context, config, group, model
-        self.task = task_of(context.dataset, config, device)
+        self.task, self.random = task_of(context.dataset, config, device), Draws(config.run.seed, device)
         self.throughput = Throughput.of(context, config, model.model, device)
         self.sharded = model.sharded
         context.update_status(passes=num_passes(context, lockstep=model.lockstep))
@@ -71,13 +71,13 @@ class TransformerTraining:
 
     def step(self, batch: MicroBatches, state: TrainState, rates: Sequence[float], wishes: Wishes) -> StepResult:
         """One step."""
-        model, task, seed = self.model, self.task, self.config.run.seed
+        model, task = self.model, self.task
         batches = list(passes(self.context, batch, self.config, lockstep=model.lockstep))
         targets, tokens = self.group.total(task.sizes(batches)).tolist()
         model.begin()
         loss = 0.0
         for number, rows in enumerate(batches):
-            torch.manual_seed(micro_batch_seed(seed, state.epoch, state.step_in_epoch, rows.shard, rows.part))
+            self.random.begin_pass(state.epoch, state.step_in_epoch, rows.shard, rows.part)
             with model.passing():
                 share = task.loss(model.forward, rows.rows) * (rows.weight / targets)
             model.backward(share, last=number == len(batches) - 1)

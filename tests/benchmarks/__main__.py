@@ -20,7 +20,8 @@ NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "s
          "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library",
          "shakespeare", "preparing",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
-         "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular")
+         "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular",
+         "module_throughput")
 SOAKS = ("strategies", "serving_soak", "hosts")
 """What runs long: full matrices, steady load."""
 

@@ -21,8 +21,8 @@ from tests.benchmarks.stopwatch import WATCH_FILE, Record, Watch
 from tests.benchmarks.turns import Turns
 
 
-def train(session: Session, config: Any) -> Any:
-    """jobs.mlp.train.train, watched."""
+def train(session: Session, config: Any, train: Callable[[Session, Any], Any] = loop.train) -> Any:
+    """jobs.mlp.train.train, watched, or that of another job."""
     watch = Watch(**json.loads(session.run_store.read_text(WATCH_FILE)))
     record = Record(rank=session.rank)
     turns = Turns(Path(watch.turns[0]), *watch.turns[1:]) if watch.turns and session.rank == 0 else None
@@ -31,7 +31,7 @@ def train(session: Session, config: Any) -> Any:
     if watch.checkpoint_phases:
         _watch_checkpoints(session, record, watch.checkpoint_phases)
     try:
-        return loop.train(session, config)
+        return train(session, config)
     finally:
         if turns:
             turns.leave()

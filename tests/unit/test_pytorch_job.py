@@ -15,15 +15,18 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict
+from jobs.common.data.counter_rng import micro_batch_seed
 from jobs.common.data.dataset import Dataset
 from jobs.common.predictor.find import explains, load_predictor
 from jobs.common.runs.run import main
 from jobs.common.vision.build_info import BuildInfo
 from jobs.pytorch.config import PytorchConfig
+from jobs.pytorch.draws import Draws
 from jobs.pytorch.job import JOB
 from jobs.pytorch.model import load
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.train import train as loop
+from jobs.pytorch.trainable import share_of_a_row, share_of_rows
 from tests import image_loops
 from tests.image_loops import StopAfterEachStep, tensors
 from tests.unit import own_modules
@@ -170,3 +173,27 @@ def test_what_cannot_be_a_graph_is_said_and_has_no_endpoint(odd: Dataset, tmp_pa
     assert len(load(where).labels) == 4
     with pytest.raises(ArtifactError, match=r"has no model\.onnx"):
         load_predictor(open_artifact(where))
+
+
+# ── what a pass draws, and what it counts for ──
+def test_a_pass_draws_what_the_seed_of_its_rows_says() -> None:
+    draws = Draws(7, torch.device("cpu"))
+    for where in [(0, 0, 0, 0), (1, 5, 2, 1), (3, 100_000, 63, 0), (1, 5, 2, 1)]:
+        draws.begin_pass(*where)
+        drawn = torch.rand(3)
+        torch.manual_seed(micro_batch_seed(7, *where))
+        assert torch.equal(drawn, torch.rand(3))
+
+
+def test_a_pass_takes_no_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("traceback.format_stack", lambda *_: pytest.fail("as torch.manual_seed does: 0.2 ms"))
+    Draws(7, torch.device("cpu")).begin_pass(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_a_part_counts_as_its_rows_do_in_the_global_batch(rows: int) -> None:
+    weights, device = torch.randn(5, requires_grad=True), torch.device("cpu")
+    (weights.square().mean() * rows).backward(share_of_a_row(60, device))
+    of_rows, weights.grad = weights.grad, None
+    weights.square().mean().backward(share_of_rows(rows, 60, device))
+    assert torch.equal(of_rows, weights.grad), "to the last bit"
