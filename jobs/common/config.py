@@ -144,14 +144,15 @@ class DataConfig:
     """Test data, where the source has a split of its own; by default it is split off."""
     label_column: str = "label"
     """Name of the column with the class."""
+    label_names: str | None = None
+    """What classes are called, by what the column has: `0=negative,1=positive`."""
     layout: Layout = "auto"
     """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
     `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
     duplicates: Literal["keep", "drop"] = "keep"
     """What becomes of rows with the content of an earlier one of their split."""
     leaks: Literal["report", "drop", "refuse"] = "report"
-    """What becomes of rows whose content is in another split, too: `drop` leaves them out of training (and of
-    validation, if they are in test)."""
+    """What becomes of rows whose content is in another split, too: `drop` takes them out of training, or validation."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
     bad_rows_most: float = 0.01
@@ -178,7 +179,7 @@ class DataConfig:
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
 
-    decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows")
+    decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows", "label_names")
     """Fields that decide what is prepared, where they are not as by default."""
 
     @property

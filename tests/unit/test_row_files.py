@@ -162,3 +162,15 @@ def test_a_place_that_is_spelt_otherwise_is_the_same_data(tmp_path: Path, prepar
     assert differences({"data": {"uri": spellings[0]}}, {"data": {"uri": spellings[1]}}) == []
     assert differences({"data": {"uri": spellings[0]}}, {"data": {"uri": spellings[2]}}) == []
     assert differences({"data": {"uri": "digits"}}, {"data": {"uri": f"{tmp_path}/digits"}}) != []
+
+
+@BOTH
+def test_classes_are_called_as_they_are_named(tmp_path: Path, prepare: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(as_csv(), newline="")
+    assert prepare(tmp_path, path, label_names="a=negative, b=positive").class_names == ("negative", "positive")
+    assert prepare(tmp_path, path).class_names == ("a", "b")
+    for wrong, why in (("c=x", "there is no class 'c': there are a, b"), ("a=b", "two classes would have one name"),
+                       ("a=", "'a' is given no name")):
+        with pytest.raises(ConfigError, match=f"--data.label-names {wrong}: {why}"):
+            prepare(tmp_path, path, label_names=wrong)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
+from jobs.common.config import require
 from jobs.common.data.arrow import ArrowArray, arrow_column, numpy_column
 from jobs.common.data.counter_rng import Permutation, Purpose
 from jobs.common.data.dataset import SPLITS, SplitName
@@ -26,6 +27,7 @@ from jobs.common.data.dataset import SPLITS, SplitName
 TRAIN, VALIDATION, TEST = range(3)
 PERCENT = {VALIDATION: 16, TEST: 20}
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+_SHOWN = 10
 _TRUTH = {"true": 1.0, "false": 0.0}
 Codes = npt.NDArray[np.int32]
 Splits = npt.NDArray[np.int8]
@@ -226,6 +228,19 @@ def _require_one_spelling(first: Mapping[str, str], column: str) -> None:
             if other != name:
                 raise DataError(f"column {column!r} holds {other!r} ({first[other]}) and {name!r} ({first[name]}), "
                                 "which are the same number: write each class in one way")
+
+
+def renamed(names: Sequence[str], given: str | None) -> tuple[str, ...]:
+    """Classes by the names that `--data.label-names` gives them. Raises: ConfigError."""
+    pairs = [pair.partition("=") for pair in (given or "").split(",") if pair.strip()]
+    new = {old.strip(): name.strip() for old, _, name in pairs}
+    for old, name in new.items():
+        require(old in names and bool(name), "data.label_names", given,
+                f"{old!r} is given no name" if old in names else f"there is no class {old!r}: there are "
+                f"{', '.join(names[:_SHOWN])}{' …' * (len(names) > _SHOWN)}")
+    found = tuple(new.get(name, name) for name in names)
+    require(len(set(found)) == len(found), "data.label_names", given, "two classes would have one name")
+    return found
 
 
 def alike(names: Sequence[str]) -> list[list[str]]:

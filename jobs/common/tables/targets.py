@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
-from jobs.common.data.splits import encode_labels
+from jobs.common.data.splits import encode_labels, renamed
 from jobs.common.tables.columns import UnreadableValueError, as_numbers, as_texts, is_text, pc
 from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.rows import Rows
@@ -43,7 +43,7 @@ def find_targets(found: Mapping[str, Seen], config: TableDataConfig) -> Targets:
                         "class, and train a run for each")
     [(name, columns)] = found.items()
     codes, classes = encode_labels([rows for rows, _ in columns], [_labels(column) for _, column in columns], name)
-    return Targets(codes, classes)
+    return Targets(codes, renamed(classes, config.label_names))
 
 
 def _guess(name: str, columns: Seen) -> str:

@@ -28,7 +28,7 @@ from jobs.common.data.found.split_names import Unread
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, in_pieces, joined, unfinished
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
 from jobs.common.data.source import Fragment, ImageSpec, Source
-from jobs.common.data.splits import assign, encode_labels
+from jobs.common.data.splits import assign, encode_labels, renamed
 from jobs.common.vision import picture
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import find_source
@@ -139,7 +139,7 @@ def _plan(sources: dict[SplitName, Source], config: ImageDataConfig, say: Say | 
     if say:
         say(f"preparing {len(codes):,} rows of {config.uri}")
     files = sum(len(source.listing) for source in sources.values() if config.uri != "digits")
-    return Plan(fragments, codes, splits, names, spec, files, unread)
+    return Plan(fragments, codes, splits, renamed(names, config.label_names), spec, files, unread)
 
 
 def _labels(fragment: Fragment) -> ArrowArray:

@@ -32,6 +32,7 @@ from jobs.common.data.splits import (
     codes_of,
     count_labels,
     keyed_hash,
+    renamed,
 )
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.files import MOST_NAMED
@@ -223,7 +224,7 @@ def _by_class(pieces: Sequence[Fragments], answers: Sequence[JsonObject], missin
                             "add training rows of it")
     values = tuple(classes_of([training, others], column))
     counts = np.array([[of[value] for value in values] for of in in_pieces], np.int64).reshape(-1, len(values))
-    names = tuple(str(value) for value in values)
+    names = renamed([str(value) for value in values], config.data.label_names)
     total: list[int] = counts.sum(axis=0).tolist()
     ranks = RankSplit(config.data.split_seed, missing, tuple(total), names, config.data.max_train_rows)
     before = np.cumsum(counts, axis=0) - counts
