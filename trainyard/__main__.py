@@ -1,6 +1,7 @@
 """Everything that Trainyard does, by one name. `trainyard COMMAND --help` says more of each.
 
     trainyard train JOB [--config FILE] [FLAGS]      train a job: mlp, cnn, pytorch, tabular, transformer, or your own
+    trainyard data check JOB [FLAGS]                 what its data is, and what is wrong with it; begins no run
     trainyard new NAME [--from JOB]                  a folder with a job of your own, that trains at once
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or [""]
     if command == "train":
         return _train(rest)
+    if command == "data":
+        return _check_data(rest)
     if command == "tune":
         return import_module("tuning.__main__").main(rest, "trainyard tune")
     if command in WITHOUT_A_JOB:
@@ -58,6 +61,13 @@ def _as_python_m() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "trainyard", *sys.argv[1:]])  # all of it, in all processes
     if "" not in sys.path[:1]:
         sys.path.insert(0, "")
+
+
+def _check_data(arguments: list[str]) -> int:
+    if arguments[:1] != ["check"]:
+        print("trainyard data check JOB [FLAGS]: say what is to be done with the data", file=sys.stderr)
+        return 2
+    return _train([*arguments[1:], "--data.check"] if arguments[1:] else [])
 
 
 def _train(arguments: list[str]) -> int:

@@ -40,7 +40,7 @@ def everything() -> Any:
 
     configs = {name: config for name in house_names() if (config := house_config(name)) is not None}
     return _choice({
-        "train": _group("train", configs),
+        "train": _group("train", configs), "data": _group("data", {"check": _group("check", configs)}),
         "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
         "compare": _of_parser("compare", compare()), "registry": _of_parser("registry", registry()),
         "serve": _of_parser("serve", serving()),

@@ -25,7 +25,7 @@ def test_its_help_fits_on_a_screen_and_names_every_command(capsys: pytest.Captur
     assert len(lines) <= 24 and max(map(len, lines)) <= 132
     named = {name for line in lines if line.startswith("    trainyard ") for name in re.split(r" {2,}| \| ", line[14:])}
     first = {name.split()[0] for name in named if name}
-    assert first >= {"train", "new", "tune", "completion", *command.WITHOUT_A_JOB, *command.OF_A_CLUSTER}
+    assert first >= {"train", "data", "new", "tune", "completion", *command.WITHOUT_A_JOB, *command.OF_A_CLUSTER}
 
 
 @pytest.mark.parametrize("words", LEADS_TO)
@@ -38,7 +38,7 @@ def test_each_command_says_its_own_name(words: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("words", "said"), [
     ("", "trainyard train JOB"), ("trian mlp", "there is no command 'trian': see `trainyard --help`"),
-    ("train", "name a job first"),
+    ("train", "name a job first"), ("data check", "name a job first"), ("data mlp", "trainyard data check JOB"),
     ("train none", "there is no job 'none', since none is not there: give one of cnn, mlp"),
     ("train mlp --optim.lr x", "--optim.lr"), ("tune none", "there is no job 'none'"),
     ("completion fish", "name the shell")])
