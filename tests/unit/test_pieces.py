@@ -3,6 +3,9 @@
 import csv
 import itertools
 import json
+import multiprocessing
+import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,6 +202,30 @@ def test_a_preparation_that_was_stopped_goes_on_where_it_was(tmp_path: Path, mon
     for split, rows in rows_of(undisturbed, config).items():
         assert all((rows_of(dataset, config)[split][name] == column).all() for name, column in rows.items())
     assert not dataset.store.folders(f"{dataset.blocks}/done"), "and nothing is left that only preparing needed"
+
+
+def _prepare_slowly(folder: str, uri: str) -> None:
+    fill = Task._fill
+    Task._fill = lambda *a: time.sleep(0.2) or fill(*a)  # type: ignore[method-assign]
+    prepared(Path(folder), config_of(uri=uri))
+
+
+def test_a_preparation_that_is_killed_is_taken_over(tmp_path: Path) -> None:
+    uri, storage = written(tmp_path, "jsonl"), tmp_path / "storage"
+    process = multiprocessing.get_context("spawn").Process(target=_prepare_slowly, args=(str(storage), uri))
+    process.start()
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(storage.glob("data/*/blocks-*/done/*.json"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.join()
+    said: list[str] = []
+    dataset = prepared(storage, config_of(uri=uri), said.append)
+    assert any(re.fullmatch(r"going on with [2-9] pieces .*", line) for line in said)
+    assert dataset.fingerprint == prepared(tmp_path / "undisturbed", config_of(uri=uri)).fingerprint
 
 
 def test_pieces_of_other_options_are_not_taken_over(tmp_path: Path) -> None:
