@@ -100,6 +100,17 @@ def test_a_wrong_delimiter_or_encoding_is_named_with_what_to_pass(tmp_path: Path
 
 
 @BOTH
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path, prepare: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,x,text,label\na,1,b,c\n")
+    with pytest.raises(DataError, match="has the column 'text' twice"):
+        prepare(tmp_path, path)
+    path.write_text("text,x,label\n")
+    with pytest.raises(DataError, match="holds no"):
+        prepare(tmp_path, path)
+
+
+@BOTH
 def test_quotes_are_characters_where_that_is_asked_for(tmp_path: Path, prepare: Any) -> None:
     rows = [(f'5" pipe number {i}', x, label) for i, (_, x, label) in enumerate(ROWS)]
     path = tmp_path / "rows.tsv"

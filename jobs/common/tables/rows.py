@@ -3,6 +3,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Table:
         for _, part in self.parts:
             for batch in part.batches():
                 present = list(batch.schema.names)
-                if twice := sorted({name for name in present if present.count(name) > 1}):
+                if twice := sorted(name for name, count in Counter(present).items() if count > 1):
                     raise DataError(f"{part.describe(0)}: there are two columns {twice[0]!r}: rename one")
                 self._check(present, part.describe(0).partition(" of ")[2])
                 return present

@@ -4,6 +4,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -130,7 +131,7 @@ class CsvTable(_File):
                             "index so): name it, or write the file without it")
         if strange := next((name for name in names if "\ufffd" in name), None):
             raise DataError(f"the column {strange!r} of {where} is not {self._encoding.upper()}: {conversion(begin)}")
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if not names or twice:
             what = f"has the column {twice[0]!r} twice" if twice else "is empty"
             raise DataError(f"{where} {what}: its first line must name its columns")

@@ -37,6 +37,8 @@ def read_csv(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     if len(top) == 1 and top != file.wanted and (other := looks_delimited_by(top[0], delimiter)):
         raise DataError(f"{file.name} has one column only, {top[0]!r:.60}: pass --data.delimiter '{other}' if that is "
                         "what is between its columns")
+    if twice := next((name for name in file.wanted if top.count(name) > 1), None):
+        raise DataError(f"{file.name} has the column {twice!r} twice: its first line must name its columns")
     numbered = all(name.isdigit() for name in file.wanted) and not set(file.wanted) <= set(top)
     header = [str(i) for i in range(len(top))] if numbered else top
     rows = _csv_rows(text, file)[int(is_first and not numbered):]
