@@ -98,7 +98,7 @@ class Finished:
             for key in storage.child(PREPARED_FOLDER).folders():
                 with suppress(FileNotFoundError, DataError):
                     found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
-                    if found.fingerprint == self.fingerprint:
+                    if found.has(self.fingerprint):
                         return found
         return None
 

@@ -152,7 +152,7 @@ def first_test_image(storage: Path, record: JsonObject) -> tuple[Array, int]:
     fingerprint = record["data"]["fingerprint"]
     for path in sorted((storage / "data").iterdir()):
         dataset = Dataset.load(Store.open(str(path)))
-        if dataset.fingerprint == fingerprint:
+        if dataset.has(fingerprint):
             reader = dataset.reader("test", ImageDataConfig())
             rows = reader.rows(0, 1)
             image, label = np.array(rows["image"][0]), int(rows["label"][0])

@@ -61,7 +61,7 @@ class Data:
         config = replace(config, data=replace(config.data, **elsewhere))
         wanted = str(about.data["fingerprint"])
         dataset = _found(wanted, [storage, Store.open(config.run.storage)]) or _prepared(job, config, storage, say)
-        if dataset.fingerprint != wanted:
+        if not dataset.has(wanted):
             raise DataError(f"data {config.data.uri!r} is not what {artifact.uri} was trained on (fingerprint "
                             f"{dataset.fingerprint[:12]}, not {wanted[:12]}), so nothing can be said of its test rows: "
                             "pass --data.uri with where that data is now")
@@ -128,7 +128,7 @@ def _found(fingerprint: str, storages: Sequence[Store]) -> Dataset | None:
                 dataset = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
             except (FileNotFoundError, DataError):
                 continue
-            if dataset.fingerprint == fingerprint:
+            if dataset.has(fingerprint):
                 return dataset
     return None
 

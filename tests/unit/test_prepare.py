@@ -35,6 +35,7 @@ ROWS = 20_000
 IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, 28, 28, 1), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 7, ROWS)
 DIGITS_FINGERPRINT = "a4f60c3475272d063b1784e6a91f4875b0c47838e787376e3d87cc5f8cd37d44"
+KEPT_FINGERPRINT = "6a17f516c1a28c237ab7e9096b20d2a85cb5b4639887bcfc5c602a217fb7ce99"
 
 
 def _write(path: Path, images: np.ndarray = IMAGES, labels: Any = LABELS, **options: Any) -> str:
@@ -301,6 +302,7 @@ def test_the_digits_are_scikit_learns_and_always_the_same(tmp_path: Path) -> Non
 
     dataset = prepare(ImageDataConfig(), Store.open(str(tmp_path)), use_ray=False)
     assert dataset.fingerprint == DIGITS_FINGERPRINT
+    assert dataset.has(KEPT_FINGERPRINT), "what older artifacts know it by"
     assert sum(split.num_rows for split in dataset.splits.values()) == 1797
     original = load_digits()
     fragment = DigitsFragment()

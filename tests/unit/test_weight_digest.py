@@ -13,6 +13,7 @@ from cluster.core.errors import DivergedError
 from cluster.core.storage import Store
 from cluster.monitoring.run_status import RankTime
 from jobs.common.config import Config, from_dict, to_dict
+from jobs.common.config_changes import decisive_fingerprint
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution import controller as supervising
 from jobs.common.execution import hang_policy, straggler
@@ -21,7 +22,6 @@ from jobs.common.execution.executors import ProcessExecutor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
-from jobs.common.runs.run import _fingerprint
 from jobs.common.training.weight_digest import PIECE, digest_of_arrays, mismatched_ranks, placed
 from tests.image_loops import digits
 from tests.unit.odd_loops import DIVERGES_AFTER, ODD, SLOWER_S
@@ -80,7 +80,7 @@ def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
     kind = type(config)
     task = WorkerSpec(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}",
                       config=values,
-                      run_uri=store.location(), config_fingerprint=_fingerprint(values),
+                      run_uri=store.location(), config_fingerprint=decisive_fingerprint(values),
                       dataset_uri=dataset.store.location())
     run_state = RunState.open(store)
     controller = Controller(run=config.run, executor=ProcessExecutor(1), spec=task, run_store=store,

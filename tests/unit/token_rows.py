@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.core.storage import Store
 from jobs.common.config import from_dict, to_dict
+from jobs.common.config_changes import decisive_fingerprint
 from jobs.common.data.dataset import Column, Dataset
 from jobs.common.data.prepared import content_fingerprint, find_or_build, split_writers
 from jobs.common.execution.controller import Controller
@@ -15,7 +16,6 @@ from jobs.common.execution.executors import InProcessExecutor, ProcessExecutor
 from jobs.common.execution.generation_state import ControllerCallbacks
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
-from jobs.common.runs.run import _fingerprint
 from jobs.transformer.config import TransformerConfig
 
 VOCABULARY = 64
@@ -73,7 +73,7 @@ def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: 
     run_store = Store.open(str(folder))
     values = to_dict(config)
     task = WorkerSpec(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
-                      run_uri=run_store.location(), config_fingerprint=_fingerprint(values),
+                      run_uri=run_store.location(), config_fingerprint=decisive_fingerprint(values),
                       dataset_uri=dataset.store.location())
     executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1)
     callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)

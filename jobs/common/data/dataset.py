@@ -96,6 +96,10 @@ class Dataset:
         """Bytes of one row."""
         return sum(column.row_bytes for column in self.columns)
 
+    def has(self, fingerprint: str) -> bool:
+        """Whether its content has this fingerprint, perhaps as an earlier version computed it."""
+        return fingerprint in (self.fingerprint, self.details.get("_older_fingerprint"))
+
     @staticmethod
     def load(store: Store) -> "Dataset":
         """The set in a folder.

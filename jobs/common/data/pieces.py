@@ -17,7 +17,7 @@ from cluster.core.documents import DocumentError, JsonObject, parse_json
 from cluster.core.storage import Store
 from jobs.common.data.blocks import Measure
 from jobs.common.data.dataset import SPLITS, Column, Split, SplitName
-from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, split_writers
+from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, fingerprint_of, split_writers
 
 RAY_BYTES = 8 << 20
 """Smaller sources are prepared in this process: starting tasks takes seconds."""
@@ -163,6 +163,13 @@ def joined(answers: Sequence[JsonObject]) -> tuple[dict[SplitName, Split], dict[
         counts = zip(*(answer["class_counts"][name] for answer in answers), strict=True)
         splits[name] = Split(sum(rows), answers[0]["block_rows"], tuple(map(sum, counts)), rows)
     return splits, {name: [answer["digests"][name] for answer in answers] for name in SPLITS}
+
+
+def older_fingerprint(about: Mapping[str, object], answers: Sequence[JsonObject]) -> JsonObject:
+    """For a set's details: the fingerprint that it had when sets were written in one piece, where it is one still."""
+    if len(answers) > 1:
+        return {}
+    return {"_older_fingerprint": fingerprint_of(about, answers[0]["digests"])}
 
 
 def summed(answers: Sequence[Mapping[str, object]], name: str) -> JsonObject:

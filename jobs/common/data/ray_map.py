@@ -1,7 +1,7 @@
 """Work of Ray Data tasks all over the cluster (decoding, tokenising, writing),
 its answers handed out in order as if it were done here.
 
-A row of the Ray dataset is one binary value: what an item is, pickled, and then the JSON that its task answers.
+A row of the Ray dataset is one value: an item, and then the JSON that its task answers.
 An expected error travels as a value too, so Ray neither retries it nor prints a stack trace.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -24,19 +24,25 @@ _MOST_ANSWER = 1 << 30
 _SCHEMA = pa.schema([("answer", pa.large_binary()), ("error", pa.string())])
 
 
+class _Item:
+    """Anything, as a value that Ray Data does not look into."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterator[JsonObject]:
     """`work` of each item, in order, a task for each, which is sent that item alone: plain JSON values.
     Raises: DataError as `work` does."""
     import ray.data
-    from ray import cloudpickle
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     with _quiet(), ray.data.DataContext.current(context):
-        rows = ray.data.from_arrow([pa.table({"item": [cloudpickle.dumps(item)]}) for item in items])
-        done = rows.map_batches(functools.partial(_task, work), batch_size=1, batch_format="pyarrow")
+        rows = ray.data.from_items([{"item": _Item(item)} for item in items], override_num_blocks=len(items))
+        done = rows.map_batches(functools.partial(_task, work), batch_size=1, batch_format="numpy")
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for answer, error in zip(table.column("answer"), table.column("error"), strict=True):
                 if error.is_valid:
@@ -46,10 +52,8 @@ def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterato
 
 def _task(work: Callable[[Any], JsonObject], batch: Any) -> object:
     """Runs in a task: one item."""
-    from ray import cloudpickle
-
     try:
-        answers, error = [json.dumps(work(cloudpickle.loads(item.as_py()))) for item in batch.column("item")], None
+        answers, error = [json.dumps(work(item.value)) for item in batch["item"]], None
     except DataError as known:
         answers, error = [None], str(known)
     return pa.Table.from_arrays([pa.array(answers, pa.large_binary()), pa.array([error], pa.string())], schema=_SCHEMA)

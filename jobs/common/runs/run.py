@@ -166,7 +166,7 @@ class Run:
         if rows < batch:
             raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
         recorded = folder.record.get("data", {}).get("fingerprint")
-        if recorded and recorded != dataset.fingerprint:
+        if recorded and not dataset.has(recorded):
             raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} "
                               f"-> {dataset.fingerprint[:12]}): put the old data back, or begin another run with "
                               "--run.name")

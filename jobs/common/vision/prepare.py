@@ -25,7 +25,16 @@ from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
 from jobs.common.data.found.account import DROPPED, Account, LeftOut
 from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
 from jobs.common.data.found.split_names import Unread
-from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, in_pieces, joined, unfinished
+from jobs.common.data.pieces import (
+    RAY_BYTES,
+    Teller,
+    Writing,
+    for_each,
+    in_pieces,
+    joined,
+    older_fingerprint,
+    unfinished,
+)
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
 from jobs.common.data.source import Fragment, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels, renamed
@@ -189,6 +198,7 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [_digits(m) for m in moments.mean],
                "std": [_digits(s) for s in moments.std],
                **({"picture": config.picture.to_dict()} if plan.spec.encoded else {}),
+               **older_fingerprint(about, answers),
                **Account.of(plan.files, plan.unread, {DROPPED: LeftOut(int((plan.splits < 0).sum()))}, repeats).details}
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint_of(about, digests), splits=splits,
                    columns=columns, class_names=plan.class_names, details=details)

@@ -27,7 +27,7 @@ from cluster.core.storage import Store
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
 from jobs.common.data.found.account import DROPPED, SHOWN, Account, LeftOut
 from jobs.common.data.found.repeats import Repeats, find_repeats, forget
-from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, summed, unfinished
+from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, older_fingerprint, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.config import TextDataConfig, TransformerConfig
@@ -114,8 +114,9 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
     splits, digests = joined(answers)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
-    fingerprint = fingerprint_of({"details": details, "class_names": found.class_names}, digests)
-    details |= _account(source, found, repeats, blocks).details
+    about = {"details": dict(details), "class_names": found.class_names}
+    fingerprint = fingerprint_of(about, digests)
+    details |= older_fingerprint(about, answers) | _account(source, found, repeats, blocks).details
     _write_skipped(found, store, blocks)
     _tell(details, splits, config, tell)
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint, splits=splits, columns=columns,
