@@ -228,6 +228,29 @@ def test_a_preparation_that_is_killed_is_taken_over(tmp_path: Path) -> None:
     assert dataset.fingerprint == prepared(tmp_path / "undisturbed", config_of(uri=uri)).fingerprint
 
 
+def test_a_piece_of_which_something_has_gone_meanwhile_is_made_again(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(uri=written(tmp_path, "jsonl"))
+    undisturbed = prepared(tmp_path / "undisturbed", config)
+    fill, made = Task._fill, []
+    monkeypatch.setattr(Task, "_fill", lambda *a: fill(*a) if a[1].number < 4 else stop())
+    with pytest.raises(StoppedError):
+        prepared(tmp_path / "storage", config)
+    (folder,) = (tmp_path / "storage").glob("data/*/blocks-*")
+    (folder / "hashes/000001.parquet").unlink()
+    next(path for split in SPLITS for path in sorted((folder / split / "000002").glob("*.parquet"))).unlink()
+    monkeypatch.setattr(Task, "_fill", lambda *a: made.append(a[1].number) or fill(*a))
+    dataset = prepared(tmp_path / "storage", config)
+    assert made[:3] == [1, 2, 4]
+    assert dataset.fingerprint == undisturbed.fingerprint
+    for split, rows in rows_of(undisturbed, config).items():
+        assert all((rows_of(dataset, config)[split][name] == column).all() for name, column in rows.items())
+
+
+def stop() -> None:
+    raise StoppedError("stopped")
+
+
 def test_pieces_of_other_options_are_not_taken_over(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path))
     for blocks, plan in (("blocks-a", [1, 2]), ("blocks-b", [1, 3]), ("blocks-c", [1, 2])):

@@ -33,9 +33,14 @@ class BlockLayout:
     def path(self, block: int) -> str:
         """Of its file, in the split's folder."""
         if self._is_one:
-            return f"{block:08d}.parquet"
+            return self.file(block)
         piece, within = self._piece(block)
-        return f"{piece:06d}/{within:08d}.parquet"
+        return f"{piece:06d}/{self.file(within)}"
+
+    @staticmethod
+    def file(block: int) -> str:
+        """Of a block, among those of its writer."""
+        return f"{block:08d}.parquet"
 
     def rows(self, block: int) -> int:
         """How many it has."""

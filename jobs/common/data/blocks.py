@@ -23,6 +23,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import arrow_column
+from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import Column, Columns, Split
 
 BLOCK_BYTES = 4_000_000
@@ -135,7 +136,7 @@ class SplitWriter:
 
     def _write(self, index: int, block: Columns) -> Moments | None:
         table = _table(block, self.columns)
-        with self._store.writing(f"{self._folder}/{index:08d}.parquet") as sink:
+        with self._store.writing(f"{self._folder}/{BlockLayout.file(index)}") as sink:
             pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False,
                            write_page_checksum=True)
         return self._measure(block) if self._measure else None

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from cluster.core.documents import DocumentError, JsonObject, parse_json
 from cluster.core.storage import Store
+from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.blocks import Measure
 from jobs.common.data.dataset import SPLITS, Column, Split, SplitName
 from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, fingerprint_of, split_writers
@@ -101,8 +102,7 @@ class Writing:
         """Has `fill` write one piece, unless it is there already. Answers what `fill` does, with rows, digests, and the
         moments of training blocks."""
         for folder in self.earlier:
-            if (done := self._done(folder, number)) is not None:
-                self._take_over(folder, number)
+            if (done := self._done(folder, number)) is not None and self._take_over(folder, number, done):
                 return self._commit(number, done)
         with split_writers(self.store, self.blocks, self.columns, self.num_classes, self.measure,
                            f"/{number:06d}") as writers:
@@ -125,11 +125,16 @@ class Writing:
         except (FileNotFoundError, DocumentError):
             return None
 
-    def _take_over(self, folder: str, number: int) -> None:
-        """Copies: whoever wrote it may still be there, and give up."""
-        paths = [file.path for name in SPLITS for file in self.store.files(f"{folder}/{name}/{number:06d}")]
-        for path in (*paths, hashes_file(folder, number)):
-            self.store.copy_to(self.store, path, path.replace(folder, self.blocks, 1))
+    def _take_over(self, folder: str, number: int, done: JsonObject) -> bool:
+        """Copies: whoever wrote it may still be there, and give up, and take it away. Returns whether all was there."""
+        blocks = [f"{name}/{number:06d}/{BlockLayout.file(block)}" for name in SPLITS
+                  for block in range(-(-done["rows"][name] // done["block_rows"]))]
+        try:
+            for path in (*blocks, hashes_file("", number).lstrip("/")):
+                self.store.copy_to(self.store, f"{folder}/{path}", f"{self.blocks}/{path}")
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def hashes_file(blocks: str, number: int) -> str:
