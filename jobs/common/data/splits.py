@@ -56,15 +56,17 @@ def encode_labels(fragments: Sequence[Fragment], labels: Columns, column: str) -
 
     Raises: DataError for nulls, fractions, negative or non-contiguous integers, a single class, or another type.
     """
-    values = classes_of([count_labels(fragment, array, column)
-                         for fragment, array in zip(fragments, labels, strict=True)], column)
-    codes = [codes_of(fragment, array, values, column) for fragment, array in zip(fragments, labels, strict=True)]
-    return np.concatenate(codes), tuple(str(value) for value in values)
+    encoded = [_dictionary(fragment, array, column) for fragment, array in zip(fragments, labels, strict=True)]
+    values = classes_of([_counted(fragment, each) for fragment, each in zip(fragments, encoded, strict=True)], column)
+    return np.concatenate([_codes(each, values) for each in encoded]), tuple(str(value) for value in values)
 
 
 def count_labels(fragment: Fragment, labels: ArrowArray, column: str) -> LabelCounts:
     """Those of one fragment, (rows,). Raises: DataError, as `encode_labels`, for what a row alone has wrong."""
-    encoded = _dictionary(fragment, labels, column)
+    return _counted(fragment, _dictionary(fragment, labels, column))
+
+
+def _counted(fragment: Fragment, encoded: ArrowArray) -> LabelCounts:
     values, indices = encoded.dictionary.to_pylist(), numpy_column(encoded.indices)
     _, first = np.unique(indices, return_index=True)
     counts = np.bincount(indices, minlength=len(values)).tolist()
@@ -91,7 +93,10 @@ def classes_of(seen: Sequence[LabelCounts], column: str) -> list[Label]:
 
 def codes_of(fragment: Fragment, labels: ArrowArray, values: Sequence[Label], column: str) -> Codes:
     """Class codes (rows,) int32 of one fragment's labels. values: all classes in order."""
-    encoded = _dictionary(fragment, labels, column)
+    return _codes(_dictionary(fragment, labels, column), values)
+
+
+def _codes(encoded: ArrowArray, values: Sequence[Label]) -> Codes:
     place = {value: code for code, value in enumerate(values)}
     return np.array([place[value] for value in encoded.dictionary.to_pylist()], np.int32)[numpy_column(encoded.indices)]
 
@@ -115,7 +120,7 @@ class RankSplit:
     def of(self, codes: Codes, first: Sequence[int]) -> Splits:
         """Of successive training rows: 0 train, 1 validation, 2 test, -1 left out. first: how many of each class come
         before them."""
-        split = np.zeros(len(codes), np.int8)
+        split, kept = np.zeros(len(codes), np.int8), self._kept()
         for code in np.unique(codes):
             rows, size = np.flatnonzero(codes == code), self.counts[code]
             place = Permutation.of(size, Purpose.SPLIT, self.seed, int(code)).forward(
@@ -125,7 +130,7 @@ class RankSplit:
                 stop = start + _share(size, s)
                 split[rows[(start <= place) & (place < stop)]] = s
                 start = stop
-            split[rows[place >= start + self._kept()[code]]] = -1
+            split[rows[place >= start + kept[code]]] = -1
         return split
 
     def _kept(self) -> list[int]:

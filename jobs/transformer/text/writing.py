@@ -48,11 +48,12 @@ class Task:
 
     def _fill(self, piece: PieceRows, writers: Writers) -> JsonObject:
         rows = read_piece(self.rule, piece)
-        write_hashes(self.writing.store, self.writing.blocks, piece.number,
-                     content_hashes(text.encode() for text in rows.texts), rows.splits, rows.codes, rows.ids)
+        contents = [text.encode() for text in rows.texts]
+        write_hashes(self.writing.store, self.writing.blocks, piece.number, content_hashes(contents), rows.splits,
+                     rows.codes, rows.ids)
         about: JsonObject = {
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
-            "bytes": {split: sum(len(rows.texts[i].encode()) for i in rows.of(split)) for split in SPLITS}}
+            "bytes": {split: sum(len(contents[i]) for i in rows.of(split)) for split in SPLITS}}
         if rows.codes is not None:
             self._write_rows(rows, about, writers)
             about["sample"] = _sample(rows, self.seed)

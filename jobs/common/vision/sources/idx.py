@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class IdxSource:
         return sorted({*self.files.identity, *self.label_files.identity})
 
     def contents(self) -> list[str]:
-        return [*self.files.contents(), *self.label_files.contents()]
+        every = sorted({*self.files.files, *self.label_files.files}, key=lambda file: file.path)
+        return replace(self.files, files=tuple(every)).contents()
 
     def fragments(self) -> FoundFragments:
         images = [file for file in self.files.files if IMAGES.fullmatch(file.path)]
