@@ -27,7 +27,7 @@ from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found import repeats
 from jobs.common.data.found.account import lines_of
-from jobs.common.data.splits import PERCENT, RankSplit
+from jobs.common.data.splits import PERCENT, RankSplit, count_labels
 from jobs.common.tables.prepare import prepare as prepare_table
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare as prepare_images
@@ -38,6 +38,7 @@ from jobs.transformer.text import sources
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import read_piece, survey
+from jobs.transformer.text.text_file import TextFile
 from jobs.transformer.text.writing import Task
 
 CLASSES = ("cat", "dog", "bird")
@@ -324,3 +325,14 @@ def test_what_a_task_reads_is_what_the_whole_has(tmp_path: Path) -> None:
     assert [text for part in parts for text in part.texts] == whole.texts == [text for text, _ in ROWS]
     assert np.concatenate([part.splits for part in parts]).tolist() == whole.splits.tolist()
     assert (whole.splits == 0).sum() == 20
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_part_is_read_without_what_lies_before_it(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(uri=written(tmp_path, kind)).data
+    *_, last = find_source(config, labelled=True).fragments
+    assert isinstance(last, TextFile) and last.part
+    monkeypatch.setattr(TextFile, "line_offset", lambda _: pytest.fail("its lines are counted"))
+    read = last.read()
+    count_labels(last, read.labels, "label")
+    assert read.texts[-1] == ROWS[-1][0]

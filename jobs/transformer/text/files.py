@@ -103,11 +103,11 @@ class FilePart:
             return stream.read(self.part[0]).count(b"\n")
 
     def since(self) -> str:
-        """From where on rows are counted, in a message."""
+        """From where on rows are counted, in a message; the line would have to be counted in all of the file before."""
         if self.part is None or not self.part[0]:
             return ""
         return (f" from row group {self.part[0]}" if self.ending in ("parquet", "pq")
-                else f" from line {self.line_offset() + 1}")
+                else f" from byte {self.part[0]:,}")
 
     def _is_array(self) -> bool:
         """Whether a JSON file holds one list of objects, and not an object a line."""

@@ -89,12 +89,16 @@ def read_json(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     import pyarrow as pa
 
     rows: list[JsonObject] = []
-    bad: list[BadRow] = []
-    for where, (row, wrong) in (_json_array if text.lstrip().startswith("[") else _json_lines)(text, file):
+    wrong: list[tuple[int, str]] = []
+    is_array = text.lstrip().startswith("[")
+    for number, (row, why) in (_json_array if is_array else _json_lines)(text, file):
         if row is None:
-            bad.append((f"{file.name}, {where}", wrong))
+            wrong.append((number, why))
         else:
             rows.append(row)
+    offset = file.line_offset() if wrong else 0
+    bad = [(f"{file.name}, {f'item {number} of its list' if is_array else f'line {number + offset}'}", why)
+           for number, why in wrong]
     file.leave_out(bad, "mend the line, or name another column with --data.text-column or --data.label-column")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [([_label(row.get(name)) for row in rows] if name == file.label_column
@@ -107,26 +111,28 @@ JsonRow = tuple[JsonObject | None, str]
 """The row, or what is wrong with it."""
 
 
-def _json_lines(text: str, file: FilePart) -> Iterator[tuple[str, JsonRow]]:
+def _json_lines(text: str, file: FilePart) -> Iterator[tuple[int, JsonRow]]:
+    """Each row with the number of its line in the text, from 1."""
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028 inside a text
         if line.strip():
             try:
-                yield f"line {number + file.line_offset()}", _json_row(parse_json(line), file)
+                yield number, _json_row(parse_json(line), file)
             except ValueError as error:
                 what = ("holds half a character (a lone surrogate), which is no UTF-8" if "hex escape" in str(error)
                         else f"is no JSON object ({error})")
-                yield f"line {number + file.line_offset()}", (None, what)
+                yield number, (None, what)
 
 
-def _json_array(text: str, file: FilePart) -> Iterator[tuple[str, JsonRow]]:
+def _json_array(text: str, file: FilePart) -> Iterator[tuple[int, JsonRow]]:
+    """Each row with its place in the list, from 0."""
     try:
         rows = parse_json(text, list[object], most_bytes=MOST_UNPACKED)
     except ValueError as error:
         raise DataError(f"{file.name} begins as a JSON list, and is none ({error}): mend it, or give one object a "
                         "line") from error
     for number, row in enumerate(rows):
-        yield f"item {number} of its list", (_json_row(cast(JsonObject, row), file) if isinstance(row, dict)
-                                             else (None, f"is no JSON object ({row!r:.40})"))
+        yield number, (_json_row(cast(JsonObject, row), file) if isinstance(row, dict)
+                       else (None, f"is no JSON object ({row!r:.40})"))
 
 
 def _json_row(row: JsonObject, file: FilePart) -> JsonRow:
