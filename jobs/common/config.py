@@ -31,6 +31,7 @@ ClassFolder = Literal["auto", "outer", "inner"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 """What is in a storage beside the runs: prepared data, and the registry.
 (Others begin with `.`, as no run's name does.)"""
+_MANY_PIECES, _SMALL_PIECE = 16, 8e6
 
 C = TypeVar("C", bound="Config")
 
@@ -158,7 +159,8 @@ class DataConfig:
     bad_rows_most: float = 0.01
     """With `skip`: the largest share of the rows that may be left out so."""
     piece_mb: float = 64.0
-    """Of a source's files, in 10^6 bytes: what one task reads, splits and writes when the data is prepared."""
+    """Of a source's files, in 10^6 bytes: what one task reads, splits and writes at most when the data is prepared; of
+    a source of less than sixteen such pieces, a sixteenth, or 8 MB."""
     check: bool = False
     """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
     split_seed: int = 0
@@ -189,10 +191,10 @@ class DataConfig:
         chosen = {name: getattr(self, name) for name in self.decisive_choices}
         return [f"{name} {value}" for name, value in chosen.items() if value != defaults[name]]
 
-    @property
-    def piece_bytes(self) -> int:
-        """`piece_mb` in bytes."""
-        return max(1, int(self.piece_mb * 1e6))
+    def piece_bytes(self, total: int) -> int:
+        """What a piece of a source of so many bytes has at most: less than `piece_mb` where that would leave no work
+        for most of a cluster, but 8 MB, less than which is not worth a task."""
+        return max(1, int(min(self.piece_mb * 1e6, max(_SMALL_PIECE, total / _MANY_PIECES))))
 
 
 @dataclass(frozen=True, kw_only=True)

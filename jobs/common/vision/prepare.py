@@ -174,7 +174,7 @@ def _parts(sources: dict[SplitName, Source], uris: Uris) -> tuple[list[tuple[Spl
 # ── pass 2 ──
 def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
     columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
-    pieces = plan.pieces(config.piece_bytes)
+    pieces = plan.pieces(config.piece_bytes(sum(map(plan.size, plan.fragments))))
     sizes = [sum(map(plan.size, piece.fragments)) for piece in pieces]
     use_ray = use_ray and sum(sizes) > RAY_BYTES
     about: JsonObject = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}

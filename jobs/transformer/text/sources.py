@@ -41,7 +41,8 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
             found = found.without(split).and_also(_files(uri, config, labelled, split))
     order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
     files = [found.files[i] for i in order]
-    parts = tuple(part for file in files for part in _parts(file, config.piece_bytes))
+    most = config.piece_bytes(sum(file.size for file in files))
+    parts = tuple(part for file in files for part in _parts(file, most))
     return TextSource(parts, [found.listing[i] for i in order], tuple(dict.fromkeys(file.split for file in files)),
                       is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
                       contents=tuple(found.contents), left_out=found.unread)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from jobs.common.data.dataset import SPLITS, SplitName
-from jobs.common.data.pieces import RAY_BYTES, Teller, for_each, in_pieces
+from jobs.common.data.pieces import Teller, for_each, in_pieces
 from jobs.common.data.prepared import Say
 from jobs.common.data.splits import (
     TEST,
@@ -38,6 +38,8 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.files import MOST_NAMED
 from jobs.transformer.text.fragments import BadRow, TextFragment, TextSource
 
+RAY_BYTES = 256 << 20
+"""Smaller sources are read here: to count the rows of so much takes no longer than to start tasks."""
 _IDS_AT_ONCE = 1 << 20
 Fragments = tuple[TextFragment, ...]
 Ids = npt.NDArray[np.int64]
@@ -155,10 +157,11 @@ class Survey:
 def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say: Say | None) -> Survey:
     """Raises: DataError."""
     column = config.data.label_column if config.task == "classify" else None
-    pieces = in_pieces(source.fragments, lambda fragment: fragment.size, config.data.piece_bytes)
+    total = sum(fragment.size for fragment in source.fragments)
+    pieces = in_pieces(source.fragments, lambda fragment: fragment.size, config.data.piece_bytes(total))
     sizes = [sum(fragment.size for fragment in piece) for piece in pieces]
-    seen = for_each(pieces, functools.partial(_look, column), use_ray=use_ray and sum(sizes) > RAY_BYTES)
-    answers = list(Teller(say, f"looking at {config.data.uri}", sum(sizes)).following(seen, sizes))
+    seen = for_each(pieces, functools.partial(_look, column), use_ray=use_ray and total > RAY_BYTES)
+    answers = list(Teller(say, f"looking at {config.data.uri}", total).following(seen, sizes))
     empty = sum(answer["empty"] for answer in answers)
     rows = [sum(answer["rows"]) for answer in answers]
     skipped = tuple((where, why) for answer in answers for where, why in answer["skipped"])
