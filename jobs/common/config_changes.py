@@ -11,7 +11,7 @@ from jobs.common.command_line import Overrides, current_names, flatten
 
 _AS_EVER = (None, "auto", "refuse", "keep", "report")
 """What a choice that earlier versions did not give is by default: what was done then."""
-_INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.check")
+_INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check")
 """What may change between attempts, but for the seed."""
 
 _PLACES = ("data.uri", "data.val_uri", "data.test_uri")

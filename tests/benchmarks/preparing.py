@@ -63,16 +63,22 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
         for who in (OURS, RAY_DATA, DATASETS):
             seconds.setdefault(who, []).append(done(who, corpus, model, workspace / f"{round_}")["seconds"])
     rates = {who: settings.megabytes / statistics.median(took) for who, took in seconds.items()}
+    disk = size_of(workspace / "0" / OURS[:4] / "data")
     driver = [done(OURS, uri, model, workspace / "driver")["grown"] for uri in (corpus, large)]
     figures = (
         *(Figure(name=who, value=rate, unit="MB/s") for who, rate in rates.items()),
         Figure(name="faster than the best of them", value=rates[OURS] / max(rates[RAY_DATA], rates[DATASETS]),
                at_least=1.0, aim_at_least=2.0),
+        Figure(name="Trainyard: on disk, of the text's bytes", value=disk / settings.megabytes / 1e6),
         Figure(name=f"the driver's memory, {settings.megabytes} MB", value=driver[0] / 1e6, unit="MB"),
         Figure(name=f"the driver's memory, {settings.large_megabytes} MB", value=driver[1] / 1e6, unit="MB"),
         Figure(name="grown by", value=(driver[1] - driver[0]) / 1e6, unit="MB", at_most=100.0),
     )
     return Outcome(figures=figures, samples={"seconds": seconds, "driver": driver}, notes=NOTES)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_corpus(folder: Path, megabytes: int, files: int) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from cluster.core.storage import Store
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.cache import BlockCache
-from jobs.common.data.dataset import SPLITS, Dataset, Reader
+from jobs.common.data.dataset import SPLITS, Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
 from jobs.common.vision.picture import FORMATS, decode_picture

@@ -19,7 +19,8 @@ from PIL import Image
 from cluster.core.errors import ArtifactError, ConfigError, DataError, InputError
 from cluster.core.storage import Store
 from jobs.common.data.cache import BlockCache
-from jobs.common.data.dataset import Dataset, Reader
+from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import describe_images
 from jobs.common.vision.picture_rule import MOST_PIXELS
@@ -190,6 +191,13 @@ def test_pictures_of_all_sizes_become_one_size_by_one_rule(tmp_path: Path, fit: 
     dataset = of_folder(tmp_path, files, options)
     got = rows(dataset, tmp_path)
     assert got.shape[1:] == (12, 12, 1)
+    kept = of_folder(tmp_path, files, {**options, "keep": "encoded"})
+    assert kept.store.uri != dataset.store.uri
+    assert (kept.fingerprint, kept.splits, kept.details) == (dataset.fingerprint, dataset.splits, dataset.details)
+    assert np.array_equal(rows(kept, tmp_path), got)
+    paths = [path for path in kept.store.files() if "/train/" in path.path]
+    table = pq.read_table(io.BytesIO(kept.store.read_bytes(paths[0].path)))
+    assert set(table.column("image").to_pylist()) <= set(files), "the very files"
     assert np.array_equal(np.unique(got, axis=0), np.unique(sent(endpoint(dataset, options), *files), axis=0))
     for picture in got[..., 0].astype(int):
         middle = picture[6]
@@ -290,10 +298,10 @@ def test_pictures_of_several_kinds_are_refused_with_what_makes_them_one(tmp_path
     assert rows(of_folder(tmp_path, mixed, {"resize": 4, "channels": "rgb"}), tmp_path).shape[1:] == (4, 4, 3)
 
 
-@pytest.mark.parametrize("options", [{"resize": 32}, {"channels": "rgb"}])
+@pytest.mark.parametrize("options", [{"resize": 32}, {"channels": "rgb"}, {"keep": "encoded"}])
 def test_what_is_for_files_is_refused_of_numbers(tmp_path: Path, options: Options) -> None:
     (option,) = options
-    with pytest.raises(DataError, match=f"--data.{option} is for picture files .*digits are numbers .28x28x1 uint8"):
+    with pytest.raises(DataError, match=f"--data.{option}.* is for picture files .*digits are numbers .28x28x1 uint8"):
         prepare(ImageDataConfig(**options), Store.open(str(tmp_path)), use_ray=False)
     for bad in (0, 5001):
         with pytest.raises(ConfigError, match=f"--data.resize {bad}: must be from 1 to 5000 pixels"):

@@ -175,7 +175,9 @@ def test_a_position_is_found_in_its_piece(rows: list[int], block_rows: int) -> N
     blocks, places = layout.locate(np.arange(sum(rows)))
     assert [(layout.path(int(block)), int(place)) for block, place in zip(blocks, places, strict=True)] == wanted
     per_block = Counter(path for path, _ in wanted)
-    assert {layout.path(block): layout.rows(block) for block in range(len(per_block))} == per_block
+    bounds = {layout.path(block): layout.bounds(block) for block in range(len(per_block))}
+    assert {path: end - first for path, (first, end) in bounds.items()} == per_block
+    assert list(bounds.values()) == list(itertools.pairwise([0, *(end for _, end in bounds.values())]))
 
 
 # ── resuming ──

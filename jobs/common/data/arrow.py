@@ -56,3 +56,11 @@ def numpy_column(column: ArrowArray, dtype: str | None = None) -> Array:
     width = column.type.bit_width // 8
     values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     return values.view(dtype or _NUMPY_NAMES.get(str(column.type), str(column.type)))
+
+
+def buffers_of(column: ArrowArray) -> Array:
+    """An Arrow array of bytes without nulls as an array of objects (n,): each row's as an Arrow buffer, not copied."""
+    values = np.empty(len(column), object)
+    for row in range(len(column)):
+        values[row] = column[row].as_buffer()
+    return values

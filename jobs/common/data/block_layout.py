@@ -42,11 +42,11 @@ class BlockLayout:
         """Of a block, among those of its writer."""
         return f"{block:08d}.parquet"
 
-    def rows(self, block: int) -> int:
-        """How many it has."""
+    def bounds(self, block: int) -> tuple[int, int]:
+        """The positions of its first row, and of the row after its last."""
         piece, within = self._piece(block)
-        left = self._first_row[piece + 1] - self._first_row[piece] - within * self.block_rows
-        return int(min(self.block_rows, left))
+        first = int(self._first_row[piece]) + within * self.block_rows
+        return first, min(first + self.block_rows, int(self._first_row[piece + 1]))
 
     def _piece(self, block: int) -> tuple[int, int]:
         """The piece that wrote it, and which of the piece's blocks it is."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import Column, Columns, Split
 
 BLOCK_BYTES = 4_000_000
+"""Of the arrays of a block's rows, however they are kept."""
+FILES = "files"
+"""Beside the columns that a writer takes: the picture file of each row, where they are what is kept."""
 Measure = Callable[[Columns], "Moments"]
 _WRITES_AT_ONCE = 4
 
@@ -90,12 +94,14 @@ class SplitWriter:
         self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
         self._counts = np.zeros(num_classes, np.int64)
         self._hashes = {column.name: hashlib.sha256() for column in columns}
+        self._kept = any(column.encoded for column in columns)
         self._writes: deque[Future[Moments | None]] = deque()
         self._blocks = self._fill = 0
         self._block = self._empty()
 
     def append(self, rows: Columns) -> None:
-        """Each column's rows, in the order of row ids."""
+        """Each column's rows, in the order of row ids; of an encoded column its array, and under `FILES` what is
+        written."""
         done, total = 0, len(rows["row_id"])
         while done < total:
             n = min(total - done, self.block_rows - self._fill)
@@ -119,8 +125,8 @@ class SplitWriter:
 
     def _flush(self) -> None:
         block = {name: column[:self._fill] for name, column in self._block.items()}
-        for name, column in block.items():
-            self._hashes[name].update(column.data)
+        for name, of_column in self._hashes.items():
+            of_column.update(block[name].data)
         if len(self._counts):
             self._counts += np.bincount(block["label"], minlength=len(self._counts))
         if len(self._writes) >= _WRITES_AT_ONCE:
@@ -136,17 +142,34 @@ class SplitWriter:
 
     def _write(self, index: int, block: Columns) -> Moments | None:
         table = _table(block, self.columns)
+        codecs: Any = {column.name: _compression(column) for column in self.columns}
         with self._store.writing(f"{self._folder}/{BlockLayout.file(index)}") as sink:
-            pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False,
+            pq.write_table(table, sink, compression=codecs, use_dictionary=False, write_statistics=False,
                            write_page_checksum=True)
         return self._measure(block) if self._measure else None
 
     def _empty(self) -> Columns:
-        return {c.name: np.empty((self.block_rows, *c.shape), c.dtype) for c in self.columns}
+        files = {FILES: np.empty(self.block_rows, object)} if self._kept else {}
+        return {c.name: np.empty((self.block_rows, *c.shape), c.dtype) for c in self.columns} | files
+
+
+def _compression(column: Column) -> str:
+    """What pays: of tokens, zstd leaves half of what lz4 does and is about as fast; of photographs no less."""
+    if column.encoded:
+        return "none"
+    return "zstd" if np.dtype(column.dtype).itemsize > 1 else "lz4"
 
 
 def _table(block: Columns, columns: Sequence[Column]) -> object:
-    arrays = [pa.Array.from_buffers(pa.binary(c.row_bytes), len(block[c.name]), [None, pa.py_buffer(block[c.name])])
-              if c.shape else arrow_column(block[c.name]) for c in columns]
+    arrays = [_arrow(block, column) for column in columns]
     metadata = {column.name: f"{column.dtype} {'x'.join(map(str, column.shape))}" for column in columns if column.shape}
     return pa.Table.from_arrays(arrays, [column.name for column in columns], metadata=metadata)
+
+
+def _arrow(block: Columns, column: Column) -> object:
+    values = block[column.name]
+    if column.encoded:
+        return pa.array(block[FILES].tolist(), pa.large_binary())
+    if column.shape:
+        return pa.Array.from_buffers(pa.binary(column.row_bytes), len(values), [None, pa.py_buffer(values)])
+    return arrow_column(values)

@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from jobs.common.arrays import Array
-from jobs.common.data.dataset import Columns, Reader
+from jobs.common.data.dataset import Columns
 from jobs.common.data.length_bucketing import LengthGroups
+from jobs.common.data.reader import Reader
 from jobs.common.data.sampling import SamplingOrder
 
 MicroBatches = dict[int, Columns]

@@ -1,7 +1,7 @@
 """The interface of a data source: listed at once, then read in fragments that any process can decode on its own."""
 # pyright: reportMissingTypeStubs=false
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -44,6 +44,16 @@ class ImageSpec:
         return f"{size(self.shape)} {self.dtype}"
 
 
+@dataclass(frozen=True)
+class Images:
+    """Successive images."""
+
+    pixels: Array
+    """(n, H, W, C)"""
+    files: Sequence[bytes] = ()
+    """The picture files that they are decoded from; none where they came as numbers."""
+
+
 class Fragment(Protocol):
     """Successive rows of a source. It can be pickled; it opens what it reads when it is asked for something."""
 
@@ -62,8 +72,8 @@ class Fragment(Protocol):
         """What its first image is. Raises: DataError."""
         ...
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
-        """Its rows in order, (n, H, W, C) at a time, about `spec.batch_rows`.
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
+        """Its rows in order, about `spec.batch_rows` at a time.
         Raises: DataError if one is not as `spec`."""
         ...
 

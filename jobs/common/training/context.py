@@ -8,8 +8,9 @@ What a training loop owes the run (checkpoints, stops, the step count, compariso
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from jobs.common.data.dataset import Dataset, Reader, SplitName
+from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.loader import DataLoader
+from jobs.common.data.reader import Reader
 from jobs.common.training.predictions import Predictions
 
 T = TypeVar("T")

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from cluster.core.background import in_background
 from cluster.core.storage import Store
 from jobs.common.config import Config
-from jobs.common.data.dataset import Dataset, Reader, SplitName
+from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.loader import DataLoader
+from jobs.common.data.reader import Reader
 from jobs.common.training import predictions
 from jobs.common.training.context import PeerLostError, T
 from jobs.common.training.peers import Peers

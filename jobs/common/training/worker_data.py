@@ -7,9 +7,10 @@ import numpy as np
 from cluster.core.errors import TrainyardError
 from cluster.core.storage import Store
 from jobs.common.config import Config
-from jobs.common.data.dataset import Dataset, Reader, SplitName
+from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.loader import DataLoader
+from jobs.common.data.reader import Reader
 from jobs.common.data.sampling import SamplingOrder, resolve_window_rows, shards_of
 from jobs.common.training.rendezvous import Assignment
 

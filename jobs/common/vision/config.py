@@ -34,7 +34,11 @@ class ImageDataConfig(DataConfig):
     """What lies behind transparent parts of a picture, unless its channels are rgba, and what `pad` adds; black by
     default."""
 
-    decisive_choices: ClassVar[tuple[str, ...]] = (*DataConfig.decisive_choices, "class_folder")
+    keep: Literal["pixels", "encoded"] = "pixels"
+    """What of picture files is kept for training: their pixels, or the files themselves, which are decoded each time
+    they are read: less on disk where they are small, and more work. The rows are the same ones."""
+
+    decisive_choices: ClassVar[tuple[str, ...]] = (*DataConfig.decisive_choices, "class_folder", "keep")
 
     def __post_init__(self) -> None:
         super().__post_init__()

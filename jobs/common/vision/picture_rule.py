@@ -1,9 +1,10 @@
 """The rule by which pictures become pixels. Imports nothing heavy: the config makes it, and an artifact keeps it."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from cluster.core.documents import JsonObject
+from cluster.core.documents import JsonObject, parse_json
 
 MOST_PIXELS = 25_000_000
 """Of a picture, and of all pictures of a request together, by what they say of themselves: more are refused before any
@@ -29,3 +30,8 @@ class PictureRule:
     def to_dict(self) -> JsonObject:
         """Plain JSON values."""
         return {**asdict(self), "size": None if self.size is None else list(self.size)}
+
+    @staticmethod
+    def from_dict(values: JsonObject) -> "PictureRule":
+        """The rule of these values; what an earlier version did not write is as by default. Raises: DocumentError."""
+        return parse_json(json.dumps(values), PictureRule)

@@ -1,13 +1,11 @@
 """Images as rows of a model: tensors as they are, and picture files, which a person has, made to the model's size."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.core.documents import parse_json
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
@@ -24,7 +22,7 @@ def picture_rule(about: Description) -> PictureRule:
     """How picture files become what a model takes: as those it was trained on did, and of its size.
     Raises: ValueError."""
     height, width, channels = about.preprocessing["shape"]
-    rule = parse_json(json.dumps(about.preprocessing.get("picture", {})), PictureRule)  # an earlier version wrote none
+    rule = PictureRule.from_dict(about.preprocessing.get("picture", {}))  # an earlier version wrote none
     return replace(rule, size=(height, width), channels=channels)
 
 

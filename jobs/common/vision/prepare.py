@@ -18,9 +18,8 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray
-from jobs.common.data.blocks import Moments
+from jobs.common.data.blocks import FILES, Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
 from jobs.common.data.found.account import DROPPED, Account, LeftOut
 from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
@@ -36,7 +35,7 @@ from jobs.common.data.pieces import (
     unfinished,
 )
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
-from jobs.common.data.source import Fragment, ImageSpec, Source
+from jobs.common.data.source import Fragment, Images, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels, renamed
 from jobs.common.vision import picture
 from jobs.common.vision.config import ImageDataConfig
@@ -173,7 +172,11 @@ def _parts(sources: dict[SplitName, Source], uris: Uris) -> tuple[list[tuple[Spl
 
 # ── pass 2 ──
 def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_ray: bool, say: Say | None) -> Dataset:
-    columns = (Column("image", plan.spec.dtype, plan.spec.shape), Column("label", "int32"), Column("row_id", "int64"))
+    if config.keep == "encoded" and not plan.spec.encoded:
+        raise DataError(f"--data.keep encoded is for picture files (PNG, JPEG, …), and the images of {config.uri} are "
+                        f"numbers ({plan.spec}): leave it out")
+    columns = (Column("image", plan.spec.dtype, plan.spec.shape, encoded=config.keep == "encoded"),
+               Column("label", "int32"), Column("row_id", "int64"))
     pieces = plan.pieces(config.piece_bytes(sum(map(plan.size, plan.fragments))))
     sizes = [sum(map(plan.size, piece.fragments)) for piece in pieces]
     use_ray = use_ray and sum(sizes) > RAY_BYTES
@@ -224,12 +227,14 @@ class Task:
         hashes: list[bytes] = []
         done, ids = 0, piece.first + np.arange(len(piece.codes))
         for images in _ahead(images for fragment in piece.fragments for images in fragment.decode(self.spec)):
-            rows = slice(done, done + len(images))
+            rows = slice(done, done + len(images.pixels))
             done = rows.stop
             if done > len(ids):
                 break
-            columns = {"image": images, "label": piece.codes[rows], "row_id": ids[rows]}
-            hashes.append(content_hashes(image.data for image in images))
+            columns: Columns = {"image": images.pixels, "label": piece.codes[rows], "row_id": ids[rows]}
+            if self.writing.columns[0].encoded:
+                columns[FILES] = np.array(images.files, object)
+            hashes.append(content_hashes(image.data for image in images.pixels))
             for split, writer in writers.items():
                 chosen = piece.splits[rows] == SPLITS.index(split)
                 if chosen.any():
@@ -258,7 +263,7 @@ def _sums(hashes: bytes, splits: Splits, codes: Codes, ids: npt.NDArray[np.int64
     return {name: f"{sums[code] % _SUM:x}" for code, name in enumerate(SPLITS)}
 
 
-def _ahead(batches: Iterator[Array]) -> Iterator[Array]:
+def _ahead(batches: Iterator[Images]) -> Iterator[Images]:
     """The next batch is decoded while this one is written."""
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(next, batches, None)

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, arrow_column
-from jobs.common.data.source import FoundFragments, ImageSpec
+from jobs.common.data.source import FoundFragments, Images, ImageSpec
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class DigitsFragment:
     def spec(self) -> ImageSpec:
         return ImageSpec((28, 28, 1), "uint8")
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
-        yield enlarge(_table()[:, :64].reshape(-1, 8, 8))[..., None]
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
+        yield Images(enlarge(_table()[:, :64].reshape(-1, 8, 8))[..., None])
 
 
 def enlarge(scans: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.data.arrow import ArrowArray
-from jobs.common.data.source import ImageSpec, Where, size
+from jobs.common.data.source import Images, ImageSpec, Where, size
 from jobs.common.vision.picture import PictureError, decode_picture
 from jobs.common.vision.picture_rule import CHANNELS, PictureRule
 
@@ -39,19 +39,18 @@ def encoded_spec(data: bytes, name: str, rule: PictureRule) -> ImageSpec:
     return ImageSpec((height, width, channels), "uint8", encoded=True)
 
 
-def decode_images(encoded: Iterable[bytes], count: int, spec: ImageSpec, rule: PictureRule,
-                  where: Where) -> npt.NDArray[np.uint8]:
-    """`count` encoded images as (count, H, W, C). Raises: DataError."""
+def decode_images(files: Sequence[bytes], spec: ImageSpec, rule: PictureRule, where: Where) -> Images:
+    """Raises: DataError."""
     if spec.dtype != "uint8":
         raise DataError(f"{where(0)} is an encoded image, the first image {spec.dtype} numbers: use one kind "
                         "everywhere")
-    images = np.empty((count, *spec.shape), np.uint8)
-    for row, data in enumerate(encoded):
+    images = np.empty((len(files), *spec.shape), np.uint8)
+    for row, data in enumerate(files):
         image = _decoded(data, where(row), rule)
         if image.shape != spec.shape:
             raise _different(image.shape, spec, where(row))
         images[row] = image
-    return images
+    return Images(images, files)
 
 
 def _decoded(data: bytes, name: str, rule: PictureRule) -> npt.NDArray[np.uint8]:

@@ -10,13 +10,12 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
-from jobs.common.arrays import Array
 from jobs.common.config import ClassFolder, Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import FORMATS, Listing, is_litter, reading
 from jobs.common.data.found.split_names import by_split, not_read
-from jobs.common.data.source import FoundFragments, Fragment, ImageSpec
+from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec
 from jobs.common.vision.picture import BEGINNING, ENDINGS
 from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec
@@ -134,11 +133,11 @@ class FolderFragment:
     def spec(self) -> ImageSpec:
         return encoded_spec(self._read(self.paths[0]), self.describe(0), self.rule)
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
         for row in range(0, len(self.paths), spec.batch_rows):
             paths = self.paths[row:row + spec.batch_rows]
-            encoded = (self._read(path) for path in paths)
-            yield decode_images(encoded, len(paths), spec, self.rule, lambda i, row=row: self.describe(row + i))
+            files = [self._read(path) for path in paths]
+            yield decode_images(files, spec, self.rule, lambda i, row=row: self.describe(row + i))
 
     def _read(self, path: str) -> bytes:
         with reading(self.store.location(path)):

@@ -25,7 +25,7 @@ from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
 from jobs.common.data.found.split_names import by_split, not_read
-from jobs.common.data.source import FoundFragments, Fragment, ImageSpec, Shape, different
+from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec, Shape, different
 from jobs.common.vision.sources.pixels import as_pixels
 
 FRAGMENT_BYTES = 64 << 20
@@ -112,14 +112,14 @@ class IdxFragment:
     def spec(self) -> ImageSpec:
         return ImageSpec(_shape(self.header), "float32" if np.dtype(self.header.dtype).kind == "f" else "uint8")
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
         if _shape(self.header) != spec.shape:
             raise different(_shape(self.header), spec, self.describe(0))
         with _opened(self.store, self.path) as (stream, header):
             for row in range(0, self.num_rows, spec.batch_rows):
                 count = min(spec.batch_rows, self.num_rows - row)
                 values = _values(stream, header, self.first_row + row, count, self.store.location(self.path))
-                yield as_pixels(_native(values), spec, lambda i, row=row: self.describe(row + i))
+                yield Images(as_pixels(_native(values), spec, lambda i, row=row: self.describe(row + i)))
 
 
 def _fragments_of(store: Store, file: FileInfo, label_path: str) -> list[Fragment]:

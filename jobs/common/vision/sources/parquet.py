@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
-from jobs.common.arrays import Array
 from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
 from jobs.common.data.found.split_names import by_split, not_read
-from jobs.common.data.source import FoundFragments, Fragment, ImageSpec, Shape
+from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec, Shape
 from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec
@@ -117,7 +116,7 @@ class ParquetFragment:
             column = next(self._images(file, 1))
             return first_spec(column, self.columns.shape, self.columns.rule, self.describe)
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
         row = 0
         with _opened(self.store, self.path) as file:
             for column in self._images(file, spec.batch_rows):

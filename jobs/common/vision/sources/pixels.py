@@ -16,7 +16,7 @@ import pyarrow as pa
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, numpy_column
-from jobs.common.data.source import ImageSpec, Shape, Where, different, size
+from jobs.common.data.source import Images, ImageSpec, Shape, Where, different, size
 from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, encoded_spec, is_encoded
 
@@ -32,15 +32,15 @@ def first_spec(column: ArrowArray, shape: Shape | None, rule: PictureRule, where
     return ImageSpec(_as_shape(lengths, shape, where(0)), "float32" if values.dtype.kind == "f" else "uint8")
 
 
-def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, rule: PictureRule, where: Where) -> Pixels:
-    """All images of a column, (n, H, W, C). Raises: DataError for one that is not as `spec`, or not a number."""
+def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, rule: PictureRule, where: Where) -> Images:
+    """All images of a column. Raises: DataError for one that is not as `spec`, or not a number."""
     if is_encoded(column.type):
-        return decode_images((item.as_py() for item in encoded_bytes(column, where)), len(column), spec, rule, where)
+        return decode_images([item.as_py() for item in encoded_bytes(column, where)], spec, rule, where)
     values, lengths = _flatten(column, where, spec)
     found = _as_shape(lengths, _tensor_shape(column) or shape, where(0))
     if found != spec.shape:
         raise different(found, spec, where(0))
-    return as_pixels(values, spec, where)
+    return Images(as_pixels(values, spec, where))
 
 
 def as_pixels(values: Pixels, spec: ImageSpec, where: Where) -> Pixels:
