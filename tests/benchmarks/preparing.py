@@ -7,6 +7,7 @@ and `datasets.map(batched=True, num_proc=2)`, twice (tokenise, group), in its ow
 
 import functools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.prepare import prepare
 from jobs.transformer.text.tokenizer import train
 from tests.benchmarks.results import Figure, Outcome
-from tests.runs import ROOT
+from tests.runs import ROOT, cluster
 
 TITLE = "tokenising and packing JSON Lines on two cores"
 LENGTH = 1024
+PLACES = {"one task at a time": {"cpus": 1}, "two nodes of one core each": {"nodes": 2}}
 OURS, RAY_DATA, DATASETS = "Trainyard", "bare Ray Data", "datasets.map(num_proc=2)"
 
 
@@ -49,6 +52,9 @@ QUICK = Settings(megabytes=10, large_megabytes=20, files=2, rounds=1)
 NOTES = (
     "The text is random cuts of 20 to 1,000 words out of the Python standard library; the tokenizer is a byte-level "
     "BPE of 8,192 that was trained before. Seconds are from the call to the last row on disk, without starting Ray.",
+    "Seconds are those before the first MB, and so many more for each MB: both follow from the two sizes. With n "
+    "cores, on however many nodes, each MB takes an nth of them, up to the number of pieces: 16, or one for each "
+    "64 MB.",
     "The driver's memory is what its resident set grew by since the call, sampled ten times a second, under Ray.",
 )
 
@@ -64,17 +70,25 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
             seconds.setdefault(who, []).append(done(who, corpus, model, workspace / f"{round_}")["seconds"])
     rates = {who: settings.megabytes / statistics.median(took) for who, took in seconds.items()}
     disk = size_of(workspace / "0" / OURS[:4] / "data")
-    driver = [done(OURS, uri, model, workspace / "driver")["grown"] for uri in (corpus, large)]
+    small, big = (done(OURS, uri, model, workspace / "driver") for uri in (corpus, large))
+    places = {what: done(OURS, corpus, model, workspace / what.replace(" ", "-"), **cluster)
+              for what, cluster in PLACES.items()}
+    rate = (settings.large_megabytes - settings.megabytes) / (big["seconds"] - small["seconds"])
     figures = (
         *(Figure(name=who, value=rate, unit="MB/s") for who, rate in rates.items()),
         Figure(name="faster than the best of them", value=rates[OURS] / max(rates[RAY_DATA], rates[DATASETS]),
                at_least=1.0, aim_at_least=2.0),
+        *(Figure(name=f"Trainyard, {what}", value=settings.megabytes / took["seconds"], unit="MB/s")
+          for what, took in places.items()),
+        Figure(name="Trainyard, two tasks: each further MB", value=rate, unit="MB/s"),
+        Figure(name="and before the first", value=big["seconds"] - settings.large_megabytes / rate, unit="s"),
         Figure(name="Trainyard: on disk, of the text's bytes", value=disk / settings.megabytes / 1e6),
-        Figure(name=f"the driver's memory, {settings.megabytes} MB", value=driver[0] / 1e6, unit="MB"),
-        Figure(name=f"the driver's memory, {settings.large_megabytes} MB", value=driver[1] / 1e6, unit="MB"),
-        Figure(name="grown by", value=(driver[1] - driver[0]) / 1e6, unit="MB", at_most=100.0),
+        Figure(name=f"the driver's memory, {settings.megabytes} MB", value=small["grown"] / 1e6, unit="MB"),
+        Figure(name=f"the driver's memory, {settings.large_megabytes} MB", value=big["grown"] / 1e6, unit="MB"),
+        Figure(name="grown by", value=(big["grown"] - small["grown"]) / 1e6, unit="MB", at_most=100.0),
     )
-    return Outcome(figures=figures, samples={"seconds": seconds, "driver": driver}, notes=NOTES)
+    samples = {"seconds": seconds, "large": [small, big], "places": places}
+    return Outcome(figures=figures, samples=samples, notes=NOTES)
 
 
 def size_of(folder: Path) -> int:
@@ -103,10 +117,16 @@ def write_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 8192}))
 
 
-def done(who: str, corpus: Path, model: Path, folder: Path) -> dict[str, float]:
-    """seconds; grown: the most bytes of memory that the driver had more than before."""
-    out = subprocess.run([sys.executable, "-m", __name__, who, str(corpus), str(model), str(folder / who[:4])],
-                         cwd=ROOT, check=True, capture_output=True, text=True, timeout=900)
+def done(who: str, corpus: Path, model: Path, folder: Path, cpus: int = 2, nodes: int = 0) -> dict[str, float]:
+    """seconds; grown: the most bytes of memory that the driver had more than before. nodes: of one core each, beside
+    a head that has none; by default the head has all."""
+    with ExitStack() as stack:
+        env = dict(os.environ)
+        if nodes:
+            made = stack.enter_context(cluster(folder / "home", nodes=nodes, cpus_per_node=1))
+            env |= {"RAY_ADDRESS": made.address, "TRAINYARD_HOME": str(folder / "home")}
+        out = subprocess.run([sys.executable, "-m", __name__, who, str(corpus), str(model), str(folder / who[:4]),
+                              str(cpus)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=900, env=env)
     return json.loads(next(line for line in reversed(out.stdout.splitlines()) if line.startswith("{")))
 
 
@@ -157,10 +177,10 @@ def hugging_face(corpus: str, model: str, out: str) -> None:
     tokens.map(group, batched=True, num_proc=2, remove_columns=["ids"])
 
 
-def main(who: str, corpus: str, model: str, out: str) -> None:
+def main(who: str, corpus: str, model: str, out: str, cpus: str) -> None:
     work: Callable[[str, str, str], None] = {OURS: ours, RAY_DATA: ray_data, DATASETS: hugging_face}[who]
     if who != DATASETS:
-        connect("local", num_cpus=2)
+        connect(None if "RAY_ADDRESS" in os.environ else "local", num_cpus=int(cpus))
     process, over = psutil.Process(), threading.Event()
     before = most = process.memory_info().rss
 

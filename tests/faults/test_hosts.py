@@ -76,21 +76,27 @@ def standing_still(cluster: Cluster, job: runs.Job) -> Iterator[None]:
     host.run("kill", "-CONT", pid)
 
 
-def test_text_is_prepared_by_all_hosts_and_trained_on_by_them(cluster: Cluster, tmp_path: Path) -> None:
+def test_text_is_prepared_by_all_hosts_though_one_dies_and_trained_on_by_them(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(12):
+    for number in range(20):
         lines = (json.dumps({"text": f"{number} {i} " + "all of a sudden " * 50}) for i in range(1100))
         (tmp_path / f"in/{number}.jsonl").write_text("\n".join(lines))
     flags = ["--task", "generate", "--data.uri", str(tmp_path / "in"), "--data.piece-mb", "1", "--data.tokenizer",
-             "bytes", "--data.max-length", "64", "--model.layers", "1", "--model.width", "16", "--model.heads", "1",
-             "--train.max-steps", "2", "--train.global-batch-size", "6", "--eval.batch-size", "4096"]
+             "bpe", "--data.vocab-size", "300", "--data.max-length", "64", "--model.layers", "1", "--model.width", "16",
+             "--model.heads", "1", "--train.max-steps", "2", "--train.global-batch-size", "6", "--eval.batch-size",
+             "4096"]
     config = parse(TransformerConfig, flags, "test")
     here = prepare(config, Store.open(str(tmp_path / "here")), use_ray=False)
     with runs.run(tmp_path / "run", *flags, "--run.workers", "3", job="transformer", engine="ray", quick=False,
                   env=cluster.environment(), on=cluster.head.command()) as job:
+        job.until(lambda: len(list(tmp_path.glob("data/*/blocks-*/done/*.json"))) > 5)
+        cluster.net.kill(cluster.workers[0])
+        assert "pieces on" not in job.text, "it is at work"
         job.finished(300)
-    assert "12 pieces on 3 hosts" in job.text
+    assert "20 pieces on 3 hosts" in job.text
     assert json.loads((job.folder / "run.json").read_text())["data"]["fingerprint"] == here.fingerprint
+    cluster.replace(cluster.workers[0])
+    cluster.await_nodes()
 
 
 def test_cut_links_a_drained_host_and_a_head_that_dies_change_nothing_of_the_result(

@@ -10,6 +10,7 @@ An expected error travels as a value too, so Ray neither retries it nor prints a
 import functools
 import json
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -36,13 +37,14 @@ def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterato
     Raises: DataError as `work` does."""
     import ray.data
 
+    for_all_cores = len(items) >= ray.cluster_resources().get("CPU", 1)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     with _quiet(), ray.data.DataContext.current(context):
         rows = ray.data.from_items([{"item": _Item(item)} for item in items], override_num_blocks=len(items))
-        done = rows.map_batches(functools.partial(_task, work), batch_size=1, batch_format="numpy")
+        done = rows.map_batches(functools.partial(_task, work, for_all_cores), batch_size=1, batch_format="numpy")
         for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
             for answer, error in zip(table.column("answer"), table.column("error"), strict=True):
                 if error.is_valid:
@@ -50,8 +52,10 @@ def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterato
                 yield parse_json(answer.as_py(), most_bytes=_MOST_ANSWER)
 
 
-def _task(work: Callable[[Any], JsonObject], batch: Any) -> object:
-    """Runs in a task: one item."""
+def _task(work: Callable[[Any], JsonObject], for_all_cores: bool, batch: Any) -> object:
+    """Runs in a task: one item. Where there are tasks for all cores of the cluster, none tokenises with more threads
+    than its one."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if for_all_cores else "true"
     try:
         answers, error = [json.dumps(work(item.value)) for item in batch["item"]], None
     except DataError as known:
