@@ -23,6 +23,7 @@ from cluster.core import auth, ray_internals
 from cluster.core.control_store import Gcs, Node, TokenError, reachable, silent_nodes, within
 from cluster.core.errors import ClusterError
 from cluster.core.network import spare_loopback
+from cluster.core.ray_settings import RAY_SETTINGS, USAGE_STATS
 from cluster.local import cluster as local
 from cluster.local.launch import BoundHead
 
@@ -58,6 +59,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, own: boo
     if not ray.is_initialized():
         auth.require_home()
         spare_loopback()
+        os.environ.setdefault(USAGE_STATS, RAY_SETTINGS[USAGE_STATS])
         wanted = address or os.environ.get("RAY_ADDRESS") or "local"
         if wanted == "local":
             _start(num_cpus)
