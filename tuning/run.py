@@ -20,6 +20,7 @@ from jobs.common import config as configs
 from jobs.common.command_line import current_names, flatten
 from jobs.common.config import to_dict
 from jobs.common.config_changes import differences
+from jobs.common.data.commits import Commits, at_commits
 from jobs.common.declared_metrics import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
@@ -73,6 +74,7 @@ class Tuning:
             raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such "
                               "as optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
         self._stop, self._begun = Told(), False
+        self._commits: Commits = {}
 
     def _check_run(self) -> None:
         run = self.base.run
@@ -116,6 +118,7 @@ class Tuning:
     def _open(self, store: Store) -> Search:
         """Raises: RunConflictError with the differences if the search was begun with something else."""
         journal = Journal.open(store, fields=self._fields)
+        self.base, self._commits = at_commits(self.base, journal.about.get("commits", {}), print)
         if journal.about:
             before, now = {**journal.about}, self._about()
             before["space"] = Space.from_dict(before["space"]).renamed(self._fields).to_dict()
@@ -135,7 +138,7 @@ class Tuning:
             decisive["num_trials"] = self.options.num_trials  # the population's size
         decisive["workers"] = self.base.run.workers
         return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned,
-                "config": to_dict(self.base)}
+                "config": to_dict(self.base), **({"commits": self._commits} if self._commits else {})}
 
     @contextlib.contextmanager
     def _connected(self, folder: RunFolder) -> Generator[None]:

@@ -86,13 +86,15 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         found = _shares(listing.store, chosen[0], config)
-        return _Files(found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found],
+        name = listing.store.identity(chosen[0].path)
+        return _Files(found, [(f"{file.split} part {name}", chosen[0].size, chosen[0].mtime) for file in found],
                       contents, left_out)
     label = config.label_column if labelled else None
     named = [(TextFile(listing.store, file.path, file.size, of, columns, label, options=config),
               file.mtime) for of, members in groups.items() for file in members]
     return _Files([file for file, _ in named],
-                  [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named], contents, left_out)
+                  [(f"{file.split} {listing.store.identity(file.path)}", file.size, mtime) for file, mtime in named],
+                  contents, left_out)
 
 
 def _shares(store: Store, file: FileInfo, config: TextDataConfig) -> list[TextFile]:
