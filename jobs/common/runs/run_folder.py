@@ -81,7 +81,8 @@ class RunFolder:
         """What result.json of this attempt holds; empty if it has none."""
         return read_record(self.store, RESULT_FILE)
 
-    def create(self, config: Config, num_shards: int, dataset: JsonObject, commits: Commits) -> "RunFolder":
+    def create(self, config: Config, num_shards: int, dataset: JsonObject,
+               commits: Commits | None = None) -> "RunFolder":
         """Writes run.json and config.yaml of a new attempt."""
         record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
                   "created": time.time(), "config": configs.to_dict(config)} | ({"commits": commits} if commits else {})
