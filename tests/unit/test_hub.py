@@ -24,6 +24,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.runs.run import main
 from jobs.common.training.job import Job
 from jobs.mlp.job import JOB as IMAGES
+from jobs.tabular.job import JOB as TABLES
 from jobs.transformer.job import JOB as TEXT
 from tests.hub import Files, Hub, hub_server
 
@@ -70,11 +71,12 @@ def written(folder: Path, files: Files) -> str:
 
 def prepared(job: Job, storage: Path, uri: str, **data: Any) -> Dataset:
     config = from_dict(job.config_type, {"data": {"uri": uri, **data}})
-    return job.prepare(config, Store.open(str(storage)), use_ray=False, say=None)
+    return job.prepare(config, Store.open(str(storage)), use_ray=False, say=print)
 
 
-@pytest.mark.parametrize(("job", "files"), [(TEXT, text_files()), (IMAGES, {"data/train.parquet": picture_table()}),
-                                            (IMAGES, picture_folder())])
+@pytest.mark.parametrize(("job", "files"), [
+    (TEXT, text_files()), (IMAGES, {"data/train.parquet": picture_table()}), (IMAGES, picture_folder()),
+    (TABLES, {"rows.csv": b"a,target\n" + b"".join(b"%d,%d\n" % (i, i % 2) for i in range(60))})])
 def test_the_rows_are_those_of_the_same_files_in_a_folder(hub: Hub, tmp_path: Path, job: Job, files: Files) -> None:
     hub.commit(NAME, files)
     there = prepared(job, tmp_path / "a", URI)
@@ -104,7 +106,7 @@ def test_a_revision_is_resolved_once_and_its_commit_is_read_whatever_becomes_of_
     assert said == [f"{URI}@main is at commit {first}, which is read from now on"]
     hub.commit(NAME, text_files("moved"))
     hub.asked.clear()
-    dataset = TEXT.prepare(config, Store.open(str(tmp_path / "a")), use_ray=False, say=None)
+    dataset = TEXT.prepare(config, Store.open(str(tmp_path / "a")), use_ray=False, say=print)
     read = [path for path, _ in hub.asked if "/resolve/" in path]
     assert read and all(first in path for path, _ in hub.asked)
     files = written(tmp_path / "files", text_files())

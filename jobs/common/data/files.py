@@ -17,7 +17,8 @@ from cluster.core.hub import HubPlace, is_hub, pin
 from cluster.core.storage import FileInfo, Store
 from cluster.core.tls_remedy import tls_remedy
 
-FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
+FORMATS = ("Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), WebDataset (*.tar), or a folder of images with "
+           "one sub-folder a class")
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 MOST_UNPACKED = 4 << 30
 """Bytes of a file that cannot be read in parts."""
