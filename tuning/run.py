@@ -94,15 +94,15 @@ class Tuning:
                                    "another --run.name")
         check_answers(tracking_address(self.base.run.tracking_uri, folder.storage))
         store = folder.top
-        search = self._open(store)
+        search = self.open(store)
         if self._is_done(store, search):
             return self._already_done(store)
         with self._connected(folder), folder.locked():
             self._heed_signals()
-            search = self._open(store)  # as it is now that nobody else is at it
+            search = self.open(store)  # as it is now that nobody else is at it
             self.job.prepare(with_values(self.base, self.pinned), folder.storage, use_ray=True, say=print)
             if not search.journal.about:
-                search.journal.begin(self._about())
+                search.journal.begin(self.about())
             self._begun = True
             if (left := search.left_out) > 0:
                 print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all",
@@ -115,12 +115,13 @@ class Tuning:
         return self._finish(search, store, watch)
 
     # ── before ──
-    def _open(self, store: Store) -> Search:
-        """Raises: RunConflictError with the differences if the search was begun with something else."""
+    def open(self, store: Store) -> Search:
+        """The search in a folder, or a new one. Raises: RunConflictError with the differences if it was begun with
+        something else."""
         journal = Journal.open(store, fields=self._fields)
         self.base, self._commits = at_commits(self.base, journal.about.get("commits", {}), print)
         if journal.about:
-            before, now = {**journal.about}, self._about()
+            before, now = {**journal.about}, self.about()
             before["space"] = Space.from_dict(before["space"]).renamed(self._fields).to_dict()
             before["pinned"] = current_names(before["pinned"], self._fields)
             changed = [line for part in ("job", "options", "space", "pinned")
@@ -132,7 +133,8 @@ class Tuning:
                                        "pass the old values to continue it, or another --run.name")
         return Search(journal, store, self.options, self.base, self.space, self.pinned, self.goal)
 
-    def _about(self) -> JsonObject:
+    def about(self) -> JsonObject:
+        """What the journal keeps of a search when it begins."""
         decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
         if self.options.scheduler == "pbt":
             decisive["num_trials"] = self.options.num_trials  # the population's size

@@ -167,6 +167,10 @@ class _Handler(pafs.FSSpecHandler):
         with _reached(f"{SCHEME}{paths[0]}"):
             return super().get_file_info(paths)
 
+    def get_file_info_selector(self, selector: Any) -> Any:
+        with _reached(f"{SCHEME}{selector.base_dir}"):
+            return super().get_file_info_selector(selector)
+
     def open_input_file(self, path: str) -> Any:
         with _reached(f"{SCHEME}{path}"):
             return pa.PythonFile(_File(self.fs.open(path, "rb"), f"{SCHEME}{path}"), mode="r")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.core.errors import DataError, StorageError, UserError
 from cluster.core.storage import Store
-from jobs.common.config import from_dict
+from jobs.common.config import from_dict, parse
 from jobs.common.data.commits import at_commits
 from jobs.common.data.dataset import Dataset
 from jobs.common.runs.run import main
@@ -27,6 +27,8 @@ from jobs.mlp.job import JOB as IMAGES
 from jobs.tabular.job import JOB as TABLES
 from jobs.transformer.job import JOB as TEXT
 from tests.hub import Files, Hub, hub_server
+from tuning.options import combined
+from tuning.run import Tuning
 
 NAME = "owner/rows"
 URI = f"hf://datasets/{NAME}"
@@ -154,6 +156,18 @@ def test_a_run_keeps_its_commit_and_goes_on_with_it_after_the_branch_has_moved(
     (tmp_path / "r/result.json").unlink()
     assert main(IMAGES, moved) == 2
     assert f"data.uri: {URI}@{first} -> {moved[1]}" in capsys.readouterr().err
+
+
+def test_a_search_reads_one_commit_in_all_its_trials(hub: Hub, tmp_path: Path) -> None:
+    first = hub.commit(NAME, {"data/train.parquet": picture_table()})
+    options = parse(combined(IMAGES.config_type), ["--data.uri", URI, "--run.storage", str(tmp_path)], "test")
+    tuning = Tuning(IMAGES, options)
+    search = tuning.open(Store.open(str(tmp_path / "s")))
+    assert tuning.base.data.uri == search.flat_base["data.uri"] == f"{URI}@{first}"
+    search.journal.begin(tuning.about())
+    hub.commit(NAME, picture_folder())
+    later = Tuning(IMAGES, options).open(Store.open(str(tmp_path / "s")))
+    assert later.flat_base["data.uri"] == f"{URI}@{first}"
 
 
 def test_data_is_checked(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
