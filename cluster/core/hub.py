@@ -79,9 +79,11 @@ def without_commit(uri: str) -> str:
 
 def open_hub(uri: str) -> tuple[pafs.FileSystem, str]:
     """A file system of pyarrow's, and where in it the URI is. Touches nothing. Raises: DataError."""
+    from huggingface_hub import HfFileSystem
+
     place = HubPlace.of(uri)
-    return pafs.PyFileSystem(_Handler(_library().HfFileSystem(endpoint=_endpoint()))), place.at(
-        place.revision).removeprefix(SCHEME)
+    root = place.at(place.revision).removeprefix(SCHEME)
+    return pafs.PyFileSystem(_Handler(HfFileSystem(endpoint=_endpoint()))), root
 
 
 def hub_files(fs: pafs.FileSystem, root: str, *, recursive: bool) -> list[tuple[str, int, str]]:
@@ -98,25 +100,17 @@ def hub_files(fs: pafs.FileSystem, root: str, *, recursive: bool) -> list[tuple[
 
 
 # ── what is asked of the library ──
-def _library() -> Any:
-    """Slow to import, and an extra's."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise DataError("hf:// needs huggingface_hub, on every node: pip install huggingface-hub") from error
-    return huggingface_hub
-
-
 def _endpoint() -> str | None:
     """As it is now: the library looks once, when it is imported."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def _commit(place: HubPlace) -> str:
+    from huggingface_hub import HfApi
+
     with _reached(place.at(place.revision)):
-        about = _library().HfApi(endpoint=_endpoint()).dataset_info(place.repository, revision=place.revision,
-                                                                    timeout=_ANSWER_S)
-    return str(about.sha)
+        api = HfApi(endpoint=_endpoint())
+        return str(api.dataset_info(place.repository, revision=place.revision, timeout=_ANSWER_S).sha)
 
 
 @contextmanager
