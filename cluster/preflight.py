@@ -17,7 +17,8 @@ from pathlib import Path
 from cluster.core.auth import no_home
 from cluster.core.control_store import Node, silent_nodes, within
 from cluster.core.errors import ClusterError, StorageError, StorageFullError
-from cluster.core.storage import Store, tls_remedy
+from cluster.core.storage import Store
+from cluster.core.tls_remedy import tls_remedy
 
 # pyarrow gives up an S3 server after 6 s (it refuses) or 7 (its certificate), and then says why
 STORAGE_TIMEOUT_S = 8.0

@@ -20,6 +20,7 @@ COMMON = {"numpy", "scipy", "pyarrow", "ray", "sklearn", "mlflow", "matplotlib",
           "psutil", "PIL", "jinja2", "markupsafe"}
 ALLOWED = {
     "cluster": {"ray", "pyarrow", "rich", "kubernetes", "psutil", "tyro", "yaml", "prometheus_client", "pydantic",
+                "huggingface_hub", "httpx2",  # hf://, and what it raises
                 "urllib3",  # what the Kubernetes client raises where nothing answers
                 "aiohttp",  # what Ray's client raises where a log breaks off
                 "grpc"},  # to ask a control store directly: Ray's own clients wait long for one that is half-dead

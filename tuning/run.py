@@ -20,6 +20,7 @@ from jobs.common import config as configs
 from jobs.common.command_line import current_names, flatten
 from jobs.common.config import to_dict
 from jobs.common.config_changes import differences
+from jobs.common.data.commits import Commits, at_commits
 from jobs.common.declared_metrics import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
@@ -73,6 +74,7 @@ class Tuning:
             raise ConfigError("--scheduler pbt: no field of the space may change while a model trains: mark one, such "
                               "as optim.lr: {log_uniform: [1e-4, 1e-1], mutable: true}, or pass another scheduler")
         self._stop, self._begun = Told(), False
+        self._commits: Commits = {}
 
     def _check_run(self) -> None:
         run = self.base.run
@@ -92,15 +94,15 @@ class Tuning:
                                    "another --run.name")
         check_answers(tracking_address(self.base.run.tracking_uri, folder.storage))
         store = folder.top
-        search = self._open(store)
+        search = self.open(store)
         if self._is_done(store, search):
             return self._already_done(store)
         with self._connected(folder), folder.locked():
             self._heed_signals()
-            search = self._open(store)  # as it is now that nobody else is at it
+            search = self.open(store)  # as it is now that nobody else is at it
             self.job.prepare(with_values(self.base, self.pinned), folder.storage, use_ray=True, say=print)
             if not search.journal.about:
-                search.journal.begin(self._about())
+                search.journal.begin(self.about())
             self._begun = True
             if (left := search.left_out) > 0:
                 print(f"grid: {left} points are left out: pass --num-trials {search.num_trials + left} to try them all",
@@ -113,11 +115,13 @@ class Tuning:
         return self._finish(search, store, watch)
 
     # ── before ──
-    def _open(self, store: Store) -> Search:
-        """Raises: RunConflictError with the differences if the search was begun with something else."""
+    def open(self, store: Store) -> Search:
+        """The search in a folder, or a new one. Raises: RunConflictError with the differences if it was begun with
+        something else."""
         journal = Journal.open(store, fields=self._fields)
+        self.base, self._commits = at_commits(self.base, journal.about.get("commits", {}), print)
         if journal.about:
-            before, now = {**journal.about}, self._about()
+            before, now = {**journal.about}, self.about()
             before["space"] = Space.from_dict(before["space"]).renamed(self._fields).to_dict()
             before["pinned"] = current_names(before["pinned"], self._fields)
             changed = [line for part in ("job", "options", "space", "pinned")
@@ -129,13 +133,14 @@ class Tuning:
                                        "pass the old values to continue it, or another --run.name")
         return Search(journal, store, self.options, self.base, self.space, self.pinned, self.goal)
 
-    def _about(self) -> JsonObject:
+    def about(self) -> JsonObject:
+        """What the journal keeps of a search when it begins."""
         decisive = {name: getattr(self.options, name) for name in OWN if name not in MAY_CHANGE}
         if self.options.scheduler == "pbt":
             decisive["num_trials"] = self.options.num_trials  # the population's size
         decisive["workers"] = self.base.run.workers
         return {"job": self.job.name, "options": decisive, "space": self.space.to_dict(), "pinned": self.pinned,
-                "config": to_dict(self.base)}
+                "config": to_dict(self.base), **({"commits": self._commits} if self._commits else {})}
 
     @contextlib.contextmanager
     def _connected(self, folder: RunFolder) -> Generator[None]:

@@ -1,4 +1,4 @@
-"""One way to read and write a local folder, a shared folder, `s3://` or `gs://`, through pyarrow.fs.
+"""One way to read and write a local folder, a shared folder, `s3://` or `gs://`, and to read `hf://`, by pyarrow.fs.
 
 A `Store` is a folder given by its URI; every path is relative to it, with `/` between its parts. A `Store` can be
 pickled and opened again on another machine. On a file system a write is whole or absent (by rename); an object store
@@ -28,21 +28,13 @@ import pyarrow.fs as pafs
 
 from cluster.core.auth import expanded
 from cluster.core.errors import StorageError, StorageFullError
+from cluster.core.hub import hub_files, is_hub, open_hub, without_commit
+from cluster.core.tls_remedy import tls_remedy
 from cluster.core.walk import walk
 
 _moved_at: dict[int, float] = {}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DENIED = {errno.EACCES, errno.EPERM}
-_TLS_REMEDIES = {
-    "subject name": "the certificate is another host's: give the endpoint by a name that it has",
-    "has expired": "have the endpoint's certificate renewed, or set this machine's clock",
-    "curlCode: 77": "the file of certificates that SSL_CERT_FILE or tls_ca_file_path names cannot be read: check it, "
-                    "on every node",
-    "curlCode: 60": "nobody here trusts the endpoint's certificate: set SSL_CERT_FILE to a file in PEM with the one "
-                    "that signed it, on every node, or end the URI with ?tls_ca_file_path=FILE (after other options: "
-                    "&tls_ca_file_path=FILE); AWS_CA_BUNDLE is not read",
-}
-"""By what curl's message says, the first that fits."""
 
 
 def moved() -> None:
@@ -62,11 +54,13 @@ class FileInfo:
     path: str
     size: int
     mtime: float
+    digest: str = ""
+    """A hash of its content, where the storage has one."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on some storage. `uri` is what the user wrote: a path, `file://`, `s3://` or `gs://`."""
+    """A folder on some storage. `uri` is what the user wrote: a path, `file://`, `s3://`, `gs://` or `hf://`."""
 
     uri: str
     _fs: pafs.FileSystem = field(default=None, compare=False, repr=False)
@@ -74,9 +68,12 @@ class Store:
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Touches nothing. Raises: StorageError for a scheme that is unknown, ConfigError for `~` without a home."""
+        """Touches nothing. Raises: StorageError for a scheme that is unknown, ConfigError for `~` without a home,
+        DataError for what names no dataset of the Hub."""
         if "://" not in uri:
             return Store(uri, pafs.LocalFileSystem(), os.path.abspath(expanded(uri)))  # noqa: PTH100
+        if is_hub(uri):
+            return Store(uri, *open_hub(uri))
         try:
             fs, root = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
@@ -103,6 +100,10 @@ class Store:
         if not self.is_local:
             return self._below(path) if path else self.uri.rstrip("/")
         return f"{self._root}/{path}" if path else self._root
+
+    def identity(self, path: str) -> str:
+        """What a file is known by: its location, whatever the commit is that it is read at."""
+        return without_commit(self.location(path))
 
     def local_path(self, path: str = "") -> Path:
         """Raises: StorageError on an object store, where files have no local path."""
@@ -169,6 +170,9 @@ class Store:
         if self.is_local:
             walked = walk(f"/{self._absolute(path).lstrip('/')}", recursive=recursive)
             files = [FileInfo(name[prefix:], about.st_size, about.st_mtime_ns / 1e9) for name, about in walked]
+        elif is_hub(self.uri):
+            files = [FileInfo(name[prefix:], size, 0.0, digest)
+                     for name, size, digest in hub_files(self._fs, self._absolute(path), recursive=recursive)]
         else:
             selector = pafs.FileSelector(self._absolute(path), recursive=recursive, allow_not_found=True)
             found = [info for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
@@ -260,11 +264,6 @@ class Store:
             remedy = tls_remedy(error) or "check its address and permissions"
             return StorageError(f"storage {self.location()} cannot be written ({error}): {remedy}")
         return error
-
-
-def tls_remedy(error: BaseException) -> str | None:
-    """What to do about the certificate of an object store's endpoint, if an error is about that; else None."""
-    return next((remedy for sign, remedy in _TLS_REMEDIES.items() if sign in str(error)), None)
 
 
 def make_folder(path: Path) -> None:

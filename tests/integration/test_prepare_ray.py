@@ -1,6 +1,8 @@
 """Preparing under Ray Data is the same, byte for byte, as preparing in this process; its errors and its quiet, too."""
 
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from jobs.common.vision.prepare import prepare
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text import prepare as text_prepare
 from jobs.transformer.text import survey
+from tests.hub import Hub, hub_server
 
 # Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.
 pytestmark = pytest.mark.filterwarnings("ignore:`\\w+` is deprecated:DeprecationWarning")
@@ -27,7 +30,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (FILES, ROWS, 784), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def hub() -> Iterator[Hub]:
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Its processes know where the Hub is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(tmp_path_factory.mktemp("trainyard")))
         connect("local", num_cpus=2)
@@ -92,3 +102,26 @@ def test_ray_data_and_this_process_prepare_the_same_bytes(tmp_path: Path, capfd:
     assert str(caught.value).startswith(f"row 700 of {tmp_path}/bad/3.parquet has the pixel value 999: ")
     assert len(list((tmp_path / "ray").rglob("blocks-*"))) == 1
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("ray_cluster", "tasks_for_all")
+def test_tars_on_the_hub_are_the_same_whoever_reads_them(hub: Hub, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task opens the dataset by itself, at the commit that the driver has found."""
+    monkeypatch.setattr("jobs.common.vision.sources.tar.FRAGMENT_BYTES", 10_000)
+    hub.commit("owner/tars", {f"data/{shard}.tar": _tar(range(60 * shard, 60 * shard + 60)) for shard in range(2)})
+    config = ImageDataConfig(uri="hf://datasets/owner/tars", piece_mb=0.0004)
+    ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
+    assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
+    assert len(ray.splits["train"].pieces) > 4
+
+
+def _tar(rows: range) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        for i in rows:
+            for name, data in ((f"{i}.pgm", b"P5 4 4 255\n" + bytes([i]) * 16), (f"{i}.cls", b"%d" % (i % 2))):
+                about = tarfile.TarInfo(name)
+                about.size = len(data)
+                file.addfile(about, io.BytesIO(data))
+    return sink.getvalue()

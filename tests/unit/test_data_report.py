@@ -45,7 +45,7 @@ def prepared(job: Job, folder: Path, uri: object, **groups: Any) -> tuple[Any, D
 
 def page(job: Job, config: Any, dataset: Dataset) -> str:
     assert job.data_sections
-    html = render(EVIL, dataset, job.data_sections(config, dataset))
+    html = render(EVIL, dataset, job.data_sections(config, dataset), config.data.uri)
     assert "<script" not in html and str(escape(EVIL)) in html
     return html
 
@@ -244,7 +244,8 @@ def test_a_text_is_cut_to_one_line_of_what_can_be_printed() -> None:
 def test_of_many_classes_those_with_the_most_and_the_fewest_rows_are_shown(tmp_path: Path) -> None:
     _, dataset = prepared(IMAGES, tmp_path, "digits")
     counts = {name: replace(split, class_counts=tuple(range(1, 101))) for name, split in dataset.splits.items()}
-    html = render("run", replace(dataset, splits=counts, class_names=tuple(f"kind {k}" for k in range(100))), ())
+    dataset = replace(dataset, splits=counts, class_names=tuple(f"kind {k}" for k in range(100)))
+    html = render("run", dataset, (), "digits")
     shown = [int(kind) for kind in re.findall(r"<th scope=row>kind (\d+)</th>", html)]
     assert shown == [*range(99, 84, -1), *range(14, -1, -1)]
     assert "Of 100 classes the 15 with the most rows" in section(html, "Classes")
@@ -252,6 +253,7 @@ def test_of_many_classes_those_with_the_most_and_the_fewest_rows_are_shown(tmp_p
 
 def test_it_is_one_file_of_a_run(tmp_path: Path) -> None:
     config, dataset = prepared(IMAGES, tmp_path, "digits")
-    write_data_report(Store.open(str(tmp_path / "run")), "run", dataset, IMAGES.data_sections(config, dataset))  # type: ignore[misc]
+    write_data_report(Store.open(str(tmp_path / "run")), "run", dataset, IMAGES.data_sections(config, dataset),  # type: ignore[misc]
+                      "digits")
     html = (tmp_path / "run" / DATA_FILE).read_text()
     assert 20_000 < len(html) < 400_000 and 'href="report.html"' in html

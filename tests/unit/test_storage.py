@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.core.errors import StorageError, StorageFullError
-from cluster.core.storage import Store, tls_remedy
+from cluster.core.storage import Store
+from cluster.core.tls_remedy import tls_remedy
 from jobs.common.runs.run import main
 from jobs.mlp.job import JOB
 from tests.s3 import BUCKET, s3_server

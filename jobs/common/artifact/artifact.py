@@ -25,7 +25,8 @@ import numpy as np
 
 from cluster.core.documents import MOST_JSON_BYTES, DocumentError
 from cluster.core.errors import ArtifactError, CheckpointError
-from cluster.core.storage import Store, tls_remedy
+from cluster.core.storage import Store
+from cluster.core.tls_remedy import tls_remedy
 from jobs.common.arrays import Array
 from jobs.common.artifact import allowed_formats, model_card
 from jobs.common.artifact.drift_reference import Reference

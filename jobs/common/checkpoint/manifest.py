@@ -22,7 +22,8 @@ from typing import TypeVar
 
 from cluster.core.documents import DocumentError, JsonObject, check_fields, check_version, load_json, parse_json
 from cluster.core.errors import CheckpointError, StorageError
-from cluster.core.storage import Store, tls_remedy
+from cluster.core.storage import Store
+from cluster.core.tls_remedy import tls_remedy
 
 SCHEMA_VERSION = 1
 """The format of every JSON file of a checkpoint. One that states no version was written before there were any: 1."""

@@ -13,9 +13,12 @@ from typing import Any, cast
 import pyarrow as pa
 
 from cluster.core.errors import DataError
-from cluster.core.storage import FileInfo, Store, tls_remedy
+from cluster.core.hub import HubPlace, is_hub, pin
+from cluster.core.storage import FileInfo, Store
+from cluster.core.tls_remedy import tls_remedy
 
-FORMATS = "Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), or a folder of images with one sub-folder a class"
+FORMATS = ("Parquet (*.parquet), IDX (train-images-idx3-ubyte[.gz] …), WebDataset (*.tar), or a folder of images with "
+           "one sub-folder a class")
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 MOST_UNPACKED = 4 << 30
 """Bytes of a file that cannot be read in parts."""
@@ -38,11 +41,13 @@ class Listing:
     @property
     def identity(self) -> list[tuple[str, int, float]]:
         """(absolute path or URI, size, mtime) of each: what the content is known by, with `contents`."""
-        return [(self.store.location(file.path), file.size, file.mtime) for file in self.files]
+        return [(self.store.identity(file.path), file.size, file.mtime) for file in self.files]
 
     def contents(self) -> list[str]:
         """A hash of the first and last 64 KiB of each file, of many files of some: what a file of the same size and
-        time is told apart by."""
+        time is told apart by. Where the storage has hashes, those of all."""
+        if all(file.digest for file in self.files):
+            return [file.digest for file in self.files]
         step = -(-len(self.files) // _HASHED_FILES) or 1
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self._ends, self.files[::step]))
@@ -56,12 +61,11 @@ class Listing:
 
 def list_files(uri: str, formats: str = FORMATS) -> Listing:
     """formats: what may be there, for the message. Raises: DataError if there is nothing at the URI.
-    Hidden files and the litter of systems are passed over."""
+    Hidden files and the litter of systems are passed over. What lies on the Hub is read at one commit."""
     with reading(uri):
-        folder, _, name = uri.rstrip("/").rpartition("/")
-        parent = _store(folder or ("/" if uri.startswith("/") else "."))
-        if name and parent.exists(name):
-            return Listing(uri, parent, (next(f for f in parent.files(recursive=False) if f.path == name),))
+        uri = pin(uri, {}) if is_hub(uri) else uri
+        if (named := _named(uri)) is not None:
+            return named
         found = _matching(uri) if re.search(r"[*?\[]", uri) else Listing(uri, _store(uri), _visible(_store(uri)))
     if not found.files and found.store.is_local and not found.store.local_path().exists():
         raise DataError(f"data {uri!r}: there is no such file or folder ({found.store.location()}): check the path; "
@@ -123,6 +127,17 @@ def _line(error: BaseException) -> str:
 def _store(uri: str) -> Store:
     """Of an absolute path, which means the same to a task that runs in another folder."""
     return Store.open(Store.open(uri).location())
+
+
+def _named(uri: str) -> Listing | None:
+    """If it is a file's own."""
+    if is_hub(uri) and not HubPlace.of(uri).path:
+        return None
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    parent = _store(folder or ("/" if uri.startswith("/") else "."))
+    if not name or not parent.exists(name):
+        return None
+    return Listing(uri, parent, (next(f for f in parent.files(recursive=False) if f.path == name),))
 
 
 def _matching(pattern: str) -> Listing:

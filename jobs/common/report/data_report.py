@@ -22,18 +22,19 @@ MOST_CLASSES = 30
 """Of more classes the most and the fewest rows are shown."""
 
 
-def write_data_report(store: Store, run: str, dataset: Dataset, sections: Sequence[Section]) -> None:
-    """Writes the file. sections: of the kind of data. Raises: StorageError, StorageFullError."""
-    store.write_text(DATA_FILE, render(run, dataset, sections))
+def write_data_report(store: Store, run: str, dataset: Dataset, sections: Sequence[Section], uri: str) -> None:
+    """Writes the file. sections: of the kind of data. uri: where it comes from. Raises: StorageError,
+    StorageFullError."""
+    store.write_text(DATA_FILE, render(run, dataset, sections, uri))
 
 
-def render(run: str, dataset: Dataset, sections: Sequence[Section]) -> str:
+def render(run: str, dataset: Dataset, sections: Sequence[Section], uri: str) -> str:
     """The page as one HTML document."""
-    return html.render("data_report.html", run=run, sections=[_found(dataset), _classes(dataset), *sections])
+    return html.render("data_report.html", run=run, sections=[_found(dataset, uri), _classes(dataset), *sections])
 
 
 # ── what was found ──
-def _found(dataset: Dataset) -> Section:
+def _found(dataset: Dataset, uri: str) -> Section:
     account = account_of(dataset)
     tiles = [(name, f"{split.num_rows:,}", "rows") for name, split in dataset.splits.items()]
     tiles += [("files read", f"{account.files:,}", "")] if account.files else []
@@ -42,7 +43,8 @@ def _found(dataset: Dataset) -> Section:
              if name not in ("rows", "classes", "class_counts", "left_out", "repeats")}
     return Section("What was found", html.render(
         "data_found.html", tiles=tiles, left_out=_left_out(account), repeats=_repeats(account.repeats),
-        were_counted=account.repeats is not None, facts={**facts, "prepared in": dataset.store.location()}))
+        were_counted=account.repeats is not None,
+        facts={**facts, "read from": uri, "prepared in": dataset.store.location()}))
 
 
 def _left_out(account: Account) -> list[tuple[str, int, str]]:

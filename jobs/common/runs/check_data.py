@@ -5,6 +5,7 @@ import time
 
 from cluster.core.storage import Store
 from jobs.common.config import Config
+from jobs.common.data.commits import at_commits
 from jobs.common.data.found.account import lines_of
 from jobs.common.runs.console import RunConsole
 from jobs.common.training.job import Job
@@ -17,6 +18,7 @@ def check_data(job: Job, config: Config) -> int:
     """
     job.check(config)
     say, began = RunConsole().say, time.monotonic()
+    config, _ = at_commits(config, {}, say)
     with tempfile.TemporaryDirectory(prefix="trainyard-check-") as folder:
         dataset = job.prepare(config, Store.open(folder), use_ray=False, say=say)
         kept = sum(file.size for file in dataset.store.files())

@@ -14,5 +14,5 @@ def show_data(job: Job, config: Config, store: Store, dataset: Dataset, say: Say
 
     if not store.exists(DATA_FILE):
         sections = job.data_sections(config, dataset) if job.data_sections else ()
-        write_data_report(store, config.run.name, dataset, sections)
+        write_data_report(store, config.run.name, dataset, sections, config.data.uri)
         say(f"what the data is: {store.location(DATA_FILE)}")

@@ -30,6 +30,7 @@ from jobs.common import config as configs
 from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.config_changes import decisive_fingerprint
+from jobs.common.data.commits import Commits, at_commits
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.declared_metrics import figure, headlines
@@ -101,6 +102,7 @@ class Run:
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
+        self._commits: Commits = {}
         self._until_epoch, self._open_executor = until_epoch, open_executor
 
     def carry_out(self) -> int:
@@ -126,6 +128,7 @@ class Run:
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
+        self.config, self._commits = at_commits(self.config, folder.commits, self.display.say)
         opening = self._open_executor(self.config.run, self.job.preload, folder, self.timeline, self.display.say)
         with opening as (executor, use_ray), folder.locked():
             self._heed_signals()  # again: `ray.init` has taken them
@@ -179,7 +182,7 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        return folder.create(self.config, self.config.run.max_workers, dataset.describe())
+        return folder.create(self.config, self.config.run.max_workers, dataset.describe(), self._commits)
 
     # ── training ──
     def _train_and_finish(self, opened: OpenedRun) -> None:

@@ -17,10 +17,13 @@ from typing import IO
 from cluster.core.control_store import within
 from cluster.core.documents import DocumentError, JsonObject, load_json
 from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, StorageError
-from cluster.core.storage import Store, tls_remedy
+from cluster.core.hub import is_hub
+from cluster.core.storage import Store
+from cluster.core.tls_remedy import tls_remedy
 from jobs.common import config as configs
 from jobs.common.config import Config
 from jobs.common.config_changes import differences
+from jobs.common.data.commits import Commits, at_known_commits
 from jobs.common.execution.run_state import RUN_FILE
 
 RESULT_FILE = "result.json"
@@ -69,14 +72,20 @@ class RunFolder:
         """V, fixed when the run was created; None for a new one."""
         return self.record.get("num_shards")
 
+    @property
+    def commits(self) -> Commits:
+        """At which the run reads what lies on the Hub."""
+        return self.record.get("commits", {})
+
     def result(self) -> JsonObject:
         """What result.json of this attempt holds; empty if it has none."""
         return read_record(self.store, RESULT_FILE)
 
-    def create(self, config: Config, num_shards: int, dataset: JsonObject) -> "RunFolder":
+    def create(self, config: Config, num_shards: int, dataset: JsonObject,
+               commits: Commits | None = None) -> "RunFolder":
         """Writes run.json and config.yaml of a new attempt."""
         record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
-                  "created": time.time(), "config": configs.to_dict(config)}
+                  "created": time.time(), "config": configs.to_dict(config)} | ({"commits": commits} if commits else {})
         self.store.write_text("config.yaml", configs.to_yaml(config))
         self.store.write_text(RUN_FILE, json.dumps(record, indent=1))
         return RunFolder(storage=self.storage, top=self.top, store=self.store, attempt=self.attempt, record=record)
@@ -150,7 +159,7 @@ class RunFolder:
                 _forget(path, made)
 
     def _check(self, config: Config) -> None:
-        changed = differences(self.record["config"], configs.to_dict(config))
+        changed = differences(self.record["config"], configs.to_dict(at_known_commits(config, self.commits)))
         if changed:
             listed = "\n  ".join(changed)
             raise RunConflictError(
@@ -175,6 +184,8 @@ def open_storage(uri: str) -> Store:
                 "lost: pass an absolute path or a URI"
             )
         uri = str(Path(uri).absolute())
+    if is_hub(uri):
+        raise ConfigError(f"--run.storage {uri}: datasets of the Hub are only read: pass a folder, s3://… or gs://…")
     return Store.open(uri)
 
 

@@ -2,8 +2,10 @@
 
     --data.uri digits               the embedded digits
     --data.uri FILE.parquet         Parquet: a file, a folder of them, or a pattern such as 'DIR/*.parquet'
-    --data.uri DIR                  a folder with IDX files (train-images-idx3-ubyte[.gz] …), or one sub-folder a class
-Each may also lie on s3:// or gs://. Files or sub-folders named train, validation and test are taken as these splits.
+    --data.uri DIR                  a folder with IDX files (train-images-idx3-ubyte[.gz] …), with WebDataset's tars
+                                    (train-000.tar …), or one sub-folder a class
+Each may also lie on s3://, gs:// or hf://datasets/OWNER/NAME. Files or sub-folders named train, validation and test are
+taken as these splits.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +15,14 @@ from cluster.core.errors import DataError
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.files import FORMATS, Listing, list_files
 from jobs.common.data.source import Source
+from jobs.common.data.webdataset import is_tar
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.picture import ENDINGS
 from jobs.common.vision.sources.digits import DigitsSource
 from jobs.common.vision.sources.folder import FolderSource, is_picture
 from jobs.common.vision.sources.idx import IMAGES, IdxSource
 from jobs.common.vision.sources.parquet import Columns, ParquetSource
+from jobs.common.vision.sources.tar import TarSource
 
 _TRIED = 20
 """Files without an ending that are looked into, to tell what a folder is."""
@@ -63,6 +67,8 @@ def find_source(uri: str, config: ImageDataConfig) -> Source:
         return ParquetSource(files, parquet, columns, config.layout)
     if any(IMAGES.fullmatch(file.path.lower()) for file in files.files):
         return IdxSource(files, _beside(files), config.layout)
+    if tars := tuple(file for file in files.files if is_tar(file.path)):
+        return TarSource(files, tars, config.label_column, config.picture, config.layout)
     if _has_pictures(files):
         return FolderSource(files, config.picture, config.layout, config.class_folder)
     raise DataError(f"data {uri!r}: cannot tell what it is from its {len(files.files)} files ({files.files[0].path} "

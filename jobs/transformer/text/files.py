@@ -12,7 +12,7 @@ from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import plain_name, read_unpacked, reading, unpacked
 from jobs.transformer.text.fragments import BadRow
 
-TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".tar")
 FORMATS = (*TABLES, ".txt", ".md", ".text", ".py")
 """The endings that are read, also before .gz, .bz2 and .zst."""
 HEADER_BYTES = 1 << 20

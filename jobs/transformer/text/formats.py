@@ -1,4 +1,4 @@
-"""Tables of text in files: Parquet, CSV, and JSON as an object a line or as one list."""
+"""Tables of text in files: Parquet, CSV, JSON as an object a line or as one list, and WebDataset's tars."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -9,10 +9,15 @@ from typing import Any, cast
 
 from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
-from jobs.common.data.csv_config import looks_delimited_by
+from jobs.common.data.csv_config import conversion, looks_delimited_by
 from jobs.common.data.files import MOST_UNPACKED, reading
+from jobs.common.data.webdataset import Sample, samples
 from jobs.transformer.text.files import HEADER_BYTES, FilePart
 from jobs.transformer.text.fragments import BadRow
+
+_TAR_ENDINGS = {"txt", "json", "cls"}
+JsonRow = tuple[JsonObject | None, str]
+"""The row, or what is wrong with it."""
 
 
 def read_parquet(file: FilePart) -> Any:
@@ -86,8 +91,6 @@ def _csv_rows(text: str, file: FilePart) -> list[list[str]]:
 
 def read_json(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     """An object a line, or one list of objects."""
-    import pyarrow as pa
-
     rows: list[JsonObject] = []
     wrong: list[tuple[int, str]] = []
     is_array = text.lstrip().startswith("[")
@@ -100,15 +103,50 @@ def read_json(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     bad = [(f"{file.name}, {f'item {number} of its list' if is_array else f'line {number + offset}'}", why)
            for number, why in wrong]
     file.leave_out(bad, "mend the line, or name another column with --data.text-column or --data.label-column")
+    return _table(rows, file), bad
+
+
+def read_tar(file: FilePart) -> tuple[Any, list[BadRow]]:
+    """A sample a row: what its `json` says, its `txt` as the text, and its `cls` as the label."""
+    rows: list[JsonObject] = []
+    bad: list[BadRow] = []
+    for sample in samples(file.store, file.path, _TAR_ENDINGS.__contains__, file.part):
+        row, why = _tar_row(sample, file)
+        if row is None:
+            bad.append((f"{file.name}, sample {sample.key}", why))
+        else:
+            rows.append(row)
+    file.leave_out(bad, "mend it")
+    if not any(rows) and not bad:
+        raise DataError(f"{file.name} holds no text: none of its samples has a member .txt or .json")
+    return _table(rows, file), bad
+
+
+def _tar_row(sample: Sample, file: FilePart) -> JsonRow:
+    row: JsonObject = {}
+    columns = {"txt": file.columns[0], "cls": file.label_column}
+    try:
+        if "json" in sample.data:
+            row |= parse_json(sample.data["json"].decode("utf-8-sig"))
+        row |= {column: sample.data[ending].decode(file.encoding.replace("utf-8", "utf-8-sig"))
+                for ending, column in columns.items() if column and ending in sample.data}
+    except UnicodeDecodeError as error:
+        return None, f"is not {file.encoding.upper()} (byte {error.start}): {conversion(error.object)}"
+    except ValueError as error:
+        return None, f"has a .json that is no JSON object ({error})"
+    if "cls" in sample.data and file.label_column:
+        row[file.label_column] = row[file.label_column].strip() or None
+    return _json_row(row, file)
+
+
+def _table(rows: list[JsonObject], file: FilePart) -> Any:
+    import pyarrow as pa
+
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [([_label(row.get(name)) for row in rows] if name == file.label_column
                 else [row.get(name) for row in rows]) if name in file.wanted else None for name in names]
     return pa.table([pa.nulls(len(rows)) if column is None else pa.array(column, pa.string()) for column in columns],
-                    names), bad
-
-
-JsonRow = tuple[JsonObject | None, str]
-"""The row, or what is wrong with it."""
+                    names)
 
 
 def _json_lines(text: str, file: FilePart) -> Iterator[tuple[int, JsonRow]]:

@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded sets, and files of Parquet, CSV, JSON Lines or plain text.
+"""Where text comes from: the embedded sets, and files of Parquet, CSV, JSON Lines, WebDataset or plain text.
 
 A source is a list of fragments in the order of their rows;
 each can be pickled, and reads itself anywhere when it is asked to.
@@ -6,6 +6,7 @@ each can be pickled, and reads itself anywhere when it is asked to.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import list_files, plain_name, reading
 from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.data.pieces import cut, in_pieces
+from jobs.common.data.webdataset import samples
 from jobs.transformer.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES
@@ -74,7 +76,7 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
     tables = [file for file in files if plain_name(file.path).endswith(TABLES)]
     if not files:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is Parquet, "
-                        f"CSV, JSON Lines or text ({', '.join(FORMATS)})")
+                        f"CSV, JSON Lines, WebDataset or text ({', '.join(FORMATS)})")
     if labelled and not tables:
         raise DataError(f"data {uri!r} holds plain text, which has no labels: to classify give Parquet, CSV or JSON "
                         "Lines with a text and a label column, or pass --task generate")
@@ -87,13 +89,15 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
     columns = (config.text_column, *config.text_columns_join)
     if len(chosen) == 1 and not tables and split is None and not (config.val_uri or config.test_uri):
         found = _shares(listing.store, chosen[0], config)
-        return _Files(found, [(f"{file.split} part {file.name}", chosen[0].size, chosen[0].mtime) for file in found],
+        name = listing.store.identity(chosen[0].path)
+        return _Files(found, [(f"{file.split} part {name}", chosen[0].size, chosen[0].mtime) for file in found],
                       contents, left_out)
     label = config.label_column if labelled else None
     named = [(TextFile(listing.store, file.path, file.size, of, columns, label, options=config),
               file.mtime) for of, members in groups.items() for file in members]
     return _Files([file for file, _ in named],
-                  [(f"{file.split} {file.name}", file.size, mtime) for file, mtime in named], contents, left_out)
+                  [(f"{file.split} {listing.store.identity(file.path)}", file.size, mtime) for file, mtime in named],
+                  contents, left_out)
 
 
 def _shares(store: Store, file: FileInfo, config: TextDataConfig) -> list[TextFile]:
@@ -117,8 +121,12 @@ def _parts(file: TextFile, most: int) -> list[TextFile]:
             return _row_groups(file, most)
         first, last = file.part or (0, file.size)
         wanted = [first + end for _, end in cut(last - first, most)][:-1]
-        places = (list(_csv_places(file, wanted)) if file.ending in ("csv", "tsv") and file.options.quoting != "none"
-                  else [_line_place(file, place) for place in wanted])
+        if file.ending == "tar":
+            places = _sample_places(file, wanted)
+        elif file.ending in ("csv", "tsv") and file.options.quoting != "none":
+            places = list(_csv_places(file, wanted))
+        else:
+            places = [_line_place(file, place) for place in wanted]
     ends = sorted({first, *(place for place in places if first < place < last), last})
     is_text = not file.is_table
     return [replace(file, part=(start, stop), size=stop - start, begins=not is_text or start == first,
@@ -134,6 +142,12 @@ def _row_groups(file: TextFile, most: int) -> list[TextFile]:
     pieces = in_pieces(range(len(sizes)), sizes.__getitem__, most)
     return [replace(file, part=(groups[0], groups[-1] + 1), size=sum(sizes[group] for group in groups))
             for groups in pieces]
+
+
+def _sample_places(file: TextFile, wanted: list[int]) -> list[int]:
+    """Where the first sample of a tar behind each of some bytes begins."""
+    starts = [sample.start for sample in samples(file.store, file.path, lambda _: False)]
+    return [starts[place] for each in wanted if (place := bisect.bisect_left(starts, each)) < len(starts)]
 
 
 def _line_place(file: TextFile, place: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from cluster.core.errors import DataError
 from jobs.common.data.arrow import arrow_column
 from jobs.transformer.text.files import FilePart, decoded
-from jobs.transformer.text.formats import read_csv, read_json, read_parquet
+from jobs.transformer.text.formats import read_csv, read_json, read_parquet, read_tar
 from jobs.transformer.text.fragments import BadRow, Texts
 
 
@@ -40,6 +40,8 @@ class TextFile(FilePart):
         """The table, and the rows that are not in it."""
         if self.ending in ("parquet", "pq"):
             return read_parquet(self), []
+        if self.ending == "tar":
+            return read_tar(self)
         text = decoded(self.content(), self)
         return read_csv(text, self) if self.ending in ("csv", "tsv") else read_json(text, self)
 
