@@ -149,8 +149,7 @@ def test_a_large_tar_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert prepared(IMAGES, where, tmp_path / "b").fingerprint == whole.fingerprint
     texts_at = tar(tmp_path / "in/y.tar", texts(range(60)))
     one = prepared(TEXT, texts_at, tmp_path / "a")
-    monkeypatch.setattr("jobs.transformer.config.TextDataConfig.piece_bytes", 10_000)
-    several = prepared(TEXT, texts_at, tmp_path / "b")
+    several = prepared(TEXT, texts_at, tmp_path / "b", piece_mb=0.01)
     assert len(several.splits["train"].pieces) > 3
     assert several.splits["train"].class_counts == one.splits["train"].class_counts
 
@@ -173,7 +172,7 @@ def test_tars_of_the_hub_are_read_and_checked(tmp_path: Path, capsys: pytest.Cap
         source = find_source("hf://datasets/owner/tars", ImageDataConfig())
         (fragment,) = pickle.loads(pickle.dumps(source)).fragments().by_split["train"]
         sent = pickle.loads(pickle.dumps(fragment))  # as to a task
-        assert [len(rows) for rows in sent.decode(sent.spec())] == [40]
+        assert [len(images.pixels) for images in sent.decode(sent.spec())] == [40]
 
 
 def test_a_job_trains_on_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,12 @@ import pyarrow as pa
 from cluster.core.documents import parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
-from jobs.common.arrays import Array
 from jobs.common.config import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, plain_name
 from jobs.common.data.found.split_names import by_split, not_read
-from jobs.common.data.source import FoundFragments, Fragment, ImageSpec
+from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec
 from jobs.common.data.webdataset import Part, Sample, samples
 from jobs.common.vision.picture import ENDINGS
 from jobs.common.vision.picture_rule import PictureRule
@@ -172,11 +171,11 @@ class TarFragment:
         name, data = next(self._pictures())
         return encoded_spec(data, name, self.rule)
 
-    def decode(self, spec: ImageSpec) -> Iterator[Array]:
+    def decode(self, spec: ImageSpec) -> Iterator[Images]:
         pictures = self._pictures()
         while batch := list(itertools.islice(pictures, spec.batch_rows)):
             names = [name for name, _ in batch]
-            yield decode_images((data for _, data in batch), len(batch), spec, self.rule, names.__getitem__)
+            yield decode_images([data for _, data in batch], spec, self.rule, names.__getitem__)
 
     def _pictures(self) -> Iterator[tuple[str, bytes]]:
         """What to call each, and its bytes."""
