@@ -155,7 +155,8 @@ class DataConfig:
     leaks: Literal["report", "drop", "refuse"] = "report"
     """What becomes of rows whose content is in another split, too: `drop` takes them out of training, or validation."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What becomes of rows that cannot be read (CSV and JSON Lines of text): `skip` leaves them out and lists them."""
+    """What becomes of rows that cannot be read (pictures, and text in CSV, JSON and tar files): `skip` leaves them out
+    and lists them."""
     bad_rows_most: float = 0.01
     """With `skip`: the largest share of the rows that may be left out so."""
     piece_mb: float = 64.0

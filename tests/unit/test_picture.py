@@ -19,7 +19,8 @@ from PIL import Image
 from cluster.core.errors import ArtifactError, ConfigError, DataError, InputError
 from cluster.core.storage import Store
 from jobs.common.data.cache import BlockCache
-from jobs.common.data.dataset import Dataset
+from jobs.common.data.dataset import SPLITS, Dataset, SplitName
+from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import describe_images
@@ -143,11 +144,10 @@ DOORS: dict[str, Callable[..., Dataset]] = {
     "folder": of_folder, "Parquet": of_parquet, "Parquet of structs": partial(of_parquet, kind="struct")}
 
 
-def rows(dataset: Dataset, folder: Path) -> np.ndarray:
-    """All training rows."""
+def rows(dataset: Dataset, folder: Path, split: SplitName = "train", column: str = "image") -> np.ndarray:
+    """All rows of a split."""
     (folder / "cache").mkdir(exist_ok=True)
-    return Reader(dataset, "train", BlockCache(folder / "cache", 10**8)).rows(0, dataset.splits["train"].num_rows)[
-        "image"]
+    return Reader(dataset, split, BlockCache(folder / "cache", 10**8)).rows(0, dataset.splits[split].num_rows)[column]
 
 
 def endpoint(dataset: Dataset, options: Options, **changed: Any) -> GraphPredictor:
@@ -306,3 +306,22 @@ def test_what_is_for_files_is_refused_of_numbers(tmp_path: Path, options: Option
     for bad in (0, 5001):
         with pytest.raises(ConfigError, match=f"--data.resize {bad}: must be from 1 to 5000 pixels"):
             ImageDataConfig(resize=bad)
+
+
+# ── pictures that cannot be read ──
+@pytest.mark.parametrize("door", DOORS)
+def test_bad_pictures_are_named_all_at_once_or_left_out_and_listed(tmp_path: Path, door: str) -> None:
+    files = [of(RNG.integers(0, 256, (HEIGHT, WIDTH), np.uint8)) for _ in LABELS]
+    files[2], files[5] = b"no picture", of(COLOUR[:3])
+    with pytest.raises(DataError, match=r"2 rows cannot be read: mend them; or leave them out with --data\.bad-rows "
+                                        r"skip\n  .* cannot be decoded .*\n  .* is 3x9x3, the first image is 6x9x1"):
+        DOORS[door](tmp_path, files, {})
+    with pytest.raises(DataError, match=r"2 of 6 rows of .* more than --data\.bad-rows-most 0\.2 allows"):
+        DOORS[door](tmp_path, files, {"bad_rows": "skip", "bad_rows_most": 0.2})
+    dataset = DOORS[door](tmp_path, files, {"bad_rows": "skip", "bad_rows_most": 0.5})
+    assert sum(split.num_rows for split in dataset.splits.values()) == 4
+    assert "left out: 2 rows that cannot be read" in "\n".join(lines_of(dataset))
+    listed = dataset.store.read_text(f"{dataset.blocks}/skipped.csv").splitlines()
+    assert listed[0] == "row,why" and "cannot be decoded" in listed[1] and "is 3x9x3" in listed[2] and len(listed) == 3
+    left = np.concatenate([rows(dataset, tmp_path, split, "row_id") for split in SPLITS])
+    assert sorted(left.tolist()) == ([0, 2, 3, 4] if door == "folder" else [0, 1, 3, 4]), "the others keep their ids"

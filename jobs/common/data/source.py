@@ -1,7 +1,7 @@
 """The interface of a data source: listed at once, then read in fragments that any process can decode on its own."""
 # pyright: reportMissingTypeStubs=false
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
+from jobs.common.data.found.bad_rows import BadRow
 from jobs.common.data.found.split_names import Unread
 
 Shape = tuple[int, int, int]
@@ -50,8 +51,10 @@ class Images:
 
     pixels: Array
     """(n, H, W, C)"""
-    files: Sequence[bytes] = ()
+    files: Sequence[bytes | None] = ()
     """The picture files that they are decoded from; none where they came as numbers."""
+    bad: Mapping[int, BadRow] = field(default_factory=dict[int, BadRow])
+    """Those that cannot be read, by their indices; their pixels are 0."""
 
 
 class Fragment(Protocol):

@@ -22,6 +22,7 @@ from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import FILES, Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
 from jobs.common.data.found.account import DROPPED, Account, LeftOut
+from jobs.common.data.found.bad_rows import BadRow, check_few, list_skipped, refuse
 from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
 from jobs.common.data.found.split_names import Unread
 from jobs.common.data.pieces import (
@@ -185,7 +186,13 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
     earlier = unfinished(store, blocks, [about, sizes, rows], say)
     writing = Writing(store, blocks, columns, len(plan.class_names), earlier, _moments)
     written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
-    answers = list(Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes))
+    answers, bad = list[JsonObject](), list[BadRow]()
+    for answer in Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes):
+        answers.append(answer)
+        bad += [(where, why) for where, why in answer["about"]["bad"]]
+        if config.bad_rows == "refuse":
+            refuse(bad)
+    check_few(bad, len(plan.codes), config)
     repeats, dropped = find_repeats(config, store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)
     if len(dropped):
         forget(store, blocks)
@@ -202,7 +209,8 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
                "std": [_digits(s) for s in moments.std],
                **({"picture": config.picture.to_dict()} if plan.spec.encoded else {}),
                **older_fingerprint(about, answers),
-               **Account.of(plan.files, plan.unread, {DROPPED: LeftOut(int((plan.splits < 0).sum()))}, repeats).details}
+               **Account.of(plan.files, plan.unread, {DROPPED: LeftOut(int((plan.splits < 0).sum())),
+                                                      **list_skipped(bad, store, blocks)}, repeats).details}
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint_of(about, digests), splits=splits,
                    columns=columns, class_names=plan.class_names, details=details)
 
@@ -220,12 +228,14 @@ class Task:
     writing: Writing
 
     def __call__(self, piece: Piece) -> JsonObject:
-        """Writes a piece. Answers with `sums`: of each split that of the hashes of its rows."""
+        """Writes a piece, without the rows that cannot be read. Answers with these, `bad`, and with `sums`: of each
+        split that of the hashes of its rows."""
         return self.writing.piece(piece.number, lambda writers: self._fill(piece, writers))
 
     def _fill(self, piece: Piece, writers: Writers) -> JsonObject:
         hashes: list[bytes] = []
-        done, ids = 0, piece.first + np.arange(len(piece.codes))
+        bad: list[BadRow] = []
+        done, ids, splits = 0, piece.first + np.arange(len(piece.codes)), piece.splits.copy()
         for images in _ahead(images for fragment in piece.fragments for images in fragment.decode(self.spec)):
             rows = slice(done, done + len(images.pixels))
             done = rows.stop
@@ -235,8 +245,10 @@ class Task:
             if self.writing.columns[0].encoded:
                 columns[FILES] = np.array(images.files, object)
             hashes.append(content_hashes(image.data for image in images.pixels))
+            bad += [of for row, of in images.bad.items() if splits[rows][row] >= 0]
+            splits[rows][list(images.bad)] = -1
             for split, writer in writers.items():
-                chosen = piece.splits[rows] == SPLITS.index(split)
+                chosen = splits[rows] == SPLITS.index(split)
                 if chosen.any():
                     writer.append(columns if chosen.all()
                                   else {name: column[chosen] for name, column in columns.items()})
@@ -244,8 +256,8 @@ class Task:
             raise DataError(f"{len(ids):,} rows were announced from {piece.fragments[0].describe(0)} on, {done:,} "
                             "could be read: the data changed meanwhile; run it again")
         every = b"".join(hashes)
-        write_hashes(self.writing.store, self.writing.blocks, piece.number, every, piece.splits, piece.codes, ids)
-        return {"sums": _sums(every, piece.splits, piece.codes, ids)}
+        write_hashes(self.writing.store, self.writing.blocks, piece.number, every, splits, piece.codes, ids)
+        return {"sums": _sums(every, splits, piece.codes, ids), "bad": bad}
 
 
 def _moments(block: Columns) -> Moments:

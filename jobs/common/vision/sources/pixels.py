@@ -26,7 +26,7 @@ Pixels = Array
 def first_spec(column: ArrowArray, shape: Shape | None, rule: PictureRule, where: Where) -> ImageSpec:
     """What the first image of a column is. `shape`: of an image kept as a flat list. Raises: DataError."""
     if is_encoded(column.type):
-        return encoded_spec(encoded_bytes(column, where)[0].as_py(), where(0), rule)
+        return encoded_spec(encoded_bytes(column)[0], where(0), rule)
     values, lengths = _flatten(column.slice(0, 1), where)
     shape = _tensor_shape(column) or shape
     return ImageSpec(_as_shape(lengths, shape, where(0)), "float32" if values.dtype.kind == "f" else "uint8")
@@ -35,7 +35,7 @@ def first_spec(column: ArrowArray, shape: Shape | None, rule: PictureRule, where
 def decode_column(column: ArrowArray, spec: ImageSpec, shape: Shape | None, rule: PictureRule, where: Where) -> Images:
     """All images of a column. Raises: DataError for one that is not as `spec`, or not a number."""
     if is_encoded(column.type):
-        return decode_images([item.as_py() for item in encoded_bytes(column, where)], spec, rule, where)
+        return decode_images(encoded_bytes(column), spec, rule, where)
     values, lengths = _flatten(column, where, spec)
     found = _as_shape(lengths, _tensor_shape(column) or shape, where(0))
     if found != spec.shape:
