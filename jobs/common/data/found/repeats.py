@@ -135,7 +135,7 @@ def forget(store: Store, blocks: str) -> None:
 def _repeats_between(store: Store, blocks: str, parts: int, drop_duplicates: bool, drop_leaks: bool,
                      bounds: tuple[int, int]) -> JsonObject:
     """Runs in a task: of the rows whose hash lies in a range."""
-    columns = [np.concatenate(each) for each in zip(*(_read(store, hashes_file(blocks, part), bounds)
+    columns = [np.concatenate(each) for each in zip(*(read_between(store, hashes_file(blocks, part), _NAMES, bounds)
                                                       for part in range(parts)), strict=True)]
     low, high, split, _, row = columns
     order = np.lexsort((row, split, high, low))
@@ -152,15 +152,16 @@ def _repeats_between(store: Store, blocks: str, parts: int, drop_duplicates: boo
     return {"counted": asdict(_counted(group, split, label, row)), "dropped": row[dropped].tolist()}
 
 
-def _read(store: Store, path: str, bounds: tuple[int, int]) -> list[Array]:
-    """The columns of a part, of the rows within the bounds; row groups without any are not read."""
+def read_between(store: Store, path: str, names: Sequence[str], bounds: tuple[int, int]) -> list[Array]:
+    """Columns of a file of numbers that is sorted by the first of them, of the rows where that is within the bounds; row
+    groups without any are not read."""
     with store.reading(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False)
         limits: list[Any] = [file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)]
-        groups = [i for i, of in enumerate(limits) if of.min <= bounds[1] and of.max >= bounds[0]]
-        table: Any = file.read_row_groups(groups, use_threads=False).combine_chunks()
-    columns = [numpy_column(table.column(name).chunk(0)) if table.num_rows else np.empty(0, np.int64)
-               for name in _NAMES]
+        groups = [i for i, of in enumerate(limits) if of is not None and of.min <= bounds[1] and of.max >= bounds[0]]
+        table: Any = file.read_row_groups(groups, columns=list(names), use_threads=False).combine_chunks()
+    columns = [numpy_column(table.column(name).chunk(0)) if table.num_rows
+               else np.empty(0, table.schema.field(name).type.to_pandas_dtype()) for name in names]
     inside = (columns[0] >= bounds[0]) & (columns[0] <= bounds[1])
     return [column[inside] for column in columns]
 
