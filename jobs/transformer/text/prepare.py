@@ -30,7 +30,8 @@ from jobs.common.data.found.repeats import Repeats, find_repeats, forget
 from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, older_fingerprint, summed, unfinished
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
-from jobs.transformer.config import TextDataConfig, TransformerConfig
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.config import TextDataConfig
 from jobs.transformer.text.fragments import TextSource
 from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import PieceRows, Rule, Survey, read_piece, survey
@@ -138,7 +139,7 @@ def _written(task: Task, found: Survey, config: TransformerConfig, use_ray: bool
 
 
 def _account(source: TextSource, found: Survey, repeats: Repeats, blocks: str) -> Account:
-    rows = {"rows without text": LeftOut(found.empty), DROPPED: LeftOut(found.num_dropped),
+    rows = {"rows without text": LeftOut(found.empty), **found.unwanted, DROPPED: LeftOut(found.num_dropped),
             f"rows that cannot be read, listed in {blocks}/{SKIPPED_FILE}": LeftOut(
                 len(found.skipped), tuple(where for where, _ in found.skipped[:SHOWN]))}
     return Account.of(source.files, [source.left_out], rows, repeats)

@@ -25,6 +25,10 @@ class LeftOut:
     first: tuple[str, ...] = ()
     """What to call the first five."""
 
+    def merged(self, other: "LeftOut") -> "LeftOut":
+        """Those of both, for the same reason."""
+        return LeftOut(self.count + other.count, (*self.first, *other.first)[:SHOWN])
+
 
 @dataclass(frozen=True)
 class Account:
