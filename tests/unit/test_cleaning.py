@@ -111,8 +111,8 @@ def test_rows_of_another_length_are_left_out_counted_and_named(tmp_path: Path) -
     dataset = prepared(tmp_path / "storage", config)
     assert sum(split.num_rows for split in dataset.splits.values()) == 60 - 10
     said = lines_of(dataset)
-    assert f"left out: 3 rows shorter than 5 characters (--data.shortest) ({uri}, row 3, {uri}, row 20, {uri}, row 41)" \
-        in said
+    named = ", ".join(f"{uri}, row {row}" for row in (3, 20, 41))
+    assert f"left out: 3 rows shorter than 5 characters (--data.shortest) ({named})" in said
     assert "left out: 1 rows without text" in said
     (longer,) = [line for line in said if "rows longer than 100 characters (--data.longest)" in line]
     assert longer.startswith("left out: 6 rows") and f"{uri}, row 35 …" in longer and "row 42" not in longer
@@ -236,7 +236,7 @@ def test_an_artifact_without_a_rule_cleans_nothing_and_one_with_another_rule_is_
     older = TextPredictor.load(classifier(tmp_path / "older", dataset))
     assert older.decode({"text": np.array([DIRTY], object)}).tolist() == [DIRTY]
     newer = classifier(tmp_path / "newer", dataset, text={"normalise": "nfx"})
-    with pytest.raises(ArtifactError, match="nfx|normalise"):
+    with pytest.raises(ArtifactError, match="normalise"):
         TextPredictor.load(newer)
 
 

@@ -39,11 +39,17 @@ class TextDataConfig(CsvDataConfig):
     """Characters of a cleaned text: rows with fewer are left out."""
     longest: int | None = None
     """Characters of a cleaned text: rows with more are left out."""
+    near_duplicates: Literal["ignore", "report", "drop"] = "ignore"
+    """What becomes of rows that are nearly the same as another one, in any split: `report` counts them, `drop` leaves
+    out all but the first of those that are alike."""
+    near_duplicates_from: float | None = None
+    """The share of all runs of five words of two texts that both have, from which on they are; 0.8 by default."""
     length_group_steps: int = 64
     """Steps whose rows are sorted by length among each other, so that a batch holds little padding; 1: none."""
 
     decisive_choices: ClassVar[tuple[str, ...]] = (*CsvDataConfig.decisive_choices, "normalise", "control_characters",
-                                                   "case", "shortest", "longest")
+                                                   "case", "shortest", "longest", "near_duplicates",
+                                                   "near_duplicates_from")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +62,15 @@ class TextDataConfig(CsvDataConfig):
                 "must be at least 1 character")
         require(self.longest is None or self.longest >= (self.shortest or 1), "data.longest", self.longest,
                 "must be at least 1 character, and at least --data.shortest")
+        require(self.near_duplicates_from is None or 0.5 <= self.near_duplicates_from <= 1, "data.near_duplicates_from",
+                self.near_duplicates_from, "must be from 0.5 to 1")
+        require(self.near_duplicates_from is None or self.near_duplicates != "ignore", "data.near_duplicates_from",
+                self.near_duplicates_from, "needs --data.near-duplicates report or drop")
+
+    @property
+    def near_share(self) -> float:
+        """`near_duplicates_from` that holds."""
+        return 0.8 if self.near_duplicates_from is None else self.near_duplicates_from
 
     @property
     def rule(self) -> TextRule:
