@@ -84,9 +84,9 @@ def test_no_text_takes_long_to_clean() -> None:
 
 def test_options_left_alone_change_nothing() -> None:
     data = config_of().data
-    assert data.choices == [] and data.rule == TextRule() and not data.bounded
+    assert data.choices == [] and data.rule == TextRule() and data.chooses is None
     older = to_dict(config_of())
-    for name in (*ALL, "shortest", "longest"):
+    for name in (*ALL, "shortest", "longest", "language", "near_duplicates", "near_duplicates_from"):
         del older["data"][name]
     assert differences(older, to_dict(config_of())) == []
     assert differences(older, to_dict(config_of(case="lower"))) == ["data.case: None -> lower"]
@@ -121,6 +121,22 @@ def test_rows_of_another_length_are_left_out_counted_and_named(tmp_path: Path) -
     assert set(sample(dataset).texts) <= set(texts)
     with pytest.raises(DataError, match="holds no text: 1 rows without text, 59 rows shorter than 999 characters"):
         prepared(tmp_path / "storage", config_of(uri=uri, shortest=999, **ALL))
+
+
+def test_rows_in_another_language_are_left_out_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    rows = [(f"the {name} of the town went for a walk in the park, {i} times", "ab"[i % 2])
+            for i in range(20) for name in ("baker", "teacher")]
+    rows[7] = ("der B\u00e4cker der Stadt ging gestern mit seinem Hund im Park spazieren", "a")
+    rows[9] = ("le boulanger de la ville est all\u00e9 se promener dans le parc avec son chien", "b")
+    uri = written(tmp_path / "rows.jsonl", rows)
+    for language, lost in (("en", "row 7"), ("en,de", "row 9"), ("fr, en, de", "")):
+        said = [line for line in lines_of(prepared(tmp_path / "storage", config_of(uri=uri, language=language)))
+                if "another language" in line]
+        assert len(said) == bool(lost) and all(lost in line for line in said)
+    assert any("left out: 2 rows in another language than en (--data.language)" in line for line in lines_of(
+        prepared(tmp_path / "storage", config_of(uri=uri, language="en"))))
+    with pytest.raises(ConfigError, match=r"--data\.language english: give of these, joined by commas: ace, .* zu, "):
+        prepared(tmp_path / "storage", config_of(uri=uri, language="english"))
 
 
 def test_a_mistake_after_rows_that_are_left_out_is_named_by_its_row(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class TextDataConfig(CsvDataConfig):
     """Characters of a cleaned text: rows with fewer are left out."""
     longest: int | None = None
     """Characters of a cleaned text: rows with more are left out."""
+    language: str | None = None
+    """Codes of ISO 639, such as `en` or `en,de`: rows that are taken to be in another language are left out."""
     near_duplicates: Literal["ignore", "report", "drop"] = "ignore"
     """What becomes of rows that are nearly the same as another one, in any split: `report` counts them, `drop` leaves
     out all but the first of those that are alike."""
@@ -48,8 +50,8 @@ class TextDataConfig(CsvDataConfig):
     """Steps whose rows are sorted by length among each other, so that a batch holds little padding; 1: none."""
 
     decisive_choices: ClassVar[tuple[str, ...]] = (*CsvDataConfig.decisive_choices, "normalise", "control_characters",
-                                                   "case", "shortest", "longest", "near_duplicates",
-                                                   "near_duplicates_from")
+                                                   "case", "shortest", "longest", "language",
+                                                   "near_duplicates", "near_duplicates_from")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +80,11 @@ class TextDataConfig(CsvDataConfig):
         return TextRule(normalise=self.normalise, control_characters=self.control_characters, case=self.case)
 
     @property
-    def bounded(self) -> bool:
-        """Whether rows are left out by their length."""
-        return self.shortest is not None or self.longest is not None
+    def languages(self) -> tuple[str, ...]:
+        """Those that are wanted; none: all are."""
+        return tuple(code.strip() for code in (self.language or "").split(",") if code.strip())
+
+    @property
+    def chooses(self) -> str | None:
+        """An option by which rows are left out for what they are, if there is one."""
+        return next((name for name in ("shortest", "longest", "language") if getattr(self, name) is not None), None)

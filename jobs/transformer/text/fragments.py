@@ -11,7 +11,8 @@ import numpy as np
 from jobs.common.data.arrow import arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.found.account import SHOWN, LeftOut
-from jobs.transformer.text.text_rule import TextRule
+from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.language import language_of
 
 _EMPTY = "rows without text"
 BadRow = tuple[str, str]
@@ -57,14 +58,11 @@ class TextFragment(Protocol):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A fragment of which the texts are cleaned, and those without text then, or of another length than is wanted, are
-    left out. Whoever reads it, to count or to write, has the same rows."""
+    """A fragment of which the texts are cleaned, and those without text then, or of another length or language than is
+    wanted, are left out. Whoever reads it, to count or to write, has the same rows."""
 
     fragment: TextFragment
-    rule: TextRule
-    shortest: int | None
-    longest: int | None
-    """In characters."""
+    options: TextDataConfig
     kept: dict[str, list[int]] = field(default_factory=dict[str, list[int]], compare=False)
 
     @property
@@ -81,7 +79,7 @@ class Cleaned:
 
     def read(self) -> Texts:
         found = self.fragment.read()
-        texts = list(map(self.rule, found.texts))
+        texts = list(map(self.options.rule, found.texts))
         rows: dict[str, list[int]] = {"": [], _EMPTY: []}
         for row, text in enumerate(texts):
             rows.setdefault(self._why(text), []).append(row)
@@ -96,10 +94,13 @@ class Cleaned:
         """Why a row is left out; empty: it is not."""
         if not text.strip():
             return _EMPTY
-        if self.shortest is not None and len(text) < self.shortest:
-            return f"rows shorter than {self.shortest:,} characters (--data.shortest)"
-        if self.longest is not None and len(text) > self.longest:
-            return f"rows longer than {self.longest:,} characters (--data.longest)"
+        least, most, languages = self.options.shortest, self.options.longest, self.options.languages
+        if least is not None and len(text) < least:
+            return f"rows shorter than {least:,} characters (--data.shortest)"
+        if most is not None and len(text) > most:
+            return f"rows longer than {most:,} characters (--data.longest)"
+        if languages and language_of(text) not in languages:
+            return f"rows in another language than {' or '.join(languages)} (--data.language)"
         return ""
 
 

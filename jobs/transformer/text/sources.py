@@ -22,6 +22,7 @@ from jobs.transformer.text.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES
 from jobs.transformer.text.fragments import Cleaned, TextSource
+from jobs.transformer.text.language import check_languages
 from jobs.transformer.text.text_file import TextFile
 from jobs.transformer.text.text_rule import TextRule
 
@@ -33,13 +34,15 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
     """The source of a config, with its texts cleaned; a file larger than a piece is several fragments.
     Raises: DataError if there is none that it can be; ConfigError."""
     found = _source(config, labelled)
-    if config.rule == TextRule() and not config.bounded:
+    if config.chooses:
+        require(not found.is_one_text, f"data.{config.chooses}", getattr(config, config.chooses),
+                f"{config.uri} is one text, which has no rows to leave out: leave the option out, or give files that "
+                "are texts each")
+    elif config.rule == TextRule():
         return found
-    require(not (found.is_one_text and config.bounded), f"data.{'shortest' if config.shortest else 'longest'}",
-            config.shortest or config.longest, f"{config.uri} is one text, which has no rows to leave out: leave the "
-            "option out, or give files that are texts each")
-    return replace(found, fragments=tuple(Cleaned(fragment, config.rule, config.shortest, config.longest)
-                                          for fragment in found.fragments))
+    if config.languages:
+        check_languages(config.languages)
+    return replace(found, fragments=tuple(Cleaned(fragment, config) for fragment in found.fragments))
 
 
 def _source(config: TextDataConfig, labelled: bool) -> TextSource:
@@ -54,9 +57,9 @@ def _source(config: TextDataConfig, labelled: bool) -> TextSource:
             found = found.without(split).and_also(_files(uri, config, labelled, split))
     order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
     files = [found.files[i] for i in order]
-    # how long a text is can be told of all of it alone
+    # how long a text is, and in which language, is said of all of it
     parts = tuple(part for file in files
-                  for part in ([file] if config.bounded and not file.is_table else _parts(file, config.piece_bytes)))
+                  for part in ([file] if config.chooses and not file.is_table else _parts(file, config.piece_bytes)))
     return TextSource(parts, [found.listing[i] for i in order], tuple(dict.fromkeys(file.split for file in files)),
                       is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
                       contents=tuple(found.contents), left_out=found.unread)
