@@ -1,4 +1,4 @@
-"""Which language a text is in, by the letters that follow each other in it (py3langid, whose model is in the package)."""
+"""Which language a text is in, by the letters that follow each other in it (py3langid, whose model comes with it)."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
