@@ -3,9 +3,12 @@ reads a text."""
 
 import json
 import time
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,23 +18,21 @@ from hypothesis import strategies as st
 from cluster.core.errors import ArtifactError, ConfigError, DataError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, write_artifact
-from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import from_dict, to_dict
 from jobs.common.config_changes import differences
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
+from jobs.transformer import evaluate
 from jobs.transformer.build import build_model
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.data import describe
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import Classifier, LanguageModel, load
 from jobs.transformer.predictor import TextPredictor
-from jobs.transformer.text.dataset_files import load_tokenizer, sample
+from jobs.transformer.text.dataset_files import sample, tokenizer_files
 from jobs.transformer.text.prepare import prepare, read_texts
 from jobs.transformer.text.text_rule import TextRule
-from jobs.transformer.text.tokenizer import files_of, train
-from tests.unit.language_model import language_model, one_thread
-from tests.unit.test_replica import description
-from tests.unit.token_rows import config_of as tiny
+from tests.unit.language_model import one_thread
 
 ALL = {"normalise": "nfkc", "control_characters": "drop", "case": "lower"}
 DIRTY = "Cafe\u0301 \ufb01n\x00al\x85 GR\u00dc\u00dfE \u00b2"
@@ -201,64 +202,94 @@ def test_whole_documents_are_measured_and_parts_of_one_text_are_not(tmp_path: Pa
 
 
 # ── the doors ──
-def classifier(folder: Path, dataset: Dataset, **preprocessing: Any) -> Artifact:
-    tokenizer = load_tokenizer(dataset)
-    details = dict(dataset.details)
-    model = build_model(tiny(task="classify", data={"uri": "languages", "max_length": 16}), details, ("a", "b")).eval()
+def made(folder: Path, dataset: Dataset, config: TransformerConfig, rule: Any = None) -> Artifact:
+    """An artifact of a model that has learnt nothing. rule: what its manifest has, where it is not the config's."""
+    small = {"name": "tiny", "layers": 1, "heads": 2, "width": 32}
+    model = build_model(from_dict(TransformerConfig, to_dict(config) | {"model": small}), dict(dataset.details),
+                        dataset.class_names).eval()
     model.save_pretrained(folder / "saved")
-    files = files_of(tokenizer) | {path.name: path.read_bytes() for path in (folder / "saved").iterdir()}
-    about = description("transformer", TensorSpec(name="text", datatype="BYTES", shape=(-1,)),
-                        config={"task": "classify"},
-                        preprocessing={"max_length": 16, "pad_id": details["pad_id"], **preprocessing})
-    written = write_artifact(Store.open(str(folder)), "texts", description=about,
-                             files={f"model/{name}": data for name, data in files.items()},
-                             probe=Probe(inputs={"text": np.array(["x"], object)},
-                                         outputs={"probabilities": np.zeros((1, 2), np.float32)}))
+    files = tokenizer_files(dataset) | {path.name: path.read_bytes() for path in (folder / "saved").iterdir()}
+    judged = {"accuracy": 1.0, "loss": 1.0}
+    trained = SimpleNamespace(job="transformer", config=config, dataset=dataset)
+    verdict = SimpleNamespace(metrics=dict.fromkeys(("validation", "test"), judged))
+    about = describe(cast(Any, trained), cast(Any, verdict))
+    if rule is not None:
+        about = replace(about, preprocessing={name: value for name, value in about.preprocessing.items()
+                                              if name != "text"} | rule)
+    name = about.inputs[0].name
+    probe = Probe(inputs={name: np.array(["x"], object) if name == "text" else np.zeros((1, 17), np.int32)},
+                  outputs={about.outputs[0].name: np.zeros((1, 2) if name == "text" else (1,), np.float32)})
+    written = write_artifact(Store.open(str(folder)), "texts", description=about, probe=probe,
+                             files={f"model/{name}": data for name, data in files.items()})
     return open_artifact(written.uri)
 
 
-def test_a_text_has_the_same_tokens_through_every_door(tmp_path: Path) -> None:
+def test_a_text_has_the_same_tokens_through_every_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(f"{DIRTY} {i} {'ab'[i % 2]}", "ab"[i % 2]) for i in range(40)]
-    config = config_of(uri=written(tmp_path / "rows.jsonl", rows), **ALL)
+    config = config_of(uri=written(tmp_path / "rows.jsonl", rows), max_length=24, **ALL)
     dataset = prepared(tmp_path / "storage", config)
     trained = {int(row): tokens[tokens >= 0].tolist() for split in SPLITS
                for found in [taken(dataset, config, split)]
                for row, tokens in zip(found["row_id"], found["tokens"], strict=True)}
-    artifact = classifier(tmp_path, dataset, text=config.data.rule.to_dict())
+    artifact = made(tmp_path, dataset, config)
+    assert any("cleaned first" in limit for limit in artifact.manifest.description.limits)
     predictor, model = TextPredictor.load(artifact), load(artifact)
     assert isinstance(predictor, TextPredictor) and isinstance(model, Classifier)
-    raw = np.array([text.encode() for text, _ in rows], object)
     seen: list[Any] = []
-    predictor._model = type("Seen", (), {"predict": lambda _, tokens: seen.extend(tokens)})()
-    decoded = predictor.decode({"text": raw})
-    predictor.predict(decoded)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "_model", SimpleNamespace(predict=seen.extend))
+        decoded = predictor.decode({"text": np.array([text.encode() for text, _ in rows], object)})
+        predictor.predict(decoded)
     assert [tokens[tokens >= 0].tolist() for tokens in seen] == [trained[row] for row in range(40)]
     encoded = model.encode([text for text, _ in rows])
     assert [ids[mask > 0].tolist() for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
             ] == [trained[row] for row in range(40)]
     assert predictor.features(decoded)["characters"].tolist() == [len(f"{CLEAN} {i} a") for i in range(40)]
     (said,) = model.explain([rows[0][0]], steps=2)
-    assert "".join(said.pieces) == f"{CLEAN} 0 a"[: len("".join(said.pieces))]
-    assert said.pieces == predictor_pieces(predictor, decoded)
+    assert "".join(said.pieces) == f"{CLEAN} 0 a"
+    assert predictor.explain(decoded[:1])["pieces"][0].tolist() == said.pieces
+    assert perturbed(dataset, config, monkeypatch) == sorted(trained[row] for row in sample(dataset).row_ids.tolist())
 
 
-def predictor_pieces(predictor: TextPredictor, decoded: np.ndarray) -> list[str]:
-    return predictor.explain(decoded[:1])["pieces"][0].tolist()
+def perturbed(dataset: Dataset, config: TransformerConfig, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What a model is judged by where a perturbation takes letters and accents apart."""
+    judged: list[list[int]] = []
+
+    def judge(context: Any, model: Any, task: Any, batches: Iterator[Any], count: int) -> Iterator[Any]:
+        judged.extend(row[row >= 0].tolist() for batch in batches for row in batch["tokens"])
+        return iter(())
+
+    monkeypatch.setattr(evaluate, "judged", judge)
+    monkeypatch.setattr(evaluate, "PERTURBATIONS", {"apart": lambda text, _: unicodedata.normalize("NFD", text)})
+    context: Any = SimpleNamespace(dataset=dataset, rank=0, world_size=1)
+    evaluate.predict_perturbed(context, cast(Any, None), cast(Any, None), config)
+    untouched, apart = judged[: len(judged) // 2], judged[len(judged) // 2 :]
+    assert sorted(untouched) == sorted(apart)
+    return sorted(apart)
 
 
-def test_an_artifact_without_a_rule_cleans_nothing_and_one_with_another_rule_is_refused(tmp_path: Path) -> None:
-    uri = written(tmp_path / "rows.jsonl", [(f"Row {i} {'ab'[i % 2]}", "ab"[i % 2]) for i in range(40)])
-    dataset = prepared(tmp_path / "storage", config_of(uri=uri))
-    older = TextPredictor.load(classifier(tmp_path / "older", dataset))
-    assert older.decode({"text": np.array([DIRTY], object)}).tolist() == [DIRTY]
-    newer = classifier(tmp_path / "newer", dataset, text={"normalise": "nfx"})
-    with pytest.raises(ArtifactError, match="normalise"):
-        TextPredictor.load(newer)
-
-
-def test_a_prompt_is_cleaned_wherever_it_is_continued() -> None:
-    plain = language_model()
-    cleaning = LanguageModel(plain.model, plain.tokenizer, 0, None, TextRule(**ALL))  # type: ignore[arg-type]
+def test_a_prompt_is_cleaned_wherever_it_is_continued(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        (tmp_path / "in" / f"{number:02}.txt").write_text(f"{DIRTY} {number}")
+    config = config_of("generate", uri=str(tmp_path / "in"), tokenizer="bytes", **ALL)
+    dataset = prepared(tmp_path / "storage", config)
+    cleaning, plain = (load(made(tmp_path / name, dataset, config, rule))
+                       for name, rule in (("new", None), ("old", {})))
+    assert isinstance(cleaning, LanguageModel) and isinstance(plain, LanguageModel)
     assert Decoder(cleaning).tokens(DIRTY) == Decoder(plain).tokens(CLEAN) != Decoder(plain).tokens(DIRTY)
-    assert cleaning.generate(DIRTY, 8) == plain.generate(CLEAN, 8)
-    assert len(train(tiny(data={"tokenizer": "bytes"}), ())(CLEAN)["input_ids"]) == len(CLEAN.encode())
+    assert cleaning.generate(DIRTY, 8, temperature=0.01) == plain.generate(CLEAN, 8, temperature=0.01)
+
+
+def test_an_artifact_without_a_rule_cleans_nothing_and_one_with_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    uri = written(tmp_path / "rows.jsonl", [(f"Row {i} {'ab'[i % 2]}", "ab"[i % 2]) for i in range(40)])
+    config = config_of(uri=uri)
+    dataset = prepared(tmp_path / "storage", config)
+    for name, rule in (("older", {}), ("off", None)):
+        artifact = made(tmp_path / name, dataset, config, rule)
+        assert ("text" in artifact.manifest.description.preprocessing) == (name == "off")
+        found = TextPredictor.load(artifact)
+        assert found.decode({"text": np.array([DIRTY], object)}).tolist() == [DIRTY]
+        assert not any("cleaned" in limit for limit in artifact.manifest.description.limits)
+    with pytest.raises(ArtifactError, match="normalise"):
+        TextPredictor.load(made(tmp_path / "newer", dataset, config, {"text": {"normalise": "nfx"}}))

@@ -100,6 +100,11 @@ def test_nearly_all_pairs_that_have_the_share_in_common_are_found(share: float) 
     assert len(pairs) >= 196 and all(first % 2 == 0 and second == first + 1 for first, second in pairs.tolist())
 
 
+def test_rows_with_one_key_are_paired_with_the_first_and_the_one_before() -> None:
+    keys, rows = np.array([7, 7, 5, 7, 7], np.uint64), np.array([3, 0, 1, 2, 9])
+    assert candidates(keys, rows).tolist() == [[0, 2], [0, 3], [0, 9], [2, 3], [3, 9]]
+
+
 def test_long_rows_are_compared_by_a_part_of_their_runs() -> None:
     rng = np.random.default_rng(2)
     one = rng.integers(0, 1 << 40, 5000)
