@@ -4,44 +4,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
-from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.training.optim_config import learning_rate, require_warmup
 from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
+from jobs.transformer.text.config import TextDataConfig
 
 Task = Literal["classify", "generate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextDataConfig(CsvDataConfig):
-    """Where the text comes from, how it is cut into tokens, and how it is split and read."""
-
-    uri: str = "languages"
-    """`languages` (embedded, to classify), `stdlib` (embedded, to generate), or a path or URI: see the job's README."""
-    text_column: str = "text"
-    """Name of the column with the text (Parquet, CSV, JSON Lines)."""
-    text_columns_join: tuple[str, ...] = ()
-    """More columns whose text follows, each after a space."""
-    max_length: int = 128
-    """Tokens of a row: a longer text is cut when classifying, packed into rows of so many when generating."""
-    tokenizer: Literal["auto", "characters", "bytes", "wordpiece", "bpe"] = "auto"
-    """`auto`: the model's own, or one trained on the training split: `wordpiece` to classify, `bpe` to generate."""
-    vocab_size: int = 8192
-    """Most tokens of a tokenizer that is trained here."""
-    lowercase: bool = False
-    """Whether a tokenizer that is trained here ignores case."""
-    max_train_rows: int | None = None
-    """Uses so many training rows only, chosen by `data.split_seed`."""
-    length_group_steps: int = 64
-    """Steps whose rows are sorted by length among each other, so that a batch holds little padding; 1: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_length >= 8, "data.max_length", self.max_length, "must be at least 8 tokens")
-        require(self.vocab_size >= 64, "data.vocab_size", self.vocab_size, "must be at least 64")
-        require(self.length_group_steps >= 1, "data.length_group_steps", self.length_group_steps, "must be at least 1")
-        require(self.max_train_rows is None or self.max_train_rows >= 1, "data.max_train_rows", self.max_train_rows,
-                "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
+from jobs.transformer.text.text_rule import TextRule
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])
@@ -94,8 +95,8 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))) if classify
                  else TensorSpec(name="negative_log_likelihood", datatype="FP32", shape=(-1,)),),
         labels=dataset.class_names,
-        preprocessing={name: about[name]
-                       for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")},
+        preprocessing={"text": config.data.rule.to_dict(), **{
+            name: about[name] for name in ("max_length", "pad_id", "start_id", "end_id", "tokenizer_sha256")}},
         metrics=verdict.metrics, primary_metric=primary_of(metrics(config), verdict.metrics["test"]).name,
         config=to_dict(config),
         data=dataset.describe(),
@@ -104,7 +105,9 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
                  if classify else "says which token comes next."),
         limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
                  f"Texts are cut to {about['max_length']} tokens.") if classify
-                else ("What it writes is likely text, not truth.",)),
+                else ("What it writes is likely text, not truth.",))
+        + (("Texts are cleaned first, as the manifest's preprocessing says: what reads model/ by itself has to do so, "
+            "too.",) if config.data.rule != TextRule() else ()),
         how_to_load=HOW_TO_CLASSIFY if classify else HOW_TO_GENERATE,
     )
 

@@ -47,7 +47,7 @@ class Decoder:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model.model
-        self._start_id = model.start_id
+        self._start_id, self._clean = model.start_id, model.clean
         self._tokenizer = backend_of(model.tokenizer.backend_tokenizer.to_str(), None)
         self.end_id = model.start_id if model.end_id is None else model.end_id
         self.vocab_size = int(self._model.config.vocab_size)
@@ -60,7 +60,7 @@ class Decoder:
     def tokens(self, text: str) -> list[int]:
         """A prompt as the model was trained on it: the start of a document, and then the text."""
         # `encode` holds Python's lock, and `encode_batch` lets go of it
-        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        (encoded,) = self._tokenizer.encode_batch([self._clean(text)], add_special_tokens=False)
         return [self._start_id, *encoded.ids]
 
     def pieces(self) -> Callable[[int], str]:

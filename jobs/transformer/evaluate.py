@@ -94,7 +94,7 @@ def predict_perturbed(context: TrainContext, model: Strategy, task: Task, config
     passes = -(-len(range(0, most, context.world_size)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
         perturbed = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
-        rows = encode_rows(tokenizer, perturbed, config.data.max_length)
+        rows = encode_rows(tokenizer, list(map(config.data.rule, perturbed)), config.data.max_length)
         rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
         found = judged(context, model, task, sorted_batches(rows, size), passes)
         if answers := [(rows["row_id"], labels, values) for rows, labels, values, _ in found]:

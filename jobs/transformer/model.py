@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
 from jobs.transformer.build import auto_class, first_lines, without_progress_bar
+from jobs.transformer.text.text_rule import TextRule
 
 IGNORED = -100
 """A target that does not count, as in torch.nn.functional.cross_entropy."""
@@ -77,7 +78,7 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 # ── an artifact, as an application sees it ──
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What speaks for a prediction: `pieces` put together are the text, as far as it was read;
+    """What speaks for a prediction: `pieces` put together are the cleaned text, as far as it was read;
     an attribution each, in log-odds."""
 
     predicted: int
@@ -104,8 +105,11 @@ def _on_text(text: str, offsets: list[tuple[int, int]], attributions: list[float
 class Classifier:
     """A trained classifier with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any, labels: Sequence[str], max_length: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, labels: Sequence[str], max_length: int,
+                 rule: TextRule | None = None) -> None:
+        """rule: by which texts are cleaned; None: they are not."""
         self.model, self.tokenizer, self.labels, self.max_length = model.eval(), tokenizer, tuple(labels), max_length
+        self._clean = rule or TextRule()
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[str], batch_size: int = 64) -> npt.NDArray[np.float32]:
@@ -121,7 +125,8 @@ class Classifier:
         """
         from jobs.pytorch.attribution import integrated_gradients
 
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length,
+        texts = list(map(self._clean, texts))
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length,
                                return_tensors="pt",
                                return_offsets_mapping=True, return_special_tokens_mask=True)
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -143,8 +148,8 @@ class Classifier:
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and mask (B, T), cut to what the model was trained on."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length,
-                               return_tensors="pt")
+        batch = self.tokenizer(list(map(self._clean, texts)), padding=True, truncation=True,
+                               max_length=self.max_length, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def of_tokens(self) -> "TokenClassifier":
@@ -168,12 +173,15 @@ class TokenClassifier:
 class LanguageModel:
     """A trained language model with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any, start_id: int, end_id: int | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, start_id: int, end_id: int | None,
+                 rule: TextRule | None = None) -> None:
+        """rule: by which prompts are cleaned; None: they are not."""
         self.model, self.tokenizer, self.start_id, self.end_id = model.eval(), tokenizer, start_id, end_id
+        self.clean = rule or TextRule()
 
     def generate(self, prompt: str, max_new_tokens: int = 100, temperature: float = 0.8, seed: int = 0) -> str:
         """A continuation of the prompt, up to the document's end."""
-        ids = [self.start_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        ids = [self.start_id, *self.tokenizer(self.clean(prompt), add_special_tokens=False)["input_ids"]]
         torch.manual_seed(seed)
         ends = self.start_id if self.end_id is None else self.end_id
         with torch.inference_mode():
@@ -206,10 +214,10 @@ def load(where: artifact.Where | Artifact) -> Classifier | LanguageModel:
         raise artifact.refused(opened.uri,
                                [f"model/ cannot be loaded ({first_lines(error) or type(error).__name__})"]) from error
     if about.labels:
-        return Classifier(model, tokenizer, about.labels, before.max_length)
+        return Classifier(model, tokenizer, about.labels, before.max_length, before.text)
     if before.start_id is None:
         raise artifact.refused(opened.uri, ["it writes text, and names no start_id to begin one with"])
-    return LanguageModel(model, tokenizer, before.start_id, before.end_id)
+    return LanguageModel(model, tokenizer, before.start_id, before.end_id, before.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +226,7 @@ class _Preprocessing:
     start_id: int | None = None
     """None of a classifier without one."""
     end_id: int | None = None
+    text: TextRule = field(default_factory=TextRule)
 
 
 def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:

@@ -18,10 +18,11 @@ from typing import Any, Literal, cast
 from cluster.core.errors import TrainyardError
 from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
-from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TextDataConfig, TransformerConfig
+from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TransformerConfig
 from jobs.transformer.costs import Shape, activation_bytes, shape_of_model
 from jobs.transformer.presets import preset
 from jobs.transformer.strategies.table import STRATEGIES
+from jobs.transformer.text.config import TextDataConfig
 
 RESERVED = 2.0e9
 """Bytes of a GPU that CUDA's context, libraries and the allocator's fragments take: an allowance, not a formula."""

@@ -8,10 +8,11 @@ import numpy as np
 
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
-from jobs.common.artifact.artifact import Artifact
+from jobs.common.artifact.artifact import Artifact, refused
 from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
 from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.common.predictor.recipe import Recipe
+from jobs.transformer.text.text_rule import text_rule
 
 _TOKENS_PER_PASS = 4096
 
@@ -20,12 +21,17 @@ class TextPredictor:
     """Texts to probabilities."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
-        """model: gives probabilities (B, K) for rows of tokens by `predict`."""
+        """model: gives probabilities (B, K) for rows of tokens by `predict`. Raises: ArtifactError."""
         from jobs.transformer.text.features import TextFeatures
         from jobs.transformer.text.tokenizer import backend_of
 
         tokenizer = artifact.read("model/tokenizer.json").decode()
-        self._model, self._most = model, int(artifact.manifest.description.preprocessing["max_length"])
+        before = artifact.manifest.description.preprocessing
+        try:
+            self._clean = text_rule(before)
+        except ValueError as error:
+            raise refused(artifact.uri, [str(error)]) from error
+        self._model, self._most = model, int(before["max_length"])
         self._tokenizer, self._features = backend_of(tokenizer, self._most), TextFeatures(tokenizer)
         self._classifier: Any = None
         """What explains; a graph does not."""
@@ -47,10 +53,12 @@ class TextPredictor:
         made = texts(inputs["text"])
         if (characters := sum(map(len, made))) > MOST_CHARACTERS:
             raise InputError(f"the texts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request")
+        made[:] = list(map(self._clean, made))
         return made
 
     def predict(self, rows: Array) -> Array:
-        """rows: texts (B,), or tokens as the job prepares them: (B, T) int32, -1 where there is none."""
+        """rows: texts (B,) as `decode` cleans them, or tokens as the job prepares them: (B, T) int32, -1 where there is
+        none."""
         from jobs.transformer.text.tokenizer import framed
 
         if rows.dtype == object:

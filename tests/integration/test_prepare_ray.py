@@ -15,6 +15,7 @@ from cluster.connect import connect, disconnect
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
+from jobs.common.data.found import near_texts, repeats
 from jobs.common.vision import prepare as image_prepare
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -58,22 +59,29 @@ def tasks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks for any size."""
     for module in (image_prepare, text_prepare, survey):
         monkeypatch.setattr(module, "RAY_BYTES", 0)
+    monkeypatch.setattr(repeats, "_ROWS_AT_ONCE", 4000)
+    monkeypatch.setattr(near_texts, "_PAIRS_AT_ONCE", 100)
 
 
 @pytest.mark.usefixtures("ray_cluster", "tasks_for_all")
-@pytest.mark.parametrize("task", ["classify", "generate"])
-def test_text_is_the_same_whoever_prepares_it(tmp_path: Path, task: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("task", "options"), [("classify", {}), ("generate", {}), ("classify", {
+    "normalise": "nfc", "case": "lower", "longest": 150, "near_duplicates": "drop", "near_duplicates_from": 0.6})])
+def test_text_is_the_same_whoever_prepares_it(tmp_path: Path, task: str, options: dict[str, object],
+                                              capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     for number in range(5):
-        rows = [{"text": f"{number} {'word ' * (i % 30)}{i}", "label": "ab"[i % 2]} for i in range(60)]
+        rows = [{"text": f"{number} {'word ' * (i % 30)}{i} {' '.join(f'w{i}{k}' for k in range(i % 7 * 3))}",
+                 "label": "ab"[i % 2]} for i in range(60)]
         (tmp_path / "in" / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = from_dict(TransformerConfig, {"task": task, "data": {
-        "uri": str(tmp_path / "in"), "piece_mb": 0.004, "max_length": 16, "vocab_size": 300, "tokenizer": "auto"}})
+        "uri": str(tmp_path / "in"), "piece_mb": 0.004, "max_length": 16, "vocab_size": 300, "tokenizer": "auto",
+        **options}})
     capfd.readouterr()
     ray, here = (text_prepare.prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray")
                  for name in ("ray", "here"))
     assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
-    assert len(ray.splits["train"].pieces) == 10
+    assert len(ray.splits["train"].pieces) == 15
+    assert ("(--data.near-duplicates)" in ray.details.get("left_out", "")) == bool(options)
     (tmp_path / "in/3.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"3\.jsonl, line 1 is no JSON object"):
         text_prepare.prepare(config, Store.open(str(tmp_path / "ray")), use_ray=True)

@@ -97,6 +97,8 @@ class Writing:
     """Folders in which a process that was stopped has left pieces of the very same."""
     measure: Measure | None = None
     """Of each block of a split."""
+    beside: tuple[str, ...] = (HASHES_FOLDER,)
+    """Folders in which a piece leaves a file beside its blocks (found/)."""
 
     def piece(self, number: int, fill: Callable[[Writers], JsonObject]) -> JsonObject:
         """Has `fill` write one piece, unless it is there already. Answers what `fill` does, with rows, digests, and the
@@ -130,16 +132,16 @@ class Writing:
         blocks = [f"{name}/{number:06d}/{BlockLayout.file(block)}" for name in SPLITS
                   for block in range(-(-done["rows"][name] // done["block_rows"]))]
         try:
-            for path in (*blocks, hashes_file("", number).lstrip("/")):
+            for path in (*blocks, *(part_file("", beside, number).lstrip("/") for beside in self.beside)):
                 self.store.copy_to(self.store, f"{folder}/{path}", f"{self.blocks}/{path}")
         except FileNotFoundError:
             return False
         return True
 
 
-def hashes_file(blocks: str, number: int) -> str:
-    """Where a piece leaves the hashes of its rows (found/repeats.py)."""
-    return f"{blocks}/{HASHES_FOLDER}/{number:06d}.parquet"
+def part_file(blocks: str, folder: str, number: int) -> str:
+    """Where a piece leaves what is found in its rows, such as their hashes (found/repeats.py)."""
+    return f"{blocks}/{folder}/{number:06d}.parquet"
 
 
 def _answer_file(folder: str, number: int) -> str:

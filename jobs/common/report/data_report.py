@@ -42,8 +42,8 @@ def _found(dataset: Dataset, uri: str) -> Section:
     facts = {name: value for name, value in dataset.describe().items()
              if name not in ("rows", "classes", "class_counts", "left_out", "repeats")}
     return Section("What was found", html.render(
-        "data_found.html", tiles=tiles, left_out=_left_out(account), repeats=_repeats(account.repeats),
-        were_counted=account.repeats is not None,
+        "data_found.html", tiles=tiles, left_out=_left_out(account),
+        repeats=[*_repeats(account.repeats), *_repeats(account.near)], were_counted=account.repeats is not None,
         facts={**facts, "read from": uri, "prepared in": dataset.store.location()}))
 
 
@@ -59,9 +59,9 @@ def _repeats(repeats: Repeats | None) -> list[tuple[str, str, str]]:
         return []
     counts = {"duplicates": repeats.duplicates, "leaks": repeats.leaks,
               "contradictions": {"": repeats.contradictions}}
-    about = {"duplicates": "the content of an earlier row of their split",
-             "leaks": "LEAK: the content of a row of another split, so scores on them are too good",
-             "contradictions": "the content of a row that has another label"}
+    about = {"duplicates": f"{repeats.like} of an earlier row of their split",
+             "leaks": f"LEAK: {repeats.like} of a row of another split, so scores on them are too good",
+             "contradictions": f"{repeats.like} of a row that has another label"}
     return [(about[kind], ", ".join(f"{count:,} {name}" for name, count in found.items() if count),
              ", ".join(f"{first} and {second}" for first, second in repeats.examples.get(kind, ())))
             for kind, found in counts.items() if any(found.values())]

@@ -10,14 +10,12 @@ from cluster.core.storage import Store
 from jobs.common.data.csv_config import CsvDataConfig, conversion
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import plain_name, read_unpacked, reading, unpacked
-from jobs.transformer.text.fragments import BadRow
+from jobs.common.data.found.bad_rows import BadRow, refuse
 
 TABLES = (".parquet", ".pq", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".tar")
 FORMATS = (*TABLES, ".txt", ".md", ".text", ".py")
 """The endings that are read, also before .gz, .bz2 and .zst."""
 HEADER_BYTES = 1 << 20
-MOST_NAMED = 20
-"""Rows that one message names."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,8 @@ class FilePart:
 
         Raises: DataError, unless they are to be left out.
         """
-        if not bad or self.skips:
-            return
-        if len(bad) == 1:
-            raise DataError(f"{bad[0][0]} {bad[0][1]}: {remedy}")
-        lines = "".join(f"\n  {where} {why}" for where, why in bad[:MOST_NAMED])
-        more = f"\n  and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-        raise DataError(f"{len(bad):,} rows cannot be read: {remedy}; or leave them out with --data.bad-rows skip"
-                        f"{lines}{more}")
+        if not self.skips:
+            refuse(bad, remedy)
 
     @property
     def wanted(self) -> list[str]:

@@ -11,9 +11,9 @@ from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
 from jobs.common.data.csv_config import conversion, looks_delimited_by
 from jobs.common.data.files import MOST_UNPACKED, reading
+from jobs.common.data.found.bad_rows import BadRow
 from jobs.common.data.webdataset import Sample, samples
 from jobs.transformer.text.files import HEADER_BYTES, FilePart
-from jobs.transformer.text.fragments import BadRow
 
 _TAR_ENDINGS = {"txt", "json", "cls"}
 JsonRow = tuple[JsonObject | None, str]

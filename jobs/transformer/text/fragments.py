@@ -2,14 +2,20 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from jobs.common.data.dataset import SplitName
+import numpy as np
 
-BadRow = tuple[str, str]
-"""Where it is, and what is wrong with it."""
+from jobs.common.data.arrow import arrow_column
+from jobs.common.data.dataset import SplitName
+from jobs.common.data.found.account import SHOWN, LeftOut
+from jobs.common.data.found.bad_rows import BadRow
+from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.language import language_of
+
+_EMPTY = "rows without text"
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Texts:
     ends: bool = True
     skipped: Sequence[BadRow] = ()
     """Rows that cannot be read, and are left out."""
+    unwanted: Mapping[str, LeftOut] = field(default_factory=dict[str, LeftOut])
+    """Rows that are left out as they are not as the config wants them, by reason."""
 
 
 class TextFragment(Protocol):
@@ -45,6 +53,54 @@ class TextFragment(Protocol):
     def read(self) -> Texts:
         """Raises: DataError."""
         ...
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A fragment of which the texts are cleaned, and those without text then, or of another length or language than is
+    wanted, are left out. Whoever reads it, to count or to write, has the same rows."""
+
+    fragment: TextFragment
+    options: TextDataConfig
+    kept: dict[str, list[int]] = field(default_factory=dict[str, list[int]], compare=False)
+
+    @property
+    def split(self) -> SplitName:
+        return self.fragment.split
+
+    @property
+    def size(self) -> int:
+        return self.fragment.size
+
+    def describe(self, row: int) -> str:
+        """row: among those that `read` kept, once it has been called."""
+        return self.fragment.describe(self.kept["rows"][row] if "rows" in self.kept else row)
+
+    def read(self) -> Texts:
+        found = self.fragment.read()
+        texts = list(map(self.options.rule, found.texts))
+        rows: dict[str, list[int]] = {"": [], _EMPTY: []}
+        for row, text in enumerate(texts):
+            rows.setdefault(self._why(text), []).append(row)
+        there, empty = rows.pop(""), rows.pop(_EMPTY)
+        self.kept["rows"] = there
+        labels = found.labels if found.labels is None else found.labels.take(arrow_column(np.array(there, np.int64)))
+        unwanted = {why: LeftOut(len(of), tuple(map(self.fragment.describe, of[:SHOWN]))) for why, of in rows.items()}
+        return replace(found, texts=[texts[row] for row in there], labels=labels, empty=found.empty + len(empty),
+                       unwanted=unwanted)
+
+    def _why(self, text: str) -> str:
+        """Why a row is left out; empty: it is not."""
+        if not text.strip():
+            return _EMPTY
+        least, most, languages = self.options.shortest, self.options.longest, self.options.languages
+        if least is not None and len(text) < least:
+            return f"rows shorter than {least:,} characters (--data.shortest)"
+        if most is not None and len(text) > most:
+            return f"rows longer than {most:,} characters (--data.longest)"
+        if languages and language_of(text) not in languages:
+            return f"rows in another language than {' or '.join(languages)} (--data.language)"
+        return ""
 
 
 @dataclass(frozen=True)

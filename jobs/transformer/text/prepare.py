@@ -10,10 +10,8 @@ hash of every text.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import csv
 import functools
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +23,25 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
-from jobs.common.data.found.account import DROPPED, SHOWN, Account, LeftOut
+from jobs.common.data.found.account import DROPPED, NEAR, SHOWN, Account, LeftOut
+from jobs.common.data.found.bad_rows import list_skipped
+from jobs.common.data.found.near_texts import KEYS_FOLDER, RUNS_FOLDER, NearTexts, find_near
 from jobs.common.data.found.repeats import Repeats, find_repeats, forget
-from jobs.common.data.pieces import RAY_BYTES, Teller, Writing, for_each, joined, older_fingerprint, summed, unfinished
+from jobs.common.data.pieces import (
+    HASHES_FOLDER,
+    RAY_BYTES,
+    Teller,
+    Writing,
+    for_each,
+    joined,
+    older_fingerprint,
+    summed,
+    unfinished,
+)
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
-from jobs.transformer.config import TextDataConfig, TransformerConfig
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.config import TextDataConfig
 from jobs.transformer.text.fragments import TextSource
 from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import PieceRows, Rule, Survey, read_piece, survey
@@ -40,7 +51,6 @@ from jobs.transformer.text.writing import SAMPLE_ROWS, Task
 FORMAT_VERSION = 5
 _READABLE_VERSIONS = (4,)
 """Of prepared text that is used where it lies: version 4 was written in one piece."""
-SKIPPED_FILE = "skipped.csv"
 TOKENIZER_CHARACTERS = 32_000_000
 """What a tokenizer is trained on at most."""
 
@@ -89,7 +99,8 @@ def read_texts(config: TransformerConfig) -> Texts:
 
 
 def _build(source: TextSource, found: Survey, config: TransformerConfig, store: Store, blocks: str, use_ray: bool,
-           say: Say | None) -> Dataset:
+           say: Say | None, near: NearTexts | None = None) -> Dataset:
+    """near: what was found where this has written all rows before, to drop some."""
     tell, columns = say or _nobody, _columns(config)
     if source.is_one_text:
         tell(f"{config.data.uri} is one text: its first 90% is for training, the rest is validation and test at once")
@@ -100,24 +111,30 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
         store.write_bytes(f"{blocks}/tokenizer/{name}", data)
     details = _details(config, tokenizer, files, found)
     plan = [details, [(piece.first, piece.size, piece.dropped) for piece in found.pieces]]
-    writing = Writing(store, blocks, columns, len(found.class_names), unfinished(store, blocks, plan, say))
+    look = near is None and not source.is_one_text and config.data.near_duplicates != "ignore"
+    writing = Writing(store, blocks, columns, len(found.class_names), unfinished(store, blocks, plan, say),
+                      beside=(HASHES_FOLDER, *((KEYS_FOLDER, RUNS_FOLDER) if look else ())))
     task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=tokenizer.backend_tokenizer.to_str(),
                 max_length=config.data.max_length, start_id=details["start_id"], end_id=details["end_id"],
-                writing=writing)
+                writing=writing, near_share=config.data.near_share if look else None)
     answers = _written(task, found, config, use_ray, say)
     repeats, dropped = Repeats(), np.empty(0, np.int64)
     if not source.is_one_text:
         repeats, dropped = find_repeats(config.data, store, blocks, len(found.pieces), found.num_rows, use_ray=use_ray)
+    splits, digests = joined(answers)
+    if look:
+        near = find_near(store, blocks, [piece.first for piece in found.pieces], found.num_rows, config.data.near_share,
+                         without=dropped, drop=config.data.near_duplicates == "drop", use_ray=use_ray)
+        _check_left(near, splits, config)
+        dropped = np.union1d(dropped, near.dropped)
     if len(dropped):
         forget(store, blocks)
-        return _build(source, found.without(dropped), config, store, blocks, use_ray, say)
-    splits, digests = joined(answers)
+        return _build(source, found.without(dropped), config, store, blocks, use_ray, say, near)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
     about = {"details": dict(details), "class_names": found.class_names}
     fingerprint = fingerprint_of(about, digests)
-    details |= older_fingerprint(about, answers) | _account(source, found, repeats, blocks).details
-    _write_skipped(found, store, blocks)
+    details |= older_fingerprint(about, answers) | _account(source, found, repeats, near, store, blocks).details
     _tell(details, splits, config, tell)
     return Dataset(store=store, blocks=blocks, fingerprint=fingerprint, splits=splits, columns=columns,
                    class_names=found.class_names, details=details)
@@ -137,11 +154,22 @@ def _written(task: Task, found: Survey, config: TransformerConfig, use_ray: bool
     return answers
 
 
-def _account(source: TextSource, found: Survey, repeats: Repeats, blocks: str) -> Account:
-    rows = {"rows without text": LeftOut(found.empty), DROPPED: LeftOut(found.num_dropped),
-            f"rows that cannot be read, listed in {blocks}/{SKIPPED_FILE}": LeftOut(
-                len(found.skipped), tuple(where for where, _ in found.skipped[:SHOWN]))}
-    return Account.of(source.files, [source.left_out], rows, repeats)
+def _check_left(near: NearTexts, splits: dict[SplitName, Split], config: TransformerConfig) -> None:
+    for (name, split), gone in zip(splits.items(), near.splits, strict=True):
+        if gone and gone == split.num_rows:
+            raise DataError(f"--data.near-duplicates drop leaves no {name} rows of {config.data.uri}: all {gone:,} are "
+                            "nearly the same as an earlier row: pass report, or give other rows")
+
+
+def _account(source: TextSource, found: Survey, repeats: Repeats, near: NearTexts | None, store: Store,
+             blocks: str) -> Account:
+    alike = near or NearTexts(Repeats())
+    named = zip(alike.dropped[:SHOWN].tolist(), alike.stays.tolist(), strict=False)
+    rows = {"rows without text": LeftOut(found.empty), **found.unwanted,
+            DROPPED: LeftOut(found.num_dropped - len(alike.dropped)),
+            NEAR: LeftOut(len(alike.dropped), tuple(f"row {row} as row {first}" for row, first in named)),
+            **list_skipped(found.skipped, store, blocks)}
+    return Account.of(source.files, [source.left_out], rows, repeats, near.repeats if near else None)
 
 
 def _nobody(line: str) -> None:
@@ -221,14 +249,6 @@ def _merged(sample: Sample, more: Sample, positions: int, seed: int) -> Sample:
     both = [*sample, *((row, positions + place, code, text) for row, place, code, text in more)]
     order = np.argsort(keyed_hash(seed, np.array([row for row, *_ in both], np.int64)), kind="stable")[:SAMPLE_ROWS]
     return [both[i] for i in order]
-
-
-def _write_skipped(found: Survey, store: Store, blocks: str) -> None:
-    if not found.skipped:
-        return
-    listed = io.StringIO()
-    csv.writer(listed).writerows([("row", "why"), *found.skipped])
-    store.write_text(f"{blocks}/{SKIPPED_FILE}", listed.getvalue())
 
 
 def _write_sample(sample: Sample, store: Store, blocks: str) -> None:

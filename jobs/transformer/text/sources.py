@@ -14,24 +14,40 @@ from typing import Any
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
+from jobs.common.config import require
 from jobs.common.data.dataset import SPLITS, SplitName
 from jobs.common.data.files import list_files, plain_name, reading
 from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.data.pieces import cut, in_pieces
 from jobs.common.data.webdataset import samples
-from jobs.transformer.config import TextDataConfig
+from jobs.transformer.text.config import TextDataConfig
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES
-from jobs.transformer.text.fragments import TextSource
+from jobs.transformer.text.fragments import Cleaned, TextSource
+from jobs.transformer.text.language import check_languages
 from jobs.transformer.text.text_file import TextFile
+from jobs.transformer.text.text_rule import TextRule
 
 _SCAN_BYTES = 8 << 20
 Listing = list[tuple[str, int, float]]
 
 
 def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
-    """The source of a config; a file larger than a piece is several fragments.
-    Raises: DataError if there is none that it can be."""
+    """The source of a config, with its texts cleaned; a file larger than a piece is several fragments.
+    Raises: DataError if there is none that it can be; ConfigError."""
+    found = _source(config, labelled)
+    if config.chooses:
+        require(not found.is_one_text, f"data.{config.chooses}", getattr(config, config.chooses),
+                f"{config.uri} is one text, which has no rows to leave out: leave the option out, or give files that "
+                "are texts each")
+    elif config.rule == TextRule():
+        return found
+    if config.languages:
+        check_languages(config.languages)
+    return replace(found, fragments=tuple(Cleaned(fragment, config) for fragment in found.fragments))
+
+
+def _source(config: TextDataConfig, labelled: bool) -> TextSource:
     if config.uri == "languages":
         return languages()
     if config.uri == "stdlib":
@@ -44,7 +60,9 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
     order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
     files = [found.files[i] for i in order]
     most = config.piece_bytes(sum(file.size for file in files))
-    parts = tuple(part for file in files for part in _parts(file, most))
+    # how long a text is, and in which language, is said of all of it
+    parts = tuple(part for file in files
+                  for part in ([file] if config.chooses and not file.is_table else _parts(file, most)))
     return TextSource(parts, [found.listing[i] for i in order], tuple(dict.fromkeys(file.split for file in files)),
                       is_one_text=any(file.part for file in files), files=len({file.path for file in files}),
                       contents=tuple(found.contents), left_out=found.unread)

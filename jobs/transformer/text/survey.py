@@ -8,7 +8,7 @@ say the ids and the splits of its own rows; so whoever has a `PieceRows` reads i
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from jobs.common.data.dataset import SPLITS, SplitName
+from jobs.common.data.found.account import LeftOut
+from jobs.common.data.found.bad_rows import BadRow, check_few
 from jobs.common.data.pieces import Teller, for_each, in_pieces
 from jobs.common.data.prepared import Say
 from jobs.common.data.splits import (
@@ -35,8 +37,7 @@ from jobs.common.data.splits import (
     renamed,
 )
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.text.files import MOST_NAMED
-from jobs.transformer.text.fragments import BadRow, TextFragment, TextSource
+from jobs.transformer.text.fragments import TextFragment, TextSource
 
 RAY_BYTES = 256 << 20
 """Smaller sources are read here: to count the rows of so much takes no longer than to start tasks."""
@@ -131,6 +132,8 @@ class Survey:
     """Rows that were left out as they hold no text."""
     skipped: tuple[BadRow, ...]
     """Rows that were left out as they cannot be read."""
+    unwanted: Mapping[str, LeftOut]
+    """Rows that were left out as they are not as the config wants them, by reason."""
 
     def without(self, dropped: Ids) -> "Survey":
         """dropped: ids of rows, sorted."""
@@ -165,10 +168,12 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
     empty = sum(answer["empty"] for answer in answers)
     rows = [sum(answer["rows"]) for answer in answers]
     skipped = tuple((where, why) for answer in answers for where, why in answer["skipped"])
-    _check_few(skipped, sum(rows), config)
+    check_few(skipped, sum(rows) + len(skipped), config.data)
+    unwanted = _merged((why, LeftOut(*of)) for answer in answers for why, of in answer["unwanted"].items())
     if not sum(rows):
-        why = f": all of its {empty} rows are empty" if empty else ""
-        raise DataError(f"data {config.data.uri!r} holds no text{why}")
+        whys = [f"all of its {empty} rows are empty"] if empty and not unwanted else [
+            f"{of.count:,} {why}" for why, of in {"rows without text": LeftOut(empty), **unwanted}.items() if of.count]
+        raise DataError(f"data {config.data.uri!r} holds no text{': ' * bool(whys)}{', '.join(whys)}")
     firsts = np.cumsum([0, *rows]).tolist()
     missing = tuple(s for s in (TEST, VALIDATION) if SPLITS[s] not in source.splits_given)
     if column is None:
@@ -179,15 +184,14 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
         rule, before = _by_class(pieces, answers, missing, config)
         placed = tuple(PieceRows(number, piece, first, classes) for number, (piece, first, classes)
                        in enumerate(zip(pieces, firsts[:-1], before, strict=True)))
-    return Survey(placed, rule, sum(rows), empty, skipped)
+    return Survey(placed, rule, sum(rows), empty, skipped, unwanted)
 
 
-def _check_few(skipped: Sequence[BadRow], rows: int, config: TransformerConfig) -> None:
-    most = config.data.bad_rows_most
-    if len(skipped) > most * (rows + len(skipped)):
-        first = "".join(f"\n  {where} {why}" for where, why in skipped[:MOST_NAMED])
-        raise DataError(f"{len(skipped):,} of {rows + len(skipped):,} rows of {config.data.uri} cannot be read, more "
-                        f"than --data.bad-rows-most {most:g} allows: mend them, or allow more{first}")
+def _merged(unwanted: Iterable[tuple[str, LeftOut]]) -> dict[str, LeftOut]:
+    merged: dict[str, LeftOut] = {}
+    for why, of in unwanted:
+        merged[why] = merged.get(why, LeftOut(0)).merged(of)
+    return merged
 
 
 def _look(label_column: str | None, fragments: Fragments) -> JsonObject:
@@ -195,16 +199,19 @@ def _look(label_column: str | None, fragments: Fragments) -> JsonObject:
     rows: list[int] = []
     labels: list[list[tuple[Label, int, str]]] = []
     skipped: list[BadRow] = []
+    unwanted: list[tuple[str, LeftOut]] = []
     empty = 0
     for fragment in fragments:
         texts = fragment.read()
         skipped += texts.skipped
+        unwanted += texts.unwanted.items()
         rows.append(len(texts.texts))
         empty += texts.empty
         if label_column is not None:
             counted = count_labels(fragment, texts.labels, label_column)
             labels.append([(value, count, counted.first[value]) for value, count in counted.rows.items()])
-    return {"rows": rows, "empty": empty, "labels": labels, "skipped": skipped}
+    return {"rows": rows, "empty": empty, "labels": labels, "skipped": skipped,
+            "unwanted": {why: (of.count, of.first) for why, of in _merged(unwanted).items()}}
 
 
 def _by_class(pieces: Sequence[Fragments], answers: Sequence[JsonObject], missing: tuple[int, ...],

@@ -9,9 +9,10 @@ import numpy as np
 
 from cluster.core.errors import DataError
 from jobs.common.data.arrow import arrow_column
+from jobs.common.data.found.bad_rows import BadRow
 from jobs.transformer.text.files import FilePart, decoded
 from jobs.transformer.text.formats import read_csv, read_json, read_parquet, read_tar
-from jobs.transformer.text.fragments import BadRow, Texts
+from jobs.transformer.text.fragments import Texts
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cluster.core.documents import JsonObject
 from jobs.common.data.dataset import SPLITS
+from jobs.common.data.found.near_texts import write_near
 from jobs.common.data.found.repeats import content_hashes, write_hashes
 from jobs.common.data.pieces import Writing
 from jobs.common.data.prepared import Writers
@@ -41,6 +42,8 @@ class Task:
     start_id: int | None
     end_id: int | None
     writing: Writing
+    near_share: float | None = None
+    """In common of rows that are nearly the same; None: nobody looks for them."""
 
     def __call__(self, piece: PieceRows) -> JsonObject:
         """Writes a piece. Answers its counts: `tokens`, `truncated` and `bytes` by split; `sample` to classify."""
@@ -51,6 +54,9 @@ class Task:
         contents = [text.encode() for text in rows.texts]
         write_hashes(self.writing.store, self.writing.blocks, piece.number, content_hashes(contents), rows.splits,
                      rows.codes, rows.ids)
+        if self.near_share is not None:
+            write_near(self.writing.store, self.writing.blocks, piece.number, rows.texts, rows.splits, rows.codes,
+                       rows.ids, self.near_share)
         about: JsonObject = {
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
             "bytes": {split: sum(len(contents[i]) for i in rows.of(split)) for split in SPLITS}}

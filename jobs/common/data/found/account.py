@@ -13,6 +13,7 @@ from jobs.common.data.found.split_names import Unread
 from jobs.common.data.splits import alike
 
 SHOWN = 5
+NEAR = "rows with nearly the content of others (--data.near-duplicates)"
 DROPPED = "rows with the content of others (--data.duplicates, --data.leaks)"
 _MOST_CLASSES = 12
 
@@ -25,6 +26,10 @@ class LeftOut:
     first: tuple[str, ...] = ()
     """What to call the first five."""
 
+    def merged(self, other: "LeftOut") -> "LeftOut":
+        """Those of both, for the same reason."""
+        return LeftOut(self.count + other.count, (*self.first, *other.first)[:SHOWN])
+
 
 @dataclass(frozen=True)
 class Account:
@@ -35,16 +40,19 @@ class Account:
     """By reason, such as `files of another format`."""
     repeats: Repeats | None = None
     """None where nobody looked."""
+    near: Repeats | None = None
+    """The same of what is nearly the same."""
 
     @staticmethod
-    def of(files: int, unread: Iterable[Unread], rows: Mapping[str, LeftOut], repeats: Repeats | None) -> "Account":
+    def of(files: int, unread: Iterable[Unread], rows: Mapping[str, LeftOut], repeats: Repeats | None,
+           near: Repeats | None = None) -> "Account":
         """unread: of each source, the names of files that are not read, by reason. rows: those that are left out."""
         names: Unread = {}
         for source in unread:
             for reason, more in source.items():
                 names.setdefault(reason, []).extend(more)
         left_out = {reason: LeftOut(len(each), tuple(each[:SHOWN])) for reason, each in names.items()}
-        return Account(files, left_out | {reason: of for reason, of in rows.items() if of.count}, repeats)
+        return Account(files, left_out | {reason: of for reason, of in rows.items() if of.count}, repeats, near)
 
     @property
     def details(self) -> JsonObject:
@@ -52,9 +60,12 @@ class Account:
         known: JsonObject = {"_found": asdict(self)}
         if self.left_out:
             known["left_out"] = ", ".join(f"{left.count:,} {reason}" for reason, left in self.left_out.items())
-        if self.repeats and (said := self.repeats.lines()):
+        if said := self._same():
             known["repeats"] = "; ".join(said)
         return known
+
+    def _same(self) -> list[str]:
+        return [line for found in (self.repeats, self.near) if found for line in found.lines()]
 
     def lines(self, splits: Mapping[SplitName, Split], class_names: Sequence[str]) -> list[str]:
         """What to say of it."""
@@ -67,7 +78,7 @@ class Account:
         for reason, left in self.left_out.items():
             names = f" ({', '.join(left.first)}{' …' * (left.count > len(left.first))})" if left.first else ""
             said.append(f"left out: {left.count:,} {reason}{names}")
-        return [*said, *(self.repeats.lines() if self.repeats else ())]
+        return [*said, *self._same()]
 
 
 def lines_of(dataset: Dataset) -> list[str]:
@@ -80,8 +91,8 @@ def account_of(dataset: Dataset) -> Account:
     found: JsonObject = dataset.details.get("_found") or {"files": 0}
     left_out = {reason: LeftOut(each["count"], tuple(each["first"]))
                 for reason, each in found.get("left_out", {}).items()}
-    repeats = Repeats(**found["repeats"]) if found.get("repeats") else None
-    return Account(found["files"], left_out, repeats)
+    repeats, near = (Repeats(**found[name]) if found.get(name) else None for name in ("repeats", "near"))
+    return Account(found["files"], left_out, repeats, near)
 
 
 def _classes(splits: Mapping[SplitName, Split], names: Sequence[str]) -> str:

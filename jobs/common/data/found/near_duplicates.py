@@ -2,13 +2,14 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from jobs.common.arrays import Array
+from jobs.common.data.found.shingles import Shingles, candidates, common
 
 MOST_PAIRS = 6
 SHINGLE = 3
@@ -16,8 +17,6 @@ SHINGLE = 3
 _CANDIDATES = 100
 NEAR, ALIKE = 0.3, 0.5
 """At most of the usual distance; at least in common."""
-_COMMON = 12
-"""What more rows than this share says little of two of them."""
 _LIMIT = 1e6
 _ROWS_AT_ONCE = 256
 Rows = npt.NDArray[np.int64]
@@ -78,48 +77,12 @@ def _distance(numbers: Array, codes: Array, first: int, second: int) -> float:
 
 
 def alike(tokens: npt.NDArray[np.int32]) -> tuple[list[Pair], int]:
-    """Rows (n, L) of tokens that have most of their triples of tokens in common (Jaccard; Broder 1997), the most alike
-    first; and how many rows have all tokens of an earlier one, which are not among them. -1 is no token."""
+    """Rows (n, L) of tokens that have most of their triples of tokens in common (shingles.py), the most alike first;
+    and how many rows have all tokens of an earlier one, which are not among them. -1 is no token."""
     distinct = _distinct([row.tobytes() for row in tokens])
-    hashes, owners = _shingles(tokens[distinct])
-    pairs: list[Pair] = []
-    for first, second in _sharing(hashes, owners):
-        one, other = (hashes[slice(*np.searchsorted(owners, (row, row + 1)))] for row in (first, second))
-        common = len(np.intersect1d(one, other, assume_unique=True))
-        pairs.append(Pair(int(distinct[first]), int(distinct[second]), common / (len(one) + len(other) - common)))
+    rows = tokens[distinct]
+    runs = Shingles.of(rows[rows >= 0], (rows >= 0).sum(axis=1), SHINGLE)
+    pairs = [Pair(int(distinct[first]), int(distinct[second]), common(runs.least(first), runs.least(second)))
+             for first, second in candidates(*runs.keys(ALIKE)).tolist()]
     near = [pair for pair in pairs if pair.value >= ALIKE]
     return sorted(near, key=lambda pair: (-pair.value, pair))[:MOST_PAIRS], len(tokens) - len(distinct)
-
-
-def _shingles(tokens: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.uint64], Rows]:
-    """The different triples of each row, as hashes, and whose they are; sorted by row."""
-    windows = [tokens[:, shift : tokens.shape[1] - SHINGLE + 1 + shift].astype(np.int64) for shift in range(SHINGLE)]
-    there = windows[-1] >= 0
-    hashes = np.zeros(there.shape, np.uint64)
-    for window in windows:
-        hashes = (hashes ^ window.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(29)
-    rows = np.broadcast_to(np.arange(len(tokens))[:, None], there.shape)[there]
-    order = np.lexsort((hashes[there], rows))
-    found, owners = hashes[there][order], rows[order]
-    new = np.ones(len(found), bool)
-    new[1:] = (found[1:] != found[:-1]) | (owners[1:] != owners[:-1])
-    return found[new], owners[new]
-
-
-def _sharing(hashes: npt.NDArray[np.uint64], owners: Rows) -> Iterator[tuple[int, int]]:
-    """The pairs of rows that share the most of what few rows have."""
-    order = np.lexsort((owners, hashes))
-    hashes, owners = hashes[order], owners[order]
-    groups = np.unique(hashes, return_inverse=True)[1]
-    rare = np.bincount(groups)[groups] <= _COMMON if len(groups) else np.zeros(0, bool)
-    groups, owners = groups[rare], owners[rare]
-    shared = [np.stack([owners[:-apart][same], owners[apart:][same]], axis=1) for apart in range(1, _COMMON)
-              if (same := groups[:-apart] == groups[apart:]).any()]
-    if not shared:
-        return
-    pairs, counts = np.unique(np.concatenate(shared), axis=0, return_counts=True)
-    sizes = np.bincount(owners)
-    share = counts / np.minimum(sizes[pairs[:, 0]], sizes[pairs[:, 1]])
-    for place in np.argsort(-share, kind="stable")[:2 * _CANDIDATES].tolist():
-        yield int(pairs[place, 0]), int(pairs[place, 1])

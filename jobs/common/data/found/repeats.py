@@ -8,6 +8,7 @@ range of their values at a time, in tasks: so nobody ever holds more than a few 
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.dataset import SPLITS
-from jobs.common.data.pieces import HASHES_FOLDER, for_each, hashes_file
+from jobs.common.data.pieces import HASHES_FOLDER, for_each, part_file
 from jobs.common.data.prepared import DONE_FOLDER
 
 Ids = npt.NDArray[np.int64]
@@ -45,6 +46,8 @@ class Repeats:
     contradictions: int = 0
     """Rows whose content another row has under another label."""
     examples: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
+    near: bool = False
+    """Whether it is nearly the same content (near_texts.py)."""
 
     def merged(self, other: "Repeats") -> "Repeats":
         names = ("duplicates", "leaks", "contradictions")
@@ -56,15 +59,21 @@ class Repeats:
 
     def lines(self) -> list[str]:
         """What to say of them; nothing where there are none."""
-        said: list[str] = []
+        said, like = list[str](), self.like
         if twice := [f"{count:,} of {name}" for name, count in self.duplicates.items() if count]:
-            said.append(f"rows with the content of an earlier one of their split: {', '.join(twice)}")
+            said.append(f"rows with {like} of an earlier one of their split: {', '.join(twice)}")
         if leaked := [f"{count:,} of {name}" for name, count in sorted(self.leaks.items()) if count]:
-            said.append(f"LEAK: rows whose content is in another split, too: {', '.join(leaked)}: scores on them are "
-                        "too good")
+            where = "with nearly the content of one in another split" if self.near else (
+                "whose content is in another split, too")
+            said.append(f"LEAK: rows {where}: {', '.join(leaked)}: scores on them are too good")
         if self.contradictions:
-            said.append(f"{self.contradictions:,} rows have the content of another row that has another label")
+            said.append(f"{self.contradictions:,} rows have {like} of another row that has another label")
         return said
+
+    @property
+    def like(self) -> str:
+        """What they have of others."""
+        return "nearly the content" if self.near else "the content"
 
 
 @dataclass
@@ -99,8 +108,13 @@ def write_hashes(store: Store, blocks: str, part: int, digests: bytes, splits: A
     order = chosen[np.argsort(hashes[chosen, 0], kind="stable")]
     codes = np.zeros(len(splits), np.int32) if labels is None else labels.astype(np.int32)
     columns = (hashes[order, 0], hashes[order, 1], splits[order].astype(np.int8), codes[order], row_ids[order])
-    with store.writing(hashes_file(blocks, part)) as sink:
-        pq.write_table(pa.Table.from_arrays([arrow_column(column) for column in columns], names=list(_NAMES)), sink,
+    write_sorted(store, part_file(blocks, HASHES_FOLDER, part), _NAMES, columns)
+
+
+def write_sorted(store: Store, path: str, names: Sequence[str], columns: Sequence[Array]) -> None:
+    """A file of numbers for `read_between`. columns: sorted by the first of them."""
+    with store.writing(path) as sink:
+        pq.write_table(pa.Table.from_arrays([arrow_column(column) for column in columns], names=list(names)), sink,
                        compression="none", use_dictionary=False, row_group_size=_GROUP_ROWS)
 
 
@@ -110,12 +124,9 @@ def find_repeats(data: DataConfig, store: Store, blocks: str, parts: int, rows: 
 
     Raises: DataError where there are leaks, and the config refuses them.
     """
-    count = max(1, -(-rows // _ROWS_AT_ONCE))
-    ends = [(1 << 64) * part // count for part in range(count + 1)]
-    ranges = list(zip(ends[:-1], (end - 1 for end in ends[1:]), strict=True))
     work = functools.partial(_repeats_between, store, blocks, parts, data.duplicates == "drop", data.leaks == "drop")
     repeats, dropped = Repeats(), list[int]()
-    for answer in for_each(ranges, work, use_ray=use_ray):
+    for answer in for_each(in_ranges(rows), work, use_ray=use_ray):
         repeats = repeats.merged(Repeats(**answer["counted"]))
         dropped += answer["dropped"]
     if data.leaks == "refuse" and any(repeats.leaks.values()):
@@ -124,6 +135,13 @@ def find_repeats(data: DataConfig, store: Store, blocks: str, parts: int, rows: 
                         f"{', '.join(f'{count:,} rows of {name}' for name, count in repeats.leaks.items() if count)} "
                         f"(row ids {pairs}): mend it, or pass --data.leaks drop or report")
     return repeats, np.sort(np.array(dropped, np.int64))
+
+
+def in_ranges(count: int) -> list[tuple[int, int]]:
+    """So many 64-bit hashes in ranges of their values, both ends included, with about four million in each."""
+    ranges = max(1, -(-count // _ROWS_AT_ONCE))
+    ends = [(1 << 64) * place // ranges for place in range(ranges + 1)]
+    return [(first, end - 1) for first, end in itertools.pairwise(ends)]
 
 
 def forget(store: Store, blocks: str) -> None:
@@ -135,8 +153,9 @@ def forget(store: Store, blocks: str) -> None:
 def _repeats_between(store: Store, blocks: str, parts: int, drop_duplicates: bool, drop_leaks: bool,
                      bounds: tuple[int, int]) -> JsonObject:
     """Runs in a task: of the rows whose hash lies in a range."""
-    columns = [np.concatenate(each) for each in zip(*(_read(store, hashes_file(blocks, part), bounds)
-                                                      for part in range(parts)), strict=True)]
+    columns = [np.concatenate(each) for each in zip(*(
+        read_between(store, part_file(blocks, HASHES_FOLDER, part), _NAMES, bounds) for part in range(parts)),
+        strict=True)]
     low, high, split, _, row = columns
     order = np.lexsort((row, split, high, low))
     low, high, split, label, row = (column[order] for column in columns)
@@ -149,24 +168,25 @@ def _repeats_between(store: Store, blocks: str, parts: int, drop_duplicates: boo
     if drop_leaks and len(low):
         highest = np.maximum.reduceat(split, np.flatnonzero(first))
         dropped |= split < highest[group]
-    return {"counted": asdict(_counted(group, split, label, row)), "dropped": row[dropped].tolist()}
+    return {"counted": asdict(count_repeats(group, split, label, row)), "dropped": row[dropped].tolist()}
 
 
-def _read(store: Store, path: str, bounds: tuple[int, int]) -> list[Array]:
-    """The columns of a part, of the rows within the bounds; row groups without any are not read."""
+def read_between(store: Store, path: str, names: Sequence[str], bounds: tuple[int, int]) -> list[Array]:
+    """Columns of a file of numbers that is sorted by the first of them, of the rows where that is within the bounds;
+    row groups without any are not read."""
     with store.reading(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False)
         limits: list[Any] = [file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)]
-        groups = [i for i, of in enumerate(limits) if of.min <= bounds[1] and of.max >= bounds[0]]
-        table: Any = file.read_row_groups(groups, use_threads=False).combine_chunks()
-    columns = [numpy_column(table.column(name).chunk(0)) if table.num_rows else np.empty(0, np.int64)
-               for name in _NAMES]
+        groups = [i for i, of in enumerate(limits) if of is not None and of.min <= bounds[1] and of.max >= bounds[0]]
+        table: Any = file.read_row_groups(groups, columns=list(names), use_threads=False).combine_chunks()
+    columns = [numpy_column(table.column(name).chunk(0)) if table.num_rows
+               else np.empty(0, table.schema.field(name).type.to_pandas_dtype()) for name in names]
     inside = (columns[0] >= bounds[0]) & (columns[0] <= bounds[1])
     return [column[inside] for column in columns]
 
 
-def _counted(group: Array, split: Array, label: Array, row: Array) -> Repeats:
-    """Rows in the order of their content (`group`), then of splits, then of ids."""
+def count_repeats(group: Array, split: Array, label: Array, row: Array) -> Repeats:
+    """Of rows in the order of their content (`group`), then of splits, then of ids."""
     same = np.zeros(len(group), bool)
     same[1:] = group[1:] == group[:-1]
     twice = same.copy()
