@@ -9,27 +9,23 @@ import functools
 import json
 import random
 import statistics
-import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from cluster.connect import connect, disconnect
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.prepare import prepare
 from jobs.transformer.text.tokenizer import train
+from tests.benchmarks.apart import answer_of, answer_timed, size_of
 from tests.benchmarks.results import Figure, Outcome
-from tests.runs import ROOT
 
 TITLE = "tokenising and packing JSON Lines on two cores"
 LENGTH = 1024
@@ -77,10 +73,6 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     return Outcome(figures=figures, samples={"seconds": seconds, "driver": driver}, notes=NOTES)
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def write_corpus(folder: Path, megabytes: int, files: int) -> None:
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(errors="ignore") for path in sorted(root.glob("*.py"))]
@@ -103,11 +95,9 @@ def write_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 8192}))
 
 
-def done(who: str, corpus: Path, model: Path, folder: Path) -> dict[str, float]:
+def done(who: str, corpus: Path, model: Path, folder: Path) -> JsonObject:
     """seconds; grown: the most bytes of memory that the driver had more than before."""
-    out = subprocess.run([sys.executable, "-m", __name__, who, str(corpus), str(model), str(folder / who[:4])],
-                         cwd=ROOT, check=True, capture_output=True, text=True, timeout=900)
-    return json.loads(next(line for line in reversed(out.stdout.splitlines()) if line.startswith("{")))
+    return answer_of(__name__, who, str(corpus), str(model), str(folder / who[:4]))
 
 
 # ── in a process of its own ──
@@ -159,26 +149,7 @@ def hugging_face(corpus: str, model: str, out: str) -> None:
 
 def main(who: str, corpus: str, model: str, out: str) -> None:
     work: Callable[[str, str, str], None] = {OURS: ours, RAY_DATA: ray_data, DATASETS: hugging_face}[who]
-    if who != DATASETS:
-        connect("local", num_cpus=2)
-    process, over = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal most
-        while not over.wait(0.1):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    work(corpus, model, out)
-    took = time.perf_counter() - began
-    over.set()
-    watcher.join()
-    if who != DATASETS:
-        disconnect()
-    print(json.dumps({"seconds": took, "grown": most - before}))
+    answer_timed(lambda: work(corpus, model, out), with_ray=who != DATASETS)
 
 
 if __name__ == "__main__":
