@@ -44,9 +44,9 @@ class Settings:
 
 QUICK = Settings(rows=128, large_rows=256, files=2, rounds=1)
 NOTES = (
-    "The pictures are cuts of 200 to 312 pixels a side out of random fields with a photograph's spectrum, as JPEG of "
-    "quality 90, in row groups of 64. MB are of these files. Seconds are from the call to the last row on disk, without "
-    "starting Ray.",
+    "The pictures are cuts of 200 to 312 pixels a side out of random fields with a photograph's spectrum, as JPEG "
+    "of quality 90, in row groups of 64. MB are of these files. Seconds are from the call to the last row on disk, "
+    "without starting Ray.",
     "The peers' pixels are tensors (Ray Data) and bytes (datasets: faster than its arrays).",
     "The driver's memory is what its resident set grew by since the call, sampled ten times a second, under Ray.",
 )

@@ -19,14 +19,16 @@ from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.vision.picture_rule import PictureRule
 
-_OPEN_BLOCKS = 8
+_OPEN_BLOCKS = 72
+"""As many as the rows of a window of 128 MiB lie in; each is a memory-mapped file of about 4 MB."""
+_WIDE_ROW_BYTES = 4096
 _PREFETCH_BLOCKS = 64
 _PREFETCH_THREADS = 2
 _DECODING_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 class Reader:
-    """Rows of one split at any positions. At most a few blocks are held open, all of them memory-mapped.
+    """Rows of one split at any positions. At most 72 blocks are held open, all of them memory-mapped.
 
     Not for several threads at once. `close` ends its prefetching.
     """
@@ -179,5 +181,8 @@ def _gather(target: Array, lines: Array, column: Array, rows: Array) -> None:
             np.take(column, rows, axis=0, out=part, mode="clip")
         else:
             part[...] = column[rows]
+    elif column.nbytes >= _WIDE_ROW_BYTES * len(column):
+        for line, row in zip(lines.tolist(), rows.tolist(), strict=True):
+            target[line] = column[row]  # `column[rows]` would copy them twice, the first time into new pages
     else:
         target[lines] = column[rows]
