@@ -106,13 +106,13 @@ class Reader:
 
         rule = PictureRule.from_dict(self.dataset.details["picture"])
 
-        def decode(place: tuple[int, Any]) -> None:
-            row, file = place
-            out[row] = decode_picture(file.to_pybytes(), rule)
+        def decode(part: Sequence[tuple[int, Any]]) -> None:
+            for row, file in part:
+                out[row] = decode_picture(file.to_pybytes(), rule)
 
         if self._decoders is None:
             self._decoders = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
-        for _ in self._decoders.map(decode, files):
+        for _ in self._decoders.map(decode, (files[first::_DECODING_THREADS] for first in range(_DECODING_THREADS))):
             pass
 
     def _allocated(self, n: int, out: Columns | None) -> Columns:
