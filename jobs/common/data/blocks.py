@@ -33,6 +33,8 @@ FILES = "files"
 """Beside the columns that a writer takes: the picture file of each row, where they are what is kept."""
 Measure = Callable[[Columns], "Moments"]
 _WRITES_AT_ONCE = 4
+_MOST_LINES = 1 << 16
+"""Of pixels, whose squares are summed in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,24 @@ class Moments:
 
     @staticmethod
     def of(images: Array) -> "Moments":
-        """Of (n, H, W, C), n > 0, in float64; an eighth at a time, which bounds the memory."""
-        step = -(-len(images) // 8)
-        parts = (Moments._of(images[i:i + step]) for i in range(0, len(images), step))
-        return functools.reduce(Moments.merged, parts)
+        """Of (n, H, W, C), n > 0, in float64, or exactly of bytes; an eighth at a time, which bounds the memory."""
+        step = max(1, min(-(-len(images) // 8), _MOST_LINES // images.shape[1]))
+        exact = images.dtype == np.uint8 and images.shape[1] <= _MOST_LINES
+        of_part = Moments._of_bytes if exact else Moments._of
+        return functools.reduce(Moments.merged, (of_part(images[i:i + step]) for i in range(0, len(images), step)))
+
+    @staticmethod
+    def _of_bytes(images: Array) -> "Moments":
+        """In whole numbers, many times as fast."""
+        channels = images.shape[-1]
+        lines = images.reshape(-1, images.shape[-2] * channels)
+        count = lines.size // channels
+        sums = lines.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        squares = np.square(lines, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+        squares = squares.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        around = [(count * of_squares - of_sum**2) / count
+                  for of_sum, of_squares in zip(sums.tolist(), squares.tolist(), strict=True)]
+        return Moments(count, sums / count, np.array(around))
 
     @staticmethod
     def _of(images: Array) -> "Moments":
