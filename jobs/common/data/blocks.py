@@ -98,31 +98,36 @@ class SplitWriter:
     """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory.
 
     num_classes: 0 where there is no `label`.
-    measure: is given each block, in a thread; `measured` has what it returned, in order.
+    measure: is given each block, in a thread; `measured` has what it returned, in order. hashed: whether there is a
+    `digest`.
     """
 
     def __init__(self, store: Store, folder: str, columns: Sequence[Column], num_classes: int, pool: ThreadPoolExecutor,
-                 measure: Measure | None = None) -> None:
+                 measure: Measure | None = None, *, hashed: bool = True) -> None:
         self.columns = tuple(columns)
         self.block_rows = max(1, BLOCK_BYTES // sum(c.row_bytes for c in columns if c.shape))
         self.num_rows = 0
         self.measured: list[Moments] = []
         self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
         self._counts = np.zeros(num_classes, np.int64)
-        self._hashes = {column.name: hashlib.sha256() for column in columns}
+        self._hashes = {column.name: hashlib.sha256() for column in columns if hashed}
         self._kept = any(column.encoded for column in columns)
         self._writes: deque[Future[Moments | None]] = deque()
         self._blocks = self._fill = 0
         self._block = self._empty()
 
-    def append(self, rows: Columns) -> None:
-        """Each column's rows, in the order of row ids; of an encoded column its array, and under `FILES` what is
-        written."""
-        done, total = 0, len(rows["row_id"])
+    def append(self, rows: Columns, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        """Each column's rows, in the order of row ids, or those that are chosen; of an encoded column its array, and
+        under `FILES` what is written."""
+        done, total = 0, len(rows["row_id"]) if chosen is None else len(chosen)
         while done < total:
             n = min(total - done, self.block_rows - self._fill)
             for name, column in self._block.items():
-                column[self._fill:self._fill + n] = rows[name][done:done + n]
+                place = column[self._fill:self._fill + n]
+                if chosen is None:
+                    place[...] = rows[name][done:done + n]
+                else:
+                    np.take(rows[name], chosen[done:done + n], axis=0, out=place, mode="clip")
             self._fill, done = self._fill + n, done + n
             if self._fill == self.block_rows:
                 self._flush()
