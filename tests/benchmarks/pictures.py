@@ -35,8 +35,8 @@ WHO = (OURS, ENCODED, RAY_DATA, DATASETS)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    rows: int = 2_400
-    large_rows: int = 7_200
+    rows: int = 8_000
+    large_rows: int = 16_000
     """A second size: what the driver's memory does not grow with."""
     files: int = 8
     rounds: int = 3

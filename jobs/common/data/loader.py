@@ -94,27 +94,28 @@ class DataLoader:
         key, future = self._ahead.pop(shard, ((-1, -1), None))
         if future is not None and key == (epoch, row):
             return future
-        return self._loader.submit(self._load, epoch, shard, row)
+        return self._loader.submit(self._load, epoch, shard, row, self.order.micro_batch_size)
 
     def _next(self, epoch: int, shard: int, row: int) -> tuple[tuple[int, int], Future[Part]]:
         after = (epoch, row) if row < self._used_rows else (epoch + 1, 0)
-        return after, self._loader.submit(self._load, after[0], shard, after[1])
+        return after, self._loader.submit(self._load, after[0], shard, after[1], self._part_rows)
 
     @property
     def _used_rows(self) -> int:
         """Of each shard's stream in an epoch."""
         return self.order.steps_per_epoch * self.order.micro_batch_size
 
-    def _load(self, epoch: int, shard: int, row: int) -> Part:
+    def _load(self, epoch: int, shard: int, row: int, rows: int) -> Part:
+        """About so many rows: one micro-batch where somebody waits for the first one."""
         window = self.order.window_at(epoch, shard, row)
         first, last = self.order.window_bounds(epoch, shard, window)
         positions = self._window(epoch, shard, window, last)
         if isinstance(self.order, SamplingOrder):
-            stop = min(last, row + self._part_rows - row % self.order.micro_batch_size)
+            stop = min(last, row + rows - row % self.order.micro_batch_size)
             return Part(row, stop, self._reader.take(positions[row - first : stop - first]))
-        rows = self._reader.take(positions)
-        arranged = self.order.arrange(epoch, window, rows["length"])
-        return Part(first, last, {name: column[arranged] for name, column in rows.items()})
+        group = self._reader.take(positions)
+        arranged = self.order.arrange(epoch, window, group["length"])
+        return Part(first, last, {name: column[arranged] for name, column in group.items()})
 
     def _window(self, epoch: int, shard: int, window: int, last: int) -> npt.NDArray[np.int64]:
         """Positions of a window's rows. Has the blocks of this window and of the one after it brought into the

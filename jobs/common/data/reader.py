@@ -83,7 +83,8 @@ class Reader:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PREFETCH_THREADS, thread_name_prefix="prefetch")
         self._pending = {block: task for block, task in self._pending.items() if not task.done()}
-        wanted = np.unique(self._layout.locate(np.asarray(positions))[0])
+        blocks = self._layout.locate(np.asarray(positions))[0]
+        wanted = np.flatnonzero(np.bincount(blocks))  # `np.unique` would import `numpy.ma`
         most = min(_PREFETCH_BLOCKS, self.cache.cap_bytes // (4 * self._block_rows * self.dataset.row_bytes))
         for block in (int(b) for b in wanted):
             if len(self._pending) >= most:
