@@ -10,13 +10,14 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.core.documents import JsonObject
 from tests.benchmarks import loading_readers
 from tests.benchmarks.apart import answer_of, size_of
-from tests.benchmarks.loading_readers import LITDATA, MOSAICML, OURS, READERS, Case
+from tests.benchmarks.loading_case import LITDATA, MOSAICML, OURS, Case
+from tests.benchmarks.loading_readers import READERS
 from tests.benchmarks.photographs import pictures, write_parquet
 from tests.benchmarks.results import Figure, Outcome
 
@@ -40,7 +41,7 @@ class Settings:
     def cases(self) -> tuple[Case, ...]:
         large = Case(rows=self.large_rows, side=224, channels=3, batch_size=32, kept="pixels")
         return (Case(rows=self.small_rows, side=28, channels=1, batch_size=64, kept="pixels"), large,
-                Case(**asdict(large) | {"kept": "files"}))
+                replace(large, kept="files"))
 
 
 QUICK = Settings(small_rows=2_000, large_rows=128, seconds=0.1, rounds=1)

@@ -4,7 +4,7 @@ All three have the same files and the same two cores, each in a process of its o
 in Parquet blocks with splits, hashes, repeats and statistics, a bare pipeline of Ray Data in Parquet files, and
 `datasets.map(batched=True, num_proc=2)` in its own Arrow cache.
 """
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import functools
 import io
@@ -109,7 +109,8 @@ def resized(batch: dict[str, Any]) -> dict[str, Any]:
 def ray_data(source: str, out: str) -> None:
     import ray.data
 
-    ray.data.read_parquet(source).map_batches(resized, batch_size=64).write_parquet(out)
+    rows: Any = ray.data.read_parquet(source)
+    rows.map_batches(resized, batch_size=64).write_parquet(out)
 
 
 def resized_bytes(batch: dict[str, Any]) -> dict[str, Any]:
