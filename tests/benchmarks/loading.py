@@ -9,7 +9,6 @@ import json
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,15 +85,16 @@ def compared(case: Case, settings: Settings, folder: Path, peers: str) -> dict[s
 
     for who in READERS:
         answer("build", who)
-    found = {who: defaultdict[str, dict[str, list[float]]](lambda: defaultdict(list)) for who in READERS}
+    names = ("rows_a_second", "rows_a_cpu_second", "resume_s")
+    found: dict[str, dict[str, dict[str, list[float]]]] = {who: {name: {} for name in names} for who in READERS}
     for _ in range(settings.rounds):
         for who in READERS:
             for workers in ("0",) if who == OURS else ("0", "2"):
                 read = answer("read", who, workers, str(settings.seconds))
                 resumed = answer("resume", who, workers, "0", json.dumps(read["state"]))
-                for name in ("rows_a_second", "rows_a_cpu_second"):
-                    found[who][name][workers].append(read[name])
-                found[who]["resume_s"][workers].append(resumed["seconds"])
+                for name, value in (read | {"resume_s": resumed["seconds"]}).items():
+                    if name in names:
+                        found[who][name].setdefault(workers, []).append(value)
     return {who: {**of, "disk": size_of(folder / who)} for who, of in found.items()}
 
 
