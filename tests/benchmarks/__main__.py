@@ -18,7 +18,7 @@ from tests.benchmarks import results
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
          "cnn_throughput", "cnn_scaling", "cnn_startup", "cnn_accuracy",
          "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library",
-         "shakespeare", "preparing",
+         "shakespeare", "preparing", "pictures", "loading",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
          "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular",
          "module_throughput")

@@ -7,14 +7,10 @@ and `datasets.map(batched=True, num_proc=2)`, twice (tokenise, group), in its ow
 
 import functools
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from cluster.connect import connect, disconnect
+from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.prepare import prepare
 from jobs.transformer.text.tokenizer import train
+from tests.benchmarks.apart import answer_of, answer_timed, size_of
 from tests.benchmarks.results import Figure, Outcome
-from tests.runs import ROOT, cluster
+from tests.runs import cluster
 
 TITLE = "tokenising and packing JSON Lines on two cores"
 LENGTH = 1024
@@ -91,10 +87,6 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
     return Outcome(figures=figures, samples=samples, notes=NOTES)
 
 
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def write_corpus(folder: Path, megabytes: int, files: int) -> None:
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(errors="ignore") for path in sorted(root.glob("*.py"))]
@@ -117,17 +109,15 @@ def write_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 8192}))
 
 
-def done(who: str, corpus: Path, model: Path, folder: Path, cpus: int = 2, nodes: int = 0) -> dict[str, float]:
+def done(who: str, corpus: Path, model: Path, folder: Path, cpus: int = 2, nodes: int = 0) -> JsonObject:
     """seconds; grown: the most bytes of memory that the driver had more than before. nodes: of one core each, beside
     a head that has none; by default the head has all."""
     with ExitStack() as stack:
-        env = dict(os.environ)
+        env: dict[str, str] = {}
         if nodes:
             made = stack.enter_context(cluster(folder / "home", nodes=nodes, cpus_per_node=1))
-            env |= {"RAY_ADDRESS": made.address, "TRAINYARD_HOME": str(folder / "home")}
-        out = subprocess.run([sys.executable, "-m", __name__, who, str(corpus), str(model), str(folder / who[:4]),
-                              str(cpus)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=900, env=env)
-    return json.loads(next(line for line in reversed(out.stdout.splitlines()) if line.startswith("{")))
+            env = {**made.environment(), "TRAINYARD_HOME": str(folder / "home")}
+        return answer_of(__name__, who, str(corpus), str(model), str(folder / who[:4]), str(cpus), env=env)
 
 
 # ── in a process of its own ──
@@ -179,26 +169,7 @@ def hugging_face(corpus: str, model: str, out: str) -> None:
 
 def main(who: str, corpus: str, model: str, out: str, cpus: str) -> None:
     work: Callable[[str, str, str], None] = {OURS: ours, RAY_DATA: ray_data, DATASETS: hugging_face}[who]
-    if who != DATASETS:
-        connect(None if "RAY_ADDRESS" in os.environ else "local", num_cpus=int(cpus))
-    process, over = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal most
-        while not over.wait(0.1):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    work(corpus, model, out)
-    took = time.perf_counter() - began
-    over.set()
-    watcher.join()
-    if who != DATASETS:
-        disconnect()
-    print(json.dumps({"seconds": took, "grown": most - before}))
+    answer_timed(lambda: work(corpus, model, out), cpus=0 if who == DATASETS else int(cpus))
 
 
 if __name__ == "__main__":

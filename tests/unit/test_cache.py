@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.core.errors import ConfigError, StorageError, StorageFullError
+from jobs.common.data import cache as cache_module
 from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.cache import BlockCache
 
@@ -78,6 +79,18 @@ def test_a_damaged_block_is_noticed_and_fetched_again(tmp_path: Path, damage: st
     assert (_values(cache.get("a.arrow", lambda: _block(3))) == 3).all()
     assert "a.arrow is damaged" in caplog.text
     assert (_values(cache.get("a.arrow", _refuse)) == 3).all()
+
+
+def test_a_block_that_nobody_else_has_used_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[int] = []
+    monkeypatch.setattr(cache_module, "_is_whole", lambda *_: checks.append(1) or True)
+    here, there = (BlockCache(tmp_path, 10**6) for _ in range(2))
+    for _ in range(3):
+        here.get("a.arrow", lambda: _block(3))
+    assert len(checks) == 1
+    there.get("a.arrow", _refuse)
+    here.get("a.arrow", _refuse)
+    assert len(checks) == 3
 
 
 def test_what_a_killed_writer_left_is_cleared_and_counted(tmp_path: Path) -> None:

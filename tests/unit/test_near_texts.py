@@ -163,7 +163,7 @@ def test_what_is_nearly_the_same_is_counted_as_what_is_the_same_is(tmp_path: Pat
             "are too good") in said
     assert "4 rows have nearly the content of another row that has another label" in said
     assert "rows with the content of an earlier one of their split: 2 of train" in said
-    html = render("run", dataset, ())
+    html = render("run", dataset, (), "in")
     assert "LEAK: nearly the content of a row of another split" in html and "12 and 87" in html
     assert sum(split.num_rows for split in dataset.splits.values()) == 92, "nothing is left out"
     both = prepared(tmp_path / "storage", config_of(uri=str(folder), near_duplicates="report", duplicates="drop"))

@@ -33,6 +33,8 @@ FILES = "files"
 """Beside the columns that a writer takes: the picture file of each row, where they are what is kept."""
 Measure = Callable[[Columns], "Moments"]
 _WRITES_AT_ONCE = 4
+_MOST_LINES = 1 << 16
+"""Of pixels, whose squares are summed in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,24 @@ class Moments:
 
     @staticmethod
     def of(images: Array) -> "Moments":
-        """Of (n, H, W, C), n > 0, in float64; an eighth at a time, which bounds the memory."""
-        step = -(-len(images) // 8)
-        parts = (Moments._of(images[i:i + step]) for i in range(0, len(images), step))
-        return functools.reduce(Moments.merged, parts)
+        """Of (n, H, W, C), n > 0, in float64, or exactly of bytes; an eighth at a time, which bounds the memory."""
+        step = max(1, min(-(-len(images) // 8), _MOST_LINES // images.shape[1]))
+        exact = images.dtype == np.uint8 and images.shape[1] <= _MOST_LINES
+        of_part = Moments._of_bytes if exact else Moments._of
+        return functools.reduce(Moments.merged, (of_part(images[i:i + step]) for i in range(0, len(images), step)))
+
+    @staticmethod
+    def _of_bytes(images: Array) -> "Moments":
+        """In whole numbers, many times as fast."""
+        channels = images.shape[-1]
+        lines = images.reshape(-1, images.shape[-2] * channels)
+        count = lines.size // channels
+        sums = lines.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        squares = np.square(lines, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+        squares = squares.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+        around = [(count * of_squares - of_sum**2) / count
+                  for of_sum, of_squares in zip(sums.tolist(), squares.tolist(), strict=True)]
+        return Moments(count, sums / count, np.array(around))
 
     @staticmethod
     def _of(images: Array) -> "Moments":
@@ -82,31 +98,36 @@ class SplitWriter:
     """Takes rows in order and writes them to `store`/NUMBER.parquet, with at most a few blocks in memory.
 
     num_classes: 0 where there is no `label`.
-    measure: is given each block, in a thread; `measured` has what it returned, in order.
+    measure: is given each block, in a thread; `measured` has what it returned, in order. hashed: whether there is a
+    `digest`.
     """
 
     def __init__(self, store: Store, folder: str, columns: Sequence[Column], num_classes: int, pool: ThreadPoolExecutor,
-                 measure: Measure | None = None) -> None:
+                 measure: Measure | None = None, *, hashed: bool = True) -> None:
         self.columns = tuple(columns)
         self.block_rows = max(1, BLOCK_BYTES // sum(c.row_bytes for c in columns if c.shape))
         self.num_rows = 0
         self.measured: list[Moments] = []
         self._store, self._folder, self._pool, self._measure = store, folder, pool, measure
         self._counts = np.zeros(num_classes, np.int64)
-        self._hashes = {column.name: hashlib.sha256() for column in columns}
+        self._hashes = {column.name: hashlib.sha256() for column in columns if hashed}
         self._kept = any(column.encoded for column in columns)
         self._writes: deque[Future[Moments | None]] = deque()
         self._blocks = self._fill = 0
         self._block = self._empty()
 
-    def append(self, rows: Columns) -> None:
-        """Each column's rows, in the order of row ids; of an encoded column its array, and under `FILES` what is
-        written."""
-        done, total = 0, len(rows["row_id"])
+    def append(self, rows: Columns, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        """Each column's rows, in the order of row ids, or those that are chosen; of an encoded column its array, and
+        under `FILES` what is written."""
+        done, total = 0, len(rows["row_id"]) if chosen is None else len(chosen)
         while done < total:
             n = min(total - done, self.block_rows - self._fill)
             for name, column in self._block.items():
-                column[self._fill:self._fill + n] = rows[name][done:done + n]
+                place = column[self._fill:self._fill + n]
+                if chosen is None:
+                    place[...] = rows[name][done:done + n]
+                else:
+                    np.take(rows[name], chosen[done:done + n], axis=0, out=place, mode="clip")
             self._fill, done = self._fill + n, done + n
             if self._fill == self.block_rows:
                 self._flush()

@@ -99,6 +99,8 @@ class Writing:
     """Of each block of a split."""
     beside: tuple[str, ...] = (HASHES_FOLDER,)
     """Folders in which a piece leaves a file beside its blocks (found/)."""
+    hashed: bool = True
+    """Whether the answers have digests of all the rows of a piece."""
 
     def piece(self, number: int, fill: Callable[[Writers], JsonObject]) -> JsonObject:
         """Has `fill` write one piece, unless it is there already. Answers what `fill` does, with rows, digests, and the
@@ -107,7 +109,7 @@ class Writing:
             if (done := self._done(folder, number)) is not None and self._take_over(folder, number, done):
                 return self._commit(number, done)
         with split_writers(self.store, self.blocks, self.columns, self.num_classes, self.measure,
-                           f"/{number:06d}") as writers:
+                           f"/{number:06d}", hashed=self.hashed) as writers:
             about = fill(writers)
             finished = {name: writer.finish() for name, writer in writers.items()}
         return self._commit(number, {

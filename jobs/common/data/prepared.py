@@ -69,12 +69,13 @@ def _folder(storage: Store, key: str) -> Store:
 
 @contextlib.contextmanager
 def split_writers(store: Store, blocks: str, columns: Sequence[Column], num_classes: int,
-                  measure: Measure | None = None, below: str = "") -> Generator[Writers]:
+                  measure: Measure | None = None, below: str = "", *, hashed: bool = True) -> Generator[Writers]:
     """A writer for each split, perhaps of a piece's folder `below` it; after an error none of them goes on in the
     background."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            yield {name: SplitWriter(store, f"{blocks}/{name}{below}", columns, num_classes, pool, measure)
+            yield {name: SplitWriter(store, f"{blocks}/{name}{below}", columns, num_classes, pool, measure,
+                                    hashed=hashed)
                    for name in SPLITS}
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -19,14 +19,16 @@ from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.vision.picture_rule import PictureRule
 
-_OPEN_BLOCKS = 8
+_OPEN_BLOCKS = 72
+"""As many as the rows of a window of 128 MiB lie in; each is a memory-mapped file of about 4 MB."""
+_WIDE_ROW_BYTES = 4096
 _PREFETCH_BLOCKS = 64
 _PREFETCH_THREADS = 2
 _DECODING_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 class Reader:
-    """Rows of one split at any positions. At most a few blocks are held open, all of them memory-mapped.
+    """Rows of one split at any positions. At most 72 blocks are held open, all of them memory-mapped.
 
     Not for several threads at once. `close` ends its prefetching.
     """
@@ -81,7 +83,8 @@ class Reader:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PREFETCH_THREADS, thread_name_prefix="prefetch")
         self._pending = {block: task for block, task in self._pending.items() if not task.done()}
-        wanted = np.unique(self._layout.locate(np.asarray(positions))[0])
+        blocks = self._layout.locate(np.asarray(positions))[0]
+        wanted = np.flatnonzero(np.bincount(blocks))  # `np.unique` would import `numpy.ma`
         most = min(_PREFETCH_BLOCKS, self.cache.cap_bytes // (4 * self._block_rows * self.dataset.row_bytes))
         for block in (int(b) for b in wanted):
             if len(self._pending) >= most:
@@ -104,13 +107,13 @@ class Reader:
 
         rule = PictureRule.from_dict(self.dataset.details["picture"])
 
-        def decode(place: tuple[int, Any]) -> None:
-            row, file = place
-            out[row] = decode_picture(file.to_pybytes(), rule)
+        def decode(part: Sequence[tuple[int, Any]]) -> None:
+            for row, file in part:
+                out[row] = decode_picture(file.to_pybytes(), rule)
 
         if self._decoders is None:
             self._decoders = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
-        for _ in self._decoders.map(decode, files):
+        for _ in self._decoders.map(decode, (files[first::_DECODING_THREADS] for first in range(_DECODING_THREADS))):
             pass
 
     def _allocated(self, n: int, out: Columns | None) -> Columns:
@@ -179,5 +182,8 @@ def _gather(target: Array, lines: Array, column: Array, rows: Array) -> None:
             np.take(column, rows, axis=0, out=part, mode="clip")
         else:
             part[...] = column[rows]
+    elif column.nbytes >= _WIDE_ROW_BYTES * len(column):
+        for line, row in zip(lines.tolist(), rows.tolist(), strict=True):
+            target[line] = column[row]  # `column[rows]` would copy them twice, the first time into new pages
     else:
         target[lines] = column[rows]

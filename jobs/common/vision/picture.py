@@ -47,7 +47,8 @@ _MOST_PARTS: Mapping[bytes, tuple[int, tuple[bytes, ...]]] = {
 texts and profiles, of which each kilobyte becomes a megabyte, and a JPEG's scans,
 of which a few bytes go over the whole picture again."""
 _PIECE = 4096
-"""Bytes of a file that are unpacked in one go, in which Python's lock is held."""
+"""Bytes of a file that a stranger sent which are unpacked in one go, in which Python's lock is held. Of one's own
+files Pillow's own number are, which is a fifth faster."""
 
 
 class PictureError(ValueError):
@@ -69,7 +70,8 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> "ImageFile":
     if image.width * image.height > MOST_PIXELS:
         raise PictureError(f"has {image.width:,} × {image.height:,} pixels, more than the {MOST_PIXELS:,} that are "
                            "read: make it smaller")
-    image.decodermaxblock = _PIECE
+    if formats == SENT_FORMATS:
+        image.decodermaxblock = _PIECE
     return image
 
 

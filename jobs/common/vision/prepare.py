@@ -184,7 +184,8 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
     about: JsonObject = {"shape": plan.spec.shape, "dtype": plan.spec.dtype, "class_names": plan.class_names}
     rows = hashlib.sha256(plan.codes.tobytes() + plan.splits.tobytes()).hexdigest()
     earlier = unfinished(store, blocks, [about, sizes, rows], say)
-    writing = Writing(store, blocks, columns, len(plan.class_names), earlier, _moments)
+    writing = Writing(store, blocks, columns, len(plan.class_names), earlier, _moments,
+                      hashed=len(pieces) == 1)  # the older fingerprint is of one piece alone
     written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
     answers, bad = list[JsonObject](), list[BadRow]()
     for answer in Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes):
@@ -248,10 +249,8 @@ class Task:
             bad += [of for row, of in images.bad.items() if splits[rows][row] >= 0]
             splits[rows][list(images.bad)] = -1
             for split, writer in writers.items():
-                chosen = splits[rows] == SPLITS.index(split)
-                if chosen.any():
-                    writer.append(columns if chosen.all()
-                                  else {name: column[chosen] for name, column in columns.items()})
+                chosen = np.flatnonzero(splits[rows] == SPLITS.index(split))
+                writer.append(columns, None if len(chosen) == len(images.pixels) else chosen)
         if done != len(ids):
             raise DataError(f"{len(ids):,} rows were announced from {piece.fragments[0].describe(0)} on, {done:,} "
                             "could be read: the data changed meanwhile; run it again")
