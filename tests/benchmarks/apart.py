@@ -30,8 +30,8 @@ def answer_of(module: str, *arguments: str, env: Mapping[str, str] = MappingProx
 
 def answer_timed(work: Callable[[], None], *, cpus: int) -> None:
     """Answers with the seconds of a piece of work, and `grown`: the most bytes of memory that this process had more
-    than before, sampled ten times a second. cpus: of a local cluster that it is connected to, which is not timed, unless
-    RAY_ADDRESS names another; 0: none."""
+    than before, sampled ten times a second. cpus: of a local cluster that it joins before, unless RAY_ADDRESS
+    names another; 0: none."""
     if cpus:
         connect(None if "RAY_ADDRESS" in os.environ else "local", num_cpus=cpus)
     process, over = psutil.Process(), threading.Event()
