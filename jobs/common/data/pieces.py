@@ -20,8 +20,6 @@ from jobs.common.data.blocks import Measure
 from jobs.common.data.dataset import SPLITS, Column, Split, SplitName
 from jobs.common.data.prepared import DONE_FOLDER, PLAN_FILE, Say, Writers, fingerprint_of, split_writers
 
-RAY_BYTES = 8 << 20
-"""Smaller sources are prepared in this process: starting tasks takes seconds."""
 HASHES_FOLDER = "hashes"
 _SAY_S = 5.0
 T = TypeVar("T")

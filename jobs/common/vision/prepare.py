@@ -25,16 +25,7 @@ from jobs.common.data.found.account import DROPPED, Account, LeftOut
 from jobs.common.data.found.bad_rows import BadRow, check_few, list_skipped, refuse
 from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
 from jobs.common.data.found.split_names import Unread
-from jobs.common.data.pieces import (
-    RAY_BYTES,
-    Teller,
-    Writing,
-    for_each,
-    in_pieces,
-    joined,
-    older_fingerprint,
-    unfinished,
-)
+from jobs.common.data.pieces import Teller, Writing, for_each, in_pieces, joined, older_fingerprint, unfinished
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
 from jobs.common.data.source import Fragment, Images, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels, renamed
@@ -46,6 +37,8 @@ from jobs.common.vision.picture_rule import PictureRule
 FORMAT_VERSION = 3
 OLDER_VERSION = 2
 """Of prepared images that are used where they lie: it was written in one piece, and knew no rule for pictures."""
+RAY_BYTES = 256 << 20
+"""Of pixels; fewer are decoded in this process, sooner than tasks would have started."""
 _THREADS = 4
 _SUM = 1 << 256
 Uris = dict[SplitName, str | None]

@@ -29,7 +29,6 @@ from jobs.common.data.found.near_texts import KEYS_FOLDER, RUNS_FOLDER, NearText
 from jobs.common.data.found.repeats import Repeats, find_repeats, forget
 from jobs.common.data.pieces import (
     HASHES_FOLDER,
-    RAY_BYTES,
     Teller,
     Writing,
     for_each,
@@ -51,6 +50,8 @@ from jobs.transformer.text.writing import SAMPLE_ROWS, Task
 FORMAT_VERSION = 5
 _READABLE_VERSIONS = (4,)
 """Of prepared text that is used where it lies: version 4 was written in one piece."""
+RAY_BYTES = 8 << 20
+"""Smaller sources are prepared in this process: starting tasks takes seconds."""
 TOKENIZER_CHARACTERS = 32_000_000
 """What a tokenizer is trained on at most."""
 
