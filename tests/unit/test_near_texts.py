@@ -171,6 +171,23 @@ def test_what_is_nearly_the_same_is_counted_as_what_is_the_same_is(tmp_path: Pat
     assert left and not any(left.duplicates.values()) and left.leaks == {"validation": 2, "test": 1}
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 2)), max_size=30))
+def test_repeats_are_counted_whatever_the_numbers_of_groups(rows: list[tuple[int, int, int]]) -> None:
+    """rows: group, split and label; a row's id is its place."""
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    order = np.lexsort((np.arange(len(rows)), table[:, 1], table[:, 0]))
+    found = repeats.count_repeats(table[order, 0] * 7 + 3, table[order, 1], table[order, 2], order)
+    groups = [[rows[i] for i in order if rows[i][0] == group] for group in range(10)]
+    for code, split in enumerate(SPLITS):
+        counts = [sum(row[1] == code for row in group) for group in groups]
+        assert found.duplicates[split] == sum(max(0, count - 1) for count in counts)
+        if code:
+            assert found.leaks[split] == sum(count for count, group in zip(counts, groups, strict=True)
+                                             if any(row[1] < code for row in group))
+    assert found.contradictions == sum(len(group) for group in groups if len({row[2] for row in group}) > 1)
+    assert all(rows[one][0] == rows[other][0] for pairs in found.examples.values() for one, other in pairs)
+
+
 def test_of_the_same_content_one_row_stays_whatever_else_is_dropped(tmp_path: Path) -> None:
     rows = texts(np.random.default_rng(0))
     folder = tmp_path / "in"

@@ -186,13 +186,13 @@ def read_between(store: Store, path: str, names: Sequence[str], bounds: tuple[in
 
 
 def count_repeats(group: Array, split: Array, label: Array, row: Array) -> Repeats:
-    """Of rows in the order of their content (`group`), then of splits, then of ids."""
+    """Of rows in the order of their content (`group`, whatever numbers), then of splits, then of ids."""
     same = np.zeros(len(group), bool)
     same[1:] = group[1:] == group[:-1]
     twice = same.copy()
     twice[1:] &= split[1:] == split[:-1]
     starts = np.flatnonzero(~same)
-    first_of = starts[group]
+    first_of = starts[np.cumsum(~same) - 1]
     leaked = split > split[first_of]
     unlike = same & (label != label[first_of])
     in_conflict = np.isin(group, group[unlike])
