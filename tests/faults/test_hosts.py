@@ -78,7 +78,7 @@ def standing_still(cluster: Cluster, job: runs.Job) -> Iterator[None]:
 
 def test_text_is_prepared_by_all_hosts_though_one_dies_and_trained_on_by_them(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(20):
+    for number in range(12):
         lines = (json.dumps({"text": f"{number} {i} " + "all of a sudden " * 50}) for i in range(1100))
         (tmp_path / f"in/{number}.jsonl").write_text("\n".join(lines))
     flags = ["--task", "generate", "--data.uri", str(tmp_path / "in"), "--data.piece-mb", "1", "--data.tokenizer",
@@ -89,11 +89,11 @@ def test_text_is_prepared_by_all_hosts_though_one_dies_and_trained_on_by_them(cl
     here = prepare(config, Store.open(str(tmp_path / "here")), use_ray=False)
     with runs.run(tmp_path / "run", *flags, "--run.workers", "3", job="transformer", engine="ray", quick=False,
                   env=cluster.environment(), on=cluster.head.command()) as job:
-        job.until(lambda: len(list(tmp_path.glob("data/*/blocks-*/done/*.json"))) > 5)
+        job.until(lambda: len(list(tmp_path.glob("data/*/blocks-*/done/*.json"))) > 3)
         cluster.net.kill(cluster.workers[0])
         assert "pieces on" not in job.text, "it is at work"
         job.finished(300)
-    assert "20 pieces on 3 hosts" in job.text
+    assert "12 pieces on 3 hosts" in job.text
     assert json.loads((job.folder / "run.json").read_text())["data"]["fingerprint"] == here.fingerprint
     cluster.replace(cluster.workers[0])
     cluster.await_nodes()
