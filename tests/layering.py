@@ -78,7 +78,8 @@ def test_imports_run_one_way(layer: str) -> None:
 
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
-    "jobs.common": ("archives", "arrays", "formatting", "provenance", "checkpoint", "command_line", "config",
+    "jobs.common": ("archives", "arrays", "picture_rule", "picture", "formatting", "provenance", "checkpoint",
+                    "command_line", "config",
                     "config_changes", "data",
                     "declared_metrics", "own_code",
                     "training",

@@ -32,6 +32,7 @@ from jobs.common.command_line import current_names, flatten
 from jobs.common.config import PREPARED_FOLDER, DataConfig, RunConfig
 from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.declared_metrics import CLASSIFICATION, Metric, Values
 from jobs.common.evaluation.metrics import Evaluation, evaluate
 from jobs.common.execution.run_state import RUN_FILE, RunState
@@ -198,7 +199,7 @@ def _same_rows(first: Finished, other: Finished) -> IntArray | None:
 
 def _contents(dataset: Dataset) -> list[bytes]:
     """A hash of each test row, in the order of row ids: of all its columns but the id."""
-    reader = dataset.reader("test", DataConfig())
+    reader = Reader.open(dataset, "test", DataConfig())
     found: list[tuple[int, bytes]] = []
     try:
         for start in range(0, reader.num_rows, _ROWS_AT_ONCE):

@@ -155,13 +155,11 @@ class DataConfig:
     leaks: Literal["report", "drop", "refuse"] = "report"
     """What becomes of rows whose content is in another split, too: `drop` takes them out of training, or validation."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What becomes of rows that cannot be read (pictures, and text in CSV, JSON and tar files): `skip` leaves them out
-    and lists them."""
+    """What becomes of pictures, and of rows of text, that cannot be read: `skip` leaves them out and lists them."""
     bad_rows_most: float = 0.01
     """With `skip`: the largest share of the rows that may be left out so."""
     piece_mb: float = 64.0
-    """Of a source's files, in 10^6 bytes: what one task reads, splits and writes at most when the data is prepared; of
-    a source of less than sixteen such pieces, a sixteenth, or 8 MB."""
+    """Of a source's files, in 10^6 bytes: what one task prepares at most; of a small source a sixteenth, or 8 MB."""
     check: bool = False
     """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
     split_seed: int = 0
@@ -193,8 +191,7 @@ class DataConfig:
         return [f"{name} {value}" for name, value in chosen.items() if value != defaults[name]]
 
     def piece_bytes(self, total: int) -> int:
-        """What a piece of a source of so many bytes has at most: less than `piece_mb` where that would leave no work
-        for most of a cluster, but 8 MB, less than which is not worth a task."""
+        """Of a source of so many bytes, what a piece has at most: such that there is work for a cluster."""
         return max(1, int(min(self.piece_mb * 1e6, max(_SMALL_PIECE, total / _MANY_PIECES))))
 
 

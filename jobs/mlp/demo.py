@@ -28,6 +28,7 @@ from cluster.core.storage import Store
 from cluster.local import cluster as local
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 
 WORKERS = 2
 _SHADES = " .:-=+*#%@"
@@ -153,7 +154,7 @@ def first_test_image(storage: Path, record: JsonObject) -> tuple[Array, int]:
     for path in sorted((storage / "data").iterdir()):
         dataset = Dataset.load(Store.open(str(path)))
         if dataset.has(fingerprint):
-            reader = dataset.reader("test", ImageDataConfig())
+            reader = Reader.open(dataset, "test", ImageDataConfig())
             rows = reader.rows(0, 1)
             image, label = np.array(rows["image"][0]), int(rows["label"][0])
             reader.close()

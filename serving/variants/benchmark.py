@@ -16,6 +16,7 @@ from jobs.common.artifact.artifact import Artifact, Probe
 from jobs.common.config import PREPARED_FOLDER, Config, from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
+from jobs.common.data.reader import Reader
 from jobs.common.evaluation.metrics import evaluate
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.training.find_job import find_job
@@ -70,14 +71,14 @@ class Data:
     def training_rows(self, count: int) -> Array:
         """At most so many, spread evenly over the split."""
         total = self.dataset.splits["train"].num_rows
-        with closing(self.dataset.reader("train", self.config.data)) as reader:
+        with closing(Reader.open(self.dataset, "train", self.config.data)) as reader:
             return reader.take(np.linspace(0, total - 1, min(count, total)).astype(np.int64))[self.column]
 
     def judge(self, predictor: Predictor) -> Judged:
         """On every test row, once."""
         labels: list[Array] = []
         found: list[Array] = []
-        with closing(self.dataset.reader("test", self.config.data)) as reader:
+        with closing(Reader.open(self.dataset, "test", self.config.data)) as reader:
             for start in range(0, reader.num_rows, BATCH_ROWS):
                 rows = reader.rows(start, min(start + BATCH_ROWS, reader.num_rows))
                 labels.append(rows["label"])

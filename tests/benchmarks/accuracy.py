@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset, SplitName
+from jobs.common.data.reader import Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from tests.benchmarks import stopwatch
@@ -83,7 +84,7 @@ def classifier_accuracy(data: Dataset, seed: int, splits: tuple[SplitName, ...])
 
 def rows(data: Dataset, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (rows, H·W·C) from 0 to 1, and labels."""
-    reader = data.reader(split, ImageDataConfig())
+    reader = Reader.open(data, split, ImageDataConfig())
     taken = reader.rows(0, data.splits[split].num_rows)
     reader.close()
     return taken["image"].reshape(len(taken["label"]), -1) / 255.0, taken["label"]

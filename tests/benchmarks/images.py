@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cluster.core.storage import Store
 from jobs.common.data.dataset import SPLITS
+from jobs.common.data.reader import Reader
 from jobs.common.vision.augmentation import warps
 from jobs.common.vision.config import AugmentConfig, ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -56,7 +57,7 @@ def write_digits(folder: Path, rows: int) -> Path:
     config = ImageDataConfig()
     digits = prepare(config, Store.open(str(folder.parent / "digits-prepared")), use_ray=False)
     for split in SPLITS:
-        reader = digits.reader(split, config)
+        reader = Reader.open(digits, split, config)
         known = reader.rows(0, digits.splits[split].num_rows)
         reader.close()
         images, labels = known["image"][..., 0], known["label"]

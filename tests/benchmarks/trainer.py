@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.transformer.config import TransformerConfig
 from tests.runs import ROOT
 
@@ -90,7 +91,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
 
 def examples(dataset: Dataset, split: str) -> Any:
-    reader = dataset.reader(split, from_dict(TransformerConfig, {"data": {"uri": "x"}}).data)
+    reader = Reader.open(dataset, split, from_dict(TransformerConfig, {"data": {"uri": "x"}}).data)
     rows: dict[str, npt.NDArray[np.int32]] = reader.rows(0, dataset.splits[split].num_rows)
     reader.close()
     return [{"input_ids": tokens[:length].tolist(), "labels": int(label)} for tokens, length, label in

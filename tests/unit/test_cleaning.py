@@ -22,6 +22,7 @@ from jobs.common.config import from_dict, to_dict
 from jobs.common.config_changes import differences
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
+from jobs.common.data.reader import Reader
 from jobs.transformer import evaluate
 from jobs.transformer.build import build_model
 from jobs.transformer.config import TransformerConfig
@@ -165,7 +166,7 @@ def test_cleaned_rows_are_the_same_in_any_pieces(tmp_path: Path) -> None:
 
 
 def taken(dataset: Dataset, config: TransformerConfig, split: Any) -> dict[str, np.ndarray]:
-    reader = dataset.reader(split, config.data)
+    reader = Reader.open(dataset, split, config.data)
     rows = {name: column.copy() for name, column in reader.rows(0, reader.num_rows).items()}
     reader.close()
     return rows

@@ -29,6 +29,7 @@ from jobs.cnn.pipeline import Pipeline
 from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError
 from jobs.common.vision.build_info import BuildInfo
@@ -509,7 +510,7 @@ def test_attributions_add_up_and_regions_lie_where_the_class_is(odd: Dataset, tm
 
     fill(model, tensors(tmp_path))
     classifier = Classifier(with_probabilities(model), odd.class_names)
-    reader = odd.reader("test", config.data)
+    reader = Reader.open(odd, "test", config.data)
     rows = reader.rows(0, 20)
     reader.close()
     assert (classifier.predict(rows["image"]).argmax(1) == rows["label"]).mean() > 0.8

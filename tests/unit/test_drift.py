@@ -23,6 +23,7 @@ from jobs.common.artifact.drift_reference import (
 )
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset, SplitName
+from jobs.common.data.reader import Reader
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.predictor import Watched
 from jobs.common.vision.config import ImageDataConfig
@@ -140,7 +141,7 @@ def digits(dataset: Dataset, artifact: Artifact) -> Digits:
 
 
 def rows_of(dataset: Dataset, split: SplitName) -> dict[str, Any]:
-    return dataset.reader(split, ImageDataConfig()).rows(0, dataset.splits[split].num_rows)
+    return Reader.open(dataset, split, ImageDataConfig()).rows(0, dataset.splits[split].num_rows)
 
 
 def test_digits_as_trained_on_have_not_drifted(digits: Digits) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.report.attributions import ImageAttribution, TextAttribution, image_section, overlay, text_section
 from jobs.common.report.html import Section, render
 from jobs.common.training.predictions import Predictions
@@ -155,7 +156,7 @@ def test_a_runs_report_explains_test_rows_of_its_artifact(tmp_path: Path) -> Non
     assert missed and float(missed[1]) < 0.05
     model = load(job.folder / "artifact")
     dataset = Dataset.load(Store.open(str(next(tmp_path.rglob("dataset.json")).parent)))
-    reader = dataset.reader("test", ImageDataConfig())
+    reader = Reader.open(dataset, "test", ImageDataConfig())
     images = reader.rows(0, 40)["image"]
     reader.close()
     said = model.predict(images).argmax(1)

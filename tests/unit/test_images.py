@@ -16,10 +16,10 @@ from jobs.common.data.arrow import arrow_column, numpy_column
 from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.reader import Reader
+from jobs.common.picture import FORMATS, decode_picture
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
-from jobs.common.vision.picture import FORMATS, decode_picture
-from jobs.common.vision.picture_rule import PictureRule
 from jobs.common.vision.prepare import prepare
 
 ROWS, HEIGHT, WIDTH = 30, 4, 5

@@ -8,6 +8,7 @@ import pytest
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.loader import DataLoader
+from jobs.common.data.reader import Reader
 from jobs.common.data.sampling import SamplingOrder
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -19,7 +20,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def loader_of(dataset: Dataset, order: SamplingOrder, shards: tuple[int, ...], cache: Path) -> DataLoader:
-    return DataLoader(order, dataset.reader("train", ImageDataConfig(cache_dir=str(cache))), shards)
+    return DataLoader(order, Reader.open(dataset, "train", ImageDataConfig(cache_dir=str(cache))), shards)
 
 
 @pytest.mark.parametrize("start_step", [0, 5, 17])
@@ -27,7 +28,7 @@ def test_micro_batches_are_those_of_the_order_from_any_step(dataset: Dataset, tm
     order = SamplingOrder(num_rows=dataset.splits["train"].num_rows, num_shards=3, global_batch_size=60, block_rows=50,
                           window_rows=120, seed=1)
     loader = loader_of(dataset, order, (0, 2), tmp_path)
-    everything = dataset.reader("train", ImageDataConfig(cache_dir=str(tmp_path))).rows(0, order.num_rows)
+    everything = Reader.open(dataset, "train", ImageDataConfig(cache_dir=str(tmp_path))).rows(0, order.num_rows)
     seen = 0
     for epoch in (0, 1):
         for step, batches in loader.epoch(epoch, start_step):

@@ -19,6 +19,7 @@ from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError, StepOutcome, TrainState
@@ -74,7 +75,7 @@ def test_textbook_is_the_textbook_network(digits: Dataset) -> None:
     assert [config.optim.learning_rate(step, 180) for step in (0, 1, 90, 179)] == [0.01] * 4
     assert not config.augment.active and config.optim.clip_norm is None
 
-    rows = digits.reader("train", config.data).rows(0, 64)
+    rows = Reader.open(digits, "train", config.data).rows(0, 64)
     loss = loop.backward(model, rows, config, 0, torch.device("cpu"))
     pixels = torch.from_numpy(rows["image"]).flatten(1) / 255
     assert loss == pytest.approx(F.cross_entropy(model.layers(pixels), torch.from_numpy(rows["label"])).item(),
@@ -98,7 +99,7 @@ def test_inputs_are_normalised_inside_the_model(digits: Dataset) -> None:
     model = network(config_of(model={"hidden": []}), digits)
     seen: list[torch.Tensor] = []
     model.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    reader = digits.reader("train", ImageDataConfig())
+    reader = Reader.open(digits, "train", ImageDataConfig())
     model(torch.from_numpy(reader.rows(0, digits.splits["train"].num_rows)["image"]))
     reader.close()
     assert seen[0].mean().abs() < 1e-4

@@ -18,6 +18,7 @@ from jobs.common.data.found import near_texts, repeats
 from jobs.common.data.found.account import account_of, lines_of
 from jobs.common.data.found.near_texts import shingles_of
 from jobs.common.data.found.shingles import FUNCTIONS, Shingles, candidates, common, functions_in_band
+from jobs.common.data.reader import Reader
 from jobs.common.report.data_report import render
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text import prepare as preparing
@@ -59,7 +60,7 @@ def uri(tmp_path: Path) -> str:
 def split_of(dataset: Dataset, config: TransformerConfig) -> dict[int, str]:
     found: dict[int, str] = {}
     for split in SPLITS:
-        reader = dataset.reader(split, config.data)
+        reader = Reader.open(dataset, split, config.data)
         found |= dict.fromkeys(reader.rows(0, reader.num_rows)["row_id"].tolist(), split)
         reader.close()
     return found

@@ -22,9 +22,9 @@ from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import SPLITS, Dataset, SplitName
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
+from jobs.common.picture_rule import MOST_PIXELS
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.job import describe_images
-from jobs.common.vision.picture_rule import MOST_PIXELS
 from jobs.common.vision.predictor import GraphPredictor
 from jobs.common.vision.prepare import prepare
 from jobs.mlp.config import MlpConfig

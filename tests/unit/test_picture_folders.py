@@ -11,8 +11,8 @@ from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.found.account import lines_of
+from jobs.common.picture import BEGINNING, ENDINGS, FORMATS, MODES, SENT_FORMATS
 from jobs.common.vision.config import ImageDataConfig
-from jobs.common.vision.picture import BEGINNING, ENDINGS, FORMATS, MODES, SENT_FORMATS
 from jobs.common.vision.prepare import prepare
 
 COLOUR = Image.new("RGB", (3, 2), "red")

@@ -27,6 +27,7 @@ from jobs.common.data.block_layout import BlockLayout
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found import repeats
 from jobs.common.data.found.account import lines_of
+from jobs.common.data.reader import Reader
 from jobs.common.data.splits import PERCENT, RankSplit, count_labels
 from jobs.common.tables.prepare import prepare as prepare_table
 from jobs.common.vision.config import ImageDataConfig
@@ -72,7 +73,7 @@ def prepared(folder: Path, config: TransformerConfig, say: Callable[[str], None]
 def rows_of(dataset: Dataset, config: TransformerConfig) -> dict[str, dict[str, np.ndarray]]:
     found = {}
     for split in SPLITS:
-        reader = dataset.reader(split, config.data)
+        reader = Reader.open(dataset, split, config.data)
         found[split] = {name: column.copy() for name, column in reader.rows(0, reader.num_rows).items()}
         reader.close()
     return found

@@ -17,7 +17,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
-from jobs.common.vision.picture_rule import MOST_PIXELS
+from jobs.common.picture_rule import MOST_PIXELS
 from jobs.mlp.model import Mlp
 from jobs.mlp.model import load as load_images
 from jobs.transformer.predictor import LikelihoodPredictor

@@ -12,6 +12,7 @@ import pytest
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.tables.columns import Field, TableSchema, UnreadableValueError
 from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.prepare import prepare
@@ -48,7 +49,7 @@ def fields(dataset: Dataset) -> dict[str, Field]:
 
 
 def split(dataset: Dataset, name: Any = "train") -> dict[str, Any]:
-    reader = dataset.reader(name, TableDataConfig())
+    reader = Reader.open(dataset, name, TableDataConfig())
     found = reader.rows(0, dataset.splits[name].num_rows)
     reader.close()
     return found

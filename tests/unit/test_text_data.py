@@ -16,6 +16,7 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
+from jobs.common.data.reader import Reader
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.embedded import Programs, entity_split, phrases
@@ -44,7 +45,7 @@ def write_csv(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...] |
 
 
 def rows_of(dataset: Dataset, config: TransformerConfig, split: Any) -> dict[str, np.ndarray]:
-    reader = dataset.reader(split, config.data)
+    reader = Reader.open(dataset, split, config.data)
     rows = reader.rows(0, dataset.splits[split].num_rows)
     reader.close()
     return rows

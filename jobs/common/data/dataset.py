@@ -11,7 +11,7 @@ and row_id int64 at the end.
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +19,7 @@ from cluster.core.documents import JsonObject, check_version, parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
-from jobs.common.config import DataConfig
 from jobs.common.data.block_layout import BlockLayout
-from jobs.common.data.cache import BlockCache
-
-if TYPE_CHECKING:
-    from jobs.common.data.reader import Reader
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -129,12 +124,6 @@ class Dataset:
             known |= {"classes": list(self.class_names),
                       "class_counts": {name: list(split.class_counts) for name, split in self.splits.items()}}
         return known
-
-    def reader(self, split: SplitName, data: DataConfig) -> "Reader":
-        """A reader of one split, through the node-local cache that the config asks for."""
-        from jobs.common.data.reader import Reader  # which needs this module
-
-        return Reader(self, split, BlockCache.open(data.cache_dir, data.cache_gb))
 
     def block_path(self, split: SplitName, index: int) -> str:
         """A block's path inside `store`."""

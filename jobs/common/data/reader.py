@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from cluster.core.errors import DataError
 from jobs.common.arrays import Array
+from jobs.common.config import DataConfig
 from jobs.common.data.arrow import RecordBatch, buffers_of, numpy_column
 from jobs.common.data.cache import BlockCache
 from jobs.common.data.dataset import Columns, Dataset, SplitName
-from jobs.common.vision.picture_rule import PictureRule
+from jobs.common.picture import decode_picture
+from jobs.common.picture_rule import PictureRule
 
 _OPEN_BLOCKS = 72
 """As many as the rows of a window of 128 MiB lie in; each is a memory-mapped file of about 4 MB."""
@@ -43,6 +45,11 @@ class Reader:
         self._pool: ThreadPoolExecutor | None = None
         self._decoders: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[None]] = {}
+
+    @staticmethod
+    def open(dataset: Dataset, split: SplitName, data: DataConfig) -> "Reader":
+        """A reader of one split, through the node-local cache that the config asks for."""
+        return Reader(dataset, split, BlockCache.open(data.cache_dir, data.cache_gb))
 
     def take(self, positions: npt.NDArray[np.int64], out: Columns | None = None) -> Columns:
         """Rows in the order of `positions` (n,), each in [0, num_rows), repeats allowed.
@@ -103,8 +110,6 @@ class Reader:
 
     def _decode(self, files: Sequence[tuple[int, Any]], out: Array) -> None:
         """Puts the pixels of each (row of `out`, picture file) there, many at a time."""
-        from jobs.common.vision.picture import decode_picture  # the one kind of data that is kept as files
-
         rule = PictureRule.from_dict(self.dataset.details["picture"])
 
         def decode(part: Sequence[tuple[int, Any]]) -> None:

@@ -11,6 +11,7 @@ from jobs.common.arrays import Array
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
+from jobs.common.data.reader import Reader
 from jobs.common.declared_metrics import Metric, classification
 from jobs.common.training import predictions
 from jobs.common.training.house import HOUSE
@@ -41,7 +42,7 @@ class TrainingResult:
 
     def rows(self, split: SplitName, positions: Array) -> Columns:
         """Rows of a split."""
-        reader = self.dataset.reader(split, self.config.data)
+        reader = Reader.open(self.dataset, split, self.config.data)
         try:
             return reader.take(positions)
         finally:

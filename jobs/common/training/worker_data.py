@@ -37,14 +37,14 @@ class WorkerData:
                               global_batch_size=config.train.global_batch_size, window_rows=window,
                               seed=config.run.seed)
         grouped = order if length_group_steps == 1 else LengthGroups(order, length_group_steps)
-        loader = DataLoader(grouped, dataset.reader("train", config.data), self.shards)
+        loader = DataLoader(grouped, Reader.open(dataset, "train", config.data), self.shards)
         self.loaders.append(loader)
         return loader
 
     def reader(self, split: SplitName) -> Reader:
         """Rows of an evaluation split."""
         if split not in self._readers:
-            self._readers[split] = self._dataset.reader(split, self._config.data)
+            self._readers[split] = Reader.open(self._dataset, split, self._config.data)
         return self._readers[split]
 
     def local_range(self, split: SplitName) -> range:

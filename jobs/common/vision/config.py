@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
 from jobs.common.training.optim_config import OptimConfig
-from jobs.common.vision.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
 
 MOST_SIDE = math.isqrt(MOST_PIXELS)
 

@@ -16,8 +16,8 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.data.files import FORMATS, Listing, list_files
 from jobs.common.data.source import Source
 from jobs.common.data.webdataset import is_tar
+from jobs.common.picture import ENDINGS
 from jobs.common.vision.config import ImageDataConfig
-from jobs.common.vision.picture import ENDINGS
 from jobs.common.vision.sources.digits import DigitsSource
 from jobs.common.vision.sources.folder import FolderSource, is_picture
 from jobs.common.vision.sources.idx import IMAGES, IdxSource

@@ -10,9 +10,9 @@ from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
 from jobs.common.artifact.manifest import Description
+from jobs.common.picture import MODES, SENT_FORMATS, PictureError, open_picture, picture_pixels
+from jobs.common.picture_rule import MOST_PIXELS, PictureRule
 from jobs.common.vision.features import image_features
-from jobs.common.vision.picture import MODES, SENT_FORMATS, PictureError, open_picture, picture_pixels
-from jobs.common.vision.picture_rule import MOST_PIXELS, PictureRule
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
+from jobs.common import picture
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.blocks import FILES, Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
@@ -29,10 +30,9 @@ from jobs.common.data.pieces import Teller, Writing, for_each, in_pieces, joined
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
 from jobs.common.data.source import Fragment, Images, ImageSpec, Source
 from jobs.common.data.splits import assign, encode_labels, renamed
-from jobs.common.vision import picture
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import find_source
-from jobs.common.vision.picture_rule import PictureRule
 
 FORMAT_VERSION = 3
 OLDER_VERSION = 2

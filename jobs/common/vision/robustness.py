@@ -20,6 +20,7 @@ import numpy.typing as npt
 from jobs.common.arrays import Array
 from jobs.common.data.counter_rng import IntArray, Permutation, Purpose, row_uniforms
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.reader import Reader
 from jobs.common.evaluation.classification import judge_split
 from jobs.common.report import robustness
 from jobs.common.report.html import Section
@@ -98,7 +99,7 @@ def pixel_range(dataset: Dataset, data: ImageDataConfig) -> tuple[float, float]:
 def some_rows(dataset: Dataset, data: ImageDataConfig) -> Images:
     """The images of at most 256 training rows, spread evenly over the split."""
     rows = dataset.splits["train"].num_rows
-    reader = dataset.reader("train", data)
+    reader = Reader.open(dataset, "train", data)
     try:
         return reader.take(np.unique(np.linspace(0, rows - 1, min(_RANGE_ROWS, rows)).astype(np.int64)))["image"]
     finally:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.core.storage import Store
 from jobs.common.artifact.drift_reference import DRIFTED
+from jobs.common.data.reader import Reader
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from tests import runs
@@ -127,7 +128,7 @@ def test_changed_images_have_drifted_and_the_reference_s_own_have_not(endpoint: 
     """At 64 rows a second: the perceptron is shown them inverted, the convolutional network as they are,
     both many times."""
     dataset = prepare(ImageDataConfig(), Store.open(str(endpoint.keys_file.parent)), use_ray=False)
-    images = dataset.reader("test", ImageDataConfig()).rows(0, dataset.splits["test"].num_rows)["image"]
+    images = Reader.open(dataset, "test", ImageDataConfig()).rows(0, dataset.splits["test"].num_rows)["image"]
     client, deadline = endpoint.client(), time.monotonic() + 60
     mlp: dict[str, float] = {}
     cnn: dict[str, float] = {}

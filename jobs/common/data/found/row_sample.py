@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from jobs.common.config import DataConfig
 from jobs.common.data.dataset import SPLITS, Columns, Dataset, Split, SplitName
+from jobs.common.data.reader import Reader
 
 MOST_ROWS, MOST_BYTES = 2000, 32 << 20
 """Of the training split; of each other one a quarter."""
@@ -79,7 +80,7 @@ def spread(split: Split, most: int) -> npt.NDArray[np.int64]:
 
 
 def _read(dataset: Dataset, data: DataConfig, name: SplitName, most: int) -> Columns:
-    reader = dataset.reader(name, data)
+    reader = Reader.open(dataset, name, data)
     try:
         return reader.take(spread(dataset.splits[name], most))
     finally:

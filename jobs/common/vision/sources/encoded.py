@@ -13,8 +13,8 @@ from cluster.core.errors import DataError
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.found.bad_rows import BadRow
 from jobs.common.data.source import Images, ImageSpec, Where, size
-from jobs.common.vision.picture import PictureError, decode_picture
-from jobs.common.vision.picture_rule import CHANNELS, PictureRule
+from jobs.common.picture import PictureError, decode_picture
+from jobs.common.picture_rule import CHANNELS, PictureRule
 
 
 def is_encoded(kind: Any) -> bool:

@@ -16,8 +16,8 @@ from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import FORMATS, Listing, is_litter, reading
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec
-from jobs.common.vision.picture import BEGINNING, ENDINGS
-from jobs.common.vision.picture_rule import PictureRule
+from jobs.common.picture import BEGINNING, ENDINGS
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec
 
 FRAGMENT_FILES = 512

@@ -19,7 +19,7 @@ from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec, Shape
-from jobs.common.vision.picture_rule import PictureRule
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec
 

@@ -17,7 +17,7 @@ from cluster.core.errors import DataError
 from jobs.common.arrays import Array
 from jobs.common.data.arrow import ArrowArray, numpy_column
 from jobs.common.data.source import Images, ImageSpec, Shape, Where, different, size
-from jobs.common.vision.picture_rule import PictureRule
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, encoded_spec, is_encoded
 
 Pixels = Array

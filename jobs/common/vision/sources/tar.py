@@ -22,8 +22,8 @@ from jobs.common.data.files import Listing, plain_name
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec
 from jobs.common.data.webdataset import Part, Sample, samples
-from jobs.common.vision.picture import ENDINGS
-from jobs.common.vision.picture_rule import PictureRule
+from jobs.common.picture import ENDINGS
+from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec
 
 FRAGMENT_BYTES = 64 << 20

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.common.vision.picture_rule import MOST_PIXELS, Background, PictureRule
+from jobs.common.picture_rule import MOST_PIXELS, Background, PictureRule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
