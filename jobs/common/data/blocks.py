@@ -175,7 +175,7 @@ class SplitWriter:
 
 
 def _compression(column: Column) -> str:
-    """What pays: of tokens, zstd leaves half of what lz4 does and is about as fast; of photographs no less."""
+    """What pays: of tokens, zstd leaves two thirds of what lz4 does, and is written as fast; of photographs no less."""
     if column.encoded:
         return "none"
     return "zstd" if np.dtype(column.dtype).itemsize > 1 else "lz4"
