@@ -85,8 +85,21 @@ def as_dicts(source: str, case: Case) -> Iterator[JsonObject]:
         yield {"image": {"bytes": image, "path": None} if case.kept == "files" else image, "label": label}
 
 
-# ── MosaicML Streaming ──
-class MosaicMLStreaming:
+# ── those whose loader knows where it is ──
+class _Streaming:
+    loader: Any
+
+    def epoch(self) -> Iterator[Any]:
+        return (batch["image"] for batch in self.loader)
+
+    def state(self, epoch: int, step: int) -> JsonObject:
+        return self.loader.state_dict()
+
+    def resume(self, state: JsonObject) -> None:
+        self.loader.load_state_dict(state)
+
+
+class MosaicMLStreaming(_Streaming):
     """A set that lies on this machine, as MDS."""
 
     def __init__(self, case: Case, source: str, folder: str, workers: int) -> None:
@@ -109,15 +122,6 @@ class MosaicMLStreaming:
                     Path(file.name).write_bytes(image)
                 writer.write({"image": Image.open(file.name) if isinstance(image, bytes) else image, "label": label})
 
-    def epoch(self) -> Iterator[Any]:
-        return (batch["image"] for batch in self.loader)
-
-    def state(self, epoch: int, step: int) -> JsonObject:
-        return self.loader.state_dict()
-
-    def resume(self, state: JsonObject) -> None:
-        self.loader.load_state_dict(state)
-
 
 def stand_in_for_torchvision() -> None:
     """MosaicML Streaming imports it for the base class of data sets that are not used here."""
@@ -130,8 +134,7 @@ def stand_in_for_torchvision() -> None:
         sys.modules[name] = module
 
 
-# ── LitData ──
-class LitData:
+class LitData(_Streaming):
     """A set that lies on this machine. Its own decoder of JPEG is torchvision's, so files are kept as bytes."""
 
     def __init__(self, case: Case, source: str, folder: str, workers: int) -> None:
@@ -148,15 +151,6 @@ class LitData:
 
         litdata.optimize(fn=functools.partial(file_as_dicts, case=case), inputs=files_of(Path(source) / "train"),
                          output_dir=f"{folder}/litdata", chunk_bytes="64MB", num_workers=1, verbose=False)
-
-    def epoch(self) -> Iterator[Any]:
-        return (batch["image"] for batch in self.loader)
-
-    def state(self, epoch: int, step: int) -> JsonObject:
-        return self.loader.state_dict()
-
-    def resume(self, state: JsonObject) -> None:
-        self.loader.load_state_dict(state)
 
 
 def file_as_dicts(path: str, case: Case) -> Iterator[JsonObject]:
