@@ -9,7 +9,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,7 +53,7 @@ class Teller:
     total: int
     """Bytes of the source."""
 
-    def following(self, answers: Iterable[JsonObject], sizes: Sequence[int]) -> Iterator[JsonObject]:
+    def following(self, answers: Iterable[JsonObject], sizes: Sequence[int]) -> Generator[JsonObject]:
         """The same answers, one for each piece of so many bytes."""
         began = told = time.monotonic()
         done, hosts = 0, set[str]()
@@ -72,7 +72,7 @@ class Teller:
             self.say(f"{self.what}: {len(sizes):,} pieces on {len(hosts)} hosts in {time.monotonic() - began:.1f} s")
 
 
-def for_each(items: Sequence[T], work: Callable[[T], JsonObject], *, use_ray: bool) -> Iterator[JsonObject]:
+def for_each(items: Sequence[T], work: Callable[[T], JsonObject], *, use_ray: bool) -> Generator[JsonObject]:
     """What `work` answers for each item, in order: in tasks of the cluster, or here. Raises: what `work` does."""
     if use_ray and len(items) > 1:
         from jobs.common.data.ray_map import map_with_ray

@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -181,11 +182,13 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
                       hashed=len(pieces) == 1)  # the older fingerprint is of one piece alone
     written = for_each(pieces, Task(plan.spec, writing), use_ray=use_ray)
     answers, bad = list[JsonObject](), list[BadRow]()
-    for answer in Teller(say, f"preparing {config.uri}", sum(sizes)).following(written, sizes):
-        answers.append(answer)
-        bad += [(where, why) for where, why in answer["about"]["bad"]]
-        if config.bad_rows == "refuse":
-            refuse(bad)
+    teller = Teller(say, f"preparing {config.uri}", sum(sizes))
+    with closing(written):
+        for answer in teller.following(written, sizes):
+            answers.append(answer)
+            bad += [(where, why) for where, why in answer["about"]["bad"]]
+            if config.bad_rows == "refuse":
+                refuse(bad)  # and the tasks end, before what they wrote is taken away
     check_few(bad, len(plan.codes), config)
     repeats, dropped = find_repeats(config, store, blocks, len(pieces), len(plan.codes), use_ray=use_ray)
     if len(dropped):
