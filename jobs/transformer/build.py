@@ -4,14 +4,12 @@
 
 import importlib.util
 import logging
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.core.auth import expanded
@@ -20,6 +18,7 @@ from cluster.core.errors import ConfigError
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import ModelConfig, TransformerConfig
 from jobs.transformer.presets import preset
+from jobs.transformer.weights.lora import with_lora
 
 _PLAIN_ATTENTION_TOKENS = 128
 T = TypeVar("T")
@@ -41,7 +40,7 @@ def build_model(config: TransformerConfig, details: JsonObject, class_names: Seq
         model = _pretrained(kind, config.model, architecture)
     if config.model.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return _with_lora(model, config.model) if config.model.lora_rank else model
+    return with_lora(model, config.model) if config.model.lora_rank else model
 
 
 def skeleton(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
@@ -163,17 +162,3 @@ def _looking_for(name: str, load: Callable[[], T]) -> T:
 
 def first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ")
-
-
-def _with_lora(model: nn.Module, wanted: ModelConfig) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    kept = ["classifier", "pre_classifier", "score"]
-    heads = [name for name in kept if any(module == name for module, _ in model.named_children())]
-    layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules()
-                     if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
-        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha),
-                                                target_modules=layers,
-                                                modules_to_save=heads or None))

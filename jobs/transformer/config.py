@@ -35,9 +35,17 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
     lora_rank: int | None = None
-    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA); the export is merged."""
+    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA): see `export.merge`."""
     lora_alpha: float = 16.0
     """The updates count alpha / rank times."""
+    lora_layers: tuple[str, ...] = ()
+    """Which layers have updates, by the last part of their names (q_proj v_proj); none named: all that are linear."""
+    lora_dropout: float = 0.0
+    """Probability of a dropout of what goes into the updates."""
+    rslora: bool = False
+    """The updates count alpha / sqrt(rank) times, which suits high ranks (Kalajdzievski 2023)."""
+    dora: bool = False
+    """A weight's columns get lengths of their own beside the updates, which turn them (DoRA, Liu et al. 2024)."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "attention_window", "lora_rank"):
@@ -48,6 +56,11 @@ class ModelConfig:
         for name in ("layers", "heads", "width"):
             require(getattr(self, name) is None or self.is_preset, f"model.{name}", getattr(self, name),
                     f"is for a preset ({', '.join(PRESETS)}); --model.name {self.name} brings its own")
+        require(0 <= self.lora_dropout < 1, "model.lora_dropout", self.lora_dropout,
+                "must be at least 0 and less than 1")
+        for name in ("lora_layers", "lora_dropout", "rslora", "dora"):
+            require(not getattr(self, name) or self.lora_rank is not None, f"model.{name}", getattr(self, name),
+                    "is for updates of low rank: pass --model.lora-rank, too")
 
     @property
     def is_preset(self) -> bool:
