@@ -16,9 +16,9 @@ from cluster.core.auth import expanded
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.transformer.base_model import check_base, check_weights
-from jobs.transformer.config import ModelConfig, TransformerConfig
+from jobs.transformer.config import TransformerConfig
 from jobs.transformer.presets import preset
-from jobs.transformer.weights.lora import with_lora
+from jobs.transformer.weights.lora import heads_of, with_lora
 
 _PLAIN_ATTENTION_TOKENS = 128
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def build_model(config: TransformerConfig, details: JsonObject, class_names: Seq
     if not config.model.starts_pretrained:
         model = kind.from_config(architecture)
     else:
-        model = _pretrained(kind, config.model, architecture)
+        model = _pretrained(kind, config, architecture)
     if config.model.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return with_lora(model, config.model) if config.model.lora_rank else model
@@ -112,7 +112,8 @@ def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any
                           "another model")
 
 
-def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
+def _pretrained(kind: Any, config: TransformerConfig, architecture: object) -> Any:
+    wanted = config.model
     check_weights(wanted.name)
     folder = expanded(wanted.name)
     where = str(folder) if folder.is_dir() else wanted.name
@@ -120,7 +121,12 @@ def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
         model, found = _looking_for(wanted.name, lambda: kind.from_pretrained(
             where, config=architecture, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True))
-    _check_missing(wanted.name, model.base_model_prefix, sorted(found["missing_keys"]))
+    missing = sorted(found["missing_keys"])
+    _check_missing(wanted.name, model.base_model_prefix, missing)
+    if config.exports_adapter and (lacking := [each for each in missing if each.split(".")[0] not in heads_of(model)]):
+        raise ConfigError(f"--model.name {wanted.name}: it has no {', '.join(lacking[:3])}, which begin with random "
+                          "values and which updates of low rank leave as they are: pass --export.merge, so that the "
+                          "artifact has them")
     return model
 
 

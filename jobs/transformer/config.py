@@ -35,7 +35,7 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
     lora_rank: int | None = None
-    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA): see `export.merge`."""
+    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA); see `export.merge`."""
     lora_alpha: float = 16.0
     """The updates count alpha / rank times."""
     lora_layers: tuple[str, ...] = ()
@@ -166,6 +166,15 @@ class ScaleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What the artifact holds."""
+
+    merge: bool = False
+    """With `--model.lora-rank`: the artifact is a whole model, with the updates added to its weights. Else it has the
+    updates alone, and names the model that they are of; where that began with random weights, it is always whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
     """How the arithmetic is done."""
 
@@ -241,6 +250,7 @@ class TransformerConfig(Config):
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,6 +271,8 @@ class TransformerConfig(Config):
                 "it loses case and spaces, so it cannot give a text back: pass bpe, bytes or characters")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
+        require(not self.export.merge or self.model.lora_rank is not None, "export.merge", self.export.merge,
+                "is for updates of low rank: pass --model.lora-rank, too")
         able = self.scale.capabilities
         require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
                 "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "
@@ -273,6 +285,11 @@ class TransformerConfig(Config):
         require(self.model.attention != "flash_attention_2" or (
             self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
             "flash attention needs a GPU and bf16 or fp16: pass sdpa")
+
+    @property
+    def exports_adapter(self) -> bool:
+        """Whether the artifact has updates of low rank alone."""
+        return self.model.lora_rank is not None and self.model.starts_pretrained and not self.export.merge
 
     @property
     def metric(self) -> str:

@@ -23,6 +23,7 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 from jobs.transformer.text.text_rule import TextRule
+from jobs.transformer.weights.base import base_weights
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])
@@ -30,6 +31,7 @@ probabilities = load("ARTIFACT").predict(["a text", "another"])
 HOW_TO_GENERATE = """from jobs.transformer.model import load
 text = load("ARTIFACT").generate("Once upon a time")
 # or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
+WITH_PEFT = "  # which needs peft, and the base where it was"
 
 LANGUAGE = (Metric("loss", "min", unit="nats a token", primary=True, while_training="loss"),
             Metric("perplexity", "min"), Metric("bits_per_byte", "min"))
@@ -88,6 +90,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
+    base = base_weights(config.model.name).base if config.exports_adapter else None
     return Description(
         job=trained.job, task="text-classification" if classify else "text-generation",
         inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)) if classify
@@ -102,13 +105,16 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart."
-                 if classify else "says which token comes next."),
+                 if classify else "says which token comes next.")
+              + (" Here are the updates of low rank to its weights." if base else ""),
         limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
                  f"Texts are cut to {about['max_length']} tokens.") if classify
                 else ("What it writes is likely text, not truth.",))
+        + ((f"It is no model by itself: it is put onto {base.name}, whose weights have the digest {base.digest}.",)
+           if base else ())
         + (("Texts are cleaned first, as the manifest's preprocessing says: what reads model/ by itself has to do so, "
             "too.",) if config.data.rule != TextRule() else ()),
-        how_to_load=HOW_TO_CLASSIFY if classify else HOW_TO_GENERATE,
+        how_to_load=(HOW_TO_CLASSIFY if classify else HOW_TO_GENERATE) + (WITH_PEFT if base else ""), base=base,
     )
 
 

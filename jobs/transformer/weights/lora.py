@@ -1,4 +1,4 @@
-"""Updates of low rank to a model's linear layers (LoRA, Hu et al. 2021): which layers have them, and how they are added.
+"""Updates of low rank to a model's linear layers (LoRA, Hu et al. 2021): which layers have them, and how they begin.
 
 The rest of the model stays as it is, but for a classifier's head, which is new and is learnt whole.
 """
@@ -47,8 +47,8 @@ def _check_rank(layers: dict[str, nn.Linear], wanted: ModelConfig) -> None:
     most = min(layer.in_features, layer.out_features)
     if (wanted.lora_rank or 0) > most:
         raise ConfigError(f"--model.lora-rank {wanted.lora_rank}: the layer {name} of {wanted.name}, "
-                          f"{layer.in_features} to {layer.out_features}, has rank {most} at most: pass {most} or less, or name other "
-                          "layers with --model.lora-layers")
+                          f"{layer.in_features} to {layer.out_features}, has rank {most} at most: pass {most} or "
+                          "less, or name other layers with --model.lora-layers")
 
 
 def with_lora(model: nn.Module, wanted: ModelConfig) -> Any:
@@ -56,18 +56,18 @@ def with_lora(model: nn.Module, wanted: ModelConfig) -> Any:
     from peft import LoraConfig
 
     assert wanted.lora_rank, "without a rank there are no updates"
-    alpha = wanted.lora_alpha
+    alpha: Any = wanted.lora_alpha
     return put_on(model, LoraConfig(
-        r=wanted.lora_rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=wanted.lora_dropout, use_rslora=wanted.rslora, use_dora=wanted.dora,
+        r=wanted.lora_rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, lora_dropout=wanted.lora_dropout,
+        use_rslora=wanted.rslora, use_dora=wanted.dora,
         target_modules=sorted({_kind(name) for name in adapted_layers(model, wanted)}),
         modules_to_save=heads_of(model) or None))
 
 
-def put_on(model: nn.Module, config: Any) -> Any:
+def put_on(model: Any, config: Any) -> Any:
     """The model with the updates of a peft config."""
     from peft import get_peft_model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        return get_peft_model(model, config)
