@@ -20,7 +20,6 @@ from tests.unit.adapters import answers, save_base, train_adapter
 from tests.unit.test_base_model import forge, with_fields
 from tests.unit.token_rows import config_of
 
-
 NEW = ("lora_layers", "lora_dropout", "rslora", "dora")
 """Fields of `model` that runs of earlier versions did not have."""
 
