@@ -5,70 +5,13 @@ from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import learning_rate, require_warmup
-from jobs.transformer.presets import PRESETS
+from jobs.transformer.chat.turns import LossOn
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.config import Task, TextDataConfig
+from jobs.transformer.weights.config import ExportConfig, ModelConfig
 
-Task = Literal["classify", "generate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
-
-    name: str = "tiny"
-    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, …), a local folder, or a hub name."""
-    layers: int | None = None
-    """Of a preset: how many layers, where not its own number."""
-    heads: int | None = None
-    """Of a preset: how many attention heads."""
-    width: int | None = None
-    """Of a preset: the hidden size."""
-    attention_window: int | None = None
-    """Of `tiny`, to classify: tokens to each side that one attends to in each layer, few for n-grams; None: all."""
-    pretrained: bool = True
-    """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
-    dropout: float | None = None
-    """Probability of every dropout of the model; None: the model's own."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed; `auto`: flash attention where the hardware and its package are there, else SDPA."""
-    activation_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    lora_rank: int | None = None
-    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA); see `export.merge`."""
-    lora_alpha: float = 16.0
-    """The updates count alpha / rank times."""
-    lora_layers: tuple[str, ...] = ()
-    """Which layers have updates, by the last part of their names (q_proj v_proj); none named: all that are linear."""
-    lora_dropout: float = 0.0
-    """Probability of a dropout of what goes into the updates."""
-    rslora: bool = False
-    """The updates count alpha / sqrt(rank) times, which suits high ranks (Kalajdzievski 2023)."""
-    dora: bool = False
-    """A weight's columns get lengths of their own beside the updates, which turn them (DoRA, Liu et al. 2024)."""
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "attention_window", "lora_rank"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
-        require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout,
-                "must be at least 0 and less than 1")
-        for name in ("layers", "heads", "width"):
-            require(getattr(self, name) is None or self.is_preset, f"model.{name}", getattr(self, name),
-                    f"is for a preset ({', '.join(PRESETS)}); --model.name {self.name} brings its own")
-        require(0 <= self.lora_dropout < 1, "model.lora_dropout", self.lora_dropout,
-                "must be at least 0 and less than 1")
-        for name in ("lora_layers", "lora_dropout", "rslora", "dora"):
-            require(not getattr(self, name) or self.lora_rank is not None, f"model.{name}", getattr(self, name),
-                    "is for updates of low rank: pass --model.lora-rank, too")
-
-    @property
-    def is_preset(self) -> bool:
-        return self.name in PRESETS
-
-    @property
-    def starts_pretrained(self) -> bool:
-        return self.pretrained and not self.is_preset
+EMBEDDED: dict[Task, str] = {"classify": "languages", "generate": "stdlib", "chat": "questions"}
+"""What is learnt where nobody names data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +109,6 @@ class ScaleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What the artifact holds."""
-
-    merge: bool = False
-    """With `--model.lora-rank`: the artifact is a whole model, with the updates added to its weights. Else it has the
-    updates alone, and names the model that they are of; where that began with random weights, it is always whole."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
     """How the arithmetic is done."""
 
@@ -200,6 +134,9 @@ class TextTrainConfig(TrainConfig):
     """Rows of one optimiser step over all workers; a multiple of the most workers."""
     evaluate_every_steps: int | None = None
     """Evaluates after so many steps, too, not only at an epoch's end."""
+    loss_on: LossOn = "assistant"
+    """To chat: the tokens that are learnt. `assistant`: what assistants say, with the ends of their turns; `last`: of
+    their last turns only; `all`: whatever stands in a row."""
     mask_tokens: float = 0.0
     """When classifying: how many of a row's tokens are hidden on average, drawn from 0 to twice that."""
 
@@ -228,11 +165,13 @@ class TextEvalConfig(EvalConfig):
     samples: int = 3
     """Continuations that the report shows, when generating."""
     sample_tokens: int = 120
-    """Tokens of each."""
+    """Tokens of each, and of an answer."""
+    answers: int = 200
+    """To chat: test conversations whose last answer is compared with the model's, in the report; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("robustness_rows", "explained_rows", "samples"):
+        for name in ("robustness_rows", "explained_rows", "samples", "answers"):
             require(getattr(self, name) >= 0, f"eval.{name}", getattr(self, name), "must be 0 or more")
         require(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "must be at least 1")
 
@@ -242,7 +181,7 @@ class TransformerConfig(Config):
     """Trains or fine-tunes a Hugging Face Transformer on text."""
 
     task: Task = "classify"
-    """`classify`: which class is this text? `generate`: which token comes next?"""
+    """`classify`: which class is this text? `generate`: which token comes next? `chat`: what does an assistant say?"""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     train: TextTrainConfig = field(default_factory=TextTrainConfig)
     eval: TextEvalConfig = field(default_factory=TextEvalConfig)
@@ -257,12 +196,22 @@ class TransformerConfig(Config):
         if self.optim.lr is None:
             lr = 1e-3 if not self.model.starts_pretrained else 2e-4 if self.model.lora_rank else 5e-5
             object.__setattr__(self, "optim", replace(self.optim, lr=lr))
+        if self.data.uri == "auto":
+            object.__setattr__(self, "data", replace(self.data, uri=EMBEDDED[self.task]))
         require(self.task == "classify" or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
-                "generating is judged by its loss: pass loss or auto")
-        require(self.task == "classify" or self.data.uri != "languages", "data.uri", self.data.uri,
-                "is for --task classify: to generate pass --data.uri stdlib, or your own text")
-        require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
-                "is for --task generate: to classify pass --data.uri languages, or your own rows")
+                "what is written is judged by its loss: pass loss or auto")
+        for task, uri in EMBEDDED.items():
+            require(self.task == task or self.data.uri != uri, "data.uri", self.data.uri,
+                    f"is for --task {task}: to {self.task} pass --data.uri {EMBEDDED[self.task]}, or your own data")
+        if self.task == "chat":
+            for name in ("chooses", "cleans"):
+                option = getattr(self.data, name)
+                require(option is None, f"data.{option}", getattr(self.data, option or "uri"),
+                        "is for texts: conversations are learnt as they are")
+        require(self.model.chat_template is None or self.task == "chat", "model.chat_template",
+                self.model.chat_template, "is for --task chat")
+        require(self.train.loss_on == "assistant" or self.task == "chat", "train.loss_on", self.train.loss_on,
+                "is for --task chat")
         require(self.model.attention_window is None or (self.task == "classify" and self.model.name == "tiny"),
                 "model.attention_window", self.model.attention_window, "is for --task classify with --model.name tiny")
         require(self.task == "classify" or not self.train.mask_tokens, "train.mask_tokens", self.train.mask_tokens,
