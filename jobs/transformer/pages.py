@@ -95,8 +95,10 @@ def explained_rows(probabilities: Array, labels: Array, count: int) -> list[int]
 
 
 def parameters_of(made: Artifact) -> int:
-    """Of a float32 model."""
-    return sum(entry.size for entry in made.manifest.files if entry.path.endswith(".safetensors")) // 4
+    """Of a float32 model, with those of an adapter's base."""
+    base = made.manifest.description.base
+    own = sum(entry.size for entry in made.manifest.files if entry.path.endswith(".safetensors"))
+    return (own + (base.size_bytes if base else 0)) // 4
 
 
 # ── generating ──
