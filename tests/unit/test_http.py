@@ -31,7 +31,7 @@ from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-         "labels": (), "task": "sum", "job": "test", "picture": {"picture_fit": "crop"},
+         "labels": (), "task": "sum", "job": "test", "picture": {"picture_fit": "crop"}, "chats": False,
          "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
          "example": Probe(inputs={"x": np.ones((1, 2), np.float32)}, outputs={"y": np.array([2], np.float32)})}
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2]}]}).encode()
