@@ -17,7 +17,7 @@ from jobs.common.own_code import load_object
 from jobs.pytorch.gradient_buckets import _cut
 from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import ScaleConfig, TransformerConfig
-from jobs.transformer.model import IGNORED, packed_inputs, token_losses
+from jobs.transformer.inputs import IGNORED, packed_inputs, token_losses
 from jobs.transformer.strategies.shards import Slice, TextFragment, fill, gathered, items, to_arrays
 from jobs.transformer.strategies.table import STRATEGIES
 from jobs.transformer.strategies.zero import deepspeed_config

@@ -44,9 +44,10 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
         raise ChatTemplateError(f"the chat template {error}") from error
     if loss_on == "all":
         return finder.whole, [Turn(-1, ((0, len(finder.whole.text)),), True)]
-    spoken = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    spoken = [number for number, message in enumerate(conversation.messages)
+              if message["role"] == "assistant" and message.get("weight", 1)]
     if not spoken:
-        raise ChatTemplateError("no message is an assistant's")
+        raise ChatTemplateError("no message is an assistant's, or none that counts")
     turns: list[Turn] = []
     for number in spoken[-1:] if loss_on == "last" else spoken:
         try:
@@ -54,6 +55,15 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
         except ChatTemplateError as error:
             raise ChatTemplateError(f"of message {number} (assistant) the chat template {error}") from error
     return finder.whole, turns
+
+
+def end_of_turn(template: ChatTemplate) -> str | None:
+    """The special token by which a turn ends, if there is one. Raises: ChatTemplateError."""
+    said = tuple({"role": role, "content": _FILLER} for role in ("user", "assistant"))
+    whole, (turn,) = turns_of(template, Conversation(said), "last")
+    start, stop = whole.of(1)[-1][1], turn.ranges[-1][1]
+    return next((whole.text[start + first:start + last]
+                 for first, last in special_in(whole.text[start:stop], template.specials)), None)
 
 
 class _Finder:
