@@ -42,7 +42,7 @@ async def form_of(route: Route, request: TextRequest) -> Form:
     about = await route.about()
     if isinstance(request, ChatRequest) and not about["chats"]:
         error = UnknownModelError(f"model {route.settings.name!r} has no chat template: ask it by /v1/completions, or "
-                                  "train it with --task chat, or with a template (--model.chat-template)")
+                                  "train it with --task chat (its template is --model.chat-template's)")
         error.param = "model"
         raise error
     return request.form(about["tool_calls"])
