@@ -13,14 +13,13 @@ Shapes: B rows, T tokens in the cache, V words of the vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from cluster.core.errors import ArtifactError
+from jobs.transformer.generation.cache import KeyValueCache
 from jobs.transformer.model import LanguageModel
 from jobs.transformer.text.tokenizer import backend_of
 
@@ -54,7 +53,7 @@ class Decoder:
         self.max_tokens: int | None = getattr(self._model.config, "max_position_embeddings", None)
         """Of prompt and continuation together."""
         self.rows: list[Row] = []
-        self._cache: Any = None
+        self._cache: KeyValueCache | None = None
 
     # ── text ──
     def tokens(self, text: str) -> list[int]:
@@ -78,14 +77,15 @@ class Decoder:
     @torch.inference_mode()
     def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
         """Reads a prompt once, for all rows that continue it; each has its first token then."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()  # without a config, every layer keeps all tokens: rows can be put beside each other then
+        cache = KeyValueCache()
         logits = self._forward(torch.tensor([prompt]), None, torch.arange(len(prompt))[None], cache)
         for row, token in zip(rows, chosen(logits.expand(len(rows), -1), rows), strict=True):
             row.token, row.length = token, len(prompt)
-        cache.batch_repeat_interleave(len(rows))
-        self._cache = cache if self._cache is None else _beside(self._cache, cache)
+        cache.repeat(len(rows))
+        if self._cache is None:
+            self._cache = cache
+        else:
+            self._cache.add(cache)
         self.rows += rows
 
     @torch.inference_mode()
@@ -110,11 +110,8 @@ class Decoder:
         self.rows = [self.rows[place] for place in kept]
         if not kept:
             self._cache = None
-            return
-        self._cache.batch_select_indices(torch.tensor(kept))
-        width = max(row.length for row in self.rows)
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
+        elif self._cache is not None:
+            self._cache.keep(torch.tensor(kept), max(row.length for row in self.rows))
 
     @torch.inference_mode()
     def check(self) -> None:
@@ -141,28 +138,14 @@ class Decoder:
                            logits_to_keep=1).logits[:, -1]
 
 
-def _beside(first: Any, second: Any) -> Any:
-    """The rows of two caches in one."""
-    width = max(first.get_seq_length(), second.get_seq_length())
-    for one, other in zip(first.layers, second.layers, strict=True):
-        one.keys = torch.cat([_widened(one.keys, width), _widened(other.keys, width)])
-        one.values = torch.cat([_widened(one.values, width), _widened(other.values, width)])
-    return first
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    """(B, heads, T, size) with T = width, zeros to the left."""
-    return F.pad(states, (0, 0, width - states.shape[2], 0))
-
-
 def chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """The next token of each row. logits: (B, V)."""
-    found = logits.argmax(1).tolist()
     warm = [place for place, row in enumerate(rows) if row.temperature > 0]
+    found: list[int] = logits.argmax(1).tolist() if len(warm) < len(rows) else [-1] * len(rows)
     if not warm:
         return found
     heat = torch.tensor([rows[place].temperature for place in warm])[:, None]
-    scores = logits[warm].float()
+    scores = (logits[warm] if len(warm) < len(rows) else logits).float()
     chances = torch.softmax((scores - scores.amax(1, keepdim=True)) / heat, 1)
     tops = torch.tensor([rows[place].top_p for place in warm])
     if float(tops.min()) < 1:
