@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cluster.core.errors import ArtifactError
 from jobs.transformer.generation.cache import KeyValueCache
+from jobs.transformer.generation.prefix_cache import BLOCK, PrefixCache
 from jobs.transformer.model import LanguageModel
 from jobs.transformer.text.tokenizer import backend_of
 
@@ -44,8 +45,11 @@ class Row:
 class Decoder:
     """Used by one thread at a time, for all but `tokens` and `pieces`."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, prefix_cache_bytes: int = 0) -> None:
+        """prefix_cache_bytes: of keys and values of earlier prompts, which those that begin alike do not compute again;
+        0: none are kept."""
         self._model = model.model
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._start_id, self._clean = model.start_id, model.clean
         self._tokenizer = backend_of(model.tokenizer.backend_tokenizer.to_str(), None)
         self.end_id = model.start_id if model.end_id is None else model.end_id
@@ -54,6 +58,16 @@ class Decoder:
         """Of prompt and continuation together."""
         self.rows: list[Row] = []
         self._cache: KeyValueCache | None = None
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Of keys and values of earlier prompts."""
+        return self._prefixes.bytes
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed again."""
+        return self._prefixes.reused
 
     # ── text ──
     def tokens(self, text: str) -> list[int]:
@@ -76,9 +90,12 @@ class Decoder:
 
     @torch.inference_mode()
     def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
-        """Reads a prompt once, for all rows that continue it; each has its first token then."""
-        cache = KeyValueCache()
-        logits = self._forward(torch.tensor([prompt]), None, torch.arange(len(prompt))[None], cache)
+        """Reads a prompt once, for all rows that continue it, from where it differs from earlier ones;
+        each row has its first token then."""
+        cache = self._prefixes.begun(prompt)
+        known = cache.width
+        logits = self._forward(torch.tensor([prompt[known:]]), None, torch.arange(known, len(prompt))[None], cache)
+        self._prefixes.keep(prompt, cache)
         for row, token in zip(rows, chosen(logits.expand(len(rows), -1), rows), strict=True):
             row.token, row.length = token, len(prompt)
         cache.repeat(len(rows))
@@ -115,21 +132,25 @@ class Decoder:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Raises: ArtifactError for a model whose rows are not the same beside others as alone,
-        in a cache like this one."""
-        prompts = [[self._start_id, *(k % self.vocab_size for k in range(size))] for size in (7, 2)]
+        """Raises: ArtifactError for a model whose rows are not the same beside others as alone, in a cache like this
+        one, or after the kept beginning of another prompt."""
+        long = min(2 * BLOCK, (self.max_tokens or 2 * BLOCK + 1) - 1)
+        prompts = [[self._start_id, *(k % self.vocab_size for k in range(size))] for size in (7, 2, long - 1)]
+        prompts.append(prompts[-1])  # its beginning is known by then
         for prompt in prompts:
             self.join(prompt, [self.row(0.0, 1.0, np.random.default_rng(0))])
         tokens = [[*prompt, row.token] for prompt, row in zip(prompts, self.rows, strict=True)]
         beside = self._scores()
         self.leave(list(self.rows))
-        for found, row in zip(beside, tokens, strict=True):
+        self._prefixes = PrefixCache(self._prefixes.max_bytes)
+        here = "beside a longer one", "it cannot write several texts at a time"
+        begun = "that begins as an earlier one", "pass --prefix-cache-mib 0"
+        for found, row, (where, then) in zip(beside, tokens, (here, here, here, begun), strict=True):
             alone = self._model(input_ids=torch.tensor([row])).logits[0, -1]
             far = float((found - alone).abs().max())
             if not far <= _CLOSE * float(alone.abs().max()):
-                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row beside a longer one "
-                                    f"than for it alone (they differ by {far:.3g}): it cannot write several texts at a "
-                                    "time")
+                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row {where} than for it "
+                                    f"alone (they differ by {far:.3g}): {then}")
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, places: Tensor, cache: object) -> Tensor:
         """(B, V) of the last token of each row. tokens, places: (B, new tokens); mask: (B, T)."""

@@ -1,8 +1,9 @@
 """A replica that continues texts: one thread computes a token a step for all of them,
 and tells of each as its tokens come.
 
-What a job gives is `Generator`, by its predictor's `generator()`. A text ends with the model's own end, a stop
-sequence, or as many tokens as it may have; it leaves its batch before the next token if nobody listens any more.
+What a job gives is `Generator`, by its predictor's `generator(prefix_cache_bytes)`. A text ends with the model's own
+end, a stop sequence, or as many tokens as it may have; it leaves its batch before the next token if nobody listens any
+more.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from serving.text.generation import GenerationRequest, Generator, Row
 Piece = tuple[int, str, int, str | None]
 """Which choice; what its text goes on with; tokens that were computed for it;
 why it ended, if it has: `stop` or `length`."""
-_PACE_S, _PACE_OF_A_TEXT_S = 0.006, 0.001
+_PACE_S, _PACE_OF_A_TEXT_S = 0.012, 0.001
 """Between two answers to one request, and how much more for each text that is being continued. Passing a piece on costs
 as much as a small model's token does, and takes Python's lock from the thread that computes: a piece has several then.
 """
