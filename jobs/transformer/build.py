@@ -68,6 +68,8 @@ def _architecture(config: TransformerConfig, details: JsonObject, class_names: S
                        window=wanted.attention_window).options(task)
         ids = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
         ids["pad_token_id"] = details["pad_id"]
+        if task == "chat" and details["end_id"] is not None:
+            ids["eos_token_id"] = details["end_id"]
         known = auto.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:
         check_base(wanted.name)

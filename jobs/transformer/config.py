@@ -5,11 +5,13 @@ from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import learning_rate, require_warmup
+from jobs.transformer.chat.turns import LossOn
 from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.config import Task, TextDataConfig
 
-Task = Literal["classify", "generate"]
+EMBEDDED: dict[Task, str] = {"classify": "languages", "generate": "stdlib", "chat": "questions"}
+"""What is learnt where nobody names data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class ModelConfig:
     """Probability of every dropout of the model; None: the model's own."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed; `auto`: flash attention where the hardware and its package are there, else SDPA."""
+    chat_template: str | None = None
+    """To chat: a Jinja file, or chatml, llama-3, mistral, gemma or qwen; by default the tokenizer's own, of a preset
+    chatml."""
     activation_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
     lora_rank: int | None = None
@@ -178,6 +183,9 @@ class TextTrainConfig(TrainConfig):
     """Rows of one optimiser step over all workers; a multiple of the most workers."""
     evaluate_every_steps: int | None = None
     """Evaluates after so many steps, too, not only at an epoch's end."""
+    loss_on: LossOn = "assistant"
+    """To chat: the tokens that are learnt. `assistant`: what assistants say, with the ends of their turns; `last`: of
+    their last turns only; `all`: whatever stands in a row."""
     mask_tokens: float = 0.0
     """When classifying: how many of a row's tokens are hidden on average, drawn from 0 to twice that."""
 
@@ -206,11 +214,13 @@ class TextEvalConfig(EvalConfig):
     samples: int = 3
     """Continuations that the report shows, when generating."""
     sample_tokens: int = 120
-    """Tokens of each."""
+    """Tokens of each, and of an answer."""
+    answers: int = 200
+    """To chat: test conversations whose last answer is compared with the model's, in the report; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("robustness_rows", "explained_rows", "samples"):
+        for name in ("robustness_rows", "explained_rows", "samples", "answers"):
             require(getattr(self, name) >= 0, f"eval.{name}", getattr(self, name), "must be 0 or more")
         require(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "must be at least 1")
 
@@ -220,7 +230,7 @@ class TransformerConfig(Config):
     """Trains or fine-tunes a Hugging Face Transformer on text."""
 
     task: Task = "classify"
-    """`classify`: which class is this text? `generate`: which token comes next?"""
+    """`classify`: which class is this text? `generate`: which token comes next? `chat`: what does an assistant say?"""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     train: TextTrainConfig = field(default_factory=TextTrainConfig)
     eval: TextEvalConfig = field(default_factory=TextEvalConfig)
@@ -234,12 +244,22 @@ class TransformerConfig(Config):
         if self.optim.lr is None:
             lr = 1e-3 if not self.model.starts_pretrained else 2e-4 if self.model.lora_rank else 5e-5
             object.__setattr__(self, "optim", replace(self.optim, lr=lr))
+        if self.data.uri == "auto":
+            object.__setattr__(self, "data", replace(self.data, uri=EMBEDDED[self.task]))
         require(self.task == "classify" or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
-                "generating is judged by its loss: pass loss or auto")
-        require(self.task == "classify" or self.data.uri != "languages", "data.uri", self.data.uri,
-                "is for --task classify: to generate pass --data.uri stdlib, or your own text")
-        require(self.task == "generate" or self.data.uri != "stdlib", "data.uri", self.data.uri,
-                "is for --task generate: to classify pass --data.uri languages, or your own rows")
+                "what is written is judged by its loss: pass loss or auto")
+        for task, uri in EMBEDDED.items():
+            require(self.task == task or self.data.uri != uri, "data.uri", self.data.uri,
+                    f"is for --task {task}: to {self.task} pass --data.uri {EMBEDDED[self.task]}, or your own data")
+        if self.task == "chat":
+            for name in ("chooses", "cleans"):
+                option = getattr(self.data, name)
+                require(option is None, f"data.{option}", getattr(self.data, option or "uri"),
+                        "is for texts: conversations are learnt as they are")
+        require(self.model.chat_template is None or self.task == "chat", "model.chat_template",
+                self.model.chat_template, "is for --task chat")
+        require(self.train.loss_on == "assistant" or self.task == "chat", "train.loss_on", self.train.loss_on,
+                "is for --task chat")
         require(self.model.attention_window is None or (self.task == "classify" and self.model.name == "tiny"),
                 "model.attention_window", self.model.attention_window, "is for --task classify with --model.name tiny")
         require(self.task == "classify" or not self.train.mask_tokens, "train.mask_tokens", self.train.mask_tokens,

@@ -20,6 +20,7 @@ from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.config import Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 from jobs.transformer.text.text_rule import TextRule
@@ -27,18 +28,26 @@ from jobs.transformer.text.text_rule import TextRule
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])
 # or transformers' AutoModelForSequenceClassification.from_pretrained("ARTIFACT/model")"""
+HOW_TO_CHAT = """from jobs.transformer.model import load
+text = load("ARTIFACT").answer([{"role": "user", "content": "Hello"}])
+# or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model"), whose tokenizer has the chat template"""
 HOW_TO_GENERATE = """from jobs.transformer.model import load
 text = load("ARTIFACT").generate("Once upon a time")
 # or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
 
+_HOW_TO_LOAD: dict[Task, str] = {"classify": HOW_TO_CLASSIFY, "generate": HOW_TO_GENERATE, "chat": HOW_TO_CHAT}
+
 LANGUAGE = (Metric("loss", "min", unit="nats a token", primary=True, while_training="loss"),
             Metric("perplexity", "min"), Metric("bits_per_byte", "min"))
+
+ANSWERS = LANGUAGE[:2]
+"""To chat: of the tokens that are learnt, which no count of bytes goes with."""
 
 
 def metrics(config: TransformerConfig) -> Sequence[Metric]:
     """What evaluations of the config's task report."""
-    if config.task == "generate":
-        return LANGUAGE
+    if config.task != "classify":
+        return LANGUAGE if config.task == "generate" else ANSWERS
     return [replace(each, while_training="macro_f1") if each.name == "macro_f1" else each
             for each in classification(config.eval.top_k)]
 
@@ -65,21 +74,24 @@ def _of_tokens(trained: TrainingResult) -> EvaluationResult:
         raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training "
                                   "loss for signs of divergence (--optim.lr)")
     first = trained.predictions("test")
-    tokens = trained.rows("test", np.arange(probe_rows(trained)))["tokens"]
+    rows = trained.rows("test", np.arange(probe_rows(trained)))
+    inputs = {name: rows[name] for name in ("tokens", "marks") if name in rows}
     return EvaluationResult(
         metrics=metrics,
-        probe=Probe(inputs={"tokens": tokens},
-                    outputs={"negative_log_likelihood": first.probabilities[: len(tokens), 0]}),
+        probe=Probe(inputs=inputs,
+                    outputs={"negative_log_likelihood": first.probabilities[: len(rows["tokens"]), 0]}),
     )
 
 
 def _language_metrics(trained: TrainingResult, split: str) -> dict[str, float]:
-    """loss in nats a target token; perplexity exp(loss); bits a byte of the UTF-8 text, whatever the tokens are."""
+    """loss in nats a target token; perplexity exp(loss); bits a byte of the UTF-8 text, whatever the tokens are, where
+    all of it is to be predicted."""
     rows = trained.predictions(split)
     total, targets = float(rows.probabilities.astype(np.float64).sum()), int(rows.labels.sum())
     loss = total / targets
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": total / math.log(2) / trained.dataset.details["bytes"][split], "targets": float(targets)}
+    bits = {"bits_per_byte": total / math.log(2) / trained.dataset.details["bytes"][split]}
+    known = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "targets": float(targets)}
+    return known | bits if trained.config.task == "generate" else known
 
 
 # ── the artifact ──
@@ -88,10 +100,12 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
+    width = about["max_length"] + 1
+    packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
+              *([TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))] if config.task == "chat" else ()))
     return Description(
         job=trained.job, task="text-classification" if classify else "text-generation",
-        inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)) if classify
-                else TensorSpec(name="tokens", datatype="INT32", shape=(-1, about["max_length"] + 1)),),
+        inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)),) if classify else packed,
         outputs=(TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(dataset.class_names))) if classify
                  else TensorSpec(name="negative_log_likelihood", datatype="FP32", shape=(-1,)),),
         labels=dataset.class_names,
@@ -101,14 +115,14 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         config=to_dict(config),
         data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
-              + (f"tells {len(dataset.class_names)} classes of texts apart."
-                 if classify else "says which token comes next."),
+              + (f"tells {len(dataset.class_names)} classes of texts apart." if classify
+                 else "says which token comes next." if config.task == "generate" else "answers in conversations."),
         limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
                  f"Texts are cut to {about['max_length']} tokens.") if classify
                 else ("What it writes is likely text, not truth.",))
         + (("Texts are cleaned first, as the manifest's preprocessing says: what reads model/ by itself has to do so, "
             "too.",) if config.data.rule != TextRule() else ()),
-        how_to_load=HOW_TO_CLASSIFY if classify else HOW_TO_GENERATE,
+        how_to_load=_HOW_TO_LOAD[config.task],
     )
 
 

@@ -1,4 +1,4 @@
-"""The model's inputs and losses, and the model of an artifact, loaded back without Ray (build.py builds a new one).
+"""The model of an artifact, loaded back without Ray (build.py builds a new one).
 
     python -c "from jobs.transformer.model import load; print(load('PATH/TO/artifact').predict(['Where is it?']))"
 
@@ -17,62 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 
-from cluster.core.documents import parse_json
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import TrainyardError
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
 from jobs.transformer.build import auto_class, first_lines, without_progress_bar
+from jobs.transformer.chat.encode import ChatEncoder
+from jobs.transformer.chat.template import Conversation
+from jobs.transformer.inputs import inputs_of, marked_inputs, packed_inputs, token_losses
 from jobs.transformer.text.text_rule import TextRule
 
-IGNORED = -100
-"""A target that does not count, as in torch.nn.functional.cross_entropy."""
 _OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
-
-
-# ── from token rows to losses ──
-def inputs_of(tokens: Array, lengths: Array, pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    """Rows to classify, cut to the longest. tokens: (B, T), -1 where there is none; lengths: (B,)."""
-    longest = min(tokens.shape[1], -(-int(lengths.max()) // 8) * 8)
-    cut = torch.from_numpy(np.ascontiguousarray(tokens[:, :longest])).to(device, torch.int64)
-    there = cut >= 0
-    return {"input_ids": cut.masked_fill(~there, pad_id), "attention_mask": there.long()}
-
-
-def packed_inputs(tokens: Array, start_id: int, end_id: int | None,
-                  device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Packed rows as (model inputs, targets (B, T)). tokens: (B, T + 1), -1 where there is none.
-
-    Positions begin anew at each document, by which the model's own masks keep documents apart; a row without a second
-    document needs none, and takes the fast causal path.
-    The start of a document is no target where it does not end the one before.
-    """
-    rows = torch.from_numpy(np.ascontiguousarray(tokens)).to(device, torch.int64)
-    inputs, targets = rows[:, :-1], rows[:, 1:].clone()
-    targets[targets < 0] = IGNORED
-    if end_id is not None:
-        targets[targets == start_id] = IGNORED
-    batch: dict[str, Tensor] = {"input_ids": inputs.clamp(min=0)}
-    starts = (inputs == start_id) | (inputs < 0)
-    if bool(starts[:, 1:].any()):
-        place = torch.arange(inputs.shape[1], device=device).expand_as(inputs)
-        begun = torch.cummax(torch.where(starts, place, torch.zeros_like(place)), dim=1).values
-        batch["position_ids"] = place - begun
-    return batch, targets
-
-
-def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Summed over rows, in nats. logits: (B, K)."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """(B, T) in nats, 0 where a target is ignored. logits: (B, T, V)."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(targets)
 
 
 # ── an artifact, as an application sees it ──
@@ -182,19 +140,39 @@ class LanguageModel:
     def generate(self, prompt: str, max_new_tokens: int = 100, temperature: float = 0.8, seed: int = 0) -> str:
         """A continuation of the prompt, up to the document's end."""
         ids = [self.start_id, *self.tokenizer(self.clean(prompt), add_special_tokens=False)["input_ids"]]
+        return self._continued([ids], max_new_tokens, temperature, seed)[0]
+
+    def answer(self, messages: Sequence[JsonObject], max_new_tokens: int = 100, temperature: float = 0.0,
+               seed: int = 0) -> str:
+        """What the assistant says next. Raises: ChatTemplateError, also for a model without a chat template."""
+        return self.answers([Conversation(tuple(messages))], max_new_tokens, temperature, seed)[0]
+
+    def answers(self, conversations: Sequence[Conversation], max_new_tokens: int = 100,
+                temperature: float = 0.0, seed: int = 0) -> list[str]:
+        """What the assistant says next in each. Raises: ChatTemplateError, as `answer` does."""
+        encoder = ChatEncoder.of(self.tokenizer)
+        prompts = [encoder.prompt(conversation) for conversation in conversations]
+        return self._continued(prompts, max_new_tokens, temperature, seed)
+
+    def _continued(self, prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[str]:
+        """temperature: 0 for the likeliest tokens."""
         torch.manual_seed(seed)
         ends = self.start_id if self.end_id is None else self.end_id
+        width = max(map(len, prompts))
+        there = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        ids = torch.tensor([[ends] * (width - len(ids)) + [*ids] for ids in prompts])
+        drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         with torch.inference_mode():
-            answer = self.model.generate(torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=True,
-                                         use_cache=True,
-                                         temperature=temperature, eos_token_id=ends, pad_token_id=ends,
-                                         attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
-        return self.tokenizer.decode(answer[0, len(ids):], skip_special_tokens=True)
+            written = self.model.generate(ids, max_new_tokens=most, use_cache=True, eos_token_id=ends,
+                                          pad_token_id=ends, attention_mask=there, **drawn)
+        return self.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
 
     @torch.inference_mode()
-    def negative_log_likelihood(self, tokens: Array) -> npt.NDArray[np.float32]:
-        """(B,) in nats, of packed rows (B, T + 1) as the artifact's probe has them."""
-        batch, targets = packed_inputs(tokens, self.start_id, self.end_id, torch.device("cpu"))
+    def negative_log_likelihood(self, tokens: Array, marks: Array | None = None) -> npt.NDArray[np.float32]:
+        """(B,) in nats, of packed rows (B, T + 1) as the artifact's probe has them; marks: of conversations."""
+        cpu = torch.device("cpu")
+        batch, targets = (packed_inputs(tokens, self.start_id, self.end_id, cpu) if marks is None
+                          else marked_inputs(tokens, marks, cpu))
         return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
 
 

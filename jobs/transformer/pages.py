@@ -4,6 +4,7 @@ or sampled continuations."""
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from jobs.common.report import html, robustness
 from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult
+from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
+from jobs.transformer.text.prepare import read_texts
 from jobs.transformer.text.robustness import ABOUT
 
 MOST_PARAMETERS = 300_000_000
@@ -23,6 +26,7 @@ MOST_PARAMETERS = 300_000_000
 where there is a machine for it."""
 _BASELINE = "a text of nothing but padding"
 _SHOWN_CHARACTERS = 300
+_SHOWN_ANSWERS, _ANSWERED_AT_ONCE, _MOST_LOOKED_UP = 20, 64, 100_000
 
 
 def classifier_sections(trained: TrainingResult, judged: Evaluation, made: Artifact,
@@ -61,7 +65,7 @@ def decoded(trained: TrainingResult, positions: Array) -> list[str]:
     rows = trained.rows("test", positions)
     texts = tokenizer.batch_decode([tokens[:length].tolist() for tokens, length in zip(
         rows["tokens"], rows["length"].tolist(), strict=True)], skip_special_tokens=True)
-    return [text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…" for text in texts]
+    return list(map(_cut, texts))
 
 
 def _explained(trained: TrainingResult, made: Artifact) -> list[Section]:
@@ -102,11 +106,63 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
              "bits_per_byte": ("bits per byte", ".4f"),
              "targets": ("tokens predicted", ",.0f")}
     rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
-            for name, (title, style) in shown.items()]
+            for name, (title, style) in shown.items() if name in verdict.metrics["test"]]
     sections = [html.section("How well it predicts", headings=["metric", *verdict.metrics], rows=rows)]
-    if trained.config.eval.samples and parameters_of(made) <= MOST_PARAMETERS:
-        sections.append(_samples(trained, made))
-    return sections
+    if parameters_of(made) > MOST_PARAMETERS:
+        return sections
+    if trained.config.task == "chat":
+        return sections + (_answers(trained, made) if trained.config.eval.answers else [])
+    return sections + ([_samples(trained, made)] if trained.config.eval.samples else [])
+
+
+def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:
+    """What the model, and others, say in held-out conversations."""
+    from jobs.transformer.model import LanguageModel, load
+
+    asked = asked_in(sample(trained.dataset).texts[:trained.config.eval.answers])
+    model = load(made.store.location())
+    assert isinstance(model, LanguageModel)
+    if not asked:
+        return []
+    most = trained.config.eval.sample_tokens
+    said = {"this model": _said_by(model, asked, most)}
+    if trained.config.model.starts_pretrained:
+        from jobs.transformer.build import build_model
+
+        base = replace(trained.config, model=replace(trained.config.model, lora_rank=None))
+        untrained = build_model(base, trained.dataset.details, ())
+        said["before training"] = _said_by(LanguageModel(untrained, model.tokenizer, model.start_id, model.end_id),
+                                           asked, most)
+    known = asked_in(read_texts(trained.config).of_split("train"))
+    if 0 < len(known) <= _MOST_LOOKED_UP:
+        said["look-up"] = looked_up(known, asked)
+    judged = [(name, f"{np.mean([is_right(*pair) for pair in pairs]):.1%}",
+               f"{np.mean([token_f1(*pair) for pair in pairs]):.3f}") for name, answers in said.items()
+              for pairs in [list(zip(answers, [each.reference for each in asked], strict=True))]]
+    intro = (f"The last answers in {len(asked):,} test conversations, word for word (exact), and by the words that "
+             "they have in common with the reference (F1). The look-up gives the answer to the training question that is "
+             "most like the one asked, by the TF-IDF of its words.")
+    rows = [([(message["role"], _cut(message["content"])) for message in each.before.messages], _cut(each.reference),
+             [(_cut(answers[place]), is_right(answers[place], each.reference)) for answers in said.values()])
+            for place, each in enumerate(asked[:_SHOWN_ANSWERS])]
+    shown = html.render("answers.html", "jobs.transformer", names=list(said), rows=rows,
+                        intro="The first of them, as the likeliest tokens have it; ✓: word for word.")
+    return [html.section("How well it answers", intro, ["who", "exact", "F1"], judged), Section("Answers", shown)]
+
+
+def _said_by(model: Any, asked: Sequence[Asked], most: int) -> list[str]:
+    """model: a LanguageModel. In batches of like lengths."""
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place].question))
+    said = [""] * len(asked)
+    for start in range(0, len(order), _ANSWERED_AT_ONCE):
+        some = order[start : start + _ANSWERED_AT_ONCE]
+        for place, text in zip(some, model.answers([asked[place].before for place in some], most), strict=True):
+            said[place] = text
+    return said
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def _samples(trained: TrainingResult, made: Artifact) -> Section:

@@ -13,16 +13,16 @@ tests/unit/test_plan.py holds both against tensors really kept.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from cluster.core.errors import TrainyardError
 from jobs.common.config import parse, require
 from jobs.common.runs.console import fail
-from jobs.transformer.config import HardwareConfig, ModelConfig, ScaleConfig, TransformerConfig
+from jobs.transformer.config import EMBEDDED, HardwareConfig, ModelConfig, ScaleConfig, TransformerConfig
 from jobs.transformer.costs import Shape, activation_bytes, shape_of_model
 from jobs.transformer.presets import preset
 from jobs.transformer.strategies.table import STRATEGIES
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.config import Task, TextDataConfig
 
 RESERVED = 2.0e9
 """Bytes of a GPU that CUDA's context, libraries and the allocator's fragments take: an allowance, not a formula."""
@@ -41,7 +41,7 @@ class PlanConfig:
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="llama-8b"))
     hardware: HardwareConfig = field(default_factory=lambda: HardwareConfig(precision="bf16"))
-    task: Literal["classify", "generate"] = "generate"
+    task: Task = "generate"
     """What the model is trained for."""
     gpus: int = 8
     """Number of GPUs, one a worker."""
@@ -97,7 +97,7 @@ def shape_of(config: PlanConfig) -> Shape:
     wanted = config.model
     published = preset(wanted.name, config.task).vocab_size if wanted.is_preset else 0
     details = {"vocab_size": config.vocab_size or published or 8192, "pad_id": 0, "start_id": 0}
-    data = TextDataConfig(uri="stdlib" if config.task == "generate" else "languages")
+    data = TextDataConfig(uri=EMBEDDED[config.task])
     model = skeleton(TransformerConfig(task=config.task, data=data, model=wanted), details, ("a", "b"))
     most = getattr(model.config, "max_position_embeddings", None)
     require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,

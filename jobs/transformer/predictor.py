@@ -98,17 +98,20 @@ class LikelihoodPredictor:
         if inputs["tokens"].dtype == object:
             raise InputError("input 'tokens' is INT32, not BYTES")
         tokens, words = inputs["tokens"], int(self._model.model.config.vocab_size)
+        marks = inputs.get("marks")
         least, most = int(tokens.min(initial=0)), int(tokens.max(initial=0))
         if least < -1 or most >= words:
             raise InputError(f"input 'tokens' holds {least} to {most}: the model has the tokens 0 to {words - 1}, "
                                   "and -1 stands for none")
-        return tokens
+        return tokens if marks is None else np.stack([tokens, marks.astype(tokens.dtype)], axis=1)
 
     def predict(self, rows: Array) -> Array:
-        """A few rows at a time: the scores of all tokens of all words are many times what the rows are."""
-        few = max(1, _TOKENS_PER_PASS // rows.shape[1])
-        return np.concatenate([self._model.negative_log_likelihood(rows[i : i + few])
-                               for i in range(0, len(rows), few)])
+        """A few rows at a time: the scores of all tokens of all words are many times what the rows are.
+        rows: tokens (B, T), or with their marks (B, 2, T)."""
+        few = max(1, _TOKENS_PER_PASS // rows.shape[-1])
+        parts = [rows[i : i + few] for i in range(0, len(rows), few)]
+        return np.concatenate([self._model.negative_log_likelihood(*(part.swapaxes(0, 1) if part.ndim > 2 else [part]))
+                               for part in parts])
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"negative_log_likelihood": predicted}

@@ -14,8 +14,9 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, Dataset
+from jobs.transformer.chat.packing import LEARNT
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.model import classification_loss, inputs_of, packed_inputs, token_losses
+from jobs.transformer.inputs import classification_loss, inputs_of, marked_inputs, packed_inputs, token_losses
 
 Forward = Callable[..., Any]
 
@@ -31,7 +32,7 @@ class Batch:
 
 
 class Task(Protocol):
-    """One of the two tasks, on one worker."""
+    """One of the tasks, on one worker."""
 
     @property
     def num_sums(self) -> int:
@@ -136,9 +137,13 @@ class Generate:
         starts = sum(int((rows == self.start_id).sum()) for rows in real) if self.end_id is not None else 0
         return torch.tensor([tokens - starts, tokens], dtype=torch.float64)
 
+    def inputs(self, rows: Columns) -> tuple[dict[str, Tensor], Tensor]:
+        """What the model reads, and targets (m, T)."""
+        return packed_inputs(rows["tokens"], self.start_id, self.end_id, self.device)
+
     def losses(self, forward: Forward, rows: Columns) -> tuple[Tensor, Tensor]:
         """Losses and targets, (m, T)."""
-        batch, targets = packed_inputs(rows["tokens"], self.start_id, self.end_id, self.device)
+        batch, targets = self.inputs(rows)
         return token_losses(forward(**batch).logits, targets), targets
 
     def loss(self, forward: Forward, rows: Columns) -> Tensor:
@@ -155,12 +160,25 @@ class Generate:
         return {"loss": loss / targets}
 
 
+@dataclass(frozen=True)
+class Chat(Generate):
+    """The same of conversations, whose marks say which tokens are targets."""
+
+    def sizes(self, batches: Sequence[Batch]) -> Tensor:
+        real = [batch.rows for batch in batches if batch.weight]
+        return torch.tensor([sum(int((rows["marks"][:, 1:] & LEARNT > 0).sum()) for rows in real),
+                             sum(int((rows["tokens"][:, 1:] >= 0).sum()) for rows in real)], dtype=torch.float64)
+
+    def inputs(self, rows: Columns) -> tuple[dict[str, Tensor], Tensor]:
+        return marked_inputs(rows["tokens"], rows["marks"], self.device)
+
+
 def task_of(dataset: Dataset, config: TransformerConfig, device: torch.device) -> Task:
     about = dataset.details
     if config.task == "classify":
         return Classify(len(dataset.class_names), about["pad_id"], config.optim.label_smoothing, device,
                         _mask(about, config))
-    return Generate(about["start_id"], about["end_id"], device)
+    return (Chat if config.task == "chat" else Generate)(about["start_id"], about["end_id"], device)
 
 
 def _mask(about: JsonObject, config: TransformerConfig) -> Mask | None:

@@ -33,7 +33,7 @@ class Throughput:
         peak = (known * 1e12 if known else peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda"
                 else None)
         flops = flops_per_token(model.config, counted_parameters(model), config.data.max_length,
-                                causal=config.task == "generate")
+                                causal=config.task != "classify")
         return Throughput(flops, peak * context.world_size if peak else None)
 
     def step(self, context: TrainContext, tokens: float) -> None:

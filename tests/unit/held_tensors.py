@@ -10,7 +10,7 @@ import torch
 from jobs.common.training.session import Session
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.model import token_losses
+from jobs.transformer.inputs import token_losses
 from jobs.transformer.strategies.spread import strategy
 
 SCALES: list[dict[str, Any]] = [

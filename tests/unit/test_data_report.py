@@ -203,7 +203,7 @@ def test_rows_to_generate_are_shown_as_text_again(tmp_path: Path, rng: np.random
 
 def test_stretches_of_documents_end_where_the_next_begins() -> None:
     rows = np.array([[9, 1, 2, 9, 3], [1, 2, 3, 4, 5], [9, 9, 1, -1, -1]])
-    assert stretches_of(rows, 9).tolist() == [3, 2, 5, 1, 2]
+    assert stretches_of(rows, rows == 9).tolist() == [3, 2, 5, 1, 2]
 
 
 # ── what they share ──

@@ -134,7 +134,7 @@ def test_wherever_a_file_is_cut_its_rows_are_the_same(tmp_path_factory: pytest.T
     config = config_of("generate", uri=str(path), piece_mb=most / 1e6).data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_SCAN_BYTES", data.draw(st.integers(1, 40)))
-        parts = find_source(config, labelled=False).fragments
+        parts = find_source(config, "generate").fragments
     assert [text for part in parts for text in part.read().texts] == table
 
 
@@ -322,7 +322,7 @@ def test_what_a_task_reads_is_what_the_whole_has(tmp_path: Path) -> None:
     uri = written(tmp_path, "csv")
     whole, config = (config_of(uri=uri, max_train_rows=20, piece_mb=size) for size in (64, 0.0005))
     whole = preparing.read_texts(whole)
-    found = survey(find_source(config.data, labelled=True), config, use_ray=False, say=None)
+    found = survey(find_source(config.data, "classify"), config, use_ray=False, say=None)
     assert len(found.pieces) > 5
     parts = [read_piece(found.rule, piece) for piece in found.pieces]
     assert [text for part in parts for text in part.texts] == whole.texts == [text for text, _ in ROWS]
@@ -333,7 +333,7 @@ def test_what_a_task_reads_is_what_the_whole_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_part_is_read_without_what_lies_before_it(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(uri=written(tmp_path, kind)).data
-    *_, last = find_source(config, labelled=True).fragments
+    *_, last = find_source(config, "classify").fragments
     assert isinstance(last, TextFile) and last.part
     monkeypatch.setattr(TextFile, "line_offset", lambda _: pytest.fail("its lines are counted"))
     read = last.read()

@@ -21,7 +21,7 @@ from jobs.transformer.costs import (
     peak_flops,
     shape_of_model,
 )
-from jobs.transformer.model import classification_loss, token_losses
+from jobs.transformer.inputs import classification_loss, token_losses
 from jobs.transformer.plan import PlanConfig, main, plan, shape_of
 from tests.unit.held_tensors import storages
 from tests.unit.token_rows import config_of

@@ -15,7 +15,7 @@ import functools
 import json
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -57,6 +57,10 @@ class ChatRow:
     unended: int
     """Turns whose end the template does not write, so that it is not learnt."""
 
+    def cut(self, most: int) -> "ChatRow":
+        """Its first tokens."""
+        return replace(self, ids=self.ids[:most], learnt=self.learnt[:most])
+
 
 @dataclass(frozen=True)
 class ChatEncoder:
@@ -87,6 +91,7 @@ class ChatEncoder:
                 self._check(whole.text[start:stop], found, np.flatnonzero(inside), start)
                 learnt |= inside
                 touched |= (found.starts < stop) & (found.stops > start)
+        learnt[:1] = False  # nothing comes before it
         if not learnt.any():
             raise ChatTemplateError("none of its tokens is the assistant's alone")
         return ChatRow(found.ids, learnt, int((touched & ~learnt).sum()), sum(not turn.ends for turn in turns))

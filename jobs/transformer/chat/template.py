@@ -21,8 +21,14 @@ if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerFast
 
 _FOLDER = Path(__file__).parent / "templates"
-BUILT_IN = ("chatml", "llama-3", "mistral", "gemma", "qwen")
-"""Templates that --model.chat-template knows by name."""
+BUILT_IN: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": ("[INST]", "[/INST]"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "qwen": ("<|im_start|>", "<|im_end|>"),
+}
+"""Templates that --model.chat-template knows by name, with the tokens that each is written with."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TRAINING_DAY = datetime(2026, 1, 1)
 """What a template that writes the date is told when rows are prepared: they would differ from day to day."""
@@ -150,6 +156,12 @@ class ChatTemplate:
         return joined([rendered(_compiled(self.source), {
             "documents": None, **self.named, "messages": given, "tools": tools, **options})]), tracer
 
+    def check(self) -> None:
+        """Raises: ChatTemplateError unless it writes a question and its answer."""
+        said = tuple({"role": role, "content": _PROBE} for role in ("user", "assistant"))
+        if self.render(Conversation(said)).count(_PROBE) != len(said):
+            raise ChatTemplateError("writes not all of a question and its answer")
+
     @functools.cached_property
     def prompts_unasked(self) -> bool:
         """Whether it writes a prompt for an answer, or a part of it, where a conversation ends with one."""
@@ -206,7 +218,8 @@ def _reads(source: str) -> _Reads:
 
 def _wrapped(tracer: Tracer, number: int, message: JsonObject, reads: _Reads) -> JsonObject:
     """A message as a template reads it: with its reasoning under all names that templates know it by."""
-    given = {key: value if key == "role" else tracer.wrap(number, key, value) for key, value in message.items()}
+    given = {key: value if key == "role" else tracer.wrap(number, key, value) for key, value in message.items()
+             if key != "weight"}
     if reads.parts and isinstance(message.get("content"), str):
         given["content"] = [{"type": "text", "text": given["content"]}]
     if reads.arguments_as_text and message.get("tool_calls"):

@@ -44,9 +44,10 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
         raise ChatTemplateError(f"the chat template {error}") from error
     if loss_on == "all":
         return finder.whole, [Turn(-1, ((0, len(finder.whole.text)),), True)]
-    spoken = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    spoken = [number for number, message in enumerate(conversation.messages)
+              if message["role"] == "assistant" and message.get("weight", 1)]
     if not spoken:
-        raise ChatTemplateError("no message is an assistant's")
+        raise ChatTemplateError("no message is an assistant's, or none that counts")
     turns: list[Turn] = []
     for number in spoken[-1:] if loss_on == "last" else spoken:
         try:
@@ -54,6 +55,15 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
         except ChatTemplateError as error:
             raise ChatTemplateError(f"of message {number} (assistant) the chat template {error}") from error
     return finder.whole, turns
+
+
+def end_of_turn(template: ChatTemplate) -> str | None:
+    """The special token by which a turn ends, if there is one. Raises: ChatTemplateError."""
+    said = tuple({"role": role, "content": _FILLER} for role in ("user", "assistant"))
+    whole, (turn,) = turns_of(template, Conversation(said), "last")
+    start, stop = whole.of(1)[-1][1], turn.ranges[-1][1]
+    return next((whole.text[start + first:start + last]
+                 for first, last in special_in(whole.text[start:stop], template.specials)), None)
 
 
 class _Finder:
@@ -189,8 +199,11 @@ def _check_whole(whole: Rendering, message: JsonObject, own: Sequence[tuple[int,
         parts = [(start, stop) for start, stop, run in own if whole.field(run.source) == "content"]
         together = "".join(whole.text[start:stop] for start, stop in parts)
         apart = any(first[1] != second[0] for first, second in itertools.pairwise(parts))
+        places = [run.start for _, _, run in own if whole.field(run.source) == "content"]
+        in_order = all(first is not None and second is not None and first < second
+                       for first, second in itertools.pairwise(places))
         if (together.strip() != content.strip() or apart) and not (
-                parts and _squeezed(whole.text[begin:parts[-1][1]]).endswith(_squeezed(content))):
+                in_order and parts and _squeezed(whole.text[begin:parts[-1][1]]).endswith(_squeezed(content))):
             raise ChatTemplateError("leaves out or changes a part of what it says, or writes it twice")
     for text in _texts_in([call["function"] for call in message.get("tool_calls") or ()]):
         if not any(form in written for form in (text, *(json.dumps(text, ensure_ascii=ascii)[1:-1]

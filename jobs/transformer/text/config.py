@@ -5,15 +5,24 @@ from typing import ClassVar, Literal
 
 from jobs.common.config import require
 from jobs.common.data.csv_config import CsvDataConfig
+from jobs.transformer.chat.rows import FormName
 from jobs.transformer.text.text_rule import Case, ControlCharacters, Normalise, TextRule
+
+Task = Literal["classify", "generate", "chat"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDataConfig(CsvDataConfig):
     """Where the text comes from, how it is cut into tokens, and how it is split and read."""
 
-    uri: str = "languages"
-    """`languages` (embedded, to classify), `stdlib` (embedded, to generate), or a path or URI: see the job's README."""
+    uri: str = "auto"
+    """A path or URI (see the job's README), or what is embedded: `languages` to classify, `stdlib` to generate,
+    `questions` to chat; `auto`: the one of the task."""
+    form: FormName = "auto"
+    """Of conversations: how a row keeps one. `messages`: OpenAI's; `prompt`: with completion; `sharegpt`:
+    conversations; `alpaca`: instruction, input, output; `auto`: by the columns."""
+    too_long: Literal["cut", "skip"] = "cut"
+    """What becomes of a conversation of more than `max_length` tokens."""
     text_column: str = "text"
     """Name of the column with the text (Parquet, CSV, JSON Lines)."""
     text_columns_join: tuple[str, ...] = ()
@@ -51,7 +60,8 @@ class TextDataConfig(CsvDataConfig):
 
     decisive_choices: ClassVar[tuple[str, ...]] = (*CsvDataConfig.decisive_choices, "normalise", "control_characters",
                                                    "case", "shortest", "longest", "language",
-                                                   "near_duplicates", "near_duplicates_from")
+                                                   "near_duplicates", "near_duplicates_from",
+                                                   "form", "too_long")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +88,12 @@ class TextDataConfig(CsvDataConfig):
     def rule(self) -> TextRule:
         """How texts are cleaned."""
         return TextRule(normalise=self.normalise, control_characters=self.control_characters, case=self.case)
+
+    @property
+    def cleans(self) -> str | None:
+        """An option by which texts are changed, if there is one."""
+        return next((name for name in ("normalise", "control_characters", "case") if getattr(self, name) != "keep"),
+                    None)
 
     @property
     def languages(self) -> tuple[str, ...]:

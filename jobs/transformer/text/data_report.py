@@ -20,6 +20,7 @@ from jobs.common.data.found.row_sample import RowSample
 from jobs.common.report import html
 from jobs.common.report.data_report import class_of, cut, histogram, table
 from jobs.common.report.html import Section
+from jobs.transformer.chat.packing import BEGINS, LEARNT
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.dataset_files import sample as kept_texts
 from jobs.transformer.text.dataset_files import tokenizer_files
@@ -31,6 +32,7 @@ UNKNOWN, NON_ASCII, SHORT_TOKENS = 0.2, 0.5, 1
 """What is odd: so large a share of unknown tokens, or of characters beyond ASCII where few texts have them; so few
 tokens."""
 _COMPARED_TOKENS = 400_000
+_MARKED_TOKENS = 400
 _DECODED_ROWS, _DECODED_TOKENS = 200, 200_000
 """Of each split, to generate."""
 _CHARACTERS = 2_000_000
@@ -54,9 +56,9 @@ class Decoder:
         self.tokenizer = tokenizer_files(dataset)["tokenizer.json"].decode()
         self._backend = backend_of(self.tokenizer, None)
 
-    def __call__(self, rows: Array) -> list[str]:
-        """rows: (n, L) tokens, -1 where there is none."""
-        return self._backend.decode_batch([row[row >= 0].tolist() for row in rows])
+    def __call__(self, rows: Sequence[Array] | Array, *, special: bool = False) -> list[str]:
+        """rows: (n, L) tokens, -1 where there is none. special: whether special tokens are shown."""
+        return self._backend.decode_batch([row[row >= 0].tolist() for row in rows], skip_special_tokens=not special)
 
 
 def text_data_sections(config: TransformerConfig, dataset: Dataset) -> list[Section]:
@@ -66,6 +68,10 @@ def text_data_sections(config: TransformerConfig, dataset: Dataset) -> list[Sect
         return [_lengths(dataset, sample), _examples_by_class(dataset, texts), _ends(texts, shown),
                 _odd(texts, odd_texts(texts, decode.tokenizer), shown), _near_duplicates(dataset, sample, decode)]
     texts = _decoded(dataset, sample, decode)
+    if config.task == "chat":
+        return [_packing(dataset, sample), _learnt(dataset, sample, decode),
+                _odd(texts, odd_texts(texts, decode.tokenizer), f"{len(texts.texts):,} rows, as they are packed"),
+                _near_duplicates(dataset, sample, decode)]
     return [_packing(dataset, sample), _first_rows(texts),
             _odd(texts, odd_texts(texts, decode.tokenizer), f"{len(texts.texts):,} rows, as they are packed"),
             _near_duplicates(dataset, sample, decode)]
@@ -114,28 +120,33 @@ def _quantiles(values: Array) -> list[float]:
 
 
 def _packing(dataset: Dataset, sample: RowSample) -> Section:
-    """To generate: rows hold documents one after the other."""
-    details = dataset.details
-    stretches = {name: stretches_of(sample.columns["tokens"][sample.of_split(name)], details["start_id"])
-                 for name in dataset.splits}
-    drawn = histogram("Stretches of one document in a row", {name: of.tolist() for name, of in stretches.items()},
+    """To generate, rows hold documents one after the other, and to chat, conversations."""
+    details, columns = dataset.details, sample.columns
+    begins = columns["marks"] & BEGINS > 0 if "marks" in columns else columns["tokens"] == details["start_id"]
+    stretches = {name: stretches_of(columns["tokens"][rows], begins[rows]) for name in dataset.splits
+                 for rows in [sample.of_split(name)]}
+    what = "conversation" if "marks" in columns else "document"
+    drawn = histogram(f"Stretches of one {what} in a row", {name: of.tolist() for name, of in stretches.items()},
                       "tokens")
-    rows = [(name, split.num_rows, details["tokens"][name], details["bytes"][name],
-             f"{details['bytes'][name] / max(1, details['tokens'][name]):.2f}",
+    more = ({"conversations": details["conversations"], "learnt": details["learnt"]} if "marks" in columns else {
+        "bytes": details["bytes"], "bytes a token": {name: f"{size / max(1, details['tokens'][name]):.2f}"
+                                                     for name, size in details["bytes"].items()}})
+    rows = [(name, split.num_rows, details["tokens"][name], *(each[name] for each in more.values()),
              *(f"{value:.0f}" for value in _quantiles(stretches[name]))) for name, split in dataset.splits.items()]
-    found = html.section("", "Documents follow each other in rows of one length, so a long one is cut, and goes on in "
-                         f"the next row. Stretches of one document in a row, in tokens, of {sample.counted(dataset)}.",
-                         ["split", "rows", "tokens", "bytes", "bytes a token", "shortest stretch", "median",
-                          "95th percentile", "longest"], rows)
-    return Section("Lengths", found.html + html.figures("", "", [("Tokens of a document in a row", drawn)]).html)
+    intro = ("Rows of one length hold whole conversations." if "marks" in columns else
+             "Documents follow each other in rows of one length, so a long one is cut, and goes on in the next row.")
+    found = html.section("", f"{intro} Stretches of one {what} in a row, in tokens, of {sample.counted(dataset)}.",
+                         ["split", "rows", "tokens", *more, "shortest stretch", "median", "95th percentile", "longest"],
+                         rows)
+    return Section("Lengths", found.html + html.figures("", "", [(f"Tokens of a {what} in a row", drawn)]).html)
 
 
-def stretches_of(tokens: Array, start_id: int) -> npt.NDArray[np.int64]:
-    """Lengths of what rows (n, L) hold of one document, which `start_id` begins; -1 is no token."""
+def stretches_of(tokens: Array, begins: Array) -> npt.NDArray[np.int64]:
+    """Lengths of what rows (n, L) hold of one document; begins: whether a token begins one. -1 is no token."""
     found: list[int] = []
-    for row in tokens:
-        there = row[row >= 0]
-        ends = np.unique(np.concatenate([[0], np.flatnonzero(there == start_id), [len(there)]]))
+    for row, first in zip(tokens, begins, strict=True):
+        there = row >= 0
+        ends = np.unique(np.concatenate([[0], np.flatnonzero(first[there]), [there.sum()]]))
         found += np.diff(ends).tolist()
     return np.array(found, np.int64)
 
@@ -151,6 +162,29 @@ def _examples_by_class(dataset: Dataset, texts: Texts) -> Section:
     return table("Examples", f"Test rows of each class.{more}", ["text", "class", "row"],
                  [(cut(texts.texts[row]), cut(name, 40), texts.names[row])
                   for name in chosen for row in by_class[name][:EXAMPLES]])
+
+
+def _learnt(dataset: Dataset, sample: RowSample, decode: Decoder) -> Section:
+    """Of conversations: which of their tokens are targets."""
+    rows: list[tuple[str, list[list[tuple[str, bool]]]]] = []
+    for split in dataset.splits:
+        for row in sample.of_split(split)[:EXAMPLES].tolist():
+            tokens, marks = (sample.columns[name][row][:_MARKED_TOKENS] for name in ("tokens", "marks"))
+            there = np.flatnonzero(tokens >= 0)
+            rows.append((sample.name(row), [
+                _parts(tokens[part], marks[part] & LEARNT > 0, decode)
+                for part in np.split(there, np.flatnonzero(marks[there] & BEGINS > 0)[1:])]))
+    intro = (f"The first {_MARKED_TOKENS:,} tokens of the first rows of each split, as the model reads them: whole "
+             "conversations, none of which sees another. Marked is what the model learns to write: each marked token "
+             "is a target of the loss, and nothing else is.")
+    return Section("What is learnt", html.render("learnt.html", "jobs.transformer", intro=intro, rows=rows))
+
+
+def _parts(tokens: Array, learnt: Array, decode: Decoder) -> list[tuple[str, bool]]:
+    """The text of a conversation in parts that are learnt, or are not."""
+    parts = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(learnt)) + 1)
+    texts = decode([tokens[part] for part in parts], special=True)
+    return [(text, bool(learnt[part[0]])) for text, part in zip(texts, parts, strict=True)]
 
 
 def _first_rows(texts: Texts) -> Section:

@@ -64,7 +64,7 @@ class FilePart:
         """Whether a line break is one byte wherever it stands, and the file is not packed."""
         wide = self.encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "utf16", "utf32"))
         packed = plain_name(self.path) != self.path.lower()
-        return not wide and not packed and not (self.ending == "json" and self._is_array())
+        return not wide and not packed and not (self.ending == "json" and self.is_array())
 
     def describe(self, row: int) -> str:
         """row: among those that `read` kept, once it has been called."""
@@ -94,6 +94,11 @@ class FilePart:
         with self.store.reading(self.path) as stream:
             return stream.read(self.part[0]).count(b"\n")
 
+    def json_place(self, number: int, *, is_array: bool) -> str:
+        """What to call an object of JSON. number: of its line in the part, from 1, or its place in one list, from 0."""
+        return (f"{self.name}, item {number} of its list" if is_array
+                else f"{self.name}, line {number + self.line_offset()}")
+
     def since(self) -> str:
         """From where on rows are counted, in a message; the line would have to be counted in all of the file before."""
         if self.part is None or not self.part[0]:
@@ -101,7 +106,7 @@ class FilePart:
         return (f" from row group {self.part[0]}" if self.ending in ("parquet", "pq")
                 else f" from byte {self.part[0]:,}")
 
-    def _is_array(self) -> bool:
+    def is_array(self) -> bool:
         """Whether a JSON file holds one list of objects, and not an object a line."""
         with reading(self.name), unpacked(self.store, self.path) as stream:
             return stream.read(HEADER_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

@@ -4,7 +4,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from cluster.core.documents import JsonObject, parse_json
@@ -20,15 +20,15 @@ JsonRow = tuple[JsonObject | None, str]
 """The row, or what is wrong with it."""
 
 
-def read_parquet(file: FilePart) -> Any:
-    """The columns that are read, of the row groups of the part."""
+def read_parquet(file: FilePart, columns: Sequence[str]) -> Any:
+    """Columns of the row groups of the part."""
     import pyarrow.parquet as pq
 
     with reading(file.name), file.store.reading(file.path) as stream:
         opened = pq.ParquetFile(stream, pre_buffer=False)
         file.check_columns(opened.schema_arrow.names)
         groups = range(*(file.part or (0, opened.num_row_groups)))
-        return opened.read_row_groups(list(groups), columns=list(dict.fromkeys(file.wanted)), use_threads=False)
+        return opened.read_row_groups(list(groups), columns=list(dict.fromkeys(columns)), use_threads=False)
 
 
 def read_csv(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
@@ -38,7 +38,7 @@ def read_csv(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
 
     delimiter = file.options.delimiter_of(file.path)
     is_first = file.part is None or not file.part[0]
-    top = next(filter(None, _reader(text, file)), []) if is_first else _first_row(file)
+    top = next(filter(None, _reader(text, file)), []) if is_first else first_row(file)
     if len(top) == 1 and top != file.wanted and (other := looks_delimited_by(top[0], delimiter)):
         raise DataError(f"{file.name} has one column only, {top[0]!r:.60}: pass --data.delimiter '{other}' if that is "
                         "what is between its columns")
@@ -58,7 +58,8 @@ def read_csv(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     return pa.table([pa.array(column, pa.string()) for column in values], header), bad
 
 
-def _first_row(file: FilePart) -> list[str]:
+def first_row(file: FilePart) -> list[str]:
+    """What stands in the first line of a CSV file, most often the names of its columns."""
     with reading(file.name), file.store.reading(file.path) as stream:
         text = stream.read(HEADER_BYTES).decode(file.encoding.replace("utf-8", "utf-8-sig"), errors="replace")
     return next(filter(None, _reader(text, file)))
@@ -93,17 +94,24 @@ def read_json(text: str, file: FilePart) -> tuple[Any, list[BadRow]]:
     """An object a line, or one list of objects."""
     rows: list[JsonObject] = []
     wrong: list[tuple[int, str]] = []
-    is_array = text.lstrip().startswith("[")
-    for number, (row, why) in (_json_array if is_array else _json_lines)(text, file):
+    for number, (row, why) in json_rows(text, file):
         if row is None:
             wrong.append((number, why))
         else:
             rows.append(row)
-    offset = file.line_offset() if wrong else 0
-    bad = [(f"{file.name}, {f'item {number} of its list' if is_array else f'line {number + offset}'}", why)
-           for number, why in wrong]
+    bad = [(file.json_place(number, is_array=is_list(text)), why) for number, why in wrong]
     file.leave_out(bad, "mend the line, or name another column with --data.text-column or --data.label-column")
     return _table(rows, file), bad
+
+
+def is_list(text: str) -> bool:
+    """Whether JSON is one list, and not an object a line."""
+    return text.lstrip().startswith("[")
+
+
+def json_rows(text: str, file: FilePart) -> Iterator[tuple[int, JsonRow]]:
+    """The objects, with the number of their line, from 1, or their place in one list, from 0."""
+    return _json_array(text, file) if is_list(text) else _json_lines(text, file)
 
 
 def read_tar(file: FilePart) -> tuple[Any, list[BadRow]]:

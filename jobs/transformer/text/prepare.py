@@ -3,9 +3,10 @@
     dataset = prepare(config, Store.open(config.run.storage), use_ray=True, say=print)
 
 To classify, a row is a text: `tokens` (max_length,) int32, -1 where there is none; `length`; `label`; `row_id`. To
-generate, rows are cut from a stream of documents: `tokens` (max_length + 1,). Pass 1 counts (survey.py); a tokenizer is
-trained on a sample; pass 2 writes (writing.py). Beside the blocks lie the tokenizer's files, some test texts, and a
-hash of every text.
+generate, rows are cut from a stream of documents: `tokens` (max_length + 1,). To chat, rows hold whole conversations:
+`tokens`, and `marks` (max_length + 1,) uint8 of what is learnt and where one begins (chat/packing.py). Pass 1 counts
+(survey.py); a tokenizer is trained on a sample; pass 2 writes (writing.py). Beside the blocks lie the tokenizer's
+files, some test texts, and a hash of every text.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -39,8 +40,14 @@ from jobs.common.data.pieces import (
 )
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
+from jobs.transformer.chat.encode import ChatEncoder
+from jobs.transformer.chat.rows import contents_of, from_text
+from jobs.transformer.chat.template import ChatTemplate
+from jobs.transformer.chat.turns import end_of_turn
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text import conversation_rows
 from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.conversation_rows import ConversationRows
 from jobs.transformer.text.fragments import TextSource
 from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import PieceRows, Rule, Survey, read_piece, survey
@@ -61,7 +68,7 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
 
     Raises: DataError, ConfigError; StorageError, StorageFullError if the storage cannot be written.
     """
-    source = find_source(config.data, labelled=config.task == "classify")
+    source = find_source(config.data, config.task)
 
     def build(store: Store, blocks: str) -> Dataset:
         found = survey(source, config, use_ray=use_ray, say=say)
@@ -71,6 +78,7 @@ def prepare(config: TransformerConfig, storage: Store, *, use_ray: bool, say: Sa
     options = [config.task, data.text_column, list(data.text_columns_join), data.label_column, data.max_length,
                data.split_seed, data.max_train_rows, identity_of(config)]
     options += data.choices
+    options += [config.train.loss_on] * (config.task == "chat")
     options += [f"pieces of {data.piece_mb} MB"] * (data.piece_mb != TextDataConfig().piece_mb)
     older = [key_of(source.listing, [*options, version]) for version in _READABLE_VERSIONS]
     newest = key_of(source.listing, [*options, FORMAT_VERSION], source.contents)
@@ -89,10 +97,14 @@ class Texts:
         """Row ids of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
+    def of_split(self, split: SplitName) -> list[str]:
+        """Texts of a split."""
+        return [self.texts[row] for row in self.of(split)]
+
 
 def read_texts(config: TransformerConfig) -> Texts:
     """What `prepare` makes rows of, in memory. Raises: DataError."""
-    found = survey(find_source(config.data, labelled=config.task == "classify"), config, use_ray=False, say=None)
+    found = survey(find_source(config.data, config.task), config, use_ray=False, say=None)
     pieces = [read_piece(found.rule, piece) for piece in found.pieces]
     codes = [piece.codes for piece in pieces if piece.codes is not None]
     return Texts([text for piece in pieces for text in piece.texts], np.concatenate([piece.splits for piece in pieces]),
@@ -117,7 +129,9 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
                       beside=(HASHES_FOLDER, *((KEYS_FOLDER, RUNS_FOLDER) if look else ())))
     task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=tokenizer.backend_tokenizer.to_str(),
                 max_length=config.data.max_length, start_id=details["start_id"], end_id=details["end_id"],
-                writing=writing, near_share=config.data.near_share if look else None)
+                writing=writing, near_share=config.data.near_share if look else None,
+                conversations=ConversationRows(ChatEncoder.of(tokenizer), config.train.loss_on, config.data,
+                                               config.data.split_seed) if config.task == "chat" else None)
     answers = _written(task, found, config, use_ray, say)
     repeats, dropped = Repeats(), np.empty(0, np.int64)
     if not source.is_one_text:
@@ -133,6 +147,9 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
         return _build(source, found.without(dropped), config, store, blocks, use_ray, say, near)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
+    if config.task == "chat":
+        details |= conversation_rows.counts_of(abouts)
+        found = conversation_rows.with_left_out(found, abouts, config.data)
     about = {"details": dict(details), "class_names": found.class_names}
     fingerprint = fingerprint_of(about, digests)
     details |= older_fingerprint(about, answers) | _account(source, found, repeats, near, store, blocks).details
@@ -150,7 +167,7 @@ def _written(task: Task, found: Survey, config: TransformerConfig, use_ray: bool
         sample = _merged(sample, answer["about"].pop("sample", ()), tested, task.seed)
         tested += answer["rows"]["test"]
         answers.append(answer)
-    if found.class_names:
+    if sample:
         _write_sample(sample, task.writing.store, task.writing.blocks)
     return answers
 
@@ -178,8 +195,9 @@ def _nobody(line: str) -> None:
 
 
 def _columns(config: TransformerConfig) -> tuple[Column, ...]:
-    width = config.data.max_length + (config.task == "generate")
-    known = (Column("length", "int32"), Column("label", "int32")) if config.task == "classify" else ()
+    width = config.data.max_length + (config.task != "classify")
+    known = ((Column("length", "int32"), Column("label", "int32")) if config.task == "classify"
+             else (Column("marks", "uint8", (width,)),) if config.task == "chat" else ())
     return (Column("tokens", "int32", (width,)), *known, Column("row_id", "int64"))
 
 
@@ -191,7 +209,8 @@ def _training_texts(found: Survey, config: TransformerConfig, use_ray: bool) -> 
     share = TOKENIZER_CHARACTERS / max(1, found.size)
     work = functools.partial(_some_texts, found.rule, share if share < 1 else None, config.data.split_seed)
     for answer in for_each(found.pieces, work, use_ray=use_ray):
-        yield from answer["texts"]
+        yield from answer["texts"] if config.task != "chat" else (
+            text for told in answer["texts"] for text in contents_of(from_text(told)))
 
 
 def _some_texts(rule: Rule, share: float | None, seed: int, piece: PieceRows) -> JsonObject:
@@ -209,14 +228,21 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     digest = hashlib.sha256(b"".join(name.encode() + data for name, data in sorted(files.items()))).hexdigest()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
-    if start is None and config.task == "generate":
+    if start is None and config.task != "classify":
         raise DataError(f"the tokenizer of {config.model.name} has neither a beginning nor an end of text: it cannot "
                         "keep documents apart")
+    end = eos if eos is not None and eos != start else None
+    known: JsonObject = {}
+    if config.task == "chat":
+        turn = end_of_turn(ChatTemplate.of(tokenizer))
+        end = tokenizer.convert_tokens_to_ids(turn) if turn else end
+        known = {"form": getattr(found.pieces[0].fragments[0], "form", "messages")}
     return {
+        **known,
         "task": config.task, "max_length": config.data.max_length, "vocab_size": len(tokenizer),
         "tokenizer": kind_of(config),
         "tokenizer_sha256": digest, "pad_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        "start_id": start, "end_id": eos if eos is not None and eos != start else None,
+        "start_id": start, "end_id": end,
         "mask_id": tokenizer.mask_token_id, "special_ids": sorted(tokenizer.all_special_ids), "empty": found.empty,
     }
 
@@ -227,15 +253,21 @@ def _tell(details: JsonObject, splits: dict[SplitName, Split], config: Transform
         rows = sum(split.num_rows for split in splits.values())
         most = config.data.max_length
         say(f"{cut:,} of {rows:,} texts are longer than {most} tokens and were cut: --data.max-length takes more")
-    if config.task == "generate":
+    if config.task != "classify":
         places = sum(split.num_rows for split in splits.values()) * config.data.max_length
         packed, padding = sum(details["tokens"].values()), waste(details, splits)
         say(f"packed {packed:,} tokens; {padding:.2%} of {places:,} positions are padding")
+    if config.task == "chat":
+        for line in conversation_rows.lines_of(details, config.train.loss_on):
+            say(line)
 
 
 def waste(details: JsonObject, splits: dict[SplitName, Split]) -> float:
-    """Fraction of the positions of packed rows that hold no target."""
-    places = sum(split.num_rows for split in splits.values()) * int(details["max_length"])
+    """Fraction of the positions of packed rows that hold no target, or no token of a conversation."""
+    rows = sum(split.num_rows for split in splits.values())
+    if "conversations" in details:
+        return 1 - sum(details["tokens"].values()) / (rows * (int(details["max_length"]) + 1))
+    places = rows * int(details["max_length"])
     streams = sum(rows > 0 for split in splits.values() for rows in split.pieces)
     return 1 - (sum(details["tokens"].values()) - streams) / places
 

@@ -7,6 +7,7 @@ each can be pickled, and reads itself anywhere when it is asked to.
 # pyright: reportUnknownArgumentType=false
 
 import bisect
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,11 +21,14 @@ from jobs.common.data.files import list_files, plain_name, reading
 from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.data.pieces import cut, in_pieces
 from jobs.common.data.webdataset import samples
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.config import Task, TextDataConfig
+from jobs.transformer.text.conversations import FORMATS as CONVERSATIONS
+from jobs.transformer.text.conversations import ConversationFile, form_in
 from jobs.transformer.text.embedded import languages, stdlib
 from jobs.transformer.text.files import FORMATS, TABLES
 from jobs.transformer.text.fragments import Cleaned, TextSource
 from jobs.transformer.text.language import check_languages
+from jobs.transformer.text.questions import questions
 from jobs.transformer.text.text_file import TextFile
 from jobs.transformer.text.text_rule import TextRule
 
@@ -32,10 +36,10 @@ _SCAN_BYTES = 8 << 20
 Listing = list[tuple[str, int, float]]
 
 
-def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
+def find_source(config: TextDataConfig, task: Task) -> TextSource:
     """The source of a config, with its texts cleaned; a file larger than a piece is several fragments.
     Raises: DataError if there is none that it can be; ConfigError."""
-    found = _source(config, labelled)
+    found = _source(config, task)
     if config.chooses:
         require(not found.is_one_text, f"data.{config.chooses}", getattr(config, config.chooses),
                 f"{config.uri} is one text, which has no rows to leave out: leave the option out, or give files that "
@@ -47,16 +51,18 @@ def find_source(config: TextDataConfig, *, labelled: bool) -> TextSource:
     return replace(found, fragments=tuple(Cleaned(fragment, config) for fragment in found.fragments))
 
 
-def _source(config: TextDataConfig, labelled: bool) -> TextSource:
+def _source(config: TextDataConfig, task: Task) -> TextSource:
     if config.uri == "languages":
         return languages()
     if config.uri == "stdlib":
         return stdlib()
-    found = _files(config.uri, config, labelled, None)
+    if config.uri == "questions":
+        return questions()
+    found = _files(config.uri, config, task, None)
     given: dict[SplitName, str | None] = {"validation": config.val_uri, "test": config.test_uri}
     for split, uri in given.items():
         if uri is not None:
-            found = found.without(split).and_also(_files(uri, config, labelled, split))
+            found = found.without(split).and_also(_files(uri, config, task, split))
     order = sorted(range(len(found.files)), key=lambda place: SPLITS.index(found.files[place].split))
     files = [found.files[i] for i in order]
     most = config.piece_bytes(sum(file.size for file in files))
@@ -87,14 +93,15 @@ class _Files:
         return _Files(self.files + other.files, self.listing + other.listing, self.contents + other.contents, unread)
 
 
-def _files(uri: str, config: TextDataConfig, labelled: bool,
-           split: SplitName | None) -> _Files:
-    listing = list_files(uri)
-    files = [file for file in listing.files if plain_name(file.path).endswith(FORMATS)]
+def _files(uri: str, config: TextDataConfig, task: Task, split: SplitName | None) -> _Files:
+    listing, labelled = list_files(uri), task == "classify"
+    endings = CONVERSATIONS if task == "chat" else FORMATS
+    files = [file for file in listing.files if plain_name(file.path).endswith(endings)]
     tables = [file for file in files if plain_name(file.path).endswith(TABLES)]
     if not files:
-        raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is Parquet, "
-                        f"CSV, JSON Lines, WebDataset or text ({', '.join(FORMATS)})")
+        kinds = "Parquet, CSV or JSON Lines" if task == "chat" else "Parquet, CSV, JSON Lines, WebDataset or text"
+        raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is {kinds} "
+                        f"({', '.join(endings)})")
     if labelled and not tables:
         raise DataError(f"data {uri!r} holds plain text, which has no labels: to classify give Parquet, CSV or JSON "
                         "Lines with a text and a label column, or pass --task generate")
@@ -111,8 +118,12 @@ def _files(uri: str, config: TextDataConfig, labelled: bool,
         return _Files(found, [(f"{file.split} part {name}", chosen[0].size, chosen[0].mtime) for file in found],
                       contents, left_out)
     label = config.label_column if labelled else None
-    named = [(TextFile(listing.store, file.path, file.size, of, columns, label, options=config),
-              file.mtime) for of, members in groups.items() for file in members]
+    make = functools.partial(TextFile, columns=columns, label_column=label)
+    if task == "chat":
+        first = TextFile(listing.store, chosen[0].path, chosen[0].size, "train", options=config)
+        make = functools.partial(ConversationFile, form=form_in(first, config.form))
+    named = [(make(listing.store, file.path, file.size, of, options=config), file.mtime)
+             for of, members in groups.items() for file in members]
     return _Files([file for file, _ in named],
                   [(f"{file.split} {listing.store.identity(file.path)}", file.size, mtime) for file, mtime in named],
                   contents, left_out)

@@ -8,7 +8,7 @@ say the ids and the splits of its own rows; so whoever has a `PieceRows` reads i
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,6 +77,8 @@ class Rows:
     """Ids of those that go on with a document,"""
     unfinished: Ids
     """and of those that do not end one."""
+    describe: Callable[[int], str]
+    """What to call the row of an index."""
 
     def of(self, split: SplitName) -> Ids:
         """Indices of a split's rows."""
@@ -169,7 +171,7 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
     rows = [sum(answer["rows"]) for answer in answers]
     skipped = tuple((where, why) for answer in answers for where, why in answer["skipped"])
     check_few(skipped, sum(rows) + len(skipped), config.data)
-    unwanted = _merged((why, LeftOut(*of)) for answer in answers for why, of in answer["unwanted"].items())
+    unwanted = merged((why, LeftOut(*of)) for answer in answers for why, of in answer["unwanted"].items())
     if not sum(rows):
         whys = [f"all of its {empty} rows are empty"] if empty and not unwanted else [
             f"{of.count:,} {why}" for why, of in {"rows without text": LeftOut(empty), **unwanted}.items() if of.count]
@@ -187,11 +189,12 @@ def survey(source: TextSource, config: TransformerConfig, *, use_ray: bool, say:
     return Survey(placed, rule, sum(rows), empty, skipped, unwanted)
 
 
-def _merged(unwanted: Iterable[tuple[str, LeftOut]]) -> dict[str, LeftOut]:
-    merged: dict[str, LeftOut] = {}
+def merged(unwanted: Iterable[tuple[str, LeftOut]]) -> dict[str, LeftOut]:
+    """Those of one reason together."""
+    made: dict[str, LeftOut] = {}
     for why, of in unwanted:
-        merged[why] = merged.get(why, LeftOut(0)).merged(of)
-    return merged
+        made[why] = made.get(why, LeftOut(0)).merged(of)
+    return made
 
 
 def _look(label_column: str | None, fragments: Fragments) -> JsonObject:
@@ -211,7 +214,7 @@ def _look(label_column: str | None, fragments: Fragments) -> JsonObject:
             counted = count_labels(fragment, texts.labels, label_column)
             labels.append([(value, count, counted.first[value]) for value, count in counted.rows.items()])
     return {"rows": rows, "empty": empty, "labels": labels, "skipped": skipped,
-            "unwanted": {why: (of.count, of.first) for why, of in _merged(unwanted).items()}}
+            "unwanted": {why: (of.count, of.first) for why, of in merged(unwanted).items()}}
 
 
 def _by_class(pieces: Sequence[Fragments], answers: Sequence[JsonObject], missing: tuple[int, ...],
@@ -285,7 +288,12 @@ def read_piece(rule: Rule, piece: PieceRows) -> Rows:
         splits = given.copy()
         splits[given == TRAIN] = rule.ranks.of(codes[given == TRAIN], piece.classes_before)
     splits[np.array(piece.dropped, np.int64) - piece.first] = -1
+
+    def describe(row: int) -> str:
+        number = int(np.searchsorted(ends, row, "right"))
+        return piece.fragments[number].describe(row - int(ends[number]) + counts[number])
+
     there = [(part, int(end)) for part, end in zip(read, ends, strict=True) if part.texts]
     return Rows([text for part in read for text in part.texts], ids, splits, codes,
                 np.array([ids[end - len(part.texts)] for part, end in there if not part.begins], np.int64),
-                np.array([ids[end - 1] for part, end in there if not part.ends], np.int64))
+                np.array([ids[end - 1] for part, end in there if not part.ends], np.int64), describe)

@@ -40,7 +40,7 @@ class TextFile(FilePart):
     def _table(self) -> tuple[Any, list[BadRow]]:
         """The table, and the rows that are not in it."""
         if self.ending in ("parquet", "pq"):
-            return read_parquet(self), []
+            return read_parquet(self, self.wanted), []
         if self.ending == "tar":
             return read_tar(self)
         text = decoded(self.content(), self)

@@ -21,6 +21,8 @@ from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError, DataError
 from jobs.common.arrays import Array
 from jobs.transformer.base_model import check_base
+from jobs.transformer.chat.sandbox import ChatTemplateError
+from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -48,18 +50,51 @@ def kind_of(config: TransformerConfig) -> str:
 
 def identity_of(config: TransformerConfig) -> list[object]:
     """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
+    template = [chat_template(config)] if config.task == "chat" else []
     if is_trained_here(config):
-        return [kind_of(config), config.data.vocab_size, config.data.lowercase]
+        return [kind_of(config), config.data.vocab_size, config.data.lowercase, *template]
     folder = expanded(config.model.name)
     files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
-    return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]]
+    return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files], *template]
 
 
 def choose(config: TransformerConfig, training_texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """The tokenizer of a config. Raises: ConfigError, DataError."""
-    if is_trained_here(config):
-        return train(config, training_texts)
-    return pretrained(config.model.name)
+    found = train(config, training_texts) if is_trained_here(config) else pretrained(config.model.name)
+    return with_chat_template(found, config) if config.task == "chat" else found
+
+
+def chat_template(config: TransformerConfig) -> str | None:
+    """The chat template that a config asks for; None: the tokenizer's own. Raises: ConfigError."""
+    wanted = config.model.chat_template or ("chatml" if is_trained_here(config) else None)
+    if wanted is None or wanted in BUILT_IN:
+        return wanted and built_in(wanted)
+    try:
+        return expanded(wanted).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--model.chat-template {wanted}: is no file that can be read ({error}), and none of "
+                          f"{', '.join(BUILT_IN)}") from error
+
+
+def with_chat_template(tokenizer: "PreTrainedTokenizerFast", config: TransformerConfig) -> "PreTrainedTokenizerFast":
+    """The tokenizer with the template of its conversations. Raises: ConfigError where there is none, or it is written
+    with tokens that the tokenizer does not have."""
+    source, wanted = chat_template(config), config.model.chat_template
+    try:
+        template = ChatTemplate.of(tokenizer, source)
+        template.check()
+    except ChatTemplateError as error:
+        raise ConfigError(
+            f"--model.chat-template {wanted}: the template {error}" if source else
+            f"the tokenizer of {config.model.name} has no chat template that can be used: {error}. Pass "
+            f"--model.chat-template FILE, or one of {', '.join(BUILT_IN)}") from error
+    missing = [token for token in BUILT_IN.get(wanted or "", ())
+               if token not in template.specials and not is_trained_here(config)]
+    if missing:
+        raise ConfigError(f"--model.chat-template {wanted}: the tokenizer of {config.model.name} does not have its "
+                          f"tokens {', '.join(missing)}: pass the template that the model was made with")
+    tokenizer.chat_template = template.source
+    return tokenizer
 
 
 def pretrained(name: str) -> "PreTrainedTokenizerFast":
@@ -92,6 +127,8 @@ def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokeniz
 
     kind, classify = kind_of(config), config.task == "classify"
     special = list(_SPECIAL.values()) if classify else [END]
+    if config.task == "chat":
+        special += BUILT_IN.get(config.model.chat_template or "chatml", ())
     made = _TRAINERS[kind](texts, special, config)
     if classify:
         _frame(made)

@@ -1,7 +1,8 @@
 """Pass 2 over text: a piece becomes blocks of tokens, in a task of its own.
 
 To classify, a row is a text. To generate, rows are cut from one stream of all documents of a piece, each begun by its
-start token, so that every token is a target once and no position is wasted but in the last row of a split.
+start token, so that every token is a target once and no position is wasted but in the last row of a split. To chat,
+rows hold whole conversations (conversation_rows.py).
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -19,6 +20,7 @@ from jobs.common.data.found.repeats import content_hashes, write_hashes
 from jobs.common.data.pieces import Writing
 from jobs.common.data.prepared import Writers
 from jobs.common.data.splits import keyed_hash
+from jobs.transformer.text.conversation_rows import ConversationRows
 from jobs.transformer.text.survey import Ids, PieceRows, Rows, Rule, read_piece
 from jobs.transformer.text.tokenizer import backend_of, framed
 
@@ -44,6 +46,8 @@ class Task:
     writing: Writing
     near_share: float | None = None
     """In common of rows that are nearly the same; None: nobody looks for them."""
+    conversations: ConversationRows | None = None
+    """To chat."""
 
     def __call__(self, piece: PieceRows) -> JsonObject:
         """Writes a piece. Answers its counts: `tokens`, `truncated` and `bytes` by split; `sample` to classify."""
@@ -60,7 +64,10 @@ class Task:
         about: JsonObject = {
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
             "bytes": {split: sum(len(contents[i]) for i in rows.of(split)) for split in SPLITS}}
-        if rows.codes is not None:
+        if self.conversations is not None:
+            self.conversations.write(rows, piece.number * _PIECE_IDS, about, writers)
+            about["sample"] = _sample(rows, self.seed)
+        elif rows.codes is not None:
             self._write_rows(rows, about, writers)
             about["sample"] = _sample(rows, self.seed)
         else:
@@ -144,9 +151,9 @@ def _cut(stream: Ints, length: int) -> tuple[Ints, Ints]:
 
 
 def _sample(rows: Rows, seed: int) -> list[tuple[int, int, int, str]]:
-    """Test rows that stand for all: (row id, index in this piece's test rows, class, text)."""
-    assert rows.codes is not None
+    """Test rows that stand for all: (row id, index in this piece's test rows, class or 0, text)."""
+    codes = np.zeros(len(rows.ids), np.int32) if rows.codes is None else rows.codes
     test = rows.of("test")
     places = np.argsort(keyed_hash(seed, rows.ids[test]), kind="stable")[:SAMPLE_ROWS]
-    return [(int(rows.ids[row]), int(place), int(rows.codes[row]), rows.texts[row])
+    return [(int(rows.ids[row]), int(place), int(codes[row]), rows.texts[row])
             for place, row in zip(places.tolist(), test[places].tolist(), strict=True)]

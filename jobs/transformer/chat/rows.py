@@ -1,0 +1,220 @@
+"""Rows of data sets as conversations: the forms that people keep them in, and the one that all become.
+
+    form = form_of(["instruction", "input", "output"])            # FORMS["alpaca"]
+    conversation_of(form, {"instruction": "Add", "input": "2, 3", "output": "5"})
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from cluster.core.documents import JsonObject, parse_json
+from cluster.core.errors import DataError
+from jobs.transformer.chat.template import Conversation
+
+FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SAID_BY = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "bot": "assistant", "chatgpt": "assistant", "system": "system", "developer": "developer", "tool": "tool",
+    "observation": "tool", "function_response": "tool", "function_call": "assistant",
+}
+"""Roles by what ShareGPT's `from` says."""
+_WEIGHTS = ("weight", "train", "training")
+_KEPT = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to keep a conversation in a row."""
+
+    name: FormName
+    needed: tuple[str, ...]
+    """Columns by which it is known."""
+    more: tuple[str, ...] = ()
+    """Columns that are read where there are any."""
+
+
+FORMS: dict[str, Form] = {form.name: form for form in (
+    Form("messages", ("messages",), ("tools",)),
+    Form("prompt", ("prompt", "completion"), ("system", "tools")),
+    Form("sharegpt", ("conversations",), ("system", "tools")),
+    Form("alpaca", ("instruction", "output"), ("input", "system")),
+)}
+
+
+def form_of(columns: Sequence[str], name: FormName, where: str) -> Form:
+    """The form of rows with these columns. name: the one that the config asks for. where: the file, for messages.
+
+    Raises: DataError where there is none, or more than one.
+    """
+    fits = [form for form in FORMS.values() if set(form.needed) <= set(columns)]
+    if name != "auto":
+        if FORMS[name] not in fits:
+            raise DataError(f"{where} has no columns {', '.join(FORMS[name].needed)}, which --data.form {name} needs: "
+                            f"it has {', '.join(columns)}")
+        return FORMS[name]
+    if not fits:
+        known = "; ".join(f"{form.name}: {', '.join(form.needed)}" for form in FORMS.values())
+        raise DataError(f"{where} holds no conversations in a form that is known: it has the columns "
+                        f"{', '.join(columns)}. Known are {known}")
+    if len(fits) > 1:
+        raise DataError(f"{where} can be read as {' or as '.join(form.name for form in fits)}, by its columns "
+                        f"{', '.join(columns)}: pass --data.form {fits[0].name} or --data.form {fits[1].name}")
+    return fits[0]
+
+
+def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
+    """Raises: ValueError, saying what is wrong with the row."""
+    there = {name: value for name, value in row.items() if value is not None}
+    if missing := [name for name in form.needed if name not in there]:
+        fits = [each.name for each in FORMS.values() if set(each.needed) <= set(there)]
+        raise ValueError(f"has no {' and '.join(missing)}, as the first row has"
+                         + (f": it is of the form {fits[0]}" if fits else ""))
+    messages = [_message(each, number) for number, each in enumerate(_said(form, there))]
+    if not messages:
+        raise ValueError("holds no messages")
+    if there.get("system") and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": _text(there["system"], "system")})
+    return Conversation(tuple(messages), tuple(_tools(there.get("tools"))))
+
+
+def as_text(conversation: Conversation) -> str:
+    """One line of JSON."""
+    tools = {"tools": list(conversation.tools)} if conversation.tools else {}
+    return json.dumps({"messages": list(conversation.messages), **tools}, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_text(text: str) -> Conversation:
+    """What `as_text` has written."""
+    read = parse_json(text)
+    return Conversation(tuple(read["messages"]), tuple(read.get("tools", ())))
+
+
+def contents_of(conversation: Conversation) -> Iterable[str]:
+    """What is said in it."""
+    return (message["content"] for message in conversation.messages)
+
+
+# ── forms ──
+def _said(form: Form, row: Mapping[str, Any]) -> list[Any]:
+    if form.name == "messages":
+        return _list(row["messages"], "messages")
+    if form.name == "sharegpt":
+        return [_of_sharegpt(each, number) for number, each in enumerate(_list(row["conversations"], "conversations"))]
+    if form.name == "alpaca":
+        asked = _text(row["instruction"], "instruction")
+        if more := row.get("input"):
+            asked += f"\n\n{_text(more, 'input')}"
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": _text(row["output"], "output")}]
+    return [*_side(row["prompt"], "user", "prompt"), *_side(row["completion"], "assistant", "completion")]
+
+
+def _side(value: Any, role: str, column: str) -> list[Any]:
+    """A text, or messages."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return _list(value, column)
+
+
+def _of_sharegpt(turn: Any, number: int) -> JsonObject:
+    if not isinstance(turn, dict):
+        raise ValueError(f"message {number} is no object but {turn!r:.40}")
+    said = cast("JsonObject", turn)
+    if "from" not in said:
+        return said
+    role = _SAID_BY.get(said["from"])
+    if role is None:
+        raise ValueError(f"message {number} is from {said['from']!r:.40}: known are {', '.join(_SAID_BY)}")
+    if said["from"] == "function_call":
+        call = _json(said.get("value"), f"message {number}, function_call")
+        calls = cast("list[Any]", call) if isinstance(call, list) else [call]
+        return {"role": role, "content": "", "tool_calls": [{"type": "function", "function": each} for each in calls]}
+    rest = {key: value for key, value in said.items() if key not in ("from", "value")}
+    return {**rest, "role": role, "content": said.get("value")}
+
+
+# ── messages ──
+def _message(message: Any, number: int) -> JsonObject:
+    """As it is kept. Raises: ValueError."""
+    if not isinstance(message, dict):
+        raise ValueError(f"message {number} is no object but {message!r:.40}")
+    said = {key: value for key, value in cast("JsonObject", message).items() if value is not None}
+    role = said.get("role")
+    if role not in ROLES:
+        raise ValueError(f"message {number} has the role {role!r:.40}: known are {', '.join(ROLES)}")
+    calls = [_call(each, number) for each in _list(said.get("tool_calls") or [], f"tool_calls of message {number}")]
+    if "content" not in said and not calls:
+        raise ValueError(f"message {number} ({role}) has neither content nor tool calls")
+    made: JsonObject = {"role": role, "content": _content(said.get("content", ""), number)}
+    made |= {name: said[name] for name in _KEPT if name in said}
+    if calls:
+        made["tool_calls"] = calls
+    if any(not said[name] for name in _WEIGHTS if name in said):
+        made["weight"] = 0
+    return made
+
+
+def _content(value: Any, number: int) -> str:
+    if isinstance(value, str):
+        return value
+    texts: list[str] = []
+    for part in _list(value, f"content of message {number}"):
+        known = cast("JsonObject", part) if isinstance(part, dict) else {}
+        if known.get("type") != "text" or not isinstance(known.get("text"), str):
+            raise ValueError(f"message {number} has a part that is no text ({part!r:.60}): text alone can be learnt")
+        texts.append(known["text"])
+    return "".join(texts)
+
+
+def _call(call: Any, number: int) -> JsonObject:
+    function: Any = cast("JsonObject", call).get("function", call) if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(name, str):
+        raise ValueError(f"message {number} has a tool call without the name of a function ({call!r:.60})")
+    given = cast("JsonObject", function).get("arguments", {})
+    arguments = _json(given, f"message {number}, arguments of {name}") if isinstance(given, str) else given
+    if not isinstance(arguments, dict):
+        raise ValueError(f"message {number}: the arguments of {name} are no object but {given!r:.60}")
+    known = _without_nulls(cast("JsonObject", arguments))
+    given_id = cast("JsonObject", call).get("id")
+    made = {"type": "function", "function": {"name": name, "arguments": known}}
+    return {"id": given_id, **made} if isinstance(given_id, str) else made
+
+
+def _tools(value: Any) -> list[JsonObject]:
+    if value is None:
+        return []
+    found: Any = _json(value, "tools") if isinstance(value, str) else value
+    tools = _list(found, "tools")
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"has tools that are no objects ({tools!r:.60})")
+    return [_without_nulls(cast("JsonObject", tool)) for tool in tools]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet has a null for each field that another row has."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in cast("JsonObject", value).items() if each is not None}
+    return [_without_nulls(each) for each in cast("list[Any]", value)] if isinstance(value, list) else value
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"holds {type(value).__name__}, not text, in column {column!r} ({value!r:.50})")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    found: Any = _json(value, what) if isinstance(value, str) else value
+    if not isinstance(found, list):
+        raise ValueError(f"holds {type(found).__name__}, not a list, in {what} ({found!r:.50})")
+    return cast("list[Any]", found)
+
+
+def _json(value: Any, what: str) -> Any:
+    try:
+        return parse_json(value, object) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{what} is no JSON ({value!r:.50})") from error
