@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import orjson
 import pytest
@@ -222,6 +224,45 @@ def test_calls_and_what_a_tool_says_go_back_to_the_model(client: openai.OpenAI, 
     assert found.usage.prompt_tokens == len(tokens_of(model, written))
 
 
+def test_an_answer_that_is_held_to_a_schema_fits_it_whatever_the_model_prefers(client: openai.OpenAI) -> None:
+    schema: dict[str, Any] = {
+        "type": "object", "additionalProperties": False, "required": ["name", "ages"], "properties": {
+            "name": {"type": "string", "maxLength": 5}, "sure": {"type": "boolean"},
+            "ages": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3}}}
+    asked = HELLO | {"max_completion_tokens": 200, "response_format": {
+        "type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}}
+    found = [client.chat.completions.create(**asked | {"seed": seed, "n": 3, "temperature": 1.5}) for seed in range(3)]
+    texts = [choice.message.content or "" for each in found for choice in each.choices]
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+    assert len(set(texts)) > 5
+    assert {choice.finish_reason for each in found for choice in each.choices} == {"stop"}
+    assert "".join(each.choices[0].delta.content or "" for each in events_of(client, **asked | {
+        "seed": 0, "temperature": 1.5})) == texts[0]
+    plain = HELLO | {"response_format": {"type": "json_object"}, "temperature": 0, "max_completion_tokens": 2}
+    begun = client.chat.completions.create(**plain).choices[0]
+    assert (begun.message.content or "").startswith("{"), "and it is not whole where it may have no more tokens"
+    assert begun.finish_reason == "length"
+    with ThreadPoolExecutor(2) as pool:
+        held, free = (pool.submit(client.chat.completions.create, **each) for each in (plain, HELLO))
+        assert held.result().choices[0].message.content == begun.message.content
+        assert free.result().choices[0].message.content == \
+            client.chat.completions.create(**HELLO).choices[0].message.content
+
+
+@pytest.mark.parametrize(("schema", "says"), [
+    ({"not": {}}, 'Unimplemented keys: ["not"]'), ({"type": "strange"}, "Invalid type: strange"),
+    ({"type": "integer", "minimum": 5, "maximum": 1}, "Unsatisfiable schema"),
+    ({"$ref": "http://127.0.0.1:1/schema"}, "does not fetch"), ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+])
+def test_a_schema_that_cannot_be_kept_to_is_refused(client: openai.OpenAI, schema: dict[str, Any], says: str) -> None:
+    held = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="`response_format`: the schema cannot be kept to") as refused:
+        client.chat.completions.create(**HELLO | {"response_format": held})
+    assert says in str(refused.value)
+    assert refused.value.param == "response_format"
+
+
 # ── what is refused ──
 def test_what_the_template_says_of_a_conversation_is_passed_on(client: openai.OpenAI) -> None:
     late = [*HELLO["messages"], {"role": "system", "content": "Be short."}]
@@ -260,7 +301,13 @@ CALL = {"type": "function", "function": {"name": "a", "arguments": "{}"}}
     ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21: it must be a whole number from 0 to 20"),
     ({"logprobs": 2}, "`logprobs` is neither"), ({"prompt": "a"}, "`prompt` is not known"),
     ({"max_completion_tokens": 0}, "`max_completion_tokens` is 0: it must be a whole number from 1"),
-    ({"response_format": {"type": "json_object"}}, "`response_format` is not supported"),
+    ({"response_format": 5}, "`response_format` is no object"),
+    ({"response_format": {"type": "xml"}}, "`response_format` has no `type` out of text, json_object, json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+     "`response_format` has no `json_schema` with"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}},
+     "`response_format` has a schema of 70,013 bytes: at most 65,536"),
+    ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "`response_format` goes with no `tools`"),
     ({"functions": [{"name": "a"}]}, "`functions` is not supported"),
     ({"modalities": ["audio"]}, "`modalities` is not supported"),
 ])
