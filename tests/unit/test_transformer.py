@@ -221,7 +221,7 @@ def test_short_rows_in_bf16_do_without_the_fused_kernel_on_a_cpu() -> None:
      "needs --scale.strategy zero3"),
     (["--scale.strategy", "zero3", "--hardware.compile"], "ddp only"),
     (["--model.attention", "flash_attention_2"], "needs a GPU"),
-    (["--task", "generate"], "is for --task classify"),
+    (["--task", "generate", "--data.uri", "languages"], "is for --task classify"),
     (["--task", "generate", "--data.uri", "stdlib", "--train.mask-tokens", "0.1"], "is for --task classify"),
     (["--task", "generate", "--data.uri", "stdlib", "--data.tokenizer", "wordpiece"], "cannot give a text back"),
     (["--train.mask-tokens", "0.6"], "at most 0.5"),

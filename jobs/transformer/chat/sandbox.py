@@ -24,7 +24,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from jobs.transformer.chat.traced import Traced, joined, rewritten
+from jobs.transformer.chat.traced import joined, rewritten, traced
 
 MOST_SECONDS = 5.0
 """Of one rendering."""
@@ -81,7 +81,7 @@ def _environment() -> "_Environment":
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     filters, known = cast("dict[str, Any]", made.filters), cast("dict[str, Any]", made.globals)
     filters |= {name: _bounded(name, make) for name, make in (filters | {"tojson": _tojson}).items()}
-    filters["join"] = _join
+    filters |= {"join": _join, "replace": _bounded("replace", _replace)}
     known |= {"raise_exception": _raise, "strftime_now": _strftime_now, "dict": _Dict(), "namespace": _Namespace}
     return made
 
@@ -125,6 +125,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_numbers(*(side for side in (left, right) if abs(side) > 1 << 62))
         return super().call_binop(context, operator, left, right)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _check_use("format", value.__self__, args, kwargs)
+            return wrapped(*args, **kwargs)
+
+        return bounded
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as Jinja's own)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
@@ -132,6 +143,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_use(name, owner, args, kwargs)
             if name == "join":
                 return _join_by(owner, *args)
+            if name == "replace":
+                return traced(owner).replace(*args)
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -166,7 +179,7 @@ class _Generation(Extension):
         said = caller()
         count = _blocks.get()
         count[0] += 1
-        return joined([said, Traced("", ())]).in_block(count[0])  # pyright: ignore[reportAttributeAccessIssue]
+        return traced(said).in_block(count[0])
 
 
 # ── what transformers gives a template ──
@@ -255,6 +268,11 @@ def _check_numbers(*numbers: Any) -> None:
 def _check_widths(form: str) -> None:
     if _WIDE.search(form) or "*" in form:
         raise SecurityError("it asks for a very wide text")
+
+
+def _replace(value: object, old: object, new: object, count: int | None = None) -> str:
+    """The filter `replace`."""
+    return traced(str(value)).replace(str(old), str(new), -1 if count is None else count)
 
 
 @jinja2.pass_eval_context

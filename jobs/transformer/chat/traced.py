@@ -38,9 +38,10 @@ class Traced(str):
 
     runs: tuple[Run, ...]
 
-    def __new__(cls, text: str, runs: Iterable[Run]) -> "Traced":
+    def __new__(cls, text: str, runs: Iterable[Run] | None = None) -> "Traced":
+        """runs: None for the template's own."""
         made = super().__new__(cls, text)
-        made.runs = tuple(runs)
+        made.runs = tuple(runs if runs is not None else [Run(len(text))] if text else ())
         return made
 
     def part(self, first: int, last: int) -> "Traced":
@@ -125,6 +126,11 @@ class Traced(str):
         return made
 
 
+def traced(text: str) -> Traced:
+    """A text of the template's own, unless it is traced already."""
+    return text if isinstance(text, Traced) else Traced(text)
+
+
 def joined(pieces: Iterable[object]) -> str:
     """The texts in one: traced if one of them is."""
     texts = [piece if isinstance(piece, str) else str(piece) for piece in pieces]
@@ -132,7 +138,7 @@ def joined(pieces: Iterable[object]) -> str:
         return "".join(texts)
     runs: list[Run] = []
     for text in texts:
-        runs += text.runs if isinstance(text, Traced) else [Run(len(text))] if text else []
+        runs += traced(text).runs
     return Traced("".join(texts), _merged(runs))
 
 

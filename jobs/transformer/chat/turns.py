@@ -199,8 +199,11 @@ def _check_whole(whole: Rendering, message: JsonObject, own: Sequence[tuple[int,
         parts = [(start, stop) for start, stop, run in own if whole.field(run.source) == "content"]
         together = "".join(whole.text[start:stop] for start, stop in parts)
         apart = any(first[1] != second[0] for first, second in itertools.pairwise(parts))
+        places = [run.start for _, _, run in own if whole.field(run.source) == "content"]
+        in_order = all(first is not None and second is not None and first < second
+                       for first, second in itertools.pairwise(places))
         if (together.strip() != content.strip() or apart) and not (
-                parts and _squeezed(whole.text[begin:parts[-1][1]]).endswith(_squeezed(content))):
+                in_order and parts and _squeezed(whole.text[begin:parts[-1][1]]).endswith(_squeezed(content))):
             raise ChatTemplateError("leaves out or changes a part of what it says, or writes it twice")
     for text in _texts_in([call["function"] for call in message.get("tool_calls") or ()]):
         if not any(form in written for form in (text, *(json.dumps(text, ensure_ascii=ascii)[1:-1]

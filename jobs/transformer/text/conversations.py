@@ -12,7 +12,7 @@ from cluster.core.errors import DataError
 from jobs.common.data.files import reading, unpacked
 from jobs.common.data.found.bad_rows import BadRow
 from jobs.transformer.chat.rows import FORMS, FormName, as_text, conversation_of, form_of
-from jobs.transformer.text.files import TABLES, FilePart, decoded
+from jobs.transformer.text.files import HEADER_BYTES, TABLES, FilePart, decoded
 from jobs.transformer.text.formats import JsonRow, first_row, json_rows, read_csv, read_parquet
 from jobs.transformer.text.fragments import Texts
 from jobs.transformer.text.text_file import TextFile
@@ -85,10 +85,11 @@ def _first_lines(file: FilePart) -> str:
     if not file.can_be_cut:
         return decoded(file.content(), file)
     with reading(file.name), unpacked(file.store, file.path) as stream:
-        line = b"\n"
-        while line and not line.strip(b"\xef\xbb\xbf \t\r\n"):
-            line = stream.readline()
-        return decoded(line, file)
+        data = b""
+        while b"\n" not in data.lstrip(b"\xef\xbb\xbf \t\r\n") and (more := stream.read(HEADER_BYTES)):
+            data += more
+    lead = len(data) - len(data.lstrip(b"\xef\xbb\xbf \t\r\n"))
+    return decoded(data[: data.find(b"\n", lead)] if b"\n" in data[lead:] else data, file)
 
 
 def form_in(file: FilePart, name: FormName) -> str:
