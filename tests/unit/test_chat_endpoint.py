@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -15,7 +14,9 @@ import torch
 
 from jobs.common.predictor.texts import ToolCallForm
 from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.chat.template import ChatTemplate
+from jobs.transformer.chat.turns import end_of_turn
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import LanguageModel
 from serving.core.errors import ParameterError
@@ -24,6 +25,7 @@ from serving.text.openai_chat import ChatRequest
 from serving.text.openai_protocol import parse
 from serving.text.tool_calls import ToolCallReader
 from tests.unit.language_model import POSITIONS, language_model, one_thread
+from tests.unit.test_chat_templates import markers_of, sources
 from tests.unit.test_completions import ABOUT, Replica, endpoint, served
 
 TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}
@@ -40,7 +42,6 @@ TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %
 HELLO: dict[str, Any] = {"model": "lm", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.9,
                          "seed": 7, "max_completion_tokens": 30}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
-TEMPLATES = Path("/work/shared/data/chat_templates")
 
 
 @pytest.fixture(scope="module")
@@ -360,24 +361,42 @@ def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str
         assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
 
 
-# ── what the templates of others say ──
-SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,60}｜>|</s>|<(?:start|end)_of_turn>|\[/?(?:INST|TOOL_CALLS)\]")
+# ── what templates say ──
+def template_of(name: str) -> ChatTemplate:
+    source = sources()[name]
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, markers_of(source))
 
 
-@pytest.mark.skipif(not TEMPLATES.is_dir(), reason="needs the templates of public models, which are not here")
 @pytest.mark.parametrize(("name", "ends", "form"), [
+    ("built-in chatml", {"<|im_end|>"}, None), ("built-in qwen", {"<|im_end|>"}, HERMES),
+    ("built-in mistral", {"</s>"}, None),
     ("trl/qwen3", {"<|im_end|>"}, HERMES), ("axolotl/qwen_25", {"<|im_end|>"}, HERMES),
-    ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"<EOS>"}, MISTRAL),
-    ("axolotl/mistral_v2v3", {"<EOS>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
+    ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"</s>"}, MISTRAL),
+    ("axolotl/mistral_v2v3", {"</s>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
     ("trl/glm4moe", {"<|user|>", "<|observation|>"}, None), ("trl/gemma", {"<end_of_turn>"}, None),
     ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, None),
-    ("trl/qwen3_5_think", {"<|im_end|>"}, None),
+    ("trl/qwen3_5_think", {"<|im_end|>"}, None), ("chujiezheng/amberchat", set(), None),
     ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, None),
-    ("chujiezheng/amberchat", set(), None), ("chujiezheng/llama-2-chat", {"<EOS>"}, None),
+    ("chujiezheng/llama-2-chat", {"</s>"}, None),
 ])
 def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str, ends: set[str],
                                                                       form: ToolCallForm | None) -> None:
-    source = (TEMPLATES / f"{name}.jinja").read_text()
-    specials = tuple(sorted({*SPECIAL.findall(source), "<EOS>", "<BOS>"}))
-    template = ChatTemplate(source, {"bos_token": "<BOS>", "eos_token": "<EOS>"}, specials)
-    assert (ends_of(template), tool_call_form(template)) == (ends, form)
+    if name not in sources():
+        pytest.skip("needs the templates of public models, which are not here")
+    assert (ends_of(template_of(name)), tool_call_form(template_of(name))) == (ends, form)
+
+
+def test_an_answer_ends_by_what_a_model_learns_to_end_it_by() -> None:
+    others: dict[str, str] = {}
+    known = 0
+    for name in sources():
+        template = template_of(name)
+        try:
+            learnt = end_of_turn(template)
+        except ChatTemplateError:
+            continue
+        known += learnt is not None
+        if learnt is not None and learnt not in ends_of(template):
+            others[name] = learnt
+    assert others == {}
+    assert known > 5
