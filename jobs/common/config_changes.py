@@ -9,8 +9,8 @@ from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.command_line import Overrides, current_names, flatten
 
-_AS_EVER = (None, "auto", "refuse", "keep", "report", "ignore")
-"""What a choice that earlier versions did not give is by default: what was done then."""
+_AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
+"""What a choice that earlier versions did not give is by default: what was done then. 0 is as False."""
 _INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check")
 """What may change between attempts, but for the seed."""
 

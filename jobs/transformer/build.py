@@ -4,22 +4,21 @@
 
 import importlib.util
 import logging
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.core.auth import expanded
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.transformer.base_model import check_base, check_weights
-from jobs.transformer.config import ModelConfig, TransformerConfig
+from jobs.transformer.config import TransformerConfig
 from jobs.transformer.presets import preset
+from jobs.transformer.weights.lora import heads_of, with_lora
+from jobs.transformer.weights.pretrained import check_base, check_weights
 
 _PLAIN_ATTENTION_TOKENS = 128
 T = TypeVar("T")
@@ -38,10 +37,10 @@ def build_model(config: TransformerConfig, details: JsonObject, class_names: Seq
     if not config.model.starts_pretrained:
         model = kind.from_config(architecture)
     else:
-        model = _pretrained(kind, config.model, architecture)
+        model = _pretrained(kind, config, architecture)
     if config.model.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return _with_lora(model, config.model) if config.model.lora_rank else model
+    return with_lora(model, config.model) if config.model.lora_rank else model
 
 
 def skeleton(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
@@ -115,7 +114,8 @@ def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any
                           "another model")
 
 
-def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
+def _pretrained(kind: Any, config: TransformerConfig, architecture: object) -> Any:
+    wanted = config.model
     check_weights(wanted.name)
     folder = expanded(wanted.name)
     where = str(folder) if folder.is_dir() else wanted.name
@@ -123,7 +123,12 @@ def _pretrained(kind: Any, wanted: ModelConfig, architecture: object) -> Any:
         model, found = _looking_for(wanted.name, lambda: kind.from_pretrained(
             where, config=architecture, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True))
-    _check_missing(wanted.name, model.base_model_prefix, sorted(found["missing_keys"]))
+    missing = sorted(found["missing_keys"])
+    _check_missing(wanted.name, model.base_model_prefix, missing)
+    if config.exports_adapter and (lacking := [each for each in missing if each.split(".")[0] not in heads_of(model)]):
+        raise ConfigError(f"--model.name {wanted.name}: it has no {', '.join(lacking[:3])}, which begin with random "
+                          "values and which updates of low rank leave as they are: pass --export.merge, so that the "
+                          "artifact has them")
     return model
 
 
@@ -165,17 +170,3 @@ def _looking_for(name: str, load: Callable[[], T]) -> T:
 
 def first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ")
-
-
-def _with_lora(model: nn.Module, wanted: ModelConfig) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    kept = ["classifier", "pre_classifier", "score"]
-    heads = [name for name in kept if any(module == name for module, _ in model.named_children())]
-    layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules()
-                     if isinstance(module, nn.Linear) and not name.startswith((*kept, "lm_head"))})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
-        return get_peft_model(model, LoraConfig(r=wanted.lora_rank or 1, lora_alpha=int(wanted.lora_alpha),
-                                                target_modules=layers,
-                                                modules_to_save=heads or None))

@@ -6,61 +6,12 @@ from typing import Literal
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import learning_rate, require_warmup
 from jobs.transformer.chat.turns import LossOn
-from jobs.transformer.presets import PRESETS
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 from jobs.transformer.text.config import Task, TextDataConfig
+from jobs.transformer.weights.config import ExportConfig, ModelConfig
 
 EMBEDDED: dict[Task, str] = {"classify": "languages", "generate": "stdlib", "chat": "questions"}
 """What is learnt where nobody names data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
-
-    name: str = "tiny"
-    """A preset trained from nothing (tiny, distilbert, llama-124m, llama-1b, …), a local folder, or a hub name."""
-    layers: int | None = None
-    """Of a preset: how many layers, where not its own number."""
-    heads: int | None = None
-    """Of a preset: how many attention heads."""
-    width: int | None = None
-    """Of a preset: the hidden size."""
-    attention_window: int | None = None
-    """Of `tiny`, to classify: tokens to each side that one attends to in each layer, few for n-grams; None: all."""
-    pretrained: bool = True
-    """Of a folder or hub name: False takes its architecture and tokenizer, with random weights."""
-    dropout: float | None = None
-    """Probability of every dropout of the model; None: the model's own."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed; `auto`: flash attention where the hardware and its package are there, else SDPA."""
-    chat_template: str | None = None
-    """To chat: a Jinja file, or chatml, llama-3, mistral, gemma or qwen; by default the tokenizer's own, of a preset
-    chatml."""
-    activation_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    lora_rank: int | None = None
-    """Trains low-rank updates of so many dimensions and leaves the rest as it is (LoRA); the export is merged."""
-    lora_alpha: float = 16.0
-    """The updates count alpha / rank times."""
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "attention_window", "lora_rank"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
-        require(self.dropout is None or 0 <= self.dropout < 1, "model.dropout", self.dropout,
-                "must be at least 0 and less than 1")
-        for name in ("layers", "heads", "width"):
-            require(getattr(self, name) is None or self.is_preset, f"model.{name}", getattr(self, name),
-                    f"is for a preset ({', '.join(PRESETS)}); --model.name {self.name} brings its own")
-
-    @property
-    def is_preset(self) -> bool:
-        return self.name in PRESETS
-
-    @property
-    def starts_pretrained(self) -> bool:
-        return self.pretrained and not self.is_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +189,7 @@ class TransformerConfig(Config):
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -268,6 +220,8 @@ class TransformerConfig(Config):
                 "it loses case and spaces, so it cannot give a text back: pass bpe, bytes or characters")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
+        require(not self.export.merge or self.model.lora_rank is not None, "export.merge", self.export.merge,
+                "is for updates of low rank: pass --model.lora-rank, too")
         able = self.scale.capabilities
         require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
                 "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "
@@ -280,6 +234,11 @@ class TransformerConfig(Config):
         require(self.model.attention != "flash_attention_2" or (
             self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
             "flash attention needs a GPU and bf16 or fp16: pass sdpa")
+
+    @property
+    def exports_adapter(self) -> bool:
+        """Whether the artifact has updates of low rank alone."""
+        return self.model.lora_rank is not None and self.model.starts_pretrained and not self.export.merge
 
     @property
     def metric(self) -> str:

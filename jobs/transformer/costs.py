@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.transformer.config import ModelConfig
+
 PEAK_TFLOPS: tuple[tuple[str, float, str], ...] = (
     ("GB200", 2500.0, "GB200 NVL72 data sheet: 360 x 10^15 with sparsity for 72 GPUs"),
     ("B200", 2250.0, "HGX B200 data sheet: 36 x 10^15 with sparsity for 8 GPUs"),
@@ -110,8 +112,8 @@ class Shape:
     """Elements of a layer and token under a dropout, of whose mask a byte each is kept."""
 
 
-def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
-    """Of a Hugging Face model, wherever its tensors are. lora_rank: of updates that it is still to get."""
+def shape_of_model(model: Any, wanted: ModelConfig | None = None) -> Shape:
+    """Of a Hugging Face model, wherever its tensors are. wanted: which updates of low rank it is still to get."""
     from torch import nn
 
     about = model.config
@@ -123,7 +125,7 @@ def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
     causal = "CausalLM" in type(model).__name__
     heads, layers = about.num_attention_heads, about.num_hidden_layers
     return Shape(
-        **_counts(model, linear, lora_rank), layers=layers, width=about.hidden_size, heads=heads,
+        **_counts(model, linear, wanted), layers=layers, width=about.hidden_size, heads=heads,
         kv_heads=getattr(about, "num_key_value_heads", None) or heads, mlp_width=mlp, fused=fused,
         gated=fused or any(name.endswith("gate_proj") for name in linear),
         rms_norm=any("RMSNorm" in type(m).__name__ for m in model.modules()),
@@ -133,22 +135,24 @@ def shape_of_model(model: Any, lora_rank: int | None = None) -> Shape:
     )
 
 
-def _counts(model: Any, linear: dict[str, Any], lora_rank: int | None) -> dict[str, int]:
-    """Numbers of parameters. Updates of low rank are those that build.py adds: to all linear layers but heads,
-    which are copied."""
+def _counts(model: Any, linear: dict[str, Any], wanted: ModelConfig | None) -> dict[str, int]:
+    """Numbers of parameters, with the updates of low rank and the copies of heads that weights/lora.py adds."""
+    from jobs.transformer.weights.lora import adapted_layers, heads_of
+
     total = sum(p.numel() for p in model.parameters())
-    heads = ("classifier", "pre_classifier", "score")
     whole = [p.numel() for p in model.parameters() if p.requires_grad]
     updates: list[int] = []
-    copied = 0
-    if lora_rank:
-        adapted = [m for name, m in linear.items() if not name.startswith((*heads, "lm_head"))]
-        copied = sum(p.numel() for name, m in model.named_children() if name in heads for p in m.parameters())
-        updates = [size * lora_rank for m in adapted for size in (m.in_features, m.out_features)]
-        whole = [*updates, copied]
+    lengths = copied = 0
+    if wanted is not None and wanted.lora_rank:
+        adapted = adapted_layers(model, wanted).values()
+        copied = sum(p.numel() for name in heads_of(model) for p in model.get_submodule(name).parameters())
+        updates = [size * wanted.lora_rank for m in adapted for size in (m.in_features, m.out_features)]
+        lengths = sum(m.out_features for m in adapted) if wanted.dora else 0
+        whole = [*updates, copied, lengths]
     cast_ = {p: p.numel() for m in linear.values() for p in m.parameters()}
     return {
-        "parameters": total + sum(updates) + copied, "trained": sum(whole), "cast": sum(cast_.values()) + sum(updates),
+        "parameters": total + sum(updates) + copied + lengths, "trained": sum(whole),
+        "cast": sum(cast_.values()) + sum(updates),
         "largest": max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
         "largest_trained": max(whole),
     }

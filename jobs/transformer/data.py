@@ -18,12 +18,13 @@ from jobs.common.declared_metrics import Metric, classification, primary_of
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
-from jobs.transformer.base_model import check_base, check_weights
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.config import Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 from jobs.transformer.text.text_rule import TextRule
+from jobs.transformer.weights.base import base_weights
+from jobs.transformer.weights.pretrained import check_base, check_weights
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
 probabilities = load("ARTIFACT").predict(["a text", "another"])
@@ -34,6 +35,7 @@ text = load("ARTIFACT").answer([{"role": "user", "content": "Hello"}])
 HOW_TO_GENERATE = """from jobs.transformer.model import load
 text = load("ARTIFACT").generate("Once upon a time")
 # or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
+WITH_PEFT = "  # which needs peft, and the base where it was"
 
 _HOW_TO_LOAD: dict[Task, str] = {"classify": HOW_TO_CLASSIFY, "generate": HOW_TO_GENERATE, "chat": HOW_TO_CHAT}
 
@@ -100,6 +102,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
+    base = base_weights(config.model.name).base if config.exports_adapter else None
     width = about["max_length"] + 1
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
               *([TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))] if config.task == "chat" else ()))
@@ -116,13 +119,16 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         data=dataset.describe(),
         about=f"{config.model.name}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart." if classify
-                 else "says which token comes next." if config.task == "generate" else "answers in conversations."),
+                 else "says which token comes next." if config.task == "generate" else "answers in conversations.")
+              + (" Here are the updates of low rank to its weights." if base else ""),
         limits=(("It knows only the classes that it was trained on, and answers with one of them whatever it reads.",
                  f"Texts are cut to {about['max_length']} tokens.") if classify
                 else ("What it writes is likely text, not truth.",))
+        + ((f"It is no model by itself: it is put onto {base.name}, whose weights have the digest {base.digest}.",)
+           if base else ())
         + (("Texts are cleaned first, as the manifest's preprocessing says: what reads model/ by itself has to do so, "
             "too.",) if config.data.rule != TextRule() else ()),
-        how_to_load=_HOW_TO_LOAD[config.task],
+        how_to_load=_HOW_TO_LOAD[config.task] + (WITH_PEFT if base else ""), base=base,
     )
 
 

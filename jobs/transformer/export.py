@@ -12,43 +12,65 @@ import numpy as np
 
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
+from jobs.common.artifact.artifact import weights_file
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 from jobs.common.checkpoint.store import Checkpoint
 from jobs.common.training.job import TrainingResult
 from jobs.transformer.strategies.shards import WEIGHTS, Slice
+from jobs.transformer.weights.base import place_of
 
 MOST_BYTES = 5_000_000_000
 Content = bytes | Callable[[], Iterable[bytes | memoryview]]
 
 
 def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) -> dict[str, Content]:
-    """config.json, and model.safetensors, or several with their index where they are larger than `most_bytes`."""
+    """config.json, and model.safetensors, or several with their index where they are larger than `most_bytes`.
+
+    Of an adapter its own config and weights, as peft writes them.
+    """
     from jobs.transformer.build import build_model, skeleton
 
-    lora = trained.config.model.lora_rank is not None
-    model = (build_model if lora else skeleton)(trained.config, trained.dataset.details, trained.dataset.class_names)
+    config, lora = trained.config, trained.config.model.lora_rank is not None
+    model = (build_model if lora else skeleton)(config, trained.dataset.details, trained.dataset.class_names)
     slices = Slices.of(trained.store.child("checkpoints"), trained.best)
     if lora:
-        model = _merged(model, slices)
+        _update(model, slices)
+        if config.exports_adapter:
+            return _adapter(model, place_of(config.model.name))
+        model = model.merge_and_unload()
         read: Callable[[str], Array] = {n: p.detach().numpy() for n, p in model.named_parameters()}.__getitem__
     else:
         read = slices.whole
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {"config.json": _architecture(model), **_weights(shapes, read, most_bytes)}
+
+
+def _architecture(model: Any) -> bytes:
     model.config.use_cache = True
     model.config.architectures = [type(model).__name__]  # other engines choose their own class by it
-    return {"config.json": (model.config.to_json_string(use_diff=False) + "\n").encode(),
-            **_weights(shapes, read, most_bytes)}
+    return (model.config.to_json_string(use_diff=False) + "\n").encode()
 
 
-def _merged(model: Any, slices: "Slices") -> Any:
-    """The low-rank updates added to the weights that they are of."""
+def _update(model: Any, slices: "Slices") -> None:
+    """The updates of low rank, and the heads, as they were trained."""
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.from_numpy(slices.whole(name)).view_as(parameter))
-    return model.merge_and_unload()
+                parameter.copy_(torch.tensor(slices.whole(name)).view_as(parameter))
+
+
+def _adapter(model: Any, base: str) -> dict[str, Content]:
+    from peft import get_peft_model_state_dict
+
+    from jobs.transformer.weights.stored import ADAPTER, ADAPTER_CONFIG, plain
+
+    about = plain(model.peft_config["default"]) | {"base_model_name_or_path": base, "inference_mode": True}
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {"config.json": _architecture(model.get_base_model()),
+            ADAPTER_CONFIG: (json.dumps(about, indent=1, sort_keys=True) + "\n").encode(),
+            ADAPTER: weights_file({name: tensor.detach().numpy() for name, tensor in tensors.items()})}
 
 
 def _weights(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str],

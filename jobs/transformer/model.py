@@ -8,29 +8,26 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import TrainyardError
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
-from jobs.transformer.build import auto_class, first_lines, without_progress_bar
+from jobs.transformer.build import auto_class, first_lines
 from jobs.transformer.chat.encode import ChatEncoder
 from jobs.transformer.chat.template import Conversation
 from jobs.transformer.inputs import inputs_of, marked_inputs, packed_inputs, token_losses
 from jobs.transformer.text.text_rule import TextRule
-
-_OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
+from jobs.transformer.weights.stored import model_and_tokenizer
 
 
 # ── an artifact, as an application sees it ──
@@ -176,16 +173,20 @@ class LanguageModel:
         return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
 
 
-def load(where: artifact.Where | Artifact) -> Classifier | LanguageModel:
+def load(where: artifact.Where | Artifact, base: str | None = None, *,
+         merged: bool = True) -> Classifier | LanguageModel:
     """The model of an artifact on the CPU, of bytes that were verified.
 
-    Raises: ArtifactError, also for one that lacks some of its weights.
+    base: where the model is that an adapter's updates are of; None: where it was when they were trained. merged: adds
+    the updates to its weights; else the adapters of a base that are loaded in a process share its weights.
+    Raises: ArtifactError, also for one that lacks some of its weights, and for another base.
     """
     opened = artifact.as_artifact(where)
     about = opened.manifest.description
     try:
         before = parse_json(json.dumps(dict(about.preprocessing)), _Preprocessing)
-        model, tokenizer = _parts(opened, auto_class("classify" if about.labels else "generate"))
+        kind = auto_class("classify" if about.labels else "generate")
+        model, tokenizer = model_and_tokenizer(opened, kind, base, merged=merged)
     except TrainyardError:
         raise
     except Exception as error:  # whatever transformers raises for files that are not as it wants them
@@ -205,60 +206,3 @@ class _Preprocessing:
     """None of a classifier without one."""
     end_id: int | None = None
     text: TextRule = field(default_factory=TextRule)
-
-
-def _parts(opened: Artifact, kind: Any) -> tuple[Any, Any]:
-    """Model and tokenizer. What transformers opens is a private copy of the small files;
-    the weights are given to it."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    auto: Any = AutoConfig
-    with tempfile.TemporaryDirectory(prefix="trainyard-model-") as folder, without_progress_bar():
-        _copy_small_files(opened, Path(folder))
-        architecture = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            expected = kind.from_config(architecture, trust_remote_code=False)
-        weights = _weights(opened)
-        _check_shapes(opened, expected, weights)
-        model, found = type(expected).from_pretrained(None, config=architecture, state_dict=weights,
-                                                      dtype=torch.float32,
-                                                      output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        raise artifact.refused(opened.uri,
-                               [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])
-    return model, tokenizer
-
-
-def _copy_small_files(opened: Artifact, folder: Path) -> None:
-    for path in opened.manifest.paths:
-        if path.startswith("model/") and not path.endswith(_OF_WEIGHTS):
-            copy = folder / path.removeprefix("model/")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(opened.read(path))
-
-
-def _weights(opened: Artifact) -> dict[str, Tensor]:
-    """Those of all the artifact's files of weights; an index of them is not needed."""
-    found: dict[str, Tensor] = {}
-    for path in opened.manifest.paths:
-        if path.startswith("model/") and path.endswith(".safetensors"):
-            found |= {name: _tensor(values) for name, values in opened.tensors(path).items()}
-    return found
-
-
-def _tensor(values: Array) -> Tensor:
-    return (torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if values.dtype == np.uint16
-            else torch.from_numpy(values))
-
-
-def _check_shapes(opened: Artifact, expected: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Before memory is taken for what a config says. expected: the model on torch's meta device."""
-    shapes = {name: parameter.shape for name, parameter in expected.named_parameters()}
-    if wrong := [name for name, shape in shapes.items() if name in weights and weights[name].shape != shape]:
-        raise artifact.refused(opened.uri,
-                               [f"weight {wrong[0]} has the shape {tuple(weights[wrong[0]].shape)}, and by config.json "
-                                 f"{tuple(shapes[wrong[0]])}"])
-    if missing := sorted(shapes.keys() - weights):
-        raise artifact.refused(opened.uri,
-                               [f"its weights lack {len(missing)} of the model's tensors ({', '.join(missing[:3])})"])

@@ -102,7 +102,7 @@ def shape_of(config: PlanConfig) -> Shape:
     most = getattr(model.config, "max_position_embeddings", None)
     require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,
             f"{wanted.name} takes {most} tokens: pass {most} or less")
-    return shape_of_model(model, wanted.lora_rank)
+    return shape_of_model(model, wanted)
 
 
 # ── strategies ──

@@ -34,6 +34,9 @@ def recipe_of(artifact: Artifact, jobs: Sequence[str] = ()) -> Recipe:
     if about.variant is not None:
         raise ArtifactError(f"artifact {artifact.uri} is the variant {about.variant.name} of another model already: "
                             f"optimise that one, whose digest begins with {about.variant.parent_digest[:12]}")
+    if about.base is not None:
+        raise ArtifactError(f"artifact {artifact.uri} is an adapter, and no model by itself: train it with "
+                            "--export.merge, and optimise that artifact")
     if not about.labels or "accuracy" not in about.metrics.get("test", {}):
         raise ArtifactError(f"artifact {artifact.uri} is for {about.task}: only classifiers are optimised, whose loss "
                             "of accuracy can be told; serve this one as it is")

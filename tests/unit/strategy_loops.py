@@ -41,7 +41,7 @@ def everything(session: Session, config: TransformerConfig) -> Literal["finished
     a JSON file a worker for each question.
 
     `held`: what a strategy holds of a larger model. `curves`: the loss of each of the first steps, by strategy, from
-    the same weights on the same rows. `covers`: as `covers`.
+    the same weights on the same rows. `frozen`: as `frozen`. `covers`: as `covers`.
     """
     session.update_status(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
@@ -52,6 +52,7 @@ def everything(session: Session, config: TransformerConfig) -> Literal["finished
         _write(session, "curves", {
             name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
             for name, scale in STRATEGIES.items()})
+        _write(session, "frozen", frozen(session, config, group))
         _cover_all(session, config, group)
     return "finished"
 
@@ -71,6 +72,31 @@ def curve(session: Session, config: TransformerConfig, group: Group, steps: int)
         kinds = ("exp_avg", "exp_avg_sq") if not model.sharded else ("weights", "exp_avg", "exp_avg_sq")
         moments = sum(f.tensors[kind].nbytes for f in model.fragments(steps) for kind in kinds)
     return {"losses": losses, "weights": weights, "optimizer": moments}
+
+
+def frozen(session: Session, config: TransformerConfig, group: Group) -> dict[str, Any]:
+    """How many elements of the weights this worker holds under zero3 with LoRA as each layer is computed again in the
+    backward pass, where DeepSpeed keeps no more than it needs, and after it; and how large a layer is."""
+    options = session.run_store.location("release.json").removeprefix("file://")
+    session.run_store.write_text("release.json", json.dumps(
+        {"zero_optimization": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}))
+    config = combined(config, {"model": {"layers": 6, "lora_rank": 4, "activation_checkpointing": True},
+                               "scale": {"strategy": "zero3", "bucket_mb": 0.004, "deepspeed_json": options}})
+    seen: list[int] = []
+    after: list[int] = []
+    with strategy(session, config, group) as model:
+        weights = dict(model.model.named_parameters())
+
+        def gathered_now(*_: object) -> None:
+            seen.append(sum(p.data.numel() for p in weights.values()))
+
+        for name, module in model.model.named_modules():
+            if name.endswith(".self_attn"):
+                module.register_forward_pre_hook(gathered_now)
+        for _ in take(session, config, model, group, [], 2):
+            after.append(sum(p.ds_status.name != "NOT_AVAILABLE" for p in weights.values()))
+        layer = sum(p.ds_numel for name, p in weights.items() if ".layers.0." in name)
+    return {"passes": len(seen), "most": max(seen), "after": after, "layer": layer}
 
 
 def take(session: Session, config: TransformerConfig, model: Any, group: Group, losses: list[float], steps: int,
@@ -97,6 +123,8 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
         yield
 
 
+LORA = {"lora_dropout": 0.1, "rslora": True, "dora": True}
+"""What updates of low rank have in the combinations."""
 OPTIONS: dict[str, Sequence[Any]] = {
     "strategy": ("ddp", "zero1", "zero2", "zero3"), "offload": ("none", "cpu", "cpu with parameters"),
     "precision": ("fp32", "bf16"),
@@ -121,7 +149,8 @@ def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
         "hardware": {"precision": combination["precision"]},
         "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
         "optim": {"clip_norm": combination["clip_norm"]},
-        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")},
+        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")}
+                 | (LORA if combination["lora_rank"] else {}),
     }
 
 

@@ -41,15 +41,14 @@ def test_presets_have_their_published_sizes(name: str, task: Any, exactly: int |
 MODELS = [("tiny", "generate"), ("tiny", "classify"), ("distilbert", "classify")]
 
 
-@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}, {"lora_rank": 4, "dora": True}])
 @pytest.mark.parametrize(("name", "task"), MODELS)
-def test_parameters_are_counted_as_they_are_built(name: str, task: str, rank: int | None) -> None:
-    config, built = small(name, task, lora_rank=rank)
+def test_parameters_are_counted_as_they_are_built(name: str, task: str, lora: dict[str, Any]) -> None:
+    config, built = small(name, task, **lora)
     bare = small(name, task)[1]
-    shape = shape_of_model(bare, rank)
+    shape = shape_of_model(bare, config.model)
     assert shape.parameters == sum(p.numel() for p in built.parameters())
     assert shape.trained == sum(p.numel() for p in built.parameters() if p.requires_grad)
-    assert config.model.lora_rank == rank
 
 
 def small(name: str, task: str, **model: Any) -> tuple[TransformerConfig, Any]:

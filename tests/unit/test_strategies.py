@@ -85,6 +85,13 @@ def test_every_two_options_together_train_and_their_slices_come_back(trained: Tr
             assert found["losses"][-1] < found["losses"][0] + 0.02, combination
 
 
+def test_zero3_lets_go_of_frozen_weights_that_were_gathered_to_compute_activations_again(trained: Trained) -> None:
+    for found in trained.of_ranks("frozen"):
+        assert found["passes"] == 2 * 2 * 6, "each layer is computed twice in each of two steps"
+        assert found["most"] <= found["layer"], found
+        assert found["after"] == [0, 0]
+
+
 def test_deepspeed_holds_what_is_planned(trained: Trained) -> None:
     config = combined(trained.config, LARGER)
     shape = shape_of_model(build_model(config, trained.dataset.details, ()))

@@ -184,6 +184,31 @@ def test_only_training_rows_are_masked() -> None:
         task_of(dataset, config, torch.device("cpu"))
 
 
+# ── updates of low rank ──
+def test_which_layers_have_updates_and_how_much_they_count() -> None:
+    def built(**model: Any) -> Any:
+        return build_model(config_of(model={"lora_rank": 4, **model}), DETAILS, ())
+
+    every, some = built(), built(lora_layers=["q_proj", "v_proj"], rslora=True, lora_alpha=6.5)
+    updated = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in some.named_parameters() if "lora_A" in name}
+    assert updated == {"q_proj", "v_proj"}
+    assert len(every.peft_config["default"].target_modules) == 7, "all linear layers but the head"
+    layer = some.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == 6.5 / 4**0.5, "alpha is not rounded"
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"lora_rank": 33}, r"--model.lora-rank 33: the layer model.layers.0.self_attn.q_proj of tiny, 32 to 32, has rank "
+                        r"32 at most: pass 32 or less"),
+    ({"lora_rank": 4, "lora_layers": ["q"]}, r"--model.lora-layers q: tiny has no linear layers of that name: pass "
+                                             r"some of down_proj gate_proj k_proj o_proj q_proj up_proj v_proj"),
+    ({"dora": True}, r"--model.dora True: is for updates of low rank: pass --model.lora-rank, too"),
+    ({"lora_rank": 4, "lora_dropout": 1.0}, r"--model.lora-dropout 1.0: must be at least 0 and less than 1")])
+def test_updates_that_cannot_be_are_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(config_of(model=model), DETAILS, ())
+
+
 # ── attention ──
 @pytest.mark.parametrize(("window", "seen"), [(None, 12), (1, 3), (2, 5)])
 def test_a_token_attends_to_as_many_on_each_side_as_asked_for(window: int | None, seen: int) -> None:

@@ -52,6 +52,18 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that an adapter's updates are of."""
+
+    name: str
+    """Where it was: a folder, or a name on the hub."""
+    digest: str
+    """Of its weights: what `LC_ALL=C sha256sum *.safetensors | sha256sum` prints in its folder."""
+    size_bytes: int
+    """Of its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
 
@@ -84,6 +96,8 @@ class Description:
     field."""
     variant: Variant | None = None
     """Of a model that was made of another one. The manifest of one that was trained has no such field."""
+    base: Base | None = None
+    """Of an adapter, whose weights are updates of another model's. The manifest of a whole model has no such field."""
 
     def __post_init__(self) -> None:
         for name in ("config", "data", "preprocessing"):
@@ -105,6 +119,8 @@ class Manifest:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]
+        if self.description.base is None:
+            del fields["base"]
         if self.description.primary_metric == "accuracy":
             del fields["primary_metric"]
         variant = self.description.variant

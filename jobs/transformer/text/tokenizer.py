@@ -20,10 +20,10 @@ from cluster.core.auth import expanded
 from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError, DataError
 from jobs.common.arrays import Array
-from jobs.transformer.base_model import check_base
 from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.weights.pretrained import check_base
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from tokenizers import Encoding, Tokenizer

@@ -40,7 +40,8 @@ def check_weights(name: str) -> None:
             f"If you trust it, convert it once: python -c {shlex.quote(convert)}")
     if (folder / "adapter_config.json").exists():
         raise ConfigError(f"--model.name {name}: adapter_config.json names another model, which would be loaded too: "
-                          "merge the adapter into it first, with peft's merge_and_unload, and pass that folder")
+                          "merge the adapter into it first (--export.merge as it is trained, or peft's "
+                          "merge_and_unload), and pass that folder")
 
 
 def _check_on_hub(name: str) -> None:

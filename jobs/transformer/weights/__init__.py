@@ -1,0 +1,1 @@
+"""Where a model's weights come from: an artifact's files, or those of a base with updates of low rank to them."""

@@ -1,0 +1,125 @@
+"""Updates of low rank as an artifact of their own: what it holds, what it is put onto, and what is refused."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from cluster.core.errors import ArtifactError, ConfigError
+from jobs.common.artifact.artifact import Artifact, open_artifact
+from jobs.common.config import to_dict
+from jobs.common.config_changes import differences
+from jobs.transformer.model import LanguageModel, load
+from jobs.transformer.pages import parameters_of
+from serving.variants.variants import recipe_of
+from tests.unit.adapters import answers, save_base, train_adapter
+from tests.unit.test_base_model import forge, with_fields
+from tests.unit.token_rows import config_of
+
+NEW = ("lora_layers", "lora_dropout", "rslora", "dora")
+"""Fields of `model` that runs of earlier versions did not have."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return train_adapter(tmp_path_factory.mktemp("adapter"), base, rslora=True, dora=True)
+
+
+def test_an_adapter_holds_its_updates_alone_and_names_its_base_by_digest(adapter: Artifact, base: Path) -> None:
+    opened = open_artifact(adapter.store)
+    assert {"model/adapter_config.json", "model/adapter_model.safetensors"} < set(opened.manifest.paths)
+    assert "model/model.safetensors" not in opened.manifest.paths
+    of = opened.manifest.description.base
+    assert of is not None and of.name == str(base) and of.size_bytes == (base / "model.safetensors").stat().st_size
+    by_hand = subprocess.run("LC_ALL=C sha256sum *.safetensors | sha256sum", shell=True, cwd=base,
+                             capture_output=True, text=True, check=True)
+    assert by_hand.stdout.split()[0] == of.digest
+    assert of.digest in opened.read("model_card.md").decode()
+    assert parameters_of(opened) > 30_000
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own loading
+def test_it_answers_as_the_merged_model_does_and_as_peft_s_own_loading(
+        adapter: Artifact, base: Path, tmp_path: Path) -> None:
+    whole = train_adapter(tmp_path, base, merge=True, rslora=True, dora=True)
+    assert "model/model.safetensors" in whole.manifest.paths and whole.manifest.description.base is None
+    wanted = answers(load(whole))
+    np.testing.assert_allclose(answers(load(adapter)), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(answers(load(adapter, merged=False)), wanted, rtol=0, atol=1e-5)
+    by_hand = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), f"{adapter.uri}/model")
+    found = load(adapter)
+    assert isinstance(found, LanguageModel)
+    np.testing.assert_allclose(
+        answers(LanguageModel(by_hand, found.tokenizer, found.start_id, found.end_id)), wanted, rtol=0, atol=1e-5)
+    before = load(whole)
+    assert isinstance(before, LanguageModel)
+    plain = LanguageModel(AutoModelForCausalLM.from_pretrained(base), found.tokenizer, found.start_id, found.end_id)
+    assert np.abs(answers(plain) - wanted).max() > 1e-2, "it was trained"
+
+
+def test_adapters_that_are_not_merged_share_the_base_s_memory(adapter: Artifact) -> None:
+    one, other = load(adapter, merged=False), load(adapter, merged=False)
+    places = [{p.data_ptr() for name, p in each.model.named_parameters() if "lora_" not in name}
+              for each in (one, other)]
+    assert places[0] == places[1]
+
+
+def test_a_classifier_s_head_is_learnt_whole_and_kept_with_the_updates(base: Path, tmp_path: Path) -> None:
+    made = train_adapter(tmp_path / "adapter", base, classes=3)
+    whole = train_adapter(tmp_path / "whole", base, classes=3, merge=True)
+    assert any("score" in name for name in made.tensors("model/adapter_model.safetensors"))
+    for merged in (True, False):
+        np.testing.assert_allclose(answers(load(made, merged=merged)), answers(load(whole)), rtol=0, atol=1e-5)
+
+
+def test_another_base_and_what_needs_a_whole_model_are_refused(adapter: Artifact, base: Path, tmp_path: Path) -> None:
+    other = save_base(tmp_path / "other", seed=1)
+    copied = save_base(tmp_path / "copied")
+    assert answers(load(adapter, str(copied))).shape == (2,), "the same weights elsewhere"
+    with pytest.raises(ArtifactError, match=rf"is an adapter of {base}, whose weights have the digest \w{{12}}; those "
+                                            rf"of {other} have \w{{12}}: pass the base that it was trained on"):
+        load(adapter, str(other))
+    with pytest.raises(ArtifactError, match=r"and its base .*/nowhere cannot be read"):
+        load(adapter, str(tmp_path / "nowhere"))
+    with pytest.raises(ArtifactError, match=r"is an adapter, and no model by itself: train it with --export.merge"):
+        recipe_of(adapter)
+    with pytest.raises(ArtifactError, match=r"is an adapter itself: pass the model that it is of"):
+        load(adapter, adapter.uri)
+
+
+def test_a_model_that_began_with_random_weights_is_always_exported_whole() -> None:
+    with pytest.raises(ConfigError, match=r"--export.merge True: is for updates of low rank: pass --model.lora-rank"):
+        config_of(export={"merge": True})
+    assert not config_of(model={"lora_rank": 4}).exports_adapter
+    elsewhere = {"name": "some/where", "layers": None, "heads": None, "width": None, "lora_rank": 4}
+    assert config_of(model=elsewhere).exports_adapter
+    assert not config_of(model=elsewhere | {"pretrained": False}).exports_adapter
+    assert not config_of(model=elsewhere, export={"merge": True}).exports_adapter
+
+
+def test_the_config_of_a_run_from_before_adapters_goes_on() -> None:
+    now = to_dict(config_of(model={"lora_rank": 4}))
+    old = {**now, "model": {name: now["model"][name] for name in now["model"] if name not in NEW}}
+    del old["export"]
+    assert differences(old, now) == []
+    assert differences(old, to_dict(config_of(model={"lora_rank": 4, "dora": True}))) == ["model.dora: None -> True"]
+
+
+def test_an_adapter_of_another_kind_is_refused(adapter: Artifact, tmp_path: Path) -> None:
+    folder = adapter.copy_to(tmp_path / "odd").store.local_path()
+    forge(folder, "model/adapter_config.json", with_fields(layer_replication=[[0, 2]]))
+    with pytest.raises(ArtifactError, match=r"its adapter_config.json has layer_replication, which is no part of LoRA"):
+        load(folder)
+    forge(folder, "model/adapter_config.json", with_fields(layer_replication=None, r=2))
+    with pytest.raises(ArtifactError, match=r"has the shape \(4, 32\), and by its config \(2, 32\)"):
+        load(folder)
+    assert json.loads((folder / "model/adapter_config.json").read_text())["peft_type"] == "LORA"
