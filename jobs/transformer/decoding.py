@@ -24,8 +24,8 @@ from jobs.transformer.chat.answers import Chat
 from jobs.transformer.chat.constraint import Constraint, Constraints
 from jobs.transformer.generation.cache import KeyValueCache
 from jobs.transformer.generation.prefix_cache import BLOCK, PrefixCache
+from jobs.transformer.generation.token_bytes import TokenBytes
 from jobs.transformer.model import LanguageModel
-from jobs.transformer.text.token_bytes import TokenBytes
 from jobs.transformer.text.tokenizer import backend_of
 
 _CLOSE = 1e-3
