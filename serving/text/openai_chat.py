@@ -87,8 +87,12 @@ class ChatRequest(TextRequest):
         """The tools that the model may call."""
         return self.tools if self.tool_choice == "auto" else ()
 
+    @property
+    def asked(self) -> GenerationRequest:
+        return self._asked
+
     @cached_property
-    def asked(self) -> GenerationRequest:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def _asked(self) -> GenerationRequest:
         prompt = ChatPrompt(messages=self.messages, tools=self.offered,
                             characters=len(_text("messages", self.messages)) + len(_text("tools", self.offered)))
         return GenerationRequest(prompts=[prompt], n=self.n, seed=self.seed, temperature=self.temperature,
