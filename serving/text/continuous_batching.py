@@ -152,9 +152,9 @@ class ContinuousBatcher:
                 while not self._waiting and not self._written:
                     self._asked.wait()
             self._leave([choice for choice in self._written if choice.stream.gone])
-            if begun := self._next():
+            if new := self._next():
                 _wake({choice.stream for choice in self._written})  # a long prompt may take a while
-            for stream in begun:
+            for stream in new:
                 self._begin(stream)
             if self._written:
                 self._go_on()

@@ -118,8 +118,8 @@ def test_an_answer_is_what_the_model_writes_after_the_templates_prompt(client: o
 
 
 def test_a_stream_says_the_role_first_then_the_same_text_and_at_last_why_it_ended(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(**HELLO, n=2)
-    events = events_of(client, n=2, stream_options={"include_usage": True})
+    whole = client.chat.completions.create(**HELLO | {"max_completion_tokens": 150}, n=2)
+    events = events_of(client, n=2, max_completion_tokens=150, stream_options={"include_usage": True})
     assert {event.object for event in events} == {"chat.completion.chunk"}
     assert events[-1].choices == []
     assert events[-1].usage == whole.usage
