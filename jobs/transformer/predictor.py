@@ -37,12 +37,13 @@ class TextPredictor:
         """What explains; a graph does not."""
 
     @classmethod
-    def load(cls, artifact: Artifact) -> "TextPredictor | LikelihoodPredictor":
+    def load(cls, artifact: Artifact, base: str | None = None) -> "TextPredictor | LikelihoodPredictor":
+        """base: an artifact whose weights the model shares with others of this process: its own, or its base's."""
         if is_onnx(artifact):
             return cls(OnnxModel(artifact, token_inputs), artifact)
         from jobs.transformer.model import Classifier, load
 
-        model = load(artifact)
+        model = load(artifact, base, merged=base is None)
         if not isinstance(model, Classifier):
             return LikelihoodPredictor(model)
         made = cls(model.of_tokens(), artifact)

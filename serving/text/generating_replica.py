@@ -1,11 +1,15 @@
-"""A Serve deployment's class for a model that continues texts."""
+"""Serve deployments' classes for models that continue texts: for one, and for many models of any kind."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from cluster.core.documents import JsonObject
+from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import ArtifactError
+from jobs.common.artifact.artifact import open_artifact
 from serving.core.errors import RefusedError
+from serving.core.settings import ModelSettings
+from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica
 from serving.text.continuous_batching import ContinuousBatcher, Piece
 from serving.text.generation import GenerationRequest, Generator
@@ -37,3 +41,38 @@ class GeneratingReplica(Replica):
                     yield found
         except RefusedError as error:
             yield error
+
+    def __del__(self) -> None:
+        """Serve calls it, too, when it lets go of a model that shares a replica."""
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+
+class MultiplexedGeneratingReplica(MultiplexedReplica):
+    """A Serve deployment's class, for models that share replicas, of which some continue texts."""
+
+    def kind_of(self, settings: ModelSettings) -> type[Replica]:
+        return GeneratingReplica if settings.generates else Replica
+
+    async def about(self, settings: JsonObject) -> JsonObject:
+        found = await super().about(settings)
+        made = ModelSettings(**settings)
+        return found | ({"max_tokens": await asyncio.to_thread(_positions, made)} if made.generates else {})
+
+    async def generate(self, settings: JsonObject, asked: GenerationRequest) \
+            -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+        """As a GeneratingReplica's, of a model that is loaded for it."""
+        found = await self._replica(ModelSettings(**settings))
+        if not isinstance(found, GeneratingReplica):
+            assert isinstance(found, RefusedError)
+            yield found
+            return
+        async with aclosing(found.generate(asked)) as coming:
+            async for pieces in coming:
+                yield pieces
+
+
+def _positions(settings: ModelSettings) -> int | None:
+    """How many tokens a model takes, by its files: it need not be loaded for it."""
+    artifact = open_artifact(settings.uri, settings.digest)
+    return parse_json(artifact.read("model/config.json")).get("max_position_embeddings")
