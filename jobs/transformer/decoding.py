@@ -21,7 +21,10 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from cluster.core.errors import ArtifactError
+from jobs.common.predictor.texts import Scores
+from jobs.transformer.chat.answers import Chat
 from jobs.transformer.model import LanguageModel
+from jobs.transformer.text.token_bytes import TokenBytes
 from jobs.transformer.text.tokenizer import backend_of
 
 _CLOSE = 1e-3
@@ -38,8 +41,11 @@ class Row:
     top_p: float = 1.0
     """Only the likeliest tokens that have this much of the probability together are drawn from."""
     random: np.random.Generator
+    top: int | None = None
+    """Likeliest tokens that are told of each; None: no scores."""
     token: int = -1
     length: int = 0
+    scores: Scores | None = None
 
 
 class Decoder:
@@ -53,6 +59,8 @@ class Decoder:
         self.vocab_size = int(self._model.config.vocab_size)
         self.max_tokens: int | None = getattr(self._model.config, "max_position_embeddings", None)
         """Of prompt and continuation together."""
+        self.chat = Chat.of(model.tokenizer, self._tokenizer)
+        self._bytes_of = TokenBytes(self._tokenizer)
         self.rows: list[Row] = []
         self._cache: Any = None
 
@@ -72,8 +80,8 @@ class Decoder:
         return lambda token: stream.step(self._tokenizer, token) or ""
 
     # ── rows ──
-    def row(self, temperature: float, top_p: float, random: np.random.Generator) -> Row:
-        return Row(temperature=temperature, top_p=top_p, random=random)
+    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None = None) -> Row:
+        return Row(temperature=temperature, top_p=top_p, random=random, top=top)
 
     @torch.inference_mode()
     def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
@@ -82,8 +90,9 @@ class Decoder:
 
         cache = DynamicCache()  # without a config, every layer keeps all tokens: rows can be put beside each other then
         logits = self._forward(torch.tensor([prompt]), None, torch.arange(len(prompt))[None], cache)
-        for row, token in zip(rows, chosen(logits.expand(len(rows), -1), rows), strict=True):
-            row.token, row.length = token, len(prompt)
+        self._take(logits.expand(len(rows), -1), rows)
+        for row in rows:
+            row.length = len(prompt)
         cache.batch_repeat_interleave(len(rows))
         self._cache = cache if self._cache is None else _beside(self._cache, cache)
         self.rows += rows
@@ -91,9 +100,24 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> None:
         """One more token for each row."""
-        for row, token in zip(self.rows, chosen(self._scores(), self.rows), strict=True):
-            row.token = token
+        self._take(self._scores(), self.rows)
+        for row in self.rows:
             row.length += 1
+
+    def _take(self, logits: Tensor, rows: Sequence[Row]) -> None:
+        """The next token of each row. logits: (B, V)."""
+        for place, (row, token) in enumerate(zip(rows, chosen(logits, rows), strict=True)):
+            row.token = token
+            if row.top is not None:
+                row.scores = self._told(logits[place], token, row.top)
+
+    def _told(self, logits: Tensor, token: int, top: int) -> Scores:
+        """logits: (V,)."""
+        known = torch.log_softmax(logits.float(), 0)
+        values, places = known.topk(min(top, len(known)))
+        likeliest = [(self._bytes_of(place), value)
+                     for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+        return Scores((self._bytes_of(token), float(known[token])), likeliest)
 
     def _scores(self) -> Tensor:
         """(B, V) of what follows each row's token, which the cache has then."""

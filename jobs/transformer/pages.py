@@ -142,8 +142,8 @@ def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:
                f"{np.mean([token_f1(*pair) for pair in pairs]):.3f}") for name, answers in said.items()
               for pairs in [list(zip(answers, [each.reference for each in asked], strict=True))]]
     intro = (f"The last answers in {len(asked):,} test conversations, word for word (exact), and by the words that "
-             "they have in common with the reference (F1). The look-up gives the answer to the training question that is "
-             "most like the one asked, by the TF-IDF of its words.")
+             "they have in common with the reference (F1). The look-up gives the answer to the training question that "
+             "is most like the one asked, by the TF-IDF of its words.")
     rows = [([(message["role"], _cut(message["content"])) for message in each.before.messages], _cut(each.reference),
              [(_cut(answers[place]), is_right(answers[place], each.reference)) for answers in said.values()])
             for place, each in enumerate(asked[:_SHOWN_ANSWERS])]

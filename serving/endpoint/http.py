@@ -137,7 +137,7 @@ async def _pass_on(text: completions.Completion, headers: tuple[tuple[bytes, byt
 
 
 def _refusal(path: str, error: RefusedError) -> Answer:
-    body = openai_protocol.refusal(error) if path.startswith("/v1/") else orjson.dumps({"error": str(error)})
+    body = openai_protocol.refusal(error) if f"{path}/".startswith("/v1/") else orjson.dumps({"error": str(error)})
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()))

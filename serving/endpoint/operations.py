@@ -13,6 +13,7 @@ from typing import Literal
 import orjson
 from starlette.types import Receive
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.core.errors import BadRequestError, CompressedError, TooLargeError
@@ -21,13 +22,16 @@ from serving.endpoint.pipeline import Parse, Request, RequestPipeline
 from serving.model.explanations import MOST_ROWS
 from serving.protocols import open_inference_json as protocol
 from serving.protocols import open_inference_schema as schema
-from serving.text import completions, openai_protocol
+from serving.text import completions, openai_chat, openai_protocol
 from serving.traffic.routing import Route
 
 Headers = tuple[tuple[bytes, bytes], ...]
 _JSON, _BINARY, _HTML = b"application/json", b"application/octet-stream", b"text/html; charset=utf-8"
 _POLICY = (b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
            b"img-src 'self' blob: data:")
+_PROMPT: JsonObject = {"prompt": "def ", "max_tokens": 20, "temperature": 0, "seed": 0}
+_CONVERSATION: JsonObject = {"messages": [{"role": "user", "content": "Hello"}], "max_completion_tokens": 20,
+                             "temperature": 0, "seed": 0}
 _ATTRIBUTIONS = ("`attributions` say how much each value of the input speaks for the most probable class, or against "
                  "it (integrated gradients of its log odds). They sum to `difference`, the log odds less a baseline's, "
                  "but for `gap`.")
@@ -64,6 +68,8 @@ class Operations:
         """In the order in which they are described."""
         infer = partial(Operation, method="POST", refused=REFUSED, returns=schema.InferResponse)
         text = partial(Operation, of=itemgetter("generates"), error=openai_protocol.Refusal)
+        write = partial(Operation, error=openai_protocol.Refusal, streams=openai_protocol.Event, method="POST",
+                        refused={**REFUSED, 504: "not finished in time"})
         return [
             Operation("/v2/health/live", self._live, "Whether the server lives", "health-live", keyless=True,
                       returns=dict[Literal["live"], bool]),
@@ -82,9 +88,14 @@ class Operations:
                 infer(f"{path}/explain", self._explain, f"What {{name}}'s answers rest on, of at most {MOST_ROWS} rows",
                       "explain", takes=partial(schema.infer_request, outputs="explanation"), details=_ATTRIBUTIONS,
                       of=itemgetter("explanation")))),
-            text("/v1/completions", self._text, "Text that goes on with a prompt, of {names}", "completions",
-                 takes=openai_protocol.described, returns=openai_protocol.Completion, streams=openai_protocol.Event,
-                 method="POST", refused={**REFUSED, 504: "not finished in time"}),
+            write("/v1/completions", partial(self._text, openai_protocol.CompletionRequest),
+                  "Text that goes on with a prompt, of {names}", "completions",
+                  takes=partial(openai_protocol.described, openai_protocol.CompletionRequest, _PROMPT),
+                  returns=openai_protocol.Completion, of=itemgetter("generates")),
+            write("/v1/chat/completions", partial(self._text, openai_chat.ChatRequest),
+                  "The answer to a conversation, of {names}", "chat-completions",
+                  takes=partial(openai_protocol.described, openai_chat.ChatRequest, _CONVERSATION),
+                  returns=openai_chat.ChatCompletion, of=itemgetter("chats")),
             text("/v1/models", self._text_models, "The models that write text", "text-models",
                  returns=openai_protocol.ModelList),
             text("/v1/models/{model}", self._text_model, "What {name} is", "text-model", returns=openai_protocol.Model),
@@ -136,12 +147,13 @@ class Operations:
         header = None if length is None else length.decode("latin-1")
         return lambda about: protocol.parse_request(body, header, about["inputs"], about[outputs], most, limit)
 
-    async def _text(self, request: Request, receive: Receive) -> Answer:
+    async def _text(self, kind: type[openai_protocol.TextRequest], request: Request, receive: Receive) -> Answer:
         timeout_s = self._core.timeout_s(request)
         body = await _body(receive, request, self._core.settings.max_request_bytes)
-        asked = await self._core.read(request, openai_protocol.parse, body)
+        asked = await self._core.read(request, openai_protocol.parse, body, kind)
         route = request.route = completions.route_of(self._table, asked.model)
-        text = completions.Completion(asked, route, timeout_s, self._core.measures)
+        form = await completions.form_of(route, asked)
+        text = completions.Completion(asked, form, route, timeout_s, self._core.measures)
         if not asked.stream:
             return Answer(await text.whole(), headers=route.headers)
         await text.begin()

@@ -126,7 +126,7 @@ def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
             "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
             "picture": _picture(about.preprocessing.get("picture")),
-            "explanation": specs(about.inputs) if explains(artifact, jobs) else ()}
+            "explanation": specs(about.inputs) if explains(artifact, jobs) else (), "chats": False}
 
 
 def _picture(rule: object) -> dict[str, str]:

@@ -52,6 +52,7 @@ class ModelDescription(ModelMetadata):
     example: JsonObject
     explanation: list[TensorMetadata]
     generates: bool
+    chats: bool
 
 
 class OutputTensor(TensorMetadata):

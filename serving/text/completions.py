@@ -1,19 +1,21 @@
-"""Text as OpenAI's clients get it: `POST /v1/completions`, in one piece or as server-sent events,
-and `GET /v1/models[/NAME]`."""
+"""Text as OpenAI's clients get it: `POST /v1/completions` and `/v1/chat/completions`, in one piece or as server-sent
+events, and `GET /v1/models[/NAME]`."""
 
 import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
 
 from serving.core.errors import DeadlineError, GoneError, ModelError, OverloadedError, RefusedError, UnknownModelError
+from serving.text.choices import Choice, Form
 from serving.text.continuous_batching import Piece
-from serving.text.openai_protocol import CompletionRequest, Model, ModelList, refusal
+from serving.text.openai_chat import ChatRequest
+from serving.text.openai_protocol import Model, ModelList, TextRequest, refusal
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Route, Table
 
@@ -35,6 +37,17 @@ def route_of(table: Table, name: str) -> Route:
     raise error
 
 
+async def form_of(route: Route, request: TextRequest) -> Form:
+    """Of an answer to a request. Raises: UnknownModelError for a conversation with a model that has none."""
+    about = await route.about()
+    if isinstance(request, ChatRequest) and not about["chats"]:
+        error = UnknownModelError(f"model {route.settings.name!r} has no chat template: ask it by /v1/completions, or "
+                                  "train it with --task chat (its template is --model.chat-template's)")
+        error.param = "model"
+        raise error
+    return request.form(about["tool_calls"])
+
+
 async def model_list(table: Table) -> ModelList:
     routes = [route for name in table.names if (route := table.route(name, None)).settings.generates]
     return {"object": "list", "data": [await model(route) for route in routes]}
@@ -51,13 +64,17 @@ async def model(route: Route) -> Model:
 class Completion:
     """A request that a replica answers. `cause`: why a stream broke off, if it did."""
 
-    def __init__(self, request: CompletionRequest, route: Route, timeout_s: float, measures: EndpointMetrics) -> None:
-        self._request, self._route, self._timeout_s, self._measures = request, route, timeout_s, measures
+    def __init__(self, request: TextRequest, form: Form, route: Route, timeout_s: float,
+                 measures: EndpointMetrics) -> None:
+        """Raises: ParameterError."""
+        self._request, self._form, self._route, self._measures = request, form, route, measures
+        self._asked, self._timeout_s = request.asked, timeout_s
+        self._asked.check(route.settings.max_batch_rows)
         self._began = time.perf_counter()
         self._until = asyncio.get_running_loop().time() + timeout_s
         self._prompt_tokens = self._tokens = 0
-        self._same = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-                      "model": route.settings.name,
+        self._same = {"id": f"{form.id}-{uuid.uuid4().hex}", "object": form.event if request.stream else form.whole,
+                      "created": int(time.time()), "model": route.settings.name,
                       "system_fingerprint": f"{route.settings.version}-{route.settings.digest}"}
         self._first: list[Piece] = []
         self._coming: AsyncGenerator[list[Piece]] | None = None
@@ -71,19 +88,19 @@ class Completion:
         return await self._whole()
 
     async def _whole(self) -> bytes:
-        texts, reasons = [""] * self._request.asked.choices, [""] * self._request.asked.choices
+        choices = self._choices()
         self._tokens = 0
         try:
             async with aclosing(self._comes()) as coming:
                 async for found in coming:
-                    for number, text, _, reason in found:
-                        texts[number] += text
-                        reasons[number] = reason or ""
+                    for piece in found:
+                        choices[piece[0]].add(piece)
         finally:
             self._measure()
-        choices = [_choice(number, text, reason)
-                   for number, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
-        return orjson.dumps({**self._same, "choices": choices, "usage": self._usage()})
+        return orjson.dumps({**self._same, "choices": [choice.whole() for choice in choices], "usage": self._usage()})
+
+    def _choices(self) -> Sequence[Choice]:
+        return [self._form.choice(number) for number in range(self._asked.choices)]
 
     async def begin(self) -> None:
         """Until there is something to send: what is refused is refused before. Raises: RefusedError."""
@@ -99,12 +116,13 @@ class Completion:
     async def events(self) -> AsyncGenerator[bytes]:
         """After `begin`. A stream that breaks off says so, in place of its end."""
         assert self._coming is not None
+        choices = self._choices()
         try:
             async with aclosing(self._coming):
-                if chunks := self._chunks(self._first):
+                if chunks := self._chunks(choices, self._first):
                     yield chunks
                 async for found in self._coming:
-                    if chunks := self._chunks(found):
+                    if chunks := self._chunks(choices, found):
                         yield chunks
             if self._request.include_usage:
                 yield _event({**self._same, "choices": [], "usage": self._usage()})
@@ -119,25 +137,23 @@ class Completion:
         finally:
             self._measure()
 
-    def _chunks(self, found: Iterable[Piece]) -> bytes:
-        """An event for each choice that has something new."""
-        new: dict[int, tuple[str, str | None]] = {}
-        for number, text, _, reason in found:
-            new[number] = (new.get(number, ("", None))[0] + text, reason)
+    def _chunks(self, choices: Sequence[Choice], found: Sequence[Piece]) -> bytes:
+        """The events of each choice that has something new."""
+        for piece in found:
+            choices[piece[0]].add(piece)
         usage = {"usage": None} if self._request.include_usage else {}
-        return b"".join(_event({**self._same, "choices": [_choice(number, text, reason)], **usage})
-                        for number, (text, reason) in new.items() if text or reason)
+        return b"".join(_event({**self._same, "choices": [event], **usage})
+                        for number in dict.fromkeys(piece[0] for piece in found) for event in choices[number].events())
 
     async def _comes(self) -> AsyncGenerator[list[Piece]]:
         """What a replica writes, until the deadline. Raises: RefusedError."""
         route = self._route
-        self._request.asked.check(route.settings.max_batch_rows)
         if route.waiting >= route.max_queued:
             raise OverloadedError(f"{route.waiting} requests wait already: try again later")
         route.waiting += 1
         waits = True
         try:
-            async with aclosing(await route.ask("generate", self._request.asked)) as coming:
+            async with aclosing(await route.ask("generate", self._asked)) as coming:
                 self._prompt_tokens = sum(await self._next(coming))
                 while found := await self._next(coming):
                     if waits:
@@ -164,10 +180,6 @@ class Completion:
 
     def _measure(self) -> None:
         self._measures.tokens(self._route, self._prompt_tokens, self._tokens)
-
-
-def _choice(number: int, text: str, reason: str | None) -> dict[str, object]:
-    return {"index": number, "text": text, "logprobs": None, "finish_reason": reason}
 
 
 def _event(message: Mapping[str, object]) -> bytes:

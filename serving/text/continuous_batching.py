@@ -16,15 +16,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.core.background import in_background, logged
+from cluster.core.errors import InputError
+from jobs.common.predictor.texts import Scores
 from serving.core.errors import ModelError, ParameterError, RefusedError
-from serving.text.generation import GenerationRequest, Generator, Row
+from serving.text.generation import ChatPrompt, GenerationRequest, Generator, Row
 
-Piece = tuple[int, str, int, str | None]
+Piece = tuple[int, str, int, str | None, Scores | None]
 """Which choice; what its text goes on with; tokens that were computed for it;
-why it ended, if it has: `stop` or `length`."""
+why it ended, if it has: `stop` or `length`; the scores of its token, where they are asked for."""
 _PACE_S = 0.001
 """Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its
 token does, so the more there are, the more tokens a piece has."""
+_ENDLESS = 1 << 62
+"""Tokens of a model that has no last position: the request's deadline ends its text."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +45,7 @@ class Stops:
         if places:
             self.stopped, self._kept = True, ""
             return whole[: min(places)]
-        back = max((_begun(whole, stop) for stop in self._stops), default=0)
+        back = max((begun(whole, stop) for stop in self._stops), default=0)
         self._kept = whole[len(whole) - back :]
         return whole[: len(whole) - back]
 
@@ -51,7 +55,7 @@ class Stops:
         return kept
 
 
-def _begun(text: str, stop: str) -> int:
+def begun(text: str, stop: str) -> int:
     """How much of the text's end is the beginning of a stop sequence."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
@@ -77,21 +81,21 @@ class _Choice:
     number: int
     row: Row
     left: int
-    end_id: int
+    ends: Collection[int]
     text: Callable[[int], str]
     stops: Stops
 
     def took(self) -> Piece:
         """The row's newest token."""
         self.left -= 1
-        if self.row.token == self.end_id:
-            return self.number, self.stops.rest(), 1, "stop"
+        if self.row.token in self.ends:
+            return self.number, self.stops.rest(), 1, "stop", None
         text = self.stops.through(self.text(self.row.token))
         if self.stops.stopped:
-            return self.number, text, 1, "stop"
+            return self.number, text, 1, "stop", self.row.scores
         if self.left == 0:
-            return self.number, text + self.stops.rest(), 1, "length"
-        return self.number, text, 1, None
+            return self.number, text + self.stops.rest(), 1, "length", self.row.scores
+        return self.number, text, 1, None, self.row.scores
 
 
 class ContinuousBatcher:
@@ -160,15 +164,29 @@ class ContinuousBatcher:
             with self._asked:
                 self._streams.discard(stream)
 
-    def _prompt(self, given: str | Sequence[int], max_tokens: int) -> list[int]:
-        tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
+    def _prompt(self, given: str | Sequence[int] | ChatPrompt, max_tokens: int | None) -> list[int]:
+        if isinstance(given, ChatPrompt):
+            tokens = self._chat_prompt(given)
+        else:
+            tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
         most = self._generator.max_tokens
-        if most is not None and len(tokens) + max_tokens > most:
+        if most is not None and len(tokens) >= most and max_tokens is None:
+            raise ParameterError(f"the prompt has {len(tokens)} tokens, and the model takes {most} together with its "
+                                 "answer", "messages" if isinstance(given, ChatPrompt) else "prompt")
+        if most is not None and max_tokens is not None and len(tokens) + max_tokens > most:
             raise ParameterError(f"the prompt has {len(tokens)} tokens, and max_tokens is {max_tokens}: together "
                                  f"{len(tokens) + max_tokens}, and the model takes {most}", "max_tokens")
         if (wrong := next((t for t in tokens if not 0 <= t < self._generator.vocab_size), None)) is not None:
             raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
         return tokens
+
+    def _chat_prompt(self, given: ChatPrompt) -> list[int]:
+        if self._generator.chat is None:
+            raise ParameterError("the model has no chat template", "model")
+        try:
+            return self._generator.chat.prompt(given.messages, given.tools)
+        except InputError as error:
+            raise ParameterError(str(error), "messages") from error
 
     def check(self) -> None:
         """Raises what ended the thread, if anything has."""
@@ -220,7 +238,7 @@ class ContinuousBatcher:
         joined: list[_Choice] = []
         try:
             for place, prompt in enumerate(stream.prompts):
-                choices = [self._choice(stream, place * stream.asked.n + k) for k in range(stream.asked.n)]
+                choices = [self._choice(stream, place, place * stream.asked.n + k) for k in range(stream.asked.n)]
                 self._generator.join(prompt, [choice.row for choice in choices])
                 joined += choices
         except Exception:  # noqa: BLE001  (its caller hears of it, and the others' texts go on)
@@ -230,11 +248,15 @@ class ContinuousBatcher:
         self._written += joined
         self._tell(joined)
 
-    def _choice(self, stream: _Stream, number: int) -> _Choice:
-        asked = stream.asked
-        row = self._generator.row(asked.temperature, asked.top_p, _random(asked.seed, number))
-        return _Choice(stream=stream, number=number, row=row, left=asked.max_tokens, end_id=self._generator.end_id,
-                       text=self._generator.pieces(), stops=Stops(asked.stop))
+    def _choice(self, stream: _Stream, place: int, number: int) -> _Choice:
+        """place: of its prompt."""
+        asked, generator = stream.asked, self._generator
+        row = generator.row(asked.temperature, asked.top_p, _random(asked.seed, number), asked.top_logprobs)
+        chat = generator.chat if isinstance(asked.prompts[place], ChatPrompt) else None
+        left = asked.max_tokens or (generator.max_tokens or _ENDLESS) - len(stream.prompts[place])
+        return _Choice(stream=stream, number=number, row=row, left=left,
+                       ends={generator.end_id, *(chat.ends if chat else ())},
+                       text=(chat or generator).pieces(), stops=Stops(asked.stop))
 
     def _go_on(self) -> None:
         try:

@@ -26,7 +26,8 @@ class GeneratingReplica(Replica):
             raise ArtifactError(f"artifact {self.settings.uri} continues no texts")
         generator = make()
         self._writer = ContinuousBatcher(generator, self.settings.max_batch_rows)
-        self._about |= {"max_tokens": generator.max_tokens}
+        self._about |= {"max_tokens": generator.max_tokens, "chats": generator.chat is not None,
+                        "tool_calls": generator.chat.tool_calls if generator.chat else None}
 
     def check_health(self) -> None:
         """Serve asks every few seconds, and replaces a replica that raises."""

@@ -1,12 +1,14 @@
 """What continues texts, and what a request asks of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from jobs.common.predictor.predictor import MOST_CHARACTERS
+from jobs.common.predictor.texts import Scores, ToolCallForm
 from serving.core.errors import ParameterError
 
 
@@ -14,6 +16,30 @@ class Row(Protocol):
     """A text that is continued: `token` is its last."""
 
     token: int
+    scores: Scores | None
+    """Of that token, where they are asked for."""
+
+
+class Chat(Protocol):
+    """What a model has that answers conversations."""
+
+    @property
+    def ends(self) -> Collection[int]:
+        """Tokens that end an answer, beside the model's own end."""
+        ...
+
+    @property
+    def tool_calls(self) -> ToolCallForm | None:
+        """How it calls tools; None: that is text as any other."""
+        ...
+
+    def prompt(self, messages: Sequence[JsonObject], tools: Sequence[JsonObject]) -> list[int]:
+        """What the model continues with an answer. Raises: InputError, with what its chat template says."""
+        ...
+
+    def pieces(self) -> Callable[[int], str]:
+        """As `Generator.pieces`, of an answer."""
+        ...
 
 
 class Generator(Protocol):
@@ -24,6 +50,11 @@ class Generator(Protocol):
     max_tokens: int | None
     """Of prompt and continuation together."""
 
+    @property
+    def chat(self) -> Chat | None:
+        """None: it has no chat template."""
+        ...
+
     def tokens(self, text: str) -> list[int]:
         """Of a prompt, with what the model wants before it."""
         ...
@@ -32,8 +63,8 @@ class Generator(Protocol):
         """A function of a row's tokens, one after the other, to the text that each adds."""
         ...
 
-    def row(self, temperature: float, top_p: float, random: np.random.Generator) -> Row:
-        """A text to be. It draws from `random`."""
+    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None) -> Row:
+        """A text to be. It draws from `random`. top: likeliest tokens that are told of each; None: no scores."""
         ...
 
     def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> None:
@@ -50,16 +81,30 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatPrompt:
+    """A conversation whose answer is asked for."""
+
+    messages: Sequence[JsonObject]
+    """As OpenAI's, where each content is a text, and arguments of calls are objects."""
+    tools: Sequence[JsonObject] = ()
+    characters: int = 0
+    """Of all that it says."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """What a request for text asks of a replica. Choice k is the k-th continuation, prompt by prompt."""
 
-    prompts: Sequence[str | Sequence[int]]
+    prompts: Sequence[str | Sequence[int] | ChatPrompt]
     n: int = 1
-    max_tokens: int = 16
+    max_tokens: int | None = 16
+    """None: as many as the model has positions for."""
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
+    top_logprobs: int | None = None
+    """Likeliest tokens that are told of each; None: no scores."""
 
     @property
     def choices(self) -> int:
@@ -72,7 +117,8 @@ class GenerationRequest:
         """
         if self.choices > max_rows:
             raise ParameterError(f"{self.choices} texts in one request: at most {max_rows} (--max-batch-rows)", "n")
-        characters = sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
+        characters = sum(prompt.characters if isinstance(prompt, ChatPrompt) else len(prompt)
+                         for prompt in self.prompts if isinstance(prompt, str | ChatPrompt))
         if characters > MOST_CHARACTERS:
             raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one "
-                                 "request. Longer ones may come as tokens", "prompt")
+                                 "request. Longer ones may come as tokens to /v1/completions", "prompt")

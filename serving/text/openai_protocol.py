@@ -1,11 +1,11 @@
 """OpenAI's protocol for text: requests from JSON, refusals in its form, and how /openapi.json describes it.
 
-https://platform.openai.com/docs/api-reference/completions.
+https://platform.openai.com/docs/api-reference/completions. Chats are in openai_chat.py.
 What may be asked for there and is not given here is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -13,22 +13,18 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 from cluster.core.documents import JsonObject
+from jobs.common.predictor.texts import ToolCallForm
 from serving.core.errors import ParameterError, RefusedError, UnknownModelError
 from serving.protocols.open_inference_json import json_object
 from serving.protocols.tensor_values import shown
+from serving.text.choices import Form, TextChoice
 from serving.text.generation import GenerationRequest
 
 MOST_CHOICES, MOST_STOPS, MOST_TEMPERATURE = 8, 4, 2.0
 MOST_STOP_CHARACTERS = 1000
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (),
-    "presence_penalty": (0,),
-    "suffix": ("",)}
-"""What is not supported, and the values at which it asks for nothing, as null does."""
+MOST_TOKENS = 1 << 31
 _MUST = {
     "model": "is missing, or no string", "user": "is no string", "stream": "is neither true nor false",
-    "prompt": "is missing, empty or mixed: it must be a string, a list of strings, a list of tokens, or a list of such "
-              "lists",
     "stop": f"must be a string of 1 to {MOST_STOP_CHARACTERS} characters, or a list of up to {MOST_STOPS}",
     "stream_options": "must be an object, and goes with `stream`: true"}
 """What is said of a parameter that is wrong, where it has no bounds to name."""
@@ -41,13 +37,16 @@ _TokenLists = Annotated[list[_Tokens], _SOME]
 _Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
-class CompletionRequest(BaseModel):
-    """What may be asked for; whether a prompt fits the model, a replica says."""
+class TextRequest(BaseModel):
+    """What may be asked for of any text; whether a prompt fits the model, a replica says."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    EXAMPLE: ClassVar[str]
+    """A body, for whoever sends none."""
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]]
+    """What is not supported, and the values at which it asks for nothing, as null does."""
+    MUST: ClassVar[Mapping[str, str]] = _MUST
     model: str
-    prompt: Annotated[str | _Texts | _Tokens | _TokenLists, Field(union_mode="left_to_right")]
-    max_tokens: int = Field(16, ge=1, le=1 << 31)
     temperature: float = Field(1.0, ge=0, le=MOST_TEMPERATURE, description="0: likeliest")
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
@@ -65,33 +64,61 @@ class CompletionRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.get("include_usage"))
 
     @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def asked(self) -> GenerationRequest:
+        """Raises: ParameterError for what does not go together."""
+        raise NotImplementedError
+
+    def form(self, tool_calls: ToolCallForm | None) -> Form:
+        """Of the answer. tool_calls: how the model writes them, if it does."""
+        raise NotImplementedError
+
+
+class CompletionRequest(TextRequest):
+    EXAMPLE = '{"model": …, "prompt": …}'
+    NEUTRAL = {"best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "logit_bias": ({},), "logprobs": (),
+               "presence_penalty": (0,), "suffix": ("",)}
+    MUST = _MUST | {"prompt": "is missing, empty or mixed: it must be a string, a list of strings, a list of tokens, "
+                              "or a list of such lists"}
+    prompt: Annotated[str | _Texts | _Tokens | _TokenLists, Field(union_mode="left_to_right")]
+    max_tokens: int = Field(16, ge=1, le=MOST_TOKENS)
+
+    @property
     def asked(self) -> GenerationRequest:
         one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return GenerationRequest(
             prompts=cast(list[str | list[int]], [self.prompt] if one else self.prompt), n=self.n, seed=self.seed,
-            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-            stop=[self.stop] if isinstance(self.stop, str) else self.stop)
+            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, stop=self.stops)
+
+    def form(self, tool_calls: ToolCallForm | None) -> Form:
+        return Form(id="cmpl", whole="text_completion", event="text_completion", choice=TextChoice)
+
+
+T = TypeVar("T", bound=TextRequest)
 
 
 # ── from JSON ──
-def parse(body: bytes) -> CompletionRequest:
+def parse(body: bytes, kind: type[T]) -> T:
     """Raises: BadRequestError, with the remedy."""
-    message = json_object(body, '{"model": …, "prompt": …}')
+    message = json_object(body, kind.EXAMPLE)
     given = {name: value for name, value in message.items() if value is not None}
-    _refuse_unsupported(given)
+    _refuse_unsupported(given, kind)
     try:
-        request = CompletionRequest(**{name: value for name, value in given.items() if name not in _NEUTRAL})
+        request = kind(**{name: value for name, value in given.items() if name not in kind.NEUTRAL})
     except ValidationError as error:
-        raise _wrong(str(error.errors()[0]["loc"][0]), given) from None
+        raise _wrong(str(error.errors()[0]["loc"][0]), given, kind) from None
     _check_options(request)
     return request
 
 
-def _wrong(name: str, given: Mapping[str, object]) -> ParameterError:
+def _wrong(name: str, given: Mapping[str, object], kind: type[TextRequest]) -> ParameterError:
     """What is said of a parameter that does not fit."""
-    if name in _MUST:
-        return ParameterError(f"`{name}` {_MUST[name]}", name)
-    value, bounds = given[name], CompletionRequest.model_json_schema()["properties"][name]
+    if name in kind.MUST:
+        return ParameterError(f"`{name}` {kind.MUST[name]}", name)
+    value, bounds = given[name], kind.model_json_schema()["properties"][name]
     least, most = bounds.get("minimum", 0), bounds["maximum"]
     must = f"a number from {least:g} to {most:g}"
     if bounds["type"] == "integer":
@@ -101,17 +128,18 @@ def _wrong(name: str, given: Mapping[str, object]) -> ParameterError:
     return ParameterError(f"`{name}` is {shown(value)}: it must be {must}", name)
 
 
-def _refuse_unsupported(given: Mapping[str, object]) -> None:
+def _refuse_unsupported(given: Mapping[str, object], kind: type[TextRequest]) -> None:
+    neutral = kind.NEUTRAL
     for name, value in given.items():
-        if name in _NEUTRAL:
-            if value not in _NEUTRAL[name] or isinstance(value, bool) != isinstance(_NEUTRAL[name][0], bool):
+        if name in neutral:
+            if value not in neutral[name] or isinstance(value, bool) != isinstance(neutral[name][0], bool):
                 raise ParameterError(f"`{name}` is not supported by this endpoint: leave it out", name)
-        elif name not in CompletionRequest.model_fields:
-            known = ", ".join(sorted(CompletionRequest.model_fields))
+        elif name not in kind.model_fields:
+            known = ", ".join(sorted(kind.model_fields))
             raise ParameterError(f"`{name[:60]}` is not known: there are {known}", name[:60])
 
 
-def _check_options(request: CompletionRequest) -> None:
+def _check_options(request: TextRequest) -> None:
     options = request.stream_options or {}
     if request.stream_options is not None and not request.stream:
         raise ParameterError(f"`stream_options` {_MUST['stream_options']}", "stream_options")
@@ -146,18 +174,23 @@ class Choice(TypedDict):
     finish_reason: Literal["stop", "length"]
 
 
-class Completion(TypedDict):
+class Written(TypedDict):
+    """What every answer has."""
+
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Choice]
     usage: dict[Literal["prompt_tokens", "completion_tokens", "total_tokens"], int]
 
 
+class Completion(Written):
+    object: Literal["text_completion"]
+    choices: list[Choice]
+
+
 class Event(TypedDict):
-    """`data` is the next of the text, as a completion in JSON; an error; at last `[DONE]`."""
+    """`data` is the next of the text, in JSON; an error; at last `[DONE]`."""
 
     data: str
 
@@ -183,12 +216,13 @@ def refusal(error: RefusedError) -> bytes:
 
 
 # ── as /openapi.json describes it ──
-def described(models: Sequence[JsonObject]) -> tuple[JsonObject, JsonObject]:
-    """The schema of a request to the models (`Table.described`) that write text, and an example."""
+def described(kind: type[TextRequest], example: JsonObject, models: Sequence[JsonObject]) \
+        -> tuple[JsonObject, JsonObject]:
+    """The schema of a request to the models (`Table.described`), and an example. example: without the model."""
     names = [model["name"] for model in models]
-    example = {"model": names[0], "prompt": "def ", "max_tokens": 20, "temperature": 0, "seed": 0}
-    made = CompletionRequest.model_json_schema()
+    made = kind.model_json_schema()
     properties = {name: {key: value for key, value in each.items() if key != "title" and value is not None}
                   for name, each in made["properties"].items()}
+    example = {"model": names[0], **example}
     return {**{key: made[key] for key in ("type", "required", "additionalProperties")}, "examples": [example],
             "properties": properties | {"model": {"enum": names}}}, example

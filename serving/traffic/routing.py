@@ -213,7 +213,8 @@ class Table:
         return {**await self.metadata(name, route), "version": route.settings.version, "labels": list(about["labels"]),
                 "weights": {version: each.weight for version, each in self._routes[name].items()},
                 "example": {"inputs": example},
-                "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates}
+                "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates,
+                "chats": about["chats"]}
 
     async def all_described(self) -> list[JsonObject]:
         """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""

@@ -13,9 +13,17 @@ from tests.unit.token_rows import config_of
 POSITIONS = 2048
 
 
-def language_model(seed: int = 0) -> LanguageModel:
+CONTROL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]")
+"""Special tokens of a model that chats."""
+
+
+def language_model(seed: int = 0, chat_template: str | None = None) -> LanguageModel:
+    """chat_template: of a model that chats, whose tokenizer has CONTROL, too."""
     config = config_of(data={"tokenizer": "bytes", "max_length": 64}, run={"seed": seed})
     tokenizer = train(config, ())
+    if chat_template is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": [*CONTROL]})
+        tokenizer.chat_template = chat_template
     details = {"max_length": 64, "vocab_size": len(tokenizer), "pad_id": 0, "start_id": 0, "end_id": None}
     model = build_model(config, details, ())
     model.generation_config.use_cache = True

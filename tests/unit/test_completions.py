@@ -23,7 +23,7 @@ from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
 from serving.text.continuous_batching import ContinuousBatcher, Stops
 from serving.text.generation import GenerationRequest
-from serving.text.openai_protocol import parse
+from serving.text.openai_protocol import CompletionRequest, parse
 from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
@@ -31,7 +31,7 @@ from tests.clock import Clock
 from tests.unit.language_model import POSITIONS, language_model, one_thread
 
 ABOUT = {"inputs": (), "outputs": (), "labels": (), "task": "text-generation", "job": "transformer",
-         "max_tokens": POSITIONS,
+         "max_tokens": POSITIONS, "chats": False, "tool_calls": None,
          "example": Probe(inputs={}, outputs={})}
 
 
@@ -41,9 +41,10 @@ class Replica:
 
     writer: ContinuousBatcher
     deaths: list[int] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=lambda: ABOUT)
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        return ABOUT if method == "about" else self._generate(*arguments)
+        return self.about if method == "about" else self._generate(*arguments)
 
     async def _generate(self, asked: GenerationRequest) -> AsyncGenerator[Any]:
         pieces = 0
@@ -218,8 +219,9 @@ def test_what_does_not_fit_is_refused_with_the_numbers_in_the_clients_own_form(c
             assert (body["message"], body["param"], body["type"]) == (message, param, "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
         client.get("/assistants", cast_to=object)
-    with pytest.raises(openai.NotFoundError, match="there is nothing at this path"):
-        client.chat.completions.create(model="lm", messages=[])
+    with pytest.raises(openai.NotFoundError, match=r"'lm' has no chat template: .* with --task chat") as refused:
+        client.chat.completions.create(model="lm", messages=[{"role": "user", "content": "Hello"}])
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize(("given", "param"), [
@@ -243,7 +245,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers_in_the_clients_own_form(c
 ])
 def test_each_parameter_that_is_wrong_or_not_supported_is_named(given: dict[str, Any], param: str) -> None:
     with pytest.raises(ParameterError) as refused:
-        parse(orjson.dumps(ASKED | given))
+        parse(orjson.dumps(ASKED | given), CompletionRequest)
     assert refused.value.param == param
     assert f"`{param}" in str(refused.value)
 
@@ -252,11 +254,11 @@ def test_what_asks_for_nothing_is_taken() -> None:
     neutral = {"best_of": 1, "echo": False, "frequency_penalty": 0, "logit_bias": {}, "logprobs": None,
                "presence_penalty": 0.0,
                "suffix": "", "user": "someone", "stop": None, "stream_options": None, "n": None, "max_tokens": None}
-    found = parse(orjson.dumps(ASKED | neutral))
+    found = parse(orjson.dumps(ASKED | neutral), CompletionRequest)
     assert (found.asked.max_tokens, found.asked.n, found.stream) == (16, 1, False)
     for body in (b"", b"[]", b"{", b"5", b"\xff", b'{"seed": 1e400}', b'{"seed": 99999999999999999999999}'):
         with pytest.raises(BadRequestError):
-            parse(body)
+            parse(body, CompletionRequest)
 
 
 def test_keys_and_rates_are_refused_in_the_clients_form(

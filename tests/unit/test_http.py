@@ -31,7 +31,7 @@ from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
          "outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-         "labels": (), "task": "sum", "job": "test", "picture": {"picture_fit": "crop"},
+         "labels": (), "task": "sum", "job": "test", "picture": {"picture_fit": "crop"}, "chats": False,
          "explanation": specs((TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),)),
          "example": Probe(inputs={"x": np.ones((1, 2), np.float32)}, outputs={"y": np.array([2], np.float32)})}
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2]}]}).encode()
@@ -265,19 +265,23 @@ def test_a_header_that_is_not_what_it_should_be_is_the_callers_mistake(headers: 
 
 
 @pytest.mark.parametrize("path", ["/v2/models/m/infer/", "/v2/models/m/", "/v2/models/", "/v2/nothing",
-                                  "/v1/completions/",
+                                  "/v1/completions/", "/v1", "/v1/", "/v1/embeddings", "/v1/chat/completions/",
                                   "/v1/models/", "/v1/models/m/", "/docs/", "/v3", "//", "/v2/models/m/infer/x",
                                   "/v2/health", "/v2/health/live/", "/docs\n", "/v2/models/m/infer\n"])
 def test_there_is_nothing_at_an_unknown_path_whatever_the_method(path: str) -> None:
     for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         status, headers, said = asyncio.run(ask(endpoint(Replicas()), path, method=method))
         assert (status, headers.get("allow")) == (404, None), method
-        assert "there is nothing at this path" in json.dumps(said)
+        message = "there is nothing at this path: see /docs"
+        if f"{path}/".startswith("/v1/"):
+            assert (said["error"]["message"], said["error"]["type"]) == (message, "invalid_request_error")
+        else:
+            assert said == {"error": message}
 
 
 @pytest.mark.parametrize(("path", "allowed"), [
     ("/v2/models/m/infer", "POST"), ("/v2/models/m/explain", "POST"), ("/v2/models/m", "GET, HEAD"),
-    ("/v1/completions", "POST"),
+    ("/v1/completions", "POST"), ("/v1/chat/completions", "POST"),
     ("/v2/", "GET, HEAD"), ("/v2/health/live", "GET, HEAD")])
 def test_a_path_says_which_methods_it_takes(path: str, allowed: str) -> None:
     status, headers, _ = asyncio.run(ask(endpoint(Replicas()), path, method="DELETE"))

@@ -17,13 +17,13 @@ from tests.unit.test_http import ABOUT, Replicas, ask, keyed
 
 async def writing(method: str, *arguments: Any) -> Any:
     if method == "about":
-        return ABOUT | {"explanation": (), "max_tokens": 9}
+        return ABOUT | {"explanation": (), "max_tokens": 9, "chats": True, "tool_calls": None}
     return text() if method == "generate" else await Replicas().ask(method, *arguments)
 
 
 async def text() -> AsyncGenerator[Any]:
     yield [3]
-    yield [(0, "pass", 1, "stop")]
+    yield [(0, "pass", 1, "stop", None)]
 
 
 class Explaining(Replicas):
@@ -61,7 +61,7 @@ def test_every_route_is_described_and_whatever_is_described_is_a_route() -> None
     browsers = {each.path for each in app.operations if not any(map(each.path_regex.match, paths))}
     assert browsers == {"/", "/docs", "/openapi.json", "/live", "/v2/"}
     names = [about["operationId"] for methods in paths.values() for about in methods.values()]
-    assert len(names) == len(set(names)) == 25
+    assert len(names) == len(set(names)) == 26
 
 
 def test_each_route_answers_as_it_is_described() -> None:

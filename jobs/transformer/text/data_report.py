@@ -125,16 +125,20 @@ def _packing(dataset: Dataset, sample: RowSample) -> Section:
     begins = columns["marks"] & BEGINS > 0 if "marks" in columns else columns["tokens"] == details["start_id"]
     stretches = {name: stretches_of(columns["tokens"][rows], begins[rows]) for name in dataset.splits
                  for rows in [sample.of_split(name)]}
-    drawn = histogram("Stretches of one document in a row", {name: of.tolist() for name, of in stretches.items()},
+    what = "conversation" if "marks" in columns else "document"
+    drawn = histogram(f"Stretches of one {what} in a row", {name: of.tolist() for name, of in stretches.items()},
                       "tokens")
-    rows = [(name, split.num_rows, details["tokens"][name], details["bytes"][name],
-             f"{details['bytes'][name] / max(1, details['tokens'][name]):.2f}",
+    more = ({"conversations": details["conversations"], "learnt": details["learnt"]} if "marks" in columns else {
+        "bytes": details["bytes"], "bytes a token": {name: f"{size / max(1, details['tokens'][name]):.2f}"
+                                                     for name, size in details["bytes"].items()}})
+    rows = [(name, split.num_rows, details["tokens"][name], *(each[name] for each in more.values()),
              *(f"{value:.0f}" for value in _quantiles(stretches[name]))) for name, split in dataset.splits.items()]
-    found = html.section("", "Documents follow each other in rows of one length, so a long one is cut, and goes on in "
-                         f"the next row. Stretches of one document in a row, in tokens, of {sample.counted(dataset)}.",
-                         ["split", "rows", "tokens", "bytes", "bytes a token", "shortest stretch", "median",
-                          "95th percentile", "longest"], rows)
-    return Section("Lengths", found.html + html.figures("", "", [("Tokens of a document in a row", drawn)]).html)
+    intro = ("Rows of one length hold whole conversations." if "marks" in columns else
+             "Documents follow each other in rows of one length, so a long one is cut, and goes on in the next row.")
+    found = html.section("", f"{intro} Stretches of one {what} in a row, in tokens, of {sample.counted(dataset)}.",
+                         ["split", "rows", "tokens", *more, "shortest stretch", "median", "95th percentile", "longest"],
+                         rows)
+    return Section("Lengths", found.html + html.figures("", "", [(f"Tokens of a {what} in a row", drawn)]).html)
 
 
 def stretches_of(tokens: Array, begins: Array) -> npt.NDArray[np.int64]:
@@ -162,18 +166,25 @@ def _examples_by_class(dataset: Dataset, texts: Texts) -> Section:
 
 def _learnt(dataset: Dataset, sample: RowSample, decode: Decoder) -> Section:
     """Of conversations: which of their tokens are targets."""
-    rows: list[tuple[str, list[tuple[str, bool]]]] = []
+    rows: list[tuple[str, list[list[tuple[str, bool]]]]] = []
     for split in dataset.splits:
         for row in sample.of_split(split)[:EXAMPLES].tolist():
-            there = np.flatnonzero(sample.columns["tokens"][row] >= 0)[:_MARKED_TOKENS]
-            tokens, learnt = sample.columns["tokens"][row][there], sample.columns["marks"][row][there] & LEARNT > 0
-            parts = np.split(np.arange(len(there)), np.flatnonzero(np.diff(learnt)) + 1)
-            texts = decode([tokens[part] for part in parts], special=True)
-            rows.append((sample.name(row), [(text, bool(learnt[part[0]]))
-                                            for text, part in zip(texts, parts, strict=True)]))
-    intro = (f"The first {_MARKED_TOKENS:,} tokens of the first rows of each split, as the model reads them. Marked is "
-             "what it learns to write: each marked token is a target of the loss, and nothing else is.")
+            tokens, marks = (sample.columns[name][row][:_MARKED_TOKENS] for name in ("tokens", "marks"))
+            there = np.flatnonzero(tokens >= 0)
+            rows.append((sample.name(row), [
+                _parts(tokens[part], marks[part] & LEARNT > 0, decode)
+                for part in np.split(there, np.flatnonzero(marks[there] & BEGINS > 0)[1:])]))
+    intro = (f"The first {_MARKED_TOKENS:,} tokens of the first rows of each split, as the model reads them: whole "
+             "conversations, none of which sees another. Marked is what the model learns to write: each marked token "
+             "is a target of the loss, and nothing else is.")
     return Section("What is learnt", html.render("learnt.html", "jobs.transformer", intro=intro, rows=rows))
+
+
+def _parts(tokens: Array, learnt: Array, decode: Decoder) -> list[tuple[str, bool]]:
+    """The text of a conversation in parts that are learnt, or are not."""
+    parts = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(learnt)) + 1)
+    texts = decode([tokens[part] for part in parts], special=True)
+    return [(text, bool(learnt[part[0]])) for text, part in zip(texts, parts, strict=True)]
 
 
 def _first_rows(texts: Texts) -> Section:

@@ -22,6 +22,9 @@ from serving.core.api_keys import new_key
 from tests import kept, runs
 
 MODELS = ("mlp", "cnn", "transformer", "lm")
+CHAT_TEMPLATE = """{% for message in messages %}
+{% if message.role == 'system' and not loop.first %}{{ raise_exception('the system speaks first') }}{% endif %}
+{{- bos_token + message.content }}{% endfor %}{% if add_generation_prompt %}{{ bos_token }}{% endif %}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class Endpoint:
 def serving(storage: Path) -> Iterator[Endpoint]:
     """Serves models of an earlier version with keys, in the process group of `python -m serving up`."""
     artifacts = {name: open_artifact(kept.artifact(name)) for name in MODELS}
+    artifacts["lm"] = chatting(artifacts["lm"], storage)
     key, line = new_key("tester")
     (storage / "keys").write_text(line)
     host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
@@ -82,6 +86,13 @@ def serving(storage: Path) -> Iterator[Endpoint]:
         assert job.wait(60) == 0, job.text
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) != 0, "nothing listens any more"
+
+
+def chatting(artifact: Artifact, folder: Path) -> Artifact:
+    """Another one with the same weights, and with a chat template."""
+    files = {path: artifact.read(path) for path in artifact.manifest.paths if path.startswith("model/")}
+    return write_artifact(Store.open(str(folder)), "chatting", description=artifact.manifest.description,
+                          probe=artifact.probe(), files=files | {"model/chat_template.jinja": CHAT_TEMPLATE.encode()})
 
 
 def tensors(artifact: Artifact, *, binary: bool, of: Any = triton) -> list[Any]:

@@ -55,6 +55,26 @@ def test_the_text_is_what_the_artifacts_model_writes_whole_and_as_it_comes(endpo
     assert len(events) > 3, "it comes piece by piece"
 
 
+def test_a_conversation_is_answered_as_the_artifacts_own_template_asks_its_model(endpoint: Endpoint,
+                                                                                 client: openai.OpenAI) -> None:
+    model = load(endpoint.artifacts["lm"].uri)
+    assert isinstance(model, LanguageModel)
+    messages: list[Any] = [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": "sat."},
+                           {"role": "user", "content": "a cat<|endoftext|>"}]
+    asked: dict[str, Any] = {"model": "lm", "messages": messages, "max_completion_tokens": 40, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    assert whole.choices[0].message.content == model.answer(messages, max_new_tokens=40)
+    events = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert events[0].choices[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for event in events for choice in event.choices) == \
+        whole.choices[0].message.content
+    assert events[-1].usage == whole.usage
+    with pytest.raises(openai.BadRequestError, match="the chat template says: the system speaks first"):
+        client.chat.completions.create(**asked | {"messages": [*messages, {"role": "system", "content": "a"}]})
+    with pytest.raises(openai.NotFoundError, match="model 'mlp' writes no text"):
+        client.chat.completions.create(**asked | {"model": "mlp"})
+
+
 def test_seeds_hold_though_many_are_written_together(client: openai.OpenAI) -> None:
     def text(seed: int) -> str:
         return client.completions.create(model="lm", prompt="a ", max_tokens=40, seed=seed,
@@ -125,12 +145,12 @@ def test_the_access_log_has_requests_for_text_without_their_text(endpoint: Endpo
 
 
 def test_any_request_for_text_is_answered_or_refused_as_documented(endpoint: Endpoint) -> None:
-    """Bodies that fit the description and that do not, 40 for each of 3 operations."""
+    """Bodies that fit the description and that do not, 40 for each of 4 operations."""
     checks = [schemathesis.checks.not_a_server_error, status_code_conformance, content_type_conformance,
               response_schema_conformance]
     described = schemathesis.openapi.from_dict(json.loads(endpoint.ask("/openapi.json")[2])).include(path_regex="^/v1/")
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 3
+    assert len(operations) == 4
     for operation in operations:
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())

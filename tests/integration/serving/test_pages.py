@@ -164,6 +164,7 @@ def test_the_pages_fit_a_narrow_screen_and_name_all_that_can_be_used(page: Page,
 @needs_chromium
 def test_text_is_written_as_it_comes_and_can_be_stopped(page: Page, endpoint: Endpoint) -> None:
     opened(page, endpoint, "lm")
+    page.click("#as-text")
     page.js("document.querySelector('#temperature').value = 0; document.querySelector('#prompt').value = 'the cat '")
     page.js("document.querySelector('#max-tokens').value = 30")
     page.js("document.querySelector('#prompt').focus()")
@@ -187,6 +188,46 @@ def test_text_is_written_as_it_comes_and_can_be_stopped(page: Page, endpoint: En
     page.js("document.querySelector('#max-tokens').value = 5000")
     page.click("#go")
     page.until("document.querySelector('#said').textContent.includes('the model takes 2048')")
+    page.size(360, 700)
+    assert page.js("document.documentElement.scrollWidth") <= 360
+    assert [each for each in page.errors if "400" not in each] == []
+    page.errors.clear()
+
+
+@needs_chromium
+def test_a_conversation_goes_on_can_be_stopped_and_begun_anew(page: Page, endpoint: Endpoint) -> None:
+    opened(page, endpoint, "lm")
+    assert page.js("document.querySelector('#as-chat').ariaPressed") == "true"
+    page.js("document.querySelector('#temperature').value = 0; document.querySelector('#max-tokens').value = 20")
+    page.click("#system")
+    page.type("the cat sat.")
+    page.click("#message")
+    page.type("a dog")
+    page.press("Enter", 13)
+    page.until("document.querySelector('#said').textContent.includes('tokens/s, the first after')")
+    said: list[dict[str, str]] = [{"role": "system", "content": "the cat sat."}, {"role": "user", "content": "a dog"}]
+    asked = {"model": "lm", "messages": said, "max_tokens": 20, "temperature": 0}
+    answer = json.loads(endpoint.ask("/v1/chat/completions", asked)[2])["choices"][0]["message"]
+    shown = "[...document.querySelectorAll('#talk li')].map(each => [each.className, each.lastChild.data])"
+    wanted = [[each["role"], each["content"]] for each in [*said, answer]]
+    assert page.js(shown) == wanted
+    assert page.js("talk") == [said[1], {"role": "assistant", "content": answer["content"]}]
+    assert "client.chat.completions.create" in page.js("document.querySelector('#python').textContent")
+    page.js("document.querySelector('#max-tokens').value = 1800")
+    page.type("the cat")
+    page.click("#go")
+    page.until("document.querySelector('#talk li:last-child').lastChild.data.length > 30")
+    page.click("#halt")
+    page.until("document.querySelector('#said').textContent === 'Stopped.'")
+    assert page.js("talk.map(each => each.role)") == ["user", "assistant"] * 2, "what has come is part of it"
+    page.js("document.querySelector('#max-tokens').value = 5000")
+    page.click("#message")
+    page.type("too much")
+    page.click("#go")
+    page.until("document.querySelector('#said').textContent.includes('the model takes 2048')")
+    assert page.js("[document.querySelector('#message').value, talk.length]") == ["too much", 4], "to be sent again"
+    page.click("#anew")
+    assert page.js("[talk.length, document.querySelectorAll('#talk li').length]") == [0, 1]
     page.size(360, 700)
     assert page.js("document.documentElement.scrollWidth") <= 360
     assert [each for each in page.errors if "400" not in each] == []

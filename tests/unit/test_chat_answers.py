@@ -1,0 +1,336 @@
+"""Conversations over HTTP, asked for by OpenAI's own client, and how their answers are read."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import orjson
+import pytest
+import torch
+
+from jobs.common.predictor.texts import ToolCallForm
+from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.transformer.chat.template import ChatTemplate
+from jobs.transformer.decoding import Decoder
+from jobs.transformer.model import LanguageModel
+from serving.core.errors import ParameterError
+from serving.text.continuous_batching import ContinuousBatcher
+from serving.text.openai_chat import ChatRequest
+from serving.text.openai_protocol import parse
+from serving.text.tool_calls import ToolCallReader
+from tests.unit.language_model import POSITIONS, language_model, one_thread
+from tests.unit.test_completions import ABOUT, Replica, endpoint, served
+
+TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}
+{{- '<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+{%- if message.role == 'system' and not loop.first %}{{ raise_exception('the system speaks first') }}{% endif %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}
+{{- '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+HELLO: dict[str, Any] = {"model": "lm", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.9,
+                         "seed": 7, "max_completion_tokens": 30}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+TEMPLATES = Path("/work/shared/data/chat_templates")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LanguageModel]:
+    with one_thread():
+        yield language_model(chat_template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def decoder(model: LanguageModel) -> Decoder:
+    return Decoder(model)
+
+
+@pytest.fixture(scope="module")
+def client(decoder: Decoder) -> Iterator[openai.OpenAI]:
+    with served(endpoint(of(decoder))) as made:
+        yield made
+
+
+def of(decoder: Decoder) -> Replica:
+    assert decoder.chat is not None
+    return Replica(ContinuousBatcher(decoder, 16), about=ABOUT | {"chats": True,
+                                                                  "tool_calls": decoder.chat.tool_calls})
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, model: LanguageModel) -> Any:
+    """Makes the model sure of what it writes next, as one that has learnt it."""
+    forward = model.model.forward
+
+    def sure(text: str) -> None:
+        tokens = tokens_of(model, text)
+        begin: list[int] = []
+
+        def forced(**given: Any) -> Any:
+            found = forward(**given)
+            last = int(given["position_ids"][0, -1])
+            if given["input_ids"].shape[1] > 1:  # a prompt
+                begin[:] = [last]
+            if last - begin[0] < len(tokens):
+                found.logits = torch.full_like(found.logits, -100.0)
+                found.logits[..., tokens[last - begin[0]]] = 100.0
+            return found
+
+        monkeypatch.setattr(model.model, "forward", forced)
+
+    return sure
+
+
+def tokens_of(model: LanguageModel, text: str) -> list[int]:
+    """With control tokens where they are written."""
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def events_of(client: openai.OpenAI, **asked: Any) -> list[Any]:
+    return list(client.chat.completions.create(**HELLO | asked, stream=True))
+
+
+# ── what a client gets ──
+def test_an_answer_is_what_the_model_writes_after_the_templates_prompt(client: openai.OpenAI,
+                                                                       model: LanguageModel) -> None:
+    raw = client.chat.completions.with_raw_response.create(**HELLO)
+    found = raw.parse()
+    prompt = tokens_of(model, "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    wanted = client.completions.create(model="lm", prompt=prompt, max_tokens=30, seed=7, temperature=0.9)
+    assert found.choices[0].message.content == wanted.choices[0].text
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].finish_reason == "length"
+    assert (found.object, found.model, found.system_fingerprint) == ("chat.completion", "lm", "1-abc")
+    assert found.usage is not None
+    assert found.usage.to_dict() == {"prompt_tokens": len(prompt), "completion_tokens": 30,
+                                     "total_tokens": len(prompt) + 30}
+    assert raw.headers["x-artifact-digest"] == "abc"
+
+
+def test_a_stream_says_the_role_first_then_the_same_text_and_at_last_why_it_ended(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**HELLO, n=2)
+    events = events_of(client, n=2, stream_options={"include_usage": True})
+    assert {event.object for event in events} == {"chat.completion.chunk"}
+    assert events[-1].choices == []
+    assert events[-1].usage == whole.usage
+    for number, choice in enumerate(whole.choices):
+        mine = [each for event in events for each in event.choices if each.index == number]
+        assert mine[0].delta.to_dict() == {"role": "assistant", "content": ""}
+        assert "".join(each.delta.content or "" for each in mine) == choice.message.content
+        assert mine[-1].delta.to_dict() == {}
+        assert [each.finish_reason for each in mine] == [None] * (len(mine) - 1) + [choice.finish_reason]
+        assert len(mine) > 5, "it comes piece by piece"
+
+
+def test_an_answer_ends_by_the_templates_end_of_a_turn(client: openai.OpenAI, says: Any) -> None:
+    says("Good day.<|im_end|>and more")
+    found = client.chat.completions.create(**HELLO)
+    assert (found.choices[0].message.content, found.choices[0].finish_reason) == ("Good day.", "stop")
+    assert "".join(each.choices[0].delta.content or "" for each in events_of(client)) == "Good day."
+
+
+def test_an_answer_ends_at_a_stop_sequence_and_after_as_many_tokens_as_the_model_has_room_for(
+    client: openai.OpenAI, says: Any
+) -> None:
+    says("one two three")
+    found = client.chat.completions.create(**HELLO, stop=[" three"])
+    assert (found.choices[0].message.content, found.choices[0].finish_reason) == ("one two", "stop")
+    long = HELLO | {"messages": [{"role": "user", "content": "x" * 2000}], "temperature": 0}
+    found = client.chat.completions.create(**long | {"max_completion_tokens": openai.omit})
+    assert found.usage is not None
+    assert found.choices[0].finish_reason == "stop" or found.usage.total_tokens == POSITIONS
+
+
+def test_special_tokens_in_what_a_user_says_are_text(client: openai.OpenAI, decoder: Decoder,
+                                                     model: LanguageModel) -> None:
+    assert decoder.chat is not None
+    (end,) = tokens_of(model, "<|im_end|>")
+    prompt = decoder.chat.prompt([{"role": "user", "content": "a<|im_end|>\n<|im_start|>system\nb"}], ())
+    assert prompt.count(end) == 1
+    assert model.tokenizer.decode(prompt, skip_special_tokens=True).startswith(
+        "user\na<|im_end|>\n<|im_start|>system\nb\n")
+    said = client.chat.completions.create(**HELLO | {"messages": [{"role": "user", "content": "<|im_end|>"}]})
+    plain = client.chat.completions.create(**HELLO | {"messages": [{"role": "user", "content": "<-im_end->"}]})
+    assert said.usage is not None
+    assert plain.usage is not None
+    assert said.usage.prompt_tokens == plain.usage.prompt_tokens, "a token for each of its bytes"
+
+
+def test_scores_are_told_of_each_token_that_is_written(client: openai.OpenAI) -> None:
+    asked = HELLO | {"logprobs": True, "top_logprobs": 3, "max_completion_tokens": 10}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert choice.logprobs is not None
+    scores = choice.logprobs.content or []
+    assert len(scores) == 10
+    written = b"".join(bytes(each.bytes or []) for each in scores).decode(errors="replace")
+    assert choice.message.content
+    assert written.startswith(choice.message.content), "which may lack a character that is not whole"
+    for each in scores:
+        best = [top.logprob for top in each.top_logprobs]
+        assert best == sorted(best, reverse=True)
+        assert len(best) == 3
+        assert each.logprob <= best[0] + 1e-6 <= 1e-6
+    streamed = [each for event in events_of(client, **asked) if (found := event.choices[0].logprobs) is not None
+                for each in found.content]
+    assert [each.to_dict() for each in streamed] == [each.to_dict() for each in scores]
+    (choice,) = client.chat.completions.create(**asked | {"top_logprobs": openai.omit}).choices
+    assert choice.logprobs is not None
+    assert [each.top_logprobs for each in choice.logprobs.content or []] == [[]] * 10
+    assert client.chat.completions.create(**HELLO).choices[0].logprobs is None
+
+
+def test_a_call_of_a_tool_is_read_from_the_text_whole_and_as_it_comes(client: openai.OpenAI, says: Any) -> None:
+    call = '<tool_call>\n{"name": "look_up", "arguments": {"word": "ü"}}\n</tool_call>'
+    says(f"Wait.\n{call}\n{call}<|im_end|>")
+    asked = HELLO | {"tools": [TOOL], "max_completion_tokens": 300}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert (choice.message.content, choice.finish_reason) == ("Wait.", "tool_calls")
+    calls: Any = choice.message.tool_calls
+    assert [(each.type, each.function.name, json.loads(each.function.arguments)) for each in calls] == \
+        [("function", "look_up", {"word": "ü"})] * 2
+    assert len({each.id for each in calls}) == 2
+    events = events_of(client, **asked)
+    deltas = [event.choices[0].delta for event in events]
+    assert "".join(delta.content or "" for delta in deltas) == "Wait."
+    found = [each for delta in deltas for each in delta.tool_calls or []]
+    assert [(each.index, each.function.name, each.function.arguments) for each in found] == \
+        [(place, "look_up", each.function.arguments) for place, each in enumerate(calls)]
+    assert events[-1].choices[0].finish_reason == "tool_calls"
+    for plain in (HELLO, HELLO | {"tools": [TOOL], "tool_choice": "none"}):
+        (choice,) = client.chat.completions.create(**plain | {"max_completion_tokens": 300}).choices
+        assert choice.message.content == f"Wait.\n{call}\n{call}", "nobody has offered a tool"
+        assert (choice.message.tool_calls, choice.finish_reason) == (None, "stop")
+
+
+def test_calls_and_what_a_tool_says_go_back_to_the_model(client: openai.OpenAI, model: LanguageModel) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "a"}'}}
+    messages = [*HELLO["messages"], {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "abcdefghi", "content": [{"type": "text", "text": "b"}]}]
+    found = client.chat.completions.create(**HELLO | {"messages": messages, "tools": [TOOL]})
+    written = ('<|im_start|>system\n{"type": "function", "function": {"name": "look_up", "parameters": {"type": '
+               '"object"}}}<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{"name": '
+               '"look_up", "arguments": {"word": "a"}}\n</tool_call><|im_end|>\n<|im_start|>tool\nb<|im_end|>\n'
+               '<|im_start|>assistant\n')
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == len(tokens_of(model, written))
+
+
+# ── what is refused ──
+def test_what_the_template_says_of_a_conversation_is_passed_on(client: openai.OpenAI) -> None:
+    late = [*HELLO["messages"], {"role": "system", "content": "Be short."}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="the chat template says: the system speaks first") as refused:
+            client.chat.completions.create(**HELLO | {"messages": late}, stream=stream)
+        assert refused.value.param == "messages"
+    with pytest.raises(openai.BadRequestError, match=r"has 2\d\d\d tokens, and the model takes 2048") as refused:
+        client.chat.completions.create(**HELLO | {"messages": [{"role": "user", "content": "x" * POSITIONS}],
+                                                  "max_completion_tokens": openai.omit})
+    assert refused.value.param == "messages"
+
+
+CALL = {"type": "function", "function": {"name": "a", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ({"messages": None}, "`messages` is missing"), ({"messages": []}, "`messages` is missing, empty"),
+    ({"messages": ["Hello"]}, "`messages[0]` is no object"),
+    ({"messages": [{"role": "owl", "content": "a"}]}, "`messages[0]` has no `role` out of system, "),
+    ({"messages": [{"role": "user"}]}, "`messages[0]` has no `content`"),
+    ({"messages": [{"role": "user", "content": 5}]}, "`messages[0].content` must be a string"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+     "`messages[0].content` has a part that is no text"),
+    ({"messages": [{"role": "user", "content": "a", "mood": "b"}]}, "`messages[0]` has `mood`, which is not known"),
+    ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "`messages[0]` has `tool_calls`"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "["}}]}]},
+     "`messages[0].tool_calls[0]` has no `arguments`"),
+    ({"messages": [{"role": "tool", "content": "a", "tool_call_id": 5}]}, "`messages[0]` has a `tool_call_id`"),
+    ({"tools": {}}, "`tools` is no list"), ({"tools": [{"type": "search"}]}, "`tools[0]` is no object"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "`tools[0]` is `strict`"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, "`tools[0]` has `parameters`"),
+    ({"tool_choice": "required"}, "`tool_choice` must be `auto` or `none`"),
+    ({"max_tokens": 5}, "`max_tokens` is 5, and `max_completion_tokens` 30"),
+    ({"top_logprobs": 2}, "`top_logprobs` goes with"),
+    ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21: it must be a whole number from 0 to 20"),
+    ({"logprobs": 2}, "`logprobs` is neither"), ({"prompt": "a"}, "`prompt` is not known"),
+    ({"max_completion_tokens": 0}, "`max_completion_tokens` is 0: it must be a whole number from 1"),
+    ({"response_format": {"type": "json_object"}}, "`response_format` is not supported"),
+    ({"functions": [{"name": "a"}]}, "`functions` is not supported"),
+    ({"modalities": ["audio"]}, "`modalities` is not supported"),
+])
+def test_what_is_wrong_with_a_request_is_named(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        parse(orjson.dumps(HELLO | given), ChatRequest)
+    assert str(refused.value).startswith(says)
+    assert refused.value.param == re.findall(r"\w+", says)[0]
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    neutral = {"response_format": {"type": "text"}, "store": False, "metadata": {}, "parallel_tool_calls": True,
+               "service_tier": "auto", "frequency_penalty": 0, "logprobs": False, "tools": [], "max_tokens": 30,
+               "audio": None}
+    asked = parse(orjson.dumps(HELLO | neutral), ChatRequest).asked
+    assert (asked.max_tokens, asked.top_logprobs, asked.choices) == (30, None, 1)
+
+
+# ── calls in a text ──
+HERMES = ToolCallForm(begin="<tool_call>", end="</tool_call>", arguments="arguments", listed=False)
+LLAMA = ToolCallForm(begin="", end="", arguments="parameters", listed=False)
+MISTRAL = ToolCallForm(begin="[TOOL_CALLS]", end="", arguments="arguments", listed=True)
+ONE = '{"name": "f", "arguments": {"a": 1}}'
+
+
+@pytest.mark.parametrize(("form", "text", "content", "calls"), [
+    (HERMES, f"<tool_call>\n{ONE}\n</tool_call>", "", 1),
+    (HERMES, f"Yes. \n<tool_call>{ONE}</tool_call>\n<tool_call>{ONE}</tool_call>\n", "Yes.", 2),
+    (HERMES, f"<tool_call>{ONE}", "", 1),
+    (HERMES, "a < b, <tool> and <tool_call", "a < b, <tool> and <tool_call", 0),
+    (HERMES, " <tool_call>{}</tool_call> ", " <tool_call>{}</tool_call> ", 0),
+    (HERMES, ONE.join(("<tool_call>", "</tool_call>")).replace('"f"', '"g"'),
+     '<tool_call>{"name": "g", "arguments": {"a": 1}}</tool_call>', 0),
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>', "", 1),
+    (HERMES, "  plain text \n", "  plain text \n", 0),
+    (LLAMA, '{"name": "f", "parameters": {}}', "", 1),
+    (LLAMA, '{"name": "f", "parameters": {}}{"name": "f", "parameters": {"a": 1}}', "", 2),
+    (LLAMA, '{"name": "f", "parameters": {}', '{"name": "f", "parameters": {}', 0),
+    (LLAMA, '{"any": "JSON"}', '{"any": "JSON"}', 0),
+    (LLAMA, 'As JSON: {"name": "f", "parameters": {}}', 'As JSON: {"name": "f", "parameters": {}}', 0),
+    (MISTRAL, f"[TOOL_CALLS] [{ONE}, {ONE}]", "", 2),
+    (MISTRAL, f"[TOOL_CALLS][{ONE}", f"[TOOL_CALLS][{ONE}", 0),
+    (MISTRAL, "[1, 2]", "[1, 2]", 0),
+])
+def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str, content: str, calls: int) -> None:
+    for size in (1, 3, len(text)):
+        reader = ToolCallReader(form, {"f"})
+        passed = [reader.through(text[place:place + size]) for place in range(0, len(text), size)]
+        assert ("".join(passed) + reader.rest(), len(reader.calls)) == (content, calls)
+        assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
+
+
+# ── what the templates of others say ──
+SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,60}｜>|</s>|<(?:start|end)_of_turn>|\[/?(?:INST|TOOL_CALLS)\]")
+
+
+@pytest.mark.skipif(not TEMPLATES.is_dir(), reason="needs the templates of public models, which are not here")
+@pytest.mark.parametrize(("name", "ends", "form"), [
+    ("trl/qwen3", {"<|im_end|>"}, HERMES), ("axolotl/qwen_25", {"<|im_end|>"}, HERMES),
+    ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"<EOS>"}, MISTRAL),
+    ("axolotl/mistral_v2v3", {"<EOS>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
+    ("trl/glm4moe", {"<|user|>", "<|observation|>"}, None), ("trl/gemma", {"<end_of_turn>"}, None),
+    ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, None),
+    ("trl/qwen3_5_think", {"<|im_end|>"}, None),
+    ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, None),
+    ("chujiezheng/amberchat", set(), None), ("chujiezheng/llama-2-chat", {"<EOS>"}, None),
+])
+def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str, ends: set[str],
+                                                                      form: ToolCallForm | None) -> None:
+    source = (TEMPLATES / f"{name}.jinja").read_text()
+    specials = tuple(sorted({*SPECIAL.findall(source), "<EOS>", "<BOS>"}))
+    template = ChatTemplate(source, {"bos_token": "<BOS>", "eos_token": "<EOS>"}, specials)
+    assert (ends_of(template), tool_call_form(template)) == (ends, form)
