@@ -170,7 +170,8 @@ class LanguageModel:
         cpu = torch.device("cpu")
         batch, targets = (packed_inputs(tokens, self.start_id, self.end_id, cpu) if marks is None
                           else marked_inputs(tokens, marks, cpu))
-        return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
+        # with a cache, transformers would let documents see each other
+        return token_losses(self.model(**batch, use_cache=False).logits, targets).sum(1).numpy()
 
 
 def load(where: artifact.Where | Artifact, base: str | None = None, *,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.core.documents import parse_json
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
@@ -49,6 +50,18 @@ class TextPredictor:
         made = cls(model.of_tokens(), artifact)
         made._classifier = model
         return made
+
+    @staticmethod
+    def about_texts(artifact: Artifact) -> Mapping[str, object]:
+        """What a model that writes takes, and whether it answers conversations: of its small files alone."""
+        from jobs.transformer.chat.answers import Chat
+        from jobs.transformer.text.tokenizer import backend_of
+        from jobs.transformer.weights.stored import tokenizer_of
+
+        tokenizer = tokenizer_of(artifact)
+        chat = Chat.of(tokenizer, backend_of(tokenizer.backend_tokenizer.to_str(), None))
+        return {"max_tokens": parse_json(artifact.read("model/config.json")).get("max_position_embeddings"),
+                "chats": chat is not None, "tool_calls": chat.tool_calls if chat else None}
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         made = texts(inputs["text"])

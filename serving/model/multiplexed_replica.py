@@ -38,7 +38,7 @@ class MultiplexedReplica:
         self._failures: dict[str, tuple[float, str]] = {}
 
         async def load(key: str) -> Replica:
-            return await asyncio.to_thread(self._load, self._asked[key])
+            return await asyncio.to_thread(_load, self._asked[key], self.kind_of(self._asked[key]))
 
         self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
 
@@ -73,11 +73,12 @@ class MultiplexedReplica:
                 self._failures[key] = (time.monotonic() + _RETRY_S, str(error))
         return NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
 
-    def _load(self, settings: ModelSettings) -> Replica:
-        """Serve calls for one at a time, after it has let go of another: that one's memory first."""
-        gc.collect()
-        return self.kind_of(settings)(asdict(settings))
-
     def kind_of(self, settings: ModelSettings) -> type[Replica]:
         """The class of a model's replica."""
         return Replica
+
+
+def _load(settings: ModelSettings, kind: type[Replica] = Replica) -> Replica:
+    """Serve calls for one at a time, after it has let go of another: that one's memory first."""
+    gc.collect()
+    return kind(asdict(settings))

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from cluster.core.documents import JsonObject, parse_json
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import open_artifact
+from jobs.common.predictor.find import module_of
 from serving.core.errors import RefusedError
 from serving.core.settings import ModelSettings
 from serving.model.multiplexed_replica import MultiplexedReplica
-from serving.model.replica import Replica
+from serving.model.replica import Replica, describe
 from serving.text.continuous_batching import ContinuousBatcher, Piece
 from serving.text.generation import GenerationRequest, Generator
 
@@ -56,9 +57,8 @@ class MultiplexedGeneratingReplica(MultiplexedReplica):
         return GeneratingReplica if settings.generates else Replica
 
     async def about(self, settings: JsonObject) -> JsonObject:
-        found = await super().about(settings)
         made = ModelSettings(**settings)
-        return found | ({"max_tokens": await asyncio.to_thread(_positions, made)} if made.generates else {})
+        return await (asyncio.to_thread(_about_texts, made) if made.generates else super().about(settings))
 
     async def generate(self, settings: JsonObject, asked: GenerationRequest) \
             -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
@@ -73,7 +73,9 @@ class MultiplexedGeneratingReplica(MultiplexedReplica):
                 yield pieces
 
 
-def _positions(settings: ModelSettings) -> int | None:
-    """How many tokens a model takes, by its files: it need not be loaded for it."""
+def _about_texts(settings: ModelSettings) -> JsonObject:
+    """As a GeneratingReplica's, of a model that need not be loaded for it."""
     artifact = open_artifact(settings.uri, settings.digest)
-    return parse_json(artifact.read("model/config.json")).get("max_position_embeddings")
+    predictor = module_of(artifact, settings.jobs).PREDICTOR
+    texts = predictor.about_texts(artifact) if hasattr(predictor, "about_texts") else {"max_tokens": None}
+    return {**describe(artifact, settings.jobs), **texts}

@@ -27,7 +27,8 @@ class BaseWeights:
 
     @property
     def base(self) -> Base:
-        return Base(name=self.name, digest=weights_digest(self.files), size_bytes=sum(entry.size for entry in self.files))
+        size = sum(entry.size for entry in self.files)
+        return Base(name=self.name, digest=weights_digest(self.files), size_bytes=size)
 
     def tensors(self) -> dict[str, Array]:
         """By name, of bytes that have their sha256; bfloat16 as uint16. Raises: CheckpointError."""
@@ -38,7 +39,7 @@ class BaseWeights:
 
 
 def base_weights(where: str) -> BaseWeights:
-    """Of an artifact, a Hugging Face folder, or a name on the hub, whose files are fetched where they are not here.
+    """Of an artifact, a Hugging Face folder, or a name on the hub, whose files are fetched if they are not here.
 
     Raises: ArtifactError, OSError.
     """
