@@ -36,9 +36,12 @@ class MultiplexedReplica:
         keep_calls_to_this_node()
         self._asked: dict[str, ModelSettings] = {}
         self._failures: dict[str, tuple[float, str]] = {}
+        self.importing = asyncio.Lock()
+        """A framework that several threads import for the first time is there in parts for some of them."""
 
         async def load(key: str) -> Replica:
-            return await asyncio.to_thread(_load, self._asked[key], self.kind_of(self._asked[key]))
+            async with self.importing:
+                return await asyncio.to_thread(_load, self._asked[key], self.kind_of(self._asked[key]))
 
         self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
 

@@ -58,7 +58,10 @@ class MultiplexedGeneratingReplica(MultiplexedReplica):
 
     async def about(self, settings: JsonObject) -> JsonObject:
         made = ModelSettings(**settings)
-        return await (asyncio.to_thread(_about_texts, made) if made.generates else super().about(settings))
+        if not made.generates:
+            return await super().about(settings)
+        async with self.importing:
+            return await asyncio.to_thread(_about_texts, made)
 
     async def generate(self, settings: JsonObject, asked: GenerationRequest) \
             -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
