@@ -186,6 +186,7 @@ def _config(options: argparse.Namespace) -> JsonObject:
         generates=each.generates, min_replicas=options.min_replicas,
         max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
         gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
+        prefix_cache_bytes=int(options.prefix_cache_mib * (1 << 20)),
         downscale_delay_s=options.downscale_delay_s, jobs=options.job, shared=_is_shared(options),
         base=each.base)
         for each in served]
@@ -244,8 +245,9 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
         raise ConfigError(f"--grpc-port {options.grpc_port}: it is --port already: pass another")
     if options.adapter and options.placement not in ("auto", "shared"):
         raise ConfigError(f"--placement {options.placement}: adapters share replicas with their base: leave it out")
-    if options.min_replicas < 0:
-        raise ConfigError(f"--min-replicas {options.min_replicas}: it must be 0 or more")
+    for name in ("min_replicas", "prefix_cache_mib"):
+        if not getattr(options, name) >= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be 0 or more")
 
 
 def _is_loopback(host: str) -> bool:

@@ -43,7 +43,7 @@ class Chat(Protocol):
 
 
 class Generator(Protocol):
-    """Continues texts together, a token each a step. All but `tokens` and `pieces` are called by one thread."""
+    """Continues texts together, a token each a step. All but `tokens`, `pieces` and properties are of one thread."""
 
     end_id: int
     vocab_size: int
@@ -55,6 +55,16 @@ class Generator(Protocol):
         """None: it has no chat template."""
         ...
 
+    @property
+    def prefix_bytes(self) -> int:
+        """That are kept of earlier prompts, so that those which begin alike need not compute that again."""
+        ...
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed again."""
+        ...
+
     def tokens(self, text: str) -> list[int]:
         """Of a prompt, with what the model wants before it."""
         ...
@@ -63,7 +73,12 @@ class Generator(Protocol):
         """A function of a row's tokens, one after the other, to the text that each adds."""
         ...
 
-    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None) -> Row:
+    def constraint(self, schema: str) -> Any:
+        """What texts have to fit. schema: JSON. Called by any thread. Raises: InputError for one that is not known."""
+        ...
+
+    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None,
+            constraint: Any | None) -> Row:
         """A text to be. It draws from `random`. top: likeliest tokens that are told of each; None: no scores."""
         ...
 
@@ -105,6 +120,8 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
     """Likeliest tokens that are told of each; None: no scores."""
+    schema: str | None = None
+    """Of the JSON that each text has to be; None: any text."""
 
     @property
     def choices(self) -> int:

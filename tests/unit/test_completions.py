@@ -21,9 +21,10 @@ from jobs.transformer.decoding import Decoder
 from serving.core.errors import BadRequestError, GoneError, ModelError, ParameterError
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
-from serving.text.continuous_batching import ContinuousBatcher, Stops
+from serving.text.continuous_batching import ContinuousBatcher
 from serving.text.generation import GenerationRequest
 from serving.text.openai_protocol import CompletionRequest, parse
+from serving.text.stops import Stops
 from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
@@ -126,8 +127,8 @@ def test_a_completion_has_what_the_client_wants_and_says_which_model_wrote_it(cl
 
 
 def test_a_stream_gives_the_text_that_comes_in_one_piece_without_it(client: openai.OpenAI) -> None:
-    whole = client.completions.create(**ASKED, n=3)
-    texts, events = streamed(client, n=3, stream_options={"include_usage": True})
+    whole = client.completions.create(**ASKED | {"max_tokens": 150}, n=3)
+    texts, events = streamed(client, n=3, max_tokens=150, stream_options={"include_usage": True})
     assert texts == [choice.text for choice in whole.choices]
     assert len(set(texts)) == 3
     assert len(events) > 10, "it comes piece by piece, of more tokens where the machine is busy"
