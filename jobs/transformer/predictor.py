@@ -55,10 +55,10 @@ class TextPredictor:
     def about_texts(artifact: Artifact) -> Mapping[str, object]:
         """What a model that writes takes, and whether it answers conversations: of its small files alone."""
         from jobs.transformer.chat.answers import Chat
-        from jobs.transformer.text.tokenizer import backend_of
-        from jobs.transformer.weights.stored import tokenizer_of
+        from jobs.transformer.text.tokenizer import backend_of, from_files
 
-        tokenizer = tokenizer_of(artifact)
+        tokenizer = from_files({path.removeprefix("model/"): artifact.read(path) for path in artifact.manifest.paths
+                                if path.startswith("model/") and not path.endswith(".safetensors")})
         chat = Chat.of(tokenizer, backend_of(tokenizer.backend_tokenizer.to_str(), None))
         return {"max_tokens": parse_json(artifact.read("model/config.json")).get("max_position_embeddings"),
                 "chats": chat is not None, "tool_calls": chat.tool_calls if chat else None}

@@ -45,13 +45,13 @@ def model_and_tokenizer(opened: Artifact, kind: Any, base: str | None = None, *,
 
     base, merged: see model.load. Raises: ArtifactError.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     auto: Any = AutoConfig
     with tempfile.TemporaryDirectory(prefix="trainyard-model-") as folder, without_progress_bar():
         _copy_small_files(opened, Path(folder))
         architecture = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer = _tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             expected = kind.from_config(architecture, trust_remote_code=False)
         of = opened.manifest.description.base
@@ -69,19 +69,6 @@ def model_and_tokenizer(opened: Artifact, kind: Any, base: str | None = None, *,
     if not merged:
         _hold(model, weights)
     return model, tokenizer
-
-
-def tokenizer_of(opened: Artifact) -> Any:
-    """The tokenizer alone. Raises: ArtifactError."""
-    with tempfile.TemporaryDirectory(prefix="trainyard-model-") as folder:
-        _copy_small_files(opened, Path(folder))
-        return _tokenizer(folder)
-
-
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _filled(kind: Any, architecture: Any, weights: Mapping[str, Tensor]) -> tuple[Any, list[str]]:

@@ -97,7 +97,7 @@ def many(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_the_least_recently_used_model_is_put_out(many: Many, endpoint: Endpoint) -> None:
     with urllib.request.urlopen(f"{many.url}/v2/health/ready", timeout=10) as response:
         assert response.status == 200
-    with urllib.request.urlopen(f"{many.url}/v2/models", timeout=10) as response:
+    with urllib.request.urlopen(f"{many.url}/v2/models", timeout=60) as response:
         assert {model["name"] for model in json.load(response)["models"]} == {"a", "b", "c", "wrong", *many.texts}
     assert many.loaded() == set(), "to be described is not to be loaded"
     wanted = endpoint.artifacts["mlp"].probe().outputs["probabilities"][0]
