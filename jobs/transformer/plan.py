@@ -97,7 +97,7 @@ def shape_of(config: PlanConfig) -> Shape:
     wanted = config.model
     published = preset(wanted.name, config.task).vocab_size if wanted.is_preset else 0
     details = {"vocab_size": config.vocab_size or published or 8192, "pad_id": 0, "start_id": 0}
-    data = TextDataConfig(uri=EMBEDDED[config.task])
+    data = TextDataConfig(uri=EMBEDDED.get(config.task, "pairs"))
     model = skeleton(TransformerConfig(task=config.task, data=data, model=wanted), details, ("a", "b"))
     most = getattr(model.config, "max_position_embeddings", None)
     require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,

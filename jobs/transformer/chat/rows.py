@@ -13,7 +13,7 @@ from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
 from jobs.transformer.chat.template import Conversation
 
-FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca"]
+FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca", "preference"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SAID_BY = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -41,6 +41,7 @@ FORMS: dict[str, Form] = {form.name: form for form in (
     Form("prompt", ("prompt", "completion"), ("system", "tools")),
     Form("sharegpt", ("conversations",), ("system", "tools")),
     Form("alpaca", ("instruction", "output"), ("input", "system")),
+    Form("preference", ("chosen", "rejected"), ("prompt", "system", "tools")),
 )}
 
 
@@ -49,7 +50,7 @@ def form_of(columns: Sequence[str], name: FormName, where: str) -> Form:
 
     Raises: DataError where there is none, or more than one.
     """
-    fits = [form for form in FORMS.values() if set(form.needed) <= set(columns)]
+    fits = [form for form in _forms(columns) if name != "auto" or form.name != "preference"]
     if name != "auto":
         if FORMS[name] not in fits:
             raise DataError(f"{where} has no columns {', '.join(FORMS[name].needed)}, which --data.form {name} needs: "
@@ -69,7 +70,7 @@ def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
     """Raises: ValueError, saying what is wrong with the row."""
     there = {name: value for name, value in row.items() if value is not None}
     if missing := [name for name in form.needed if name not in there]:
-        fits = [each.name for each in FORMS.values() if set(each.needed) <= set(there)]
+        fits = [each.name for each in _forms(there)]
         raise ValueError(f"has no {' and '.join(missing)}, as the first row has"
                          + (f": it is of the form {fits[0]}" if fits else ""))
     messages = [_message(each, number) for number, each in enumerate(_said(form, there))]
@@ -78,6 +79,10 @@ def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
     if there.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": _text(there["system"], "system")})
     return Conversation(tuple(messages), tuple(_tools(there.get("tools"))))
+
+
+def _forms(columns: Iterable[str]) -> list[Form]:
+    return [form for form in FORMS.values() if set(form.needed) <= set(columns)]
 
 
 def as_text(conversation: Conversation) -> str:
