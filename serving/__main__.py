@@ -148,6 +148,9 @@ def _models(command: argparse.ArgumentParser) -> None:
     add("--max-batch-rows", type=int, default=64, metavar="ROWS")
     add("--batch-wait-ms", type=float, default=0.0, metavar="MS",
         help="how long a batch that is not full waits for more")
+    add("--prefix-cache-mib", type=float, default=256.0, metavar="MIB",
+        help="memory of a replica that writes text for what it has computed of prompts: others that begin alike do not "
+             "compute it again; 0: none")
     add("--timeout-s", type=float, default=30.0, metavar="S", help="the most that a request may take")
     add("--max-request-mib", type=float, default=16.0, metavar="MIB")
     add("--max-queued", type=int, default=1000, metavar="N", help="requests that may wait for a model")

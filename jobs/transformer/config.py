@@ -6,7 +6,7 @@ from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import learning_rate, require_warmup
-from jobs.transformer.chat.turns import LossOn
+from jobs.transformer.chat.conversation import LossOn
 from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
 from jobs.transformer.text.config import OF_CONVERSATIONS, Task, TextDataConfig

@@ -13,18 +13,18 @@ Shapes: B rows, T tokens in the cache, V words of the vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from cluster.core.errors import ArtifactError
 from jobs.common.predictor.texts import Scores
 from jobs.transformer.chat.answers import Chat
+from jobs.transformer.generation.cache import KeyValueCache
+from jobs.transformer.generation.prefix_cache import BLOCK, PrefixCache
+from jobs.transformer.generation.token_bytes import TokenBytes
 from jobs.transformer.model import LanguageModel
-from jobs.transformer.text.token_bytes import TokenBytes
 from jobs.transformer.text.tokenizer import backend_of
 
 _CLOSE = 1e-3
@@ -51,8 +51,11 @@ class Row:
 class Decoder:
     """Used by one thread at a time, for all but `tokens` and `pieces`."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, prefix_cache_bytes: int = 0) -> None:
+        """prefix_cache_bytes: of keys and values of earlier prompts, which those that begin alike do not compute again;
+        0: none are kept."""
         self._model = model.model
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._start_id, self._clean = model.start_id, model.clean
         self._tokenizer = backend_of(model.tokenizer.backend_tokenizer.to_str(), None)
         self.end_id = model.start_id if model.end_id is None else model.end_id
@@ -62,7 +65,17 @@ class Decoder:
         self.chat = Chat.of(model.tokenizer, self._tokenizer)
         self._bytes_of = TokenBytes(self._tokenizer)
         self.rows: list[Row] = []
-        self._cache: Any = None
+        self._cache: KeyValueCache | None = None
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Of keys and values of earlier prompts."""
+        return self._prefixes.bytes
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed again."""
+        return self._prefixes.reused
 
     # ── text ──
     def tokens(self, text: str) -> list[int]:
@@ -85,16 +98,20 @@ class Decoder:
 
     @torch.inference_mode()
     def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
-        """Reads a prompt once, for all rows that continue it; each has its first token then."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()  # without a config, every layer keeps all tokens: rows can be put beside each other then
-        logits = self._forward(torch.tensor([prompt]), None, torch.arange(len(prompt))[None], cache)
+        """Reads a prompt once, for all rows that continue it, from where it differs from earlier ones;
+        each row has its first token then."""
+        cache = self._prefixes.begun(prompt)
+        known = cache.width
+        logits = self._forward(torch.tensor([prompt[known:]]), None, torch.arange(known, len(prompt))[None], cache)
+        self._prefixes.keep(prompt, cache)
         self._take(logits.expand(len(rows), -1), rows)
         for row in rows:
             row.length = len(prompt)
-        cache.batch_repeat_interleave(len(rows))
-        self._cache = cache if self._cache is None else _beside(self._cache, cache)
+        cache.repeat(len(rows))
+        if self._cache is None:
+            self._cache = cache
+        else:
+            self._cache.add(cache)
         self.rows += rows
 
     @torch.inference_mode()
@@ -134,29 +151,30 @@ class Decoder:
         self.rows = [self.rows[place] for place in kept]
         if not kept:
             self._cache = None
-            return
-        self._cache.batch_select_indices(torch.tensor(kept))
-        width = max(row.length for row in self.rows)
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, -width:], layer.values[:, :, -width:]
+        elif self._cache is not None:
+            self._cache.keep(torch.tensor(kept), max(row.length for row in self.rows))
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Raises: ArtifactError for a model whose rows are not the same beside others as alone,
-        in a cache like this one."""
-        prompts = [[self._start_id, *(k % self.vocab_size for k in range(size))] for size in (7, 2)]
+        """Raises: ArtifactError for a model whose rows are not the same beside others as alone, in a cache like this
+        one, or after the kept beginning of another prompt."""
+        long = min(2 * BLOCK, (self.max_tokens or 2 * BLOCK + 1) - 1)
+        prompts = [[self._start_id, *(k % self.vocab_size for k in range(size))] for size in (7, 2, long - 1)]
+        prompts.append(prompts[-1])  # its beginning is known by then
         for prompt in prompts:
             self.join(prompt, [self.row(0.0, 1.0, np.random.default_rng(0))])
         tokens = [[*prompt, row.token] for prompt, row in zip(prompts, self.rows, strict=True)]
         beside = self._scores()
         self.leave(list(self.rows))
-        for found, row in zip(beside, tokens, strict=True):
+        self._prefixes = PrefixCache(self._prefixes.max_bytes)
+        here = "beside a longer one", "it cannot write several texts at a time"
+        begun = "that begins as an earlier one", "pass --prefix-cache-mib 0"
+        for found, row, (where, then) in zip(beside, tokens, (here, here, here, begun), strict=True):
             alone = self._model(input_ids=torch.tensor([row])).logits[0, -1]
             far = float((found - alone).abs().max())
             if not far <= _CLOSE * float(alone.abs().max()):
-                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row beside a longer one "
-                                    f"than for it alone (they differ by {far:.3g}): it cannot write several texts at a "
-                                    "time")
+                raise ArtifactError(f"{type(self._model).__name__} gives other scores for a row {where} than for it "
+                                    f"alone (they differ by {far:.3g}): {then}")
 
     def _forward(self, tokens: Tensor, mask: Tensor | None, places: Tensor, cache: object) -> Tensor:
         """(B, V) of the last token of each row. tokens, places: (B, new tokens); mask: (B, T)."""
@@ -165,28 +183,14 @@ class Decoder:
                            logits_to_keep=1).logits[:, -1]
 
 
-def _beside(first: Any, second: Any) -> Any:
-    """The rows of two caches in one."""
-    width = max(first.get_seq_length(), second.get_seq_length())
-    for one, other in zip(first.layers, second.layers, strict=True):
-        one.keys = torch.cat([_widened(one.keys, width), _widened(other.keys, width)])
-        one.values = torch.cat([_widened(one.values, width), _widened(other.values, width)])
-    return first
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    """(B, heads, T, size) with T = width, zeros to the left."""
-    return F.pad(states, (0, 0, width - states.shape[2], 0))
-
-
 def chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """The next token of each row. logits: (B, V)."""
-    found = logits.argmax(1).tolist()
     warm = [place for place, row in enumerate(rows) if row.temperature > 0]
+    found: list[int] = logits.argmax(1).tolist() if len(warm) < len(rows) else [-1] * len(rows)
     if not warm:
         return found
     heat = torch.tensor([rows[place].temperature for place in warm])[:, None]
-    scores = logits[warm].float()
+    scores = (logits[warm] if len(warm) < len(rows) else logits).float()
     chances = torch.softmax((scores - scores.amax(1, keepdim=True)) / heat, 1)
     tops = torch.tensor([rows[place].top_p for place in warm])
     if float(tops.min()) < 1:

@@ -23,8 +23,8 @@ from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
 from jobs.transformer.build import auto_class, first_lines
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.encode import ChatEncoder
-from jobs.transformer.chat.template import Conversation
 from jobs.transformer.inputs import inputs_of, marked_inputs, packed_inputs, token_losses
 from jobs.transformer.text.text_rule import TextRule
 from jobs.transformer.weights.stored import model_and_tokenizer

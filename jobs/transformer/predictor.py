@@ -116,14 +116,15 @@ class LikelihoodPredictor:
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"negative_log_likelihood": predicted}
 
-    def generator(self) -> Any:
-        """What continues texts: a `Generator` of serving/text/continuous_batching.py.
+    def generator(self, prefix_cache_bytes: int) -> Any:
+        """What continues texts: a `Generator` of serving/text/generation.py. prefix_cache_bytes: that it may keep of
+        prompts that it has read.
 
         Raises: ArtifactError for a model that cannot do so in batches.
         """
         from jobs.transformer.decoding import Decoder
 
-        made = Decoder(self._model)
+        made = Decoder(self._model, prefix_cache_bytes)
         made.check()
         return made
 

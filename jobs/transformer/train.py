@@ -105,7 +105,7 @@ class TransformerTraining:
         """What the task measures."""
         values = evaluate(self.context, self.model, self.task, self.group, split, self.config)
         if isinstance(self.task, Prefer) and self.context.rank == 0 and (fall := warning_of(values)):
-            _log.warning("%s", fall)
+            _log.warning("WARNING: of the %s rows %s", split, fall)
         return values
 
     def predict(self, split: SplitName) -> Iterator[Answers]:

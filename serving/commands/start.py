@@ -187,6 +187,7 @@ def _config(options: argparse.Namespace) -> JsonObject:
         generates=each.generates, min_replicas=options.min_replicas,
         max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
         gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
+        prefix_cache_bytes=int(options.prefix_cache_mib * (1 << 20)),
         downscale_delay_s=options.downscale_delay_s, jobs=options.job, shared=options.placement == "shared")
         for each in served]
     if options.engine == "vllm":
@@ -235,8 +236,9 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be more than 0")
     if options.grpc_port == options.port:
         raise ConfigError(f"--grpc-port {options.grpc_port}: it is --port already: pass another")
-    if options.min_replicas < 0:
-        raise ConfigError(f"--min-replicas {options.min_replicas}: it must be 0 or more")
+    for name in ("min_replicas", "prefix_cache_mib"):
+        if not getattr(options, name) >= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be 0 or more")
 
 
 def _is_loopback(host: str) -> bool:

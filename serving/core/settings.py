@@ -40,6 +40,8 @@ class ModelSettings:
     """Rows, or texts that are written, that go through the model together; also the most that one request may have."""
     batch_wait_ms: float = 0.0
     """How long a batch that is not full waits for more. 0: batches form of what waits while the replicas are busy."""
+    prefix_cache_bytes: int = 256 << 20
+    """Of a replica that writes text: the most that it keeps of prompts that it has read, for those that begin alike."""
     downscale_delay_s: float = 60.0
     jobs: Sequence[str] = ()
     """Packages of jobs outside Trainyard that an artifact may name, and that a replica imports then: see

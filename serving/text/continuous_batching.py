@@ -1,13 +1,15 @@
 """A replica that continues texts: one thread computes a token a step for all of them,
 and tells of each as its tokens come.
 
-What a job gives is `Generator`, by its predictor's `generator()`. A text ends with the model's own end, a stop
-sequence, or as many tokens as it may have; it leaves its batch before the next token if nobody listens any more.
+What a job gives is `Generator`, by its predictor's `generator(prefix_cache_bytes)`. A text ends with the model's own
+end, a stop sequence, or as many tokens as it may have; it leaves its batch before the next token if nobody listens any
+more.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +25,10 @@ from serving.text.generation import ChatPrompt, GenerationRequest, Generator, Ro
 Piece = tuple[int, str, int, str | None, Scores | None]
 """Which choice; what its text goes on with; tokens that were computed for it;
 why it ended, if it has: `stop` or `length`; the scores of its token, where they are asked for."""
-_PACE_S = 0.001
-"""Between two answers to one request, for each text that is being continued: passing a piece on costs as much as its
-token does, so the more there are, the more tokens a piece has."""
+_PACE_S, _PACE_OF_A_TEXT_S = 0.012, 0.001
+"""Between two answers to one request, and how much more for each text that is being continued. Passing a piece on costs
+as much as a small model's token does, and takes Python's lock from the thread that computes: a piece has several then.
+"""
 _ENDLESS = 1 << 62
 """Tokens of a model that has no last position: the request's deadline ends its text."""
 _log = logging.getLogger(__name__)
@@ -69,6 +72,8 @@ class _Stream:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     pieces: deque[Piece] = field(default_factory=deque[Piece])
     error: RefusedError | None = None
+    due_s: float = 0.0
+    """When its caller is to hear of new pieces, by the monotonic clock: of the first at once."""
     gone: bool = False
 
 
@@ -142,8 +147,6 @@ class ContinuousBatcher:
                     yield found
                 if left and stream.error is not None:
                     raise stream.error
-                if left:
-                    await asyncio.sleep(_PACE_S * self.rows)
         finally:
             stream.gone = True
             with self._asked:
@@ -195,7 +198,9 @@ class ContinuousBatcher:
                 while not self._waiting and not self._written:
                     self._asked.wait()
             self._leave([choice for choice in self._written if choice.stream.gone])
-            for stream in self._next():
+            if begun := self._next():
+                _wake({choice.stream for choice in self._written})  # a long prompt may take a while
+            for stream in begun:
                 self._begin(stream)
             if self._written:
                 self._go_on()
@@ -245,14 +250,20 @@ class ContinuousBatcher:
         self._tell(self._written)
 
     def _tell(self, choices: Sequence[_Choice]) -> None:
-        """The newest token of each, to who listens; those that have ended leave."""
+        """The newest token of each, to who listens, if it is time; those that have ended leave."""
         ended: list[_Choice] = []
+        now = time.monotonic()
+        told: set[_Stream] = set()
         for choice in choices:
             piece = choice.took()
             choice.stream.pieces.append(piece)
             if piece[3] is not None:
                 ended.append(choice)
-        _wake({choice.stream for choice in choices})
+            if piece[3] is not None or now >= choice.stream.due_s:
+                told.add(choice.stream)
+        for stream in told:
+            stream.due_s = now + _PACE_S + _PACE_OF_A_TEXT_S * self.rows
+        _wake(told)
         self._leave(ended)
 
     def _break_off(self, gone: Sequence[_Choice], *streams: _Stream) -> None:

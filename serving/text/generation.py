@@ -43,7 +43,7 @@ class Chat(Protocol):
 
 
 class Generator(Protocol):
-    """Continues texts together, a token each a step. All but `tokens` and `pieces` are called by one thread."""
+    """Continues texts together, a token each a step. All but `tokens`, `pieces` and properties are of one thread."""
 
     end_id: int
     vocab_size: int
@@ -53,6 +53,16 @@ class Generator(Protocol):
     @property
     def chat(self) -> Chat | None:
         """None: it has no chat template."""
+        ...
+
+    @property
+    def prefix_bytes(self) -> int:
+        """That are kept of earlier prompts, so that those which begin alike need not compute that again."""
+        ...
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Of all prompts so far, those that were not computed again."""
         ...
 
     def tokens(self, text: str) -> list[int]:

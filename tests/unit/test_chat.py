@@ -18,12 +18,13 @@ from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
 from jobs.transformer.build import build_model
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder, ChatRow
 from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
 from jobs.transformer.chat.packing import BEGINS, LEARNT, packed_rows, tokens_and_marks
 from jobs.transformer.chat.rows import FORMS, conversation_of, form_of, from_text
-from jobs.transformer.chat.sandbox import ChatTemplateError, compiled, rendered
-from jobs.transformer.chat.template import ChatTemplate, Conversation, built_in
+from jobs.transformer.chat.sandbox import compiled, rendered
+from jobs.transformer.chat.template import ChatTemplate, built_in
 from jobs.transformer.chat.turns import end_of_turn, turns_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.inputs import IGNORED, marked_inputs, token_losses

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder
-from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, Conversation, built_in, special_in
+from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in, special_in
 from jobs.transformer.chat.turns import turns_of
 
 OWN = Path(__file__).parents[1] / "fixtures/chat_templates"

@@ -1,14 +1,18 @@
 """Texts that are continued together: as transformers' own `generate` continues each of them, and as alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cluster.core.errors import ArtifactError
+from jobs.transformer import decoding
 from jobs.transformer.decoding import Decoder, Row, chosen
+from jobs.transformer.generation.cache import KeyValueCache
+from jobs.transformer.generation.prefix_cache import BLOCK, PrefixCache
 from jobs.transformer.model import LanguageModel
 from tests.unit.language_model import POSITIONS, language_model, one_thread
 
@@ -97,6 +101,80 @@ def test_continuations_of_one_prompt_read_it_once_and_are_as_if_each_had_read_it
     assert len({tuple(its) for its in found}) == 3
 
 
+# ── prompts that begin alike ──
+def test_a_prompt_computes_only_what_follows_its_beginning_in_an_earlier_one(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are those without a prefix cache within 1e-5 of the largest, and the texts the same."""
+    read: list[int] = []
+    scores: list[torch.Tensor] = []
+
+    def seen(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+        scores.append(logits)
+        return chosen(logits, rows)
+
+    monkeypatch.setattr(decoding, "chosen", seen)
+    handle = model.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
+    decoder, without = Decoder(model, 1 << 20), Decoder(model)
+    sizes: list[int] = []
+    for end in ("", "", "one", "and another", "and another one"):
+        prompt = decoder.tokens(PROMPTS[2] + end)
+        rows, wanted = ([row(seed) for seed in range(2)] for _ in range(2))
+        sizes.append(len(prompt))
+        found = []
+        for each, its in ((decoder, rows), (without, wanted)):
+            each.join(prompt, its)
+            found.append(continued(each, its, 12))
+            each.leave(its)
+        assert found[0] == found[1]
+    handle.remove()
+    with_cache, all_of_it = (read[place :: 2 * 12] for place in (0, 12))
+    shared = sizes[0] // BLOCK * BLOCK
+    assert all_of_it == sizes
+    assert with_cache == [sizes[0], sizes[0] - shared, sizes[2] - shared, sizes[3] - shared,
+                          sizes[4] - sizes[3] // BLOCK * BLOCK]
+    assert decoder.prefix_tokens == sum(all_of_it) - sum(with_cache)
+    for place in range(0, len(scores), 2 * 12):
+        for one, other in zip(scores[place : place + 12], scores[place + 12 : place + 24], strict=True):
+            assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
+
+
+def test_no_more_is_kept_of_prompts_than_may_be_and_the_latest_of_it() -> None:
+    def made(prompt: Sequence[int], seed: int) -> KeyValueCache:
+        random = torch.Generator().manual_seed(seed)
+        return KeyValueCache([(torch.randn(1, 2, len(prompt), 3, generator=random),
+                               torch.randn(1, 2, len(prompt), 5, generator=random)) for _ in range(3)])
+
+    def known(prompt: Sequence[int]) -> int:
+        return prefixes.begun(prompt).width
+
+    of_a_block = 3 * 2 * (3 + 5) * BLOCK * 4
+    prefixes = PrefixCache(6 * of_a_block + 100)
+    first, second, third = ([token] * (3 * BLOCK + 5) for token in (1, 2, 3))
+    states = made(first, 1)
+    prefixes.keep(first, states)
+    for place, (keys, values) in enumerate(prefixes.begun(first).states):
+        assert torch.equal(keys, states.states[place][0][:, :, : 3 * BLOCK])
+        assert torch.equal(values, states.states[place][1][:, :, : 3 * BLOCK])
+    assert known(first[: 3 * BLOCK]) == 2 * BLOCK, "the last token's scores are needed"
+    assert known([*first[: BLOCK + 1], 9, *first[BLOCK + 2 :]]) == BLOCK
+    assert known([9, *first]) == 0
+    prefixes.keep(second, made(second, 2))
+    assert (known(first), known(second), prefixes.bytes) == (3 * BLOCK, 3 * BLOCK, 6 * of_a_block)
+    prefixes.keep(first, states)
+    prefixes.keep(third[: 2 * BLOCK + 1], made(third[: 2 * BLOCK + 1], 3))
+    assert [known(prompt) for prompt in (first, second, third)] == [3 * BLOCK, BLOCK, 2 * BLOCK]
+    prefixes.keep([4] * 20 * BLOCK, made([4] * 20 * BLOCK, 4))
+    assert known([4] * 20 * BLOCK) == 6 * BLOCK
+    assert [known(prompt) for prompt in (first, second, third)] == [0, 0, 0]
+    assert prefixes.bytes == 6 * of_a_block
+    none = PrefixCache(0)
+    none.keep(first, states)
+    assert (none.bytes, none.begun(first).width) == (0, 0)
+
+
+# ── tokens ──
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.2, 0.0, 0.3]]))
     rows = [row(seed) for seed in range(4000)]
@@ -138,3 +216,20 @@ def test_a_model_whose_rows_disturb_each_other_is_refused(model: LanguageModel) 
     disturbed.model.forward = lambda **given: forward(**given | {"attention_mask": None})
     with pytest.raises(ArtifactError, match="cannot write several texts at a time"):
         Decoder(disturbed).check()
+
+
+def test_a_model_that_continues_no_kept_beginning_is_refused_with_what_to_pass() -> None:
+    disturbed = language_model(1)
+    forward = disturbed.model.forward
+
+    def forgetful(**given: Any) -> Any:
+        known = given["past_key_values"].width if "past_key_values" in given else 0
+        found = forward(**given)
+        if known and given["input_ids"].shape[1] > 1:
+            given["past_key_values"].states[0][1].zero_()
+        return found
+
+    disturbed.model.forward = forgetful
+    Decoder(disturbed).check()
+    with pytest.raises(ArtifactError, match=r"begins as an earlier one .* pass --prefix-cache-mib 0"):
+        Decoder(disturbed, 1 << 20).check()

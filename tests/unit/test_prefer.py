@@ -234,7 +234,7 @@ def test_metrics_are_means_over_pairs(rule: PreferConfig) -> None:
     assert found["accuracy"] == 0.5 and found["margin"] == pytest.approx(0.0)
     assert found["kl"] == pytest.approx(4.0)
     assert found["logps_chosen"] == -30 and found["reference_logps_chosen"] == -26 and found["logps_rejected"] == -25
-    assert "less likely, with a mean log-probability of -30.0, and -26.0" in warning_of(found)
+    assert "less likely, with a mean log-probability of -30.0, which is -26.0 by" in warning_of(found)
     assert not warning_of(found | {"logps_chosen": -28.0}) and not warning_of(found | {"logps_chosen": -20.0})
 
 

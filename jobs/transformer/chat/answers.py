@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from cluster.core.documents import JsonObject
 from cluster.core.errors import InputError
 from jobs.common.predictor.texts import ToolCallForm
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder
-from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import ChatTemplate, Conversation, Rendering, special_in
+from jobs.transformer.chat.template import ChatTemplate, Rendering, special_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.core.documents import JsonObject, parse_json
-from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import ChatTemplate, Conversation, Rendering, special_in
-from jobs.transformer.chat.turns import LossOn, turns_of
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation, LossOn
+from jobs.transformer.chat.template import ChatTemplate, Rendering, special_in
+from jobs.transformer.chat.turns import turns_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.core.documents import JsonObject
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.rows import from_text
-from jobs.transformer.chat.template import Conversation
 
 _WORDS = re.compile(r"\w+")
 

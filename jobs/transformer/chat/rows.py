@@ -7,13 +7,12 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
-from jobs.transformer.chat.template import Conversation
+from jobs.transformer.chat.conversation import Conversation, FormName
 
-FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca", "preference"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SAID_BY = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",

@@ -24,6 +24,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from jobs.transformer.chat.conversation import ChatTemplateError
 from jobs.transformer.chat.traced import joined, rewritten, traced
 
 MOST_SECONDS = 5.0
@@ -34,10 +35,6 @@ _MOST_NUMBER = 100_000
 _WIDE = re.compile(r"\d{6}")
 _deadline: ContextVar[float] = ContextVar("deadline")
 _blocks: ContextVar[list[int]] = ContextVar("blocks")
-
-
-class ChatTemplateError(ValueError):
-    """A template that cannot be used, or refuses a conversation; the text says why."""
 
 
 def compiled(source: str) -> jinja2.Template:
@@ -276,10 +273,10 @@ def _replace(value: object, old: object, new: object, count: int | None = None) 
 
 
 @jinja2.pass_eval_context
-def _join(context: Any, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+def _join(evaluated: Any, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
     """The filter `join`."""
     if attribute is not None:
-        value = map(make_attrgetter(context.environment, attribute), value)
+        value = map(make_attrgetter(evaluated.environment, attribute), value)
     return _join_by(d, value)
 
 

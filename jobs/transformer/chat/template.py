@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.core.documents import JsonObject
-from jobs.transformer.chat.sandbox import ChatTemplateError, compiled, rendered
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.traced import Run, Source, Tracer, alike, joined
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -33,25 +33,6 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TRAINING_DAY = datetime(2026, 1, 1)
 """What a template that writes the date is told when rows are prepared: they would differ from day to day."""
 _PROBE = "17-probe-71"
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages as the OpenAI protocol has them, and the tools that they may name."""
-
-    messages: tuple[JsonObject, ...]
-    """Each with its role; contents are texts, and arguments of tool calls are objects."""
-    tools: tuple[JsonObject, ...] = ()
-
-    def until(self, message: int) -> "Conversation":
-        """The messages before one."""
-        return Conversation(self.messages[:message], self.tools)
-
-    def with_content(self, message: int, content: str) -> "Conversation":
-        """The same where one message has another content."""
-        changed = [*self.messages]
-        changed[message] = {**changed[message], "content": content}
-        return Conversation(tuple(changed), self.tools)
 
 
 @dataclass(frozen=True)
@@ -153,7 +134,7 @@ class ChatTemplate:
         tracer, reads = Tracer(), _reads(self.source)
         given = [_wrapped(tracer, number, message, reads) for number, message in enumerate(conversation.messages)]
         tools = tracer.wrap(-1, "tools", list(conversation.tools)) if conversation.tools else None
-        return joined([rendered(_compiled(self.source), {
+        return joined([_rendered(self.source, {
             "documents": None, **self.named, "messages": given, "tools": tools, **options})]), tracer
 
     def check(self) -> None:
@@ -179,7 +160,17 @@ class ChatTemplate:
         return any(behind[start:stop] in header for start, stop in special_in(behind, self.specials) if stop > same)
 
 
-_compiled = functools.lru_cache(16)(compiled)
+@functools.lru_cache(16)
+def _compiled(source: str) -> Any:
+    from jobs.transformer.chat.sandbox import compiled  # imports jinja2
+
+    return compiled(source)
+
+
+def _rendered(source: str, variables: Mapping[str, Any]) -> str:
+    from jobs.transformer.chat.sandbox import rendered
+
+    return rendered(_compiled(source), variables)
 
 
 @dataclass(frozen=True)
@@ -196,7 +187,7 @@ class _Reads:
 def _reads(source: str) -> _Reads:
     def count(*messages: JsonObject) -> int:
         try:
-            return rendered(_compiled(source), {
+            return _rendered(source, {
                 "messages": [*messages], "tools": None, "bos_token": "", "eos_token": "",
                 "add_generation_prompt": False}).count(_PROBE)
         except ChatTemplateError:

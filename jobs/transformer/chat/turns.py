@@ -11,14 +11,13 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from cluster.core.documents import JsonObject
-from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import ChatTemplate, Conversation, Rendering, special_in
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation, LossOn
+from jobs.transformer.chat.template import ChatTemplate, Rendering, special_in
 from jobs.transformer.chat.traced import alike
 
-LossOn = Literal["assistant", "last", "all"]
 _FILLER = "x"
 Ranges = tuple[tuple[int, int], ...]
 _UNCERTAIN = "does not write before it what it writes as a prompt for it, so that it is not certain where it begins"

@@ -50,11 +50,11 @@ def metrics_of(sums: Sequence[float]) -> dict[str, float]:
 
 
 def warning_of(metrics: Mapping[str, float]) -> str:
-    """What to say where chosen answers have become much less likely, as they may while the margin grows; empty: they
-    have not."""
+    """What to say where chosen answers have become much less likely, as they may while the margin grows; else
+    nothing."""
     before, now = metrics["reference_logps_chosen"], metrics["logps_chosen"]
     if before - now <= max(_FALL_NATS, -before * _FALL_SHARE):
         return ""
-    return (f"the chosen answers have become less likely, with a mean log-probability of {now:.1f}, and {before:.1f} by "
-            "the reference: the margin grows as the rejected ones fall further. Lower --optim.lr, raise --prefer.beta, "
+    return (f"the chosen answers have become less likely, with a mean log-probability of {now:.1f}, which is "
+            f"{before:.1f} by the reference: the margin grows as the rejected ones fall further. Lower --optim.lr, raise --prefer.beta, "
             "or stop sooner")

@@ -9,9 +9,9 @@ from jobs.common.data.dataset import SPLITS
 from jobs.common.data.found.account import SHOWN, LeftOut
 from jobs.common.data.found.bad_rows import BadRow, refuse
 from jobs.common.data.prepared import Writers
+from jobs.transformer.chat.conversation import ChatTemplateError
 from jobs.transformer.chat.encode import ChatRow
 from jobs.transformer.chat.packing import tokens_and_marks
-from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.preference.pairs import from_text
 from jobs.transformer.text.conversation_rows import ConversationRows
 from jobs.transformer.text.survey import Rows

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from cluster.core.documents import JsonObject, parse_json
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.rows import FORMS, conversation_of
-from jobs.transformer.chat.template import Conversation
 
 SIDES = ("chosen", "rejected")
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from jobs.common.config import require
 from jobs.common.data.csv_config import CsvDataConfig
-from jobs.transformer.chat.rows import FormName
+from jobs.transformer.chat.conversation import FormName
 from jobs.transformer.text.text_rule import Case, ControlCharacters, Normalise, TextRule
 
 Task = Literal["classify", "generate", "chat", "prefer"]

@@ -13,11 +13,10 @@ from jobs.common.data.found.bad_rows import BadRow, check_few, refuse
 from jobs.common.data.pieces import summed
 from jobs.common.data.prepared import Writers
 from jobs.common.data.splits import keyed_hash
+from jobs.transformer.chat.conversation import ChatTemplateError, LossOn
 from jobs.transformer.chat.encode import ChatEncoder, ChatRow
 from jobs.transformer.chat.packing import packed_rows, tokens_and_marks
 from jobs.transformer.chat.rows import contents_of, from_text
-from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.turns import LossOn
 from jobs.transformer.preference import pairs
 from jobs.transformer.text.config import Task, TextDataConfig
 from jobs.transformer.text.survey import Rows, Survey, merged

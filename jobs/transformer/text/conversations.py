@@ -12,7 +12,8 @@ from typing import Any
 from cluster.core.errors import DataError
 from jobs.common.data.files import reading, unpacked
 from jobs.common.data.found.bad_rows import BadRow
-from jobs.transformer.chat.rows import FORMS, FormName, as_text, conversation_of, form_of
+from jobs.transformer.chat.conversation import FormName
+from jobs.transformer.chat.rows import FORMS, as_text, conversation_of, form_of
 from jobs.transformer.preference import pairs
 from jobs.transformer.text.files import HEADER_BYTES, TABLES, FilePart, decoded
 from jobs.transformer.text.formats import JsonRow, first_row, json_rows, read_csv, read_parquet

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from jobs.common.data.dataset import SPLITS, SplitName
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.rows import as_text
-from jobs.transformer.chat.template import Conversation
 from jobs.transformer.text.fragments import Texts, TextSource
 
 LANGUAGES = ("de", "fr", "es", "it", "pl", "fi")

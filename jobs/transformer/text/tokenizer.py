@@ -20,7 +20,7 @@ from cluster.core.auth import expanded
 from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError, DataError
 from jobs.common.arrays import Array
-from jobs.transformer.chat.sandbox import ChatTemplateError
+from jobs.transformer.chat.conversation import ChatTemplateError
 from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.config import OF_CONVERSATIONS

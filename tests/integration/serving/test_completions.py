@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
 
 from jobs.transformer.model import LanguageModel, load
 from tests.integration.serving.shared import Endpoint
+from tests.integration.serving.test_metrics import Scrape
 
 LONG: dict[str, Any] = {"model": "lm", "prompt": ["the cat "] * 8, "max_tokens": 2000, "temperature": 0}
 
@@ -37,14 +38,14 @@ def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
 
 def test_the_text_is_what_the_artifacts_model_writes_whole_and_as_it_comes(endpoint: Endpoint,
                                                                            client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "lm", "prompt": "the dog ", "max_tokens": 40, "temperature": 0}
+    asked: dict[str, Any] = {"model": "lm", "prompt": "the dog ", "max_tokens": 80, "temperature": 0}
     raw = client.completions.with_raw_response.create(**asked)
     whole = raw.parse()
     model = load(endpoint.artifacts["lm"].uri)
     assert isinstance(model, LanguageModel)
     ids = torch.tensor([[model.start_id, *model.tokenizer("the dog ", add_special_tokens=False)["input_ids"]]])
     with torch.inference_mode():
-        wanted = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
+        wanted = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=80,
                                       eos_token_id=model.start_id, pad_token_id=0, use_cache=True)[0, ids.shape[1]:]
     assert whole.choices[0].text == model.tokenizer.decode(wanted, skip_special_tokens=True)
     digest = endpoint.artifacts["lm"].digest
@@ -84,6 +85,20 @@ def test_seeds_hold_though_many_are_written_together(client: openai.OpenAI) -> N
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(text, range(8))) == alone
     assert len(set(alone)) == 8
+
+
+def test_a_prompt_that_begins_as_an_earlier_one_is_counted_and_answered_as_that_was(endpoint: Endpoint,
+                                                                                    client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "lm", "prompt": "one beginning of many " * 8, "max_tokens": 20, "seed": 3}
+    first, second = (client.completions.create(**asked) for _ in range(2))
+    assert first.choices[0].text == second.choices[0].text
+    assert first.usage == second.usage
+    assert first.usage is not None
+    deadline = time.monotonic() + 40
+    while (scrape := Scrape.of(endpoint)).of_model("prefix_tokens_total", "lm") < first.usage.prompt_tokens - 16:
+        assert time.monotonic() < deadline, "Ray exports it every few seconds"
+        time.sleep(0.3)
+    assert scrape.of_model("prefix_cache_bytes", "lm") > 0
 
 
 def test_who_has_no_key_or_asks_for_what_there_is_not_is_refused_as_the_client_knows_it(client: openai.OpenAI) -> None:

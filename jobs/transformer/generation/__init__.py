@@ -1,0 +1,1 @@
+"""Keys and values of texts that are continued: of those that are being written, and of prompts that came before."""
