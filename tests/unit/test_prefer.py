@@ -1,6 +1,5 @@
 """Preferences: pairs of answers, the loss of Direct Preference Optimisation, its reference, and exact resume."""
 
-import json
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -181,19 +180,22 @@ def test_losses_and_gradients_are_those_of_trl(pairs: tuple[TransformerConfig, D
     batch = {"input_ids": torch.from_numpy(tokens).long().clamp(min=0),
              "attention_mask": torch.from_numpy(tokens >= 0).long(),
              "completion_mask": torch.from_numpy(marks & LEARNT > 0).long()}
+    model = deepcopy(reference)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += 0.02 * torch.randn_like(weights)
+    theirs = deepcopy(model)
+    how = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none",
+                    activation_checkpointing=False)
+    trainer = DPOTrainer(theirs, ref_model=reference, args=how, train_dataset=Rows.from_list(some(6)),
+                         processing_class=load_tokenizer(dataset))
     for rule in (PreferConfig(), PreferConfig(beta=0.5), PreferConfig(loss="ipo")):
-        model = deepcopy(reference)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for weights in model.parameters():
-                weights += 0.02 * torch.randn_like(weights)
-        theirs = deepcopy(model)
+        trainer.beta, trainer.loss_types = rule.beta, [rule.loss]
+        model.zero_grad()
+        theirs.zero_grad()
         own = pair_losses(log_probabilities(model, rows, CPU) - given, counts, rule).mean()
         own.backward()
-        how = DPOConfig(output_dir=str(tmp_path), loss_type=[rule.loss], beta=rule.beta, use_cpu=True, bf16=False,
-                        report_to="none", activation_checkpointing=False)
-        trainer = DPOTrainer(theirs, ref_model=deepcopy(reference), args=how, train_dataset=Rows.from_list(some(6)),
-                             processing_class=load_tokenizer(dataset))
         found = trainer.compute_loss(trainer.model, batch)
         found.backward()
         assert own.item() == pytest.approx(found.item(), abs=1e-5) and own.item() > 0.1
@@ -247,7 +249,7 @@ def references(dataset: Dataset) -> list[Path]:
 def test_it_learns_what_is_preferred_and_resumes_bit_for_bit(lora_rank: int | None, tmp_path: Path,
                                                              caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(write_lines(tmp_path / "a.jsonl", some(90)), model={"lora_rank": lora_rank},
-                       train={"epochs": 3}, optim={"lr": 5e-3})
+                       train={"epochs": 2}, optim={"lr": 1e-2})
     dataset = prepared(tmp_path, config)
     outcome, evaluations = image_loops.train(train, tmp_path / "at once", dataset, config, num_shards=3)
     assert outcome == "finished"
@@ -277,4 +279,3 @@ def test_the_reference_does_not_depend_on_how_it_is_worked_out(pairs: tuple[Tran
         with np.load(path) as found:
             assert np.array_equal(found["row_ids"], rows["row_id"])
             np.testing.assert_allclose(found["log_probabilities"], wanted, atol=1e-4)
-            assert json.dumps(found["log_probabilities"].dtype.str) == '"<f4"'
