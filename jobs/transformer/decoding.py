@@ -21,6 +21,7 @@ from torch import Tensor
 from cluster.core.errors import ArtifactError
 from jobs.common.predictor.texts import Scores
 from jobs.transformer.chat.answers import Chat
+from jobs.transformer.chat.constraint import Constraint, Constraints
 from jobs.transformer.generation.cache import KeyValueCache
 from jobs.transformer.generation.prefix_cache import BLOCK, PrefixCache
 from jobs.transformer.generation.token_bytes import TokenBytes
@@ -43,6 +44,8 @@ class Row:
     random: np.random.Generator
     top: int | None = None
     """Likeliest tokens that are told of each; None: no scores."""
+    constraint: Constraint | None = None
+    """What the text has to fit."""
     token: int = -1
     length: int = 0
     scores: Scores | None = None
@@ -64,6 +67,8 @@ class Decoder:
         """Of prompt and continuation together."""
         self.chat = Chat.of(model.tokenizer, self._tokenizer)
         self._bytes_of = TokenBytes(self._tokenizer)
+        ends = {self.end_id, *(self.chat.ends if self.chat else ())}
+        self._constraints = Constraints(model.tokenizer.backend_tokenizer.to_str(), self.vocab_size, ends)
         self.rows: list[Row] = []
         self._cache: KeyValueCache | None = None
 
@@ -93,8 +98,14 @@ class Decoder:
         return lambda token: stream.step(self._tokenizer, token) or ""
 
     # ── rows ──
-    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None = None) -> Row:
-        return Row(temperature=temperature, top_p=top_p, random=random, top=top)
+    def constraint(self, schema: str) -> Constraint:
+        """What a text has to fit. schema: JSON. Raises: InputError."""
+        return self._constraints.constraint(schema)
+
+    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None = None,
+            constraint: Constraint | None = None) -> Row:
+        return Row(temperature=temperature, top_p=top_p, random=random, top=top,
+                   constraint=constraint and constraint.copy())
 
     @torch.inference_mode()
     def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
@@ -123,8 +134,10 @@ class Decoder:
 
     def _take(self, logits: Tensor, rows: Sequence[Row]) -> None:
         """The next token of each row. logits: (B, V)."""
-        for place, (row, token) in enumerate(zip(rows, chosen(logits, rows), strict=True)):
+        for place, (row, token) in enumerate(zip(rows, chosen(_fitting(logits, rows), rows), strict=True)):
             row.token = token
+            if row.constraint is not None:
+                row.constraint.take(token)
             if row.top is not None:
                 row.scores = self._told(logits[place], token, row.top)
 
@@ -181,6 +194,17 @@ class Decoder:
         return self._model(input_ids=tokens, attention_mask=mask, position_ids=places, past_key_values=cache,
                            use_cache=True,
                            logits_to_keep=1).logits[:, -1]
+
+
+def _fitting(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """(B, V) with -inf for what a row may not go on with."""
+    if all(row.constraint is None for row in rows):
+        return logits
+    fitting = logits.clone()
+    for place, row in enumerate(rows):
+        if row.constraint is not None:
+            fitting[place, torch.from_numpy(~row.constraint.allowed(logits.shape[1]))] = -torch.inf
+    return fitting
 
 
 def chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:

@@ -13,14 +13,16 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from cluster.core.background import in_background, logged
-from cluster.core.errors import InputError
 from jobs.common.predictor.texts import Scores
-from serving.core.errors import ModelError, ParameterError, RefusedError
+from serving.core.errors import ModelError, RefusedError
 from serving.text.generation import ChatPrompt, GenerationRequest, Generator, Row
+from serving.text.prompts import constraint_of, tokens_of
+from serving.text.stops import Stops
 
 Piece = tuple[int, str, int, str | None, Scores | None]
 """Which choice; what its text goes on with; tokens that were computed for it;
@@ -34,39 +36,12 @@ _ENDLESS = 1 << 62
 _log = logging.getLogger(__name__)
 
 
-class Stops:
-    """Lets text through up to the first stop sequence, and keeps back what may be the beginning of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._kept = stops, ""
-        self.stopped = False
-
-    def through(self, text: str) -> str:
-        whole = self._kept + text
-        places = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
-        if places:
-            self.stopped, self._kept = True, ""
-            return whole[: min(places)]
-        back = max((begun(whole, stop) for stop in self._stops), default=0)
-        self._kept = whole[len(whole) - back :]
-        return whole[: len(whole) - back]
-
-    def rest(self) -> str:
-        """What was kept back, when no more comes."""
-        kept, self._kept = self._kept, ""
-        return kept
-
-
-def begun(text: str, stop: str) -> int:
-    """How much of the text's end is the beginning of a stop sequence."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
-
-
 @dataclass(kw_only=True, eq=False)
 class _Stream:
     """A request on its way. The thread appends, its event loop takes."""
 
     prompts: list[list[int]]
+    constraint: Any | None
     asked: GenerationRequest
     loop: asyncio.AbstractEventLoop
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -127,8 +102,11 @@ class ContinuousBatcher:
         them. Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
         asked.check(self._max_rows)
-        prompts = await asyncio.to_thread(lambda: [self._prompt(each, asked.max_tokens) for each in asked.prompts])
-        stream = _Stream(prompts=prompts, asked=asked, loop=asyncio.get_running_loop())
+        generator = self._generator
+        prompts = await asyncio.to_thread(lambda: [tokens_of(generator, each, asked.max_tokens)
+                                                   for each in asked.prompts])
+        constraint = None if asked.schema is None else await asyncio.to_thread(constraint_of, generator, asked.schema)
+        stream = _Stream(prompts=prompts, constraint=constraint, asked=asked, loop=asyncio.get_running_loop())
         with self._asked:
             if self._broken:
                 raise ModelError("the model failed: see the replica's log")
@@ -152,30 +130,6 @@ class ContinuousBatcher:
             with self._asked:
                 self._streams.discard(stream)
 
-    def _prompt(self, given: str | Sequence[int] | ChatPrompt, max_tokens: int | None) -> list[int]:
-        if isinstance(given, ChatPrompt):
-            tokens = self._chat_prompt(given)
-        else:
-            tokens = self._generator.tokens(given) if isinstance(given, str) else list(given)
-        most = self._generator.max_tokens
-        if most is not None and len(tokens) >= most and max_tokens is None:
-            raise ParameterError(f"the prompt has {len(tokens)} tokens, and the model takes {most} together with its "
-                                 "answer", "messages" if isinstance(given, ChatPrompt) else "prompt")
-        if most is not None and max_tokens is not None and len(tokens) + max_tokens > most:
-            raise ParameterError(f"the prompt has {len(tokens)} tokens, and max_tokens is {max_tokens}: together "
-                                 f"{len(tokens) + max_tokens}, and the model takes {most}", "max_tokens")
-        if (wrong := next((t for t in tokens if not 0 <= t < self._generator.vocab_size), None)) is not None:
-            raise ParameterError(f"{wrong} is no token: the model has 0 to {self._generator.vocab_size - 1}", "prompt")
-        return tokens
-
-    def _chat_prompt(self, given: ChatPrompt) -> list[int]:
-        if self._generator.chat is None:
-            raise ParameterError("the model has no chat template", "model")
-        try:
-            return self._generator.chat.prompt(given.messages, given.tools)
-        except InputError as error:
-            raise ParameterError(str(error), "messages") from error
-
     def check(self) -> None:
         """Raises what ended the thread, if anything has."""
         if self._running.done():
@@ -198,9 +152,9 @@ class ContinuousBatcher:
                 while not self._waiting and not self._written:
                     self._asked.wait()
             self._leave([choice for choice in self._written if choice.stream.gone])
-            if begun := self._next():
+            if new := self._next():
                 _wake({choice.stream for choice in self._written})  # a long prompt may take a while
-            for stream in begun:
+            for stream in new:
                 self._begin(stream)
             if self._written:
                 self._go_on()
@@ -233,7 +187,8 @@ class ContinuousBatcher:
     def _choice(self, stream: _Stream, place: int, number: int) -> _Choice:
         """place: of its prompt."""
         asked, generator = stream.asked, self._generator
-        row = generator.row(asked.temperature, asked.top_p, _random(asked.seed, number), asked.top_logprobs)
+        row = generator.row(asked.temperature, asked.top_p, _random(asked.seed, number), asked.top_logprobs,
+                            stream.constraint)
         chat = generator.chat if isinstance(asked.prompts[place], ChatPrompt) else None
         left = asked.max_tokens or (generator.max_tokens or _ENDLESS) - len(stream.prompts[place])
         return _Choice(stream=stream, number=number, row=row, left=left,

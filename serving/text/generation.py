@@ -73,7 +73,12 @@ class Generator(Protocol):
         """A function of a row's tokens, one after the other, to the text that each adds."""
         ...
 
-    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None) -> Row:
+    def constraint(self, schema: str) -> Any:
+        """What texts have to fit. schema: JSON. Called by any thread. Raises: InputError for one that is not known."""
+        ...
+
+    def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None,
+            constraint: Any | None) -> Row:
         """A text to be. It draws from `random`. top: likeliest tokens that are told of each; None: no scores."""
         ...
 
@@ -115,6 +120,8 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
     """Likeliest tokens that are told of each; None: no scores."""
+    schema: str | None = None
+    """Of the JSON that each text has to be; None: any text."""
 
     @property
     def choices(self) -> int:

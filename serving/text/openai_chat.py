@@ -21,6 +21,7 @@ from serving.text.openai_protocol import MOST_TOKENS, TextRequest, Written
 from serving.text.tool_calls import ToolCallReader
 
 MOST_TOP_LOGPROBS = 20
+MOST_SCHEMA_BYTES = 1 << 16
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
 _TEXT: JsonObject = {"type": "string"}
@@ -29,6 +30,8 @@ _MESSAGES: JsonObject = {"type": "array", "minItems": 1, "items": {
         "role": {"enum": [*_ROLES]}, "name": _TEXT, "tool_call_id": _TEXT,
         "content": {"type": ["string", "array"], "description": "a text, or parts of the type `text`"},
         "tool_calls": {"type": "array", "items": {"type": "object"}, "description": "an assistant's"}}}}
+_FORMAT: JsonObject = {"type": "object", "properties": {
+    "type": {"enum": ["text", "json_object", "json_schema"]}, "json_schema": {"type": "object"}}}
 _TOOLS: JsonObject = {"type": "array", "items": {"type": "object"}, "description": "of the type `function`"}
 _Count = Annotated[int, Field(ge=1, le=MOST_TOKENS)] | SkipJsonSchema[None]
 
@@ -40,13 +43,13 @@ class ChatRequest(TextRequest):
     NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "audio": (), "frequency_penalty": (0,), "function_call": ("none",), "functions": ([],), "logit_bias": ({},),
         "metadata": ({},), "modalities": (["text"],), "parallel_tool_calls": (True,), "prediction": (),
-        "presence_penalty": (0,), "reasoning_effort": (), "response_format": ({"type": "text"},),
+        "presence_penalty": (0,), "reasoning_effort": (),
         "service_tier": ("auto", "default"), "store": (False,), "verbosity": (), "web_search_options": ()}
     MUST: ClassVar[Mapping[str, str]] = {
         **TextRequest.MUST,
         "messages": "is missing, empty, or no list", "tools": "is no list",
         "tool_choice": "must be `auto` or `none`: the model itself says whether it calls a tool",
-        "logprobs": "is neither true nor false"}
+        "logprobs": "is neither true nor false", "response_format": "is no object with a `type`"}
     messages: Annotated[list[Any], Field(min_length=1), WithJsonSchema(_MESSAGES)]
     max_tokens: _Count = Field(None, description="as max_completion_tokens")
     max_completion_tokens: _Count = Field(None, description="as many as the model has positions for, if it is left out")
@@ -55,6 +58,7 @@ class ChatRequest(TextRequest):
         None, description="with logprobs")
     tools: Annotated[list[Any], WithJsonSchema(_TOOLS)] = Field(default_factory=list[Any])
     tool_choice: Literal["auto", "none"] = "auto"
+    response_format: Annotated[JsonObject | None, WithJsonSchema(_FORMAT)] = None
 
     @field_validator("messages")
     @classmethod
@@ -73,7 +77,15 @@ class ChatRequest(TextRequest):
                                  f"{self.max_completion_tokens}: leave one of them out", "max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise ParameterError("`top_logprobs` goes with `logprobs`: true", "top_logprobs")
+        if self.schema_of_answers is not None and self.offered:
+            raise ParameterError("`response_format` goes with no `tools`: an answer that is held to a schema calls "
+                                 "none", "response_format")
         return self
+
+    @property
+    def schema_of_answers(self) -> str | None:
+        """In JSON; None: any text. Raises: ParameterError."""
+        return None if self.response_format is None else _schema(self.response_format)
 
     @property
     def offered(self) -> Sequence[JsonObject]:
@@ -86,7 +98,8 @@ class ChatRequest(TextRequest):
                             characters=len(orjson.dumps([self.messages, self.offered]).decode()))
         return GenerationRequest(prompts=[prompt], n=self.n, seed=self.seed, temperature=self.temperature,
                                  max_tokens=self.max_completion_tokens or self.max_tokens, top_p=self.top_p,
-                                 stop=self.stops, top_logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+                                 stop=self.stops, top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+                                 schema=self.schema_of_answers)
 
     def form(self, tool_calls: ToolCallForm | None) -> Form:
         return Form(id="chatcmpl", whole="chat.completion", event="chat.completion.chunk",
@@ -161,6 +174,25 @@ def _function(param: str, place: str, given: object) -> JsonObject:
             cast(JsonObject, function).get("name"), str):
         raise _wrong(param, place, "is no object of the type `function`, with a `function` that has a `name`")
     return cast(JsonObject, function)
+
+
+def _schema(given: JsonObject) -> str | None:
+    """What an answer has to be, in JSON; None: any text."""
+    kind, about = given.get("type"), given.get("json_schema")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return '{"type": "object"}'
+    wrong = partial(_wrong, "response_format", "response_format")
+    if kind != "json_schema":
+        raise wrong("has no `type` out of text, json_object, json_schema")
+    schema = cast(JsonObject, about).get("schema") if isinstance(about, dict) else None
+    if not isinstance(schema, dict):
+        raise wrong("has no `json_schema` with a `schema` that is an object")
+    text = orjson.dumps(schema).decode()
+    if len(text) > MOST_SCHEMA_BYTES:
+        raise wrong(f"has a schema of {len(text):,} bytes: at most {MOST_SCHEMA_BYTES:,}")
+    return text
 
 
 def _wrong(param: str, place: str, what: str) -> ParameterError:

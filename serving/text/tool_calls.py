@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from cluster.core.documents import JsonObject
 from jobs.common.predictor.texts import ToolCallForm
-from serving.text.continuous_batching import begun
+from serving.text.stops import begun
 
 
 @dataclass(frozen=True)

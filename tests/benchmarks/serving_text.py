@@ -1,5 +1,5 @@
-"""Text from an endpoint: tokens a second of 1, 8 and 32 streams, and the time to the first token,
-against plain `generate`."""
+"""Text from an endpoint: tokens a second of 1, 8 and 32 streams, and the time to the first token, against plain
+`generate`; and that time after long prompts that begin alike."""
 
 import argparse
 import ast
@@ -29,23 +29,32 @@ TITLE = "text from an endpoint: tokens a second and the first token, against pla
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     rounds: int = 3
+    repeats: int = 3
+    """Of one stream, and of prompts that begin alike."""
     tokens: int = 200
     streams: tuple[int, ...] = (1, 8, 32)
     train_steps: int = 200
 
 
-QUICK = Settings(rounds=1, tokens=30, streams=(1, 8), train_steps=20)
+QUICK = Settings(rounds=1, repeats=1, tokens=30, streams=(1, 8), train_steps=20)
 SOURCES = (argparse, ast, inspect, statistics, tarfile, threading, typing)
 PLACEMENTS = ("ingress", "replicas")
 NOTES = (
     "The Transformer job's `tiny` preset (4 layers of width 128, 4,096 words), trained for a moment on some Python "
     "source; each prompt is a few tokens long, each text drawn at temperature 1 with a seed of its own, up to the "
-    "stated number of tokens or the model's own end. By turns, medians over the rounds; each computes with one thread.",
+    "stated number of tokens or the model's own end. By turns, medians over the rounds; each computes with one thread. "
+    "What is over `generate`'s is the median of each measurement over the one that was taken right after it.",
     "Ours: `python -m serving up`, so with a key, validation, metrics and HAProxy, streamed as server-sent events to "
     "one client process with a thread a stream; the model in the ingress's process, and in a replica of its own.",
-    "`generate`: transformers' own, called for one prompt after the other in a process that does nothing else; the "
-    "first token of a text comes when those before it are done, as for callers who came together.",
+    "`generate`: transformers' own, called for one prompt after the other in a process that does nothing else, while "
+    "the endpoint is idle; the first token of a text comes when those before it are done, as for callers who came "
+    "together.",
+    "Long prompts: the same 4,000 characters of Python source, after a few that no other prompt has (a beginning of "
+    "its own) or before them (begins as others), asked one after the other; of the latter all but the last tokens are "
+    "known.",
 )
+OWN, ALIKE = "a long prompt with a beginning of its own", "a long prompt that begins as others"
+LONG = inspect.getsource(argparse)[:4000]
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,9 @@ class Server:
     port: int
     key: str
 
-    def stream(self, number: int, tokens: int) -> tuple[int, float]:
+    def stream(self, number: int, tokens: int, **more: Any) -> tuple[int, float]:
         """Tokens, and seconds to the first."""
-        body = asked(number) | {"model": "lm", "max_tokens": tokens, "stream": True,
+        body = asked(number) | more | {"model": "lm", "max_tokens": tokens, "stream": True,
                                 "stream_options": {"include_usage": True}}
         connection, began, first, written = http.client.HTTPConnection("127.0.0.1",
                                                                        self.port), time.perf_counter(), 0.0, 0
@@ -158,28 +167,46 @@ def measure(settings: Settings, workspace: Path) -> Outcome:
         artifact = open_artifact(job.finished(900)["artifact"]).uri
     alone, found = Alone(artifact), dict[str, list[float]]()
 
-    def note(name: str, streams: int, measured: tuple[float, float]) -> None:
+    def note(name: str, streams: int, measured: tuple[float, float]) -> float:
         for what, value in zip(("tokens a second", "first token"), measured, strict=True):
             found.setdefault(f"{streams} streams, {name}: {what}", []).append(value)
+        return measured[0]
 
     for turn in range(settings.rounds):
         for placement in PLACEMENTS:
             with server(artifact, placement, workspace / f"{placement}-{turn}") as target:
                 together(target, 2, 5)
+                alone.together(1, 5)
                 for streams in settings.streams:
-                    note(placement, streams, together(target, streams, settings.tokens))
-        alone.together(1, 5)
-        for streams in settings.streams:
-            note("generate", streams, alone.together(streams, settings.tokens))
+                    for _ in range(settings.repeats if streams == 1 else 1):
+                        ours = note(placement, streams, together(target, streams, settings.tokens))
+                        plain = note("generate", streams, alone.together(streams, settings.tokens))
+                        found.setdefault(f"{streams} streams, {placement}: over `generate`'s", []).append(ours / plain)
+                for name, seconds in long_prompts(target, settings.repeats).items():
+                    found.setdefault(f"{placement}, {name}", []).append(seconds)
     medians = {name: statistics.median(values) for name, values in found.items()}
-    figures: list[Figure] = []
+    return Outcome(figures=tuple(figures(settings, medians)), samples=found, notes=NOTES)
+
+
+def long_prompts(target: Server, repeats: int) -> dict[str, float]:
+    """Seconds to the first token."""
+    target.stream(0, 1, prompt=LONG)
+    own = [target.stream(0, 1, prompt=f"# {k} {LONG}")[1] for k in range(5 * repeats)]
+    alike = [target.stream(0, 1, prompt=f"{LONG}# {k}")[1] for k in range(5 * repeats)]
+    return {OWN: statistics.median(own), ALIKE: statistics.median(alike)}
+
+
+def figures(settings: Settings, medians: dict[str, float]) -> Iterator[Figure]:
     for streams in settings.streams:
         for name in (*PLACEMENTS, "generate"):
             of = f"{streams} streams, {name}"
-            figures += [Figure(name=f"{of}: tokens a second", value=medians[f"{of}: tokens a second"]),
-                        Figure(name=f"{of}: first token, p50", value=1000 * medians[f"{of}: first token"], unit="ms")]
-        ratio = max(medians[f"{streams} streams, {name}: tokens a second"] for name in PLACEMENTS)
-        figures.append(Figure(name=f"{streams} streams: tokens a second over `generate`'s",
-                              value=ratio / medians[f"{streams} streams, generate: tokens a second"],
-                              at_least=1.5 if streams >= 8 else None))
-    return Outcome(figures=tuple(figures), samples=found, notes=NOTES)
+            yield Figure(name=f"{of}: tokens a second", value=medians[f"{of}: tokens a second"])
+            yield Figure(name=f"{of}: first token, p50", value=1000 * medians[f"{of}: first token"], unit="ms")
+        ratio = max(medians[f"{streams} streams, {name}: over `generate`'s"] for name in PLACEMENTS)
+        yield Figure(name=f"{streams} streams: tokens a second over `generate`'s", value=ratio,
+                     at_least={1: 1.0, 8: 1.5, 32: 5.0}[streams])
+    for placement in PLACEMENTS:
+        own, alike = medians[f"{placement}, {OWN}"], medians[f"{placement}, {ALIKE}"]
+        yield Figure(name=f"{placement}, {OWN}: first token, p50", value=1000 * own, unit="ms")
+        yield Figure(name=f"{placement}, {ALIKE}: first token, p50", value=1000 * alike, unit="ms")
+        yield Figure(name=f"{placement}, the former over the latter", value=own / alike, at_least=2.0)

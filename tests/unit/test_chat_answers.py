@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
 import openai
 import orjson
 import pytest
@@ -13,7 +14,9 @@ import torch
 
 from jobs.common.predictor.texts import ToolCallForm
 from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.chat.template import ChatTemplate
+from jobs.transformer.chat.turns import end_of_turn
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import LanguageModel
 from serving.core.errors import ParameterError
@@ -22,6 +25,7 @@ from serving.text.openai_chat import ChatRequest
 from serving.text.openai_protocol import parse
 from serving.text.tool_calls import ToolCallReader
 from tests.unit.language_model import POSITIONS, language_model, one_thread
+from tests.unit.test_chat_templates import markers_of, sources
 from tests.unit.test_completions import ABOUT, Replica, endpoint, served
 
 TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}
@@ -38,7 +42,6 @@ TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %
 HELLO: dict[str, Any] = {"model": "lm", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.9,
                          "seed": 7, "max_completion_tokens": 30}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
-TEMPLATES = Path("/work/shared/data/chat_templates")
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +118,8 @@ def test_an_answer_is_what_the_model_writes_after_the_templates_prompt(client: o
 
 
 def test_a_stream_says_the_role_first_then_the_same_text_and_at_last_why_it_ended(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(**HELLO, n=2)
-    events = events_of(client, n=2, stream_options={"include_usage": True})
+    whole = client.chat.completions.create(**HELLO | {"max_completion_tokens": 150}, n=2)
+    events = events_of(client, n=2, max_completion_tokens=150, stream_options={"include_usage": True})
     assert {event.object for event in events} == {"chat.completion.chunk"}
     assert events[-1].choices == []
     assert events[-1].usage == whole.usage
@@ -222,6 +225,45 @@ def test_calls_and_what_a_tool_says_go_back_to_the_model(client: openai.OpenAI, 
     assert found.usage.prompt_tokens == len(tokens_of(model, written))
 
 
+def test_an_answer_that_is_held_to_a_schema_fits_it_whatever_the_model_prefers(client: openai.OpenAI) -> None:
+    schema: dict[str, Any] = {
+        "type": "object", "additionalProperties": False, "required": ["name", "ages"], "properties": {
+            "name": {"type": "string", "maxLength": 5}, "sure": {"type": "boolean"},
+            "ages": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3}}}
+    asked = HELLO | {"max_completion_tokens": 200, "response_format": {
+        "type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}}
+    found = [client.chat.completions.create(**asked | {"seed": seed, "n": 3, "temperature": 1.5}) for seed in range(3)]
+    texts = [choice.message.content or "" for each in found for choice in each.choices]
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+    assert len(set(texts)) > 5
+    assert {choice.finish_reason for each in found for choice in each.choices} == {"stop"}
+    assert "".join(each.choices[0].delta.content or "" for each in events_of(client, **asked | {
+        "seed": 0, "temperature": 1.5})) == texts[0]
+    plain = HELLO | {"response_format": {"type": "json_object"}, "temperature": 0, "max_completion_tokens": 2}
+    begun = client.chat.completions.create(**plain).choices[0]
+    assert (begun.message.content or "").startswith("{"), "and it is not whole where it may have no more tokens"
+    assert begun.finish_reason == "length"
+    with ThreadPoolExecutor(2) as pool:
+        held, free = (pool.submit(client.chat.completions.create, **each) for each in (plain, HELLO))
+        assert held.result().choices[0].message.content == begun.message.content
+        assert free.result().choices[0].message.content == \
+            client.chat.completions.create(**HELLO).choices[0].message.content
+
+
+@pytest.mark.parametrize(("schema", "says"), [
+    ({"not": {}}, 'Unimplemented keys: ["not"]'), ({"type": "strange"}, "Invalid type: strange"),
+    ({"type": "integer", "minimum": 5, "maximum": 1}, "Unsatisfiable schema"),
+    ({"$ref": "http://127.0.0.1:1/schema"}, "does not fetch"), ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+])
+def test_a_schema_that_cannot_be_kept_to_is_refused(client: openai.OpenAI, schema: dict[str, Any], says: str) -> None:
+    held = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="`response_format`: the schema cannot be kept to") as refused:
+        client.chat.completions.create(**HELLO | {"response_format": held})
+    assert says in str(refused.value)
+    assert refused.value.param == "response_format"
+
+
 # ── what is refused ──
 def test_what_the_template_says_of_a_conversation_is_passed_on(client: openai.OpenAI) -> None:
     late = [*HELLO["messages"], {"role": "system", "content": "Be short."}]
@@ -260,7 +302,13 @@ CALL = {"type": "function", "function": {"name": "a", "arguments": "{}"}}
     ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21: it must be a whole number from 0 to 20"),
     ({"logprobs": 2}, "`logprobs` is neither"), ({"prompt": "a"}, "`prompt` is not known"),
     ({"max_completion_tokens": 0}, "`max_completion_tokens` is 0: it must be a whole number from 1"),
-    ({"response_format": {"type": "json_object"}}, "`response_format` is not supported"),
+    ({"response_format": 5}, "`response_format` is no object"),
+    ({"response_format": {"type": "xml"}}, "`response_format` has no `type` out of text, json_object, json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+     "`response_format` has no `json_schema` with"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}},
+     "`response_format` has a schema of 70,013 bytes: at most 65,536"),
+    ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "`response_format` goes with no `tools`"),
     ({"functions": [{"name": "a"}]}, "`functions` is not supported"),
     ({"modalities": ["audio"]}, "`modalities` is not supported"),
 ])
@@ -313,24 +361,42 @@ def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str
         assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
 
 
-# ── what the templates of others say ──
-SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|<｜[^｜<>]{1,60}｜>|</s>|<(?:start|end)_of_turn>|\[/?(?:INST|TOOL_CALLS)\]")
+# ── what templates say ──
+def template_of(name: str) -> ChatTemplate:
+    source = sources()[name]
+    return ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}, markers_of(source))
 
 
-@pytest.mark.skipif(not TEMPLATES.is_dir(), reason="needs the templates of public models, which are not here")
 @pytest.mark.parametrize(("name", "ends", "form"), [
+    ("built-in chatml", {"<|im_end|>"}, None), ("built-in qwen", {"<|im_end|>"}, HERMES),
+    ("built-in mistral", {"</s>"}, None),
     ("trl/qwen3", {"<|im_end|>"}, HERMES), ("axolotl/qwen_25", {"<|im_end|>"}, HERMES),
-    ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"<EOS>"}, MISTRAL),
-    ("axolotl/mistral_v2v3", {"<EOS>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
+    ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"</s>"}, MISTRAL),
+    ("axolotl/mistral_v2v3", {"</s>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
     ("trl/glm4moe", {"<|user|>", "<|observation|>"}, None), ("trl/gemma", {"<end_of_turn>"}, None),
     ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, None),
-    ("trl/qwen3_5_think", {"<|im_end|>"}, None),
+    ("trl/qwen3_5_think", {"<|im_end|>"}, None), ("chujiezheng/amberchat", set(), None),
     ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, None),
-    ("chujiezheng/amberchat", set(), None), ("chujiezheng/llama-2-chat", {"<EOS>"}, None),
+    ("chujiezheng/llama-2-chat", {"</s>"}, None),
 ])
 def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str, ends: set[str],
                                                                       form: ToolCallForm | None) -> None:
-    source = (TEMPLATES / f"{name}.jinja").read_text()
-    specials = tuple(sorted({*SPECIAL.findall(source), "<EOS>", "<BOS>"}))
-    template = ChatTemplate(source, {"bos_token": "<BOS>", "eos_token": "<EOS>"}, specials)
-    assert (ends_of(template), tool_call_form(template)) == (ends, form)
+    if name not in sources():
+        pytest.skip("needs the templates of public models, which are not here")
+    assert (ends_of(template_of(name)), tool_call_form(template_of(name))) == (ends, form)
+
+
+def test_an_answer_ends_by_what_a_model_learns_to_end_it_by() -> None:
+    others: dict[str, str] = {}
+    known = 0
+    for name in sources():
+        template = template_of(name)
+        try:
+            learnt = end_of_turn(template)
+        except ChatTemplateError:
+            continue
+        known += learnt is not None
+        if learnt is not None and learnt not in ends_of(template):
+            others[name] = learnt
+    assert others == {}
+    assert known > 5

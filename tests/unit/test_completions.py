@@ -21,9 +21,10 @@ from jobs.transformer.decoding import Decoder
 from serving.core.errors import BadRequestError, GoneError, ModelError, ParameterError
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
-from serving.text.continuous_batching import ContinuousBatcher, Stops
+from serving.text.continuous_batching import ContinuousBatcher
 from serving.text.generation import GenerationRequest
 from serving.text.openai_protocol import CompletionRequest, parse
+from serving.text.stops import Stops
 from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table

@@ -130,8 +130,9 @@ def tool_call_form(template: ChatTemplate) -> ToolCallForm | None:
         except ValueError:
             continue
         fields = [name for name, value in call.items() if value == _ARGUMENTS]
-        behind = _BEHIND.match(written, stop)
+        begin, behind = found["begin"] or "", _BEHIND.match(written, stop)
         if call.get("name") == _NAME and len(fields) == 1 and behind and bool(found["list"]) == bool(behind["list"]):
-            return ToolCallForm(begin=found["begin"] or "", end=behind["end"] or "", arguments=fields[0],
+            end = f"</{begin[1:]}" if begin.startswith("<") else ""
+            return ToolCallForm(begin=begin, end=end if end == behind["end"] else "", arguments=fields[0],
                                 listed=bool(found["list"]))
     return None
