@@ -56,5 +56,5 @@ def warning_of(metrics: Mapping[str, float]) -> str:
     if before - now <= max(_FALL_NATS, -before * _FALL_SHARE):
         return ""
     return (f"the chosen answers have become less likely, with a mean log-probability of {now:.1f}, which is "
-            f"{before:.1f} by the reference: the margin grows as the rejected ones fall further. Lower --optim.lr, raise "
-            "--prefer.beta, or stop sooner")
+            f"{before:.1f} by the reference: the margin grows as the rejected ones fall further. Lower --optim.lr, "
+            "raise --prefer.beta, or stop sooner")
