@@ -123,6 +123,9 @@ def _models(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--model", action="append", required=True, metavar="NAME=WHICH",
         help="models:/MODEL@ALIAS, models:/MODEL/VERSION, or an artifact's path; give it again for more models")
+    add("--adapter", action="append", default=[], metavar="NAME=WHICH",
+        help="an adapter of one of the models, which shares its weights and is loaded when it is asked for; give it "
+             "again for more")
     _job(command)
     add("--storage", default="~/trainyard", metavar="URI", help="where runs are kept, and their registry")
     add("--tracking-uri", metavar="URI", help="of the registry; by default the one in --storage")

@@ -170,7 +170,8 @@ class LanguageModel:
         cpu = torch.device("cpu")
         batch, targets = (packed_inputs(tokens, self.start_id, self.end_id, cpu) if marks is None
                           else marked_inputs(tokens, marks, cpu))
-        return token_losses(self.model(**batch).logits, targets).sum(1).numpy()
+        # with a cache, transformers would let documents see each other
+        return token_losses(self.model(**batch, use_cache=False).logits, targets).sum(1).numpy()
 
 
 def load(where: artifact.Where | Artifact, base: str | None = None, *,
@@ -178,7 +179,7 @@ def load(where: artifact.Where | Artifact, base: str | None = None, *,
     """The model of an artifact on the CPU, of bytes that were verified.
 
     base: where the model is that an adapter's updates are of; None: where it was when they were trained. merged: adds
-    the updates to its weights; else the adapters of a base that are loaded in a process share its weights.
+    the updates to its weights; else a base and the adapters of it that are loaded in a process share its weights.
     Raises: ArtifactError, also for one that lacks some of its weights, and for another base.
     """
     opened = artifact.as_artifact(where)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.core.documents import parse_json
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
@@ -37,17 +38,30 @@ class TextPredictor:
         """What explains; a graph does not."""
 
     @classmethod
-    def load(cls, artifact: Artifact) -> "TextPredictor | LikelihoodPredictor":
+    def load(cls, artifact: Artifact, base: str | None = None) -> "TextPredictor | LikelihoodPredictor":
+        """base: an artifact whose weights the model shares with others of this process: its own, or its base's."""
         if is_onnx(artifact):
             return cls(OnnxModel(artifact, token_inputs), artifact)
         from jobs.transformer.model import Classifier, load
 
-        model = load(artifact)
+        model = load(artifact, base, merged=base is None)
         if not isinstance(model, Classifier):
             return LikelihoodPredictor(model)
         made = cls(model.of_tokens(), artifact)
         made._classifier = model
         return made
+
+    @staticmethod
+    def about_texts(artifact: Artifact) -> Mapping[str, object]:
+        """What a model that writes takes, and whether it answers conversations: of its small files alone."""
+        from jobs.transformer.chat.answers import Chat
+        from jobs.transformer.text.tokenizer import backend_of, from_files
+
+        tokenizer = from_files({path.removeprefix("model/"): artifact.read(path) for path in artifact.manifest.paths
+                                if path.startswith("model/") and not path.endswith(".safetensors")})
+        chat = Chat.of(tokenizer, backend_of(tokenizer.backend_tokenizer.to_str(), None))
+        return {"max_tokens": parse_json(artifact.read("model/config.json")).get("max_position_embeddings"),
+                "chats": chat is not None, "tool_calls": chat.tool_calls if chat else None}
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         made = texts(inputs["text"])

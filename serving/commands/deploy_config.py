@@ -3,11 +3,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
+from jobs.common.artifact.manifest import weights_digest
 from jobs.common.predictor.find import check_allowed
 from jobs.common.registry.connection import open_registry
 from serving.commands.deployment_record import application
@@ -41,17 +42,25 @@ class Served:
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
     generates: bool
+    weights: str
+    """The digest of its weights, or of those that it is an adapter of."""
+    adapter_of: str
+    """Where its base was when it was trained; empty for a whole model."""
+    base: str = ""
+    """As in ModelSettings."""
 
 
-def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> Served:
+def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = (),
+         flag: str = "--model") -> Served:
     """spec: `NAME=models:/MODEL@ALIAS`, `NAME=models:/MODEL/VERSION`, or `NAME=PATH` of an artifact.
 
     An alias becomes a version and a digest here, once. jobs: packages outside Trainyard whose artifacts may be served.
+    flag: what names it.
     Raises: ConfigError, RegistryError, ArtifactError.
     """
     name, equals, where = spec.partition("=")
     if not equals or not _NAME.fullmatch(name):
-        raise ConfigError(f"--model {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, "
+        raise ConfigError(f"{flag} {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, "
                           "_ and ., beginning with a letter or digit")
     if where.startswith("models:/"):
         found = open_registry(tracking_uri, storage, name).resolve(where)
@@ -60,8 +69,30 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
         version, uri, digest, registered = "1", where, None, ""
     artifact = open_artifact(uri, digest)
     check_allowed(artifact, jobs)
+    about = artifact.manifest.description
     return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered,
-                  generates=artifact.manifest.description.task == "text-generation")
+                  generates=about.task == "text-generation",
+                  weights=about.base.digest if about.base else weights_digest(artifact.manifest.files),
+                  adapter_of=about.base.name if about.base else "")
+
+
+def with_adapters(models: Sequence[Served], adapters: Sequence[Served]) -> list[Served]:
+    """All of them, each adapter and its base with the base's artifact, which is found by the digest of its weights.
+
+    Raises: ConfigError for an adapter whose base is none of the models, and for what is no adapter.
+    """
+    bases = {each.weights: each.uri for each in models if not each.adapter_of}
+    for each in adapters:
+        if not each.adapter_of:
+            raise ConfigError(f"--adapter {each.name}: {each.uri} is a whole model: pass it with --model")
+        if each.weights not in bases:
+            have = ", ".join(f"{model.name} {model.weights[:12]}" for model in models)
+            raise ConfigError(f"--adapter {each.name}: it is of {each.adapter_of}, whose weights have the digest "
+                              f"{each.weights[:12]}, and none of the models has that ({have}): pass its base with "
+                              "--model, too")
+    asked = {each.weights for each in adapters}
+    return [replace(each, base=bases.get(each.weights, "") if each.weights in asked else "")
+            for each in (*models, *adapters)]
 
 
 def config(models: Sequence[ModelSettings], weights: Mapping[str, Mapping[str, float]], endpoint: EndpointSettings,

@@ -176,19 +176,19 @@ def _config(options: argparse.Namespace) -> JsonObject:
         access_log=os.path.abspath(options.access_log) if options.access_log else None)  # noqa: PTH100
     _check(options, endpoint)
     storage = Store.open(options.storage)
-    served = [deploy_config.find(spec, options.tracking_uri, storage, options.job) for spec in options.model]
+    served, adapters = ([deploy_config.find(spec, options.tracking_uri, storage, options.job, flag) for spec in specs]
+                        for flag, specs in (("--model", options.model), ("--adapter", options.adapter)))
+    served = deploy_config.with_adapters(served, adapters)
     if len({each.name for each in served}) < len(served):
         raise ConfigError("--model: two models have the same name: give each a name of its own")
-    if options.placement == "shared" and (texts := [each.name for each in served if each.generates]):
-        raise ConfigError(f"--placement shared: {', '.join(texts)} writes text, which needs replicas of its own: pass "
-                          "--placement replicas")
     models = [ModelSettings(
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
         generates=each.generates, min_replicas=options.min_replicas,
         max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
         gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
         prefix_cache_bytes=int(options.prefix_cache_mib * (1 << 20)),
-        downscale_delay_s=options.downscale_delay_s, jobs=options.job, shared=options.placement == "shared")
+        downscale_delay_s=options.downscale_delay_s, jobs=options.job, shared=_is_shared(options),
+        base=each.base)
         for each in served]
     if options.engine == "vllm":
         from serving.text import vllm
@@ -204,7 +204,7 @@ def _config(options: argparse.Namespace) -> JsonObject:
 
 
 def _shared(options: argparse.Namespace) -> SharedSettings | None:
-    if options.placement != "shared":
+    if not _is_shared(options):
         return None
     return SharedSettings(max_loaded=options.max_loaded, min_replicas=options.min_replicas,
                           max_replicas=max(options.max_replicas, options.min_replicas, 1),
@@ -212,7 +212,14 @@ def _shared(options: argparse.Namespace) -> SharedSettings | None:
                           gpus=options.gpus_per_replica, downscale_delay_s=options.downscale_delay_s)
 
 
+def _is_shared(options: argparse.Namespace) -> bool:
+    """Whether models share replicas, as adapters do with their base."""
+    return options.placement == "shared" or bool(options.adapter)
+
+
 def _in_ingress(options: argparse.Namespace) -> bool:
+    if _is_shared(options):
+        return False
     if options.placement != "auto":
         return options.placement == "ingress"
     return len(options.model) == 1 and not options.gpus_per_replica and options.min_replicas >= 1
@@ -236,6 +243,8 @@ def _check(options: argparse.Namespace, endpoint: EndpointSettings) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be more than 0")
     if options.grpc_port == options.port:
         raise ConfigError(f"--grpc-port {options.grpc_port}: it is --port already: pass another")
+    if options.adapter and options.placement not in ("auto", "shared"):
+        raise ConfigError(f"--placement {options.placement}: adapters share replicas with their base: leave it out")
     for name in ("min_replicas", "prefix_cache_mib"):
         if not getattr(options, name) >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be 0 or more")

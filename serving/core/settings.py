@@ -48,6 +48,9 @@ class ModelSettings:
     jobs/common/predictor/find.py."""
     shared: bool = False
     """Whether replicas that it shares with other models load it when it is asked for."""
+    base: str = ""
+    """Of an adapter, and of the model that it is an adapter of: the latter's artifact, whose weights they share in the
+    memory of a replica."""
 
     @property
     def application(self) -> str:

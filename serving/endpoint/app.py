@@ -20,9 +20,8 @@ from serving.endpoint.grpc import METHODS, Calls, Reply
 from serving.endpoint.handles import Application, Applications
 from serving.endpoint.http import Endpoint
 from serving.hardening.serve_patches import keep_calls_to_this_node, limit_calls
-from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica
-from serving.text.generating_replica import GeneratingReplica
+from serving.text.generating_replica import GeneratingReplica, MultiplexedGeneratingReplica
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Connection, Table
 from serving.traffic.shared_state import Reporter, lease
@@ -113,11 +112,10 @@ def _here(replica: Replica) -> Connection:
 
 def _elsewhere(settings: ModelSettings, application: Application) -> Connection:
     async def ask(method: str, *arguments: object) -> Any:
-        if method == "generate":
-            return application.stream(method, *arguments)
-        if settings.shared:
-            return await application.ask(method, asdict(settings), *arguments, model=settings.key)
-        return await application.ask(method, *arguments)
+        call = application.stream if method == "generate" else application.ask
+        asked = call(method, asdict(settings), *arguments, model=settings.key) if settings.shared else call(
+            method, *arguments)
+        return await asked if inspect.isawaitable(asked) else asked
 
     return ask, lambda: settings.min_replicas == 0 or bool(application.replicas())
 
@@ -160,7 +158,7 @@ def shared(args: JsonObject) -> serve.Application:
     """args: the fields of SharedSettings."""
     settings = SharedSettings(**args)
     scaling = _scaling(settings.min_replicas, settings.max_replicas, 1.0, settings.downscale_delay_s)
-    deployment: Any = serve.deployment(MultiplexedReplica)
+    deployment: Any = serve.deployment(MultiplexedGeneratingReplica)
     return deployment.options(
         name=MODEL, max_ongoing_requests=_SHARED_ONGOING, health_check_period_s=5, graceful_shutdown_timeout_s=20,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus}, **scaling).bind(asdict(settings))

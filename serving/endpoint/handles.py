@@ -74,9 +74,10 @@ class Application:
         if "_handle" in self.__dict__:
             await self._handle.shutdown_async()
 
-    async def stream(self, method: str, *arguments: object) -> AsyncGenerator[Any]:
-        """What one replica answers piece by piece. Raises: GoneError."""
-        coming = self._handle.options(method_name=method, stream=True).remote(*arguments)
+    async def stream(self, method: str, *arguments: object, model: str = "") -> AsyncGenerator[Any]:
+        """What one replica answers piece by piece. model: as for `ask`. Raises: GoneError."""
+        coming = self._handle.options(method_name=method, stream=True,
+                                      multiplexed_model_id=model).remote(*arguments)
         try:
             async for found in coming:
                 yield found

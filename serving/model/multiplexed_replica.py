@@ -36,9 +36,12 @@ class MultiplexedReplica:
         keep_calls_to_this_node()
         self._asked: dict[str, ModelSettings] = {}
         self._failures: dict[str, tuple[float, str]] = {}
+        self.importing = asyncio.Lock()
+        """A framework that several threads import for the first time is there in parts for some of them."""
 
         async def load(key: str) -> Replica:
-            return await asyncio.to_thread(_load, self._asked[key])
+            async with self.importing:
+                return await asyncio.to_thread(_load, self._asked[key], self.kind_of(self._asked[key]))
 
         self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
 
@@ -73,8 +76,12 @@ class MultiplexedReplica:
                 self._failures[key] = (time.monotonic() + _RETRY_S, str(error))
         return NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
 
+    def kind_of(self, settings: ModelSettings) -> type[Replica]:
+        """The class of a model's replica."""
+        return Replica
 
-def _load(settings: ModelSettings) -> Replica:
+
+def _load(settings: ModelSettings, kind: type[Replica] = Replica) -> Replica:
     """Serve calls for one at a time, after it has let go of another: that one's memory first."""
     gc.collect()
-    return Replica(asdict(settings))
+    return kind(asdict(settings))

@@ -43,7 +43,7 @@ class Replica:
         keep_calls_to_this_node()
         use_threads(max(1, int(self.settings.cpus)))
         artifact = open_artifact(self.settings.uri, self.settings.digest)
-        self._predictor = load_predictor(artifact, self.settings.jobs)
+        self._predictor = load_predictor(artifact, self.settings.jobs, self.settings.base)
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
         self._drift = watch(artifact, self._predictor, self.settings)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,9 @@ class ContinuousBatcher:
         self._waiting: deque[_Stream] = deque()
         self._written: list[_Choice] = []
         self._streams: set[_Stream] = set()
-        self._broken = False
+        self._broken = self._closed = False
+        self._callers = 0
+        """Who has asked and not got all of it yet."""
         self._asked = threading.Condition()
         self._running = in_background("writer", self._run)
         self._running.add_done_callback(logged("the thread that continues texts"))
@@ -102,6 +105,18 @@ class ContinuousBatcher:
         them. Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
         asked.check(self._max_rows)
+        with self._asked:
+            self._callers += 1
+        try:
+            async with aclosing(self._write(asked)) as coming:
+                async for found in coming:
+                    yield found
+        finally:
+            with self._asked:
+                self._callers -= 1
+                self._asked.notify()
+
+    async def _write(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece]]:
         generator = self._generator
         prompts = await asyncio.to_thread(lambda: [tokens_of(generator, each, asked.max_tokens)
                                                    for each in asked.prompts])
@@ -135,6 +150,12 @@ class ContinuousBatcher:
         if self._running.done():
             self._running.result()
 
+    def close(self) -> None:
+        """Ends the thread when all who have asked have got their texts."""
+        with self._asked:
+            self._closed = True
+            self._asked.notify()
+
     # ── the thread ──
     def _run(self) -> None:
         try:
@@ -150,6 +171,8 @@ class ContinuousBatcher:
         while True:
             with self._asked:
                 while not self._waiting and not self._written:
+                    if self._closed and not self._callers:
+                        return
                     self._asked.wait()
             self._leave([choice for choice in self._written if choice.stream.gone])
             if new := self._next():

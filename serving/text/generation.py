@@ -137,5 +137,8 @@ class GenerationRequest:
         characters = sum(prompt.characters if isinstance(prompt, ChatPrompt) else len(prompt)
                          for prompt in self.prompts if isinstance(prompt, str | ChatPrompt))
         if characters > MOST_CHARACTERS:
-            raise ParameterError(f"the prompts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one "
-                                 "request. Longer ones may come as tokens to /v1/completions", "prompt")
+            what, param = "prompts", "prompt"
+            if isinstance(self.prompts[0], ChatPrompt):
+                what, param = "messages and tools", "messages"
+            raise ParameterError(f"the {what} have {characters:,} characters: at most {MOST_CHARACTERS:,} in one "
+                                 "request. Longer ones may come as tokens to /v1/completions", param)

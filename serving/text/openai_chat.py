@@ -4,7 +4,7 @@ https://platform.openai.com/docs/api-reference/chat. A message's content is text
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, cast
 
 import orjson
@@ -77,15 +77,10 @@ class ChatRequest(TextRequest):
                                  f"{self.max_completion_tokens}: leave one of them out", "max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise ParameterError("`top_logprobs` goes with `logprobs`: true", "top_logprobs")
-        if self.schema_of_answers is not None and self.offered:
+        if self.asked.schema is not None and self.offered:
             raise ParameterError("`response_format` goes with no `tools`: an answer that is held to a schema calls "
                                  "none", "response_format")
         return self
-
-    @property
-    def schema_of_answers(self) -> str | None:
-        """In JSON; None: any text. Raises: ParameterError."""
-        return None if self.response_format is None else _schema(self.response_format)
 
     @property
     def offered(self) -> Sequence[JsonObject]:
@@ -94,12 +89,16 @@ class ChatRequest(TextRequest):
 
     @property
     def asked(self) -> GenerationRequest:
+        return self._asked
+
+    @cached_property
+    def _asked(self) -> GenerationRequest:
         prompt = ChatPrompt(messages=self.messages, tools=self.offered,
-                            characters=len(orjson.dumps([self.messages, self.offered]).decode()))
+                            characters=len(_text("messages", self.messages)) + len(_text("tools", self.offered)))
         return GenerationRequest(prompts=[prompt], n=self.n, seed=self.seed, temperature=self.temperature,
                                  max_tokens=self.max_completion_tokens or self.max_tokens, top_p=self.top_p,
                                  stop=self.stops, top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-                                 schema=self.schema_of_answers)
+                                 schema=None if self.response_format is None else _schema(self.response_format))
 
     def form(self, tool_calls: ToolCallForm | None) -> Form:
         return Form(id="chatcmpl", whole="chat.completion", event="chat.completion.chunk",
@@ -189,10 +188,18 @@ def _schema(given: JsonObject) -> str | None:
     schema = cast(JsonObject, about).get("schema") if isinstance(about, dict) else None
     if not isinstance(schema, dict):
         raise wrong("has no `json_schema` with a `schema` that is an object")
-    text = orjson.dumps(schema).decode()
+    text = _text("response_format", cast(JsonObject, schema))
     if len(text) > MOST_SCHEMA_BYTES:
         raise wrong(f"has a schema of {len(text):,} bytes: at most {MOST_SCHEMA_BYTES:,}")
     return text
+
+
+def _text(param: str, value: object) -> str:
+    """JSON."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:
+        raise ParameterError(f"`{param}` cannot be read ({error}): it is nested too deeply", param) from None
 
 
 def _wrong(param: str, place: str, what: str) -> ParameterError:

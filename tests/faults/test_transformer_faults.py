@@ -1,7 +1,7 @@
 """The Transformer under each way of spreading its state: killed, stopped, resumed on other numbers of workers, damaged.
 
-Three workers under the local binding, a tiny model, and text that the test makes: the result is the uninterrupted
-run's, bit for bit, or with another number of workers within rounding.
+Three workers under the local binding, a tiny model, and text or conversations that the test makes: the result is the
+uninterrupted run's, bit for bit, or with another number of workers within rounding.
 """
 
 import json
@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 from jobs.transformer.strategies.shards import Slice
 from tests import runs
 
-STRATEGIES = ("ddp", "zero3")
-"""zero2 is in the matrix of `make soak`."""
+STRATEGIES = {"ddp": "generate", "zero3": "chat"}
+"""What each trains here; zero2 is in the matrix of `make soak`."""
 INTERVAL = 4
 FLAGS = [
     "--task", "generate", "--data.tokenizer", "characters", "--data.max-length", "32", "--model.layers", "2",
@@ -30,11 +30,17 @@ FLAGS = [
     "--eval.samples", "0", "--optim.warmup", "5",
 ]
 STEPS = 2 * 33
+TALKS = 610
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written_text(tmp_path_factory.mktemp("text"))
+    """A folder with a text, and one with conversations."""
+    folder = tmp_path_factory.mktemp("text")
+    written_text(folder)
+    (folder / "talks").mkdir()
+    written_talks(folder / "talks")
+    return folder
 
 
 def written_text(folder: Path) -> Path:
@@ -43,6 +49,19 @@ def written_text(folder: Path) -> Path:
                                     "birds"]
     path = folder / "input.txt"
     path.write_text(" ".join(rng.choice(words) for _ in range(3600))[:14_300])
+    return path
+
+
+def written_talks(folder: Path) -> Path:
+    """400 training rows of a conversation each, which fills more than half of a row."""
+    rng, names = random.Random(0), ["al", "bert", "carla", "dora"]
+    path = folder / "talks.jsonl"
+    with path.open("w") as file:
+        for _ in range(TALKS):
+            one, other = rng.choice(names), rng.choice(names)
+            messages = [{"role": "user", "content": f"{one} {other}?"},
+                        {"role": "assistant", "content": f"{one} says that {other} is here"}]
+            file.write(json.dumps({"messages": messages}) + "\n")
     return path
 
 
@@ -62,7 +81,10 @@ def reference(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pyte
 
 
 def started(folder: Path, strategy: str, text: Path, workers: int = 3) -> Any:
-    return runs.run(folder, *flags_of(strategy, text, workers), quick=False, job="transformer")
+    flags = flags_of(strategy, text / "input.txt", workers)
+    if STRATEGIES[strategy] == "chat":
+        flags += ["--task", "chat", "--data.uri", str(text / "talks"), "--data.max-length", "64", "--eval.answers", "0"]
+    return runs.run(folder, *flags, quick=False, job="transformer")
 
 
 def state(folder: Path) -> dict[tuple[str, str], np.ndarray]:

@@ -129,7 +129,7 @@ def test_a_stream_says_the_role_first_then_the_same_text_and_at_last_why_it_ende
         assert "".join(each.delta.content or "" for each in mine) == choice.message.content
         assert mine[-1].delta.to_dict() == {}
         assert [each.finish_reason for each in mine] == [None] * (len(mine) - 1) + [choice.finish_reason]
-        assert len(mine) > 5, "it comes piece by piece"
+    assert len(events) > 8, "it comes piece by piece, of more tokens where the machine is busy"
 
 
 def test_an_answer_ends_by_the_templates_end_of_a_turn(client: openai.OpenAI, says: Any) -> None:

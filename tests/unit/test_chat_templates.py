@@ -207,19 +207,19 @@ def test_what_is_learnt_is_the_assistant_s(name: str, tally: Counter[tuple[str, 
         try:
             found = problems(source, template, conversation)
         except ChatTemplateError as error:
-            tally[kind, "refused"] += 1
+            tally[kind, "refused"] += "/" in name
             assert len(str(error)) > 20, "it says why"
             continue
-        tally[kind, "unknown" if found is None else "proved"] += 1
+        tally[kind, "unknown" if found is None else "proved"] += "/" in name
         assert not found, f"{name}, {kind}: {found}"
 
 
 def test_few_are_refused(tally: Counter[tuple[str, str]]) -> None:
-    """What is refused cannot be written by the template, or is changed by it."""
+    """Of the public ones: what is refused cannot be written by the template (three know no system), or is changed."""
     if not PUBLIC.exists():
         pytest.skip("the public templates are not there")
     for kind in ("one turn", "several turns", "spaces around", "unicode", "json", "the same said by all"):
-        assert tally[kind, "refused"] <= 4 and not tally[kind, "unknown"], (kind, tally)
+        assert tally[kind, "refused"] <= 3 and not tally[kind, "unknown"], (kind, tally)
     print("\n".join(f"| {kind} | {' | '.join(str(tally[kind, how]) for how in ('proved', 'unknown', 'refused'))} |"
                     for kind in conversations(())))
 

@@ -450,3 +450,17 @@ def test_what_ends_the_thread_that_writes_ends_every_text_and_the_replica(decode
         asyncio.run(ask())
     with pytest.raises(ValueError, match="as the test wants it"):
         writer.check()
+
+
+def test_a_model_that_is_let_go_of_ends_its_texts_first_and_then_its_thread() -> None:
+    writer = ContinuousBatcher(Decoder(language_model()), 4)
+
+    async def write() -> list[str | None]:
+        ends: list[str | None] = []
+        async for found in writer.write(GenerationRequest(prompts=["a"], max_tokens=20, seed=0)):
+            writer.close()
+            ends += [piece[3] for piece in found if isinstance(piece, tuple)]
+        return ends
+
+    assert asyncio.run(write())[-1] in ("stop", "length")
+    writer._running.result(timeout=10)

@@ -18,6 +18,7 @@ from jobs.common.artifact.artifact import Probe, write_artifact
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.predictor.predictor import MOST_CHARACTERS
 from jobs.transformer.build import build_model
+from jobs.transformer.chat.template import built_in
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.predictor import TextPredictor
 from jobs.transformer.text.tokenizer import files_of, train
@@ -67,10 +68,10 @@ def text_model(folder: Path) -> Replica:
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     with one_thread():
         images, texts = image_model(tmp_path_factory.mktemp("images")), text_model(tmp_path_factory.mktemp("texts"))
-        writer = ContinuousBatcher(Decoder(language_model()), ROWS)
+        writer = ContinuousBatcher(Decoder(language_model(chat_template=built_in("chatml"))), ROWS)
 
         async def write(method: str, *arguments: Any) -> Any:
-            return OF_TEXT if method == "about" else _refusing(writer, *arguments)
+            return OF_TEXT | {"chats": True} if method == "about" else _refusing(writer, *arguments)
 
         def connect(settings: ModelSettings) -> Any:
             return {"images": of(images), "texts": of(texts), "lm": write}[settings.name], lambda: True
@@ -123,7 +124,16 @@ def of_pixels(data: Any) -> dict[str, Any]:
     return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [ROWS, 28, 28, 1], "data": data}]}
 
 
+def of_messages(*said: str) -> dict[str, Any]:
+    return {"model": "lm", "messages": [{"role": "user", "content": text} for text in said]}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
+
+
 IMAGES, TEXTS, COMPLETIONS = "/v2/models/images/infer", "/v2/models/texts/infer", "/v1/completions"
+CHATS = "/v1/chat/completions"
 COSTLY: dict[str, tuple[str, Callable[[], Any], int, str]] = {
     "strings among numbers": (IMAGES, lambda: of_pixels(["x" * 50_000, *[""] * (ROWS * 784 - 1)]), 400,
                               "holds strings"),
@@ -150,6 +160,17 @@ COSTLY: dict[str, tuple[str, Callable[[], Any], int, str]] = {
                                   "at most 262,144"),
     "many prompts": (COMPLETIONS, lambda: {"model": "lm", "prompt": ["a"] * 10**6}, 400, "commas: at most"),
     "many prompts that are read": (COMPLETIONS, lambda: {"model": "lm", "prompt": ["a"] * 400_000}, 400, "at most 64"),
+    "a conversation that is too long": (CHATS, lambda: of_messages("the cat! " * 500_000), 400, "at most 262,144"),
+    "a conversation of many messages": (CHATS, lambda: of_messages(*["a"] * 60_000), 400, "at most 262,144"),
+    "a long conversation": (CHATS, lambda: of_messages(*["a" * 600] * 400), 400, "the model takes 2048"),
+    "a conversation of many special tokens": (CHATS, lambda: of_messages("<|im_end|>" * 26_000), 400,
+                                              "the model takes 2048"),
+    "a deep schema": (CHATS, lambda: of_messages("a") | {"response_format": {
+        "type": "json_schema", "json_schema": {"schema": nested(200)}}}, 400, "cannot be kept to"),
+    "a deeper schema": (CHATS, lambda: of_messages("a") | {"response_format": {
+        "type": "json_schema", "json_schema": {"schema": nested(300)}}}, 400, "nested too deeply"),
+    "a deep tool": (CHATS, lambda: of_messages("a") | {"tools": [{
+        "type": "function", "function": {"name": "a", "parameters": nested(300)}}]}, 400, "nested too deeply"),
     "many tokens": (COMPLETIONS, lambda: {"model": "lm", "prompt": [1] * 500_000}, 400, "the model takes 2048"),
 }
 

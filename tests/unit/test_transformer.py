@@ -22,6 +22,7 @@ from jobs.transformer.strategies.shards import Slice, TextFragment, fill, gather
 from jobs.transformer.strategies.table import STRATEGIES
 from jobs.transformer.strategies.zero import deepspeed_config
 from jobs.transformer.tasks import Mask, task_of
+from tests.unit.language_model import language_model
 from tests.unit.token_rows import config_of
 
 DETAILS: dict[str, Any] = {"max_length": 32, "vocab_size": 64, "pad_id": 0, "start_id": 0, "end_id": None}
@@ -96,6 +97,16 @@ def test_a_document_does_not_see_the_one_before_it() -> None:
     assert not torch.allclose(found[0][:, :9], found[1][:, :9])
     torch.testing.assert_close(found[0][:, 10:], found[1][:, 10:], rtol=0, atol=1e-6)
     torch.testing.assert_close(found[0][:, 10:], single, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_writes_judges_documents_apart_as_it_did_when_it_was_trained() -> None:
+    made, row = language_model(), np.array([[0, 5, 6, 7, 0, 8, 9, 10, 11]], np.int32)
+    found: list[float] = []
+    for cached in (False, True):
+        made.model.config.use_cache = cached
+        found.append(float(made.negative_log_likelihood(row)[0]))
+    apart = [float(made.negative_log_likelihood(part)[0]) for part in (row[:, :5], row[:, 4:])]
+    assert found == pytest.approx([sum(apart)] * 2, abs=1e-4)
 
 
 def test_every_token_is_a_target_once_and_padding_is_none() -> None:

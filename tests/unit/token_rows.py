@@ -22,11 +22,12 @@ from jobs.transformer.config import TransformerConfig
 VOCABULARY = 64
 
 
-def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0, *, pairs: bool = False) -> Dataset:
+def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0, vocabulary: int = VOCABULARY, *,
+               pairs: bool = False) -> Dataset:
     """Rows to generate (documents of about 20 tokens that repeat themselves), with classes to classify, or pairs."""
     rng = np.random.default_rng(0)
     width = length + (not classes)
-    tokens = np.repeat(rng.integers(1, VOCABULARY, (rows, -(-width // 2))), 2, axis=1)[:, :width].astype(np.int32)
+    tokens = np.repeat(rng.integers(1, vocabulary, (rows, -(-width // 2))), 2, axis=1)[:, :width].astype(np.int32)
     columns = [Column("tokens", "int32", (width,)), Column("row_id", "int64")]
     values: dict[str, Any] = {"tokens": tokens, "row_id": np.arange(rows)}
     if classes:
@@ -50,7 +51,7 @@ def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0
             for name, writer in writers.items():
                 writer.append({key: column[parts[name]] for key, column in values.items()})
             splits = {name: writer.finish() for name, writer in writers.items()}
-        details = {"task": "classify" if classes else "generate", "max_length": length, "vocab_size": VOCABULARY,
+        details = {"task": "classify" if classes else "generate", "max_length": length, "vocab_size": vocabulary,
                    "pad_id": 0,
                    "start_id": 0, "end_id": None, "tokenizer_sha256": "", "bytes": dict.fromkeys(parts, rows)}
         return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint({}, writers), splits=splits,

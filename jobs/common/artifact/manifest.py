@@ -1,7 +1,8 @@
 """What an artifact's manifest.json says, field by field."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.core.documents import DocumentError, JsonObject, parse_json
@@ -18,6 +19,13 @@ class FileEntry:
     path: str
     size: int
     sha256: str
+
+
+def weights_digest(files: Iterable[FileEntry]) -> str:
+    """Of the .safetensors among a model's files, by name without folders: see `Base.digest`."""
+    lines = sorted((entry.path.rpartition("/")[2], entry.sha256) for entry in files
+                   if entry.path.endswith(".safetensors"))
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,15 @@ from jobs.common.predictor.predictor import Explaining, Predictor
 from jobs.common.training.house import house_names, package_of
 
 
-def load_predictor(artifact: Artifact, jobs: Sequence[str] = ()) -> Predictor:
+def load_predictor(artifact: Artifact, jobs: Sequence[str] = (), base: str = "") -> Predictor:
     """The predictor of a verified artifact, with its model.
 
-    jobs: packages outside Trainyard whose code may be imported. Raises: ArtifactError where the artifact's job is none
-    of them, or gives no predictor, or its model cannot be loaded.
+    jobs: packages outside Trainyard whose code may be imported. base: of a job that has adapters, the artifact whose
+    weights the model shares with others of this process. Raises: ArtifactError where the artifact's job is none of
+    `jobs`, or gives no predictor, or its model cannot be loaded.
     """
-    return cast(Predictor, module_of(artifact, jobs).PREDICTOR.load(artifact))
+    load = module_of(artifact, jobs).PREDICTOR.load
+    return cast(Predictor, load(artifact, base) if base else load(artifact))
 
 
 def explains(artifact: Artifact, jobs: Sequence[str] = ()) -> bool:

@@ -68,7 +68,7 @@ class Chat:
         except ChatTemplateError as error:
             raise InputError(f"the chat template {error}") from error
         try:
-            return self._encoder.encoded(written).ids.tolist()
+            return self._encoder.ids(written)
         except ChatTemplateError as error:
             raise InputError(str(error)) from error
 

@@ -29,11 +29,11 @@ class Constraint:
     def allowed(self, count: int) -> Array:
         """(count,) of bool: which tokens may come next, of those that a model has."""
         found = np.zeros(count, bool)
-        if self._matcher.is_error():
-            found[list(self._ends)] = True
-        else:
+        if not self._matcher.is_error():
             bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:count]
             found[: len(bits)] = bits
+        if not found.any():  # no token of the model's goes on with it
+            found[list(self._ends)] = True
         return found
 
     def take(self, token: int) -> None:
@@ -51,8 +51,11 @@ class Constraints:
 
     def constraint(self, schema: str) -> Constraint:
         """schema: JSON. Raises: InputError."""
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={  # a model might go on with spaces for ever
-            "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={  # it might go on with spaces for ever
+                "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
+        except ValueError as error:  # too deep
+            raise InputError(f"the schema cannot be kept to: {error}") from error
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise InputError(f"the schema cannot be kept to: {matcher.get_error()[:500]}")

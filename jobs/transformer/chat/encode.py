@@ -14,7 +14,7 @@ the end of a turn is not.
 import functools
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,7 +78,7 @@ class ChatEncoder:
     def prompt(self, conversation: Conversation, **options: Any) -> list[int]:
         """What a model continues with an answer. options: what else the template knows. Raises: ChatTemplateError."""
         traced = self.template.trace(conversation, add_generation_prompt=True, options=options)
-        return self.encoded(traced).ids.tolist()
+        return self.ids(traced)
 
     def row(self, conversation: Conversation, loss_on: LossOn) -> ChatRow:
         """What a model is trained on. Raises: ChatTemplateError where it is not certain what the assistant writes."""
@@ -99,35 +99,39 @@ class ChatEncoder:
     def encoded(self, traced: Rendering) -> Encoded:
         """Raises: ChatTemplateError where a message holds a special token's letters, and the tokenizer cannot keep
         them apart from it."""
+        pieces = [_encode(_backend(self.tokenizer, control), traced.text[start:stop], start)
+                  for control, start, stop in self._parts(traced)]
+        return Encoded(*(np.concatenate([getattr(piece, name) for piece in pieces])
+                         for name in ("ids", "starts", "stops")))
+
+    def ids(self, traced: Rendering) -> list[int]:
+        """The tokens alone. Other threads go on meanwhile, however long it is. Raises: as `encoded`."""
+        parts = self._parts(traced)
+        found = {control: iter(_backend(self.tokenizer, control).encode_batch_fast(
+            [traced.text[start:stop] for kind, start, stop in parts if kind == control], add_special_tokens=False))
+            for control in (False, True)}
+        return [token for control, _, _ in parts for token in next(found[control]).ids]
+
+    def _parts(self, traced: Rendering) -> Sequence[tuple[bool, int, int]]:
+        """(whether special tokens in it are control tokens, start, stop) of what is encoded by itself."""
         text, specials = traced.text, self.template.specials
         everywhere = special_in(text, specials)
         own = [(place + start, place + stop) for place, length in traced.literals()
                for start, stop in special_in(text[place:place + length], specials)]
         if own == everywhere:
-            return _encode(_backend(self.tokenizer, True), text, 0)
+            return [(True, 0, len(text))]
         if not self._keeps_apart:
             raise ChatTemplateError("a message holds the letters of a special token, which its tokenizer cannot tell "
                                     "from the token: take them out")
-        pieces = list(self._pieces(text, own))
-        return Encoded(*(np.concatenate([getattr(piece, name) for piece in pieces])
-                         for name in ("ids", "starts", "stops")))
-
-    def _pieces(self, text: str, own: list[tuple[int, int]]) -> Iterator[Encoded]:
-        """Control tokens, and the text between them."""
-        place = 0
-        for start, stop in [*own, (len(text), len(text))]:
-            if place < start:
-                yield _encode(_backend(self.tokenizer, False), text[place:start], place)
-            if start < stop:
-                yield _encode(_backend(self.tokenizer, True), text[start:stop], start)
-            place = stop
+        return list(_apart(text, own))
 
     @functools.cached_property
     def _keeps_apart(self) -> bool:
         """Whether text between special tokens is encoded alike by itself."""
         for special in self.template.specials:
             text = f"x y{special}z w{special}\nz"
-            apart = [id for piece in self._pieces(text, special_in(text, (special,))) for id in piece.ids.tolist()]
+            apart = [id for control, start, stop in _apart(text, special_in(text, (special,)))
+                     for id in _encode(_backend(self.tokenizer, control), text[start:stop], start).ids.tolist()]
             if apart != _encode(_backend(self.tokenizer, True), text, 0).ids.tolist():
                 return False
         return True
@@ -140,6 +144,17 @@ class ChatEncoder:
         told = _backend(self.tokenizer, True).decode(found.ids[inside].tolist(), skip_special_tokens=False)
         if _plain(told) != _plain(said[first:last]) and not _has_unknown(self.tokenizer, found.ids[inside]):
             raise ChatTemplateError(f"its tokenizer gives back {told[:40]!r} for {said[first:last][:40]!r}")
+
+
+def _apart(text: str, own: Sequence[tuple[int, int]]) -> Iterator[tuple[bool, int, int]]:
+    """Control tokens, and the text between them."""
+    place = 0
+    for start, stop in [*own, (len(text), len(text))]:
+        if place < start:
+            yield False, place, start
+        if start < stop:
+            yield True, start, stop
+        place = stop
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,6 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cluster.core.auth import expanded
@@ -11,7 +10,7 @@ from cluster.core.errors import ArtifactError
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
-from jobs.common.artifact.manifest import Base, FileEntry
+from jobs.common.artifact.manifest import Base, FileEntry, weights_digest
 from jobs.common.checkpoint.safetensors_image import read_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,7 +27,8 @@ class BaseWeights:
 
     @property
     def base(self) -> Base:
-        return Base(name=self.name, digest=digest_of(self.files), size_bytes=sum(entry.size for entry in self.files))
+        size = sum(entry.size for entry in self.files)
+        return Base(name=self.name, digest=weights_digest(self.files), size_bytes=size)
 
     def tensors(self) -> dict[str, Array]:
         """By name, of bytes that have their sha256; bfloat16 as uint16. Raises: CheckpointError."""
@@ -38,14 +38,8 @@ class BaseWeights:
         return found
 
 
-def digest_of(files: Iterable[FileEntry]) -> str:
-    """See `Base.digest`. Folders above a file do not count."""
-    lines = sorted((entry.path.rpartition("/")[2], entry.sha256) for entry in files)
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
-
-
 def base_weights(where: str) -> BaseWeights:
-    """Of an artifact, a Hugging Face folder, or a name on the hub, whose files are fetched where they are not here.
+    """Of an artifact, a Hugging Face folder, or a name on the hub, whose files are fetched if they are not here.
 
     Raises: ArtifactError, OSError.
     """

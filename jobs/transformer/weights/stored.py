@@ -3,7 +3,7 @@
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,6 +17,7 @@ from cluster.core.errors import ArtifactError, CheckpointError
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
+from jobs.common.artifact.manifest import weights_digest
 from jobs.transformer.build import first_lines, without_progress_bar
 from jobs.transformer.weights.base import BaseWeights, base_weights
 from jobs.transformer.weights.lora import put_on
@@ -55,13 +56,18 @@ def model_and_tokenizer(opened: Artifact, kind: Any, base: str | None = None, *,
             expected = kind.from_config(architecture, trust_remote_code=False)
         of = opened.manifest.description.base
         if of is not None:
-            place = base or of.name
-            tensors = _read_base(opened, place) if merged else _shared_base(opened, place, of.digest)
+            def read() -> _Shared:
+                return _read_base(opened, base or of.name)
+
+            tensors = read() if merged else _shared(of.digest, read)
             return _adapted(opened, type(expected), architecture, tensors, merged=merged), tokenizer
-        weights = _weights(opened)
+        weights = _weights(opened) if merged else _shared(weights_digest(opened.manifest.files),
+                                                          lambda: _in_float32(_weights(opened)))
         _check_shapes(opened, expected, weights)
         model, missing = _filled(type(expected), architecture, weights)
     _refuse_missing(opened, missing)
+    if not merged:
+        _hold(model, weights)
     return model, tokenizer
 
 
@@ -79,19 +85,25 @@ def _refuse_missing(opened: Artifact, missing: list[str]) -> None:
 
 
 # ── adapters ──
-def _shared_base(opened: Artifact, where: str, digest: str) -> "_Shared":
-    """A base's tensors, which are read once for all adapters of it."""
+def _shared(digest: str, read: Callable[[], _Shared]) -> _Shared:
+    """A base's tensors, which are read once for it and all its adapters."""
     if (shared := _bases.get(digest)) is None:
-        shared = _bases[digest] = _read_base(opened, where)
+        shared = _bases[digest] = read()
     return shared
 
 
-def _read_base(opened: Artifact, where: str) -> "_Shared":
+def _hold(model: Any, shared: Mapping[str, Tensor]) -> None:
+    """For as long as the model is there, the next adapter finds them."""
+    model.requires_grad_(False)
+    model.base_weights = shared
+
+
+def _read_base(opened: Artifact, where: str) -> _Shared:
     """Raises: ArtifactError if it is not the base that the adapter is of."""
     try:
         found = base_weights(where)
         check_base_of(opened, found)
-        return _Shared({name: _float32(_tensor(values)) for name, values in found.tensors().items()})
+        return _in_float32({name: _tensor(values) for name, values in found.tensors().items()})
     except (OSError, CheckpointError, KeyError, ValueError) as error:
         raise ArtifactError(
             f"artifact {opened.uri} is an adapter, and its base {where} cannot be read "
@@ -99,8 +111,8 @@ def _read_base(opened: Artifact, where: str) -> "_Shared":
         ) from error
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _in_float32(tensors: Mapping[str, Tensor]) -> _Shared:
+    return _Shared({name: each.float() if each.is_floating_point() else each for name, each in tensors.items()})
 
 
 def check_base_of(opened: Artifact, found: BaseWeights) -> None:
@@ -115,7 +127,7 @@ def check_base_of(opened: Artifact, found: BaseWeights) -> None:
             "this one")
 
 
-def _adapted(opened: Artifact, kind: Any, architecture: Any, tensors: "_Shared", *, merged: bool) -> Any:
+def _adapted(opened: Artifact, kind: Any, architecture: Any, tensors: _Shared, *, merged: bool) -> Any:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     given = {name: torch.from_numpy(values) for name, values in opened.tensors(f"model/{ADAPTER}").items()}
@@ -131,8 +143,7 @@ def _adapted(opened: Artifact, kind: Any, architecture: Any, tensors: "_Shared",
     set_peft_model_state_dict(model, given)
     if merged:
         return model.merge_and_unload()
-    model.requires_grad_(False)
-    model.base_weights = tensors  # for as long as the model is there, the next adapter finds them
+    _hold(model, tensors)
     return model
 
 

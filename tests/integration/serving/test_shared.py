@@ -6,20 +6,26 @@ import urllib.error
 import urllib.request
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import openai
 import psutil
 import pytest
 
 from cluster.core.network import free_port
 from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact
 from jobs.common.registry.connection import open_registry
+from jobs.transformer.decoding import Decoder
+from jobs.transformer.model import LanguageModel, load
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
 from tests import runs
 from tests.integration.serving.shared import Endpoint, one_image, written
+from tests.unit.adapters import train_adapter
 
 pytestmark = [
     pytest.mark.in_order,  # the first test wants an endpoint that has loaded nothing yet
@@ -31,13 +37,14 @@ pytestmark = [
 
 @dataclass(frozen=True, kw_only=True)
 class Many:
-    """An endpoint whose models `a` (registered: version 3 is wrong), `b` and `c` are one artifact,
-    and `wrong` is not its own."""
+    """An endpoint whose models `a` (registered: version 3 is wrong), `b` and `c` are one artifact, `wrong` is not its
+    own, and `one` and `two` are adapters of `lm`."""
 
     url: str
     where: list[str]
     job: runs.Job
     body: bytes
+    texts: dict[str, Artifact]
 
     def ask(self, model: str) -> tuple[int, Any]:
         request = urllib.request.Request(f"{self.url}/v2/models/{model}/infer", self.body)
@@ -69,25 +76,29 @@ def many(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     registry.start(run_name="test", params={}, tags={})
     assert [registry.register(artifact) for artifact in (right, again, wrong)] == ["1", "2", "3"]
     registry.finish("done")
-    models = {"a": "models:/a/1", "b": right.uri, "c": right.uri, "wrong": wrong.uri}
+    base = endpoint.artifacts["lm"]
+    adapters = {name: train_adapter(folder / name, base.store.local_path("model"), lora_alpha=64.0, seed=seed)
+                for seed, name in enumerate(("one", "two"))}
+    models = {"a": "models:/a/1", "b": right.uri, "c": right.uri, "wrong": wrong.uri, "lm": base.uri}
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINYARD_HOME", str(folder))
         with runs.python("serving", "up",
                          *(word for name, which in models.items() for word in ("--model", f"{name}={which}")),
+                         *(word for name, made in adapters.items() for word in ("--adapter", f"{name}={made.uri}")),
                          "--placement", "shared", "--max-loaded", "2", "--no-auth", "--port", str(port), "--storage",
                          str(folder),
                          folder=folder) as job:
             job.until(lambda: "ready: " in job.text, 120)
             yield Many(url=f"http://127.0.0.1:{port}", where=["--port", str(port), "--storage", str(folder)], job=job,
-                       body=json.dumps(one_image(endpoint)).encode())
+                       body=json.dumps(one_image(endpoint)).encode(), texts={"lm": base, **adapters})
 
 
 def test_the_least_recently_used_model_is_put_out(many: Many, endpoint: Endpoint) -> None:
     with urllib.request.urlopen(f"{many.url}/v2/health/ready", timeout=10) as response:
         assert response.status == 200
-    with urllib.request.urlopen(f"{many.url}/v2/models", timeout=10) as response:
-        assert {model["name"] for model in json.load(response)["models"]} == {"a", "b", "c", "wrong"}
+    with urllib.request.urlopen(f"{many.url}/v2/models", timeout=60) as response:
+        assert {model["name"] for model in json.load(response)["models"]} == {"a", "b", "c", "wrong", *many.texts}
     assert many.loaded() == set(), "to be described is not to be loaded"
     wanted = endpoint.artifacts["mlp"].probe().outputs["probabilities"][0]
     for model, loaded in (("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc"), ("c", "bc"), ("a", "ac")):
@@ -98,6 +109,38 @@ def test_the_least_recently_used_model_is_put_out(many: Many, endpoint: Endpoint
     replicas = [process.name() for process in psutil.Process(many.job.process.pid).children(recursive=True)
                 if "ServeReplica" in process.name()]
     assert sorted(replicas) == ["ray::ServeReplica:endpoint:Ingress", "ray::ServeReplica:shared:Model"]
+
+
+def written_by(artifact: Artifact) -> str:
+    """What the model, an adapter merged into its base, writes for the seed 3 and by itself."""
+    model = load(artifact)
+    assert isinstance(model, LanguageModel)
+    decoder = Decoder(model)
+    row = decoder.row(temperature=1.0, top_p=1.0, random=np.random.default_rng([3, 0]))
+    decoder.join(decoder.tokens("the "), [row])
+    tokens = [row.token]
+    while len(tokens) < 24 and row.token != decoder.end_id:
+        decoder.step()
+        tokens.append(row.token)
+    text = decoder.pieces()
+    return "".join(text(token) for token in tokens if token != decoder.end_id)
+
+
+def test_adapters_are_models_of_their_own_names_that_share_a_replica_with_their_base(many: Many) -> None:
+    with openai.OpenAI(base_url=f"{many.url}/v1", api_key="none", max_retries=0) as client:
+        assert {model.id for model in client.models.list()} == {"lm", "one", "two"}
+        assert not many.loaded() & set(many.texts), "to be listed is not to be loaded"
+
+        def ask(name: str) -> str:
+            return client.completions.create(model=name, prompt="the ", max_tokens=24, seed=3).choices[0].text
+
+        wanted = {name: written_by(artifact) for name, artifact in many.texts.items()}
+        assert len(set(wanted.values())) == 3
+        with ThreadPoolExecutor(6) as pool:  # while one is written, another puts out a third: two are loaded at a time
+            names = [*many.texts] * 4
+            assert list(pool.map(ask, names)) == [wanted[name] for name in names]
+        assert ask("one") == wanted["one"] and ask("two") == wanted["two"]
+        many.until_loaded("one", "two")
 
 
 def test_a_model_that_cannot_be_loaded_fails_alone(many: Many) -> None:
