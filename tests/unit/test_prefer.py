@@ -16,6 +16,7 @@ from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.transformer.build import build_model
 from jobs.transformer.chat.packing import LEARNT
+from jobs.transformer.chat.rows import form_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.preference.loss import answer_counts, log_probabilities, pair_inputs, pair_losses
@@ -129,6 +130,9 @@ def test_bad_pairs_are_named_or_left_out(tmp_path: Path) -> None:
     assert sum(dataset.details["conversations"].values()) == 150
     with pytest.raises(DataError, match="has no columns chosen, rejected"):
         prepared(tmp_path, config_of(write_lines(tmp_path / "b.jsonl", [{"messages": TALK}])))
+    with pytest.raises(DataError, match=r"holds pairs of answers.*pass --task prefer"):
+        form_of(["prompt", "chosen", "rejected"], "auto", "a.jsonl")
+    assert form_of(["messages", "chosen", "rejected"], "auto", "a.jsonl").name == "messages"
 
 
 @pytest.mark.parametrize(("options", "why"), [

@@ -56,7 +56,10 @@ def form_of(columns: Sequence[str], name: FormName, where: str) -> Form:
                             f"it has {', '.join(columns)}")
         return FORMS[name]
     if not fits:
-        known = "; ".join(f"{form.name}: {', '.join(form.needed)}" for form in FORMS.values())
+        if FORMS["preference"] in _forms(columns):
+            raise DataError(f"{where} holds pairs of answers, by its columns chosen and rejected: pass --task prefer")
+        known = "; ".join(f"{form.name}: {', '.join(form.needed)}" for form in FORMS.values()
+                          if form.name != "preference")
         raise DataError(f"{where} holds no conversations in a form that is known: it has the columns "
                         f"{', '.join(columns)}. Known are {known}")
     if len(fits) > 1:
