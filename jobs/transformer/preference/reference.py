@@ -71,7 +71,10 @@ def find_reference(context: TrainContext, config: TransformerConfig, group: Grou
     Raises: PeerLostError; StorageError, StorageFullError.
     """
     store = context.dataset.store
-    key = context.broadcast("reference", lambda: f"{weights:013x}-{config.hardware.precision}")
+    precision = config.hardware.precision
+    if precision != "fp32" and config.scale.capabilities.sharded:
+        precision += "-weights"  # DeepSpeed rounds the weights themselves
+    key = context.broadcast("reference", lambda: f"{weights:013x}-{precision}")
     folder = f"{context.dataset.blocks}/reference/{key}"
     there = context.broadcast("references", lambda: [file.path for file in store.files(folder)])
     parts: list[Reference] = []
