@@ -17,6 +17,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.presets import preset
+from jobs.transformer.text.config import OF_CONVERSATIONS
 from jobs.transformer.weights.lora import heads_of, with_lora
 from jobs.transformer.weights.pretrained import check_base, check_weights
 
@@ -67,7 +68,7 @@ def _architecture(config: TransformerConfig, details: JsonObject, class_names: S
                        window=wanted.attention_window).options(task)
         ids = {f"{kind}_token_id": details["start_id"] for kind in ("bos", "eos", "cls", "sep")}
         ids["pad_token_id"] = details["pad_id"]
-        if task == "chat" and details["end_id"] is not None:
+        if task in OF_CONVERSATIONS and details["end_id"] is not None:
             ids["eos_token_id"] = details["end_id"]
         known = auto.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:

@@ -1,17 +1,19 @@
 """The Transformer job's config: the common groups with text, and its model, optimiser, strategy and hardware."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
 from jobs.common.training.optim_config import learning_rate, require_warmup
 from jobs.transformer.chat.conversation import LossOn
+from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
-from jobs.transformer.text.config import Task, TextDataConfig
+from jobs.transformer.text.config import OF_CONVERSATIONS, Task, TextDataConfig
 from jobs.transformer.weights.config import ExportConfig, ModelConfig
 
-EMBEDDED: dict[Task, str] = {"classify": "languages", "generate": "stdlib", "chat": "questions"}
-"""What is learnt where nobody names data."""
+EMBEDDED: Mapping[Task, str] = {"classify": "languages", "generate": "stdlib", "chat": "questions"}
+"""What is learnt where nobody names data; to prefer there is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,8 @@ class OptimConfig:
 
     lr: float | None = None
     """Highest learning rate; by default 1e-3 for a model that starts from random weights, 5e-5 for pretrained ones, and
-    2e-4 for updates of low rank to them."""
+    2e-4 for updates of low rank to them. To prefer, where more unlearns what a model knows (Rafailov et al. 2023 have
+    1e-6), 1e-6, and 5e-6 for updates of low rank."""
     beta2: float = 0.999
     """Decay of the mean of squared gradients."""
     eps: float = 1e-8
@@ -153,7 +156,7 @@ class TextEvalConfig(EvalConfig):
     """How a model is judged."""
 
     metric: Literal["auto", "accuracy", "loss"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Which validation metric chooses the best checkpoint; `auto`: accuracy to classify, loss to generate."""
+    """Which validation metric chooses the best checkpoint; `auto`: accuracy to classify, loss otherwise."""
     batch_size: int = 64
     """Rows per forward pass, per worker."""
     robustness_rows: int = 500
@@ -181,11 +184,13 @@ class TransformerConfig(Config):
     """Trains or fine-tunes a Hugging Face Transformer on text."""
 
     task: Task = "classify"
-    """`classify`: which class is this text? `generate`: which token comes next? `chat`: what does an assistant say?"""
+    """`classify`: which class is this text? `generate`: which token comes next? `chat`: what does an assistant say?
+    `prefer`: which of two answers is better (Direct Preference Optimisation)?"""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     train: TextTrainConfig = field(default_factory=TextTrainConfig)
     eval: TextEvalConfig = field(default_factory=TextEvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    prefer: PreferConfig = field(default_factory=PreferConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -195,21 +200,29 @@ class TransformerConfig(Config):
         super().__post_init__()
         if self.optim.lr is None:
             lr = 1e-3 if not self.model.starts_pretrained else 2e-4 if self.model.lora_rank else 5e-5
+            if self.task == "prefer":
+                lr = 5e-6 if self.model.lora_rank else 1e-6
             object.__setattr__(self, "optim", replace(self.optim, lr=lr))
+        require(self.task != "prefer" or self.data.uri != "auto", "data.uri", "auto",
+                "no pairs are embedded: to prefer pass your own data, with the columns chosen and rejected")
         if self.data.uri == "auto":
             object.__setattr__(self, "data", replace(self.data, uri=EMBEDDED[self.task]))
-        require(self.task == "classify" or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
+        require(self.task in ("classify", "prefer") or self.eval.metric != "accuracy", "eval.metric", self.eval.metric,
                 "what is written is judged by its loss: pass loss or auto")
         for task, uri in EMBEDDED.items():
             require(self.task == task or self.data.uri != uri, "data.uri", self.data.uri,
-                    f"is for --task {task}: to {self.task} pass --data.uri {EMBEDDED[self.task]}, or your own data")
-        if self.task == "chat":
+                    f"is for --task {task}: to {self.task} pass " + (
+                        f"--data.uri {EMBEDDED[self.task]}, or " if self.task in EMBEDDED else "") + "your own data")
+        if self.task in OF_CONVERSATIONS:
             for name in ("chooses", "cleans"):
                 option = getattr(self.data, name)
                 require(option is None, f"data.{option}", getattr(self.data, option or "uri"),
                         "is for texts: conversations are learnt as they are")
-        require(self.model.chat_template is None or self.task == "chat", "model.chat_template",
-                self.model.chat_template, "is for --task chat")
+        require(self.model.chat_template is None or self.task in OF_CONVERSATIONS, "model.chat_template",
+                self.model.chat_template, "is for --task chat and --task prefer")
+        require(self.data.form == "auto" or (self.data.form == "preference") == (self.task == "prefer"), "data.form",
+                self.data.form, "is for --task chat" if self.task == "prefer" else "is for --task prefer")
+        require(self.task == "prefer" or self.prefer == PreferConfig(), "prefer", self.prefer, "is for --task prefer")
         require(self.train.loss_on == "assistant" or self.task == "chat", "train.loss_on", self.train.loss_on,
                 "is for --task chat")
         require(self.model.attention_window is None or (self.task == "classify" and self.model.name == "tiny"),

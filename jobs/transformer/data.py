@@ -19,7 +19,8 @@ from jobs.common.evaluation.classification import judge, judge_split, probe_rows
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.config import TransformerConfig
-from jobs.transformer.text.config import Task
+from jobs.transformer.preference.measures import metrics_of, sums_of
+from jobs.transformer.text.config import OF_CONVERSATIONS, Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 from jobs.transformer.text.text_rule import TextRule
@@ -37,7 +38,8 @@ text = load("ARTIFACT").generate("Once upon a time")
 # or transformers' AutoModelForCausalLM.from_pretrained("ARTIFACT/model")"""
 WITH_PEFT = "  # which needs peft, and the base where it was"
 
-_HOW_TO_LOAD: dict[Task, str] = {"classify": HOW_TO_CLASSIFY, "generate": HOW_TO_GENERATE, "chat": HOW_TO_CHAT}
+_HOW_TO_LOAD: dict[Task, str] = {"classify": HOW_TO_CLASSIFY, "generate": HOW_TO_GENERATE, "chat": HOW_TO_CHAT,
+                                 "prefer": HOW_TO_CHAT}
 
 LANGUAGE = (Metric("loss", "min", unit="nats a token", primary=True, while_training="loss"),
             Metric("perplexity", "min"), Metric("bits_per_byte", "min"))
@@ -45,11 +47,22 @@ LANGUAGE = (Metric("loss", "min", unit="nats a token", primary=True, while_train
 ANSWERS = LANGUAGE[:2]
 """To chat: of the tokens that are learnt, which no count of bytes goes with."""
 
+PREFERENCES = (Metric("loss", "min", unit="nats a pair", primary=True, while_training="loss"),
+               Metric("accuracy", "max", "accuracy of the implicit reward", while_training="accuracy"),
+               Metric("margin", "max", "margin of the implicit reward", while_training="margin"),
+               Metric("kl", "min", "KL to the reference", unit="nats an answer"),
+               Metric("logps_chosen", "max", "log-probability of chosen answers"),
+               Metric("reference_logps_chosen", "max", "… by the reference"),
+               Metric("logps_rejected", "min", "log-probability of rejected answers"),
+               Metric("reference_logps_rejected", "min", "… by the reference"))
+"""To prefer: see preference/measures.py."""
+_DECLARED: dict[Task, Sequence[Metric]] = {"generate": LANGUAGE, "chat": ANSWERS, "prefer": PREFERENCES}
+
 
 def metrics(config: TransformerConfig) -> Sequence[Metric]:
     """What evaluations of the config's task report."""
     if config.task != "classify":
-        return LANGUAGE if config.task == "generate" else ANSWERS
+        return _DECLARED[config.task]
     return [replace(each, while_training="macro_f1") if each.name == "macro_f1" else each
             for each in classification(config.eval.top_k)]
 
@@ -70,7 +83,9 @@ def _of_classes(trained: TrainingResult) -> EvaluationResult:
 
 
 def _of_tokens(trained: TrainingResult) -> EvaluationResult:
-    metrics = {split: _language_metrics(trained, split) for split in SPLITS[1:]
+    prefers = trained.config.task == "prefer"
+    measure = _preference_metrics if prefers else _language_metrics
+    metrics = {split: measure(trained, split) for split in SPLITS[1:]
                if trained.dataset.splits[split].num_rows}
     if not all(math.isfinite(value) for of_split in metrics.values() for value in of_split.values()):
         raise TrainingFailedError("the model's losses on validation or test rows are not finite: look at the training "
@@ -78,10 +93,12 @@ def _of_tokens(trained: TrainingResult) -> EvaluationResult:
     first = trained.predictions("test")
     rows = trained.rows("test", np.arange(probe_rows(trained)))
     inputs = {name: rows[name] for name in ("tokens", "marks") if name in rows}
+    likelihood = first.probabilities[: len(rows["tokens"]), 0]
+    if prefers:
+        inputs, likelihood = {name: sides[:, 0] for name, sides in inputs.items()}, -likelihood
     return EvaluationResult(
         metrics=metrics,
-        probe=Probe(inputs=inputs,
-                    outputs={"negative_log_likelihood": first.probabilities[: len(rows["tokens"]), 0]}),
+        probe=Probe(inputs=inputs, outputs={"negative_log_likelihood": likelihood}),
     )
 
 
@@ -96,6 +113,11 @@ def _language_metrics(trained: TrainingResult, split: str) -> dict[str, float]:
     return known | bits if trained.config.task == "generate" else known
 
 
+def _preference_metrics(trained: TrainingResult, split: str) -> dict[str, float]:
+    rows = trained.predictions(split)
+    return metrics_of(sums_of(rows.probabilities, rows.labels, trained.config.prefer).tolist())
+
+
 # ── the artifact ──
 def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     """The artifact's manifest."""
@@ -104,8 +126,9 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     about = dataset.details
     base = base_weights(config.model.name).base if config.exports_adapter else None
     width = about["max_length"] + 1
+    marks = [TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))]
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
-              *([TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))] if config.task == "chat" else ()))
+              *(marks if config.task in OF_CONVERSATIONS else ()))
     return Description(
         job=trained.job, task="text-classification" if classify else "text-generation",
         inputs=(TensorSpec(name="text", datatype="BYTES", shape=(-1,)),) if classify else packed,

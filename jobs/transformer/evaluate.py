@@ -15,7 +15,7 @@ from jobs.common.training.predictions import Predictions
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.strategies.table import Strategy
-from jobs.transformer.tasks import Task
+from jobs.transformer.tasks import Predicts, Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.tokenizer import encode_rows
@@ -39,7 +39,8 @@ def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName
     return judged(context, model, task, _batches(context, split, share, size), _most(context, split, size))
 
 
-def judged(context: TrainContext, model: Strategy, task: Task, batches: Iterator[Columns], num_batches: int) -> Judged:
+def judged(context: TrainContext, model: Strategy, task: Predicts, batches: Iterator[Columns],
+           num_batches: int) -> Judged:
     """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
     made, some = 0, None
     model.model.eval()

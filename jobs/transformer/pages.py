@@ -17,6 +17,8 @@ from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
+from jobs.transformer.chat.packing import LEARNT
+from jobs.transformer.preference.measures import warning_of
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.prepare import read_texts
 from jobs.transformer.text.robustness import ABOUT
@@ -107,6 +109,9 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
     shown = {"loss": ("loss, nats a token", ".4f"), "perplexity": ("perplexity", ",.3f"),
              "bits_per_byte": ("bits per byte", ".4f"),
              "targets": ("tokens predicted", ",.0f")}
+    if trained.config.task == "prefer":
+        fall = warning_of(verdict.metrics["test"])
+        return [*([html.section("Warning", f"In the test split {fall}.")] if fall else []), *_wrong_pairs(trained)]
     rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
             for name, (title, style) in shown.items() if name in verdict.metrics["test"]]
     sections = [html.section("How well it predicts", headings=["metric", *verdict.metrics], rows=rows)]
@@ -115,6 +120,25 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
     if trained.config.task == "chat":
         return sections + (_answers(trained, made) if trained.config.eval.answers else [])
     return sections + ([_samples(trained, made)] if trained.config.eval.samples else [])
+
+
+def _wrong_pairs(trained: TrainingResult) -> list[Section]:
+    """Test pairs whose rejected answer has gained most, compared with the chosen one."""
+    values = trained.predictions("test").probabilities.astype(np.float64)
+    gained = values[:, :2] - values[:, 2:]
+    margins = trained.config.prefer.beta * (gained[:, 0] - gained[:, 1])
+    worst = [place for place in np.argsort(margins, kind="stable")[:_SHOWN_ANSWERS].tolist() if margins[place] < 0]
+    if not worst:
+        return []
+    tokenizer, found = load_tokenizer(trained.dataset), trained.rows("test", np.array(worst))
+    answers = found["marks"] & LEARNT > 0
+    before = (found["tokens"] >= 0) & (np.cumsum(answers, axis=2) == 0)
+    texts = [[_cut(text) for text in tokenizer.batch_decode([tokens[chosen].tolist() for tokens, chosen in zip(
+        found["tokens"][:, side], which[:, side], strict=True)], skip_special_tokens=True)]
+        for which, side in ((before, 0), (answers, 0), (answers, 1))]
+    intro = "Pairs of the test split whose rejected answer has the higher implicit reward, the surest first."
+    return [html.section("Worst mistakes", intro, ["prompt", "chosen", "rejected", "margin"], [
+        (*row, f"{margins[place]:.3f}") for place, *row in zip(worst, *texts, strict=True)])]
 
 
 def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:

@@ -50,7 +50,7 @@ class PlanConfig:
     sequence_length: int = 2048
     """Tokens of a row."""
     rows_per_gpu: int = 1
-    """Rows in one forward pass on a GPU."""
+    """Rows in one forward pass on a GPU; to prefer, each is two conversations."""
     vocab_size: int | None = None
     """Tokens of a preset's vocabulary; by default as published, or 8192. Of a folder or hub name, its own counts."""
 
@@ -62,6 +62,10 @@ class PlanConfig:
         require(self.hardware.precision != "fp16", "hardware.precision", "fp16", "its plan is that of bf16: pass that")
         require(self.task == "classify" or self.model.name != "distilbert", "model.name", self.model.name,
                 "it sees both sides of a token, so it cannot generate: pass --task classify")
+
+    @property
+    def tokens_per_pass(self) -> int:
+        return self.rows_per_gpu * self.sequence_length * (2 if self.task == "prefer" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +100,8 @@ def shape_of(config: PlanConfig) -> Shape:
 
     wanted = config.model
     published = preset(wanted.name, config.task).vocab_size if wanted.is_preset else 0
-    details = {"vocab_size": config.vocab_size or published or 8192, "pad_id": 0, "start_id": 0}
-    data = TextDataConfig(uri=EMBEDDED[config.task])
+    details = {"vocab_size": config.vocab_size or published or 8192, "pad_id": 0, "start_id": 0, "end_id": None}
+    data = TextDataConfig(uri=EMBEDDED.get(config.task, "pairs"))
     model = skeleton(TransformerConfig(task=config.task, data=data, model=wanted), details, ("a", "b"))
     most = getattr(model.config, "max_position_embeddings", None)
     require(most is None or config.sequence_length <= most, "sequence_length", config.sequence_length,
@@ -173,7 +177,7 @@ def _element(config: PlanConfig) -> int:
 
 
 def _activations(config: PlanConfig, shape: Shape, residual: int) -> float:
-    return activation_bytes(shape, config.rows_per_gpu * config.sequence_length, element=_element(config),
+    return activation_bytes(shape, config.tokens_per_pass, element=_element(config),
                             residual=residual,
                             checkpointing=config.model.activation_checkpointing)
 
@@ -194,7 +198,7 @@ def table(config: PlanConfig, rows: Sequence[Row], shape: Shape) -> str:
     text = "\n".join("  ".join(line).rstrip() for line in cells)
     title = (f"{config.model.name}: {shape.parameters / 1e9:.3f} x 10^9 parameters, {config.hardware.precision}, "
              f"{config.gpus} GPUs of {config.gpu_memory:g} GB ({RESERVED / 1e9:g} GB kept free), "
-             f"{config.rows_per_gpu} x {config.sequence_length} tokens a pass")
+             f"{config.tokens_per_pass // config.sequence_length} x {config.sequence_length} tokens a pass")
     legend = ("GB (10^9 bytes) on each GPU; total: weights, gradients, optimiser, and the larger of activations with "
               "buffers, and\nwhat a step of the optimiser adds; host: memory of the machine for each GPU:")
     return f"{title}\n{legend}\n{text}\n{advice(config, rows, room)}"

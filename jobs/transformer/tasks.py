@@ -31,7 +31,16 @@ class Batch:
     weight: float = 1.0
 
 
-class Task(Protocol):
+class Predicts(Protocol):
+    """What says something of each row."""
+
+    def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
+        """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics):
+        see `metrics`."""
+        ...
+
+
+class Task(Predicts, Protocol):
     """One of the tasks, on one worker."""
 
     @property
@@ -46,11 +55,6 @@ class Task(Protocol):
 
     def loss(self, forward: Forward, rows: Columns) -> Tensor:
         """Summed over rows or target tokens, in nats."""
-        ...
-
-    def predict(self, forward: Forward, rows: Columns) -> tuple[Array, Array, Tensor]:
-        """(labels or counts of targets (m,), what is predicted (m, …), `num_sums` sums for the metrics):
-        see `metrics`."""
         ...
 
     def metrics(self, sums: Sequence[float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ Shapes: m rows of a micro-batch, T tokens, V words of the vocabulary, K classes.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -33,20 +34,29 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.costs import sizes_of
 from jobs.transformer.data import metrics
 from jobs.transformer.evaluate import evaluate, predict, predict_perturbed
+from jobs.transformer.preference.measures import warning_of
+from jobs.transformer.preference.reference import FirstWeights, find_reference
+from jobs.transformer.preference.task import Prefer
 from jobs.transformer.strategies.shards import WEIGHTS, fill, to_arrays
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.strategies.table import Strategy
-from jobs.transformer.tasks import Batch, task_of
+from jobs.transformer.tasks import Batch, Task, task_of
 from jobs.transformer.throughput import Throughput
+
+_log = logging.getLogger(__name__)
 
 
 def train(context: TrainContext, config: TransformerConfig) -> Outcome:
     """One generation: to the end, or to a stop that all ranks agree on."""
     device = set_up_torch(context, config.run.cpus_per_worker)
     even_alone = config.scale.capabilities.sharded
-    with Group(context, device, even_alone=even_alone) as group, strategy(context, config, group) as model:
+    first = FirstWeights() if config.task == "prefer" else None
+    with (Group(context, device, even_alone=even_alone) as group,
+          strategy(context, config, group, first) as model):
+        task = task_of(context.dataset, config, device) if first is None else Prefer(
+            config.prefer, find_reference(context, config, group, model, first.digest), device)
         loader = context.data_loader(config.data.length_group_steps if config.task == "classify" else 1)
-        return fit(context, TransformerTraining(context, config, group, model), loader,
+        return fit(context, TransformerTraining(context, config, group, model, task), loader,
                    metric=chosen(metrics(config), config.metric),
                    evaluate_every_steps=config.train.evaluate_every_steps, agree_on_checkpoints=True)
 
@@ -54,10 +64,11 @@ def train(context: TrainContext, config: TransformerConfig) -> Outcome:
 class TransformerTraining:
     """The model under its strategy, and its task, on one worker."""
 
-    def __init__(self, context: TrainContext, config: TransformerConfig, group: Group, model: Strategy) -> None:
+    def __init__(self, context: TrainContext, config: TransformerConfig, group: Group, model: Strategy,
+                 task: Task) -> None:
         device = torch.device(context.device)
-        self.context, self.config, self.group, self.model = context, config, group, model
-        self.task, self.random = task_of(context.dataset, config, device), Draws(config.run.seed, device)
+        self.context, self.config, self.group, self.model, self.task = context, config, group, model, task
+        self.random = Draws(config.run.seed, device)
         self.throughput = Throughput.of(context, config, model.model, device)
         self.sharded = model.sharded
         context.update_status(passes=num_passes(context, lockstep=model.lockstep))
@@ -92,7 +103,10 @@ class TransformerTraining:
 
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """What the task measures."""
-        return evaluate(self.context, self.model, self.task, self.group, split, self.config)
+        values = evaluate(self.context, self.model, self.task, self.group, split, self.config)
+        if isinstance(self.task, Prefer) and self.context.rank == 0 and (fall := warning_of(values)):
+            _log.warning("WARNING: of the %s rows %s", split, fall)
+        return values
 
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """What the task predicts."""

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 
 from cluster.core.errors import ConfigError
+from jobs.common.data.dataset import SplitName
+from jobs.common.data.reader import Reader
 from jobs.common.training.session import Session
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import ScaleConfig, TransformerConfig
+from jobs.transformer.preference.reference import FirstWeights, find_reference
 from jobs.transformer.strategies.shards import fill, gathered, items, to_arrays
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import passes
 from tests.pairwise import Combination
 from tests.unit.held_tensors import SCALES, held
-from tests.unit.token_rows import config_of
+from tests.unit.token_rows import config_of, token_rows
 
 STEPS = 24
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -42,6 +45,7 @@ def everything(session: Session, config: TransformerConfig) -> Literal["finished
 
     `held`: what a strategy holds of a larger model. `curves`: the loss of each of the first steps, by strategy, from
     the same weights on the same rows. `frozen`: as `frozen`. `covers`: as `covers`.
+    `reference`: what the model gives pairs.
     """
     session.update_status(total_steps=STEPS, epochs=1, epoch=0)
     device = set_up_torch(session, 1)
@@ -53,8 +57,35 @@ def everything(session: Session, config: TransformerConfig) -> Literal["finished
             name: curve(session, replace(config, scale=ScaleConfig(**scale)), group, STEPS)
             for name, scale in STRATEGIES.items()})
         _write(session, "frozen", frozen(session, config, group))
+        _write(session, "reference", reference(session, group))
         _cover_all(session, config, group)
     return "finished"
+
+
+class OfPairs:
+    """A session whose rows are pairs."""
+
+    config = config_of(task="prefer", data={"uri": "pairs"}, scale={"strategy": "zero3"}, eval={"batch_size": 4})
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.dataset = token_rows(session.run_store.local_path().parent, pairs=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def reader(self, split: SplitName) -> Reader:
+        return Reader.open(self.dataset, split, self.config.data)
+
+
+def reference(session: Session, group: Group) -> dict[str, Any]:
+    """Of all pairs, by workers each of which holds a third of the weights, and has another number of batches."""
+    context: Any = OfPairs(session)
+    first = FirstWeights()
+    with strategy(context, context.config, group, first) as model:
+        found = find_reference(context, context.config, group, model, first.digest)
+    return {"row_ids": found.row_ids.tolist(), "log_probabilities": found.log_probabilities.tolist(),
+            "digest": first.digest}
 
 
 def _write(session: Session, name: str, found: Any) -> None:

@@ -195,3 +195,11 @@ def test_flops_are_the_published_formula() -> None:
 ])
 def test_peaks_are_dense_and_of_the_very_device(name: str, tflops: float | None) -> None:
     assert peak_flops(name) == (tflops and pytest.approx(tflops * 1e12))
+
+
+def test_every_task_can_be_planned_and_a_pair_is_two_rows() -> None:
+    needs = {task: plan(PlanConfig(task=task, model=ModelConfig(name="tiny"), gpus=2))[0]
+             for task in ("generate", "chat", "prefer")}
+    assert needs["chat"] == needs["generate"]
+    assert needs["prefer"].activations == pytest.approx(2 * needs["chat"].activations)
+    assert needs["prefer"].parameters == needs["chat"].parameters

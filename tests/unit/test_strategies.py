@@ -13,16 +13,19 @@ import torch
 from torch.utils.cpp_extension import get_default_build_root
 
 from cluster.core.errors import ConfigError
-from jobs.common.data.dataset import Dataset
+from jobs.common.data.dataset import SPLITS, Dataset
+from jobs.common.data.reader import Reader
 from jobs.pytorch import setup
 from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, TransformerConfig
 from jobs.transformer.costs import shape_of_model
 from jobs.transformer.plan import PlanConfig, plan
+from jobs.transformer.preference.loss import log_probabilities
+from jobs.transformer.preference.reference import FirstWeights
 from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
 from tests.unit.held_tensors import SCALES
-from tests.unit.strategy_loops import LARGER, OPTIONS, STEPS, STRATEGIES, allowed, combined, fields_of
+from tests.unit.strategy_loops import LARGER, OPTIONS, STEPS, STRATEGIES, OfPairs, allowed, combined, fields_of
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 
@@ -50,9 +53,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
                    combinations=[*(fields_of(c) for c in chosen), {"scale": {"gradients": "bf16"}}],
                    folder=folder / "run")
     made.folder.mkdir()
+    token_rows(folder, pairs=True)
     (made.folder / "combinations.json").write_text(json.dumps(made.combinations))
     run_group(made.folder, made.dataset, made.config, "tests.unit.strategy_loops:everything", 3)
     return made
+
+
+def test_workers_that_share_the_model_give_pairs_what_one_worker_gives_them(trained: Trained) -> None:
+    dataset, config = token_rows(trained.folder.parent, pairs=True), OfPairs.config
+    first, *others = trained.of_ranks("reference")
+    assert [first, first] == others
+    model, weights = build_model(config, dataset.details, ()).eval(), FirstWeights()
+    weights(model)
+    assert first["digest"] == weights.digest
+    cpu, found = torch.device("cpu"), dict(zip(first["row_ids"], first["log_probabilities"], strict=True))
+    assert list(found) == list(range(240))
+    for split in SPLITS:
+        reader = Reader.open(dataset, split, config.data)
+        rows = reader.rows(0, reader.num_rows)
+        reader.close()
+        with torch.no_grad():
+            alone = log_probabilities(model, rows, cpu).numpy()
+        np.testing.assert_allclose([found[row] for row in rows["row_id"].tolist()], alone, atol=1e-4)
+    kept = list(dataset.store.local_path(f"{dataset.blocks}/reference").rglob("*.npz"))
+    assert len(kept) == 3 and all(path.parent.name == f"{weights.digest:013x}-fp32" for path in kept)
 
 
 def test_the_same_losses_whatever_the_strategy(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,15 @@ from jobs.common.execution.executors import InProcessExecutor, ProcessExecutor
 from jobs.common.execution.generation_state import ControllerCallbacks
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
+from jobs.transformer.chat.packing import LEARNT
 from jobs.transformer.config import TransformerConfig
 
 VOCABULARY = 64
 
 
-def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0,
-               vocabulary: int = VOCABULARY) -> Dataset:
-    """Rows to generate (documents of about 20 tokens that repeat themselves), or with classes to classify."""
+def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0, vocabulary: int = VOCABULARY, *,
+               pairs: bool = False) -> Dataset:
+    """Rows to generate (documents of about 20 tokens that repeat themselves), with classes to classify, or pairs."""
     rng = np.random.default_rng(0)
     width = length + (not classes)
     tokens = np.repeat(rng.integers(1, vocabulary, (rows, -(-width // 2))), 2, axis=1)[:, :width].astype(np.int32)
@@ -35,6 +36,11 @@ def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0
         labels = (tokens[:, 0] % classes).astype(np.int32)
         columns[1:1] = [Column("length", "int32"), Column("label", "int32")]
         values |= {"length": lengths, "label": labels}
+    elif pairs:
+        both = np.stack([tokens, rng.permuted(tokens, axis=1)], axis=1)
+        both[np.arange(width) >= rng.integers(12, width + 1, (rows, 2, 1))] = -1
+        columns[:1] = [Column("tokens", "int32", (2, width)), Column("marks", "uint8", (2, width))]
+        values |= {"tokens": both, "marks": ((both >= 0) & (np.arange(width) >= 8)).astype(np.uint8) * LEARNT}
     else:
         tokens[rng.random(tokens.shape) < 0.05] = 0
 
@@ -51,7 +57,7 @@ def token_rows(folder: Path, rows: int = 240, length: int = 32, classes: int = 0
         return Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint({}, writers), splits=splits,
                        columns=tuple(columns), class_names=tuple("abcdefgh"[:classes]), details=details)
 
-    return find_or_build(Store.open(str(folder)), f"tokens-{rows}-{length}-{classes}", build)
+    return find_or_build(Store.open(str(folder)), f"tokens-{rows}-{length}-{classes}{'-pairs' * pairs}", build)
 
 
 def config_of(**groups: Any) -> TransformerConfig:

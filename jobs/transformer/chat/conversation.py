@@ -5,7 +5,7 @@ from typing import Literal
 
 from cluster.core.documents import JsonObject
 
-FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca"]
+FormName = Literal["auto", "messages", "prompt", "sharegpt", "alpaca", "preference"]
 """How a row keeps a conversation: rows.py."""
 LossOn = Literal["assistant", "last", "all"]
 """Which tokens are learnt: turns.py."""

@@ -40,6 +40,7 @@ FORMS: dict[str, Form] = {form.name: form for form in (
     Form("prompt", ("prompt", "completion"), ("system", "tools")),
     Form("sharegpt", ("conversations",), ("system", "tools")),
     Form("alpaca", ("instruction", "output"), ("input", "system")),
+    Form("preference", ("chosen", "rejected"), ("prompt", "system", "tools")),
 )}
 
 
@@ -48,14 +49,17 @@ def form_of(columns: Sequence[str], name: FormName, where: str) -> Form:
 
     Raises: DataError where there is none, or more than one.
     """
-    fits = [form for form in FORMS.values() if set(form.needed) <= set(columns)]
+    fits = [form for form in _forms(columns) if name != "auto" or form.name != "preference"]
     if name != "auto":
         if FORMS[name] not in fits:
             raise DataError(f"{where} has no columns {', '.join(FORMS[name].needed)}, which --data.form {name} needs: "
                             f"it has {', '.join(columns)}")
         return FORMS[name]
     if not fits:
-        known = "; ".join(f"{form.name}: {', '.join(form.needed)}" for form in FORMS.values())
+        if FORMS["preference"] in _forms(columns):
+            raise DataError(f"{where} holds pairs of answers, by its columns chosen and rejected: pass --task prefer")
+        known = "; ".join(f"{form.name}: {', '.join(form.needed)}" for form in FORMS.values()
+                          if form.name != "preference")
         raise DataError(f"{where} holds no conversations in a form that is known: it has the columns "
                         f"{', '.join(columns)}. Known are {known}")
     if len(fits) > 1:
@@ -68,7 +72,7 @@ def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
     """Raises: ValueError, saying what is wrong with the row."""
     there = {name: value for name, value in row.items() if value is not None}
     if missing := [name for name in form.needed if name not in there]:
-        fits = [each.name for each in FORMS.values() if set(each.needed) <= set(there)]
+        fits = [each.name for each in _forms(there)]
         raise ValueError(f"has no {' and '.join(missing)}, as the first row has"
                          + (f": it is of the form {fits[0]}" if fits else ""))
     messages = [_message(each, number) for number, each in enumerate(_said(form, there))]
@@ -77,6 +81,10 @@ def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
     if there.get("system") and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": _text(there["system"], "system")})
     return Conversation(tuple(messages), tuple(_tools(there.get("tools"))))
+
+
+def _forms(columns: Iterable[str]) -> list[Form]:
+    return [form for form in FORMS.values() if set(form.needed) <= set(columns)]
 
 
 def as_text(conversation: Conversation) -> str:

@@ -2,10 +2,11 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from jobs.common.own_code import load_object
 from jobs.common.training.context import TrainContext
@@ -16,12 +17,15 @@ from jobs.transformer.strategies.table import Strategy
 
 
 @contextmanager
-def strategy(context: TrainContext, config: TransformerConfig, group: Group) -> Generator[Strategy]:
-    """The model under its strategy, for as long as the block lasts."""
+def strategy(context: TrainContext, config: TransformerConfig, group: Group,
+             look: Callable[[nn.Module], None] | None = None) -> Generator[Strategy]:
+    """The model under its strategy, for as long as the block lasts. look: is shown the whole model before that."""
     # else DeepSpeed, which transformers imports where it is installed, looks for a GPU, and says so
     if context.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model = build_model(config, context.dataset.details, context.dataset.class_names)
+    if look is not None:
+        look(model)
     make = load_object(config.scale.capabilities.implementation)
     spread: Strategy = make(config, model, group, torch.device(context.device))
     try:

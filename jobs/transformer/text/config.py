@@ -8,7 +8,8 @@ from jobs.common.data.csv_config import CsvDataConfig
 from jobs.transformer.chat.conversation import FormName
 from jobs.transformer.text.text_rule import Case, ControlCharacters, Normalise, TextRule
 
-Task = Literal["classify", "generate", "chat"]
+Task = Literal["classify", "generate", "chat", "prefer"]
+OF_CONVERSATIONS: tuple[Task, ...] = ("chat", "prefer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,13 @@ class TextDataConfig(CsvDataConfig):
 
     uri: str = "auto"
     """A path or URI (see the job's README), or what is embedded: `languages` to classify, `stdlib` to generate,
-    `questions` to chat; `auto`: the one of the task."""
+    `questions` to chat; `auto`: the one of the task, of which `prefer` has none."""
     form: FormName = "auto"
     """Of conversations: how a row keeps one. `messages`: OpenAI's; `prompt`: with completion; `sharegpt`:
-    conversations; `alpaca`: instruction, input, output; `auto`: by the columns."""
+    conversations; `alpaca`: instruction, input, output; `preference`: chosen and rejected, with or without prompt;
+    `auto`: by the task and the columns."""
     too_long: Literal["cut", "skip"] = "cut"
-    """What becomes of a conversation of more than `max_length` tokens."""
+    """What becomes of a conversation of more than `max_length` tokens; a pair is refused where it would be cut."""
     text_column: str = "text"
     """Name of the column with the text (Parquet, CSV, JSON Lines)."""
     text_columns_join: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Pass 2 over conversations: they become tokens and marks of what is learnt, and are packed whole into rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +16,9 @@ from jobs.common.data.splits import keyed_hash
 from jobs.transformer.chat.conversation import ChatTemplateError, LossOn
 from jobs.transformer.chat.encode import ChatEncoder, ChatRow
 from jobs.transformer.chat.packing import packed_rows, tokens_and_marks
-from jobs.transformer.chat.rows import from_text
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.chat.rows import contents_of, from_text
+from jobs.transformer.preference import pairs
+from jobs.transformer.text.config import Task, TextDataConfig
 from jobs.transformer.text.survey import Rows, Survey, merged
 
 _ROWS_AT_ONCE = 256
@@ -96,6 +97,13 @@ class ConversationRows:
             yield tokens_and_marks([[kept[each] for each in packed[row]] for row in some], self.width)
 
 
+def said_in(text: str, task: Task) -> Iterable[str]:
+    """What people say in what is kept of a row."""
+    if task == "prefer":
+        return pairs.contents_of(pairs.from_text(text))
+    return contents_of(from_text(text)) if task == "chat" else (text,)
+
+
 def counts_of(abouts: Sequence[JsonObject]) -> JsonObject:
     """For a set's details: what the pieces have counted of conversations."""
     return {**{name: summed(abouts, name) for name in ("learnt", "conversations")},
@@ -105,8 +113,10 @@ def counts_of(abouts: Sequence[JsonObject]) -> JsonObject:
 def lines_of(details: JsonObject, loss_on: LossOn) -> Iterator[str]:
     """What to say of them."""
     learnt = sum(details["learnt"].values()) / max(1, sum(details["tokens"].values()))
-    yield (f"{sum(details['conversations'].values()):,} conversations, of the form {details['form']}; {learnt:.1%} of "
-           f"their tokens are learnt (--train.loss-on {loss_on})")
+    what, which = (("pairs", "of the last answers") if details["task"] == "prefer" else
+                   ("conversations", f"--train.loss-on {loss_on}"))
+    yield (f"{sum(details['conversations'].values()):,} {what}, of the form {details['form']}; {learnt:.1%} of "
+           f"their tokens are learnt ({which})")
     if details["merged"]:
         yield (f"{details['merged']:,} tokens are not learnt, as the tokenizer has merged in them what an assistant "
                "writes with what it does not")

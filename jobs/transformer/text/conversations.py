@@ -5,14 +5,16 @@ A row becomes a line of JSON in one form (`as_text`), so that whatever looks at 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.core.errors import DataError
 from jobs.common.data.files import reading, unpacked
 from jobs.common.data.found.bad_rows import BadRow
 from jobs.transformer.chat.conversation import FormName
 from jobs.transformer.chat.rows import FORMS, as_text, conversation_of, form_of
+from jobs.transformer.preference import pairs
 from jobs.transformer.text.files import HEADER_BYTES, TABLES, FilePart, decoded
 from jobs.transformer.text.formats import JsonRow, first_row, json_rows, read_csv, read_parquet
 from jobs.transformer.text.fragments import Texts
@@ -36,12 +38,17 @@ class ConversationFile(TextFile):
             try:
                 if row is None:
                     raise ValueError(why)
-                texts.append(as_text(conversation_of(FORMS[self.form], row)))
+                texts.append(self._text(row))
                 kept.append(number)
             except ValueError as error:
                 bad.append((self.place(number), str(error)))
         self.leave_out(bad, "mend the row")
         return Texts(texts, skipped=bad)
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        if self.form == "preference":
+            return pairs.as_text(pairs.pair_of(row))
+        return as_text(conversation_of(FORMS[self.form], row))
 
     def place(self, row: int) -> str:
         if self.ending in ("json", "jsonl", "ndjson"):

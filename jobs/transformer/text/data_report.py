@@ -67,6 +67,8 @@ def text_data_sections(config: TransformerConfig, dataset: Dataset) -> list[Sect
         texts, shown = _kept(dataset), "the texts that are kept of the test rows"
         return [_lengths(dataset, sample), _examples_by_class(dataset, texts), _ends(texts, shown),
                 _odd(texts, odd_texts(texts, decode.tokenizer), shown), _near_duplicates(dataset, sample, decode)]
+    if config.task == "prefer":
+        return [_pairs(dataset, sample, decode)]
     texts = _decoded(dataset, sample, decode)
     if config.task == "chat":
         return [_packing(dataset, sample), _learnt(dataset, sample, decode),
@@ -178,6 +180,17 @@ def _learnt(dataset: Dataset, sample: RowSample, decode: Decoder) -> Section:
              "conversations, none of which sees another. Marked is what the model learns to write: each marked token "
              "is a target of the loss, and nothing else is.")
     return Section("What is learnt", html.render("learnt.html", "jobs.transformer", intro=intro, rows=rows))
+
+
+def _pairs(dataset: Dataset, sample: RowSample, decode: Decoder) -> Section:
+    """Of pairs: which of their tokens are the answers."""
+    rows = [(sample.name(row), [_parts(tokens[tokens >= 0], marks[tokens >= 0] & LEARNT > 0, decode)
+                                for tokens, marks in zip(*(sample.columns[name][row] for name in ("tokens", "marks")),
+                                                         strict=True)])
+            for split in dataset.splits for row in sample.of_split(split)[:EXAMPLES].tolist()]
+    intro = ("The first rows of each split, as the model reads them: first the chosen side, then the rejected one. "
+             "Marked is the answer, of whose tokens the log-probabilities are compared.")
+    return Section("Pairs", html.render("learnt.html", "jobs.transformer", intro=intro, rows=rows))
 
 
 def _parts(tokens: Array, learnt: Array, decode: Decoder) -> list[tuple[str, bool]]:

@@ -4,9 +4,9 @@
 
 To classify, a row is a text: `tokens` (max_length,) int32, -1 where there is none; `length`; `label`; `row_id`. To
 generate, rows are cut from a stream of documents: `tokens` (max_length + 1,). To chat, rows hold whole conversations:
-`tokens`, and `marks` (max_length + 1,) uint8 of what is learnt and where one begins (chat/packing.py). Pass 1 counts
-(survey.py); a tokenizer is trained on a sample; pass 2 writes (writing.py). Beside the blocks lie the tokenizer's
-files, some test texts, and a hash of every text.
+`tokens`, and `marks` (max_length + 1,) uint8 of what is learnt and where one begins (chat/packing.py). To prefer, each
+is of a pair, (2, max_length + 1). Pass 1 counts (survey.py); a tokenizer is trained on a sample; pass 2 writes
+(writing.py). Beside the blocks lie the tokenizer's files, some test texts, and a hash of every text.
 """
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
@@ -41,12 +41,12 @@ from jobs.common.data.pieces import (
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
 from jobs.transformer.chat.encode import ChatEncoder
-from jobs.transformer.chat.rows import contents_of, from_text
 from jobs.transformer.chat.template import ChatTemplate
 from jobs.transformer.chat.turns import end_of_turn
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.preference.pair_rows import PairRows
 from jobs.transformer.text import conversation_rows
-from jobs.transformer.text.config import TextDataConfig
+from jobs.transformer.text.config import OF_CONVERSATIONS, TextDataConfig
 from jobs.transformer.text.conversation_rows import ConversationRows
 from jobs.transformer.text.fragments import TextSource
 from jobs.transformer.text.sources import find_source
@@ -130,8 +130,9 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
     task = Task(rule=found.rule, seed=config.data.split_seed, tokenizer=tokenizer.backend_tokenizer.to_str(),
                 max_length=config.data.max_length, start_id=details["start_id"], end_id=details["end_id"],
                 writing=writing, near_share=config.data.near_share if look else None,
-                conversations=ConversationRows(ChatEncoder.of(tokenizer), config.train.loss_on, config.data,
-                                               config.data.split_seed) if config.task == "chat" else None)
+                conversations=(PairRows if config.task == "prefer" else ConversationRows)(
+                    ChatEncoder.of(tokenizer), config.train.loss_on, config.data, config.data.split_seed)
+                if config.task in OF_CONVERSATIONS else None)
     answers = _written(task, found, config, use_ray, say)
     repeats, dropped = Repeats(), np.empty(0, np.int64)
     if not source.is_one_text:
@@ -147,7 +148,7 @@ def _build(source: TextSource, found: Survey, config: TransformerConfig, store: 
         return _build(source, found.without(dropped), config, store, blocks, use_ray, say, near)
     abouts = [answer["about"] for answer in answers]
     details |= {name: summed(abouts, name) for name in ("tokens", "truncated", "bytes")}
-    if config.task == "chat":
+    if config.task in OF_CONVERSATIONS:
         details |= conversation_rows.counts_of(abouts)
         found = conversation_rows.with_left_out(found, abouts, config.data)
     about = {"details": dict(details), "class_names": found.class_names}
@@ -196,9 +197,10 @@ def _nobody(line: str) -> None:
 
 def _columns(config: TransformerConfig) -> tuple[Column, ...]:
     width = config.data.max_length + (config.task != "classify")
+    shape = (2, width) if config.task == "prefer" else (width,)
     known = ((Column("length", "int32"), Column("label", "int32")) if config.task == "classify"
-             else (Column("marks", "uint8", (width,)),) if config.task == "chat" else ())
-    return (Column("tokens", "int32", (width,)), *known, Column("row_id", "int64"))
+             else (Column("marks", "uint8", shape),) if config.task in OF_CONVERSATIONS else ())
+    return (Column("tokens", "int32", shape), *known, Column("row_id", "int64"))
 
 
 # ── the tokenizer ──
@@ -209,8 +211,7 @@ def _training_texts(found: Survey, config: TransformerConfig, use_ray: bool) -> 
     share = TOKENIZER_CHARACTERS / max(1, found.size)
     work = functools.partial(_some_texts, found.rule, share if share < 1 else None, config.data.split_seed)
     for answer in for_each(found.pieces, work, use_ray=use_ray):
-        yield from answer["texts"] if config.task != "chat" else (
-            text for told in answer["texts"] for text in contents_of(from_text(told)))
+        yield from (text for told in answer["texts"] for text in conversation_rows.said_in(told, config.task))
 
 
 def _some_texts(rule: Rule, share: float | None, seed: int, piece: PieceRows) -> JsonObject:
@@ -233,7 +234,7 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
                         "keep documents apart")
     end = eos if eos is not None and eos != start else None
     known: JsonObject = {}
-    if config.task == "chat":
+    if config.task in OF_CONVERSATIONS:
         turn = end_of_turn(ChatTemplate.of(tokenizer))
         end = tokenizer.convert_tokens_to_ids(turn) if turn else end
         known = {"form": getattr(found.pieces[0].fragments[0], "form", "messages")}
@@ -255,9 +256,10 @@ def _tell(details: JsonObject, splits: dict[SplitName, Split], config: Transform
         say(f"{cut:,} of {rows:,} texts are longer than {most} tokens and were cut: --data.max-length takes more")
     if config.task != "classify":
         places = sum(split.num_rows for split in splits.values()) * config.data.max_length
+        places *= 2 if config.task == "prefer" else 1
         packed, padding = sum(details["tokens"].values()), waste(details, splits)
         say(f"packed {packed:,} tokens; {padding:.2%} of {places:,} positions are padding")
-    if config.task == "chat":
+    if config.task in OF_CONVERSATIONS:
         for line in conversation_rows.lines_of(details, config.train.loss_on):
             say(line)
 
@@ -266,7 +268,8 @@ def waste(details: JsonObject, splits: dict[SplitName, Split]) -> float:
     """Fraction of the positions of packed rows that hold no target, or no token of a conversation."""
     rows = sum(split.num_rows for split in splits.values())
     if "conversations" in details:
-        return 1 - sum(details["tokens"].values()) / (rows * (int(details["max_length"]) + 1))
+        sides = 2 if details["task"] == "prefer" else 1
+        return 1 - sum(details["tokens"].values()) / (rows * sides * (int(details["max_length"]) + 1))
     places = rows * int(details["max_length"])
     streams = sum(rows > 0 for split in splits.values() for rows in split.pieces)
     return 1 - (sum(details["tokens"].values()) - streams) / places

@@ -21,7 +21,7 @@ from jobs.common.data.files import list_files, plain_name, reading
 from jobs.common.data.found.split_names import Unread, by_split, not_read
 from jobs.common.data.pieces import cut, in_pieces
 from jobs.common.data.webdataset import samples
-from jobs.transformer.text.config import Task, TextDataConfig
+from jobs.transformer.text.config import OF_CONVERSATIONS, Task, TextDataConfig
 from jobs.transformer.text.conversations import FORMATS as CONVERSATIONS
 from jobs.transformer.text.conversations import ConversationFile, form_in
 from jobs.transformer.text.embedded import languages, stdlib
@@ -95,11 +95,12 @@ class _Files:
 
 def _files(uri: str, config: TextDataConfig, task: Task, split: SplitName | None) -> _Files:
     listing, labelled = list_files(uri), task == "classify"
-    endings = CONVERSATIONS if task == "chat" else FORMATS
+    talks = task in OF_CONVERSATIONS
+    endings = CONVERSATIONS if talks else FORMATS
     files = [file for file in listing.files if plain_name(file.path).endswith(endings)]
     tables = [file for file in files if plain_name(file.path).endswith(TABLES)]
     if not files:
-        kinds = "Parquet, CSV or JSON Lines" if task == "chat" else "Parquet, CSV, JSON Lines, WebDataset or text"
+        kinds = "Parquet, CSV or JSON Lines" if talks else "Parquet, CSV, JSON Lines, WebDataset or text"
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is {kinds} "
                         f"({', '.join(endings)})")
     if labelled and not tables:
@@ -119,9 +120,10 @@ def _files(uri: str, config: TextDataConfig, task: Task, split: SplitName | None
                       contents, left_out)
     label = config.label_column if labelled else None
     make = functools.partial(TextFile, columns=columns, label_column=label)
-    if task == "chat":
+    if talks:
         first = TextFile(listing.store, chosen[0].path, chosen[0].size, "train", options=config)
-        make = functools.partial(ConversationFile, form=form_in(first, config.form))
+        wanted = "preference" if task == "prefer" else config.form
+        make = functools.partial(ConversationFile, form=form_in(first, wanted))
     named = [(make(listing.store, file.path, file.size, of, options=config), file.mtime)
              for of, members in groups.items() for file in members]
     return _Files([file for file, _ in named],

@@ -23,6 +23,7 @@ from jobs.common.arrays import Array
 from jobs.transformer.chat.conversation import ChatTemplateError
 from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.text.config import OF_CONVERSATIONS
 from jobs.transformer.weights.pretrained import check_base
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -50,7 +51,7 @@ def kind_of(config: TransformerConfig) -> str:
 
 def identity_of(config: TransformerConfig) -> list[object]:
     """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
-    template = [chat_template(config)] if config.task == "chat" else []
+    template = [chat_template(config)] if config.task in OF_CONVERSATIONS else []
     if is_trained_here(config):
         return [kind_of(config), config.data.vocab_size, config.data.lowercase, *template]
     folder = expanded(config.model.name)
@@ -61,7 +62,7 @@ def identity_of(config: TransformerConfig) -> list[object]:
 def choose(config: TransformerConfig, training_texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """The tokenizer of a config. Raises: ConfigError, DataError."""
     found = train(config, training_texts) if is_trained_here(config) else pretrained(config.model.name)
-    return with_chat_template(found, config) if config.task == "chat" else found
+    return with_chat_template(found, config) if config.task in OF_CONVERSATIONS else found
 
 
 def chat_template(config: TransformerConfig) -> str | None:
@@ -127,7 +128,7 @@ def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokeniz
 
     kind, classify = kind_of(config), config.task == "classify"
     special = list(_SPECIAL.values()) if classify else [END]
-    if config.task == "chat":
+    if config.task in OF_CONVERSATIONS:
         special += BUILT_IN.get(config.model.chat_template or "chatml", ())
     made = _TRAINERS[kind](texts, special, config)
     if classify:
