@@ -11,6 +11,8 @@ from jobs.common.command_line import Overrides, current_names, flatten
 
 _AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
 """What a choice that earlier versions did not give is by default: what was done then. 0 is as False."""
+_OF_LATER_TASKS = ("data.form", "data.too_long", "train.loss_on", "eval.answers", "prefer.")
+"""Options of tasks that earlier versions did not have, whose runs they say nothing about."""
 _INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check")
 """What may change between attempts, but for the seed."""
 
@@ -22,7 +24,8 @@ def differences(old: Overrides, new: Overrides) -> list[str]:
     after = flatten(new)
     before = current_names(flatten(old), after)
     keys = [key for key in sorted({*before, *after}) if _is_decisive(key)]
-    before |= {k: after[k] for k in keys if k not in before and after[k] in _AS_EVER}
+    before |= {k: after[k] for k in keys
+               if k not in before and (after[k] in _AS_EVER or k.startswith(_OF_LATER_TASKS))}
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys
             if _plain_value(k, before.get(k)) != _plain_value(k, after.get(k))]
 
