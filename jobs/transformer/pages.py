@@ -155,7 +155,7 @@ def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:
     if trained.config.model.starts_pretrained:
         from jobs.transformer.build import build_model
 
-        base = replace(trained.config, model=replace(trained.config.model, lora_rank=None))
+        base = replace(trained.config, model=trained.config.model.whole)
         untrained = build_model(base, trained.dataset.details, ())
         said["before training"] = _said_by(LanguageModel(untrained, model.tokenizer, model.start_id, model.end_id),
                                            asked, most)

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jobs.common.artifact.artifact import open_artifact
+from jobs.transformer.model import load
+from jobs.transformer.predictor import TextPredictor
 from jobs.transformer.strategies.shards import Slice
+from serving.model.replica import check_probe
 from tests import runs
 
 STRATEGIES = {"ddp": "generate", "zero3": "chat"}
@@ -131,6 +135,22 @@ def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(refere
     assert result["restarts"] == 2
     assert result["lost_steps"] <= 2 * (INTERVAL + 1)
     same(folder, whole)
+
+
+def test_the_artifact_answers_its_own_probe_and_a_model_of_conversations_is_asked_in_them(
+        reference: tuple[str, Path]) -> None:
+    strategy, whole = reference
+    opened = open_artifact(whole / "artifact")
+    predictor: Any = TextPredictor.load(opened)
+    check_probe(predictor, opened)
+    assert ("marks" in opened.probe().inputs) == (STRATEGIES[strategy] == "chat")
+    chat = predictor.generator(0).chat
+    assert (chat is not None) == (STRATEGIES[strategy] == "chat")
+    if chat is not None:
+        model: Any = load(whole / "artifact")
+        ids = chat.prompt([{"role": "user", "content": "al bert?"}], [])
+        assert model.tokenizer.decode(ids).endswith("al bert?<|im_end|>\n<|im_start|>assistant\n")
+        assert model.end_id in chat.ends
 
 
 def test_stopped_on_three_workers_and_gone_on_with_on_two_and_on_one(reference: tuple[str, Path], text: Path,

@@ -188,3 +188,9 @@ def test_what_vllm_is_told_of_adapters() -> None:
                            ({"r": 600}, r"has rank 600, and vLLM takes 512 at most")):
         with pytest.raises(ConfigError, match=message):
             vllm.lora({"s3://bucket/one": about})
+
+
+def test_the_model_before_its_updates_is_the_same_without_any_of_their_options() -> None:
+    config = config_of(model={"lora_rank": 4, "rslora": True, "dora": True, "lora_dropout": 0.1,
+                              "lora_layers": ("q_proj",)})
+    assert config.model.whole == config_of().model

@@ -1,6 +1,6 @@
 """Which model is trained, from which weights, and what of it the artifact holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.common.config import require
@@ -59,6 +59,11 @@ class ModelConfig:
         for name in ("lora_layers", "lora_dropout", "rslora", "dora"):
             require(not getattr(self, name) or self.lora_rank is not None, f"model.{name}", getattr(self, name),
                     "is for updates of low rank: pass --model.lora-rank, too")
+
+    @property
+    def whole(self) -> "ModelConfig":
+        """The same model without updates of low rank."""
+        return replace(self, lora_rank=None, lora_layers=(), lora_dropout=0.0, rslora=False, dora=False)
 
     @property
     def is_preset(self) -> bool:
