@@ -17,6 +17,8 @@ from serving.core.errors import BadRequestError
 from serving.protocols.classification import likeliest
 from serving.protocols.open_inference_json import MOST_BRACKETS, MOST_VALUES, answer, parse_request
 from serving.protocols.tensor_values import joined
+from serving.text.openai_chat import ChatRequest
+from serving.text.openai_protocol import CompletionRequest
 from serving.text.openai_protocol import parse as completion
 
 NUMERIC = sorted(set(DTYPES) - {"BYTES"})
@@ -177,8 +179,9 @@ def test_strings_in_a_tensor_of_numbers_cost_nothing(datatype: str, says: str) -
 def test_a_body_of_more_than_is_made_into_objects_is_not_read(body: bytes, says: str) -> None:
     with pytest.raises(BadRequestError, match=says):
         parse(body)
-    with pytest.raises(BadRequestError, match=says):
-        completion(body)
+    for kind in (CompletionRequest, ChatRequest):
+        with pytest.raises(BadRequestError, match=says):
+            completion(body, kind)
 
 
 def test_nested_data_is_looked_at_no_deeper_than_its_shape() -> None:

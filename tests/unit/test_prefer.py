@@ -246,7 +246,7 @@ def test_metrics_are_means_over_pairs(rule: PreferConfig) -> None:
 
 # ── training ──
 def references(dataset: Dataset) -> list[Path]:
-    return sorted(dataset.store.local_path(f"{dataset.blocks}/reference").rglob("*.npz"))
+    return sorted(dataset.store.local_path(f"{dataset.blocks}/reference").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("lora_rank", [None, 4])

@@ -75,7 +75,7 @@ def test_workers_that_share_the_model_give_pairs_what_one_worker_gives_them(trai
         with torch.no_grad():
             alone = log_probabilities(model, rows, cpu).numpy()
         np.testing.assert_allclose([found[row] for row in rows["row_id"].tolist()], alone, atol=1e-4)
-    kept = list(dataset.store.local_path(f"{dataset.blocks}/reference").rglob("*.npz"))
+    kept = list(dataset.store.local_path(f"{dataset.blocks}/reference").rglob("*.safetensors"))
     assert len(kept) == 3 and all(path.parent.name == f"{weights.digest:013x}-fp32" for path in kept)
 
 

@@ -7,14 +7,14 @@ training holds one model, and a run that goes on reads the very numbers that it 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
-import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor, nn
 
 from cluster.core.errors import StorageError
@@ -79,7 +79,7 @@ def find_reference(context: TrainContext, config: TransformerConfig, group: Grou
     there = context.broadcast("references", lambda: [file.path for file in store.files(folder)])
     parts: list[Reference] = []
     for split, rows in _parts(context, config.eval.batch_size * _BATCHES_AT_ONCE):
-        path = f"{folder}/{split}-{rows.start:010d}-{rows.stop:010d}.npz"
+        path = f"{folder}/{split}-{rows.start:010d}-{rows.stop:010d}.safetensors"
         if path in there:
             parts.append(_read(store, path))
             continue
@@ -127,15 +127,13 @@ class _Answers:
 
 
 def _write(store: Store, path: str, part: Reference) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, row_ids=part.row_ids, log_probabilities=part.log_probabilities)
-    store.write_bytes(path, buffer.getvalue())
+    store.write_bytes(path, save({"row_ids": part.row_ids, "log_probabilities": part.log_probabilities}))
 
 
 def _read(store: Store, path: str) -> Reference:
     try:
-        with np.load(io.BytesIO(store.read_bytes(path)), allow_pickle=False) as arrays:
-            return Reference(arrays["row_ids"], arrays["log_probabilities"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = load(store.read_bytes(path))
+        return Reference(arrays["row_ids"], arrays["log_probabilities"])
+    except (SafetensorError, KeyError) as error:
         raise StorageError(f"{store.location(path)} is damaged ({error}): delete it and run the same command "
                            "again") from error
