@@ -223,6 +223,9 @@ class TransformerConfig(Config):
         require(self.data.form == "auto" or (self.data.form == "preference") == (self.task == "prefer"), "data.form",
                 self.data.form, "is for --task chat" if self.task == "prefer" else "is for --task prefer")
         require(self.task == "prefer" or self.prefer == PreferConfig(), "prefer", self.prefer, "is for --task prefer")
+        for name in ("form", "too_long"):
+            require(self.task in OF_CONVERSATIONS or name not in {each.split()[0] for each in self.data.choices},
+                    f"data.{name}", getattr(self.data, name), f"is for --task {' or '.join(OF_CONVERSATIONS)}")
         require(self.train.loss_on == "assistant" or self.task == "chat", "train.loss_on", self.train.loss_on,
                 "is for --task chat")
         require(self.model.attention_window is None or (self.task == "classify" and self.model.name == "tiny"),

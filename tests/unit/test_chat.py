@@ -32,6 +32,7 @@ from jobs.transformer.text.data_report import text_data_sections
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.prepare import prepare, waste
 from jobs.transformer.text.questions import Questions
+from jobs.transformer.text.tokenizer import identity_of
 
 TALK = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is this."},
         {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
@@ -108,6 +109,7 @@ def test_what_a_row_says_is_kept() -> None:
     ({"messages": [{"role": "user", "content": 7}]}, "holds int, not a list"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "a part that is no text"),
     ({"messages": [{"role": "assistant"}]}, "neither content nor tool calls"),
+    ({"messages": [{"role": "assistant", "content": "x", "weight": "0"}]}, "has the weight '0'"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
      "arguments of f is no JSON"),
     ({"prompt": "What?", "completion": "This."}, "it is of the form prompt"),
@@ -147,6 +149,12 @@ def test_columns_that_mean_two_forms_are_refused_with_both() -> None:
     ("{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}",
      "more than"),
     ("{% set x = 'x' * 10000 %}{% for i in range(99999) %}{{ x }}{% endfor %}", "writes more than|runs for more"),
+    ("{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}", "without an end|more than"),
+    ("{% set ns = namespace(x=['x']) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+     "{{ ns.x | string | length }}", "more than"),
+    ("{{ ('%99999d' * 500) % ((0,) * 500) }}", "very wide"),
+    ("{{ lipsum(n=50000) }}", "'lipsum' is undefined"),
+    ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "cannot be compiled"),
     ("{% for %}", "is no Jinja template"),
     ("{{ raise_exception('roles must alternate') }}", "says: roles must alternate"),
     ("{{ missing.field.field }}", "says: 'missing' is undefined"),
@@ -286,8 +294,41 @@ def test_bad_conversations_are_all_named_or_left_out_and_listed(tmp_path: Path) 
     with pytest.raises(DataError, match=r"2 of 152 rows .* more than --data.bad-rows-most"):
         prepared(tmp_path / "again", config_of(path, data={"bad_rows": "skip", "bad_rows_most": 0.01}))
     mixed = write_lines(tmp_path / "b.jsonl", [*some(9), {"prompt": "a", "completion": "b"}])
-    with pytest.raises(DataError, match=r"line 10 has no messages, as the first row has: it is of the form prompt"):
+    with pytest.raises(DataError, match=r"line 10 has no messages, as the rows of this data have: it is of the form"):
         prepared(tmp_path, config_of(mixed))
+
+
+def test_what_a_csv_holds_wrongly_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = "".join(f"what {i}?,this {i}\n" for i in range(60))
+    path.write_text(f"prompt,completion\n{rows}c,d,e\n")
+    with pytest.raises(DataError, match=r"a\.csv, row 61 has 3 columns, where the first row has 2"):
+        prepared(tmp_path, config_of(path))
+    dataset = prepared(tmp_path, config_of(path, data={"bad_rows": "skip", "bad_rows_most": 0.1}))
+    assert sum(dataset.details["conversations"].values()) == 60
+    path.write_text("prompt,completion,prompt\n" + rows.replace("\n", ",x\n"))
+    with pytest.raises(DataError, match="has the column 'prompt' twice"):
+        prepared(tmp_path, config_of(path))
+
+
+def test_a_split_in_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": [
+        {"role": "user", "content": "why " * 200}, {"role": "assistant", "content": "so"}]}] * 40)
+    config = config_of(path, data={"tokenizer": "bytes", "too_long": "skip"})
+    with pytest.raises(DataError, match="leaves no train rows: left out are 40 conversations of more than 65 tokens"):
+        prepared(tmp_path, config)
+
+
+def test_a_changed_template_of_a_model_is_other_data(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    config = config_of("questions", model={"name": str(folder), "layers": None, "heads": None, "width": None},
+                       data={"tokenizer": "auto"})
+    (folder / "chat_template.jinja").write_text("a")
+    before = identity_of(config)
+    (folder / "chat_template.jinja").write_text("b")
+    assert identity_of(config) != before
 
 
 def test_a_template_of_the_user_s_is_taken_or_refused_by_name(tmp_path: Path) -> None:
@@ -315,6 +356,8 @@ def test_a_template_of_the_user_s_is_taken_or_refused_by_name(tmp_path: Path) ->
     ({"task": "generate", "model": {"chat_template": "chatml"}}, "is for --task chat"),
     ({"task": "generate", "train": {"loss_on": "last"}}, "is for --task chat"),
     ({"data": {"tokenizer": "wordpiece"}}, "cannot give a text back"),
+    ({"task": "generate", "data": {"too_long": "skip"}}, "is for --task chat"),
+    ({"task": "classify", "data": {"form": "messages"}}, "is for --task chat"),
 ])
 def test_options_that_go_with_no_conversation_are_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):

@@ -91,7 +91,7 @@ class ChatEncoder:
                 self._check(whole.text[start:stop], found, np.flatnonzero(inside), start)
                 learnt |= inside
                 touched |= (found.starts < stop) & (found.stops > start)
-        learnt[:1] = False  # nothing comes before it
+        learnt[:1] = touched[:1] = False  # nothing comes before it
         if not learnt.any():
             raise ChatTemplateError("none of its tokens is the assistant's alone")
         return ChatRow(found.ids, learnt, int((touched & ~learnt).sum()), sum(not turn.ends for turn in turns))
@@ -129,7 +129,7 @@ class ChatEncoder:
     def _keeps_apart(self) -> bool:
         """Whether text between special tokens is encoded alike by itself."""
         for special in self.template.specials:
-            text = f"x y{special}z w{special}\nz"
+            text = f"x y{special}z w{special}\nz {special} z{special}{special} x"
             apart = [id for control, start, stop in _apart(text, special_in(text, (special,)))
                      for id in _encode(_backend(self.tokenizer, control), text[start:stop], start).ids.tolist()]
             if apart != _encode(_backend(self.tokenizer, True), text, 0).ids.tolist():
@@ -164,8 +164,20 @@ def _plain(text: str) -> str:
 
 def _encode(backend: "Tokenizer", text: str, place: int) -> Encoded:
     one = backend.encode(text, add_special_tokens=False)
-    offsets = np.array(one.offsets, np.int32).reshape(-1, 2) + place
-    return Encoded(np.array(one.ids, np.int32), offsets[:, 0], offsets[:, 1])
+    offsets = np.array(one.offsets, np.int32).reshape(-1, 2)
+    for number, token in enumerate(one.ids):
+        if letters := _greedy(backend).get(token):  # it has taken spaces beside it, which are not its own
+            start, stop = offsets[number].tolist()
+            start += text[start:stop].index(letters)
+            offsets[number] = start, start + len(letters)
+    return Encoded(np.array(one.ids, np.int32), offsets[:, 0] + place, offsets[:, 1] + place)
+
+
+@functools.lru_cache(16)
+def _greedy(backend: "Tokenizer") -> dict[int, str]:
+    """Added tokens that take the spaces before or behind them."""
+    return {number: token.content for number, token in backend.get_added_tokens_decoder().items()
+            if token.lstrip or token.rstrip}
 
 
 @functools.lru_cache(8)

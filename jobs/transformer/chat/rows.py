@@ -73,7 +73,7 @@ def conversation_of(form: Form, row: Mapping[str, Any]) -> Conversation:
     there = {name: value for name, value in row.items() if value is not None}
     if missing := [name for name in form.needed if name not in there]:
         fits = [each.name for each in _forms(there)]
-        raise ValueError(f"has no {' and '.join(missing)}, as the first row has"
+        raise ValueError(f"has no {' and '.join(missing)}, as the rows of this data have"
                          + (f": it is of the form {fits[0]}" if fits else ""))
     messages = [_message(each, number) for number, each in enumerate(_said(form, there))]
     if not messages:
@@ -151,6 +151,8 @@ def _message(message: Any, number: int) -> JsonObject:
     role = said.get("role")
     if role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r:.40}: known are {', '.join(ROLES)}")
+    if "function_call" in said:  # as tool calls were written before there were several
+        said["tool_calls"] = [{"function": said.pop("function_call")}]
     calls = [_call(each, number) for each in _list(said.get("tool_calls") or [], f"tool_calls of message {number}")]
     if "content" not in said and not calls:
         raise ValueError(f"message {number} ({role}) has neither content nor tool calls")
@@ -158,7 +160,10 @@ def _message(message: Any, number: int) -> JsonObject:
     made |= {name: said[name] for name in _KEPT if name in said}
     if calls:
         made["tool_calls"] = calls
-    if any(not said[name] for name in _WEIGHTS if name in said):
+    weights = [said[name] for name in _WEIGHTS if name in said]
+    if any(weight not in (0, 1) for weight in weights):
+        raise ValueError(f"message {number} has the weight {weights[0]!r:.20}: known are 0 and 1")
+    if not all(weights):
         made["weight"] = 0
     return made
 
@@ -191,7 +196,7 @@ def _call(call: Any, number: int) -> JsonObject:
 
 
 def _tools(value: Any) -> list[JsonObject]:
-    if value is None:
+    if not value:
         return []
     found: Any = _json(value, "tools") if isinstance(value, str) else value
     tools = _list(found, "tools")

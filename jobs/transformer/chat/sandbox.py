@@ -25,16 +25,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from jobs.transformer.chat.conversation import ChatTemplateError
-from jobs.transformer.chat.traced import joined, rewritten, traced
+from jobs.transformer.chat.traced import Traced, joined, rewritten, traced
 
 MOST_SECONDS = 5.0
 """Of one rendering."""
 MOST_CHARACTERS = 1 << 24
 """Of one rendering, and of each text that a template makes on its way."""
-_MOST_NUMBER = 100_000
-_WIDE = re.compile(r"\d{6}")
+_MOST_MADE = 1 << 28
+"""Characters of all texts that it makes on its way together."""
+_MOST_NUMBER, _MOST_VALUES = 100_000, 1_000_000
+_NUMBERS = re.compile(r"\d+")
+_FOLLOWED = ("trim", "string", "default", "d", "safe", "tojson", "replace", "first", "last")
+"""Filters that keep account of origins: what they have of the template's own is."""
 _deadline: ContextVar[float] = ContextVar("deadline")
 _blocks: ContextVar[list[int]] = ContextVar("blocks")
+_made: ContextVar[list[int]] = ContextVar("made")
 
 
 def compiled(source: str) -> jinja2.Template:
@@ -42,11 +47,13 @@ def compiled(source: str) -> jinja2.Template:
     if len(source) > MOST_CHARACTERS:
         raise ChatTemplateError("is too long")
     _deadline.set(time.monotonic() + MOST_SECONDS)
+    _made.set([0])
     try:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(f"is no Jinja template (line {error.lineno}: {error.message})") from error
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, SyntaxError,
+            MemoryError) as error:
         raise ChatTemplateError(f"cannot be compiled ({error or type(error).__name__})") from error
 
 
@@ -54,6 +61,7 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     """What a template writes, traced where the variables are. Raises: ChatTemplateError."""
     _deadline.set(time.monotonic() + MOST_SECONDS)
     _blocks.set([0])
+    _made.set([0])
     pieces: list[str] = []
     size = 0
     try:
@@ -75,10 +83,12 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _environment() -> "_Environment":
-    made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
+                        finalize=_checked)
     filters, known = cast("dict[str, Any]", made.filters), cast("dict[str, Any]", made.globals)
     filters |= {name: _bounded(name, make) for name, make in (filters | {"tojson": _tojson}).items()}
     filters |= {"join": _join, "replace": _bounded("replace", _replace)}
+    del known["lipsum"]
     known |= {"raise_exception": _raise, "strftime_now": _strftime_now, "dict": _Dict(), "namespace": _Namespace}
     return made
 
@@ -89,7 +99,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+        for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block))):
             look = nodes.Call(nodes.EnvironmentAttribute("look_at_clock"), [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(look, lineno=node.lineno))
         _joining(tree)
@@ -104,7 +114,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def join_texts(*parts: object) -> str:
         """`~`."""
-        texts = [part if isinstance(part, str) else str(part) for part in parts]
+        texts = [part if isinstance(part, str) else str(_checked(part)) for part in parts]
         _check_length(sum(map(len, texts)))
         return joined(texts)
 
@@ -120,7 +130,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         else:
             _check_numbers(*(side for side in (left, right) if operator == "**"))
             _check_numbers(*(side for side in (left, right) if abs(side) > 1 << 62))
-        return super().call_binop(context, operator, left, right)
+        found = super().call_binop(context, operator, left, right)
+        return _of(found, (left, right)) if operator == "%" else found
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
@@ -129,7 +140,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         def bounded(*args: Any, **kwargs: Any) -> str:
             _check_use("format", value.__self__, args, kwargs)
-            return wrapped(*args, **kwargs)
+            return _of(wrapped(*args, **kwargs), (value.__self__, args, kwargs))
 
         return bounded
 
@@ -142,6 +153,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return _join_by(owner, *args)
             if name == "replace":
                 return traced(owner).replace(*args)
+            return _of(super().call(__context, __obj, *args, **kwargs), (owner, args, kwargs))
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -190,6 +202,7 @@ def _strftime_now(form: str) -> str:
 
 def _tojson(value: object, ensure_ascii: bool = False, indent: int | str | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    _checked(value)
     if isinstance(indent, str):
         _check_length(len(indent), 1000)
     return rewritten(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
@@ -229,9 +242,35 @@ def _bounded(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
         values = args[1:] if hasattr(make, "jinja_pass_arg") else args
         owner = values[0] if values and isinstance(values[0], str) else ""
         _check_use(name, owner, values[1:], kwargs)
-        return make(*args, **kwargs)
+        given = (*map(_checked, values), kwargs)
+        return _of(make(*args, **kwargs), given, exact=name in _FOLLOWED)
 
     return bounded
+
+
+def _of(made: Any, given: tuple[Any, ...], *, exact: bool = False) -> Any:
+    """What was made of some values: of their messages, where it is not known in detail. exact: whether what it has
+    of the template's own is."""
+    if not isinstance(made, str):
+        return made
+    known = isinstance(made, Traced) and (exact or all(run.source is not None for run in made.runs))
+    return made if known else rewritten("".join([made]), list(given))
+
+
+def _checked(value: Any) -> Any:
+    """The value, which is about to be written. Raises: SecurityError for one of very many parts."""
+    waiting, count = list[Any]([value] if isinstance(value, dict | list | tuple) else []), 0
+    while waiting:
+        each = waiting.pop()
+        count += 1
+        if isinstance(each, str):
+            _check_length(len(each))
+        elif isinstance(each, dict | list | tuple):
+            count += len(each)
+            if count > _MOST_VALUES:
+                raise SecurityError(f"it writes a list of more than {_MOST_VALUES:,} values")
+            waiting += each.values() if isinstance(each, dict) else each
+    return value
 
 
 def _check_use(name: str, owner: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
@@ -253,7 +292,9 @@ def _check_use(name: str, owner: str, args: Iterable[Any], kwargs: Mapping[str, 
 
 
 def _check_length(size: int, times: int = 1) -> None:
-    if size * max(1, times) > MOST_CHARACTERS:
+    made = _made.get()
+    made[0] += size * max(1, times)
+    if size * max(1, times) > MOST_CHARACTERS or made[0] > _MOST_MADE:
         raise SecurityError(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
 
 
@@ -263,7 +304,7 @@ def _check_numbers(*numbers: Any) -> None:
 
 
 def _check_widths(form: str) -> None:
-    if _WIDE.search(form) or "*" in form:
+    if "*" in form or sum(int(each[:9]) for each in _NUMBERS.findall(form)) > _MOST_NUMBER:
         raise SecurityError("it asks for a very wide text")
 
 

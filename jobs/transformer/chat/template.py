@@ -29,7 +29,8 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
     "qwen": ("<|im_start|>", "<|im_end|>"),
 }
 """Templates that --model.chat-template knows by name, with the tokens that each is written with."""
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields of a message that its thoughts may stand in."""
 _TRAINING_DAY = datetime(2026, 1, 1)
 """What a template that writes the date is told when rows are prepared: they would differ from day to day."""
 _PROBE = "17-probe-71"
@@ -144,6 +145,17 @@ class ChatTemplate:
             raise ChatTemplateError("writes not all of a question and its answer")
 
     @functools.cached_property
+    def opener(self) -> str | None:
+        """The special token that stands next before what a user says: no turn of an assistant's ends by it."""
+        try:
+            whole = self.trace(Conversation(({"role": "user", "content": _PROBE},
+                                             {"role": "assistant", "content": _PROBE})))
+        except ChatTemplateError:
+            return None
+        before = whole.text[:whole.of(0)[0][0]] if whole.of(0) else ""
+        return next((before[start:stop] for start, stop in reversed(special_in(before, self.specials))), None)
+
+    @functools.cached_property
     def prompts_unasked(self) -> bool:
         """Whether it writes a prompt for an answer, or a part of it, where a conversation ends with one."""
         said = [{"role": role, "content": _PROBE} for role in ("user", "assistant", "user", "assistant")]
@@ -215,7 +227,7 @@ def _wrapped(tracer: Tracer, number: int, message: JsonObject, reads: _Reads) ->
         given["content"] = [{"type": "text", "text": given["content"]}]
     if reads.arguments_as_text and message.get("tool_calls"):
         given["tool_calls"] = tracer.wrap(number, "tool_calls", [_with_text(call) for call in message["tool_calls"]])
-    known = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    known = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if known is not None:
         said = tracer.wrap(number, "reasoning_content", known)
         given |= {"thinking": given.get("thinking", said), "reasoning_content": said}

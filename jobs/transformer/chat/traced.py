@@ -6,7 +6,7 @@ and says so: nothing is taken for a message's that is not.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, cast
 
@@ -14,6 +14,8 @@ _NAMES = ("role", "type", "id", "tool_call_id")
 """Fields whose values say what something is, and are no text of anybody's."""
 Source = tuple[int, int]
 """Which message, and which of the texts that a `Tracer` has wrapped: -1 for several of the message."""
+SEVERAL = -2
+"""In the place of a message, for what was made of more than one."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ class Traced(str):
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         if isinstance(key, slice):
             first, last, step = key.indices(len(self))
-            return self.part(first, max(first, last)) if step == 1 else str.__getitem__(self, key)
+            return (self.part(first, max(first, last)) if step == 1
+                    else rewritten(str.__getitem__(self, key), self))
         place = range(len(self))[key]
         return self.part(place, place + 1)
 
     def __iter__(self) -> Iterator[str]:
-        return (self.part(place, place + 1) for place in range(len(self)))
+        return iter(self._parts([(place, place + 1) for place in range(len(self))]))
 
     def __add__(self, other: str) -> str:
         return joined((self, other))
@@ -117,12 +120,30 @@ class Traced(str):
 
     def _found(self, pieces: Iterable[str], between: str) -> list[str]:
         """Pieces that follow each other, each where it begins first behind the one before."""
-        made: list[str] = []
+        places: list[tuple[int, int]] = []
         place = 0
         for piece in pieces:
             place = self.index(piece, place)
-            made.append(self.part(place, place + len(piece)))
+            places.append((place, place + len(piece)))
             place += len(piece) + len(between)
+        return self._parts(places)
+
+    def _parts(self, places: Sequence[tuple[int, int]]) -> list[str]:
+        """(start, stop) of each, one after the other: the runs are gone through once."""
+        made: list[str] = []
+        number = begin = 0
+        for start, stop in places:
+            while number < len(self.runs) and begin + self.runs[number].length <= start:
+                begin += self.runs[number].length
+                number += 1
+            runs: list[Run] = []
+            after, place = number, begin
+            while after < len(self.runs) and place < stop:
+                run = self.runs[after]
+                runs.append(run.cut(max(start, place) - place, min(stop, place + run.length) - place))
+                place += run.length
+                after += 1
+            made.append(Traced(str.__getitem__(self, slice(start, stop)), runs if start < stop else ()))
         return made
 
 
@@ -171,12 +192,13 @@ def sources_in(value: object) -> set[Source]:
 
 
 def rewritten(text: str, value: object) -> str:
-    """What a filter made of a value: of the value's message, if all of it is of one."""
+    """What was made of a value in another way than is followed here: of the value's message, or of `SEVERAL`."""
     sources = sources_in(value)
-    if len({message for message, _ in sources}) != 1:
+    if not sources or not text:
         return text
     (message, number), *more = sources
-    return Traced(text, [Run(len(text), (message, -1 if more else number))])
+    several = any(other != message for other, _ in more)
+    return Traced(text, [Run(len(text), (SEVERAL, -1) if several else (message, -1 if more else number))])
 
 
 class Tracer:

@@ -9,13 +9,14 @@ nothing that anybody else does, lies in it.
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from cluster.core.documents import JsonObject
 from jobs.transformer.chat.conversation import ChatTemplateError, Conversation, LossOn
-from jobs.transformer.chat.template import ChatTemplate, Rendering, special_in
+from jobs.transformer.chat.template import REASONING, ChatTemplate, Rendering, special_in
 from jobs.transformer.chat.traced import alike
 
 _FILLER = "x"
@@ -73,6 +74,11 @@ class _Finder:
         self.template, self.conversation = template, conversation
         self.whole = template.trace(conversation)
         self.blocks = self.whole.blocks()
+        for number, message in enumerate(conversation.messages):
+            said = str(message.get("content") or "").strip()
+            if said and message["role"] != "assistant" and not self.whole.of(number) and any(
+                    said in self.whole.text[start:start + size] for start, size in self.whole.literals()):
+                raise ChatTemplateError(f"treats message {number} ({message['role']}) in a way that cannot be followed")
 
     def turn(self, number: int) -> Turn:
         """Raises: ChatTemplateError."""
@@ -91,7 +97,7 @@ class _Finder:
             ranges, ends = ((begin, end),), end > last
         if any(self.whole.others(number, start, stop) for start, stop in ranges):
             raise ChatTemplateError("writes what another message says in the middle of it")
-        _check_whole(self.whole, message, own, ranges[0][0])
+        _check_whole(self.whole, message, own, ranges[0][0], ranges[-1][1])
         return Turn(number, ranges, ends)
 
     # ── by the template's own marks ──
@@ -151,11 +157,13 @@ class _Finder:
         if number < len(self.conversation.messages) - 1:
             short = self.template.trace(self.conversation.until(number + 1))
             alone = short.text[short.of(number)[-1][1]:] if short.of(number) else ""
-        ends = special_in(alone, self.template.specials)
-        if self.template.prompts_unasked:
-            header = self.whole.text[self.whole.previous_other(number, last):last]
-            ends = list(itertools.takewhile(lambda place: alone[slice(*place)] not in header, ends))
-            alone = alone[:ends[-1][1] if ends else 0]
+        header = self.whole.text[self.whole.previous_other(number, last):last] if self.template.prompts_unasked else ""
+        ends: list[tuple[int, int]] = []
+        for start, stop in special_in(alone, self.template.specials):
+            if alone[start:stop] == self.template.opener or alone[start:stop] in header:
+                alone = alone[:start]  # what follows opens another turn
+                break
+            ends.append((start, stop))
         if not ends:
             marker = alone.rstrip()
             return len(marker) if after.startswith(marker) else 0
@@ -191,9 +199,10 @@ class _Finder:
         return Turn(number, tuple(ranges), found.ends)
 
 
-def _check_whole(whole: Rendering, message: JsonObject, own: Sequence[tuple[int, int, Any]], begin: int) -> None:
+def _check_whole(whole: Rendering, message: JsonObject, own: Sequence[tuple[int, int, Any]], begin: int,
+                 end: int) -> None:
     """Raises: ChatTemplateError unless all that a message says is written, once."""
-    content, written = message.get("content"), whole.text[begin:own[-1][1]]
+    content = message.get("content")
     if isinstance(content, str) and content.strip():
         parts = [(start, stop) for start, stop, run in own if whole.field(run.source) == "content"]
         together = "".join(whole.text[start:stop] for start, stop in parts)
@@ -204,10 +213,30 @@ def _check_whole(whole: Rendering, message: JsonObject, own: Sequence[tuple[int,
         if (together.strip() != content.strip() or apart) and not (
                 in_order and parts and _squeezed(whole.text[begin:parts[-1][1]]).endswith(_squeezed(content))):
             raise ChatTemplateError("leaves out or changes a part of what it says, or writes it twice")
-    for text in _texts_in([call["function"] for call in message.get("tool_calls") or ()]):
-        if not any(form in written for form in (text, *(json.dumps(text, ensure_ascii=ascii)[1:-1]
-                                                        for ascii in (False, True)))):
-            raise ChatTemplateError(f"leaves out {text[:40]!r} of its tool calls")
+    fields = {whole.field(run.source) for _, _, run in own}
+    if any(str(message.get(name) or "").strip() for name in REASONING) and not fields & {*REASONING, ""}:
+        raise ChatTemplateError("leaves out its reasoning: take a template that writes it, or take "
+                                "reasoning_content out of the row")
+    _check_calls(whole, message, own, whole.text[begin:end])
+
+
+def _check_calls(whole: Rendering, message: JsonObject, own: Sequence[tuple[int, int, Any]], written: str) -> None:
+    """Raises: ChatTemplateError unless all texts of a message's tool calls are written as such, and all numbers."""
+    called = "\n".join(whole.text[start:stop] for start, stop, run in own
+                       if whole.field(run.source) in ("tool_calls", ""))
+    values = Counter(_values_in([call["function"] for call in message.get("tool_calls") or ()]))
+    for value, times in values.items():
+        where = called if isinstance(value, str) else written
+        if max(where.count(form) for form in _forms(value)) < times:
+            raise ChatTemplateError(f"leaves out {str(value)[:40]!r} of its tool calls: take a template that knows "
+                                    "them")
+
+
+def _forms(value: object) -> set[str]:
+    """How a value may be written."""
+    forms = {json.dumps(value, ensure_ascii=ascii) for ascii in (False, True)} | {str(value)}
+    return {form[1:-1] for form in forms if isinstance(value, str) and form.startswith('"')} | {str(value)} | (
+        set() if isinstance(value, str) else forms)
 
 
 def _common(text: str, other: str) -> int:
@@ -222,10 +251,11 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _texts_in(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from itertools.chain.from_iterable(map(_texts_in, cast("dict[str, object]", value).values()))
+def _values_in(value: object) -> Iterator[object]:
+    """Texts, numbers and booleans."""
+    if isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_values_in, cast("dict[str, object]", value).values()))
     elif isinstance(value, list):
-        yield from itertools.chain.from_iterable(map(_texts_in, cast("list[object]", value)))
+        yield from itertools.chain.from_iterable(map(_values_in, cast("list[object]", value)))
+    elif value is not None and value != "":
+        yield value

@@ -22,15 +22,16 @@ _ROWS_AT_ONCE = 256
 class PairRows(ConversationRows):
     """How the pairs of a piece are written: a row holds one, `tokens` and `marks` (2, max_length + 1), chosen first."""
 
-    def write(self, rows: Rows, first: int, about: JsonObject, writers: Writers) -> None:
-        """first: unused, since a row has the id of its pair. about: takes counts, as of conversations.
+    def write(self, rows: Rows, first: int, about: JsonObject, writers: Writers) -> list[int]:
+        """first: unused, since a row has the id of its pair. about: takes counts, as of conversations. Returns the
+        indices of the test rows that are kept.
 
         Raises: DataError for pairs that cannot be learnt, unless they are to be left out.
         """
         bad: list[BadRow] = []
         left = LeftOut(0)
         about |= {"learnt": dict.fromkeys(SPLITS, 0), "conversations": dict.fromkeys(SPLITS, 0)}
-        whole = Counter[str]()
+        whole, shown = Counter[str](), list[int]()
         for split in SPLITS:
             kept: list[tuple[int, list[ChatRow]]] = []
             for index in map(int, rows.of(split)):
@@ -47,6 +48,7 @@ class PairRows(ConversationRows):
                     continue
                 whole.update({name: sum(getattr(side, name) for side in sides) for name in ("merged", "unended")})
                 kept.append((int(rows.ids[index]), sides))
+                shown += [index] * (split == "test")
             for start in range(0, len(kept), _ROWS_AT_ONCE):
                 some = kept[start : start + _ROWS_AT_ONCE]
                 written = tokens_and_marks([[side] for _, sides in some for side in sides], self.width)
@@ -60,6 +62,7 @@ class PairRows(ConversationRows):
         over = f"pairs of more than {self.width:,} tokens (--data.too-long, --data.max-length)"
         about |= {**dict(whole), "skipped": bad,
                   "left_out": {over: (left.count, left.first[:SHOWN])} if self.data.too_long == "skip" else {}}
+        return shown
 
     def _sides(self, text: str) -> list[ChatRow]:
         """Raises: ChatTemplateError, also for answers that are the same in tokens."""

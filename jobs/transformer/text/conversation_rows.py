@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.core.documents import JsonObject
+from cluster.core.errors import DataError
 from jobs.common.data.dataset import SPLITS
 from jobs.common.data.found.account import SHOWN, LeftOut
 from jobs.common.data.found.bad_rows import BadRow, check_few, refuse
@@ -38,15 +39,16 @@ class ConversationRows:
         """Tokens of a row: one more than a model reads."""
         return self.data.max_length + 1
 
-    def write(self, rows: Rows, first: int, about: JsonObject, writers: Writers) -> None:
-        """first: the id of the first row. about: takes counts, by split but for `merged` and `unended`.
+    def write(self, rows: Rows, first: int, about: JsonObject, writers: Writers) -> list[int]:
+        """first: the id of the first row. about: takes counts, by split but for `merged` and `unended`. Returns the
+        indices of the test rows that are kept whole.
 
         Raises: DataError for conversations that cannot be learnt, unless they are to be left out.
         """
         bad: list[BadRow] = []
         left: dict[str, LeftOut] = {}
         about |= {"learnt": dict.fromkeys(SPLITS, 0), "conversations": dict.fromkeys(SPLITS, 0)}
-        whole = Counter[str]()
+        whole, shown = Counter[str](), list[int]()
         for split in SPLITS:
             kept: list[ChatRow] = []
             for index in rows.of(split):
@@ -60,6 +62,7 @@ class ConversationRows:
                 about["truncated"][split] += fitting is not row
                 whole.update({"merged": row.merged, "unended": row.unended})
                 kept.append(fitting)
+                shown += [int(index)] * (split == "test" and fitting is row)
             for tokens, marks in self._packed(kept):
                 writers[split].append({"tokens": tokens, "marks": marks,
                                        "row_id": np.arange(first, first + len(tokens))})
@@ -71,6 +74,7 @@ class ConversationRows:
             refuse(bad, "mend the conversation, or pass another --model.chat-template")
         about |= {**dict(whole), "skipped": bad,
                   "left_out": {why: (each.count, each.first[:SHOWN]) for why, each in left.items()}}
+        return shown
 
     def _encoded(self, rows: Rows, index: int, bad: list[BadRow]) -> ChatRow | None:
         try:
@@ -126,8 +130,14 @@ def lines_of(details: JsonObject, loss_on: LossOn) -> Iterator[str]:
 
 
 def with_left_out(found: Survey, abouts: Sequence[JsonObject], data: TextDataConfig) -> Survey:
-    """With the conversations that pass 2 has left out. Raises: DataError where they are too many."""
+    """With the conversations that pass 2 has left out. Raises: DataError where they are too many, or none is left of a
+    split."""
     skipped = [(where, why) for about in abouts for where, why in about.get("skipped", ())]
     check_few([*found.skipped, *skipped], found.num_rows + len(found.skipped), data)
     more = [(why, LeftOut(*of)) for about in abouts for why, of in about.get("left_out", {}).items()]
+    kept = counts_of(abouts)["conversations"]
+    if empty := [split for split in SPLITS if not kept[split]]:
+        whys = [f"{of.count:,} {why}" for why, of in merged(more).items()]
+        whys += [f"{len(skipped):,} that cannot be learnt, the first of which {skipped[0][1]}"] if skipped else []
+        raise DataError(f"data {data.uri!r} leaves no {empty[0]} rows: left out are {', '.join(whys) or 'all'}")
     return replace(found, skipped=(*found.skipped, *skipped), unwanted=merged([*found.unwanted.items(), *more]))

@@ -33,16 +33,18 @@ class ConversationFile(TextFile):
     def read(self) -> Texts:
         texts: list[str] = []
         bad: list[BadRow] = []
-        kept = self.kept["rows"] = []
+        kept: list[int] = []
+        self.kept.pop("rows", None)
         for number, (row, why) in self._rows(bad):
             try:
                 if row is None:
                     raise ValueError(why)
                 texts.append(self._text(row))
                 kept.append(number)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 bad.append((self.place(number), str(error)))
         self.leave_out(bad, "mend the row")
+        self.kept["rows"] = kept
         return Texts(texts, skipped=bad)
 
     def _text(self, row: Mapping[str, Any]) -> str:
@@ -64,6 +66,8 @@ class ConversationFile(TextFile):
         else:
             table, wrong = read_csv(decoded(self.content(), self), self)
             bad += wrong
+            if twice := next((name for name in table.column_names if table.column_names.count(name) > 1), None):
+                raise DataError(f"{self.name} has the column {twice!r} twice: its first line must name its columns")
             table = table.select(self._columns(table.column_names))
         return ((number, (row, "")) for number, row in enumerate(table.to_pylist()))
 

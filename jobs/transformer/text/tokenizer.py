@@ -55,7 +55,8 @@ def identity_of(config: TransformerConfig) -> list[object]:
     if is_trained_here(config):
         return [kind_of(config), config.data.vocab_size, config.data.lowercase, *template]
     folder = expanded(config.model.name)
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".txt", ".model")) if folder.is_dir() else []
+    kinds = (".json", ".txt", ".model", *([".jinja"] if template else []))
+    files = sorted(p for p in folder.glob("*") if p.suffix in kinds) if folder.is_dir() else []
     return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files], *template]
 
 

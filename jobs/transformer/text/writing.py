@@ -7,7 +7,7 @@ rows hold whole conversations (conversation_rows.py).
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,8 @@ class Task:
             "tokens": dict.fromkeys(SPLITS, 0), "truncated": dict.fromkeys(SPLITS, 0),
             "bytes": {split: sum(len(contents[i]) for i in rows.of(split)) for split in SPLITS}}
         if self.conversations is not None:
-            self.conversations.write(rows, piece.number * _PIECE_IDS, about, writers)
-            about["sample"] = _sample(rows, self.seed)
+            shown = self.conversations.write(rows, piece.number * _PIECE_IDS, about, writers)
+            about["sample"] = _sample(rows, self.seed, shown)
         elif rows.codes is not None:
             self._write_rows(rows, about, writers)
             about["sample"] = _sample(rows, self.seed)
@@ -150,10 +150,11 @@ def _cut(stream: Ints, length: int) -> tuple[Ints, Ints]:
     return whole, stream[count * length :]
 
 
-def _sample(rows: Rows, seed: int) -> list[tuple[int, int, int, str]]:
-    """Test rows that stand for all: (row id, index in this piece's test rows, class or 0, text)."""
+def _sample(rows: Rows, seed: int, shown: Sequence[int] | None = None) -> list[tuple[int, int, int, str]]:
+    """Test rows that stand for all: (row id, index in this piece's test rows, class or 0, text). shown: indices of
+    those that may; None: all."""
     codes = np.zeros(len(rows.ids), np.int32) if rows.codes is None else rows.codes
-    test = rows.of("test")
+    test = rows.of("test") if shown is None else np.array(shown, np.int64)
     places = np.argsort(keyed_hash(seed, rows.ids[test]), kind="stable")[:SAMPLE_ROWS]
     return [(int(rows.ids[row]), int(place), int(codes[row]), rows.texts[row])
             for place, row in zip(places.tolist(), test[places].tolist(), strict=True)]
