@@ -243,7 +243,7 @@ def test_conversations_are_prepared_alike_from_every_format_and_in_every_number_
     cut = prepared(tmp_path / "cut", config_of(tmp_path / "a.jsonl", data={"piece_mb": 0.002}), said.append)
     assert cut.details["learnt"] == learnt["a.jsonl"] and len(cut.splits["train"].pieces) > 3
     assert any("120 conversations, of the form messages" in line for line in said)
-    assert waste(found["a.jsonl"].details, found["a.jsonl"].splits) < 0.1
+    assert waste(found["a.jsonl"].details, found["a.jsonl"].splits) < 0.15, "few rows"
 
 
 def test_what_is_learnt_decodes_to_what_assistants_say(tmp_path: Path) -> None:
@@ -381,6 +381,14 @@ def test_held_out_questions_were_never_asked_in_training() -> None:
     assert not asked["train"] & asked["test"] and len(asked["test"]) > 1000
     answers = {split: {each.reference for each in asked_in(texts)} for split, texts in asked.items()}
     assert len(answers["test"] - answers["train"]) < 0.05 * len(answers["test"]), "what is asked about was learnt"
+
+
+def test_a_tokenizer_of_characters_knows_those_of_the_template(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": f"{i}"},
+                                                            {"role": "assistant", "content": "0"}]} for i in range(40)])
+    tokenizer = load_tokenizer(prepared(tmp_path, config_of(path, data={"tokenizer": "characters"})))
+    ids = ChatEncoder.of(tokenizer).prompt(Conversation(({"role": "user", "content": "1"},)))
+    assert tokenizer.decode(ids) == "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_prompt_keeps_the_letters_of_special_tokens(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -20,7 +23,7 @@ from cluster.core.auth import expanded
 from cluster.core.documents import parse_json
 from cluster.core.errors import ConfigError, DataError
 from jobs.common.arrays import Array
-from jobs.transformer.chat.conversation import ChatTemplateError
+from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.config import OF_CONVERSATIONS
@@ -78,6 +81,17 @@ def chat_template(config: TransformerConfig) -> str | None:
                           f"{', '.join(BUILT_IN)}") from error
 
 
+def _written_by_template(config: TransformerConfig, special: list[str]) -> str:
+    """What a template writes around what is said, without special tokens: nothing of a model that refuses it all."""
+    template = ChatTemplate(chat_template(config) or "", {"bos_token": END, "eos_token": END}, tuple(special))
+    for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user")):
+        with contextlib.suppress(ChatTemplateError):
+            written = template.render(Conversation(tuple({"role": role, "content": "."} for role in roles)),
+                                      add_generation_prompt=True)
+            return functools.reduce(lambda text, token: text.replace(token, ""), special, written)
+    return ""
+
+
 def with_chat_template(tokenizer: "PreTrainedTokenizerFast", config: TransformerConfig) -> "PreTrainedTokenizerFast":
     """The tokenizer with the template of its conversations. Raises: ConfigError where there is none, or it is written
     with tokens that the tokenizer does not have."""
@@ -131,6 +145,7 @@ def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokeniz
     special = list(_SPECIAL.values()) if classify else [END]
     if config.task in OF_CONVERSATIONS:
         special += BUILT_IN.get(config.model.chat_template or "chatml", ())
+        texts = itertools.chain([_written_by_template(config, special)], texts)
     made = _TRAINERS[kind](texts, special, config)
     if classify:
         _frame(made)
