@@ -9,7 +9,6 @@ whatever makes a long text of a short one is looked at first. What it writes is 
 
 import functools
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -24,22 +23,24 @@ from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from jobs.transformer.chat.bounds import (
+    MOST_CHARACTERS,
+    check_length,
+    check_numbers,
+    check_use,
+    check_widths,
+    checked,
+    count_anew,
+)
 from jobs.transformer.chat.conversation import ChatTemplateError
 from jobs.transformer.chat.traced import Traced, joined, rewritten, traced
 
 MOST_SECONDS = 5.0
 """Of one rendering."""
-MOST_CHARACTERS = 1 << 24
-"""Of one rendering, and of each text that a template makes on its way."""
-_MOST_MADE = 1 << 28
-"""Characters of all texts that it makes on its way together."""
-_MOST_NUMBER, _MOST_VALUES = 100_000, 1_000_000
-_NUMBERS = re.compile(r"\d+")
 _FOLLOWED = ("trim", "string", "default", "d", "safe", "tojson", "replace", "first", "last")
 """Filters that keep account of origins: what they have of the template's own is."""
 _deadline: ContextVar[float] = ContextVar("deadline")
 _blocks: ContextVar[list[int]] = ContextVar("blocks")
-_made: ContextVar[list[int]] = ContextVar("made")
 
 
 def compiled(source: str) -> jinja2.Template:
@@ -47,7 +48,7 @@ def compiled(source: str) -> jinja2.Template:
     if len(source) > MOST_CHARACTERS:
         raise ChatTemplateError("is too long")
     _deadline.set(time.monotonic() + MOST_SECONDS)
-    _made.set([0])
+    count_anew()
     try:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -61,7 +62,7 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     """What a template writes, traced where the variables are. Raises: ChatTemplateError."""
     _deadline.set(time.monotonic() + MOST_SECONDS)
     _blocks.set([0])
-    _made.set([0])
+    count_anew()
     pieces: list[str] = []
     size = 0
     try:
@@ -84,7 +85,7 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 @functools.cache
 def _environment() -> "_Environment":
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols],
-                        finalize=_checked)
+                        finalize=checked)
     filters, known = cast("dict[str, Any]", made.filters), cast("dict[str, Any]", made.globals)
     filters |= {name: _bounded(name, make) for name, make in (filters | {"tojson": _tojson}).items()}
     filters |= {"join": _join, "replace": _bounded("replace", _replace)}
@@ -114,22 +115,22 @@ class _Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def join_texts(*parts: object) -> str:
         """`~`."""
-        texts = [part if isinstance(part, str) else str(_checked(part)) for part in parts]
-        _check_length(sum(map(len, texts)))
+        texts = [part if isinstance(part, str) else str(checked(part)) for part in parts]
+        check_length(sum(map(len, texts)))
         return joined(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sizes = [len(side) if isinstance(side, str | list | tuple) else None for side in (left, right)]
         if operator == "+":
-            _check_length(sum(size or 0 for size in sizes))
+            check_length(sum(size or 0 for size in sizes))
         elif operator == "%" and isinstance(left, str):
-            _check_widths(left)
+            check_widths(left)
         elif sizes != [None, None]:
             number = right if sizes[1] is None else left
-            _check_length((sizes[0] or 0) + (sizes[1] or 0), number if isinstance(number, int) else 1)
+            check_length((sizes[0] or 0) + (sizes[1] or 0), number if isinstance(number, int) else 1)
         else:
-            _check_numbers(*(side for side in (left, right) if operator == "**"))
-            _check_numbers(*(side for side in (left, right) if abs(side) > 1 << 62))
+            check_numbers(*(side for side in (left, right) if operator == "**"))
+            check_numbers(*(side for side in (left, right) if abs(side) > 1 << 62))
         found = super().call_binop(context, operator, left, right)
         return _of(found, (left, right)) if operator == "%" else found
 
@@ -139,7 +140,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return None
 
         def bounded(*args: Any, **kwargs: Any) -> str:
-            _check_use("format", value.__self__, args, kwargs)
+            check_use("format", value.__self__, args, kwargs)
             return _of(wrapped(*args, **kwargs), (value.__self__, args, kwargs))
 
         return bounded
@@ -148,7 +149,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             name = __obj.__name__
-            _check_use(name, owner, args, kwargs)
+            check_use(name, owner, args, kwargs)
             if name == "join":
                 return _join_by(owner, *args)
             if name == "replace":
@@ -202,9 +203,9 @@ def _strftime_now(form: str) -> str:
 
 def _tojson(value: object, ensure_ascii: bool = False, indent: int | str | None = None,
             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-    _checked(value)
+    checked(value)
     if isinstance(indent, str):
-        _check_length(len(indent), 1000)
+        check_length(len(indent), 1000)
     return rewritten(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
                                 sort_keys=sort_keys), value)
 
@@ -241,8 +242,8 @@ def _bounded(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
     def bounded(*args: Any, **kwargs: Any) -> Any:
         values = args[1:] if hasattr(make, "jinja_pass_arg") else args
         owner = values[0] if values and isinstance(values[0], str) else ""
-        _check_use(name, owner, values[1:], kwargs)
-        given = (*map(_checked, values), kwargs)
+        check_use(name, owner, values[1:], kwargs)
+        given = (*map(checked, values), kwargs)
         return _of(make(*args, **kwargs), given, exact=name in _FOLLOWED)
 
     return bounded
@@ -255,57 +256,6 @@ def _of(made: Any, given: tuple[Any, ...], *, exact: bool = False) -> Any:
         return made
     known = isinstance(made, Traced) and (exact or all(run.source is not None for run in made.runs))
     return made if known else rewritten("".join([made]), list(given))
-
-
-def _checked(value: Any) -> Any:
-    """The value, which is about to be written. Raises: SecurityError for one of very many parts."""
-    waiting, count = list[Any]([value] if isinstance(value, dict | list | tuple) else []), 0
-    while waiting:
-        each = waiting.pop()
-        count += 1
-        if isinstance(each, str):
-            _check_length(len(each))
-        elif isinstance(each, dict | list | tuple):
-            count += len(each)
-            if count > _MOST_VALUES:
-                raise SecurityError(f"it writes a list of more than {_MOST_VALUES:,} values")
-            waiting += each.values() if isinstance(each, dict) else each
-    return value
-
-
-def _check_use(name: str, owner: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """Before a method of a text, or a filter, is called. Raises: SecurityError."""
-    given = [*args, *kwargs.values()]
-    _check_numbers(*(each for each in given if isinstance(each, int)))
-    texts = [each for each in given if isinstance(each, str)]
-    if name == "replace" and len(texts) == 2:
-        old, new = texts
-        count = len(owner) + 1 if not old else owner.count(old)
-        _check_length(len(owner) + count * len(new))
-    elif name in ("format", "format_map"):
-        _check_widths(owner)
-        _check_length(sum(map(len, texts)), owner.count("{") + owner.count("%") + 1)
-    elif name in ("indent", "wordwrap", "translate", "expandtabs") and owner:
-        most = max([4, *map(len, texts), *(each for each in given if isinstance(each, int))])
-        _check_length(len(owner) + most * (1 + len(owner) if name == "wordwrap" else 1 + owner.count("\n")
-                                           + owner.count("\t")))
-
-
-def _check_length(size: int, times: int = 1) -> None:
-    made = _made.get()
-    made[0] += size * max(1, times)
-    if size * max(1, times) > MOST_CHARACTERS or made[0] > _MOST_MADE:
-        raise SecurityError(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
-
-
-def _check_numbers(*numbers: Any) -> None:
-    if any(isinstance(number, int | float) and abs(number) > _MOST_NUMBER for number in numbers):
-        raise SecurityError(f"it calculates with more than {_MOST_NUMBER:,}")
-
-
-def _check_widths(form: str) -> None:
-    if "*" in form or sum(int(each[:9]) for each in _NUMBERS.findall(form)) > _MOST_NUMBER:
-        raise SecurityError("it asks for a very wide text")
 
 
 def _replace(value: object, old: object, new: object, count: int | None = None) -> str:
@@ -323,7 +273,7 @@ def _join(evaluated: Any, value: Iterable[Any], d: str = "", attribute: str | in
 
 def _join_by(between: str, value: Iterable[Any]) -> str:
     texts = [each if isinstance(each, str) else str(each) for each in value]
-    _check_length(sum(map(len, texts)) + len(between) * len(texts))
+    check_length(sum(map(len, texts)) + len(between) * len(texts))
     pieces: list[str] = []
     for number, text in enumerate(texts):
         pieces += [between, text] if number else [text]
