@@ -165,12 +165,13 @@ def _plain(text: str) -> str:
 def _encode(backend: "Tokenizer", text: str, place: int) -> Encoded:
     one = backend.encode(text, add_special_tokens=False)
     offsets = np.array(one.offsets, np.int32).reshape(-1, 2)
-    for number, token in enumerate(one.ids):
-        if letters := _greedy(backend).get(token):  # it has taken spaces beside it, which are not its own
-            start, stop = offsets[number].tolist()
-            start += text[start:stop].index(letters)
-            offsets[number] = start, start + len(letters)
-    return Encoded(np.array(one.ids, np.int32), offsets[:, 0] + place, offsets[:, 1] + place)
+    ids, greedy = np.array(one.ids, np.int32), _greedy(backend)
+    for number in np.flatnonzero(np.isin(ids, list(greedy))).tolist() if greedy else ():
+        start, stop = offsets[number].tolist()  # it has taken spaces beside it, which are not its own
+        letters = greedy[int(ids[number])]
+        start += text[start:stop].index(letters)
+        offsets[number] = start, start + len(letters)
+    return Encoded(ids, offsets[:, 0] + place, offsets[:, 1] + place)
 
 
 @functools.lru_cache(16)

@@ -41,7 +41,7 @@ class PairRows(ConversationRows):
                     bad.append((rows.describe(index), f"cannot be learnt: {error}"))
                     continue
                 if (longest := max(len(side.ids) for side in sides)) > self.width:
-                    left = left.merged(LeftOut(1, (rows.describe(index),)))
+                    left = left.merged(LeftOut(1, (rows.describe(index),) if left.count < SHOWN else ()))
                     if self.data.too_long != "skip":
                         bad.append((rows.describe(index), f"has {longest:,} tokens, and --data.max-length "
                                     f"{self.data.max_length} takes {self.width:,}"))

@@ -57,7 +57,9 @@ class ConversationRows:
                     continue
                 fitting = row if len(row.ids) <= self.width else row.cut(self.width)
                 if why := self._why_not(row, fitting):
-                    left[why] = left.get(why, LeftOut(0)).merged(LeftOut(1, (rows.describe(int(index)),)))
+                    so_far = left.get(why, LeftOut(0))
+                    named = (rows.describe(int(index)),) if so_far.count < SHOWN else ()
+                    left[why] = so_far.merged(LeftOut(1, named))
                     continue
                 about["truncated"][split] += fitting is not row
                 whole.update({"merged": row.merged, "unended": row.unended})

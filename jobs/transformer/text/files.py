@@ -91,8 +91,10 @@ class FilePart:
         """Lines before the part."""
         if self.part is None or not self.part[0]:
             return 0
-        with self.store.reading(self.path) as stream:
-            return stream.read(self.part[0]).count(b"\n")
+        if "lines" not in self.kept:  # each of many rows may be named
+            with self.store.reading(self.path) as stream:
+                self.kept["lines"] = [stream.read(self.part[0]).count(b"\n")]
+        return self.kept["lines"][0]
 
     def json_place(self, number: int, *, is_array: bool) -> str:
         """What to call an object of JSON. number: of its line in the part, from 1, or its place in one list, from 0."""
