@@ -44,6 +44,7 @@ class MultiplexedReplica:
                 return await asyncio.to_thread(_load, self._asked[key], self.kind_of(self._asked[key]))
 
         self._loaded: Any = serve.multiplexed(load, SharedSettings(**settings).max_loaded)
+        self._loading: dict[str, asyncio.Future[Replica]] = {}
 
     async def about(self, settings: JsonObject) -> JsonObject:
         """Of a model that need not be loaded for it. Raises: ArtifactError."""
@@ -70,11 +71,22 @@ class MultiplexedReplica:
         if time.monotonic() >= self._failures.get(key, (0.0, ""))[0]:
             self._asked[key] = settings
             try:
-                return await asyncio.shield(self._loaded(key))  # who is called off leaves the loading to others
+                return await asyncio.shield(self._once(key))  # who is called off leaves the loading to others
             except Exception as error:  # noqa: BLE001  (whatever it is, it is this model's alone)
                 _log.error("%s cannot be loaded: %s", settings.application, error)
                 self._failures[key] = (time.monotonic() + _RETRY_S, str(error))
         return NotLoadedError(f"model {settings.name!r} cannot be loaded: the log of its replica says why")
+
+    def _once(self, key: str) -> "asyncio.Future[Replica]":
+        """All that ask for a model while it is loaded wait for the one loading of it.
+
+        Where Serve loads a model a second time, since it was put out while somebody waited for it, it does not tell the
+        ingress that it is here: the end of the first loading has taken it from those that are on their way.
+        """
+        if key not in self._loading:
+            self._loading[key] = asyncio.ensure_future(self._loaded(key))
+            self._loading[key].add_done_callback(lambda _: self._loading.pop(key))
+        return self._loading[key]
 
     def kind_of(self, settings: ModelSettings) -> type[Replica]:
         """The class of a model's replica."""

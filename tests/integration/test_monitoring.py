@@ -172,7 +172,7 @@ def of_texts_and_changes() -> dict[str, set[str]]:
              | ({"le"} if kind == "histogram" else set())
              for name, kind, labels in rows}
     return {name: labels for name, labels in known.items()
-            if re.search("tokens_total|first_token|shadow_rows|went_back", name)}
+            if re.search("tokens_total|first_token|prefix_|shadow_rows|went_back", name)}
 
 
 def of_a_loss_that_is_not_finite() -> dict[str, set[str]]:
