@@ -122,7 +122,8 @@ def test_bad_pairs_are_named_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 151 chosen and rejected are the same"):
         prepared(tmp_path, config_of(path))
     path = write_lines(tmp_path / "a.jsonl", [*some(150), long])
-    with pytest.raises(DataError, match=r"line 151 has \d+ tokens, and --data.max-length 64 takes 65.*too-long skip"):
+    with pytest.raises(DataError, match=r"line 151 cannot be learnt: it has \d+ tokens, and --data.max-length 64 takes "
+                                        r"65.*too-long skip"):
         prepared(tmp_path, config_of(path))
     said: list[str] = []
     dataset = prepared(tmp_path, config_of(path, data={"too_long": "skip"}), said.append)
