@@ -31,7 +31,8 @@ UNMEASURED = ("sft",)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS, *UNMEASURED], metavar="NAME",
-                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join((*SOAKS, *UNMEASURED))}")
+                        help=f"which (without one: {', '.join(NAMES)}); by name only: "
+                             f"{', '.join((*SOAKS, *UNMEASURED))}")
     parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
     parser.add_argument("--quick", action="store_true",
                         help="tiny settings, to try it out; writes nothing, checks nothing")
