@@ -5,6 +5,7 @@
     trainyard new NAME [--from JOB]                  a folder with a job of your own, that trains at once
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
+    trainyard runs list | show | page | rm | prune   all runs of a storage, on one page too
     trainyard registry list | promote | register     versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
@@ -23,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 
 WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__",
-                 "serve": "serving.__main__"}
+                 "runs": "jobs.common.runs.__main__", "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 

@@ -34,6 +34,7 @@ def everything() -> Any:
     from cluster.__main__ import parser as cluster
     from jobs.common.compare import parser as compare
     from jobs.common.registry.__main__ import parser as registry
+    from jobs.common.runs.__main__ import parser as overview
     from jobs.common.training.house import house_config, house_names
     from serving.__main__ import parser as serving
     from tuning.options import combined
@@ -43,6 +44,7 @@ def everything() -> Any:
         "train": _group("train", configs), "data": _group("data", {"check": _group("check", configs)}),
         "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
         "compare": _of_parser("compare", compare()), "registry": _of_parser("registry", registry()),
+        "runs": _of_parser("runs", overview()),
         "serve": _of_parser("serve", serving()),
         "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),
         **{name: _of_parser(name, parser) for name, parser in subcommands_of(cluster()).items()},

@@ -19,7 +19,7 @@ from jobs.common.training.rendezvous import Heartbeat
 
 RUN_FILE = "run.json"
 """The record of a run in its folder: see runs/run_folder.py."""
-_FILE = "progress.json"
+PROGRESS_FILE = "progress.json"
 _EXCLUDED_FILE = "excluded_steps.json"
 
 
@@ -82,11 +82,12 @@ class RunState:
         """
         run_state = RunState(store=store, excluded_steps=_excluded(store), require=require)
         try:
-            saved = load_json(store, _FILE, _Saved)
+            saved = load_json(store, PROGRESS_FILE, _Saved)
         except FileNotFoundError:
             return run_state
         except DocumentError as error:
-            run_state.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
+            run_state.event(f"{PROGRESS_FILE} was damaged ({error}): restarts, lost steps and history before are not "
+                            "known")
             return run_state
         for key in _SAVED:
             setattr(run_state, key, getattr(saved, key))
@@ -182,7 +183,7 @@ class RunState:
         self.require()
         self._saved_at = time.monotonic()
         self.wall_s = self.elapsed_s
-        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}),
+        self.store.write_text(PROGRESS_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}),
                               durable=durable or ended)
 
 

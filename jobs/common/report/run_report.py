@@ -64,6 +64,8 @@ class ReportContent:
     data: JsonObject = field(default_factory=JsonObject)
     """What `Dataset.describe` gives: fingerprint, rows and class counts by split."""
     data_page: str = ""
+    index: str = ""
+    """Where the page of all runs is, from this one's folder."""
     """The page beside it that shows the data (data_report.py)."""
     environment: Mapping[str, object] = field(default_factory=dict[str, object])
     artifact: str = ""
@@ -82,8 +84,9 @@ def render(content: ReportContent) -> str:
     run, split = content.run, _main(content.metrics)
     e = content.evaluations.get(split)
     return html.render(
-        "run_report.html", content=content, split=split, e=e, charts=charts, data_uri=images.data_uri,
-        started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)), took=_duration(run.duration_s),
+        "run_report.html", content=content, index=content.index, split=split, e=e, charts=charts,
+        data_uri=images.data_uri, started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)),
+        took=_duration(run.duration_s),
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
         groups=_chart_groups(content.history, content.declared),
         has_train_loss=any("train_loss" in row for row in content.history),

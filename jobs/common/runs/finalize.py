@@ -79,7 +79,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
-        data_page=DATA_FILE, artifact=made.uri,
+        data_page=DATA_FILE, index=folder.index, artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
 
