@@ -41,6 +41,10 @@ class RunFacts:
     recovery_s: Sequence[float] = ()
     """From the last step before each failure to the first one after it."""
     events: Sequence[str] = ()
+    time_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Where the time went, by cause."""
+    cost: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of all `workers`, and of that what failures `lost`; empty where nobody gave a price."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,12 @@ def write_report(store: Store, path: str, content: ReportContent) -> None:
     store.write_text(path, render(content))
 
 
+def _time_rows(time_s: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    whole = sum(time_s.values()) or 1.0
+    return [*((cause, f"{seconds:,.1f}", f"{seconds / whole:.1%}") for cause, seconds in time_s.items()),
+            ("all of it", f"{whole:,.1f}", "100%")]
+
+
 def render(content: ReportContent) -> str:
     """The report as one HTML document."""
     run, split = content.run, _main(content.metrics)
@@ -90,7 +100,7 @@ def render(content: ReportContent) -> str:
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
         groups=_chart_groups(content.history, content.declared),
         has_train_loss=any("train_loss" in row for row in content.history),
-        headlines=_headlines(content, split),
+        headlines=_headlines(content, split), time_rows=_time_rows,
         metrics=declared_metrics.rows(content.declared, [*content.metrics.values()]),
         rows_judged=[f"{each.num_rows:,}" for each in content.evaluations.values()],
         confusions=_confusions(e) if e else (),

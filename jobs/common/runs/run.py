@@ -65,7 +65,8 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         config = configs.parse(job.config_type, given, f"python -m {job.package}")
         refuse_again(config.run)
-        return check_data(job, config) if config.data.check else Run(job, config).carry_out()
+        return check_data(job, config) if config.data.check else Run(
+            job, config, timeline=Timeline.of_process()).carry_out()
     except TrainyardError as error:
         fail(str(error))
         if config:
@@ -91,13 +92,14 @@ class Run:
 
     def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None,
                  stop: threading.Event | None = None, until_epoch: int | None = None,
-                 open_executor: OpenExecutor = open_executor) -> None:
+                 open_executor: OpenExecutor = open_executor, timeline: Timeline | None = None) -> None:
         """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone
         asks the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training
-        rests, with a checkpoint. open_executor: connects to who starts the workers.
+        rests, with a checkpoint. open_executor: connects to who starts the workers. timeline: by default it begins
+        now.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
-        self.display, self.timeline = RunConsole(), Timeline.of_process()
+        self.display, self.timeline = RunConsole(), timeline or Timeline.of_call()
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
@@ -202,6 +204,8 @@ class Run:
             with folder.kept():
                 show_data(self.job, self.config, folder.store, opened.dataset, self.display.say)
                 self.timeline.mark("data_page")
+                run_state.price = self.config.run.price
+                run_state.account.begin(*self.timeline.before_training())
                 if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
