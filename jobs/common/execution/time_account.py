@@ -98,6 +98,11 @@ class TimeAccount:
                 found[cause] = _sum(found.get(cause, (0.0, 0.0)), both)
         return {cause: found[cause] for cause in CAUSES if cause in found}
 
+    @property
+    def settled(self) -> Spent:
+        """What there is of each cause as it was settled: it only grows. Waits inside steps are among the steps."""
+        return dict(self._spent)
+
     def seconds(self) -> dict[str, float]:
         """By cause, to hundredths, for result.json."""
         return {cause: round(both[0], 2) for cause, both in self.spent.items()}

@@ -112,6 +112,7 @@ def _show(options: argparse.Namespace, storage: Store) -> None:
              ("steps" if entry.kind == "run" else "trials", f"{entry.steps:,}" if entry.steps else "-"),
              *((label, f"{value:.4f}") for label, value in entry.scores),
              ("goodput", f"{entry.goodput:.0%}, {entry.restarts} restarts" if entry.goodput is not None else "-"),
+             *([("cost", f"{entry.cost:,.2f}")] if entry.cost is not None else []),
              ("on disk", size_shown(entry.size)), ("registered", entry.registered or "-"),
              ("folder", storage.location(entry.name)),
              *((title, storage.location(path)) for title, path in entry.pages.items())]

@@ -66,7 +66,8 @@ def _row(entry: Entry) -> list[tuple[str, float | str]]:
     return [(entry.kind, entry.kind), (entry.job or "–", entry.job), (when(entry.created), entry.created),
             (entry.shown_scores or "–", score), (_or_dash(entry.steps, "{:,}"), entry.steps or 0),
             (duration(entry.wall_s) if entry.wall_s else "–", entry.wall_s or 0),
-            (_or_dash(entry.goodput, "{:.0%}"), entry.goodput or 0), (size_shown(entry.size), entry.size),
+            (_or_dash(entry.goodput, "{:.0%}"), entry.goodput or 0),
+            (_or_dash(entry.cost, "{:,.2f}"), entry.cost or 0), (size_shown(entry.size), entry.size),
             (entry.registered or "–", entry.registered)]
 
 

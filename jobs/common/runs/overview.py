@@ -52,6 +52,8 @@ class Entry:
     """Of the test rows; of a search what it looked for. The first is the one that counts."""
     goodput: float | None = None
     restarts: int = 0
+    cost: float | None = None
+    """Of its workers, where the run was given a price."""
     size: int
     pages: Mapping[str, str]
     """What there is to read: title -> path in the storage."""
@@ -144,6 +146,7 @@ def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | N
         touched=max(file.mtime for file in files.values()), wall_s=result.get("wall_s"),
         steps=result.get("steps") if kind == "run" else sum(result.get("trials", {}).values()) or None,
         scores=tuple(_scores(result)[:_SCORES]), goodput=result.get("goodput"),
+        cost=result.get("cost", {}).get("workers"),
         restarts=int(result.get("restarts", 0)), size=sum(file.size for file in files.values()),
         pages={title: f"{name}/{newest}{path}" for title, path in _PAGES.items() if f"{newest}{path}" in files},
         versions=made,

@@ -243,6 +243,7 @@ class Run:
             if metrics is not None:
                 metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
+                metrics.update_time({cause: spent[0] for cause, spent in run_state.account.settled.items()})
             if publisher is not None:
                 publisher.publish(lambda: status_of(self.job.name, self.config, current, run_state))
 
