@@ -6,7 +6,7 @@
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
     trainyard runs list | show | page | rm | prune   all runs of a storage, on one page too
-    trainyard registry list | promote | register     versions of models
+    trainyard registry list | promote | undo | …     versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
     trainyard status | watch                         what runs there, and what is wrong

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
-from cluster.core.errors import TrainyardError
+from cluster.core.errors import RegistryError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
@@ -39,7 +40,14 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     command = commands.add_parser("promote", parents=[place], help=f"give a version the alias {CHAMPION}")
     command.add_argument("name")
     command.add_argument("version")
+    command.add_argument("--why", default="", help="is recorded with it")
     command.set_defaults(run=_promote)
+    command = commands.add_parser("undo", parents=[place], help=f"make the version before the {CHAMPION} again")
+    command.add_argument("name")
+    command.set_defaults(run=_undo)
+    command = commands.add_parser("history", parents=[place], help=f"who made which version the {CHAMPION}, and when")
+    command.add_argument("name")
+    command.set_defaults(run=_history)
     command = commands.add_parser("register", parents=[place], help="register an artifact as a new version")
     command.add_argument("name")
     command.add_argument("artifact")
@@ -68,8 +76,33 @@ def _row(version: ModelVersion) -> tuple[str, ...]:
 
 def _promote(options: argparse.Namespace) -> None:
     existing_file(options.tracking_uri, Store.open(options.storage))
-    before = _open(options, options.name).promote(options.name, options.version)
-    print(f"models:/{options.name}@{CHAMPION} is version {options.version}{f' (was {before})' if before else ''}")
+    _promoted(_open(options, options.name), options.name, options.version, options.why)
+
+
+def _undo(options: argparse.Namespace) -> None:
+    existing_file(options.tracking_uri, Store.open(options.storage))
+    registry = _open(options, options.name)
+    last = next(reversed(registry.promotions(options.name)), None)
+    if last is None or last.before is None:
+        raise RegistryError(f"no version of {options.name} was the {CHAMPION} before the one that is: there is nothing "
+                            "to undo")
+    _promoted(registry, options.name, last.before, f"undoes the promotion of version {last.version}")
+
+
+def _promoted(registry: Registry, name: str, version: str, why: str) -> None:
+    before = registry.promote(name, version, why)
+    print(f"models:/{name}@{CHAMPION} is version {version}{f' (was {before})' if before else ''}")
+
+
+def _history(options: argparse.Namespace) -> None:
+    existing_file(options.tracking_uri, Store.open(options.storage))
+    promotions = _open(options, options.name).promotions(options.name)
+    if not promotions:
+        print(f"no version of {options.name} has been promoted")
+        return
+    print(columns([("WHEN (UTC)", "VERSION", "WAS", "BY", "WHY"),
+                   *((time.strftime("%Y-%m-%d %H:%M", time.gmtime(each.at)), each.version, each.before or "-", each.by,
+                      each.why or "-") for each in promotions)]))
 
 
 def _register(options: argparse.Namespace) -> None:
