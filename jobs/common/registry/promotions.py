@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from cluster.core.documents import DocumentError, parse_json
 from cluster.core.errors import RegistryError
 from jobs.common.provenance import without_secrets
 
@@ -29,11 +30,16 @@ class Promotion:
     why: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Tag:
+    promotions: list[Promotion]
+
+
 def recorded(tags: Mapping[str, str]) -> list[Promotion]:
     """What the tags of a registered model say, the newest last. Raises: RegistryError if the tag is damaged."""
     try:
-        return [Promotion(**each) for each in json.loads(tags.get(PROMOTIONS, "[]"))]
-    except (ValueError, TypeError) as error:
+        return parse_json(tags[PROMOTIONS], _Tag).promotions if PROMOTIONS in tags else []
+    except DocumentError as error:
         raise RegistryError(f"the tag {PROMOTIONS!r} of a registered model is damaged ({error}): mend or delete "
                             "it") from error
 
@@ -43,6 +49,6 @@ def with_another(tags: Mapping[str, str], version: str, before: str | None, why:
     made = Promotion(version=version, before=before, at=round(time.time()), by=f"{getpass.getuser()}@{platform.node()}",
                      why=str(without_secrets(why))[:_MOST_WHY])
     promotions = [*recorded(tags), made]
-    while len(text := json.dumps([asdict(each) for each in promotions])) > _MOST_TAG and len(promotions) > 1:
+    while len(text := json.dumps(asdict(_Tag(promotions=promotions)))) > _MOST_TAG and len(promotions) > 1:
         promotions = promotions[1:]
     return text
