@@ -5,6 +5,7 @@
     trainyard new NAME [--from JOB]                  a folder with a job of your own, that trains at once
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
+    trainyard predict --model … --data.uri … --out … answers of a model for new data, as Parquet
     trainyard registry list | promote | register     versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
@@ -22,8 +23,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__",
-                 "serve": "serving.__main__"}
+WITHOUT_A_JOB = {"compare": "jobs.common.compare", "predict": "jobs.common.predicting.predict",
+                 "registry": "jobs.common.registry.__main__", "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 
