@@ -133,7 +133,7 @@ def test_tars_on_the_hub_are_the_same_whoever_reads_them(hub: Hub, tmp_path: Pat
 def test_answers_are_the_same_bytes_also_where_an_actor_is_killed(tmp_path: Path,
                                                                   capfd: pytest.CaptureFixture[str]) -> None:
     _write(tmp_path / "in", IMAGES[:1])
-    command = ["--model", str(kept.artifact("mlp")), "--data.uri", str(tmp_path / "in"), "--batch-rows", "2",
+    command = ["--model", str(kept.artifact("mlp")), "--data.uri", str(tmp_path / "in"), "--batch-rows", "4",
                "--piece-mb", "0.2", "--cpus-per-worker", "1", "--out"]
     killed = threading.Thread(target=_kill_an_actor, args=(tmp_path / "ray/_work",))
     killed.start()
