@@ -6,6 +6,7 @@
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
     trainyard predict --model … --data.uri … --out … answers of a model for new data, as Parquet
+    trainyard evaluate --model … --data.uri …        how good models are on new data, by slices, and its drift
     trainyard registry list | promote | register     versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
@@ -23,7 +24,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-WITHOUT_A_JOB = {"compare": "jobs.common.compare", "predict": "jobs.common.predicting.predict",
+WITHOUT_A_JOB = {"compare": "jobs.common.compare", "evaluate": "jobs.common.predicting.evaluate",
+                 "predict": "jobs.common.predicting.predict",
                  "registry": "jobs.common.registry.__main__", "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.data.csv_config import CsvDataConfig
+from jobs.common.predicting.evaluate import main as evaluate
 from jobs.common.predicting.predict import main
 from jobs.common.predicting.source import Kind, find_rows
 from jobs.common.predictor.find import load_predictor
@@ -176,6 +177,13 @@ def test_a_table_is_answered_alike_as_csv_and_as_parquet(tmp_path: Path) -> None
         assert predict(model, tmp_path / name, tmp_path / f"{name}.out", "--batch-rows", "100") == 0
         assert answers(tmp_path / f"{name}.out").column("prediction").to_numpy() == pytest.approx(
             table.column("prediction").to_numpy(), rel=1e-5)
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace("thick", "20"))
+    assert evaluate(["--model", str(model), "--data.uri", str(tmp_path / "rows.csv"), "--slices", "sex", "--out",
+                     str(tmp_path / "evaluation")]) == 0
+    (found,) = json.loads((tmp_path / "evaluation/evaluation.json").read_text())["models"]
+    errors = table.column("prediction").to_numpy() - table.column("target").to_numpy()
+    assert found["metrics"]["rmse"] == pytest.approx(float(np.sqrt((errors**2).mean())), rel=0.02)
+    assert {each["value"] for each in found["slices"]["sex"]} == {"first", "second"}
     assert failed(tmp_path / "rows.csv.out") == [
         {"file": str(tmp_path / "rows.csv"), "row": 442, "reason": "column 'bmi' is 'thick', which is no number"}]
 
@@ -205,7 +213,7 @@ def test_what_is_there_is_gone_on_with_or_refused(tmp_path: Path, capsys: pytest
     ("mlp", "rows.csv", (), "has no column 'image', which the model takes (image; image-classification): it has id"),
     ("transformer", "in.parquet", (), "has no column 'text', which the model takes (text; text-classification)"),
     ("transformer", "in.parquet", ("--data.text-column", "image"), "column 'image' holds fixed_size_list"),
-    ("mlp", "in.parquet", ("--drop", "imag"), "--drop imag: the data has the columns id, image"),
+    ("mlp", "in.parquet", ("--drop", "imag"), "there is no column 'imag': the data has id, image"),
     ("mlp", "nothing", (), "there is no such file or folder"),
     ("mlp", ".", (), "has files of CSV and Parquet, whose rows have other types"),
     ("mlp", "in.parquet", ("--out", "."), "holds something else, which is left as it is"),

@@ -8,7 +8,7 @@ Pictures, texts and cells become a model's inputs by the rules that its artifact
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from jobs.common.data.source import ImageSpec
 from jobs.common.predicting.source import Kind
 from jobs.common.tables.columns import as_texts, is_text
 from jobs.common.vision.predictor import picture_rule
+from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column
 
 Inputs = Mapping[str, Array]
@@ -86,7 +87,8 @@ class InputColumns:
 
     def _images(self, column: ArrowArray) -> tuple[Inputs, dict[int, str]]:
         spec = self.about.inputs[0]
-        found = decode_column(column, self._image, self._image.shape, self._rule, lambda row: "the image")
+        wanted = replace(self._image, dtype="uint8") if is_encoded(column.type) else self._image
+        found = decode_column(column, wanted, wanted.shape, self._rule, lambda row: "the image")
         there = np.array([row not in found.bad for row in range(len(column))])
         return ({spec.name: found.pixels[there].astype(DTYPES[spec.datatype], copy=False)},
                 {row: why for row, (_, why) in found.bad.items()})

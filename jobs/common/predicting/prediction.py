@@ -82,6 +82,8 @@ class Prediction:
     overwrite: bool = False
     watches: bool = False
     """Whether features are counted, for drift."""
+    needed: tuple[str, ...] = ()
+    """Columns that must be there, too."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top-k", self.top_k, "must be at least 1")
@@ -144,8 +146,8 @@ def _work(asked: Prediction, output: Output, data: NewData) -> Work:
     inputs = InputColumns(asked.model.artifact.manifest.description, asked.image_column, asked.text_column)
     schema = next(data.pieces[0].rows(64)).columns.schema
     inputs.check(schema, data.uri)
-    if missing := [name for name in asked.drop if name not in schema.names]:
-        raise ConfigError(f"--drop {missing[0]}: the data has the columns {', '.join(schema.names)}")
+    if missing := [name for name in (*asked.drop, *asked.needed) if name not in schema.names]:
+        raise ConfigError(f"there is no column {missing[0]!r}: the data has {', '.join(schema.names)}")
     return Work(model=asked.model.reference, inputs=inputs, output=output, schema=schema,
                 dropped=tuple({*asked.drop, *data.pictures}), top_k=asked.top_k, threads=asked.pool.threads,
                 most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches)
@@ -193,7 +195,8 @@ def _carried_out(asked: Prediction, data: NewData, work: Work, known: Plan | Non
         check_few([bad for each in records.values() for bad in each.failed], work.most_failed)
         progress.add(data.rows[number])
     _check_whole(data, records)
-    output.finish(known, records, {"model": asked.model.name, "data": data.uri})
+    drift = _summed([each.drift for each in records.values() if each.drift])
+    output.finish(known, records, {"model": asked.model.name, "data": data.uri, **({"drift": drift} if drift else {})})
     return output.manifest()
 
 
@@ -237,6 +240,13 @@ def _check_whole(data: NewData, records: Mapping[int, Record]) -> None:
         if (found := records[number].rows + len(records[number].failed)) != rows:
             raise ConfigError(f"{data.pieces[number].name} had {rows:,} rows when it was counted, and {found:,} when "
                               "it was answered: it was changed meanwhile; pass --overwrite to begin again")
+
+
+def _summed(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """By feature and bin."""
+    names = {name: None for each in counts for name in each}
+    return {name: [sum(bins) for bins in zip(*(each[name] for each in counts if name in each), strict=True)]
+            for name in names}
 
 
 class _Progress:

@@ -41,6 +41,8 @@ class RunFacts:
     recovery_s: Sequence[float] = ()
     """From the last step before each failure to the first one after it."""
     events: Sequence[str] = ()
+    trains: bool = True
+    """False of a model that was judged alone: then nothing is said of how a run went."""
 
 
 @dataclass(frozen=True, kw_only=True)
