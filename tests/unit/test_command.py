@@ -13,6 +13,7 @@ from trainyard.completion import main as completion
 
 LEADS_TO = {
     "train mlp": "trainyard train mlp", "tune mlp": "trainyard tune mlp", "compare": "trainyard compare",
+    "predict": "trainyard predict", "evaluate": "trainyard evaluate",
     "registry promote": "trainyard registry promote", "serve up": "trainyard serve up", "submit": "trainyard submit",
     "status": "trainyard status", "watch": "trainyard watch", "up": "trainyard up", "env": "trainyard env",
     "down": "trainyard down",

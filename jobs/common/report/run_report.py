@@ -45,6 +45,8 @@ class RunFacts:
     """Where the time went, by cause."""
     cost: Mapping[str, float] = field(default_factory=dict[str, float])
     """Of all `workers`, and of that what failures `lost`; empty where nobody gave a price."""
+    trains: bool = True
+    """False of a model that was judged alone: then nothing is said of how a run went."""
 
 
 @dataclass(frozen=True, kw_only=True)
