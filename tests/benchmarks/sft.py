@@ -32,7 +32,7 @@ class Settings:
     """Steps that a process makes before the next one's turn."""
 
 
-QUICK = Settings(conversations=600, steps=6, leg=2)
+QUICK = Settings(conversations=300, steps=4, leg=2)
 NOTES = (
     "AG News as conversations (the title is asked for its text), the preset tiny with a BPE of 4,096 tokens, fp32, "
     "rows of 512 tokens, 4 a step: the same tokens, marks and first weights for all; cosine from 2e-3 after 10 steps. "

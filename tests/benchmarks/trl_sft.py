@@ -44,7 +44,7 @@ def started(recipe: Recipe) -> "subprocess.Popen[str]":
     computes it."""
     return subprocess.Popen([sys.executable, "-m", __name__, json.dumps(asdict(recipe))],
                             env=os.environ | {"OMP_NUM_THREADS": "2"}, cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                            stdout=subprocess.PIPE)
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         mean = sum(len(each["input_ids"]) for each in examples) / len(examples)
         batch = round(recipe.tokens / recipe.steps / mean)
     seen: list[int] = []
-    done = list(range(recipe.steps))
-
+    done = iter(range(recipe.steps))
     legs = Legs(Path(recipe.legs["folder"]), **{name: value for name, value in recipe.legs.items() if name != "folder"})
 
     class ByTurns(TrainerCallback):
@@ -75,7 +74,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
             legs.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            legs.step(seen[done.pop(0)])
+            legs.step(seen[next(done)])
 
     with tempfile.TemporaryDirectory() as folder:
         how = SFTConfig(folder, per_device_train_batch_size=batch, max_steps=recipe.steps, packing=recipe.packing,
