@@ -44,10 +44,15 @@ class ModelReference:
     def load(self, writing: Writing) -> tuple[Artifact, Predictor | Writer]:
         """writing: how a model that writes does it. Raises: ArtifactError."""
         artifact = open_artifact(self.uri, self.digest)
-        predictor = load_predictor(artifact, self.jobs)
-        check_probe(predictor, artifact)
-        writes = artifact.manifest.description.task == GENERATES
-        return artifact, Writer.of(predictor, writing) if writes else predictor
+        return artifact, answering(artifact, self.jobs, writing)
+
+
+def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing) -> Predictor | Writer:
+    """What answers by a verified artifact. Raises: ArtifactError, also where it does not answer the artifact's own rows
+    as it did when that was made."""
+    predictor = load_predictor(artifact, jobs)
+    check_probe(predictor, artifact)
+    return Writer.of(predictor, writing) if artifact.manifest.description.task == GENERATES else predictor
 
 
 def find_model(where: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> FoundModel:
