@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact
+from jobs.common.predicting.columns import GENERATES
+from jobs.common.predicting.writer import Writer, Writing
 from jobs.common.predictor.find import check_allowed, load_predictor
 from jobs.common.predictor.loading import check_probe
 from jobs.common.predictor.predictor import Predictor
@@ -39,12 +41,18 @@ class ModelReference:
     digest: str
     jobs: tuple[str, ...] = ()
 
-    def load(self) -> tuple[Artifact, Predictor]:
-        """Raises: ArtifactError."""
+    def load(self, writing: Writing) -> tuple[Artifact, Predictor | Writer]:
+        """writing: how a model that writes does it. Raises: ArtifactError."""
         artifact = open_artifact(self.uri, self.digest)
-        predictor = load_predictor(artifact, self.jobs)
-        check_probe(predictor, artifact)
-        return artifact, predictor
+        return artifact, answering(artifact, self.jobs, writing)
+
+
+def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing) -> Predictor | Writer:
+    """What answers by a verified artifact. Raises: ArtifactError, also where it does not answer the artifact's own rows
+    as it did when that was made."""
+    predictor = load_predictor(artifact, jobs)
+    check_probe(predictor, artifact)
+    return Writer.of(predictor, writing) if artifact.manifest.description.task == GENERATES else predictor
 
 
 def find_model(where: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> FoundModel:
