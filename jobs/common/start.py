@@ -63,7 +63,7 @@ def frozen(start: StartConfig, trained: Collection[str], others: Collection[str]
     """Those of a model's tensors that shall stay as they begin. others: tensors that are not trained anyhow.
     Raises: ConfigError for a name in `freeze` that none has, and where nothing would be left to train."""
     found = named("model.freeze", start.freeze, dict.fromkeys((*trained, *others)))
-    if found.issuperset(trained) and start.freeze:
+    if start.freeze and found.issuperset(trained):
         raise ConfigError(f"--model.freeze {' '.join(start.freeze)}: nothing is left to train: name fewer layers of "
                           f"{', '.join(_layers(trained))}")
     return found
@@ -81,7 +81,7 @@ def check_labels(start: StartConfig, opened: Artifact, class_names: Sequence[str
 
 def _listed(labels: Sequence[str]) -> str:
     shown = ", ".join(labels[:_MOST_LABELS])
-    return (f"{len(labels)} classes ({shown}{', …' if len(labels) > _MOST_LABELS else ''})" if labels else "numbers")
+    return (f"{len(labels)} classes ({shown}{', …' if len(labels) > _MOST_LABELS else ''})" if labels else "no classes")
 
 
 def _size(shapes: Shapes, name: str) -> str:

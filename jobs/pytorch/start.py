@@ -28,7 +28,7 @@ def freeze(module: nn.Module, wanted: StartConfig) -> list[nn.Module]:
     Raises: ConfigError for a name that none has, and where nothing is left to train.
     """
     tensors = module.state_dict(keep_vars=True)
-    trained = [name for name, each in tensors.items() if each.requires_grad]
+    trained = [name for name, each in module.named_parameters() if each.requires_grad]
     names = start.frozen(wanted, trained, tensors)
     for name in names:
         tensors[name].requires_grad_(False)

@@ -218,8 +218,10 @@ class TransformerConfig(Config):
                 option = getattr(self.data, name)
                 require(option is None, f"data.{option}", getattr(self.data, option or "uri"),
                         "is for texts: conversations are learnt as they are")
-        require(self.model.chat_template is None or self.task in OF_CONVERSATIONS, "model.chat_template",
-                self.model.chat_template, "is for --task chat and --task prefer")
+        require(self.model.chat_template is None or self.task != "classify", "model.chat_template",
+                self.model.chat_template, "is for models that write: --task chat, prefer or generate")
+        require(self.model.init_from is None or self.data.tokenizer == "auto", "data.tokenizer", self.data.tokenizer,
+                "--model.init-from brings its own tokenizer: leave the option out")
         require(self.data.form == "auto" or (self.data.form == "preference") == (self.task == "prefer"), "data.form",
                 self.data.form, "is for --task chat" if self.task == "prefer" else "is for --task prefer")
         require(self.task == "prefer" or self.prefer == PreferConfig(), "prefer", self.prefer, "is for --task prefer")
