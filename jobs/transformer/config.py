@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
-from jobs.common.training.optim_config import learning_rate, require_warmup
+from jobs.common.training.optim_config import ExtensionConfig, require_warmup
 from jobs.transformer.chat.conversation import LossOn
 from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
@@ -17,7 +17,7 @@ EMBEDDED: Mapping[Task, str] = {"classify": "languages", "generate": "stdlib", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(ExtensionConfig):
     """AdamW and its schedule."""
 
     lr: float | None = None
@@ -61,7 +61,7 @@ class OptimConfig:
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a step, counted from 0."""
-        return learning_rate(self.highest_lr, self.schedule, self.warmup, step, total_steps, self.final_lr)
+        return self.scheduled(self.highest_lr, self.schedule, self.warmup, step, total_steps, self.final_lr)
 
 
 @dataclass(frozen=True, kw_only=True)

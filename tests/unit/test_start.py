@@ -17,8 +17,10 @@ from jobs.common.runs.run import main
 from jobs.common.runs.run_folder import open_storage
 from jobs.common.start import check_labels, frozen, named, taken
 from jobs.common.start_config import StartConfig
+from jobs.common.training.optim_config import OptimConfig
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
+from tests import image_loops
 from tests.unit.starts import first_model, of_tensors
 from tests.unit.test_run import flags, result
 
@@ -142,3 +144,49 @@ def test_a_run_that_is_not_finished_is_none_to_begin_with(tmp_path: Path, capsys
     assert main(FAILING, flags(tmp_path, "StorageFullError")) == 3
     assert main(JOB, flags(tmp_path, "two", "--model.init-from", "StorageFullError")) == 2
     assert "that run is not finished (stopped): go on with it first" in capsys.readouterr().err
+
+
+# ── extending a run ──
+STEADY = ["--optim.schedule", "constant", "--optim.warmup", "0"]
+
+
+@pytest.mark.parametrize(("first", "then"), [
+    (["--train.epochs", "1", "--train.max-steps", "None"], ["--train.epochs", "2", "--train.max-steps", "None"]),
+    (["--train.max-steps", "3"], ["--train.epochs", "2", "--train.max-steps", "25"])], ids=["epochs", "within one"])
+def test_a_run_that_is_extended_ends_with_the_bits_of_one_that_was_as_long_at_once(
+        first: list[str], then: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(JOB, flags(tmp_path, "short", *STEADY, *first)) == 0
+    extended = flags(tmp_path, "longer", *STEADY, *then, "--run.extend-from", "short")
+    assert main(JOB, extended) == 0
+    assert main(JOB, flags(tmp_path, "at-once", *STEADY, *then)) == 0
+    assert image_loops.same(tmp_path / "longer", tmp_path / "at-once")
+    short, longer = result(tmp_path / "short"), result(tmp_path / "longer")
+    assert longer["steps"] == result(tmp_path / "at-once")["steps"] > short["steps"] and longer["lost_steps"] == 0
+    assert [(each["name"], each["digest"]) for each in longer["started_from"]] == [("short", short["artifact_digest"])]
+    rows = json.loads((tmp_path / "longer/progress.json").read_text())["history"]
+    assert {row["step"] for row in rows if row["kind"] == "evaluation"} == {short["steps"], longer["steps"]} | (
+        {19} if "25" in then else set())
+    capsys.readouterr()
+    assert main(JOB, extended) == 0 and "run 'longer' (attempt 1) is done" in capsys.readouterr().out
+    for wrong, said in ((["--optim.lr", "1"], "was made with another config:\n  optim.lr: 0.002 -> 1.0\npass the"),
+                        (first, f"has made {short['steps']} steps, and this run would have {short['steps']}: pass"),
+                        (["--run.extend-from", "none"], f"there is no run at {tmp_path}/none: name a finished one")):
+        assert main(JOB, [*flags(tmp_path, "other", *STEADY, *then, "--run.extend-from", "short"), *wrong]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "other/run.json").exists()
+
+
+def test_a_schedule_that_has_come_to_its_end_goes_on_by_the_rule_that_is_asked_for(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optim = OptimConfig(lr=1.0, warmup=2, extend="cosine", extended_at=10)
+    rates = [optim.learning_rate(step, 20) for step in range(20)]
+    assert rates[:10] == [OptimConfig(lr=1.0, warmup=2).learning_rate(step, 10) for step in range(10)] == rates[10:]
+    assert {replace(optim, extend="constant").learning_rate(step, 20) for step in range(10, 20)} == {1.0}
+    assert main(JOB, flags(tmp_path, "short")) == 0
+    longer = flags(tmp_path, "longer", "--train.max-steps", "6", "--run.extend-from", "short")
+    assert main(JOB, longer) == 2
+    assert "its schedule, cosine, has come to its end: pass --optim.extend constant" in capsys.readouterr().err
+    stopped = [*longer, "--optim.extend", "cosine", "--run.name", "StorageFullError"]
+    assert main(FAILING, stopped) == 3
+    record = json.loads((tmp_path / "StorageFullError/run.json").read_text())
+    assert (record["config"]["optim"]["extended_at"], record["started_from"][0]["name"]) == (3, "short")

@@ -44,7 +44,7 @@ from jobs.common.runs.data_page import show_data
 from jobs.common.runs.event_file import event_file
 from jobs.common.runs.live_status import publisher_of_job, status_of
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
-from jobs.common.runs.origin import at_origin, is_recorded, noted
+from jobs.common.runs.origin import Extension, at_extension, at_origin, is_recorded, noted
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
@@ -105,6 +105,7 @@ class Run:
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
         self._found_out: JsonObject = {}
+        self._extension: Extension | None = None
         self._until_epoch, self._open_executor = until_epoch, open_executor
 
     def carry_out(self) -> int:
@@ -140,7 +141,8 @@ class Run:
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
         self.config, commits = at_commits(self.config, folder.commits, self.display.say)
         self.config, origins = at_origin(self.job.name, self.config, folder.storage)
-        self._found_out = {"commits": commits, **noted(origins)}
+        self.config, self._extension = at_extension(self.config, folder)
+        self._found_out = {"commits": commits, **noted(self._extension.origins if self._extension else origins)}
         RunFolder.find(self.config)  # raises if it is to begin with other weights than it began with
         opening = self._open_executor(self.config.run, self.job.preload, folder, self.timeline, self.display.say)
         with opening as (executor, use_ray), folder.locked():
@@ -195,8 +197,9 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        return folder.create(self.config, self.config.run.max_workers, dataset.describe(), job=self.job.name,
-                             **self._found_out)
+        extension, shards = self._extension, self.config.run.max_workers
+        shards = extension.copy_to(folder.store, self.config, dataset) if extension else shards
+        return folder.create(self.config, shards, dataset.describe(), job=self.job.name, **self._found_out)
 
     # ── training ──
     def _train_and_finish(self, opened: OpenedRun) -> None:
