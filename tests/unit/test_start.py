@@ -1,6 +1,7 @@
 """A model that begins with another one's weights: how that one is named, found, and kept account of."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_a_run_that_is_not_finished_is_none_to_begin_with(tmp_path: Path, capsys
 
 
 # ── extending a run ──
-STEADY = ["--optim.schedule", "constant", "--optim.warmup", "0"]
+STEADY = ["--optim.schedule", "constant", "--optim.warmup", "0", "--eval.robustness-rows", "0"]
 
 
 @pytest.mark.parametrize(("first", "then"), [
@@ -190,3 +191,16 @@ def test_a_schedule_that_has_come_to_its_end_goes_on_by_the_rule_that_is_asked_f
     assert main(FAILING, stopped) == 3
     record = json.loads((tmp_path / "StorageFullError/run.json").read_text())
     assert (record["config"]["optim"]["extended_at"], record["started_from"][0]["name"]) == (3, "short")
+    shutil.rmtree(tmp_path / "short/checkpoints/manifests")
+    assert main(JOB, [*longer, "--optim.extend", "constant"]) == 2
+    assert "its last checkpoint, of step 3, is not there any more: take its weights" in capsys.readouterr().err
+
+
+def test_a_run_that_stopped_early_is_not_extended_to_stop_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                                                 ) -> None:
+    early = [*STEADY, "--train.max-steps", "None", "--train.early-stopping-epochs", "1", "--optim.lr", "1e-9"]
+    assert main(JOB, flags(tmp_path, "short", *early, "--train.epochs", "5")) == 0
+    assert result(tmp_path / "short")["steps"] < 5 * 19
+    longer = flags(tmp_path, "longer", *early, "--train.epochs", "6", "--run.extend-from", "short")
+    assert main(JOB, longer) == 2
+    assert "had stopped early, and would again at once: pass a larger" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
 from jobs.common.artifact.manifest import Origin
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, to_dict
 from jobs.common.config_changes import differences
 from jobs.common.data.dataset import Dataset
@@ -141,6 +142,14 @@ class Extension:
                               "--train.epochs or --train.max-steps")
         if config.run.max_workers > shards:
             raise ConfigError(f"{what}: was made for at most {shards} workers: ask for up to {shards}")
+        newest = next(iter(Checkpoints(self.store.child("checkpoints")).committed()), None)
+        if newest is None or newest.step != self.step:
+            raise ConfigError(f"{what}: its last checkpoint, of step {self.step:,}, is not there any more: take its "
+                              "weights alone with --model.init-from")
+        patience = train.early_stopping_epochs
+        if patience is not None and newest.state.get("epochs_since_best", 0) >= patience:
+            raise ConfigError(f"{what}: had stopped early, and would again at once: pass a larger "
+                              "--train.early-stopping-epochs, or None")
         for path in [*(file.path for file in self.store.files("checkpoints")), *OF_A_RUN]:
             if self.store.exists(path):
                 self.store.copy_to(store, path, path)
