@@ -124,7 +124,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
-    base = base_weights(config.model.name).base if config.exports_adapter else None
+    base = base_weights(config.model.origin).base if config.exports_adapter else None
     width = about["max_length"] + 1
     marks = [TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))]
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
@@ -140,7 +140,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         metrics=verdict.metrics, primary_metric=primary_of(metrics(config), verdict.metrics["test"]).name,
         config=to_dict(config),
         data=dataset.describe(),
-        about=f"{config.model.name}, a Transformer that "
+        about=f"{config.model.origin}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart." if classify
                  else "says which token comes next." if config.task == "generate" else "answers in conversations.")
               + (" Here are the updates of low rank to its weights." if base else ""),
@@ -191,7 +191,7 @@ def check(config: TransformerConfig) -> None:
         require_package("peft", "transformer")
     if config.scale.capabilities.zero_stage:
         require_package("deepspeed", "transformer")
-    if not config.model.is_preset and expanded(config.model.name).is_dir():
+    if not config.model.is_preset and config.model.init_from is None and expanded(config.model.name).is_dir():
         check_base(config.model.name)
         if config.model.pretrained:
             check_weights(config.model.name)
