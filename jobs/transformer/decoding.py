@@ -108,9 +108,9 @@ class Decoder:
                    constraint=constraint and constraint.copy())
 
     @torch.inference_mode()
-    def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
+    def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> int:
         """Reads a prompt once, for all rows that continue it, from where it differs from earlier ones;
-        each row has its first token then."""
+        each row has its first token then. Returns how many of the prompt's tokens were not computed again."""
         cache = self._prefixes.begun(prompt)
         known = cache.width
         logits = self._forward(torch.tensor([prompt[known:]]), None, torch.arange(known, len(prompt))[None], cache)
@@ -124,6 +124,7 @@ class Decoder:
         else:
             self._cache.add(cache)
         self.rows += rows
+        return known
 
     @torch.inference_mode()
     def step(self) -> None:

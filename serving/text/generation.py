@@ -82,8 +82,8 @@ class Generator(Protocol):
         """A text to be. It draws from `random`. top: likeliest tokens that are told of each; None: no scores."""
         ...
 
-    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> None:
-        """Each of the rows has its first token then."""
+    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> int:
+        """Each of the rows has its first token then. Returns how many tokens of the prompt were not computed again."""
         ...
 
     def step(self) -> None:
@@ -93,6 +93,15 @@ class Generator(Protocol):
     def leave(self, gone: Sequence[Any]) -> None:
         """Takes rows out."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptUsage:
+    """What the prompts of a request were, once they have been read."""
+
+    tokens: int
+    cached: int
+    """Of these, the ones that an earlier prompt began with, and that were not computed again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,17 @@ class Choice(TypedDict):
     finish_reason: Literal["stop", "length"]
 
 
+class PromptDetails(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
 class Written(TypedDict):
     """What every answer has."""
 
@@ -181,7 +192,7 @@ class Written(TypedDict):
     created: int
     model: str
     system_fingerprint: str
-    usage: dict[Literal["prompt_tokens", "completion_tokens", "total_tokens"], int]
+    usage: Usage
 
 
 class Completion(Written):

@@ -113,7 +113,7 @@ def test_an_answer_is_what_the_model_writes_after_the_templates_prompt(client: o
     assert (found.object, found.model, found.system_fingerprint) == ("chat.completion", "lm", "1-abc")
     assert found.usage is not None
     assert found.usage.to_dict() == {"prompt_tokens": len(prompt), "completion_tokens": 30,
-                                     "total_tokens": len(prompt) + 30}
+                                     "total_tokens": len(prompt) + 30, "prompt_tokens_details": {"cached_tokens": 0}}
     assert raw.headers["x-artifact-digest"] == "abc"
 
 

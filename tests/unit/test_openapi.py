@@ -10,6 +10,7 @@ import jsonschema
 
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
+from serving.text.generation import PromptUsage
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from tests.unit.test_http import ABOUT, Replicas, ask, keyed
@@ -22,7 +23,7 @@ async def writing(method: str, *arguments: Any) -> Any:
 
 
 async def text() -> AsyncGenerator[Any]:
-    yield [3]
+    yield PromptUsage(tokens=3, cached=0)
     yield [(0, "pass", 1, "stop", None)]
 
 

@@ -92,8 +92,12 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_counted_and_answered_as_that_
     asked: dict[str, Any] = {"model": "lm", "prompt": "one beginning of many " * 8, "max_tokens": 20, "seed": 3}
     first, second = (client.completions.create(**asked) for _ in range(2))
     assert first.choices[0].text == second.choices[0].text
-    assert first.usage == second.usage
     assert first.usage is not None
+    assert second.usage is not None
+    cached = (first.usage.prompt_tokens - 1) // 16 * 16
+    assert second.usage.to_dict() == first.usage.to_dict() | {"prompt_tokens_details": {"cached_tokens": cached}}
+    streamed = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert streamed[-1].usage == second.usage
     deadline = time.monotonic() + 40
     while (scrape := Scrape.of(endpoint)).of_model("prefix_tokens_total", "lm") < first.usage.prompt_tokens - 16:
         assert time.monotonic() < deadline, "Ray exports it every few seconds"
