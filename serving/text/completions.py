@@ -1,5 +1,5 @@
 """Text as OpenAI's clients get it: `POST /v1/completions` and `/v1/chat/completions`, in one piece or as server-sent
-events, and `GET /v1/models[/NAME]`."""
+events."""
 
 import asyncio
 import logging
@@ -16,26 +16,12 @@ from serving.text.choices import Choice, Form
 from serving.text.continuous_batching import Piece
 from serving.text.generation import PromptUsage
 from serving.text.openai_chat import ChatRequest
-from serving.text.openai_protocol import Model, ModelList, TextRequest, Usage, refusal
+from serving.text.openai_protocol import TextRequest, Usage, refusal
 from serving.traffic.metrics import EndpointMetrics
-from serving.traffic.routing import Route, Table
+from serving.traffic.routing import Route
 
 _TRIES = 3
 _log = logging.getLogger(__name__)
-
-
-# ── models ──
-def route_of(table: Table, name: str) -> Route:
-    """Raises: UnknownModelError."""
-    try:
-        route = table.route(name, None)
-        if route.settings.generates:
-            return route
-        error = UnknownModelError(f"model {name!r} writes no text: see /v2/models/{name}")
-    except UnknownModelError as unknown:
-        error = unknown
-    error.param = "model"
-    raise error
 
 
 async def form_of(route: Route, request: TextRequest) -> Form:
@@ -47,18 +33,6 @@ async def form_of(route: Route, request: TextRequest) -> Form:
         error.param = "model"
         raise error
     return request.form(about["tool_calls"])
-
-
-async def model_list(table: Table) -> ModelList:
-    routes = [route for name in table.names if (route := table.route(name, None)).settings.generates]
-    return {"object": "list", "data": [await model(route) for route in routes]}
-
-
-async def model(route: Route) -> Model:
-    about = await route.about()
-    return {"id": route.settings.name, "object": "model", "created": route.since, "owned_by": "trainyard",
-            "max_model_len": about["max_tokens"], "version": route.settings.version,
-            "artifact_digest": route.settings.digest}
 
 
 # ── answers ──
