@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.core.errors import ArtifactError
-from jobs.common.predictor.texts import Scores
+from cluster.core.errors import ArtifactError, InputError
+from jobs.common.predictor.texts import CallRule, Scores
 from jobs.transformer.chat.answers import Chat
 from jobs.transformer.chat.constraint import Constraint, Constraints
 from jobs.transformer.generation.cache import KeyValueCache
@@ -98,9 +98,13 @@ class Decoder:
         return lambda token: stream.step(self._tokenizer, token) or ""
 
     # ── rows ──
-    def constraint(self, schema: str) -> Constraint:
-        """What a text has to fit. schema: JSON. Raises: InputError."""
-        return self._constraints.constraint(schema)
+    def constraint(self, held_to: str | CallRule) -> Constraint:
+        """What a text has to fit: a schema, in JSON, or a rule of which calls there may be. Raises: InputError."""
+        if isinstance(held_to, str):
+            return self._constraints.constraint(held_to)
+        if self.chat is None or self.chat.tool_calls is None:
+            raise InputError("the model's chat template writes no calls that an answer can be held to")
+        return self._constraints.calls(held_to, self.chat.tool_calls)
 
     def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None = None,
             constraint: Constraint | None = None) -> Row:

@@ -122,7 +122,8 @@ class ContinuousBatcher:
         generator = self._generator
         prompts = await asyncio.to_thread(lambda: [tokens_of(generator, each, asked.max_tokens)
                                                    for each in asked.prompts])
-        constraint = None if asked.schema is None else await asyncio.to_thread(constraint_of, generator, asked.schema)
+        held_to = asked.held_to
+        constraint = None if held_to is None else await asyncio.to_thread(constraint_of, generator, held_to)
         stream = _Stream(prompts=prompts, constraint=constraint, asked=asked, loop=asyncio.get_running_loop())
         with self._asked:
             if self._broken:

@@ -106,12 +106,12 @@ def test_what_a_row_says_is_kept() -> None:
     ({"messages": []}, "holds no messages"),
     ({"messages": "no list"}, "is no JSON"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "has the role 'robot'"),
-    ({"messages": [{"role": "user", "content": 7}]}, "holds int, not a list"),
+    ({"messages": [{"role": "user", "content": 7}]}, "message 0 has a `content` that is neither a text nor a list"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "a part that is no text"),
-    ({"messages": [{"role": "assistant"}]}, "neither content nor tool calls"),
+    ({"messages": [{"role": "assistant"}]}, "neither `content` nor `tool_calls`"),
     ({"messages": [{"role": "assistant", "content": "x", "weight": "0"}]}, "has the weight '0'"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-     "arguments of f is no JSON"),
+     "`arguments` of f that are no JSON object"),
     ({"prompt": "What?", "completion": "This."}, "it is of the form prompt"),
 ])
 def test_a_row_that_is_none_says_why(row: dict[str, Any], why: str) -> None:

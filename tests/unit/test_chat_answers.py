@@ -12,8 +12,9 @@ import orjson
 import pytest
 import torch
 
-from jobs.common.predictor.texts import ToolCallForm
+from jobs.common.predictor.texts import CallRule, ToolCallForm
 from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.transformer.chat.constraint import Constraints
 from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.chat.template import ChatTemplate
 from jobs.transformer.chat.turns import end_of_turn
@@ -264,6 +265,81 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(client: openai.OpenAI, schem
     assert refused.value.param == "response_format"
 
 
+# ── calls that are asked for ──
+def tool(name: str, *, strict: bool = False, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "additionalProperties": False, "required": [*properties], "properties": properties}
+    return {"type": "function", "function": {"name": name, "strict": strict, "parameters": schema | {
+        "$defs": {"sizes": {"enum": ["small", "large"]}}}}}
+
+
+COUNT = tool("count", number={"type": "integer", "minimum": 0, "maximum": 99}, sure={"type": "boolean"})
+PICK = tool("pick", size={"$ref": "#/$defs/sizes"})
+
+
+@pytest.mark.parametrize(("choice", "names"), [
+    ("required", {"count", "pick"}), ({"type": "function", "function": {"name": "pick"}}, {"pick"})])
+def test_an_answer_that_must_call_does_whatever_the_model_prefers(client: openai.OpenAI, choice: Any,
+                                                                  names: set[str]) -> None:
+    asked = HELLO | {"tools": [COUNT, PICK], "tool_choice": choice, "parallel_tool_calls": False, "temperature": 1.5}
+    found = [client.chat.completions.create(**asked | {"seed": seed, "n": 4, "max_completion_tokens": 150}).choices
+             for seed in range(3)]
+    schemas = {each["function"]["name"]: each["function"]["parameters"] for each in (COUNT, PICK)}
+    called: list[str] = []
+    for answer in (each for choices in found for each in choices):
+        assert (answer.message.content, answer.finish_reason) == (None, "tool_calls")
+        (call,) = answer.message.tool_calls or []
+        assert call.type == "function"
+        jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+        called.append(call.function.name)
+    assert set(called) == names
+    (*_, last) = events_of(client, **asked | {"seed": 0, "max_completion_tokens": 150})
+    assert last.choices[0].finish_reason == "tool_calls"
+
+
+def test_arguments_of_a_strict_function_fit_its_schema_in_the_midst_of_text(client: openai.OpenAI, says: Any) -> None:
+    says('Wait.\n<tool_call>\n{"name": "pick", "arguments": {"size": 12}}\n</tool_call>')
+    asked = HELLO | {"max_completion_tokens": 120}
+    free = client.chat.completions.create(**asked, tools=[PICK]).choices[0].message
+    assert free.content is not None and free.content.startswith("Wait.") and not free.content.startswith("Wait.\n<")
+    (call, *_) = free.tool_calls or []
+    assert json.loads(call.function.arguments) == {"size": 12}
+    strict = [TOOL, PICK | {"function": PICK["function"] | {"strict": True}}]
+    held = client.chat.completions.create(**asked, tools=strict).choices[0].message
+    assert held.content is not None and held.content.startswith("Wait.")
+    (call, *_) = held.tool_calls or []
+    assert json.loads(call.function.arguments)["size"] in ("small", "large")
+
+
+def test_at_most_one_call_is_made_where_several_are_not_wanted(client: openai.OpenAI, says: Any) -> None:
+    says('Yes.<tool_call>\n{"name": "look_up", "arguments": {}}\n</tool_call>' * 2 + "<|im_end|>")
+    asked = HELLO | {"tools": [TOOL], "max_completion_tokens": 200}
+    for several, count in ((True, 2), (False, 1)):
+        (choice,) = client.chat.completions.create(**asked | {"parallel_tool_calls": several}).choices
+        assert (len(choice.message.tool_calls or []), choice.finish_reason) == (count, "tool_calls")
+    says("It is seven.<|im_end|>")
+    (choice,) = client.chat.completions.create(**asked | {"parallel_tool_calls": False}).choices
+    assert (choice.message.content, choice.message.tool_calls) == ("It is seven.", None)
+
+
+@pytest.mark.parametrize(("asked", "param"), [
+    ({"tool_choice": "required"}, "tool_choice"), ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tools": [tool("f", strict=True)]}, "tools")])
+def test_a_model_that_writes_no_calls_in_json_is_not_asked_for_one(asked: dict[str, Any], param: str) -> None:
+    request = parse(orjson.dumps(HELLO | {"tools": [TOOL]} | asked), ChatRequest)
+    with pytest.raises(ParameterError, match=f"`{param}` asks for .*its chat template writes calls in no") as refused:
+        request.form(None)
+    assert refused.value.param == param
+    request.form(HERMES)
+    parse(orjson.dumps(HELLO | {"tools": [TOOL]}), ChatRequest).form(None)
+
+
+def test_a_schema_of_a_function_that_cannot_be_kept_to_is_refused_with_its_name(client: openai.OpenAI) -> None:
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "object", "not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="`tools`: function odd: the schema cannot be kept") as refused:
+        client.chat.completions.create(**HELLO | {"tools": [odd], "tool_choice": "required"})
+    assert refused.value.param == "tools"
+
+
 # ── what is refused ──
 def test_what_the_template_says_of_a_conversation_is_passed_on(client: openai.OpenAI) -> None:
     late = [*HELLO["messages"], {"role": "system", "content": "Be short."}]
@@ -283,20 +359,28 @@ CALL = {"type": "function", "function": {"name": "a", "arguments": "{}"}}
 @pytest.mark.parametrize(("given", "says"), [
     ({"messages": None}, "`messages` is missing"), ({"messages": []}, "`messages` is missing, empty"),
     ({"messages": ["Hello"]}, "`messages[0]` is no object"),
-    ({"messages": [{"role": "owl", "content": "a"}]}, "`messages[0]` has no `role` out of system, "),
-    ({"messages": [{"role": "user"}]}, "`messages[0]` has no `content`"),
-    ({"messages": [{"role": "user", "content": 5}]}, "`messages[0].content` must be a string"),
+    ({"messages": [{"role": "owl", "content": "a"}]}, "`messages[0]` has the role 'owl': known are system, "),
+    ({"messages": [{"role": "user"}]}, "`messages[0]` (user) has neither `content` nor `tool_calls`"),
+    ({"messages": [{"role": "user", "content": 5}]}, "`messages[0]` has a `content` that is neither a text nor"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
-     "`messages[0].content` has a part that is no text"),
+     "`messages[0]` has a part that is no text"),
     ({"messages": [{"role": "user", "content": "a", "mood": "b"}]}, "`messages[0]` has `mood`, which is not known"),
-    ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "`messages[0]` has `tool_calls`"),
+    ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "`messages[0]` has `tool_calls`"),
     ({"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "["}}]}]},
-     "`messages[0].tool_calls[0]` has no `arguments`"),
+     "`messages[0]` has `arguments` of a that are no JSON object"),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": 5}]}, "`messages[0]` has a `tool_call_id`"),
     ({"tools": {}}, "`tools` is no list"), ({"tools": [{"type": "search"}]}, "`tools[0]` is no object"),
-    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "`tools[0]` is `strict`"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]}, "`tools[0]` has a `strict`"),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, "`tools[0]` has `parameters`"),
-    ({"tool_choice": "required"}, "`tool_choice` must be `auto` or `none`"),
+    ({"tool_choice": "any"}, "`tool_choice` must be `auto`, `none`, `required`, or {"),
+    ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "`tool_choice` must be `auto`"),
+    ({"tool_choice": "required"}, "`tool_choice` asks for a call of any tool, and in `tools` there is none"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": [TOOL]},
+     "`tool_choice` asks for a call of f, and in `tools` there is look_up"),
+    ({"parallel_tool_calls": 0}, "`parallel_tool_calls` is neither"),
+    ({"tool_choice": "required", "tools": [TOOL | {"function": {"name": "f", "parameters": {"enum": ["x" * 70_000]}}}]},
+     "`tools` has a schema of 70,013 bytes for f: at most 65,536"),
+    ({"response_format": {"type": "json_object"}, "tools": [TOOL], "tool_choice": "required"}, "`response_format`"),
     ({"max_tokens": 5}, "`max_tokens` is 5, and `max_completion_tokens` 30"),
     ({"top_logprobs": 2}, "`top_logprobs` goes with"),
     ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21: it must be a whole number from 0 to 20"),
@@ -359,6 +443,38 @@ def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str
         passed = [reader.through(text[place:place + size]) for place in range(0, len(text), size)]
         assert ("".join(passed) + reader.rest(), len(reader.calls)) == (content, calls)
         assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
+
+
+@pytest.mark.parametrize(("form", "required", "several", "text", "fits"), [
+    (HERMES, True, True, f"<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{ONE}</tool_call>", True),
+    (HERMES, True, False, f"<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{ONE}</tool_call>", False),
+    (HERMES, True, True, f"Well: <tool_call>{ONE}</tool_call>", False),
+    (HERMES, False, True, f"Well: <tool_call>{ONE}</tool_call> and <tool_call>{ONE}</tool_call>.", True),
+    (HERMES, False, True, "Well: <tool_call>no", False), (HERMES, False, True, "Well: <tool", True),
+    (HERMES, False, False, f"Well: <tool_call>{ONE}</tool_call> and", False),
+    (HERMES, False, True, '<tool_call>{"name": "h", "arguments": {}}</tool_call>', False),
+    (LLAMA, True, False, ONE.replace("arguments", "parameters"), True),
+    (LLAMA, True, True, 2 * ONE.replace("arguments", "parameters"), True),
+    (LLAMA, False, False, 2 * ONE.replace("arguments", "parameters"), False),
+    (LLAMA, False, True, '{"any": "JSON"}', False), (LLAMA, False, True, 'As JSON: {"any": 5}', True),
+    (LLAMA, False, True, "", True), (LLAMA, True, True, "", False),
+    (MISTRAL, True, True, f"[TOOL_CALLS] [{ONE}, {ONE}]", True), (MISTRAL, True, False, f"[TOOL_CALLS][{ONE}]", True),
+    (MISTRAL, True, False, f"[TOOL_CALLS][{ONE}, {ONE}]", False), (MISTRAL, True, True, f"[{ONE}]", False),
+    (MISTRAL, False, True, f"Yes. [TOOL_CALLS][{ONE}]", True), (MISTRAL, False, True, "Yes.", True),
+    (MISTRAL, False, True, "Yes. [TOOL_CALLS]no", False),
+])
+def test_an_answer_is_held_to_calls_as_each_family_writes_them(
+        model: LanguageModel, form: ToolCallForm, required: bool, several: bool, text: str, fits: bool) -> None:
+    tokenizer = model.tokenizer
+    ends = tokens_of(model, "<|im_end|>")
+    made = Constraints(tokenizer.backend_tokenizer.to_str(), len(tokenizer), ends).calls(CallRule(
+        required=required, several=several, arguments={"f": {"type": "object"}, "g": {"type": "object"}}), form)
+    for token in [*tokens_of(model, text), *ends]:
+        if not made.allowed(len(tokenizer))[token]:
+            assert not fits
+            return
+        made.take(token)
+    assert fits
 
 
 # ── what templates say ──

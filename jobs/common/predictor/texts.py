@@ -1,7 +1,9 @@
 """What a model that writes texts tells of them, as a job says it and an endpoint reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from cluster.core.documents import JsonObject
 
 Score = tuple[bytes, float]
 """A token's text, and the logarithm of its probability before temperature and `top_p`."""
@@ -27,3 +29,20 @@ class ToolCallForm:
     """The field that has the arguments."""
     listed: bool
     """Whether it stands in a list of all calls."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether answers can be held to it."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallRule:
+    """What an answer may call, where it is held to that."""
+
+    arguments: Mapping[str, JsonObject]
+    """By the name of each function that may be called, the JSON schema of its arguments."""
+    required: bool
+    """Whether the answer is a call, and nothing else; else it may be any text, too, with calls in it."""
+    several: bool
+    """Whether there may be more calls than one."""

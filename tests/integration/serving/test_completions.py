@@ -137,7 +137,7 @@ def test_vectors_of_texts_are_those_of_the_artifacts_model_and_are_logged_and_co
     with pytest.raises(openai.NotFoundError, match="model 'lm' offers no embeddings"):
         client.embeddings.create(model="lm", input="a")
     deadline = time.monotonic() + 40
-    while Scrape.of(endpoint).of_model("tokens_total", "transformer") < found.usage.prompt_tokens:
+    while Scrape.of(endpoint).of_model("tokens_total", "transformer", kind="prompt") < found.usage.prompt_tokens:
         assert time.monotonic() < deadline, "Ray exports it every few seconds"
         time.sleep(0.3)
 
