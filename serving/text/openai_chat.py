@@ -149,8 +149,9 @@ class ChatRequest(TextRequest):
                     choice=lambda number: ChatChoice(number, self._reader(tool_calls)))
 
     def _reader(self, form: ToolCallForm | None) -> ToolCallReader | None:
-        names = {tool["function"]["name"] for tool in self.offered}
-        return ToolCallReader(form, names) if form and names else None
+        functions = {str(tool["function"]["name"]): cast(JsonObject, tool["function"].get("parameters") or {})
+                     for tool in self.offered}
+        return ToolCallReader(form, functions) if form and functions else None
 
 
 # ── as a chat template takes it ──

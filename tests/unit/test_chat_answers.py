@@ -12,9 +12,11 @@ import orjson
 import pytest
 import torch
 
+from jobs.common.predictor.call_forms import KNOWN, calls_in
 from jobs.common.predictor.texts import CallRule, ToolCallForm
 from jobs.transformer.chat.answers import ends_of, tool_call_form
 from jobs.transformer.chat.constraint import Constraints
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.sandbox import ChatTemplateError
 from jobs.transformer.chat.template import ChatTemplate
 from jobs.transformer.chat.turns import end_of_turn
@@ -26,7 +28,7 @@ from serving.text.openai_chat import ChatRequest
 from serving.text.openai_protocol import parse
 from serving.text.tool_calls import ToolCallReader
 from tests.unit.language_model import POSITIONS, language_model, one_thread
-from tests.unit.test_chat_templates import markers_of, sources
+from tests.unit.test_chat_templates import PUBLIC, markers_of, sources
 from tests.unit.test_completions import ABOUT, Replica, endpoint, served
 
 TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}
@@ -439,7 +441,7 @@ ONE = '{"name": "f", "arguments": {"a": 1}}'
 ])
 def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str, content: str, calls: int) -> None:
     for size in (1, 3, len(text)):
-        reader = ToolCallReader(form, {"f"})
+        reader = ToolCallReader(form, {"f": {}})
         passed = [reader.through(text[place:place + size]) for place in range(0, len(text), size)]
         assert ("".join(passed) + reader.rest(), len(reader.calls)) == (content, calls)
         assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
@@ -489,10 +491,10 @@ def template_of(name: str) -> ChatTemplate:
     ("trl/qwen3", {"<|im_end|>"}, HERMES), ("axolotl/qwen_25", {"<|im_end|>"}, HERMES),
     ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"</s>"}, MISTRAL),
     ("axolotl/mistral_v2v3", {"</s>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
-    ("trl/glm4moe", {"<|user|>", "<|observation|>"}, None), ("trl/gemma", {"<end_of_turn>"}, None),
-    ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, None),
-    ("trl/qwen3_5_think", {"<|im_end|>"}, None), ("chujiezheng/amberchat", set(), None),
-    ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, None),
+    ("trl/glm4moe", {"<|user|>", "<|observation|>"}, KNOWN[2]), ("trl/gemma", {"<end_of_turn>"}, None),
+    ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, KNOWN[3]),
+    ("trl/qwen3_5_think", {"<|im_end|>"}, KNOWN[1]), ("chujiezheng/amberchat", set(), None),
+    ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, KNOWN[0]),
     ("chujiezheng/llama-2-chat", {"</s>"}, None),
 ])
 def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str, ends: set[str],
@@ -500,6 +502,77 @@ def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str,
     if name not in sources():
         pytest.skip("needs the templates of public models, which are not here")
     assert (ends_of(template_of(name)), tool_call_form(template_of(name))) == (ends, form)
+
+
+SAYS_ALL = {"city": 'Zürich, "old" town: {it}', "days": 3, "wide": True, "tags": ["a", "b: c"], "number": "5"}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": {
+    "type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "wide": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}}, "number": {"type": "string"}}}}}
+
+
+def written_calls(template: ChatTemplate, count: int) -> str | None:
+    """What a template writes for an assistant's calls, up to the token that ends them."""
+    calls = [{"id": f"abcdefgh{number}", "type": "function", "function": {
+        "name": "weather", "arguments": SAYS_ALL | {"days": number}}} for number in range(count)]
+    asked = {"role": "user", "content": "How is it?"}
+    try:
+        whole = template.trace(Conversation((asked, {"role": "assistant", "content": "", "tool_calls": calls}),
+                                            (WEATHER,)))
+    except ChatTemplateError:
+        return None
+    text = whole.text[whole.previous_other(1, whole.of(1)[0][0]):]
+    prompt = template.render(Conversation((asked,), (WEATHER,)), add_generation_prompt=True)
+    text = whole.text[len(prompt):] if whole.text.startswith(prompt) else text
+    form = tool_call_form(template)
+    assert form is not None
+    begin = text.index(form.begin) if form.begin else text.index("{")
+    places = [place for end in ends_of(template) if (place := text.find(end, begin)) >= 0]
+    return text[begin:min(places, default=len(text))]
+
+
+def test_calls_are_read_back_as_every_public_template_writes_them() -> None:
+    """Of each that is said to be read: one call, and two where it writes two, with values of every kind."""
+    read: set[str] = set()
+    several: set[str] = set()
+    for name in sources():
+        template = template_of(name)
+        form = tool_call_form(template)
+        if form is None:
+            continue
+        for count in (1, 2):
+            text = written_calls(template, count)
+            if text is None and count == 2:
+                continue
+            assert text is not None
+            reader = ToolCallReader(form, {"weather": WEATHER["function"]["parameters"]})
+            passed = "".join(map(reader.through, text)) + reader.rest()
+            wanted = [SAYS_ALL | {"days": number} for number in range(count)]
+            assert [json.loads(call.arguments) for call in reader.calls] == wanted, (name, text)
+            assert "weather" not in passed, name
+            (read, several)[count - 1].add(name)
+    if PUBLIC.exists():
+        assert len([name for name in read if "/" in name]) == 44, "of 107, as serving/README.md says"
+        assert len(several) > 35
+
+
+@pytest.mark.parametrize(("form", "text", "calls"), [
+    (KNOWN[1], "<function=f>\n<parameter=a>\ntwo\nlines\n</parameter>\n</function>", [{"a": "two\nlines"}]),
+    (KNOWN[1], "<function=f>\n</function>", [{}]), (KNOWN[1], "<function=f>", []),
+    (KNOWN[1], "<function=f>\n<parameter=n>\n5\n</parameter>\n</function> and", []),
+    (KNOWN[1], "<function=f><parameter=n>[1, 2]</parameter><parameter=b>5</parameter></function>",
+     [{"n": [1, 2], "b": "5"}]),
+    (KNOWN[2], "f", [{}]), (KNOWN[2], "g", []), (KNOWN[2], "f<arg_key>a</arg_key>", []),
+    (KNOWN[4], "call:f{}", [{}]), (KNOWN[4], 'call:f{a:{b:[<|"|>x<|"|>,null]}}', [{"a": {"b": ["x", None]}}]),
+    (KNOWN[4], "call:f{a}", []), (KNOWN[5], "[f(), f(a='x', n=-1.5)]", [{}, {"a": "x", "n": -1.5}]),
+    (KNOWN[5], "[f('x')]", []), (KNOWN[5], "[f(**{'a': 1})]", []), (KNOWN[5], "[f(a=open('x'))]", []),
+    (KNOWN[5], "[f(a={1, 2})]", []), (KNOWN[5], "[f(a=1e999)]", []),
+    (KNOWN[5], "f(a=1", []), (KNOWN[5], "(" * 500, []), (KNOWN[0], '[{"tool_name": "f", "parameters": {}}]', [{}]),
+    (KNOWN[0], '[{"tool_name": "f"}]', []), (KNOWN[0], "[5]", []),
+])
+def test_what_only_looks_like_a_call_is_none(form: ToolCallForm, text: str, calls: list[Any]) -> None:
+    functions = {"f": {"properties": {"b": {"type": ["string", "null"]}}}}
+    assert calls_in(form, text, functions) == [("f", arguments) for arguments in calls]
 
 
 def test_an_answer_ends_by_what_a_model_learns_to_end_it_by() -> None:

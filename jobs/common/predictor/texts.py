@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from cluster.core.documents import JsonObject
 
@@ -17,23 +18,30 @@ class Scores:
     likeliest: Sequence[Score]
 
 
+CallStyle = Literal["json", "parameters", "pairs", "fenced", "bare_keys", "python"]
+"""How a call is written: see call_forms.py."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToolCallForm:
-    """How a model that chats writes the calls of tools: as JSON objects, each with its `name` and its arguments."""
+    """How a model that chats writes the calls of tools."""
 
     begin: str
     """What is written before a call; empty: it stands by itself."""
     end: str
     """What is written behind it; empty: it goes to the end of the answer."""
-    arguments: str
-    """The field that has the arguments."""
-    listed: bool
-    """Whether it stands in a list of all calls."""
+    style: CallStyle = "json"
+    name: str = "name"
+    """Of JSON: the field that has the name,"""
+    arguments: str = "arguments"
+    """and the one that has the arguments."""
+    listed: bool = False
+    """Of JSON: whether it stands in a list of all calls."""
 
     @property
     def is_held(self) -> bool:
         """Whether answers can be held to it."""
-        return True
+        return self.style == "json" and self.name == "name"
 
 
 @dataclass(frozen=True, kw_only=True)

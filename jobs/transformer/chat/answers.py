@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import InputError
+from jobs.common.predictor.call_forms import KNOWN, MARKS, calls_in
 from jobs.common.predictor.texts import ToolCallForm
 from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder
@@ -50,7 +51,7 @@ class Chat:
         self.ends = frozenset(token for token in found if token is not None)
         """Tokens that end an answer, beside the model's own end."""
         self.tool_calls = tool_call_form(encoder.template)
-        marks = (self.tool_calls.begin, self.tool_calls.end) if self.tool_calls else ()
+        marks = (self.tool_calls.begin, self.tool_calls.end, *MARKS) if self.tool_calls else ()
         self._shown = {backend.token_to_id(mark): mark for mark in marks if mark in encoder.template.specials}
 
     @staticmethod
@@ -117,7 +118,7 @@ def _specials(template: ChatTemplate, conversation: Conversation) -> tuple[list[
 
 # ── how it calls tools ──
 def tool_call_form(template: ChatTemplate) -> ToolCallForm | None:
-    """None: the template does not write calls as JSON objects, so that they are nothing but text."""
+    """None: the template writes calls in no form that is known, so that they are nothing but text."""
     conversation = Conversation((_ASKED, _calling(1)), (_TOOL,))
     whole = _written(template, conversation)
     own = whole.of(1) if whole else []
@@ -135,4 +136,11 @@ def tool_call_form(template: ChatTemplate) -> ToolCallForm | None:
             end = f"</{begin[1:]}" if begin.startswith("<") else ""
             return ToolCallForm(begin=begin, end=end if end == behind["end"] else "", arguments=fields[0],
                                 listed=bool(found["list"]))
-    return None
+    return next((form for form in KNOWN if _reads(form, written)), None)
+
+
+def _reads(form: ToolCallForm, written: str) -> bool:
+    """Whether what stands between the form's marks reads as the call that was made up."""
+    _, begin, behind = written.partition(form.begin)
+    call, _, _ = behind.partition(form.end)
+    return bool(begin) and calls_in(form, call, {_NAME: _TOOL["function"]["parameters"]}) == [(_NAME, _ARGUMENTS)]

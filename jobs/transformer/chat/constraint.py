@@ -8,16 +8,20 @@ import functools
 import json
 import logging
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from cluster.core.documents import JsonObject, parse_json
+from cluster.core.documents import parse_json
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.predictor.texts import CallRule, ToolCallForm
 
-_SPACING: JsonObject = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+if TYPE_CHECKING:  # which is there for type checkers alone
+    from llguidance._lib import JsonCompileOptions
+
+_SPACING: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of JSON: it might go on with spaces for ever."""
 _log = logging.getLogger(__name__)
 
