@@ -14,12 +14,12 @@ import torch
 
 from jobs.common.predictor.call_forms import KNOWN, calls_in
 from jobs.common.predictor.texts import CallRule, ToolCallForm
-from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.transformer.chat.answers import end_of_answer, ends_of, tool_call_form
 from jobs.transformer.chat.constraint import Constraints
 from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import ChatTemplate
-from jobs.transformer.chat.turns import end_of_turn
+from jobs.transformer.chat.template import ChatTemplate, special_in
+from jobs.transformer.chat.turns import turns_of
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import LanguageModel
 from serving.core.errors import ParameterError
@@ -576,16 +576,17 @@ def test_what_only_looks_like_a_call_is_none(form: ToolCallForm, text: str, call
 
 
 def test_an_answer_ends_by_what_a_model_learns_to_end_it_by() -> None:
-    others: dict[str, str] = {}
+    said = Conversation(tuple({"role": role, "content": "x"} for role in ("user", "assistant")))
     known = 0
     for name in sources():
         template = template_of(name)
         try:
-            learnt = end_of_turn(template)
+            whole, (turn,) = turns_of(template, said, "last")
         except ChatTemplateError:
             continue
+        behind = whole.text[whole.of(1)[-1][1]:turn.ranges[-1][1]]
+        learnt = next((behind[start:stop] for start, stop in special_in(behind, template.specials)), None)
         known += learnt is not None
-        if learnt is not None and learnt not in ends_of(template):
-            others[name] = learnt
-    assert others == {}
+        assert learnt in (None, end_of_answer(template)), name
+        assert end_of_answer(template) in (None, *ends_of(template)), name
     assert known > 5

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from cluster.core.documents import JsonObject
+from cluster.core.documents import JSON_VALUE, JsonObject, parse_json
 from jobs.common.predictor.texts import CallStyle, ToolCallForm
 
 Calls = list[tuple[str, Any]]
@@ -73,7 +73,7 @@ def _pairs(form: ToolCallForm, text: str, functions: Mapping[str, JsonObject]) -
 
 def _fenced(form: ToolCallForm, text: str, functions: Mapping[str, JsonObject]) -> Calls:
     """The name, and arguments in a block of JSON, each call between marks of its own."""
-    return [(name, json.loads(inner)) for name, inner in _all(_FENCED, text)]
+    return [(name, parse_json(inner, JSON_VALUE)) for name, inner in _all(_FENCED, text)]
 
 
 def _bare_keys(form: ToolCallForm, text: str, functions: Mapping[str, JsonObject]) -> Calls:
@@ -83,7 +83,7 @@ def _bare_keys(form: ToolCallForm, text: str, functions: Mapping[str, JsonObject
         parts = inner.split(_QUOTE)
         quoted = [json.dumps(part) if place % 2 else _BARE_KEY.sub(r'\1"\2":', part)
                   for place, part in enumerate(parts)]
-        found.append((name, json.loads("".join(quoted))))
+        found.append((name, parse_json("".join(quoted), JSON_VALUE)))
     return found
 
 
@@ -130,6 +130,6 @@ def _is_text(schema: object) -> bool:
 
 def _value(text: str) -> object:
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except (ValueError, RecursionError):
+        return parse_json({"True": "true", "False": "false", "None": "null"}.get(text, text), JSON_VALUE)
+    except ValueError:
         return text

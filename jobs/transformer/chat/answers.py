@@ -84,15 +84,26 @@ class Chat:
 # ── where an answer ends ──
 def ends_of(template: ChatTemplate) -> frozenset[str]:
     """The special tokens by which an assistant's turn ends: of what it says, and of its calls, at the end of a
-    conversation and before the next turn. Of each turn it is the first special token behind what is the assistant's,
-    but for those that stand within one, too, as between its thoughts and what it says, or between two calls."""
+    conversation and before the next turn."""
+    return frozenset(filter(None, _ends(template)))
+
+
+def end_of_answer(template: ChatTemplate) -> str | None:
+    """The one by which what it says ends at the end of a conversation, if there is one."""
+    return _ends(template)[0]
+
+
+def _ends(template: ChatTemplate) -> list[str | None]:
+    """Of what it says at the end of a conversation, of the same before the next turn, of its calls at the end, and of
+    these before their answers. Of each turn it is the first special token behind what is the assistant's, but for those
+    that stand within one, too, as between its thoughts and what it says, or between two calls."""
     count = 2 if _written(template, Conversation((_ASKED, _calling(2)), (_TOOL,))) else 1
     calls = Conversation((_ASKED, _calling(count), *map(_told, range(count)), _SAID), (_TOOL,))
     turns = (Conversation((_ASKED, _SAID | {"reasoning_content": "Is it seven?"})),
              Conversation((_ASKED, _SAID, _ASKED, _SAID)), calls.until(2), calls)
     found = [_specials(template, turn) for turn in turns]
     within = {special for inside, _ in found for special in inside}
-    return frozenset(end for _, behind in found if (end := next((each for each in behind if each not in within), "")))
+    return [next((each for each in behind if each not in within), None) for _, behind in found]
 
 
 def _written(template: ChatTemplate, conversation: Conversation) -> Rendering | None:

@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -18,10 +18,7 @@ from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.predictor.texts import CallRule, ToolCallForm
 
-if TYPE_CHECKING:  # which is there for type checkers alone
-    from llguidance._lib import JsonCompileOptions
-
-_SPACING: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of JSON: it might go on with spaces for ever."""
 _log = logging.getLogger(__name__)
 
