@@ -16,6 +16,7 @@ import openai
 import orjson
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from cluster.core.errors import ArtifactError, ConfigError
@@ -24,8 +25,11 @@ from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, write_
 from jobs.common.artifact.manifest import Embedding
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.transformer.build import build_model
+from jobs.transformer.embedding.embedder import Embedder
 from jobs.transformer.embedding.pooling import embedding_of
+from jobs.transformer.model import Classifier, load
 from jobs.transformer.predictor import TextPredictor
+from jobs.transformer.weights.lora import put_on
 from serving.commands.deploy_config import find
 from serving.core.errors import BadRequestError, ParameterError
 from serving.core.settings import EndpointSettings, ModelSettings, routes
@@ -181,6 +185,23 @@ async def _embedded(made: Replica, texts: Sequence[str]) -> Any:
 def test_models_that_embed_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["minilm", "cls"]
     assert client.models.retrieve("minilm").to_dict()["max_model_len"] == MOST
+
+
+def test_updates_that_are_apart_from_their_base_give_the_vectors_of_the_merged_model(folders: Path) -> None:
+    found = load(open_artifact(folders / "cls/texts"))
+    assert isinstance(found, Classifier)
+    torch.manual_seed(1)
+    apart = put_on(found.model, LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)).eval()
+
+    def vectors_of(model: Any) -> np.ndarray:
+        about = Embedding(pooling="mean", normalize=True, dimensions=16)
+        embedder = Embedder(Classifier(model, found.tokenizer, found.labels, MOST), about, str)
+        return embedder.predict(embedder.decode({"input": np.array(TEXTS, object)}))["embedding"]
+
+    plain = vectors_of(load(open_artifact(folders / "cls/texts")).model)
+    given = vectors_of(apart)
+    np.testing.assert_allclose(given, vectors_of(apart.merge_and_unload()), atol=1e-5)
+    assert np.abs(given - plain).max() > 1e-3
 
 
 # ── what is refused ──

@@ -30,7 +30,7 @@ class Embedder:
     def __init__(self, classifier: "Classifier", embedding: Embedding, clean: Callable[[str], str]) -> None:
         """clean: what is done to a text before its tokens are looked up."""
         model = classifier.model
-        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of updates that are apart
         self._body, self._device, self._words = model.base_model, model.device, int(model.config.vocab_size)
         self._pad_id, self._most = classifier.tokenizer.pad_token_id or 0, classifier.max_length
         self._backend = backend_of(classifier.tokenizer.backend_tokenizer.to_str(), None)
