@@ -118,9 +118,9 @@ class ChatRequest(TextRequest):
                                  f"{', '.join(functions) or 'none'}", "tool_choice")
         if not required and self.parallel_tool_calls and not any(each.get("strict") for each in functions.values()):
             return None
-        callable = {name: each for name, each in functions.items() if named in (None, name)}
+        chosen = {name: each for name, each in functions.items() if named in (None, name)}
         return CallRule(required=required, several=self.parallel_tool_calls and named is None, arguments={
-            name: _arguments(name, each, required) for name, each in callable.items()}) if callable else None
+            name: _arguments(name, each, required) for name, each in chosen.items()}) if chosen else None
 
     @property
     def asked(self) -> GenerationRequest:
