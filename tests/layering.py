@@ -85,7 +85,7 @@ FOLDERS = {
                     "training",
                     "artifact", "predictor", "execution", "evaluation", "registry", "report", "vision", "tables",
                     "runs",
-                    "paired", "compare"),
+                    "paired", "finished_runs", "compare", "predicting"),
     "serving": ("core", "hardening", "protocols", "model", "traffic", "text", "endpoint", "variants", "commands", ""),
 }
 """From the ground up: a folder, or a module that lies beside them, imports what comes before it.

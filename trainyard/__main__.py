@@ -5,7 +5,10 @@
     trainyard new NAME [--from JOB]                  a folder with a job of your own, that trains at once
     trainyard tune JOB [FLAGS]                       search its hyperparameters
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
-    trainyard registry list | promote | register     versions of models
+    trainyard predict --model … --data.uri … --out … answers of a model for new data, as Parquet
+    trainyard evaluate --model … --data.uri …        how good models are on new data, by slices, and its drift
+    trainyard runs list | show | page | rm | prune   all runs of a storage, on one page too
+    trainyard registry list | promote | undo | …     versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
     trainyard status | watch                         what runs there, and what is wrong
@@ -22,8 +25,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-WITHOUT_A_JOB = {"compare": "jobs.common.compare", "registry": "jobs.common.registry.__main__",
-                 "serve": "serving.__main__"}
+WITHOUT_A_JOB = {"compare": "jobs.common.compare", "evaluate": "jobs.common.predicting.evaluate",
+                 "predict": "jobs.common.predicting.predict", "registry": "jobs.common.registry.__main__",
+                 "runs": "jobs.common.runs.__main__", "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 

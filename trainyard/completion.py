@@ -33,7 +33,10 @@ def everything() -> Any:
     """The type of the whole command line."""
     from cluster.__main__ import parser as cluster
     from jobs.common.compare import parser as compare
+    from jobs.common.predicting.evaluate import parser as evaluate
+    from jobs.common.predicting.predict import parser as predict
     from jobs.common.registry.__main__ import parser as registry
+    from jobs.common.runs.__main__ import parser as overview
     from jobs.common.training.house import house_config, house_names
     from serving.__main__ import parser as serving
     from tuning.options import combined
@@ -42,7 +45,9 @@ def everything() -> Any:
     return _choice({
         "train": _group("train", configs), "data": _group("data", {"check": _group("check", configs)}),
         "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
-        "compare": _of_parser("compare", compare()), "registry": _of_parser("registry", registry()),
+        "compare": _of_parser("compare", compare()), "predict": _of_parser("predict", predict()),
+        "evaluate": _of_parser("evaluate", evaluate()), "registry": _of_parser("registry", registry()),
+        "runs": _of_parser("runs", overview()),
         "serve": _of_parser("serve", serving()),
         "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),
         **{name: _of_parser(name, parser) for name, parser in subcommands_of(cluster()).items()},

@@ -43,7 +43,7 @@ import pytest
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.predictor.find import load_predictor
 from jobs.common.runs.run import main
-from serving.model.replica import check_probe
+from jobs.common.predictor.loading import check_probe
 from {name}.job import JOB
 
 

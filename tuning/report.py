@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.command_line import flatten
-from jobs.common.config import Config, to_dict
+from jobs.common.config import INDEX_FILE, Config, to_dict
 from jobs.common.formatting import shown
 from jobs.common.provenance import machine, used_libraries, without_secrets
 from jobs.common.report import html
@@ -44,7 +44,8 @@ def render(search: Search, base: Config, space: Space, status: str, why: str, li
     states = [trial.status for trial in trials]
     fields, front = _fields(trials), goal.pareto(judged)
     return html.render(
-        "search_report.html", "tuning", title=f"Search: {base.run.name}", search=search, status=status, why=why,
+        "search_report.html", "tuning", title=f"Search: {base.run.name}", index=f"../{INDEX_FILE}",
+        search=search, status=status, why=why,
         took=duration(search.journal.elapsed_s), charts=charts, trials=trials, judged=judged, best=best, row=row,
         found=found,
         states=", ".join(f"{states.count(state)} {state}" for state in STATUSES if state in states),

@@ -194,6 +194,7 @@ class Tuning:
 
     # ── after ──
     def _finish(self, search: Search, store: Store, watch: SearchProgress) -> int:
+        from jobs.common.runs.index_page import keep_index
         from tuning.report import write_report
 
         best = results.write_best(store, self.base, search)
@@ -211,6 +212,7 @@ class Tuning:
                 results.write_result(store, result)
         finally:
             watch.tracking.finish({"epochs": float(result["epochs"]), "trials": float(len(search.trials))}, status)
+            keep_index(self.base.run, print)
         if watch.tracking.problem:
             print(f"registry: {watch.tracking.problem}")
         print(self._summary(search, store, result, watch.why), flush=True)

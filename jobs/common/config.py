@@ -29,8 +29,8 @@ from jobs.common.command_line import (
 Layout = Literal["auto", "splits", "one"]
 ClassFolder = Literal["auto", "outer", "inner"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
-"""What is in a storage beside the runs: prepared data, and the registry.
-(Others begin with `.`, as no run's name does.)"""
+COMPARISONS_FOLDER, INDEX_FILE = "comparisons", "index.html"
+"""What is in a storage beside the runs: prepared data, the registry, pages; others begin with `.`, as no run's name."""
 _MANY_PIECES, _SMALL_PIECE = 16, 8e6
 
 C = TypeVar("C", bound="Config")
@@ -65,14 +65,14 @@ class RunConfig:
     max_failures: int = 3
     """How many times the workers may die before the run fails; -1: no limit."""
     spares: int = 0
-    """Workers more than are needed, loaded and waiting: one takes a dead worker's place at once.
-    Each holds its resources."""
+    """More workers than are needed, loaded and waiting: one takes a dead one's place at once. Each holds resources."""
     checkpoint_every_steps: int | Literal["auto"] = "auto"
     """Most steps that a failure may cost; `auto` keeps the cost of checkpoints under about 2% of the time, or, where it
     is known how often the run fails, loses the least time to checkpoints and failures together."""
     mtbf_h: float | None = None
-    """Mean hours between failures of one node, for `auto`;
-    by default what the run itself has seen, after three failures."""
+    """Mean hours between failures of a node, for `auto`; by default what the run has seen, after three failures."""
+    price: float | None = None
+    """What a worker costs an hour, in any currency: the run's cost, and what failures lost of it, are in its report."""
     check_weights_every_steps: int = 1000
     """Compares a hash of the weights over all workers after so many steps,
     and fails where one has other weights; 0: never."""
@@ -99,9 +99,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
                 "use 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        # and its lock and journal
-        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER) or self.name.startswith(DATABASE_FILE)
-        require(not taken, "run.name", self.name,
+        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER, INDEX_FILE)
+        require(not taken and not self.name.startswith(DATABASE_FILE), "run.name", self.name,  # and its lock, journal
                 "a storage keeps something else of its own under that name: use another")
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
@@ -109,6 +108,7 @@ class RunConfig:
         require(self.experiment != "", "run.experiment", "''", "name an experiment, or leave the option out")
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
+        require(self.price is None or 0 <= self.price < 1e9, "run.price", self.price, "must be 0 or more for an hour")
         require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")
         require(self.seed >= 0, "run.seed", self.seed, "must be 0 or more")
         require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
 
 def shown(value: object) -> str:
     """A value for people: numbers short, nothing as a dash, lists and dicts on one line, cut where they are endless."""
@@ -19,6 +21,21 @@ def shown(value: object) -> str:
     if isinstance(value, list | tuple):
         return _cut(", ".join(shown(item) for item in cast(Sequence[object], value)))
     return _cut(str(value))
+
+
+def size_shown(size: int) -> str:
+    """Bytes: `340 kB`, `12 MB`, `2.9 GB`."""
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit > 2 and value < 100 else f"{value:.0f} {_UNITS[unit]}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lines for a terminal, of rows of equal length, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in rows)
 
 
 def _cut(text: str, most: int = 300) -> str:

@@ -87,7 +87,7 @@ class Running:
     def guard(self, name: str) -> Canary | None:
         """Of a model's last change of weights."""
         found = _ingress(self.config)["user_config"]["guards"].get(name)
-        return Canary(**found) if found else None
+        return Canary.of(found) if found else None
 
     def shadow(self, name: str) -> JsonObject | None:
         """id, version and share."""

@@ -28,7 +28,7 @@ from serving.commands.deployment_record import (
     with_weights,
 )
 from serving.core.settings import ENDPOINT, SHARED, ModelSettings
-from serving.traffic.canary import Canary
+from serving.traffic.canary import Canary, ChampionBefore
 
 Told = Mapping[str, JsonObject]
 """What the replicas of the ingress know together, by model: see serving/traffic/shared_state.py."""
@@ -110,6 +110,8 @@ def _of_guard(record: Running, name: str, watched: Told) -> list[str]:
              for version, each in sorted(seen["versions"].items())]
     if seen["reason"] is not None:
         lines.append(f"went back by itself: {seen['reason']}")
+        if seen["champion"]:
+            lines.append(seen["champion"])
     return lines
 
 
@@ -142,11 +144,17 @@ def promote(options: argparse.Namespace) -> int:
     record.weights(options.model)
     registered = record.models()[options.model][0]["settings"]["registered"]
 
-    def champion() -> None:
-        if registered:
-            _registry(options, registered).promote(registered, options.version)
+    if not registered:
+        return _change(options, {options.version: 1.0})
+    registry = _registry(options, registered)
+    before = next((each.version for each in registry.versions(registered) if CHAMPION in each.aliases), None)
 
-    return _change(options, {options.version: 1.0}, champion)
+    def champion() -> None:
+        registry.promote(registered, options.version, "trainyard serve promote")
+
+    back = ChampionBefore(name=registered, version=before, promoted=options.version, tracking_uri=options.tracking_uri,
+                          storage=Store.open(options.storage).location()) if before else None
+    return _change(options, {options.version: 1.0}, champion, back=back)
 
 
 def rollback(options: argparse.Namespace) -> int:
@@ -164,7 +172,7 @@ def rollback(options: argparse.Namespace) -> int:
         if registered and lost is not None and version is not None:
             registry = _registry(options, registered)
             if lost in [each.version for each in registry.versions(registered) if CHAMPION in each.aliases]:
-                registry.promote(registered, version)
+                registry.promote(registered, version, "trainyard serve rollback")
 
     return _change(options, before, champion, guarded=False)
 
@@ -195,7 +203,7 @@ def shadow(options: argparse.Namespace) -> int:
 
 
 def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], None] = lambda: None, *,
-            guarded: bool = True) -> int:
+            guarded: bool = True, back: ChampionBefore | None = None) -> int:
     """Gives versions their weights."""
     record = Running.load(options.port)
     new = _new(options, record, weights)
@@ -205,19 +213,20 @@ def _change(options: argparse.Namespace, weights: Weights, ready: Callable[[], N
         before = _weights(record, options.model, told("watched"))
         record.config = with_weights(record.config, options.model, before)
         change(record, options.model, weights, new, ready, before,
-               _guard(options, before, weights) if guarded else None)
+               _guard(options, before, weights, back) if guarded else None)
     for version, weight in record.weights(options.model).items():
         print(f"{options.model} version {version}: {100 * weight:.1f} %")
     return 0
 
 
-def _guard(options: argparse.Namespace, before: Weights, weights: Weights) -> Canary | None:
+def _guard(options: argparse.Namespace, before: Weights, weights: Weights,
+           champion: ChampionBefore | None) -> Canary | None:
     """Of the versions that get more than before. None if no version does, or no limit is asked for."""
     candidates = [version for version, weight in weights.items() if weight > before.get(version, 0.0)]
     if not candidates or (options.max_error_rate >= 1 and options.max_p95_ms is None):
         return None
     return Canary(id=new_id(), candidates=candidates, before=before, max_error_rate=options.max_error_rate,
-                  max_p95_ms=options.max_p95_ms, min_requests=options.min_requests)
+                  max_p95_ms=options.max_p95_ms, min_requests=options.min_requests, champion=champion)
 
 
 def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list[ModelSettings]:

@@ -3,7 +3,6 @@ checked against its own probe rows and warmed up before it answers."""
 
 import asyncio
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from cluster.core.errors import ArtifactError, InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.predictor.find import explains, load_predictor
+from jobs.common.predictor.loading import check_probe, use_threads
 from jobs.common.predictor.predictor import Embedder, EmbeddingPredictor, Explaining, Predictor
 from serving.core.errors import BadRequestError, ModelError, RefusedError
 from serving.core.settings import HEARTBEAT_S, ModelSettings
@@ -30,8 +30,6 @@ T = TypeVar("T")
 Tensors = Mapping[str, Array]
 _QUICK_S = 0.005
 """A call that is done sooner is made in the event loop itself: handing it to a thread costs more than it frees."""
-_PROBE_RTOL, _PROBE_ATOL = 1e-3, 1e-5
-"""How far a replica's answers for the probe rows may be from the artifact's: other hardware rounds otherwise."""
 _FAILED = "the model failed: see the replica's log"
 _log = logging.getLogger(__name__)
 
@@ -200,21 +198,6 @@ def _predicted(predictor: Embedder, batches: Sequence[Array], drift: Drift | Non
     return [*made]
 
 
-def check_probe(predictor: Predictor, artifact: Artifact) -> None:
-    """Raises: ArtifactError if the model does not answer the artifact's own rows as the artifact says."""
-    probe, variant = artifact.probe(), artifact.manifest.description.variant
-    # where numbers are rounded to 8 bits, other hardware's last digits may tip some of them over
-    atol = max(_PROBE_ATOL, variant.largest_difference if variant else 0.0)
-    (found,) = answers(predictor, [probe.inputs])
-    if isinstance(found, RefusedError):
-        raise ArtifactError(f"artifact {artifact.uri} does not serve: it refuses its own probe rows ({found})")
-    for name, wanted in probe.outputs.items():
-        if not np.allclose(found[name], wanted, _PROBE_RTOL, atol):
-            far = float(np.abs(np.asarray(found[name], np.float64) - wanted).max())
-            raise ArtifactError(f"artifact {artifact.uri} does not serve: its answers for its own probe rows differ by "
-                                f"{far:.3g} in {name} from those in it")
-
-
 def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
     """Answers batches of all sizes once. Returns the seconds that a full one took."""
     rows = predictor.decode(artifact.probe().inputs)
@@ -227,11 +210,3 @@ def warm_up(predictor: Predictor, artifact: Artifact, max_rows: int) -> float:
         seconds = time.perf_counter() - began
         size *= 2
     return seconds
-
-
-def use_threads(count: int) -> None:
-    """Of the frameworks, which read it when they are imported."""
-    # the last: tokenizers
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[name] = str(count)
-    os.environ["TF_NUM_INTEROP_THREADS"] = "1"

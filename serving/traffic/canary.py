@@ -10,10 +10,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _FIRST_S, _RATIO = 1e-4, 1.1
 """Latencies are counted in bins: up to 0.1 ms, and each next one a tenth wider."""
 WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChampionBefore:
+    """A registered model's champion from before a change, which it is again where its requests go back."""
+
+    name: str
+    version: str
+    """The one before."""
+    promoted: str
+    """The one that the change made it: where it is another by now, nothing is done."""
+    tracking_uri: str | None
+    storage: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +46,14 @@ class Canary:
     """Of a candidate's answers; None: no limit."""
     min_requests: int = 50
     """Of a candidate, in the window: nothing is said of fewer."""
+    champion: ChampionBefore | None = None
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "Canary":
+        """As `asdict` gives them."""
+        before: Mapping[str, Any] | None = values.get("champion")
+        made: dict[str, Any] = {**values, "champion": ChampionBefore(**before) if before else None}
+        return Canary(**made)
 
 
 @dataclass(kw_only=True)

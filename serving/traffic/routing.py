@@ -122,7 +122,7 @@ class Table:
                 made[name][settings.version] = known
         self._routes = made
         self.shadows = {name: self._shadow(made[name], **shadow) for name, shadow in (shadows or {}).items()}
-        self.guards = {name: Canary(**guard) for name, guard in (guards or {}).items()}
+        self.guards = {name: Canary.of(guard) for name, guard in (guards or {}).items()}
         self._reasons = {guard.id: reason for guard in self.guards.values() if (reason := self._reasons.get(guard.id))}
         for name, guard in self.guards.items():
             if guard.id in self._reasons:

@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from cluster.core.background import in_loop
+from cluster.core.background import in_background, in_loop, logged
 from cluster.core.documents import JsonObject
-from serving.traffic.canary import Canary, CanaryWindow, Tally
+from cluster.core.errors import TrainyardError
+from cluster.core.storage import Store
+from jobs.common.registry.connection import open_registry
+from jobs.common.registry.registry import CHAMPION
+from serving.traffic.canary import Canary, CanaryWindow, ChampionBefore, Tally
 from serving.traffic.rate_limit import Buckets
 from serving.traffic.routing import Table
 
@@ -29,6 +33,8 @@ class SharedState:
         self._watches: dict[str, CanaryWindow] = {}
         self._shadows: dict[str, tuple[str, str, Counter[str]]] = {}
         self._buckets = Buckets()
+        self._champions: dict[str, str] = {}
+        """By a change's id, what became of the champion where requests went back."""
 
     def take(self, name: str, per_s: float, wanted: int) -> tuple[int, float]:
         """Tokens of a key: see limits.Lease."""
@@ -40,8 +46,23 @@ class SharedState:
         watch = self._watches.get(model)
         if watch is None or watch.guard.id != guard.id:
             watch = self._watches[model] = CanaryWindow(guard)
-        watch.reason = watch.reason or reason
-        return watch.hear(tallies)
+        known = watch.reason = watch.reason or reason
+        found = watch.hear(tallies)
+        if found is not None and known is None and guard.champion is not None:
+            self._give_back(guard.id, guard.champion, found)
+        return found
+
+    def _give_back(self, change: str, champion: ChampionBefore, reason: str) -> None:
+        """In a thread of its own: a registry may take its time, and ingresses wait for answers."""
+        def give_back() -> None:
+            try:
+                self._champions[change] = champion_again(champion, reason)
+            except TrainyardError as error:
+                self._champions[change] = (f"the registry's champion is still version {champion.promoted} ({error}): "
+                                           f"trainyard registry promote {champion.name} {champion.version}")
+            _log.error("%s: %s", champion.name, self._champions[change])
+
+        in_background("trainyard-champion", give_back).add_done_callback(logged("the champion's way back"))
 
     def compared(self, model: str, id: str, version: str, outcomes: Counter[str]) -> None:
         """Of one ingress's shadow, since its last report."""
@@ -55,10 +76,22 @@ class SharedState:
                 for model, (id, version, rows) in self._shadows.items()}
 
     def watched(self) -> dict[str, JsonObject]:
-        """By model: the change's id, the reason, and each version's requests, error rate and p95 (ms) in the window."""
-        return {model: {"id": watch.guard.id, "reason": watch.reason, "versions": {
+        """By model: the change's id, the reason, what became of the champion, and each version's requests, error rate
+        and p95 (ms) in the window."""
+        return {model: {"id": watch.guard.id, "reason": watch.reason,
+                        "champion": self._champions.get(watch.guard.id, ""), "versions": {
             version: {"requests": seen.requests, "error_rate": seen.error_rate, "p95_ms": seen.p95_ms}
             for version in watch.versions if (seen := watch.seen(version))}} for model, watch in self._watches.items()}
+
+
+def champion_again(champion: ChampionBefore, reason: str) -> str:
+    """Gives a registered model the champion that it had. Returns what was done. Raises: TrainyardError."""
+    registry = open_registry(champion.tracking_uri, Store.open(champion.storage), champion.name)
+    now = next((each.version for each in registry.versions(champion.name) if CHAMPION in each.aliases), None)
+    if now != champion.promoted:
+        return f"the registry's champion was left as it is: version {now}"
+    registry.promote(champion.name, champion.version, f"its requests went back by themselves: {reason}")
+    return f"the registry's champion is version {champion.version} again"
 
 
 @cache

@@ -19,10 +19,11 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import CARD, MANIFEST, PROBE, Artifact, Probe, open_artifact, write_artifact
 from jobs.common.artifact.manifest import Description, Variant
 from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.loading import check_probe, use_threads
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.registry.connection import experiment_of, open_registry
-from serving.model.replica import answers, check_probe, use_threads
+from serving.model.replica import answers
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
 

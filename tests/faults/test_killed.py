@@ -80,7 +80,8 @@ def test_stops_and_a_killed_driver_leave_no_process_and_the_same_command_continu
 
 
 def test_a_hung_worker_is_noticed_its_stack_saved_and_the_result_is_the_same(reference: Path, tmp_path: Path) -> None:
-    with runs.run(tmp_path / "run", *FLAGS, "--run.hang-timeout-s", "4") as job:
+    with runs.run(tmp_path / "run", *FLAGS, "--run.hang-timeout-s", "4", "--run.price", "3600") as job:
+        began = psutil.Process(job.process.pid).create_time()
         job.until_step(some_step())
         pid = job.kill_worker(1, signal.SIGSTOP)
         job.until(lambda: "hangs and is ended" in job.text, 4 + 30)
@@ -90,6 +91,11 @@ def test_a_hung_worker_is_noticed_its_stack_saved_and_the_result_is_the_same(ref
     assert [path.name for path in stacks] == ["rank-0.txt", "rank-1.txt", "rank-2.txt"]
     assert all("jobs/mlp/train.py" in path.read_text() for path in stacks)
     assert result["restarts"] == 1
+    spent, whole = result["time_s"], (job.folder / "result.json").stat().st_mtime - began
+    assert sum(spent.values()) == pytest.approx(whole, abs=0.5), f"every second has a cause: {spent}"
+    assert 2 < spent["hangs until noticed"] < 4 + 30 and spent["recovery from failures"] > 0, spent
+    assert result["cost"]["lost"] > 3 * spent["hangs until noticed"], "of three workers, at 1 a second"
+    assert "where the time went" in (job.folder / "report.html").read_text()
     same_result(job.folder, reference)
 
 

@@ -34,7 +34,7 @@ EXPORTED = {"trainyard_train_step", "trainyard_train_samples_per_second", "train
             "trainyard_train_workers",
             "trainyard_train_step_seconds", "trainyard_train_goodput_ratio", "trainyard_checkpoint_seconds",
             "trainyard_checkpoint_blocking_seconds", "trainyard_checkpoint_size_bytes",
-            "trainyard_data_wait_seconds_total"}
+            "trainyard_data_wait_seconds_total", "trainyard_train_time_seconds_total"}
 
 
 @pytest.fixture(scope="module")

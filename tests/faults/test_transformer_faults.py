@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from jobs.common.artifact.artifact import open_artifact
+from jobs.common.predictor.loading import check_probe
 from jobs.transformer.model import load
 from jobs.transformer.predictor import TextPredictor
 from jobs.transformer.strategies.shards import Slice
-from serving.model.replica import check_probe
 from tests import runs
 
 STRATEGIES = {"ddp": "generate", "zero3": "chat"}

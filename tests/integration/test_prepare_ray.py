@@ -3,10 +3,13 @@
 import io
 import json
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +19,14 @@ from cluster.core.errors import DataError
 from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.found import near_texts, repeats
+from jobs.common.predicting.predict import main as predict
 from jobs.common.vision import prepare as image_prepare
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text import prepare as text_prepare
 from jobs.transformer.text import survey
+from tests import kept
 from tests.hub import Hub, hub_server
 
 # Ray 2.60 sets deprecated fields of its own each time it makes a DataContext.
@@ -122,6 +127,32 @@ def test_tars_on_the_hub_are_the_same_whoever_reads_them(hub: Hub, tmp_path: Pat
     ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
     assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
     assert len(ray.splits["train"].pieces) > 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_answers_are_the_same_bytes_also_where_an_actor_is_killed(tmp_path: Path,
+                                                                  capfd: pytest.CaptureFixture[str]) -> None:
+    _write(tmp_path / "in", IMAGES[:1])
+    command = ["--model", str(kept.artifact("mlp")), "--data.uri", str(tmp_path / "in"), "--batch-rows", "4",
+               "--piece-mb", "0.2", "--cpus-per-worker", "1", "--out"]
+    killed = threading.Thread(target=_kill_an_actor, args=(tmp_path / "ray/_work",))
+    killed.start()
+    assert predict([*command, str(tmp_path / "ray"), "--address", "local", "--workers", "1:2"]) == 0
+    killed.join()
+    assert predict([*command, str(tmp_path / "here")]) == 0
+    ray, here = ({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("ray", "here"))
+    assert ray == here
+    assert len([name for name in ray if name.startswith("part-")]) > 10
+    assert "by actors of the Ray cluster" in capfd.readouterr().out
+
+
+def _kill_an_actor(work: Path) -> None:
+    """In the middle of what it does."""
+    until = time.monotonic() + 100
+    while len(list(work.glob("0*.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    actors = [each for each in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(each.cmdline())]
+    actors[0].kill()
 
 
 def _tar(rows: range) -> bytes:

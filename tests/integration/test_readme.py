@@ -19,6 +19,8 @@ from cluster.__main__ import parser as cluster_parser
 from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
 from jobs.common.compare import parser as compare_parser
+from jobs.common.predicting.evaluate import parser as evaluate_parser
+from jobs.common.predicting.predict import parser as predict_parser
 from jobs.common.registry.__main__ import parser as registry_parser
 from jobs.mlp.config import MlpConfig
 from jobs.transformer.config import TransformerConfig
@@ -30,6 +32,7 @@ from tuning.options import combined
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md",
            ROOT / "jobs/pytorch/README.md", ROOT / "jobs/common/data/README.md",
+           ROOT / "jobs/common/predicting/README.md",
            ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md",
            ROOT / "tests/README.md",
            ROOT / "cluster/README.md"]
@@ -180,7 +183,9 @@ def test_every_flag_of_a_search_is_one_that_it_takes(monkeypatch: pytest.MonkeyP
 
 def test_every_other_command_is_one_that_there_is() -> None:
     for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser),
-                         ("jobs.common.compare", compare_parser), ("serving", serving_parser)):
+                         ("jobs.common.compare", compare_parser), ("serving", serving_parser),
+                         ("jobs.common.predicting.predict", predict_parser),
+                         ("jobs.common.predicting.evaluate", evaluate_parser)):
         shown = [rest for _, words in shown_commands() if (rest := after(words, "python", "-m", name)) is not None]
         assert shown
         for rest in shown:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from cluster.core.errors import ConfigError
 from jobs.common import compare
-from jobs.common.compare import Finished, aligned, compared, main, render
+from jobs.common.compare import compared, main, render
 from jobs.common.evaluation.metrics import evaluate
+from jobs.common.finished_runs import Finished, aligned
 from jobs.common.paired import Paired, PairedErrors, holm, mcnemar, paired_numbers, paired_tokens, sentence
 from jobs.common.training.predictions import Predictions
 from tests import runs
@@ -111,7 +113,7 @@ def test_runs_of_a_command_line_are_compared_and_what_cannot_be_is_refused(tmp_p
 def test_runs_that_were_tested_on_other_rows_are_refused(change: str) -> None:
     first, other = finished("first", 0.9, 1), finished("other", 0.9, 2)
     moved = {**vars(other.test), change: np.roll(vars(other.test)[change], 1)}
-    with pytest.raises(compare.ConfigError, match="'first' and 'other' were not tested on the same rows"):
+    with pytest.raises(ConfigError, match="'first' and 'other' were not tested on the same rows"):
         aligned([first, replace(other, test=Predictions(**moved))])
     assert aligned([first, other]) == [first, other]
 
@@ -165,7 +167,7 @@ def test_texts_are_compared_by_the_loss_of_a_token() -> None:
 
 
 def test_runs_of_different_kinds_are_refused() -> None:
-    with pytest.raises(compare.ConfigError, match="'a' predicts classes, 'b' numbers"):
+    with pytest.raises(ConfigError, match="'a' predicts classes, 'b' numbers"):
         aligned([finished("a", 0.9, 1), numbers("b", 1.0, 1)])
 
 

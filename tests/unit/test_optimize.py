@@ -17,10 +17,11 @@ from cluster.core.errors import ArtifactError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import PROBE, WEIGHTS, Artifact, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.loading import check_probe
 from jobs.common.registry.connection import open_registry
 from serving.__main__ import main
 from serving.core.settings import ModelSettings
-from serving.model.replica import Replica, check_probe
+from serving.model.replica import Replica
 from tests import kept
 
 pytestmark = [

@@ -1,6 +1,9 @@
 """The registry on SQLite: what is recorded, what two first writers do, and that training never waits or dies for it."""
 
+import getpass
 import os
+import platform
+import re
 import socket
 import subprocess
 import sys
@@ -237,6 +240,37 @@ def test_the_command_promotes_and_lists(storage, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["promote", "chosen", "9", *place])
     assert "it has version 1" in capsys.readouterr().err
+
+
+def test_each_promotion_is_recorded_and_the_last_can_be_undone(storage, tmp_path, capsys):
+    for scale in (1.0, 2.0):
+        registry = open_registry(None, storage, "undone")
+        registry.start("r", {}, {})
+        registry.register(make_artifact(tmp_path / str(scale), scale))
+    place = ["undone", "--storage", storage.location()]
+    main(["history", *place])
+    assert capsys.readouterr().out == "no version of undone has been promoted\n"
+    main(["promote", "undone", "1", *place[1:]])
+    with pytest.raises(SystemExit, match="2"):
+        main(["undo", *place])
+    assert "there is nothing to undo" in capsys.readouterr().err
+    main(["promote", "undone", "2", "--why", "better on new data", *place[1:]])
+    main(["undo", *place])
+    assert capsys.readouterr().out.splitlines()[-1] == "models:/undone@champion is version 1 (was 2)"
+    assert registry.resolve("models:/undone@champion").version == "1"
+    main(["history", *place])
+    _, first, second, third = capsys.readouterr().out.splitlines()
+    user = f"{getpass.getuser()}@{platform.node()}"
+    assert re.split(r" {2,}", first)[1:] == ["1", "-", user, "-"]
+    assert re.split(r" {2,}", second)[1:] == ["2", "1", user, "better on new data"]
+    assert re.split(r" {2,}", third)[1:] == ["1", "2", user, "undoes the promotion of version 2"]
+    for _ in range(40):
+        registry.promote("undone", "2", "w" * 400)
+    assert 5 < len(registry.promotions("undone")) < 20, "the oldest go, where MLflow has no room"
+    client_of(storage).set_registered_model_tag("undone", "promotions", "no JSON")
+    with pytest.raises(SystemExit, match="2"):
+        main(["history", *place])
+    assert "the tag 'promotions' of a registered model is damaged" in capsys.readouterr().err
 
 
 def test_a_list_that_is_read_without_mlflow_is_the_one_that_mlflow_gives(storage, tmp_path):

@@ -15,6 +15,7 @@ from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset
 from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.loading import check_probe
 from jobs.common.runs.run import main
 from jobs.common.tables.info import TableInfo
 from jobs.common.tables.prepare import prepare
@@ -24,7 +25,6 @@ from jobs.tabular.job import JOB
 from jobs.tabular.model import load
 from jobs.tabular.train import train as loop
 from serving.model.drift_monitor import watch
-from serving.model.replica import check_probe
 from tests import image_loops
 from tests.unit.test_tables import csv, rows_of
 

@@ -80,6 +80,7 @@ class Controller:
             self._end_group(kill=True)
             raise
         finally:
+            self._run_state.account.ended()
             self._phase.enter(Phase.ENDED, self._clock.now)
 
     def _turn(self) -> End | None:
@@ -98,15 +99,11 @@ class Controller:
         if silent := self._hangs.silent(self._current, view):
             self._tell(silent, silent)
         registered_again = any(member.slot in view.registered for member in self._current.workers.values())
-        if self._gathering or registered_again:
+        if self._phase.gathering or registered_again:
             self._gather(view)
         else:
             self._watch(view)
         return None
-
-    @property
-    def _gathering(self) -> bool:
-        return self._phase.present is Phase.GATHERING
 
     # ── what has been heard ──
     def _take_in(self, view: View) -> None:
@@ -118,12 +115,12 @@ class Controller:
         current.alive = sum(silence < SILENT_S for silence in view.silence_s.values())
         self._hangs.observe(view, self._clock.now)
         highest = max((beat.step for beat in view.heartbeats.values()), default=0)
-        self._run_state.observe(current.heartbeat, highest, current.reports)
+        self._run_state.observe(current.heartbeat, highest, current.reports, current.num_workers + current.spares)
         for left in view.exits:
             self._left(left)
         self._look_for_straggler(view)
         told = current.stuck
-        current.stuck = "" if self._gathering else self._hangs.stuck(current, view, self._clock.now)
+        current.stuck = "" if self._phase.gathering else self._hangs.stuck(current, view, self._clock.now)
         if current.stuck and not told:
             self._callbacks.log(current.stuck)
         self._callbacks.on_update(current)
@@ -217,7 +214,7 @@ class Controller:
 
     # ── gathering: some workers are here, others are starting, or will never come ──
     def _gather(self, view: View) -> None:
-        if not self._gathering:
+        if not self._phase.gathering:
             self._phase.enter(Phase.GATHERING, self._clock.now)
             self._scaling.pause(self._clock.now + 2 * ROOM_EVERY_S)
             self._executor.rendezvous.break_up()
@@ -296,5 +293,6 @@ class Controller:
         ranks, where = ", ".join(map(str, hung)), self._store.location(folder)
         self._tell(f"worker {ranks} hangs and is ended; the stacks of all ranks are in {where}",
                    f"worker {ranks} hung; the stacks of all ranks are in {folder}")
+        self._run_state.account.hung()
         self._executor.kill(list(hung.values()))
         self._hangs.ended(hung, self._clock.look())

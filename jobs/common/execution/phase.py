@@ -37,6 +37,10 @@ class PhaseTracker:
         self.present = Phase.WAITING_FOR_ROOM
         self.since = 0.0
 
+    @property
+    def gathering(self) -> bool:
+        return self.present is Phase.GATHERING
+
     def enter(self, phase: Phase, now: float) -> None:
         """now: in seconds. A transition that is not in FOLLOWING is a mistake of the controller: an AssertionError."""
         assert phase in FOLLOWING[self.present], f"a run that is {self.present.value} cannot be {phase.value}"

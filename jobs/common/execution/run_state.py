@@ -15,11 +15,12 @@ from cluster.core.documents import DocumentError, JsonObject, load_json
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.manifest import read_json, write_json
+from jobs.common.execution.time_account import TimeAccount
 from jobs.common.training.rendezvous import Heartbeat
 
 RUN_FILE = "run.json"
 """The record of a run in its folder: see runs/run_folder.py."""
-_FILE = "progress.json"
+PROGRESS_FILE = "progress.json"
 _EXCLUDED_FILE = "excluded_steps.json"
 
 
@@ -39,9 +40,10 @@ class _Saved:
     median_step_s: float
     samples_per_s: float
     ended: bool
+    spent: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
 
-_SAVED = tuple(each.name for each in fields(_Saved) if each.name != "ended")
+_SAVED = tuple(each.name for each in fields(_Saved) if each.name not in ("ended", "spent"))
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,10 @@ class RunState:
     wall_s: float = 0.0
     median_step_s: float = 0.0
     samples_per_s: float = 0.0
+    account: TimeAccount = field(default_factory=TimeAccount)
+    """Where the time went."""
+    price: float | None = None
+    """Of a worker for an hour, in whatever the user counts."""
     require: Callable[[], None] = lambda: None
     """Called before anything is written; raises if the run's folder is gone."""
     _began: float = field(default_factory=time.monotonic)
@@ -82,24 +88,28 @@ class RunState:
         """
         run_state = RunState(store=store, excluded_steps=_excluded(store), require=require)
         try:
-            saved = load_json(store, _FILE, _Saved)
+            saved = load_json(store, PROGRESS_FILE, _Saved)
         except FileNotFoundError:
             return run_state
         except DocumentError as error:
-            run_state.event(f"{_FILE} was damaged ({error}): restarts, lost steps and history before are not known")
+            run_state.event(f"{PROGRESS_FILE} was damaged ({error}): restarts, lost steps and history before are not "
+                            "known")
             return run_state
         for key in _SAVED:
             setattr(run_state, key, getattr(saved, key))
-        run_state._earlier_s = run_state.wall_s
+        run_state._earlier_s, run_state.account = run_state.wall_s, TimeAccount(saved.spent)
         if not saved.ended:
             run_state.restarts += 1
             run_state.event("the driver was lost, and the run was submitted again")
         return run_state
 
-    def observe(self, beat: Heartbeat | None, highest: int, reports: list[JsonObject]) -> None:
-        """At each look: rank 0's latest heartbeat, the highest step of any rank, what was reported since."""
+    def observe(self, beat: Heartbeat | None, highest: int, reports: list[JsonObject], workers: int = 0) -> None:
+        """At each look: rank 0's latest heartbeat, the highest step of any rank, what was reported since, and how many
+        workers are held."""
+        self.account.look(beat, workers)
         if highest > self.highest_step:
             self.reached(highest)
+            self.account.step(again=highest <= self._done_before)
             self._step_at = time.monotonic()
             if self._failed_at is not None and highest > self._done_before:
                 self.recovery_s.append(round(self._step_at - self._failed_at, 2))
@@ -129,15 +139,18 @@ class RunState:
         self.lost_steps += max(0, self.highest_step - step)
         self._done_before = max(self._done_before, self.highest_step)
         self.highest_step = step
+        self.account.restarted()
 
     def failure(self, what: str) -> None:
         self.failures += 1
         self.restarts += 1
         self._failed_at = self._step_at
+        self.account.broke()
         self.event(what)
 
     def exclude(self, steps: list[int]) -> None:
         self.rollbacks += 1
+        self.account.broke()
         self.excluded_steps = tuple(sorted({*self.excluded_steps, *steps}))
         write_json(self.store, _EXCLUDED_FILE, {"steps": list(self.excluded_steps)})
         self.event(f"loss or gradient not finite: the rows of steps {steps} are left out")
@@ -172,7 +185,8 @@ class RunState:
             "recovery_s": self.recovery_s, "goodput": self.goodput, "steps": self.highest_step,
             "skipped_steps": self.skipped_steps, "excluded_steps": list(self.excluded_steps),
             "median_step_s": self.median_step_s, "wall_s": self.wall_s, "events": self.events,
-        }
+            "time_s": self.account.seconds(),
+        } | ({} if self.price is None else {"cost": self.account.cost(self.price)})
 
     def save(self, *, ended: bool = False, durable: bool = False) -> None:
         """Writes progress.json. One that a power cut damages costs a part of the history, and no step.
@@ -182,8 +196,8 @@ class RunState:
         self.require()
         self._saved_at = time.monotonic()
         self.wall_s = self.elapsed_s
-        self.store.write_text(_FILE, json.dumps({key: getattr(self, key) for key in _SAVED} | {"ended": ended}),
-                              durable=durable or ended)
+        saved = {key: getattr(self, key) for key in _SAVED} | {"ended": ended, "spent": self.account.spent}
+        self.store.write_text(PROGRESS_FILE, json.dumps(saved), durable=durable or ended)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,17 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster.core.errors import RegistryError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.config import RunConfig
-from jobs.common.registry.connection import experiment_of, open_registry
-from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
+from jobs.common.formatting import columns
+from jobs.common.registry.connection import existing_file, experiment_of, open_registry, versions_of
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
-from jobs.common.registry.sqlite_versions import read_versions
 
 PROG = "python -m jobs.common.registry"
 
@@ -41,7 +40,14 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     command = commands.add_parser("promote", parents=[place], help=f"give a version the alias {CHAMPION}")
     command.add_argument("name")
     command.add_argument("version")
+    command.add_argument("--why", default="", help="is recorded with it")
     command.set_defaults(run=_promote)
+    command = commands.add_parser("undo", parents=[place], help=f"make the version before the {CHAMPION} again")
+    command.add_argument("name")
+    command.set_defaults(run=_undo)
+    command = commands.add_parser("history", parents=[place], help=f"who made which version the {CHAMPION}, and when")
+    command.add_argument("name")
+    command.set_defaults(run=_history)
     command = commands.add_parser("register", parents=[place], help="register an artifact as a new version")
     command.add_argument("name")
     command.add_argument("artifact")
@@ -53,28 +59,10 @@ def _open(options: argparse.Namespace, name: str) -> Registry:
     return open_registry(options.tracking_uri, Store.open(options.storage), name)
 
 
-def _existing_file(options: argparse.Namespace) -> Path | None:
-    """Returns the file of an SQLite registry; None for another kind.
-
-    Raises: RegistryError if it is not there: looking does not make a new, empty database.
-    """
-    address = tracking_address(options.tracking_uri, Store.open(options.storage))
-    file = sqlite_file(address)
-    if file is not None and not file.exists():
-        raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri "
-                            "http://SERVER")
-    return file
-
-
 def _list(options: argparse.Namespace) -> None:
-    file = _existing_file(options)
-    versions = read_versions(file, options.name) if file else None
-    if versions is None:
-        versions = _open(options, options.name or "").versions(options.name)
-    rows = [("MODEL", "VERSION", "ALIASES", "TEST METRIC", "DIGEST", "ARTIFACT"), *map(_row, versions)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows if versions else ():
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    versions = versions_of(options.tracking_uri, Store.open(options.storage), options.name)
+    if versions:
+        print(columns([("MODEL", "VERSION", "ALIASES", "TEST METRIC", "DIGEST", "ARTIFACT"), *map(_row, versions)]))
     if not versions:
         print(f"no model {options.name} is registered" if options.name else "no model is registered")
 
@@ -87,9 +75,34 @@ def _row(version: ModelVersion) -> tuple[str, ...]:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    _existing_file(options)
-    before = _open(options, options.name).promote(options.name, options.version)
-    print(f"models:/{options.name}@{CHAMPION} is version {options.version}{f' (was {before})' if before else ''}")
+    existing_file(options.tracking_uri, Store.open(options.storage))
+    _promoted(_open(options, options.name), options.name, options.version, options.why)
+
+
+def _undo(options: argparse.Namespace) -> None:
+    existing_file(options.tracking_uri, Store.open(options.storage))
+    registry = _open(options, options.name)
+    last = next(reversed(registry.promotions(options.name)), None)
+    if last is None or last.before is None:
+        raise RegistryError(f"no version of {options.name} was the {CHAMPION} before the one that is: there is nothing "
+                            "to undo")
+    _promoted(registry, options.name, last.before, f"undoes the promotion of version {last.version}")
+
+
+def _promoted(registry: Registry, name: str, version: str, why: str) -> None:
+    before = registry.promote(name, version, why)
+    print(f"models:/{name}@{CHAMPION} is version {version}{f' (was {before})' if before else ''}")
+
+
+def _history(options: argparse.Namespace) -> None:
+    existing_file(options.tracking_uri, Store.open(options.storage))
+    promotions = _open(options, options.name).promotions(options.name)
+    if not promotions:
+        print(f"no version of {options.name} has been promoted")
+        return
+    print(columns([("WHEN (UTC)", "VERSION", "WAS", "BY", "WHY"),
+                   *((time.strftime("%Y-%m-%d %H:%M", time.gmtime(each.at)), each.version, each.before or "-", each.by,
+                      each.why or "-") for each in promotions)]))
 
 
 def _register(options: argparse.Namespace) -> None:

@@ -1,9 +1,14 @@
 """The way to a registry: MLflow at a tracking URI, or one that records nothing."""
 
+from pathlib import Path
+
+from cluster.core.errors import RegistryError
 from cluster.core.storage import Store
 from jobs.common.artifact.manifest import Description
+from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.mlflow_registry import MlflowRegistry
-from jobs.common.registry.registry import Registry
+from jobs.common.registry.registry import ModelVersion, Registry
+from jobs.common.registry.sqlite_versions import read_versions
 
 
 def open_registry(tracking_uri: str | None, storage: Store, name: str, experiment: str | None = None) -> Registry:
@@ -17,6 +22,28 @@ def open_registry(tracking_uri: str | None, storage: Store, name: str, experimen
     if tracking_uri == "none":
         return Registry()
     return MlflowRegistry(tracking_uri, storage, name, experiment or name)
+
+
+def versions_of(tracking_uri: str | None, storage: Store, name: str | None = None) -> list[ModelVersion]:
+    """All versions of a model, or of all, newest first: of an SQLite file as it lies there, without MLflow.
+
+    Raises: ConfigError; RegistryError if there is no registry: looking does not make a new, empty database.
+    """
+    if tracking_uri == "none":
+        return []
+    existing = existing_file(tracking_uri, storage)
+    found = read_versions(existing, name) if existing else None
+    return open_registry(tracking_uri, storage, name or "").versions(name) if found is None else found
+
+
+def existing_file(tracking_uri: str | None, storage: Store) -> Path | None:
+    """Returns the file of an SQLite registry; None for another kind. Raises: RegistryError if it is not there."""
+    address = tracking_address(tracking_uri, storage)
+    file = sqlite_file(address)
+    if file is not None and not file.exists():
+        raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri "
+                            "http://SERVER")
+    return file
 
 
 def experiment_of(about: Description) -> str:

@@ -22,6 +22,7 @@ from jobs.common.config import MODELS_FOLDER
 from jobs.common.provenance import without_secrets
 from jobs.common.registry.async_logger import Metric, MetricLog
 from jobs.common.registry.mlflow_client import check_answers, connect, patient, shown, tracking_address, translated
+from jobs.common.registry.promotions import PROMOTIONS, Promotion, recorded, with_another
 from jobs.common.registry.registry import CANDIDATE, CHAMPION, ModelVersion, Registry
 
 _FOLDER = "artifact"
@@ -132,12 +133,18 @@ class MlflowRegistry(Registry):
             models = self._client.search_registered_models(chosen, max_results=1000)
             return [version for model in models for version in self._versions_of(model.name)]
 
-    def promote(self, name: str, version: str) -> str | None:
+    def promote(self, name: str, version: str, why: str = "") -> str | None:
         self.resolve(f"models:/{name}/{version}")
         with translated(self._uri):
-            before = self._client.get_registered_model(name).aliases.get(CHAMPION)
+            model = self._client.get_registered_model(name)
+            before = str(model.aliases[CHAMPION]) if CHAMPION in model.aliases else None
             self._client.set_registered_model_alias(name, CHAMPION, version)
-        return str(before) if before else None
+            self._client.set_registered_model_tag(name, PROMOTIONS, with_another(model.tags, version, before, why))
+        return before
+
+    def promotions(self, name: str) -> list[Promotion]:
+        with translated(self._uri):
+            return recorded(self._client.get_registered_model(name).tags)
 
     @property
     def _client(self) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.core.errors import RegistryError
 from jobs.common.artifact.artifact import Artifact
+from jobs.common.registry.promotions import Promotion
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -93,6 +94,10 @@ class Registry:
         """All versions of a model, or of all, newest first. Raises: RegistryError."""
         return []
 
-    def promote(self, name: str, version: str) -> str | None:
-        """Makes a version the champion; returns the version that was, if any. Raises: RegistryError."""
+    def promote(self, name: str, version: str, why: str = "") -> str | None:
+        """Makes a version the champion, and records it; returns the version that was, if any. Raises: RegistryError."""
         raise RegistryError(f"{name} cannot be promoted: tracking is turned off")
+
+    def promotions(self, name: str) -> list[Promotion]:
+        """What is recorded of a model's champions, the newest last. Raises: RegistryError."""
+        return []

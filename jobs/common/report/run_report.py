@@ -41,6 +41,12 @@ class RunFacts:
     recovery_s: Sequence[float] = ()
     """From the last step before each failure to the first one after it."""
     events: Sequence[str] = ()
+    time_s: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Where the time went, by cause."""
+    cost: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of all `workers`, and of that what failures `lost`; empty where nobody gave a price."""
+    trains: bool = True
+    """False of a model that was judged alone: then nothing is said of how a run went."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,8 @@ class ReportContent:
     data: JsonObject = field(default_factory=JsonObject)
     """What `Dataset.describe` gives: fingerprint, rows and class counts by split."""
     data_page: str = ""
+    index: str = ""
+    """Where the page of all runs is, from this one's folder."""
     """The page beside it that shows the data (data_report.py)."""
     environment: Mapping[str, object] = field(default_factory=dict[str, object])
     artifact: str = ""
@@ -77,17 +85,24 @@ def write_report(store: Store, path: str, content: ReportContent) -> None:
     store.write_text(path, render(content))
 
 
+def _time_rows(time_s: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    whole = sum(time_s.values()) or 1.0
+    return [*((cause, f"{seconds:,.1f}", f"{seconds / whole:.1%}") for cause, seconds in time_s.items()),
+            ("all of it", f"{whole:,.1f}", "100%")]
+
+
 def render(content: ReportContent) -> str:
     """The report as one HTML document."""
     run, split = content.run, _main(content.metrics)
     e = content.evaluations.get(split)
     return html.render(
-        "run_report.html", content=content, split=split, e=e, charts=charts, data_uri=images.data_uri,
-        started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)), took=_duration(run.duration_s),
+        "run_report.html", content=content, index=content.index, split=split, e=e, charts=charts,
+        data_uri=images.data_uri, started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.started)),
+        took=_duration(run.duration_s),
         recovery_s=statistics.median(run.recovery_s) if run.recovery_s else None,
         groups=_chart_groups(content.history, content.declared),
         has_train_loss=any("train_loss" in row for row in content.history),
-        headlines=_headlines(content, split),
+        headlines=_headlines(content, split), time_rows=_time_rows,
         metrics=declared_metrics.rows(content.declared, [*content.metrics.values()]),
         rows_judged=[f"{each.num_rows:,}" for each in content.evaluations.values()],
         confusions=_confusions(e) if e else (),

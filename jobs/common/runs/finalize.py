@@ -17,6 +17,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
+from jobs.common.execution.time_account import JUDGING, REGISTERING, REPORTING
 from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.report.data_report import DATA_FILE
 from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, write_report
@@ -35,12 +36,15 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     description = replace(job.describe(trained, verdict), libraries=used_libraries(trained.best.environment))
     made = artifact.write_artifact(folder.store, "artifact", description=description, probe=verdict.probe, files=files,
                                    reference=verdict.reference)
+    run_state.account.done(JUDGING)
     flat = {f"{split}_{name}": value for split, values in verdict.metrics.items() for name, value in values.items()}
     version = tracking.register(made, flat, run_state.highest_step)
+    run_state.account.done(REGISTERING)
     run_state.save(ended=True)
     _report(job, trained, verdict, folder, run_state, made)
     for page in (REPORT_FILE, DATA_FILE):
         tracking.attach(page, folder.store.read_text(page))
+    run_state.account.done(REPORTING)
     result = run_state.result("done", 0, folder.attempt) | {
         "metrics": verdict.metrics, "declared_metrics": [asdict(each) for each in job.metrics(config)],
         "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
@@ -68,7 +72,8 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
                      duration_s=run_state.wall_s,
                      restarts=run_state.restarts, lost_steps=run_state.lost_steps,
                      skipped_steps=run_state.skipped_steps,
-                     goodput=run_state.goodput,
+                     goodput=run_state.goodput, time_s=run_state.account.seconds(),
+                     cost=run_state.account.cost(run_state.price) if run_state.price is not None else {},
                      samples_per_s=run_state.samples_per_s, recovery_s=tuple(run_state.recovery_s),
                      events=tuple(run_state.events)),
         metrics=verdict.metrics, declared=job.metrics(config), evaluations=dict(verdict.evaluations),
@@ -79,7 +84,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
-        data_page=DATA_FILE, artifact=made.uri,
+        data_page=DATA_FILE, index=folder.index, artifact=made.uri,
         sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
     ))
 

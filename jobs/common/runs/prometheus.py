@@ -40,7 +40,9 @@ COUNTERS = {
     "trainyard_train_rollbacks_total": "Returns to a checkpoint after several such steps in a row",
     "trainyard_data_wait_seconds_total": "Time spent waiting for data, rank 0",
 }
-
+CAUSE_COUNTERS = {
+    "trainyard_train_time_seconds_total": "Time of the run, by cause",
+}
 
 _LOOK_AT_STORAGE_S = 5.0
 
@@ -70,11 +72,15 @@ class RunMetrics:
         self._counters = {name: Counter(name, text, tag_keys=keys) for name, text in COUNTERS.items()}
         self._rank_gauges = {name: Gauge(name, text, tag_keys=(*keys, "rank", "node"))
                              for name, text in RANK_GAUGES.items()}
-        for metric in (*self._gauges.values(), *self._rank_gauges.values(), *self._counters.values()):
+        self._cause_counters = {name: Counter(name, text, tag_keys=(*keys, "cause"))
+                                for name, text in CAUSE_COUNTERS.items()}
+        for metric in (*self._gauges.values(), *self._rank_gauges.values(), *self._counters.values(),
+                       *self._cause_counters.values()):
             metric.set_default_tags(tags)
         self._ranks: set[tuple[str, str]] = set()
         self._times: Mapping[int, RankTime] = {}
         self._counted = dict.fromkeys(COUNTERS, 0.0)
+        self._caused = dict[str, float]()
         self._progress, self._commit = Since(), Since()
         self._storage, self._room, self._room_at = storage, dict[str, float](), 0.0
 
@@ -94,6 +100,14 @@ class RunMetrics:
                 self._gauges[name].set(float(value))
             else:
                 self._count(name, float(value))
+
+    def update_time(self, seconds: Mapping[str, float]) -> None:
+        """By cause, so far."""
+        [counter] = self._cause_counters.values()
+        for cause, total in seconds.items():
+            if (grown := total - self._caused.get(cause, 0.0)) > 0:
+                counter.inc(grown, tags={"cause": cause})
+                self._caused[cause] = total
 
     def update_ranks(self, times: Mapping[int, RankTime]) -> None:
         """Of each rank. What was told of a rank that is gone, or on another node now, becomes 0:

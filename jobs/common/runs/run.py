@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import (
@@ -24,7 +23,6 @@ from cluster.core.errors import (
 from cluster.core.network import spare_loopback
 from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
-from cluster.monitoring.run_status import RunStatus, RunStatusPublisher
 from cluster.preflight import versions
 from jobs.common import config as configs
 from jobs.common.command_line import flatten
@@ -33,7 +31,7 @@ from jobs.common.config_changes import decisive_fingerprint
 from jobs.common.data.commits import Commits, at_commits
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.found.account import lines_of
-from jobs.common.declared_metrics import figure, headlines
+from jobs.common.declared_metrics import headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
@@ -44,6 +42,7 @@ from jobs.common.runs.check_data import check_data
 from jobs.common.runs.console import RunConsole, fail
 from jobs.common.runs.data_page import show_data
 from jobs.common.runs.event_file import event_file
+from jobs.common.runs.live_status import publisher_of_job, status_of
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
@@ -66,7 +65,8 @@ def main(job: Job, arguments: list[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         config = configs.parse(job.config_type, given, f"python -m {job.package}")
         refuse_again(config.run)
-        return check_data(job, config) if config.data.check else Run(job, config).carry_out()
+        return check_data(job, config) if config.data.check else Run(
+            job, config, timeline=Timeline.of_process()).carry_out()
     except TrainyardError as error:
         fail(str(error))
         if config:
@@ -92,13 +92,14 @@ class Run:
 
     def __init__(self, job: Job, config: Config, *, data_storage: Store | None = None,
                  stop: threading.Event | None = None, until_epoch: int | None = None,
-                 open_executor: OpenExecutor = open_executor) -> None:
+                 open_executor: OpenExecutor = open_executor, timeline: Timeline | None = None) -> None:
         """data_storage: where prepared data is shared; by default the run's own storage. stop: where given, it alone
         asks the run to stop, and signals are left to whoever gives it. until_epoch: after that many epochs training
-        rests, with a checkpoint. open_executor: connects to who starts the workers.
+        rests, with a checkpoint. open_executor: connects to who starts the workers. timeline: by default it begins
+        now.
         """
         self.job, self.config, self._data_storage = job, config, data_storage
-        self.display, self.timeline = RunConsole(), Timeline.of_process()
+        self.display, self.timeline = RunConsole(), timeline or Timeline.of_call()
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
@@ -107,9 +108,17 @@ class Run:
 
     def carry_out(self) -> int:
         """Trains, evaluates, and leaves artifact, record and result. Returns the exit code. Raises: TrainyardError."""
-        with self.opened() as opened:
-            if opened:
-                self._train_and_finish(opened)
+        began = False
+        try:
+            with self.opened() as opened:
+                if opened:
+                    began = True
+                    self._train_and_finish(opened)
+        finally:
+            if began:
+                from jobs.common.runs.index_page import keep_index  # slow to import, and not needed before
+
+                keep_index(self.config.run, self.display.say)
         return 0
 
     @contextmanager
@@ -182,7 +191,8 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        return folder.create(self.config, self.config.run.max_workers, dataset.describe(), self._commits)
+        return folder.create(self.config, self.config.run.max_workers, dataset.describe(), self._commits,
+                             self.job.name)
 
     # ── training ──
     def _train_and_finish(self, opened: OpenedRun) -> None:
@@ -194,6 +204,8 @@ class Run:
             with folder.kept():
                 show_data(self.job, self.config, folder.store, opened.dataset, self.display.say)
                 self.timeline.mark("data_page")
+                run_state.price = self.config.run.price
+                run_state.account.begin(*self.timeline.before_training())
                 if self.train(opened, tracking.log) == "stopped":
                     raise StoppedError("stopped after a checkpoint: run the same command again to continue")
                 from jobs.common.runs.finalize import finish  # slow to import, and not needed before
@@ -215,7 +227,7 @@ class Run:
         """Trains until the run is finished or stopped. report: is given the new rows of the history as they come."""
         folder, executor, run_state, use_ray = opened.folder, opened.executor, opened.run_state, opened.use_ray
         metrics = RunMetrics(self.job.name, self.config.run.name, folder.store) if use_ray else None
-        publisher = _publisher() if use_ray else None
+        publisher = publisher_of_job() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config,
                           run_uri=folder.store.location(), config_fingerprint=decisive_fingerprint(config),
@@ -231,8 +243,9 @@ class Run:
             if metrics is not None:
                 metrics.update(current.heartbeat, run_state.totals() | {"trainyard_train_workers": current.alive})
                 metrics.update_ranks(current.times)
+                metrics.update_time({cause: spent[0] for cause, spent in run_state.account.settled.items()})
             if publisher is not None:
-                publisher.publish(lambda: _run_status(self.job.name, self.config, current, run_state))
+                publisher.publish(lambda: status_of(self.job.name, self.config, current, run_state))
 
         run = self.config.run
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
@@ -277,20 +290,3 @@ def _resumable(error: Exception) -> Exception:
         return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that "
                             "is mended")
     return error
-
-
-def _publisher() -> RunStatusPublisher:
-    import ray
-
-    context: Any = ray.get_runtime_context()
-    return RunStatusPublisher(context.gcs_address, context.get_job_id())
-
-
-def _run_status(job: str, config: Config, current: GenerationState, run_state: RunState) -> RunStatus:
-    beat, slow = current.heartbeat or Heartbeat(), current.pacing.present
-    return RunStatus(name=config.run.name, job=job, storage=config.run.storage, phase=beat.phase or "starting",
-                     step=beat.step, total_steps=beat.total_steps or 0, step_s=beat.median_step_s,
-                     goodput=run_state.goodput, restarts=run_state.restarts,
-                     ranks=tuple(each for _, each in sorted(current.times.items())),
-                     scores=" ".join(f"{name} {figure(value)}" for name, value in beat.scores.items()),
-                     straggler=slow.slow.rank if slow else None, stuck=current.stuck)

@@ -4,15 +4,13 @@
     <storage>/<run.name>/attempts/K/ attempt K, made by --run.resume never
 """
 
-import fcntl
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from cluster.core.control_store import within
 from cluster.core.documents import DocumentError, JsonObject, load_json
@@ -25,6 +23,7 @@ from jobs.common.config import Config
 from jobs.common.config_changes import differences
 from jobs.common.data.commits import Commits, at_known_commits
 from jobs.common.execution.run_state import RUN_FILE
+from jobs.common.runs.run_lock import locked
 
 RESULT_FILE = "result.json"
 READ_TIMEOUT_S = 10.0
@@ -73,6 +72,11 @@ class RunFolder:
         return self.record.get("num_shards")
 
     @property
+    def index(self) -> str:
+        """The way from this folder to the page of all runs."""
+        return f"{'../' * (1 if self.attempt == 1 else 3)}{configs.INDEX_FILE}"
+
+    @property
     def commits(self) -> Commits:
         """At which the run reads what lies on the Hub."""
         return self.record.get("commits", {})
@@ -82,10 +86,11 @@ class RunFolder:
         return read_record(self.store, RESULT_FILE)
 
     def create(self, config: Config, num_shards: int, dataset: JsonObject,
-               commits: Commits | None = None) -> "RunFolder":
+               commits: Commits | None = None, job: str = "") -> "RunFolder":
         """Writes run.json and config.yaml of a new attempt."""
-        record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
-                  "created": time.time(), "config": configs.to_dict(config)} | ({"commits": commits} if commits else {})
+        record = {"name": config.run.name, "job": job, "attempt": self.attempt, "num_shards": num_shards,
+                  "data": dataset, "created": time.time(), "config": configs.to_dict(config)}
+        record |= {"commits": commits} if commits else {}
         self.store.write_text("config.yaml", configs.to_yaml(config))
         self.store.write_text(RUN_FILE, json.dumps(record, indent=1))
         return RunFolder(storage=self.storage, top=self.top, store=self.store, attempt=self.attempt, record=record)
@@ -147,16 +152,8 @@ class RunFolder:
 
         Raises: RunConflictError if another one holds it; StorageError if the folder cannot be written.
         """
-        if not self.storage.is_local:
+        with locked(self.storage, self.top.uri.rstrip("/").rpartition("/")[2]):
             yield
-            return
-        path = self.storage.local_path(f".locks/{self.top.uri.rstrip('/').rpartition('/')[2]}")
-        made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-        with _taken(path):
-            try:
-                yield
-            finally:
-                _forget(path, made)
 
     def _check(self, config: Config) -> None:
         changed = differences(self.record["config"], configs.to_dict(at_known_commits(config, self.commits)))
@@ -228,6 +225,7 @@ class _RunRecord:
     created: float
     config: JsonObject
     registry_run_id: str | None = None
+    job: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,39 +254,3 @@ def read_record(store: Store, path: str) -> JsonObject:
     except DocumentError as error:
         raise StorageError(f"{store.location(path)} is damaged ({error}): correct or delete it") from error
     return values
-
-
-@contextmanager
-def _taken(path: Path) -> Generator[None]:
-    """Holds the lock at a path. The last holder deleted its file: one that is not there any more locks nobody out."""
-    while True:
-        with _open_lock(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunConflictError(
-                    f"run {path.name!r} in {path.parent.parent} is being carried out by another process: wait for its "
-                    "end, stop it, or pass another --run.name"
-                ) from error
-            if os.fstat(file.fileno()).st_nlink:
-                yield
-                return
-
-
-def _open_lock(path: Path) -> IO[str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w")
-    except OSError as error:
-        raise StorageError(
-            f"storage {path.parent.parent} cannot be written ({error.strerror}): make it writable, or pass another "
-            "--run.storage"
-        ) from error
-
-
-def _forget(path: Path, made: Sequence[Path]) -> None:
-    """Deletes the lock's file while it is held, and the folders that were made for it and hold nothing else."""
-    with suppress(OSError):
-        path.unlink()
-        for folder in made:
-            folder.rmdir()

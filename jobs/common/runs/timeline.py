@@ -18,8 +18,19 @@ class Timeline:
 
         return Timeline({"process": psutil.Process().create_time()})
 
+    @staticmethod
+    def of_call() -> "Timeline":
+        """Begun now, in a process that may have done anything else before."""
+        return Timeline({"process": time.time()})
+
     def mark(self, name: str) -> None:
         self.marks[name] = time.time()
+
+    def before_training(self) -> tuple[float, float]:
+        """Seconds up to now: of the start, and of preparing data."""
+        parts = self.parts({})
+        data_s = parts.get("data", 0.0) + parts.get("data_page", 0.0)
+        return time.time() - next(iter(self.marks.values())) - data_s, data_s
 
     def parts(self, worker: dict[str, float]) -> dict[str, float]:
         """Seconds of each part, from the process's start to the first step."""

@@ -25,6 +25,7 @@ from jobs.common.tables.config import TableDataConfig
 
 EMBEDDED = ("diabetes", "breast_cancer")
 FORMATS = "CSV (*.csv, *.tsv, also .gz, .bz2 and .zst) or Parquet (*.parquet)"
+MEND_ROW = "mend the row, or quote what holds the delimiter"
 _CSV, _PARQUET = (".csv", ".tsv"), (".parquet", ".pq")
 compute: Any = pyarrow.compute  # its functions are made when it is imported
 _BATCH_ROWS = 65536
@@ -103,22 +104,28 @@ class CsvTable(_File):
     options: CsvDataConfig
 
     def batches(self) -> Iterator[Any]:
-        name = self.store.location(self.path)
-        with reading(name, "mend the row, or quote what holds the delimiter"):
-            header = self._header()
-            quoted = self.options.quoting != "none"
+        with reading(self.store.location(self.path), MEND_ROW):
+            header = self.header()
             with unpacked(self.store, self.path) as stream:
-                read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False, column_names=header, skip_rows=1,
-                                          encoding=self._encoding)
-                parse = pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=quoted,
-                                            quote_char='"' if quoted else False)
-                texts = pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True,
-                                              null_values=list(MISSING))
-                for batch in pa_csv.open_csv(stream, read, parse, texts):
+                for batch in self.read(stream, header, skip_rows=1, null_values=MISSING):
                     yield pa.RecordBatch.from_arrays([compute.utf8_trim_whitespace(each) for each in batch.columns],
                                                      names=header)
 
-    def _header(self) -> list[str]:
+    def read(self, stream: Any, header: Sequence[str], *, skip_rows: int, null_values: Sequence[str] = (),
+             odd_row: Callable[[Any], str] | None = None) -> Iterator[Any]:
+        """The rows of an open stream as Arrow record batches of texts. odd_row: is told of a row that has not as many
+        columns as the header, and says `skip`; by default such a row is an error. Raises: as Arrow does."""
+        quoted = self.options.quoting != "none"
+        read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False, column_names=header, skip_rows=skip_rows,
+                                  encoding=self._encoding)
+        parse = pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=quoted,
+                                    quote_char='"' if quoted else False, invalid_row_handler=odd_row)
+        texts = pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()),
+                                      strings_can_be_null=bool(null_values), null_values=list(null_values))
+        return pa_csv.open_csv(stream, read, parse, texts)
+
+    def header(self) -> list[str]:
+        """The names of its columns, which are its first line. Raises: DataError."""
         where = self.store.location(self.path)
         with unpacked(self.store, self.path) as stream:
             begin = stream.read(1 << 20)

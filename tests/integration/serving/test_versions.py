@@ -195,9 +195,11 @@ def test_versions_change_under_load_without_a_failed_request(
                          r"(?:other|same)", said_of(where, capsys))
         assert rows and int(rows[2]) > 2 * int(rows[1] or 0), "most are compared, on a busy machine too"
 
-        assert main(["split", "digits", "--weights", "1=50,2=50", "--max-p95-ms", "0.01", "--min-requests", "20",
-                     *where]) == 0
+        assert main(["promote", "digits", "2", "--max-p95-ms", "0.01", "--min-requests", "20", *where]) == 0
         wait_for(lambda: caller.seen() == {"1": 40})
+        wait_for(lambda: registry.resolve("models:/digits@champion").version == "1")
+        assert "went back by themselves: the p95 of version 2" in registry.promotions("digits")[-1].why
+        wait_for(lambda: "the registry's champion is version 1 again" in said_of(where, capsys))
         said = said_of(where, capsys)
         assert re.search(r"went back by itself: the p95 of version 2 is [\d.]+ ms: 0.01 ms are allowed", said)
         assert re.search(r"digits +version 1 +100\.0 %", said)

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,19 @@ def encoded_bytes(column: ArrowArray) -> list[bytes | None]:
     return [value and value["bytes"] for value in values] if pa.types.is_struct(column.type) else values
 
 
-def encoded_spec(data: bytes | None, name: str, rule: PictureRule) -> ImageSpec:
-    """What an encoded image is. Raises: DataError."""
-    try:
-        height, width, channels = _decoded(data, rule).shape
-    except PictureError as error:
-        raise DataError(f"{name} {error}") from error
-    return ImageSpec((height, width, channels), "uint8", encoded=True)
+def encoded_spec(files: Iterable[tuple[str, bytes | None]], rule: PictureRule) -> ImageSpec:
+    """What the first encoded image that can be read is. files: what to call each, and its bytes. Raises: DataError of
+    the first of all, if none can."""
+    first: DataError | None = None
+    for name, data in files:
+        try:
+            height, width, channels = _decoded(data, rule).shape
+        except PictureError as error:
+            first = first or DataError(f"{name} {error}")
+        else:
+            return ImageSpec((height, width, channels), "uint8", encoded=True)
+    assert first is not None, "a fragment has rows"
+    raise first
 
 
 def decode_images(files: Sequence[bytes | None], spec: ImageSpec, rule: PictureRule, where: Where) -> Images:

@@ -131,7 +131,7 @@ class FolderFragment:
         return pa.array([path.split("/")[self.depth] for path in self.paths], pa.string())
 
     def spec(self) -> ImageSpec:
-        return encoded_spec(self._read(self.paths[0]), self.describe(0), self.rule)
+        return encoded_spec(((self.describe(row), self._read(path)) for row, path in enumerate(self.paths)), self.rule)
 
     def decode(self, spec: ImageSpec) -> Iterator[Images]:
         for row in range(0, len(self.paths), spec.batch_rows):

@@ -113,8 +113,7 @@ class ParquetFragment:
 
     def spec(self) -> ImageSpec:
         with _opened(self.store, self.path) as file:
-            column = next(self._images(file, 1))
-            return first_spec(column, self.columns.shape, self.columns.rule, self.describe)
+            return first_spec(self._images(file, 1), self.columns.shape, self.columns.rule, self.describe)
 
     def decode(self, spec: ImageSpec) -> Iterator[Images]:
         row = 0

@@ -6,8 +6,9 @@ A channel comes last. Every function names a row in its messages through `Where`
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,13 @@ from jobs.common.vision.sources.encoded import decode_images, encoded_bytes, enc
 Pixels = Array
 
 
-def first_spec(column: ArrowArray, shape: Shape | None, rule: PictureRule, where: Where) -> ImageSpec:
-    """What the first image of a column is. `shape`: of an image kept as a flat list. Raises: DataError."""
+def first_spec(columns: Iterable[ArrowArray], shape: Shape | None, rule: PictureRule, where: Where) -> ImageSpec:
+    """What the first image of a column in parts is. `shape`: of an image kept as a flat list. Raises: DataError."""
+    parts = iter(columns)
+    column = next(parts)
     if is_encoded(column.type):
-        return encoded_spec(encoded_bytes(column)[0], where(0), rule)
+        files = (data for part in itertools.chain((column,), parts) for data in encoded_bytes(part))
+        return encoded_spec(((where(row), data) for row, data in enumerate(files)), rule)
     values, lengths = _flatten(column.slice(0, 1), where)
     shape = _tensor_shape(column) or shape
     return ImageSpec(_as_shape(lengths, shape, where(0)), "float32" if values.dtype.kind == "f" else "uint8")

@@ -168,8 +168,7 @@ class TarFragment:
         return self.column
 
     def spec(self) -> ImageSpec:
-        name, data = next(self._pictures())
-        return encoded_spec(data, name, self.rule)
+        return encoded_spec(self._pictures(), self.rule)
 
     def decode(self, spec: ImageSpec) -> Iterator[Images]:
         pictures = self._pictures()

@@ -1,0 +1,62 @@
+"""A finished model by its name in the registry or its artifact's path: verified, and asked about its own rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, open_artifact
+from jobs.common.predictor.find import check_allowed, load_predictor
+from jobs.common.predictor.loading import check_probe
+from jobs.common.predictor.predictor import Predictor
+from jobs.common.registry.connection import open_registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that is verified, and not loaded."""
+
+    artifact: Artifact
+    name: str
+    """What a person calls it: NAME/VERSION of the registry, or where it is."""
+    registered: str = ""
+    """The registry's name of it; empty for an artifact's path."""
+    version: str = ""
+    run_id: str = ""
+    """Of the run that made it, in MLflow."""
+    jobs: tuple[str, ...] = ()
+    """Packages outside Trainyard whose code may be imported."""
+
+    @property
+    def reference(self) -> "ModelReference":
+        return ModelReference(self.artifact.uri, self.artifact.digest, self.jobs)
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """What a process needs to load it: plain values."""
+
+    uri: str
+    digest: str
+    jobs: tuple[str, ...] = ()
+
+    def load(self) -> tuple[Artifact, Predictor]:
+        """Raises: ArtifactError."""
+        artifact = open_artifact(self.uri, self.digest)
+        predictor = load_predictor(artifact, self.jobs)
+        check_probe(predictor, artifact)
+        return artifact, predictor
+
+
+def find_model(where: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> FoundModel:
+    """where: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or an artifact's path or URI. An alias becomes a version and
+    a digest here, once. Raises: RegistryError, ArtifactError, ConfigError."""
+    if not where.startswith("models:/"):
+        artifact = open_artifact(where)
+        found = FoundModel(artifact=artifact, name=artifact.uri, jobs=tuple(jobs))
+    else:
+        version = open_registry(tracking_uri, storage, "").resolve(where)
+        found = FoundModel(artifact=open_artifact(version.uri, version.digest), registered=version.name,
+                           name=f"{version.name}/{version.version}", version=version.version, run_id=version.run_id,
+                           jobs=tuple(jobs))
+    check_allowed(found.artifact, jobs)
+    return found
