@@ -77,7 +77,8 @@ async def answer(asked: EmbeddingRequest, route: Route, timeout_s: float, measur
 async def _vectors(texts: Sequence[str | Sequence[int]], route: Route, timeout_s: float) -> tuple[Array, int]:
     """(B, D) in their order, and how many tokens were read. Raises: RefusedError."""
     given = np.empty(len(texts), object)
-    given[:] = [text if isinstance(text, str) else np.array(text, np.int64) for text in texts]
+    for place, text in enumerate(texts):  # all at once, lists of one length would become a matrix
+        given[place] = text
     order = np.argsort([len(text) for text in texts], kind="stable")
     most = route.settings.max_batch_rows
     parts = [order[begin : begin + most] for begin in range(0, len(order), most)]

@@ -216,6 +216,9 @@ def test_what_does_not_fit_the_model_is_refused_in_the_clients_own_form(client: 
         ({"input": ["a", "b " * 200]}, openai.BadRequestError, None,
          "a text of `input` has 202 tokens: the model reads 1 to 128"),
         ({"input": [1, 30522]}, openai.BadRequestError, None, "30522 is no token: the model has 0 to 30521"),
+        ({"input": [[1, -1], [1, 2]]}, openai.BadRequestError, None, "-1 is no token: the model has 0 to 30521"),
+        ({"input": [1, 1 << 63]}, openai.BadRequestError, None,
+         "9223372036854775808 is no token: the model has 0 to 30521"),
     ):
         with pytest.raises(error) as refused:
             client.embeddings.create(**{"model": "cls", "input": "a"} | asked)

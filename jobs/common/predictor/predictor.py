@@ -48,7 +48,7 @@ class Watched(Predictor, Protocol):
 
 
 class Embedder(Protocol):
-    """What makes vectors of texts: the methods of a Predictor. `decode` gets {"input": (B,) of texts, and of arrays of
+    """What makes vectors of texts: the methods of a Predictor. `decode` gets {"input": (B,) of texts, and of lists of
     tokens}; `encode` gives `embedding` (B, D), and `tokens` (B,), which were read."""
 
     def decode(self, inputs: Mapping[str, Array]) -> Array: ...

@@ -37,7 +37,7 @@ class Embedder:
         self._about, self._clean = embedding, clean
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
-        """Tokens (B, T), -1 where there is none. inputs: {"input": (B,) of texts, and of arrays of tokens, which are
+        """Tokens (B, T), -1 where there is none. inputs: {"input": (B,) of texts, and of lists of tokens, which are
         taken as they are}. Raises: InputError for what is longer than the model reads, and for an unknown token."""
         given = inputs["input"].tolist()
         texts = iter(self._backend.encode_batch([self._clean(each) for each in given if isinstance(each, str)]))
