@@ -4,7 +4,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -122,6 +122,17 @@ def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any
         raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.origin} "
                           f"only {architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or "
                           "another model")
+    if config.export.embeddings is not None and architecture.model_type not in _encoders():
+        raise ConfigError(f"--export.embeddings {config.export.embeddings}: {config.model.name} is a "
+                          f"{architecture.model_type}, whose tokens do not see what follows them: leave the option "
+                          "out, or train an encoder")
+
+
+def _encoders() -> Collection[str]:
+    """The kinds of models that fill in hidden tokens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _pretrained(kind: Any, config: TransformerConfig, architecture: object) -> Any:

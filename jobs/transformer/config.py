@@ -240,6 +240,10 @@ class TransformerConfig(Config):
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
         require(not self.export.merge or self.model.lora_rank is not None, "export.merge", self.export.merge,
                 "is for updates of low rank: pass --model.lora-rank, too")
+        require(self.task == "classify" or self.export.embeddings is None, "export.embeddings", self.export.embeddings,
+                "is for --task classify, whose models see all of a text")
+        require(self.export.embeddings != "auto" or self.model.starts_pretrained, "export.embeddings", "auto",
+                "takes what a pretrained folder says: pass mean or cls")
         able = self.scale.capabilities
         require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
                 "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "

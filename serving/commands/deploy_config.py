@@ -41,6 +41,7 @@ class Served:
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
     generates: bool
+    embeds: bool
     weights: str
     """The digest of its weights, or of those that it is an adapter of."""
     adapter_of: str
@@ -66,7 +67,7 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
     about = artifact.manifest.description
     return Served(name=name, version=found.version if found else "1", uri=artifact.uri, digest=artifact.digest,
                   registered=found.name if found else "",
-                  generates=about.task == "text-generation",
+                  generates=about.task == "text-generation", embeds=about.embedding is not None,
                   weights=about.base.digest if about.base else weights_digest(artifact.manifest.files),
                   adapter_of=about.base.name if about.base else "")
 

@@ -179,7 +179,7 @@ def _candidates(names: Sequence[str], source: Source, parent: Candidate, context
 def _candidate(name: str, context: VariantContext, source: Source, data: Data, drafts: Store) -> Candidate:
     """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
     parent = source.artifact
-    about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
+    about = replace(parent.manifest.description, variant=_variant(name, parent.digest), embedding=None)
     draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=context.files(name))
     predictor = source.predictor(draft)
     return Candidate(name=name, artifact=draft, predictor=predictor, judged=data.judge(predictor))
@@ -223,7 +223,7 @@ def _variant(name: str, parent_digest: str) -> Variant:
 
 def _described(parent: Description, variant: Variant, judged: Judged) -> Description:
     about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
-    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about,
+    return replace(parent, variant=variant, embedding=None, metrics={"test": dict(judged.metrics)}, about=about,
                    how_to_load=_HOW_TO_LOAD,
                    code=code_version(), libraries=used_libraries())
 

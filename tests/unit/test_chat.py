@@ -18,6 +18,7 @@ from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
 from jobs.transformer.build import build_model
+from jobs.transformer.chat.answers import end_of_answer
 from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder, ChatRow
 from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
@@ -25,7 +26,7 @@ from jobs.transformer.chat.packing import BEGINS, LEARNT, packed_rows, tokens_an
 from jobs.transformer.chat.rows import FORMS, conversation_of, form_of, from_text
 from jobs.transformer.chat.sandbox import compiled, rendered
 from jobs.transformer.chat.template import ChatTemplate, built_in
-from jobs.transformer.chat.turns import end_of_turn, turns_of
+from jobs.transformer.chat.turns import turns_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.inputs import IGNORED, marked_inputs, token_losses
 from jobs.transformer.text.data_report import text_data_sections
@@ -107,12 +108,12 @@ def test_what_a_row_says_is_kept() -> None:
     ({"messages": []}, "holds no messages"),
     ({"messages": "no list"}, "is no JSON"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "has the role 'robot'"),
-    ({"messages": [{"role": "user", "content": 7}]}, "holds int, not a list"),
+    ({"messages": [{"role": "user", "content": 7}]}, "message 0 has a `content` that is neither a text nor a list"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "a part that is no text"),
-    ({"messages": [{"role": "assistant"}]}, "neither content nor tool calls"),
+    ({"messages": [{"role": "assistant"}]}, "neither `content` nor `tool_calls`"),
     ({"messages": [{"role": "assistant", "content": "x", "weight": "0"}]}, "has the weight '0'"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-     "arguments of f is no JSON"),
+     "`arguments` of f that are no JSON object"),
     ({"prompt": "What?", "completion": "This."}, "it is of the form prompt"),
 ])
 def test_a_row_that_is_none_says_why(row: dict[str, Any], why: str) -> None:
@@ -182,7 +183,7 @@ def test_what_counts_may_be_chosen() -> None:
     assert learnt("assistant", [TALK[0], {**TALK[1], "weight": 0}, *TALK[2:]]) == ["Because.<|im_end|>"]
     with pytest.raises(ChatTemplateError, match="none that counts"):
         learnt("assistant", TALK[:1])
-    assert end_of_turn(template) == "<|im_end|>"
+    assert end_of_answer(template) == "<|im_end|>"
 
 
 def test_a_turn_of_which_the_template_leaves_out_a_part_is_refused_and_named() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cluster.core.documents import DocumentError, JsonObject, parse_json
 from jobs.common.artifact.tensor_spec import TensorSpec
@@ -71,6 +72,20 @@ class Base:
     """Of its weights."""
 
 
+Pooling = Literal["mean", "cls"]
+"""How the vectors of a text's tokens become one: their mean, or the first one, which stands before the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """The vectors that a model of texts offers beside its answers."""
+
+    pooling: Pooling
+    normalize: bool
+    """Whether each has length 1."""
+    dimensions: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """A model with whose weights another one began."""
@@ -126,6 +141,8 @@ class Description:
     started_from: tuple[Origin, ...] = ()
     """The model with whose weights it began, then the one with which that began, and so on. The manifest of one that
     began with random weights has no such field."""
+    embedding: Embedding | None = None
+    """Of a model that offers vectors of texts. The manifest of another one has no such field."""
 
     def __post_init__(self) -> None:
         for name in ("config", "data", "preprocessing"):
@@ -147,7 +164,7 @@ class Manifest:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]
-        for name in ("base", "started_from"):
+        for name in ("base", "started_from", "embedding"):
             if not getattr(self.description, name):
                 del fields[name]
         if self.description.primary_metric == "accuracy":

@@ -95,3 +95,6 @@ class ExportConfig:
     merge: bool = False
     """With `--model.lora-rank`: the artifact is a whole model, with the updates added to its weights. Else it has the
     updates alone, and names the model that they are of; where that began with random weights, it is always whole."""
+    embeddings: Literal["auto", "mean", "cls"] | None = None
+    """When classifying, by an encoder: the artifact offers a vector for each text, too, of its last layer. `mean`: of
+    all tokens; `cls`: the first token's; each of length 1. `auto`: as the pretrained folder says in 1_Pooling."""
