@@ -51,10 +51,11 @@ ANSWERS = LANGUAGE[:2]
 PREFERENCES = (Metric("loss", "min", unit="nats a pair", primary=True, while_training="loss"),
                Metric("accuracy", "max", "accuracy of the implicit reward", while_training="accuracy"),
                Metric("margin", "max", "margin of the implicit reward", while_training="margin"),
-               Metric("kl", "min", "KL to the reference", unit="nats an answer"),
-               Metric("logps_chosen", "max", "log-probability of chosen answers"),
+               Metric("kl", "min", "KL to the reference", unit="nats an answer", while_training="kl"),
+               Metric("logps_chosen", "max", "log-probability of chosen answers", while_training="logps_chosen"),
                Metric("reference_logps_chosen", "max", "… by the reference"),
-               Metric("logps_rejected", "min", "log-probability of rejected answers"),
+               Metric("logps_rejected", "min", "log-probability of rejected answers",
+                      while_training="logps_rejected"),
                Metric("reference_logps_rejected", "min", "… by the reference"))
 """To prefer: see preference/measures.py."""
 _DECLARED: dict[Task, Sequence[Metric]] = {"generate": LANGUAGE, "chat": ANSWERS, "prefer": PREFERENCES}

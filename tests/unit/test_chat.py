@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from cluster.core.errors import ConfigError, DataError, TrainyardError
 from cluster.core.storage import Store
@@ -194,6 +195,18 @@ def test_a_turn_of_which_the_template_leaves_out_a_part_is_refused_and_named() -
         turns_of(template, Conversation((TALK[0], {"role": "assistant", "content": "hm</think>yes"})), "assistant")
 
 
+def test_an_end_that_a_tokenizer_has_merged_with_what_follows_is_not_learnt_and_counted() -> None:
+    template = ChatTemplate("{% for m in messages %}#{{ m.role[0] }}:{{ m.content }}#{% endfor %}")
+    letters = "#ua:x"
+    vocabulary = {each: number for number, each in enumerate([*letters, "##"])}
+    plain, merging = (ChatEncoder(template, Tokenizer(models.BPE(vocabulary, merges)).to_str())
+                      for merges in ([], [("#", "#")]))
+    talk = Conversation(tuple({"role": role, "content": "x"} for role in ("user", "assistant") * 2))
+    rows = [encoder.row(talk, "assistant") for encoder in (plain, merging)]
+    assert [(row.merged, row.unended) for row in rows] == [(0, 0), (1, 1)]
+    assert [int(row.learnt.sum()) for row in rows] == [4, 3]
+
+
 # ── packing ──
 def test_conversations_are_packed_whole_with_little_padding() -> None:
     rng = np.random.default_rng(0)
@@ -340,7 +353,7 @@ def test_a_template_of_the_user_s_is_taken_or_refused_by_name(tmp_path: Path) ->
     said: list[str] = []
     dataset = prepared(tmp_path, config_of(path, model={"chat_template": str(own)}), said.append)
     assert load_tokenizer(dataset).chat_template == own.read_text()
-    assert any("WARNING: the chat template writes no end behind 40 turns" in line for line in said)
+    assert any("WARNING: the end of 40 turns of assistants is not learnt" in line for line in said)
     own.write_text("{% for m in messages %}{{ m.nothing }}{% endfor %}")
     with pytest.raises(ConfigError, match=r"own\.jinja: the template writes not all of a question and its answer"):
         prepared(tmp_path, config_of(path, model={"chat_template": str(own)}))
