@@ -57,15 +57,6 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
     return finder.whole, turns
 
 
-def end_of_turn(template: ChatTemplate) -> str | None:
-    """The special token by which a turn ends, if there is one. Raises: ChatTemplateError."""
-    said = tuple({"role": role, "content": _FILLER} for role in ("user", "assistant"))
-    whole, (turn,) = turns_of(template, Conversation(said), "last")
-    start, stop = whole.of(1)[-1][1], turn.ranges[-1][1]
-    return next((whole.text[start + first:start + last]
-                 for first, last in special_in(whole.text[start:stop], template.specials)), None)
-
-
 class _Finder:
     """The turns of one conversation."""
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from jobs.transformer.model import LanguageModel, load
+from jobs.transformer.model import Classifier, LanguageModel, load
 from tests.integration.serving.shared import Endpoint
 from tests.integration.serving.test_metrics import Scrape
 
@@ -71,7 +72,9 @@ def test_a_conversation_is_answered_as_the_artifacts_own_template_asks_its_model
     assert events[0].choices[0].delta.role == "assistant"
     assert "".join(choice.delta.content or "" for event in events for choice in event.choices) == \
         whole.choices[0].message.content
-    assert events[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert events[-1].usage is not None
+    assert events[-1].usage.total_tokens == whole.usage.total_tokens
     with pytest.raises(openai.BadRequestError, match="the chat template says: the system speaks first"):
         client.chat.completions.create(**asked | {"messages": [*messages, {"role": "system", "content": "a"}]})
     with pytest.raises(openai.NotFoundError, match="model 'mlp' writes no text"):
@@ -94,8 +97,12 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_counted_and_answered_as_that_
     asked: dict[str, Any] = {"model": "lm", "prompt": "one beginning of many " * 8, "max_tokens": 20, "seed": 3}
     first, second = (client.completions.create(**asked) for _ in range(2))
     assert first.choices[0].text == second.choices[0].text
-    assert first.usage == second.usage
     assert first.usage is not None
+    assert second.usage is not None
+    cached = (first.usage.prompt_tokens - 1) // 16 * 16
+    assert second.usage.to_dict() == first.usage.to_dict() | {"prompt_tokens_details": {"cached_tokens": cached}}
+    streamed = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert streamed[-1].usage == second.usage
     deadline = time.monotonic() + 40
     while (scrape := Scrape.of(endpoint)).of_model("prefix_tokens_total", "lm") < first.usage.prompt_tokens - 16:
         assert time.monotonic() < deadline, "Ray exports it every few seconds"
@@ -110,7 +117,31 @@ def test_who_has_no_key_or_asks_for_what_there_is_not_is_refused_as_the_client_k
         client.completions.create(model="mlp", prompt="a")
     with pytest.raises(openai.BadRequestError, match="together 2060, and the model takes 2048"):
         client.completions.create(model="lm", prompt="the cat the cat " * 128 + "xyz", max_tokens=8)
-    assert [model.id for model in client.models.list()] == ["lm"]
+    assert [model.id for model in client.models.list()] == ["transformer", "lm"]
+
+
+def test_vectors_of_texts_are_those_of_the_artifacts_model_and_are_logged_and_counted(endpoint: Endpoint,
+                                                                                       client: openai.OpenAI) -> None:
+    texts = ["Donnerstag", "jeudi", "a secret day"]
+    found = client.embeddings.create(model="transformer", input=texts, extra_headers={"X-Request-Id": "a-vector"})
+    model = load(endpoint.artifacts["transformer"].uri)
+    assert isinstance(model, Classifier)
+    for text, each in zip(texts, found.data, strict=True):
+        with torch.inference_mode():
+            mean = model.model.base_model(**model.encode([text])).last_hidden_state[0].mean(0).numpy()
+        np.testing.assert_allclose(each.embedding, mean / np.linalg.norm(mean), atol=1e-5)
+    log = (endpoint.keys_file.parent / "access.log").read_text()
+    (mine,) = [line for line in map(json.loads, log.splitlines()) if line["id"] == "a-vector"]
+    assert (mine["status"], mine["path"], mine["caller"]) == (200, "/v1/embeddings", "tester")
+    assert "secret" not in log
+    with pytest.raises(openai.AuthenticationError, match="the key is not known"):
+        client.with_options(api_key="wrong").embeddings.create(model="transformer", input="a")
+    with pytest.raises(openai.NotFoundError, match="model 'lm' offers no embeddings"):
+        client.embeddings.create(model="lm", input="a")
+    deadline = time.monotonic() + 40
+    while Scrape.of(endpoint).of_model("tokens_total", "transformer", kind="prompt") < found.usage.prompt_tokens:
+        assert time.monotonic() < deadline, "Ray exports it every few seconds"
+        time.sleep(0.3)
 
 
 def test_a_caller_who_goes_ends_the_text(endpoint: Endpoint) -> None:
@@ -162,12 +193,12 @@ def test_the_access_log_has_requests_for_text_without_their_text(endpoint: Endpo
 
 
 def test_any_request_for_text_is_answered_or_refused_as_documented(endpoint: Endpoint) -> None:
-    """Bodies that fit the description and that do not, 40 for each of 4 operations."""
+    """Bodies that fit the description and that do not, 40 for each of 6 operations."""
     checks = [schemathesis.checks.not_a_server_error, status_code_conformance, content_type_conformance,
               response_schema_conformance]
     described = schemathesis.openapi.from_dict(json.loads(endpoint.ask("/openapi.json")[2])).include(path_regex="^/v1/")
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 4
+    assert len(operations) == 6
     for operation in operations:
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
