@@ -21,7 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs.common.predicting.loaded import LoadedModel
 
 _training = False
 """Whether this process trains now: then a module that it imports must not begin to train, too."""
@@ -89,6 +92,27 @@ def train(model: object = None, data: str | Mapping[str, object] | None = None, 
     result = read_record(folder, RESULT_FILE)
     return Run(name=config.run.name, folder=folder.location(), metrics=result["metrics"], artifact=result["artifact"],
                report=result["report"], model_version=result["model_version"])
+
+
+def load(model: str, *, storage: str | None = None, tracking_uri: str | None = None, jobs: Sequence[str] = ()) \
+        -> "LoadedModel":
+    """A finished model that answers as an endpoint does: `ty.load("models:/digits@champion").predict(rows)`.
+
+    Every file of it is verified, and it must answer its own rows as it did when it was made. model: a version of the
+    registry, or the path or URI of an artifact, such as `run.artifact`. storage, tracking_uri: where the registry is,
+    as for `trainyard registry`. jobs: packages outside Trainyard whose code may be imported for it.
+
+    Raises: TrainyardError, with one sentence that says what is wrong; a script ends with it.
+    """
+    from cluster.core.storage import Store
+    from jobs.common.config import RunConfig
+    from jobs.common.predicting.loaded import LoadedModel
+    from jobs.common.predicting.model import answering, find_model
+    from jobs.common.predicting.writer import Writing
+
+    _end_scripts_with_one_line()
+    found = find_model(model, tracking_uri, Store.open(storage or RunConfig.storage), jobs)
+    return LoadedModel(artifact=found.artifact, predictor=answering(found.artifact, jobs, Writing()))
 
 
 def _values(model: object, data: Mapping[str, object], target: str | None, run: Mapping[str, object],

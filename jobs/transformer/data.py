@@ -51,10 +51,11 @@ ANSWERS = LANGUAGE[:2]
 PREFERENCES = (Metric("loss", "min", unit="nats a pair", primary=True, while_training="loss"),
                Metric("accuracy", "max", "accuracy of the implicit reward", while_training="accuracy"),
                Metric("margin", "max", "margin of the implicit reward", while_training="margin"),
-               Metric("kl", "min", "KL to the reference", unit="nats an answer"),
-               Metric("logps_chosen", "max", "log-probability of chosen answers"),
+               Metric("kl", "min", "KL to the reference", unit="nats an answer", while_training="kl"),
+               Metric("logps_chosen", "max", "log-probability of chosen answers", while_training="logps_chosen"),
                Metric("reference_logps_chosen", "max", "… by the reference"),
-               Metric("logps_rejected", "min", "log-probability of rejected answers"),
+               Metric("logps_rejected", "min", "log-probability of rejected answers",
+                      while_training="logps_rejected"),
                Metric("reference_logps_rejected", "min", "… by the reference"))
 """To prefer: see preference/measures.py."""
 _DECLARED: dict[Task, Sequence[Metric]] = {"generate": LANGUAGE, "chat": ANSWERS, "prefer": PREFERENCES}
@@ -125,7 +126,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
-    base = base_weights(config.model.name).base if config.exports_adapter else None
+    base = base_weights(config.model.origin).base if config.exports_adapter else None
     width = about["max_length"] + 1
     marks = [TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))]
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
@@ -141,7 +142,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         metrics=verdict.metrics, primary_metric=primary_of(metrics(config), verdict.metrics["test"]).name,
         config=to_dict(config),
         data=dataset.describe(),
-        about=f"{config.model.name}, a Transformer that "
+        about=f"{config.model.origin}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart." if classify
                  else "says which token comes next." if config.task == "generate" else "answers in conversations.")
               + (" Here are the updates of low rank to its weights." if base else ""),
@@ -202,7 +203,7 @@ def check(config: TransformerConfig) -> None:
         require_package("peft", "transformer")
     if config.scale.capabilities.zero_stage:
         require_package("deepspeed", "transformer")
-    if not config.model.is_preset and expanded(config.model.name).is_dir():
+    if not config.model.is_preset and config.model.init_from is None and expanded(config.model.name).is_dir():
         check_base(config.model.name)
         if config.model.pretrained:
             check_weights(config.model.name)

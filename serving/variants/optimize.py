@@ -22,7 +22,7 @@ from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.loading import check_probe, use_threads
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, machine, used_libraries
-from jobs.common.registry.connection import experiment_of, open_registry
+from jobs.common.registry.connection import experiment_of, open_named, open_registry
 from serving.model.replica import answers
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
@@ -118,12 +118,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace, storage: Store) -> Source:
-    where = options.artifact
-    if not where.startswith("models:/"):
-        return Source(artifact=open_artifact(where), registered="", version="", jobs=options.job)
-    found = open_registry(options.tracking_uri, storage, "").resolve(where)
-    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name,
-                  version=f"{found.name}/{found.version}", jobs=options.job)
+    artifact, found = open_named(options.artifact, options.tracking_uri, storage)
+    return Source(artifact=artifact, registered=found.name if found else "",
+                  version=f"{found.name}/{found.version}" if found else "", jobs=options.job)
 
 
 def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> list[str]:

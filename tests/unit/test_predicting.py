@@ -188,6 +188,29 @@ def test_a_table_is_answered_alike_as_csv_and_as_parquet(tmp_path: Path) -> None
         {"file": str(tmp_path / "rows.csv"), "row": 442, "reason": "column 'bmi' is 'thick', which is no number"}]
 
 
+def test_texts_go_on_as_they_do_alone(tmp_path: Path) -> None:
+    rows = [(number, text) for number, text in enumerate(["def main(", "import os", "class Foo", "import os"])]
+    (tmp_path / "rows.csv").write_text(as_csv([*rows, (9, "long " * 500)]), newline="")
+    model = kept.artifact("lm")
+    generator: Any = load_predictor(open_artifact(model)).generator(0)  # type: ignore[attr-defined]
+    for name, flags in (("likeliest", ()), ("drawn", ("--temperature", "1")), ("again", ("--temperature", "1"))):
+        assert predict(model, tmp_path / "rows.csv", tmp_path / name, "--most-failed", "0.5", "--max-tokens", "9",
+                       "--batch-rows", "1" if name == "again" else "4", *flags) == 0
+        assert [row["row"] for row in failed(tmp_path / name)] == [4]
+    found = answers(tmp_path / "likeliest").to_pylist()
+    for row in found:
+        alone, piece, text = generator.row(0.0, 1.0, np.random.default_rng(0)), generator.pieces(), ""
+        generator.join(generator.tokens(row["text"]), [alone])
+        for _ in range(row["tokens"]):
+            text += piece(alone.token)
+            generator.step()
+        generator.leave([alone])
+        assert row["continuation"] == text and row["ended"] == (row["tokens"] < 9)
+    drawn = answers(tmp_path / "drawn").column("continuation").to_pylist()
+    assert drawn == answers(tmp_path / "again").column("continuation").to_pylist()
+    assert drawn[1] == drawn[3] and drawn != [row["continuation"] for row in found]
+
+
 def test_what_is_there_is_gone_on_with_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out, model = pixels(tmp_path / "in.parquet"), tmp_path / "out.parquet", kept.artifact("mlp")
     assert predict(model, data, out) == 0

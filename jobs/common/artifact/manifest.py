@@ -87,6 +87,23 @@ class Embedding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A model with whose weights another one began."""
+
+    name: str
+    """As it was named: where it was, `models:/NAME@ALIAS`, or a run."""
+    uri: str
+    """Where it was."""
+    digest: str
+    """Of its manifest."""
+
+
+def lineage(origins: Iterable[Origin]) -> str:
+    """What a model began with, as people read it: the nearest first."""
+    return ", which began with ".join(f"{each.name} ({each.digest[:12]})" for each in origins)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
 
@@ -121,6 +138,9 @@ class Description:
     """Of a model that was made of another one. The manifest of one that was trained has no such field."""
     base: Base | None = None
     """Of an adapter, whose weights are updates of another model's. The manifest of a whole model has no such field."""
+    started_from: tuple[Origin, ...] = ()
+    """The model with whose weights it began, then the one with which that began, and so on. The manifest of one that
+    began with random weights has no such field."""
     embedding: Embedding | None = None
     """Of a model that offers vectors of texts. The manifest of another one has no such field."""
 
@@ -144,8 +164,8 @@ class Manifest:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]
-        for name in ("base", "embedding"):
-            if fields[name] is None:
+        for name in ("base", "started_from", "embedding"):
+            if not getattr(self.description, name):
                 del fields[name]
         if self.description.primary_metric == "accuracy":
             del fields["primary_metric"]

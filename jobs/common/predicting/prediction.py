@@ -9,7 +9,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.core.documents import JsonObject
@@ -18,11 +18,12 @@ from cluster.core.signals import on_stop_signal
 from cluster.core.storage import Store
 from jobs.common.config import require
 from jobs.common.data.csv_config import CsvDataConfig
-from jobs.common.predicting.columns import InputColumns, kind_of
+from jobs.common.predicting.columns import GENERATES, InputColumns, kind_of
 from jobs.common.predicting.model import FoundModel
 from jobs.common.predicting.output import Output, Plan, Record
 from jobs.common.predicting.source import NewData, find_rows
 from jobs.common.predicting.work import NumberedPiece, Work, Worker, check_few
+from jobs.common.predicting.writer import Writing
 from jobs.common.runs.console import duration
 
 Say = Callable[[str], None]
@@ -79,6 +80,8 @@ class Prediction:
     """By default it is measured."""
     most_failed: float = 0.01
     """The share of the rows that may be without an answer."""
+    writing: Writing = field(default_factory=Writing)
+    """How a model that writes does it."""
     overwrite: bool = False
     watches: bool = False
     """Whether features are counted, for drift."""
@@ -98,7 +101,9 @@ class Prediction:
                 "data.delimiter": data.delimiter, "data.quoting": data.quoting, "data.encoding": data.encoding,
                 "drop": list(self.drop), "top-k": self.top_k, "piece-mb": data.piece_mb,
                 "cpus-per-worker": self.pool.threads, "gpus-per-worker": self.pool.gpus,
-                **({"drift": True} if self.watches else {})}
+                **({"drift": True} if self.watches else {}),
+                **({name.replace("_", "-"): value for name, value in asdict(self.writing).items()}
+                   if self.model.artifact.manifest.description.task == GENERATES else {})}
 
 
 def predict(asked: Prediction, say: Say) -> JsonObject:
@@ -150,7 +155,7 @@ def _work(asked: Prediction, output: Output, data: NewData) -> Work:
         raise ConfigError(f"there is no column {missing[0]!r}: the data has {', '.join(schema.names)}")
     return Work(model=asked.model.reference, inputs=inputs, output=output, schema=schema,
                 dropped=tuple({*asked.drop, *data.pictures}), top_k=asked.top_k, threads=asked.pool.threads,
-                most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches)
+                writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches)
 
 
 def _unless_other(asked: Prediction, known: Plan, data: NewData) -> Plan | None:

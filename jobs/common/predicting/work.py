@@ -28,6 +28,7 @@ from jobs.common.predicting.columns import InputColumns, Inputs, answer_columns,
 from jobs.common.predicting.model import ModelReference
 from jobs.common.predicting.output import Output
 from jobs.common.predicting.rows import BadRow, Piece, Rows
+from jobs.common.predicting.writer import BATCH_ROWS, Writer, Writing
 from jobs.common.predictor.loading import use_threads
 from jobs.common.predictor.predictor import Predictor, Watched
 
@@ -55,6 +56,8 @@ class Work:
     """Rows that may fail at most."""
     batch_rows: int = 0
     """That go through the model together."""
+    writing: Writing = field(default_factory=Writing)
+    """How a model that writes does it."""
     watches: bool = False
     """Whether features are counted, from which drift follows."""
 
@@ -92,13 +95,16 @@ class Worker:
     work: Work
 
     @cached_property
-    def _loaded(self) -> tuple[Artifact, Predictor]:
+    def _loaded(self) -> tuple[Artifact, Predictor | Writer]:
         use_threads(self.work.threads)
-        return self.work.model.load()
+        return self.work.model.load(self.work.writing)
 
     @cached_property
     def _no_outputs(self) -> Inputs:
-        return {name: values[:0] for name, values in self._loaded[0].probe().outputs.items()}
+        artifact, predictor = self._loaded
+        if isinstance(predictor, Writer):
+            return predictor.encode(predictor.predict(np.empty(0, object)))
+        return {name: values[:0] for name, values in artifact.probe().outputs.items()}
 
     @cached_property
     def _reference(self) -> Reference | None:
@@ -108,6 +114,8 @@ class Worker:
     def measure(self, piece: Piece) -> int:
         """How many rows are best asked together: by the first rows of a piece, and the clock."""
         predictor = self._loaded[1]
+        if isinstance(predictor, Writer):
+            return BATCH_ROWS
         decoded = (self._decoded(each.columns).rows for each in piece.rows(64))
         if (rows := next((each for each in decoded if each is not None), None)) is None:
             return 64
@@ -219,7 +227,7 @@ def check_few(failed: Sequence[tuple[str, int, str]], most: int) -> None:
                         f"allows: mend them, or allow more{first}")
 
 
-def _asked(predictor: Predictor, rows: Array) -> tuple[Inputs, dict[int, str]]:
+def _asked(predictor: Predictor | Writer, rows: Array) -> tuple[Inputs, dict[int, str]]:
     """The answers of all rows but those that the model fails with, and why, by place."""
     try:
         return predictor.encode(predictor.predict(rows)), {}

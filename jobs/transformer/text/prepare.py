@@ -230,7 +230,7 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
     if start is None and config.task != "classify":
-        raise DataError(f"the tokenizer of {config.model.name} has neither a beginning nor an end of text: it cannot "
+        raise DataError(f"the tokenizer of {config.model.origin} has neither a beginning nor an end of text: it cannot "
                         "keep documents apart")
     end = eos if eos is not None and eos != start else None
     known: JsonObject = {}

@@ -18,6 +18,8 @@ import schemathesis
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -252,3 +254,36 @@ def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsy
                            (["--no-auth", "--model", f"mlp={endpoint.artifacts['mlp'].uri}"], "mlp writes no text")):
         assert main([*command, *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+TASK = """
+task: talk
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/rows.jsonl}, cache_dir: FOLDER}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["§"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_lm_eval_judges_the_endpoint_and_the_artifact_s_folder_alike(
+        endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(endpoint.artifacts["lm"].uri)
+    assert isinstance(model, LanguageModel)
+    asked = ["the dog", "a cat", "one mat", "birds"]
+    said = [model.answer([{"role": "user", "content": text}], max_new_tokens=12) for text in asked]
+    rows = [{"question": text, "answer": answer} for text, answer in zip(asked, ["another", *said[1:]], strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "talk.yaml").write_text(TASK.replace("FOLDER", str(tmp_path)))
+    monkeypatch.setenv("OPENAI_API_KEY", endpoint.key)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    for name, arguments in (("local-chat-completions",
+                             {"model": "lm", "base_url": f"http://{endpoint.host}/v1/chat/completions"}),
+                            ("hf", {"pretrained": f"{endpoint.artifacts['lm'].uri}/model", "dtype": "float32"})):
+        found = simple_evaluate(name, arguments, ["talk"], device="cpu", task_manager=tasks, bootstrap_iters=0,
+                                apply_chat_template=True)
+        assert [sample["resps"] for sample in found["samples"]["talk"]] == [[[text]] for text in said], name
+        assert found["results"]["talk"]["exact_match,none"] == 3 / 4
