@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -44,9 +45,18 @@ def recorded(tags: Mapping[str, str]) -> list[Promotion]:
                             "it") from error
 
 
+def _who() -> str:
+    """User and host. A container's user may have no name."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"user {os.getuid()}"
+    return f"{name}@{platform.node()}"
+
+
 def with_another(tags: Mapping[str, str], version: str, before: str | None, why: str) -> str:
     """The tag's text with one more promotion, made now by whoever runs this process."""
-    made = Promotion(version=version, before=before, at=round(time.time()), by=f"{getpass.getuser()}@{platform.node()}",
+    made = Promotion(version=version, before=before, at=round(time.time()), by=_who(),
                      why=str(without_secrets(why))[:_MOST_WHY])
     promotions = [*recorded(tags), made]
     while len(text := json.dumps(asdict(_Tag(promotions=promotions)))) > _MOST_TAG and len(promotions) > 1:
