@@ -85,6 +85,9 @@ class Tuning:
         if run.engine == "local":
             raise ConfigError("--run.engine local: trials are carried out by Ray: leave it out; without a cluster one "
                               "is started on this machine")
+        if run.extend_from is not None:
+            raise ConfigError(f"--run.extend-from {run.extend_from}: trials differ from that run: begin with its "
+                              "weights, --model.init-from, or leave it out")
         if run.resume == "never":
             raise ConfigError("--run.resume never: a search is not begun anew under its name: pass another --run.name")
 

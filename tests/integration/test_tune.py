@@ -354,6 +354,7 @@ def test_what_can_never_be_is_refused_before_anything_is_written(
         (["--run.workers", "1:2"], "a trial keeps the resources that it began with: pass --run.workers N"),
         (["--run.engine", "local"], "trials are carried out by Ray: leave it out"),
         (["--run.resume", "never"], "pass another --run.name"),
+        (["--run.extend-from", "other"], "begin with its weights, --model.init-from"),
         (["--space", str(tmp_path / "none.yaml")], "cannot be read (No such file"),
         (["--fix", "model.hiden=3"], "the nearest it has is model.hidden"),
         (["--search", "grid"], "a grid has no end of values"),
