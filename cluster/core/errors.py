@@ -74,6 +74,10 @@ class NewerVersionError(UserError):
     pass
 
 
+class GateError(TrainyardError):
+    exit_code = 1
+
+
 class TrainingFailedError(TrainyardError):
     exit_code = 1
 

@@ -4,7 +4,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.core.documents import JsonObject
-from cluster.core.errors import ConfigError, DataError, TrainyardError
+from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.store import Checkpoints
-from jobs.common.config import PREPARED_FOLDER, DataConfig
+from jobs.common.config import DataConfig
 from jobs.common.data.counter_rng import IntArray
 from jobs.common.data.dataset import Dataset
+from jobs.common.data.prepared import find_by_fingerprint
 from jobs.common.data.reader import Reader
 from jobs.common.declared_metrics import CLASSIFICATION, Metric, Values
 from jobs.common.evaluation.metrics import Evaluation, evaluate
@@ -65,14 +65,7 @@ class Finished:
     @property
     def dataset(self) -> Dataset | None:
         """The prepared data, where it is still in the storage: looked for only where rows are numbered otherwise."""
-        storage = Store.open(self.config["run"]["storage"])
-        with suppress(TrainyardError, OSError):
-            for key in storage.child(PREPARED_FOLDER).folders():
-                with suppress(FileNotFoundError, DataError):
-                    found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
-                    if found.has(self.fingerprint):
-                        return found
-        return None
+        return find_by_fingerprint(Store.open(self.config["run"]["storage"]), self.fingerprint)
 
     @property
     def right(self) -> NDArray[np.bool_]:

@@ -130,9 +130,25 @@ def _columns(values: Array) -> Floats:
     return values.reshape(len(values), -1).astype(np.float64)
 
 
+def improvement(first: Array, second: Array, *, confidence: float, root: bool) -> tuple[float, float]:
+    """How much less the second model's mean error is than the first's, and what it is at least in a share `confidence`
+    of the draws. first, second: (rows, columns) of the same rows. root: of the mean's root, as for RMSE."""
+    rows = np.ones((len(first), 1))
+    gap, drawn = _differences((_columns(first), _columns(second)), (rows, rows), root=root)
+    return -gap, float(np.quantile(-drawn, 1 - confidence))
+
+
 def _bootstrap(errors: tuple[Floats, Floats], counts: tuple[Floats, Floats], *, root: bool) \
         -> tuple[tuple[float, float, float], float]:
-    """The difference of sums(errors) / sums(counts), of their roots where asked for, with its interval and p-value.
+    """As `_differences`, with the interval and the p-value."""
+    gap, drawn = _differences(errors, counts, root=root)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return (gap, float(low), float(high)), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1))
+
+
+def _differences(errors: tuple[Floats, Floats], counts: tuple[Floats, Floats], *, root: bool) -> tuple[float, Floats]:
+    """The difference of sums(errors) / sums(counts), of their roots where asked for: of the rows, and of each draw.
 
     errors: (rows, columns), of which the mean over columns is taken. counts: (rows, 1). Of many rows, groups are drawn.
     """
@@ -148,10 +164,7 @@ def _bootstrap(errors: tuple[Floats, Floats], counts: tuple[Floats, Floats], *, 
 
     drawn = np.concatenate([differences(rng.multinomial(groups, np.full(groups, 1 / groups), size=500).astype(float))
                             for _ in range(DRAWS // 500)])
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    gap = float(differences(np.ones((1, groups)))[0])
-    return (gap, float(low), float(high)), min(1.0, 2 * (fewer + 1) / (len(drawn) + 1))
+    return float(differences(np.ones((1, groups)))[0]), drawn
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

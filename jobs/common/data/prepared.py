@@ -63,6 +63,17 @@ def find_or_build(storage: Store, key: str, build: Callable[[Store, str], Datase
     return dataset
 
 
+def find_by_fingerprint(storage: Store, fingerprint: str) -> Dataset | None:
+    """The prepared set of a run's data, where it is still in the storage."""
+    with contextlib.suppress(TrainyardError, OSError):
+        for key in storage.child(PREPARED_FOLDER).folders():
+            with contextlib.suppress(FileNotFoundError, DataError):
+                found = Dataset.load(storage.child(f"{PREPARED_FOLDER}/{key}"))
+                if found.has(fingerprint):
+                    return found
+    return None
+
+
 def _folder(storage: Store, key: str) -> Store:
     return Store.open(storage.location(f"{PREPARED_FOLDER}/{key}"))
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     asked = parser(prog).parse_args(arguments)
     spare_loopback()
     try:
-        _evaluate(asked, RunConsole().say)
+        evaluate(asked, RunConsole().say)
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
@@ -72,8 +72,8 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     return made
 
 
-def _evaluate(asked: argparse.Namespace, say: Say) -> None:
-    """Raises: TrainyardError."""
+def evaluate(asked: argparse.Namespace, say: Say) -> list[Judged]:
+    """Carries out what `parser` has read. Returns what was found of each model. Raises: TrainyardError."""
     require(asked.bootstrap_samples >= 100, "bootstrap-samples", asked.bootstrap_samples, "must be at least 100")
     began, out, columns = time.time(), Store.open(asked.out), _names(asked.slices)
     models = [find_model(where, asked.tracking_uri, Store.open(asked.storage), asked.job) for where in asked.model]
@@ -97,6 +97,7 @@ def _evaluate(asked: argparse.Namespace, say: Say) -> None:
     for pair in pairs:
         say(sentence(pair))
     say(f"evaluation: {out.location(REPORT_FILE)}")
+    return judged
 
 
 def _judged(asked: argparse.Namespace, model: FoundModel, answers: Store, say: Say) -> Judged:

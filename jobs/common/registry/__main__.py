@@ -4,8 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from cluster.core.errors import RegistryError, TrainyardError
+from cluster.core.errors import GateError, RegistryError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
@@ -41,6 +42,17 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("version")
     command.add_argument("--why", default="", help="is recorded with it")
+    gate = command.add_argument_group("gates", "what the version must show first, on rows that say what is right; else "
+                                               "nothing is promoted, and the exit code is 1")
+    gate.add_argument("--gates", metavar="FILE", type=Path, help="rules as YAML: jobs/common/predicting/gates.py")
+    gate.add_argument("--if-better-on", metavar="DATA", help="a rule by itself: better than the champion on these rows")
+    gate.add_argument("--by", metavar="METRIC", help="accuracy, log_loss, rmse or mae; by default the job's first")
+    gate.add_argument("--at-least", type=float, default=0.0, metavar="D", help="so much better (default: %(default)s)")
+    gate.add_argument("--confidence", type=float, default=0.95, metavar="SHARE", help="(default: %(default)s)")
+    gate.add_argument("--data.label-column", dest="label_column", metavar="NAME", help="by default as in training")
+    gate.add_argument("--out", metavar="FOLDER", help="of the gate's page (default: in the storage, under gates/)")
+    gate.add_argument("--job", action="append", default=[], metavar="PACKAGE",
+                      help="a job outside Trainyard whose code may be imported for its models")
     command.set_defaults(run=_promote)
     command = commands.add_parser("undo", parents=[place], help=f"make the version before the {CHAMPION} again")
     command.add_argument("name")
@@ -76,7 +88,17 @@ def _row(version: ModelVersion) -> tuple[str, ...]:
 
 def _promote(options: argparse.Namespace) -> None:
     existing_file(options.tracking_uri, Store.open(options.storage))
-    _promoted(_open(options, options.name), options.name, options.version, options.why)
+    why = options.why
+    if options.gates or options.if_better_on:
+        from jobs.common.predicting.gate import gate  # slow to import
+
+        report, page = gate(options)
+        print("\n".join(report.lines))
+        print(f"gate: {page}")
+        if not report.passed:
+            raise GateError(f"version {options.version} of {options.name} was not promoted: see what it did not keep")
+        why = f"{why}{'; ' if why else ''}gate: {page}"
+    _promoted(_open(options, options.name), options.name, options.version, why)
 
 
 def _undo(options: argparse.Namespace) -> None:

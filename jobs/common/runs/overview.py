@@ -13,7 +13,7 @@ from cluster.core.documents import DocumentError, JsonObject, load_json
 from cluster.core.errors import ConfigError, StorageError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.artifact.artifact import CARD
-from jobs.common.config import COMPARISONS_FOLDER, MODELS_FOLDER, PREPARED_FOLDER
+from jobs.common.config import COMPARISONS_FOLDER, GATES_FOLDER, MODELS_FOLDER, PREPARED_FOLDER
 from jobs.common.declared_metrics import CLASSIFICATION, Metric, figure, present
 from jobs.common.execution.run_state import PROGRESS_FILE, RUN_FILE
 from jobs.common.registry.registry import ModelVersion
@@ -82,7 +82,7 @@ class Overview:
     entries: tuple[Entry, ...]
     """The newest first."""
     comparisons: tuple[FileInfo, ...]
-    """Pages, the newest first; paths are of the storage."""
+    """Pages of comparisons and of gates, the newest first; paths are of the storage."""
     data_bytes: int
     """Of prepared data, which runs share."""
 
@@ -96,13 +96,14 @@ class Overview:
 
 def overview(storage: Store, versions: Iterable[ModelVersion] = ()) -> Overview:
     """Reads a storage. versions: those of the registry that may have been made there."""
-    names = [name for name in storage.folders()
-             if name not in (PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER) and not name.startswith(".")]
+    others = (PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER, GATES_FOLDER)
+    names = [name for name in storage.folders() if name not in others and not name.startswith(".")]
     made = list(versions)
     with ThreadPoolExecutor(_THREADS) as pool:
         data = pool.submit(lambda: sum(file.size for file in storage.files(PREPARED_FOLDER)))
         found = [entry for entry in pool.map(partial(_entry, storage, made), names) if entry]
         pages = [file for file in storage.files(COMPARISONS_FOLDER) if file.path.endswith(".html")]
+        pages += [file for file in storage.files(GATES_FOLDER) if file.path.endswith("/gate.html")]
         return Overview(storage=storage, entries=tuple(sorted(found, key=lambda each: -each.created)),
                         comparisons=tuple(sorted(pages, key=lambda page: -page.mtime)), data_bytes=data.result())
 

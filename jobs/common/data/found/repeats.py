@@ -24,7 +24,7 @@ from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
 from jobs.common.data.arrow import arrow_column, numpy_column
-from jobs.common.data.dataset import SPLITS
+from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.pieces import HASHES_FOLDER, for_each, part_file
 from jobs.common.data.prepared import DONE_FOLDER
 
@@ -116,6 +116,25 @@ def write_sorted(store: Store, path: str, names: Sequence[str], columns: Sequenc
     with store.writing(path) as sink:
         pq.write_table(pa.Table.from_arrays([arrow_column(column) for column in columns], names=list(names)), sink,
                        compression="none", use_dictionary=False, row_group_size=_GROUP_ROWS)
+
+
+def count_shared(new: Dataset, trained: Dataset) -> int | None:
+    """How many rows of a set have the content of a training row of another; None where that was prepared by a version
+    that left no hashes."""
+    kept = [hashes[splits == 0] for hashes, splits in _hashes_of(trained)]
+    if not kept:
+        return None
+    known = np.unique(np.concatenate(kept))
+    return sum(int(np.isin(hashes, known).sum()) for hashes, _ in _hashes_of(new))
+
+
+def _hashes_of(dataset: Dataset) -> Iterable[tuple[Array, Array]]:
+    """Of each piece the first 8 bytes of its rows' hashes, and their splits."""
+    for file in dataset.store.files(f"{dataset.blocks}/{HASHES_FOLDER}"):
+        with dataset.store.reading(file.path) as stream:
+            table = pq.read_table(stream, columns=["low", "split"])
+        low, splits = (numpy_column(table.column(name).combine_chunks()) for name in ("low", "split"))
+        yield low, splits
 
 
 def find_repeats(data: DataConfig, store: Store, blocks: str, parts: int, rows: int, *,
