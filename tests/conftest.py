@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # a shell that runs this in the background says so to all that it starts
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what tests have started ends with them
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

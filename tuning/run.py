@@ -24,7 +24,8 @@ from jobs.common.data.commits import Commits, at_commits
 from jobs.common.declared_metrics import searchable
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
 from jobs.common.runs.console import duration, fail
-from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, read_record
+from jobs.common.runs.origin import at_origin
+from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, open_storage, read_record
 from jobs.common.training.find_job import beside
 from jobs.common.training.job import Job
 from tuning import results
@@ -120,6 +121,7 @@ class Tuning:
         something else."""
         journal = Journal.open(store, fields=self._fields)
         self.base, self._commits = at_commits(self.base, journal.about.get("commits", {}), print)
+        self.base, _ = at_origin(self.job.name, self.base, open_storage(self.base.run.storage))
         if journal.about:
             before, now = {**journal.about}, self.about()
             before["space"] = Space.from_dict(before["space"]).renamed(self._fields).to_dict()

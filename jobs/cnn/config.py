@@ -5,11 +5,12 @@ from typing import Literal
 
 from jobs.common.config import require
 from jobs.common.own_code import require_function
+from jobs.common.start_config import StartConfig
 from jobs.common.vision.config import ImageConfig, ImageTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(StartConfig):
     """Blocks of convolutions, each followed by max pooling, then a classifier;
     input size and classes come from the data."""
 
@@ -40,6 +41,7 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_function("model.build", self.build)
         for name in ("width", "depth", "convolutions", "kernel"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")

@@ -44,6 +44,8 @@ class Settings:
     class_weights: npt.NDArray[np.float32] | None
     """(K,); None: each row counts the same."""
     attack: Attack | None
+    frozen: frozenset[str] = frozenset()
+    """The paths of variables that stay as they are."""
 
 
 class Trainer:
@@ -53,7 +55,7 @@ class Trainer:
     def __init__(self, model: keras.Model, config: CnnConfig, settings: Settings, group: Group) -> None:
         self.model, self._config, self._settings, self._group = model, config, settings, group
         self._weights = [variable.value for variable in model.trainable_variables]
-        self._state = [variable.value for variable in model.non_trainable_variables if not is_seed(variable)]
+        self._state = [variable.value for variable in model.non_trainable_variables if self._follows_rows(variable)]
         self._optimizer = build_optimizer(self._weights, [v.path for v in model.trainable_variables], config.optim)
         self._scale = LossScale(config.hardware.precision == "fp16")
         self.variables: dict[str, tf.Variable] = {
@@ -208,7 +210,12 @@ class Trainer:
         given = [tf.stack([seed, tf.constant(place, tf.int64)]) if is_seed(v) else tf.convert_to_tensor(v.value)
                  for place, v in enumerate(model.non_trainable_variables)]
         logits, after = model.stateless_call(list(weights), given, images, training=True)[:2]
-        return logits, [value for v, value in zip(model.non_trainable_variables, after, strict=True) if not is_seed(v)]
+        return logits, [value for v, value in zip(model.non_trainable_variables, after, strict=True)
+                        if self._follows_rows(v)]
+
+    def _follows_rows(self, variable: keras.Variable) -> bool:
+        """Whether it is state, which becomes the mean of what it is after each micro-batch."""
+        return not is_seed(variable) and variable.path not in self._settings.frozen
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The summed cross entropy of rows, in nats."""

@@ -17,9 +17,11 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group, peers_needed
 from jobs.cnn.model import new_model
 from jobs.cnn.pipeline import Batch, Pipeline
+from jobs.cnn.start import begin, freeze
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.declared_metrics import CLASSIFICATION, chosen
+from jobs.common.start import check_labels, origin_of
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.train_state import TrainState
@@ -114,13 +116,17 @@ class CnnTraining:
 
 
 def build_trainer(context: TrainContext, config: CnnConfig, pipeline: Pipeline, group: Group) -> Trainer:
+    """Raises: ConfigError, ArtifactError for another model that it is to begin with."""
     dataset = context.dataset
     model = new_model(config, BuildInfo.of(dataset, config.model))
+    if (opened := origin_of(config.model)) is not None:
+        check_labels(config.model, opened, dataset.class_names)
+        begin(model, config.model, opened)
     settings = Settings(
         passes=pipeline.passes, rows_per_pass=pipeline.rows_per_pass,
         class_weights=balanced(dataset.splits["train"].class_counts)
         if config.train.class_weights == "balanced" else None,
-        attack=Attack.in_training(dataset, config))
+        attack=Attack.in_training(dataset, config), frozen=freeze(model, config.model))
     return Trainer(model, config, settings, group)
 
 

@@ -74,12 +74,13 @@ class RunConfig:
     price: float | None = None
     """What a worker costs an hour, in any currency: the run's cost, and what failures lost of it, are in its report."""
     check_weights_every_steps: int = 1000
-    """Compares a hash of the weights over all workers after so many steps,
-    and fails where one has other weights; 0: never."""
+    """Compares the weights' hash over all workers after so many steps, and fails where one has others; 0: never."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept, beside the best one."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: continue the run of this name. `never`: start a new attempt beside it, which loses nothing."""
+    extend_from: str | None = None
+    """Goes on with a finished run (its name, or folder) for more steps, under this name: weights, moments, place."""
     wait: float = 60.0
     """Seconds to wait for resources that the cluster can have but has not now."""
     hang_timeout_s: float = 30.0
@@ -120,8 +121,7 @@ class RunConfig:
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
-        require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s,
-                "must be more than 0 seconds")
+        require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
 
     @property
     def min_workers(self) -> int:

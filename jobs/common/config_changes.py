@@ -13,8 +13,10 @@ _AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
 """What a choice that earlier versions did not give is by default: what was done then. 0 is as False."""
 _OF_LATER_TASKS = ("data.form", "data.too_long", "train.loss_on", "eval.answers", "prefer.")
 """Options of tasks that earlier versions did not have, whose runs they say nothing about."""
-_INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check")
-"""What may change between attempts, but for the seed."""
+_INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check",
+                "model.init_from", "optim.extended_at")
+"""What may change between attempts, but for the seed. Which weights a model begins with, `model.init_digest` says; what
+a run extends, its record."""
 
 _PLACES = ("data.uri", "data.val_uri", "data.test_uri")
 
@@ -23,7 +25,8 @@ def differences(old: Overrides, new: Overrides) -> list[str]:
     """What decides the result and is not the same, one line a field: `optim.lr: 0.1 -> 0.2`."""
     after = flatten(new)
     before = current_names(flatten(old), after)
-    keys = [key for key in sorted({*before, *after}) if _is_decisive(key)]
+    began = before.get("model.init_digest") == after.get("model.init_digest")
+    keys = [key for key in sorted({*before, *after}) if _is_decisive(key) or (key == "model.init_from" and not began)]
     before |= {k: after[k] for k in keys
                if k not in before and (after[k] in _AS_EVER or k.startswith(_OF_LATER_TASKS))}
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.common.config import require
+from jobs.common.start_config import StartConfig
 from jobs.common.vision.config import ImageConfig
 from jobs.pytorch.config import HardwareConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(StartConfig):
     """A perceptron from pixels to classes; its input size and classes come from the data."""
 
     name: Literal["mlp"] = "mlp"
@@ -22,6 +23,7 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(all(width >= 1 for width in self.hidden), "model.hidden", self.hidden, "every width must be at least 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be at least 0 and less than 1")
 

@@ -5,11 +5,12 @@ from functools import cached_property
 from typing import Literal
 
 from jobs.common.own_code import OwnModel, require_function
+from jobs.common.start_config import StartConfig
 from jobs.common.vision.config import ImageConfig, ImageEvalConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(StartConfig):
     """A `torch.nn.Module` of yours, from images to logits."""
 
     build: str = "jobs.pytorch.model:small_network"
@@ -26,6 +27,7 @@ class ModelConfig:
     """`standard`: by the training pixels' mean and deviation. `unit`: pixels divided by 255."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_function("model.build", self.build)
         if self.loss is not None:
             require_function("model.loss", self.loss)

@@ -5,7 +5,7 @@ does not matter which worker owns which shard. As weights, they are in a checkpo
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 
 import torch
@@ -17,9 +17,12 @@ class RunningStatistics:
     shard left them: every shard takes as many passes.
     """
 
-    def __init__(self, module: nn.Module, num_shards: int) -> None:
+    def __init__(self, module: nn.Module, num_shards: int, resting: Collection[nn.Module] = ()) -> None:
+        """resting: parts of the module whose buffers stay as they are."""
         kept = module.state_dict(keep_vars=True).keys()
-        self._module, self._names = module, [name for name, _ in module.named_buffers() if name in kept]
+        still = {id(each) for part in resting for each in part.buffers()}
+        self._module, self._names = module, [name for name, buffer in module.named_buffers()
+                                             if name in kept and id(buffer) not in still]
         self._num_shards = num_shards
         self._start: list[Tensor] = []
         self.sums: list[Tensor] = []

@@ -41,6 +41,7 @@ class ModuleTraining(ImageTraining):
     """The module and its optimiser on one worker."""
 
     config: PytorchConfig
+    within = "module."
 
     def __init__(self, context: TrainContext, config: PytorchConfig, group: Group, device: torch.device) -> None:
         info = BuildInfo.of(context.dataset, config.model)

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from jobs.common.arrays import Array
+from jobs.common.artifact.artifact import Artifact
 from jobs.common.config import EvalConfig, RunConfig, TrainConfig
-from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.data.loader import MicroBatches, cut
 from jobs.common.evaluation.own_metrics import own_figures
 from jobs.common.own_code import OwnModel, called
+from jobs.common.start import check_labels, origin_of
+from jobs.common.start_config import StartConfig, start_of
 from jobs.common.training.context import TrainContext
 from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import TrainState
@@ -42,6 +45,7 @@ from jobs.pytorch.optimizer import (
 )
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.running_statistics import RunningStatistics
+from jobs.pytorch.start import begin, freeze
 from jobs.pytorch.weight_digest import digest_of
 
 
@@ -111,10 +115,18 @@ class TorchTraining(TorchTrainable, ABC):
 
     draws = True
     """Whether a pass draws random numbers of PyTorch's: then each begins with a seed of its own."""
+    within = ""
+    """What the names of tensors begin with that a user does not write."""
 
     def __init__(self, context: TrainContext, config: TorchConfig, group: Group, device: torch.device,
                  model: nn.Module, own: OwnModel | None = None) -> None:
-        """own: a user's, whose optimiser and schedule go before the config's."""
+        """own: a user's, whose optimiser and schedule go before the config's.
+        Raises: ConfigError, ArtifactError for another model that it is to begin with."""
+        part, start = model.get_submodule(self.within.rstrip(".")), start_of(config)
+        if (opened := origin_of(start)) is not None:
+            self.check_origin(start, opened, context.dataset)
+            begin(part, start, {name.removeprefix(self.within): each for name, each in opened.weights().items()})
+        self._resting = freeze(part, start)
         super().__init__(context, group, model, own_optimizer(own, model) or build_optimizer(
             [each for each in model.parameters() if each.requires_grad], config.optim))
         self.config, self.device, self.random = config, device, Draws(config.run.seed, device)
@@ -123,7 +135,16 @@ class TorchTraining(TorchTrainable, ABC):
         """A user's, of the model and a batch: the mean over its rows."""
         self.own, self.evaluations = own, count()
         self.scales = own is not None and (own.method("optimizer") or self.schedule) is not None
-        self.statistics = RunningStatistics(model, context.num_shards)
+        self.statistics = RunningStatistics(model, context.num_shards, self._resting)
+        self._rest()
+
+    def check_origin(self, start: StartConfig, opened: Artifact, dataset: Dataset) -> None:
+        """Raises: ConfigError where a model that it is to begin with means something else by its inputs or outputs."""
+        check_labels(start, opened, dataset.class_names)
+
+    def _rest(self) -> None:
+        for part in self._resting:
+            part.eval()
 
     @abstractmethod
     def backward(self, rows: Columns, epoch: int) -> float:
@@ -190,6 +211,7 @@ class TorchTraining(TorchTrainable, ABC):
                 yield rows, self.answer(rows).cpu()
                 self.context.heartbeat()
         self.model.train()
+        self._rest()
 
 
 @functools.cache

@@ -5,11 +5,12 @@ from functools import cached_property
 
 from jobs.common.config import require
 from jobs.common.own_code import OwnModel, require_function
+from jobs.common.start_config import StartConfig
 from jobs.common.tables.config import TableConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(StartConfig):
     """The network, or a `torch.nn.Module` of yours."""
 
     build: str = "jobs.tabular.model:residual_network"
@@ -30,6 +31,7 @@ class ModelConfig:
     """Share of a block's values that are left out at random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_function("model.build", self.build)
         if self.loss not in ("auto", "quantile"):
             require_function("model.loss", self.loss)

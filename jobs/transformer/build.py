@@ -4,7 +4,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,9 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cluster.core.auth import expanded
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
+from jobs.common.artifact.artifact import Artifact
+from jobs.common.start import check_labels, origin_of, taken
+from jobs.pytorch.start import freeze
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.presets import preset
 from jobs.transformer.text.config import OF_CONVERSATIONS
+from jobs.transformer.weights.base import folder_of, of_artifact
 from jobs.transformer.weights.lora import heads_of, with_lora
 from jobs.transformer.weights.pretrained import check_base, check_weights
 
@@ -37,8 +41,12 @@ def build_model(config: TransformerConfig, details: JsonObject, class_names: Seq
     kind = auto_class(config.task)
     if not config.model.starts_pretrained:
         model = kind.from_config(architecture)
+    elif (origin := origin_of(config.model)) is not None:
+        model = _begun(kind, config, architecture, origin)
+        check_labels(config.model, origin, class_names)
     else:
         model = _pretrained(kind, config, architecture)
+    freeze(model, config.model)
     if config.model.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return with_lora(model, config.model) if config.model.lora_rank else model
@@ -72,8 +80,9 @@ def _architecture(config: TransformerConfig, details: JsonObject, class_names: S
             ids["eos_token_id"] = details["end_id"]
         known = auto.for_model(**size, vocab_size=details["vocab_size"], **ids, **options)
     else:
-        check_base(wanted.name)
-        known = _looking_for(wanted.name, lambda: auto.from_pretrained(wanted.name, trust_remote_code=False, **options))
+        folder = folder_of(wanted)
+        check_base(folder)
+        known = _looking_for(folder, lambda: auto.from_pretrained(folder, trust_remote_code=False, **options))
     for name in _DROPOUTS:
         if wanted.dropout is not None and hasattr(known, name):
             setattr(known, name, wanted.dropout)
@@ -107,12 +116,23 @@ def attention_kernels(config: TransformerConfig, device: str) -> AbstractContext
 def _check_fit(config: TransformerConfig, details: JsonObject, architecture: Any) -> None:
     most = getattr(architecture, "max_position_embeddings", None)
     if most is not None and details["max_length"] > most:
-        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.name} takes {most} tokens: pass "
+        raise ConfigError(f"--data.max-length {details['max_length']}: {config.model.origin} takes {most} tokens: pass "
                           f"{most} or less")
     if details["vocab_size"] > architecture.vocab_size:
-        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.name} "
+        raise ConfigError(f"the tokenizer has {details['vocab_size']} tokens, the embedding of {config.model.origin} "
                           f"only {architecture.vocab_size}: use the model's own tokenizer (--data.tokenizer auto), or "
                           "another model")
+    if config.export.embeddings is not None and architecture.model_type not in _encoders():
+        raise ConfigError(f"--export.embeddings {config.export.embeddings}: {config.model.name} is a "
+                          f"{architecture.model_type}, whose tokens do not see what follows them: leave the option "
+                          "out, or train an encoder")
+
+
+def _encoders() -> Collection[str]:
+    """The kinds of models that fill in hidden tokens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def _pretrained(kind: Any, config: TransformerConfig, architecture: object) -> Any:
@@ -126,11 +146,31 @@ def _pretrained(kind: Any, config: TransformerConfig, architecture: object) -> A
             output_loading_info=True))
     missing = sorted(found["missing_keys"])
     _check_missing(wanted.name, model.base_model_prefix, missing)
-    if config.exports_adapter and (lacking := [each for each in missing if each.split(".")[0] not in heads_of(model)]):
-        raise ConfigError(f"--model.name {wanted.name}: it has no {', '.join(lacking[:3])}, which begin with random "
-                          "values and which updates of low rank leave as they are: pass --export.merge, so that the "
-                          "artifact has them")
+    _check_learnt(config, model, missing)
     return model
+
+
+def _begun(kind: Any, config: TransformerConfig, architecture: object, origin: Artifact) -> Any:
+    """The model with an artifact's tensors, all of which fit, but for those of layers that begin anew."""
+    given = of_artifact(origin).tensors()
+    with torch.device("meta"):
+        expected = kind.from_config(architecture)
+    shapes = {name: tuple(parameter.shape) for name, parameter in expected.named_parameters()}
+    names = taken(config.model, shapes, {name: values.shape for name, values in given.items()})
+    with without_progress_bar():
+        model = type(expected).from_pretrained(
+            None, config=architecture, dtype=torch.float32,
+            state_dict={name: torch.from_numpy(given[name]) for name in names})
+    _check_learnt(config, model, sorted(shapes.keys() - names))
+    return model
+
+
+def _check_learnt(config: TransformerConfig, model: Any, missing: Sequence[str]) -> None:
+    """Raises: ConfigError where updates of low rank leave as they are what an adapter's artifact would not have."""
+    if config.exports_adapter and (lacking := [each for each in missing if each.split(".")[0] not in heads_of(model)]):
+        raise ConfigError(f"{config.model.origin} has no {', '.join(lacking[:3])}, which begin with random values and "
+                          "which updates of low rank leave as they are: pass --export.merge, so that the artifact has "
+                          "them")
 
 
 def _check_missing(name: str, prefix: str, missing: Sequence[str]) -> None:

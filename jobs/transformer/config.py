@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jobs.common.config import Config, EvalConfig, TrainConfig, require
-from jobs.common.training.optim_config import learning_rate, require_warmup
+from jobs.common.training.optim_config import ExtensionConfig, require_warmup
 from jobs.transformer.chat.conversation import LossOn
 from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.strategies.table import STRATEGIES, Capabilities, Offload, StrategyName, those_that
@@ -17,7 +17,7 @@ EMBEDDED: Mapping[Task, str] = {"classify": "languages", "generate": "stdlib", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(ExtensionConfig):
     """AdamW and its schedule."""
 
     lr: float | None = None
@@ -61,7 +61,7 @@ class OptimConfig:
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a step, counted from 0."""
-        return learning_rate(self.highest_lr, self.schedule, self.warmup, step, total_steps, self.final_lr)
+        return self.scheduled(self.highest_lr, self.schedule, self.warmup, step, total_steps, self.final_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +218,10 @@ class TransformerConfig(Config):
                 option = getattr(self.data, name)
                 require(option is None, f"data.{option}", getattr(self.data, option or "uri"),
                         "is for texts: conversations are learnt as they are")
-        require(self.model.chat_template is None or self.task in OF_CONVERSATIONS, "model.chat_template",
-                self.model.chat_template, "is for --task chat and --task prefer")
+        require(self.model.chat_template is None or self.task != "classify", "model.chat_template",
+                self.model.chat_template, "is for models that write: --task chat, prefer or generate")
+        require(self.model.init_from is None or self.data.tokenizer == "auto", "data.tokenizer", self.data.tokenizer,
+                "--model.init-from brings its own tokenizer: leave the option out")
         require(self.data.form == "auto" or (self.data.form == "preference") == (self.task == "prefer"), "data.form",
                 self.data.form, "is for --task chat" if self.task == "prefer" else "is for --task prefer")
         require(self.task == "prefer" or self.prefer == PreferConfig(), "prefer", self.prefer, "is for --task prefer")
@@ -238,6 +240,10 @@ class TransformerConfig(Config):
                 "it sees both sides of a token, so it cannot generate: pass tiny or llama-124m")
         require(not self.export.merge or self.model.lora_rank is not None, "export.merge", self.export.merge,
                 "is for updates of low rank: pass --model.lora-rank, too")
+        require(self.task == "classify" or self.export.embeddings is None, "export.embeddings", self.export.embeddings,
+                "is for --task classify, whose models see all of a text")
+        require(self.export.embeddings != "auto" or self.model.starts_pretrained, "export.embeddings", "auto",
+                "takes what a pretrained folder says: pass mean or cls")
         able = self.scale.capabilities
         require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
                 "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "

@@ -10,7 +10,7 @@ from cluster.core.auth import expanded
 from cluster.core.errors import TrainingFailedError
 from jobs.common.artifact.artifact import Artifact, Probe
 from jobs.common.artifact.drift_reference import Reference, answer_features
-from jobs.common.artifact.manifest import Description
+from jobs.common.artifact.manifest import Description, Embedding
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.config import to_dict
 from jobs.common.data.dataset import SPLITS
@@ -19,6 +19,7 @@ from jobs.common.evaluation.classification import judge, judge_split, probe_rows
 from jobs.common.evaluation.metrics import Evaluation
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.embedding.pooling import embedding_of
 from jobs.transformer.preference.measures import metrics_of, sums_of
 from jobs.transformer.text.config import OF_CONVERSATIONS, Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
@@ -50,10 +51,11 @@ ANSWERS = LANGUAGE[:2]
 PREFERENCES = (Metric("loss", "min", unit="nats a pair", primary=True, while_training="loss"),
                Metric("accuracy", "max", "accuracy of the implicit reward", while_training="accuracy"),
                Metric("margin", "max", "margin of the implicit reward", while_training="margin"),
-               Metric("kl", "min", "KL to the reference", unit="nats an answer"),
-               Metric("logps_chosen", "max", "log-probability of chosen answers"),
+               Metric("kl", "min", "KL to the reference", unit="nats an answer", while_training="kl"),
+               Metric("logps_chosen", "max", "log-probability of chosen answers", while_training="logps_chosen"),
                Metric("reference_logps_chosen", "max", "… by the reference"),
-               Metric("logps_rejected", "min", "log-probability of rejected answers"),
+               Metric("logps_rejected", "min", "log-probability of rejected answers",
+                      while_training="logps_rejected"),
                Metric("reference_logps_rejected", "min", "… by the reference"))
 """To prefer: see preference/measures.py."""
 _DECLARED: dict[Task, Sequence[Metric]] = {"generate": LANGUAGE, "chat": ANSWERS, "prefer": PREFERENCES}
@@ -124,7 +126,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
-    base = base_weights(config.model.name).base if config.exports_adapter else None
+    base = base_weights(config.model.origin).base if config.exports_adapter else None
     width = about["max_length"] + 1
     marks = [TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))]
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
@@ -140,7 +142,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         metrics=verdict.metrics, primary_metric=primary_of(metrics(config), verdict.metrics["test"]).name,
         config=to_dict(config),
         data=dataset.describe(),
-        about=f"{config.model.name}, a Transformer that "
+        about=f"{config.model.origin}, a Transformer that "
               + (f"tells {len(dataset.class_names)} classes of texts apart." if classify
                  else "says which token comes next." if config.task == "generate" else "answers in conversations.")
               + (" Here are the updates of low rank to its weights." if base else ""),
@@ -152,7 +154,17 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
         + (("Texts are cleaned first, as the manifest's preprocessing says: what reads model/ by itself has to do so, "
             "too.",) if config.data.rule != TextRule() else ()),
         how_to_load=_HOW_TO_LOAD[config.task] + (WITH_PEFT if base else ""), base=base,
+        embedding=_embedding(trained),
     )
+
+
+def _embedding(trained: TrainingResult) -> Embedding | None:
+    if trained.config.export.embeddings is None:
+        return None
+    from jobs.transformer.build import skeleton  # imports torch
+
+    model = skeleton(trained.config, trained.dataset.details, trained.dataset.class_names)
+    return embedding_of(trained.config, int(model.config.hidden_size))
 
 
 def files(trained: TrainingResult) -> dict[str, bytes | Callable[[], Iterable[bytes | memoryview]]]:
@@ -191,7 +203,8 @@ def check(config: TransformerConfig) -> None:
         require_package("peft", "transformer")
     if config.scale.capabilities.zero_stage:
         require_package("deepspeed", "transformer")
-    if not config.model.is_preset and expanded(config.model.name).is_dir():
+    if not config.model.is_preset and config.model.init_from is None and expanded(config.model.name).is_dir():
         check_base(config.model.name)
         if config.model.pretrained:
             check_weights(config.model.name)
+    embedding_of(config, 0)  # what it cannot say is said before training

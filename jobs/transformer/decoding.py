@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.core.errors import ArtifactError
-from jobs.common.predictor.texts import Scores
+from cluster.core.errors import ArtifactError, InputError
+from jobs.common.predictor.texts import CallRule, Scores
 from jobs.transformer.chat.answers import Chat
 from jobs.transformer.chat.constraint import Constraint, Constraints
 from jobs.transformer.generation.cache import KeyValueCache
@@ -98,9 +98,13 @@ class Decoder:
         return lambda token: stream.step(self._tokenizer, token) or ""
 
     # ── rows ──
-    def constraint(self, schema: str) -> Constraint:
-        """What a text has to fit. schema: JSON. Raises: InputError."""
-        return self._constraints.constraint(schema)
+    def constraint(self, held_to: str | CallRule) -> Constraint:
+        """What a text has to fit: a schema, in JSON, or a rule of which calls there may be. Raises: InputError."""
+        if isinstance(held_to, str):
+            return self._constraints.constraint(held_to)
+        if self.chat is None or self.chat.tool_calls is None:
+            raise InputError("the model's chat template writes no calls that an answer can be held to")
+        return self._constraints.calls(held_to, self.chat.tool_calls)
 
     def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None = None,
             constraint: Constraint | None = None) -> Row:
@@ -108,9 +112,9 @@ class Decoder:
                    constraint=constraint and constraint.copy())
 
     @torch.inference_mode()
-    def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> None:
+    def join(self, prompt: Sequence[int], rows: Sequence[Row]) -> int:
         """Reads a prompt once, for all rows that continue it, from where it differs from earlier ones;
-        each row has its first token then."""
+        each row has its first token then. Returns how many of the prompt's tokens were not computed again."""
         cache = self._prefixes.begun(prompt)
         known = cache.width
         logits = self._forward(torch.tensor([prompt[known:]]), None, torch.arange(known, len(prompt))[None], cache)
@@ -124,6 +128,7 @@ class Decoder:
         else:
             self._cache.add(cache)
         self.rows += rows
+        return known
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -31,13 +31,14 @@ def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) ->
     from jobs.transformer.build import build_model, skeleton
 
     config, lora = trained.config, trained.config.model.lora_rank is not None
-    model = (build_model if lora else skeleton)(config, trained.dataset.details, trained.dataset.class_names)
+    partial = lora or bool(config.model.freeze)
+    model = (build_model if partial else skeleton)(config, trained.dataset.details, trained.dataset.class_names)
     slices = Slices.of(trained.store.child("checkpoints"), trained.best)
-    if lora:
+    if partial:
         _update(model, slices)
         if config.exports_adapter:
-            return _adapter(model, place_of(config.model.name))
-        model = model.merge_and_unload()
+            return _adapter(model, place_of(config.model.origin))
+        model = model.merge_and_unload() if lora else model
         read: Callable[[str], Array] = {n: p.detach().numpy() for n, p in model.named_parameters()}.__getitem__
     else:
         read = slices.whole
@@ -52,7 +53,7 @@ def _architecture(model: Any) -> bytes:
 
 
 def _update(model: Any, slices: "Slices") -> None:
-    """The updates of low rank, and the heads, as they were trained."""
+    """What was trained of it: updates of low rank and heads, or the layers that were not frozen."""
     import torch
 
     with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
@@ -17,8 +18,8 @@ from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult
 from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
-from jobs.transformer.chat.packing import LEARNT
 from jobs.transformer.preference.measures import warning_of
+from jobs.transformer.preference.pairs import SIDES, from_text
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.prepare import read_texts
 from jobs.transformer.text.robustness import ABOUT
@@ -111,7 +112,7 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
              "targets": ("tokens predicted", ",.0f")}
     if trained.config.task == "prefer":
         fall = warning_of(verdict.metrics["test"])
-        return [*([html.section("Warning", f"In the test split {fall}.")] if fall else []), *_wrong_pairs(trained)]
+        return [*([html.section("Warning", f"In the test split {fall}.")] if fall else []), *wrong_pairs(trained)]
     rows = [[title, *(format(values[name], style) for values in verdict.metrics.values())]
             for name, (title, style) in shown.items() if name in verdict.metrics["test"]]
     sections = [html.section("How well it predicts", headings=["metric", *verdict.metrics], rows=rows)]
@@ -122,23 +123,28 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
     return sections + ([_samples(trained, made)] if trained.config.eval.samples else [])
 
 
-def _wrong_pairs(trained: TrainingResult) -> list[Section]:
+def wrong_pairs(trained: TrainingResult) -> list[Section]:
     """Test pairs whose rejected answer has gained most, compared with the chosen one."""
-    values = trained.predictions("test").probabilities.astype(np.float64)
+    kept = sample(trained.dataset)
+    values = trained.predictions("test").probabilities.astype(np.float64)[kept.positions]
     gained = values[:, :2] - values[:, 2:]
     margins = trained.config.prefer.beta * (gained[:, 0] - gained[:, 1])
     worst = [place for place in np.argsort(margins, kind="stable")[:_SHOWN_ANSWERS].tolist() if margins[place] < 0]
     if not worst:
         return []
-    tokenizer, found = load_tokenizer(trained.dataset), trained.rows("test", np.array(worst))
-    answers = found["marks"] & LEARNT > 0
-    before = (found["tokens"] >= 0) & (np.cumsum(answers, axis=2) == 0)
-    texts = [[_cut(text) for text in tokenizer.batch_decode([tokens[chosen].tolist() for tokens, chosen in zip(
-        found["tokens"][:, side], which[:, side], strict=True)], skip_special_tokens=True)]
-        for which, side in ((before, 0), (answers, 0), (answers, 1))]
-    intro = "Pairs of the test split whose rejected answer has the higher implicit reward, the surest first."
-    return [html.section("Worst mistakes", intro, ["prompt", "chosen", "rejected", "margin"], [
-        (*row, f"{margins[place]:.3f}") for place, *row in zip(worst, *texts, strict=True)])]
+    pairs = [from_text(kept.texts[place]).sides for place in worst]
+    rows = [(_said_in(sides[0].messages[:-1]), [*(_cut(side.messages[-1]["content"]) for side in sides),
+                                                f"{margins[place]:.3f}"])
+            for place, sides in zip(worst, pairs, strict=True)]
+    intro = (f"Of {len(margins):,} pairs of the test split those whose rejected answer has the higher implicit reward, "
+             "the surest first.")
+    return [Section("Worst mistakes", html.render("answers.html", "jobs.transformer", intro=intro, rows=rows,
+                                                  names=[*SIDES, "margin"]))]
+
+
+def _said_in(messages: Sequence[JsonObject]) -> list[tuple[str, str]]:
+    """Who says what."""
+    return [(message["role"], _cut(message["content"])) for message in messages]
 
 
 def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:
@@ -168,10 +174,10 @@ def _answers(trained: TrainingResult, made: Artifact) -> list[Section]:
     intro = (f"The last answers in {len(asked):,} test conversations, word for word (exact), and by the words that "
              "they have in common with the reference (F1). The look-up gives the answer to the training question that "
              "is most like the one asked, by the TF-IDF of its words.")
-    rows = [([(message["role"], _cut(message["content"])) for message in each.before.messages], _cut(each.reference),
-             [(_cut(answers[place]), is_right(answers[place], each.reference)) for answers in said.values()])
+    rows = [(_said_in(each.before.messages), [_cut(each.reference), *(
+        _cut(answers[place]) + " ✓" * is_right(answers[place], each.reference) for answers in said.values())])
             for place, each in enumerate(asked[:_SHOWN_ANSWERS])]
-    shown = html.render("answers.html", "jobs.transformer", names=list(said), rows=rows,
+    shown = html.render("answers.html", "jobs.transformer", names=["reference", *said], rows=rows,
                         intro="The first of them, as the likeliest tokens have it; ✓: word for word.")
     return [html.section("How well it answers", intro, ["who", "exact", "F1"], judged), Section("Answers", shown)]
 

@@ -196,7 +196,7 @@ def table(config: PlanConfig, rows: Sequence[Row], shape: Shape) -> str:
               for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
              for line in lines]
     text = "\n".join("  ".join(line).rstrip() for line in cells)
-    title = (f"{config.model.name}: {shape.parameters / 1e9:.3f} x 10^9 parameters, {config.hardware.precision}, "
+    title = (f"{config.model.origin}: {shape.parameters / 1e9:.3f} x 10^9 parameters, {config.hardware.precision}, "
              f"{config.gpus} GPUs of {config.gpu_memory:g} GB ({RESERVED / 1e9:g} GB kept free), "
              f"{config.tokens_per_pass // config.sequence_length} x {config.sequence_length} tokens a pass")
     legend = ("GB (10^9 bytes) on each GPU; total: weights, gradients, optimiser, and the larger of activations with "

@@ -11,7 +11,7 @@ from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
 from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
-from jobs.common.predictor.predictor import MOST_CHARACTERS
+from jobs.common.predictor.predictor import MOST_CHARACTERS, Embedder
 from jobs.common.predictor.recipe import Recipe
 from jobs.transformer.text.text_rule import text_rule
 
@@ -35,7 +35,8 @@ class TextPredictor:
         self._model, self._most = model, int(before["max_length"])
         self._tokenizer, self._features = backend_of(tokenizer, self._most), TextFeatures(tokenizer)
         self._classifier: Any = None
-        """What explains; a graph does not."""
+        """What explains, and makes vectors; a graph does not."""
+        self._artifact = artifact
 
     @classmethod
     def load(cls, artifact: Artifact, base: str | None = None) -> "TextPredictor | LikelihoodPredictor":
@@ -81,6 +82,15 @@ class TextPredictor:
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"probabilities": predicted}
+
+    def embedder(self) -> Embedder:
+        """Raises: ArtifactError where the artifact offers no vectors of texts."""
+        from jobs.transformer.embedding.embedder import Embedder
+
+        embedding = self._artifact.manifest.description.embedding
+        if embedding is None or self._classifier is None:
+            raise refused(self._artifact.uri, ["it offers no embeddings"])
+        return Embedder(self._classifier, embedding, self._clean)
 
     def features(self, rows: Array) -> dict[str, Array]:
         return self._features(rows.tolist())

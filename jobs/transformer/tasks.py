@@ -189,6 +189,6 @@ def _mask(about: JsonObject, config: TransformerConfig) -> Mask | None:
     if not config.train.mask_tokens:
         return None
     if about["mask_id"] is None:
-        raise ConfigError(f"--train.mask-tokens {config.train.mask_tokens}: the tokenizer of {config.model.name} has "
+        raise ConfigError(f"--train.mask-tokens {config.train.mask_tokens}: the tokenizer of {config.model.origin} has "
                           "no mask token: leave the option out")
     return Mask(about["mask_id"], tuple({*about["special_ids"], about["pad_id"]}), config.train.mask_tokens)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
-from jobs.common.artifact.artifact import open_artifact
 from jobs.common.artifact.manifest import weights_digest
 from jobs.common.predictor.find import check_allowed
-from jobs.common.registry.connection import open_registry
+from jobs.common.registry.connection import open_named
 from serving.commands.deployment_record import application
 from serving.core.settings import ENDPOINT, INGRESS, SHARED, EndpointSettings, ModelSettings, SharedSettings, routes
 
@@ -42,6 +41,7 @@ class Served:
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
     generates: bool
+    embeds: bool
     weights: str
     """The digest of its weights, or of those that it is an adapter of."""
     adapter_of: str
@@ -62,16 +62,12 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
     if not equals or not _NAME.fullmatch(name):
         raise ConfigError(f"{flag} {spec}: it must be NAME=models:/MODEL@ALIAS or NAME=PATH, and NAME of a-z, 0-9, -, "
                           "_ and ., beginning with a letter or digit")
-    if where.startswith("models:/"):
-        found = open_registry(tracking_uri, storage, name).resolve(where)
-        version, uri, digest, registered = str(found.version), found.uri, found.digest, found.name
-    else:
-        version, uri, digest, registered = "1", where, None, ""
-    artifact = open_artifact(uri, digest)
+    artifact, found = open_named(where, tracking_uri, storage)
     check_allowed(artifact, jobs)
     about = artifact.manifest.description
-    return Served(name=name, version=version, uri=artifact.uri, digest=artifact.digest, registered=registered,
-                  generates=about.task == "text-generation",
+    return Served(name=name, version=found.version if found else "1", uri=artifact.uri, digest=artifact.digest,
+                  registered=found.name if found else "",
+                  generates=about.task == "text-generation", embeds=about.embedding is not None,
                   weights=about.base.digest if about.base else weights_digest(artifact.manifest.files),
                   adapter_of=about.base.name if about.base else "")
 

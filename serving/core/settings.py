@@ -29,6 +29,8 @@ class ModelSettings:
     """The registry's name of the model; empty for an artifact's path."""
     generates: bool = False
     """Whether it writes text: an artifact of the task `text-generation`."""
+    embeds: bool = False
+    """Whether it offers vectors of texts: an artifact whose manifest has `embedding`."""
     min_replicas: int = 1
     """0: without requests there is no replica, and the first one waits for it."""
     max_replicas: int = 1

@@ -149,7 +149,7 @@ def model(args: JsonObject) -> serve.Application:
     scaling = _scaling(settings.min_replicas, settings.max_replicas, max(1.0, texts / 8), settings.downscale_delay_s)
     deployment: Any = serve.deployment(GeneratingReplica if settings.generates else Replica)
     return deployment.options(
-        name=MODEL, max_ongoing_requests=3 + texts,
+        name=MODEL, max_ongoing_requests=3 + texts + 2 * settings.embeds,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=5, graceful_shutdown_timeout_s=20, **scaling).bind(asdict(settings))
 

@@ -22,7 +22,7 @@ from serving.endpoint.pipeline import Parse, Request, RequestPipeline
 from serving.model.explanations import MOST_ROWS
 from serving.protocols import open_inference_json as protocol
 from serving.protocols import open_inference_schema as schema
-from serving.text import completions, openai_chat, openai_protocol
+from serving.text import completions, embeddings, openai_chat, openai_models, openai_protocol
 from serving.traffic.routing import Route
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -67,7 +67,7 @@ class Operations:
     def _made(self) -> list[Operation]:
         """In the order in which they are described."""
         infer = partial(Operation, method="POST", refused=REFUSED, returns=schema.InferResponse)
-        text = partial(Operation, of=itemgetter("generates"), error=openai_protocol.Refusal)
+        text = partial(Operation, of=lambda model: model["generates"] or model["embeds"], error=openai_protocol.Refusal)
         write = partial(Operation, error=openai_protocol.Refusal, streams=openai_protocol.Event, method="POST",
                         refused={**REFUSED, 504: "not finished in time"})
         return [
@@ -96,7 +96,11 @@ class Operations:
                   "The answer to a conversation, of {names}", "chat-completions",
                   takes=partial(openai_protocol.described, openai_chat.ChatRequest, _CONVERSATION),
                   returns=openai_chat.ChatCompletion, of=itemgetter("chats")),
-            text("/v1/models", self._text_models, "The models that write text", "text-models",
+            Operation("/v1/embeddings", self._embed, "A vector for each text, of {names}", "embeddings", method="POST",
+                      refused=REFUSED, error=openai_protocol.Refusal, returns=embeddings.Embeddings,
+                      takes=partial(openai_protocol.described, embeddings.EmbeddingRequest, {"input": "a text"}),
+                      of=itemgetter("embeds")),
+            text("/v1/models", self._text_models, "The models that write text or offer embeddings", "text-models",
                  returns=openai_protocol.ModelList),
             text("/v1/models/{model}", self._text_model, "What {name} is", "text-model", returns=openai_protocol.Model),
             Operation("/live", self._shown_live),
@@ -151,7 +155,7 @@ class Operations:
         timeout_s = self._core.timeout_s(request)
         body = await _body(receive, request, self._core.settings.max_request_bytes)
         asked = await self._core.read(request, openai_protocol.parse, body, kind)
-        route = request.route = completions.route_of(self._table, asked.model)
+        route = request.route = openai_models.writing(self._table, asked.model)
         form = await completions.form_of(route, asked)
         text = completions.Completion(asked, form, route, timeout_s, self._core.measures)
         if not asked.stream:
@@ -159,12 +163,19 @@ class Operations:
         await text.begin()
         return Answer(b"", headers=route.headers, text=text)
 
+    async def _embed(self, request: Request, receive: Receive) -> Answer:
+        body = await _body(receive, request, self._core.settings.max_request_bytes)
+        asked = await self._core.read(request, openai_protocol.parse, body, embeddings.EmbeddingRequest)
+        route = request.route = openai_models.embedding(self._table, asked.model)
+        made = await embeddings.answer(asked, route, self._core.timeout_s(request), self._core.measures)
+        return Answer(made, headers=route.headers)
+
     async def _text_models(self) -> Answer:
-        return _json(await completions.model_list(self._table))
+        return _json(await openai_models.model_list(self._table))
 
     async def _text_model(self, model: str) -> Answer:
-        route = completions.route_of(self._table, model)
-        return _json(await completions.model(route), headers=route.headers)
+        route = openai_models.listed(self._table, model)
+        return _json(await openai_models.model(route), headers=route.headers)
 
     async def _shown_live(self) -> Answer:
         return _json({**self._core.measures.live(), **self._table.live(), "replicas": self._replicas()})

@@ -55,6 +55,10 @@ class MultiplexedReplica:
         found = await self._replica(ModelSettings(**settings))
         return [found] * len(requests) if isinstance(found, RefusedError) else await found.infer(requests)
 
+    async def embed(self, settings: JsonObject, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+        found = await self._replica(ModelSettings(**settings))
+        return [found] * len(requests) if isinstance(found, RefusedError) else await found.embed(requests)
+
     async def explain(self, settings: JsonObject, inputs: Tensors) -> Tensors | RefusedError:
         found = await self._replica(ModelSettings(**settings))
         return found if isinstance(found, RefusedError) else await found.explain(inputs)

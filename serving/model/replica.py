@@ -5,27 +5,28 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
 from cluster.core.background import in_loop
 from cluster.core.documents import JsonObject
-from cluster.core.errors import InputError
+from cluster.core.errors import ArtifactError, InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.predictor.find import explains, load_predictor
 from jobs.common.predictor.loading import check_probe, use_threads
-from jobs.common.predictor.predictor import Explaining, Predictor
+from jobs.common.predictor.predictor import Embedder, EmbeddingPredictor, Explaining, Predictor
 from serving.core.errors import BadRequestError, ModelError, RefusedError
 from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.hardening.serve_patches import keep_calls_to_this_node
 from serving.model.drift_monitor import Drift, watch
 from serving.model.explanations import put_together, specs
 
+T = TypeVar("T")
 Tensors = Mapping[str, Array]
 _QUICK_S = 0.005
 """A call that is done sooner is made in the event loop itself: handing it to a thread costs more than it frees."""
@@ -44,6 +45,7 @@ class Replica:
         self._predictor = load_predictor(artifact, self.settings.jobs, self.settings.base)
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
+        self._embedder = _embedder(self._predictor, artifact)
         self._drift = watch(artifact, self._predictor, self.settings)
         self._watching: asyncio.Task[None] | None = None
         self._texts = any(spec.datatype == "BYTES" for spec in artifact.manifest.description.inputs)
@@ -65,6 +67,14 @@ class Replica:
             work = partial(answers, self._predictor, requests, self._drift)
         else:
             work = partial(answered, self._predictor, await self._unpacked(requests), self._drift)
+        return await self._computed(work)
+
+    async def embed(self, requests: Sequence[Tensors]) -> list[Tensors | RefusedError]:
+        """Vectors of texts, in the order of the requests."""
+        assert self._embedder is not None, "the ingress asks for those of a model that has them"
+        return await self._computed(partial(answers, self._embedder, requests))
+
+    async def _computed(self, work: Callable[[], T]) -> T:
         return work() if self._thread is None else await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _unpacked(self, requests: Sequence[Tensors]) -> list[Array | RefusedError]:
@@ -124,7 +134,18 @@ def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
             "labels": about.labels,
             "variant": about.variant.name if about.variant else "", "example": artifact.probe(),
             "picture": _picture(about.preprocessing.get("picture")),
-            "explanation": specs(about.inputs) if explains(artifact, jobs) else (), "chats": False}
+            "explanation": specs(about.inputs) if explains(artifact, jobs) else (), "chats": False,
+            "embedding": about.embedding, "max_tokens": about.preprocessing.get("max_length")}
+
+
+def _embedder(predictor: Predictor, artifact: Artifact) -> Embedder | None:
+    """Raises: ArtifactError for an artifact that says it offers vectors, of a job that makes none."""
+    if artifact.manifest.description.embedding is None:
+        return None
+    if not isinstance(predictor, EmbeddingPredictor):
+        raise ArtifactError(f"artifact {artifact.uri} has `embedding` in its manifest, and the predictor of the job "
+                            f"{artifact.manifest.description.job} has no method `embedder`")
+    return predictor.embedder()
 
 
 def _picture(rule: object) -> dict[str, str]:
@@ -133,13 +154,13 @@ def _picture(rule: object) -> dict[str, str]:
     return {f"picture_{name}": str(known[name]) for name in ("fit", "background") if name in known}
 
 
-def answers(predictor: Predictor, requests: Sequence[Tensors],
+def answers(predictor: Embedder, requests: Sequence[Tensors],
             drift: Drift | None = None) -> list[Tensors | RefusedError]:
     """Of several requests, whose rows go through the model together. What is wrong with one leaves the others be."""
     return answered(predictor, [decoded(predictor, inputs) for inputs in requests], drift)
 
 
-def decoded(predictor: Predictor, inputs: Tensors) -> Array | RefusedError:
+def decoded(predictor: Embedder, inputs: Tensors) -> Array | RefusedError:
     """A request's rows, or what is wrong with it."""
     try:
         return predictor.decode(inputs)
@@ -150,14 +171,14 @@ def decoded(predictor: Predictor, inputs: Tensors) -> Array | RefusedError:
         return ModelError(_FAILED)
 
 
-def answered(predictor: Predictor, requests: Sequence[Array | RefusedError], drift: Drift | None = None) \
+def answered(predictor: Embedder, requests: Sequence[Array | RefusedError], drift: Drift | None = None) \
         -> list[Tensors | RefusedError]:
     """Of requests that have been decoded."""
     found = iter(_predicted(predictor, [rows for rows in requests if not isinstance(rows, RefusedError)], drift))
     return [rows if isinstance(rows, RefusedError) else next(found) for rows in requests]
 
 
-def _predicted(predictor: Predictor, batches: Sequence[Array], drift: Drift | None) -> list[Tensors | RefusedError]:
+def _predicted(predictor: Embedder, batches: Sequence[Array], drift: Drift | None) -> list[Tensors | RefusedError]:
     """The answers to each request's rows, computed together; where that fails each alone, so that it fails its own."""
     if not batches:
         return []

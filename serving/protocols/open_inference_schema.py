@@ -53,6 +53,7 @@ class ModelDescription(ModelMetadata):
     explanation: list[TensorMetadata]
     generates: bool
     chats: bool
+    embeds: bool
 
 
 class OutputTensor(TensorMetadata):

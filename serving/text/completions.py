@@ -1,5 +1,5 @@
 """Text as OpenAI's clients get it: `POST /v1/completions` and `/v1/chat/completions`, in one piece or as server-sent
-events, and `GET /v1/models[/NAME]`."""
+events."""
 
 import asyncio
 import logging
@@ -14,27 +14,14 @@ import orjson
 from serving.core.errors import DeadlineError, GoneError, ModelError, OverloadedError, RefusedError, UnknownModelError
 from serving.text.choices import Choice, Form
 from serving.text.continuous_batching import Piece
+from serving.text.generation import PromptUsage
 from serving.text.openai_chat import ChatRequest
-from serving.text.openai_protocol import Model, ModelList, TextRequest, refusal
+from serving.text.openai_protocol import TextRequest, Usage, refusal
 from serving.traffic.metrics import EndpointMetrics
-from serving.traffic.routing import Route, Table
+from serving.traffic.routing import Route
 
 _TRIES = 3
 _log = logging.getLogger(__name__)
-
-
-# ── models ──
-def route_of(table: Table, name: str) -> Route:
-    """Raises: UnknownModelError."""
-    try:
-        route = table.route(name, None)
-        if route.settings.generates:
-            return route
-        error = UnknownModelError(f"model {name!r} writes no text: see /v2/models/{name}")
-    except UnknownModelError as unknown:
-        error = unknown
-    error.param = "model"
-    raise error
 
 
 async def form_of(route: Route, request: TextRequest) -> Form:
@@ -46,18 +33,6 @@ async def form_of(route: Route, request: TextRequest) -> Form:
         error.param = "model"
         raise error
     return request.form(about["tool_calls"])
-
-
-async def model_list(table: Table) -> ModelList:
-    routes = [route for name in table.names if (route := table.route(name, None)).settings.generates]
-    return {"object": "list", "data": [await model(route) for route in routes]}
-
-
-async def model(route: Route) -> Model:
-    about = await route.about()
-    return {"id": route.settings.name, "object": "model", "created": route.since, "owned_by": "trainyard",
-            "max_model_len": about["max_tokens"], "version": route.settings.version,
-            "artifact_digest": route.settings.digest}
 
 
 # ── answers ──
@@ -72,7 +47,7 @@ class Completion:
         self._asked.check(route.settings.max_batch_rows)
         self._began = time.perf_counter()
         self._until = asyncio.get_running_loop().time() + timeout_s
-        self._prompt_tokens = self._tokens = 0
+        self._prompt, self._tokens = PromptUsage(tokens=0, cached=0), 0
         self._same = {"id": f"{form.id}-{uuid.uuid4().hex}", "object": form.event if request.stream else form.whole,
                       "created": int(time.time()), "model": route.settings.name,
                       "system_fingerprint": f"{route.settings.version}-{route.settings.digest}"}
@@ -154,8 +129,10 @@ class Completion:
         waits = True
         try:
             async with aclosing(await route.ask("generate", self._asked)) as coming:
-                self._prompt_tokens = sum(await self._next(coming))
                 while found := await self._next(coming):
+                    if isinstance(found, PromptUsage):
+                        self._prompt = found
+                        continue
                     if waits:
                         route.waiting, waits = route.waiting - 1, False
                         self._measures.first_token(route, time.perf_counter() - self._began)
@@ -164,7 +141,7 @@ class Completion:
         finally:
             route.waiting -= waits
 
-    async def _next(self, coming: AsyncGenerator[Any]) -> list[Any]:
+    async def _next(self, coming: AsyncGenerator[Any]) -> PromptUsage | list[Piece]:
         try:
             async with asyncio.timeout_at(self._until):
                 found = await anext(coming, None)
@@ -174,12 +151,13 @@ class Completion:
             raise found
         return found or []
 
-    def _usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens,
-                "total_tokens": self._prompt_tokens + self._tokens}
+    def _usage(self) -> Usage:
+        prompt = self._prompt
+        return {"prompt_tokens": prompt.tokens, "completion_tokens": self._tokens,
+                "total_tokens": prompt.tokens + self._tokens, "prompt_tokens_details": {"cached_tokens": prompt.cached}}
 
     def _measure(self) -> None:
-        self._measures.tokens(self._route, self._prompt_tokens, self._tokens)
+        self._measures.tokens(self._route, self._prompt.tokens, self._tokens)
 
 
 def _event(message: Mapping[str, object]) -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 from cluster.core.background import in_background, logged
 from jobs.common.predictor.texts import Scores
 from serving.core.errors import ModelError, RefusedError
-from serving.text.generation import ChatPrompt, GenerationRequest, Generator, Row
+from serving.text.generation import ChatPrompt, GenerationRequest, Generator, PromptUsage, Row
 from serving.text.prompts import constraint_of, tokens_of
 from serving.text.stops import Stops
 
@@ -47,6 +47,8 @@ class _Stream:
     loop: asyncio.AbstractEventLoop
     news: asyncio.Event = field(default_factory=asyncio.Event)
     pieces: deque[Piece] = field(default_factory=deque[Piece])
+    cached: int = 0
+    """Tokens of its prompts that were not computed again."""
     error: RefusedError | None = None
     due_s: float = 0.0
     """When its caller is to hear of new pieces, by the monotonic clock: of the first at once."""
@@ -100,9 +102,9 @@ class ContinuousBatcher:
         """Texts that are being continued."""
         return len(self._written)
 
-    async def write(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece]]:
-        """First the number of tokens of each prompt, then what comes, until all choices have ended. Closing it ends
-        them. Raises: ParameterError for a prompt that does not fit the model, ModelError.
+    async def write(self, asked: GenerationRequest) -> AsyncGenerator[PromptUsage | list[Piece]]:
+        """First what the prompts were, when they have been read, then what comes, until all choices have ended. Closing
+        it ends them. Raises: ParameterError for a prompt that does not fit the model, ModelError.
         """
         asked.check(self._max_rows)
         with self._asked:
@@ -116,11 +118,12 @@ class ContinuousBatcher:
                 self._callers -= 1
                 self._asked.notify()
 
-    async def _write(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece]]:
+    async def _write(self, asked: GenerationRequest) -> AsyncGenerator[PromptUsage | list[Piece]]:
         generator = self._generator
         prompts = await asyncio.to_thread(lambda: [tokens_of(generator, each, asked.max_tokens)
                                                    for each in asked.prompts])
-        constraint = None if asked.schema is None else await asyncio.to_thread(constraint_of, generator, asked.schema)
+        held_to = asked.held_to
+        constraint = None if held_to is None else await asyncio.to_thread(constraint_of, generator, held_to)
         stream = _Stream(prompts=prompts, constraint=constraint, asked=asked, loop=asyncio.get_running_loop())
         with self._asked:
             if self._broken:
@@ -129,13 +132,15 @@ class ContinuousBatcher:
             self._streams.add(stream)
             self._asked.notify()
         try:
-            yield [len(prompt) for prompt in prompts]
-            left = asked.choices
+            left, told = asked.choices, False
             while left:
                 await stream.news.wait()
                 stream.news.clear()
                 found = [stream.pieces.popleft() for _ in range(len(stream.pieces))]
                 left -= sum(piece[3] is not None for piece in found)
+                if found and not told:
+                    told = True
+                    yield PromptUsage(tokens=sum(map(len, prompts)), cached=stream.cached)
                 if found:
                     yield found
                 if left and stream.error is not None:
@@ -198,7 +203,7 @@ class ContinuousBatcher:
         try:
             for place, prompt in enumerate(stream.prompts):
                 choices = [self._choice(stream, place, place * stream.asked.n + k) for k in range(stream.asked.n)]
-                self._generator.join(prompt, [choice.row for choice in choices])
+                stream.cached += self._generator.join(prompt, [choice.row for choice in choices])
                 joined += choices
         except Exception:  # noqa: BLE001  (its caller hears of it, and the others' texts go on)
             _log.exception("a prompt of %d tokens failed", max(map(len, stream.prompts)))

@@ -15,7 +15,7 @@ from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.model.multiplexed_replica import MultiplexedReplica
 from serving.model.replica import Replica, describe
 from serving.text.continuous_batching import ContinuousBatcher, Piece
-from serving.text.generation import GenerationRequest, Generator
+from serving.text.generation import GenerationRequest, Generator, PromptUsage
 from serving.text.prefix_metrics import PrefixMetrics
 
 
@@ -42,7 +42,7 @@ class GeneratingReplica(Replica):
     def count_prefixes(self) -> None:
         self._prefixes.count()
 
-    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+    async def generate(self, asked: GenerationRequest) -> AsyncGenerator[PromptUsage | list[Piece] | RefusedError]:
         """As `ContinuousBatcher.write`.
         What it refuses comes as a value: as an exception it would not pass between processes."""
         if self._counting is None:
@@ -82,7 +82,7 @@ class MultiplexedGeneratingReplica(MultiplexedReplica):
             return await asyncio.to_thread(_about_texts, made)
 
     async def generate(self, settings: JsonObject, asked: GenerationRequest) \
-            -> AsyncGenerator[list[int] | list[Piece] | RefusedError]:
+            -> AsyncGenerator[PromptUsage | list[Piece] | RefusedError]:
         """As a GeneratingReplica's, of a model that is loaded for it."""
         found = await self._replica(ModelSettings(**settings))
         if not isinstance(found, GeneratingReplica):

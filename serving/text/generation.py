@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.core.documents import JsonObject
 from jobs.common.predictor.predictor import MOST_CHARACTERS
-from jobs.common.predictor.texts import Scores, ToolCallForm
+from jobs.common.predictor.texts import CallRule, Scores, ToolCallForm
 from serving.core.errors import ParameterError
 
 
@@ -73,8 +73,9 @@ class Generator(Protocol):
         """A function of a row's tokens, one after the other, to the text that each adds."""
         ...
 
-    def constraint(self, schema: str) -> Any:
-        """What texts have to fit. schema: JSON. Called by any thread. Raises: InputError for one that is not known."""
+    def constraint(self, held_to: str | CallRule) -> Any:
+        """What texts have to fit: a schema, in JSON, or a rule of which calls there may be. Called by any thread.
+        Raises: InputError for what cannot be kept to."""
         ...
 
     def row(self, temperature: float, top_p: float, random: np.random.Generator, top: int | None,
@@ -82,8 +83,8 @@ class Generator(Protocol):
         """A text to be. It draws from `random`. top: likeliest tokens that are told of each; None: no scores."""
         ...
 
-    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> None:
-        """Each of the rows has its first token then."""
+    def join(self, prompt: Sequence[int], rows: Sequence[Any]) -> int:
+        """Each of the rows has its first token then. Returns how many tokens of the prompt were not computed again."""
         ...
 
     def step(self) -> None:
@@ -93,6 +94,15 @@ class Generator(Protocol):
     def leave(self, gone: Sequence[Any]) -> None:
         """Takes rows out."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptUsage:
+    """What the prompts of a request were, once they have been read."""
+
+    tokens: int
+    cached: int
+    """Of these, the ones that an earlier prompt began with, and that were not computed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +130,8 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
     """Likeliest tokens that are told of each; None: no scores."""
-    schema: str | None = None
-    """Of the JSON that each text has to be; None: any text."""
+    held_to: str | CallRule | None = None
+    """The schema, in JSON, of the JSON that each text has to be, or what it may call; None: any text."""
 
     @property
     def choices(self) -> int:

@@ -29,24 +29,33 @@ _MUST = {
     "stream_options": "must be an object, and goes with `stream`: true"}
 """What is said of a parameter that is wrong, where it has no bounds to name."""
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
-_Token = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]  # the replica says which tokens there are
+Token = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]  # the replica says which tokens there are
 _SOME = Field(min_length=1, fail_fast=True)
 _Texts = Annotated[list[str], _SOME]
-_Tokens = Annotated[list[_Token], _SOME]
+_Tokens = Annotated[list[Token], _SOME]
 _TokenLists = Annotated[list[_Tokens], _SOME]
 _Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
-class TextRequest(BaseModel):
-    """What may be asked for of any text; whether a prompt fits the model, a replica says."""
+class ModelRequest(BaseModel):
+    """What may be asked for of any model; whether it fits the model, a replica says."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     EXAMPLE: ClassVar[str]
     """A body, for whoever sends none."""
-    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]]
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     """What is not supported, and the values at which it asks for nothing, as null does."""
     MUST: ClassVar[Mapping[str, str]] = _MUST
     model: str
+    user: str | SkipJsonSchema[None] = Field(None, description="changes nothing")
+
+    def check(self) -> None:
+        """Raises: ParameterError for what no single field says."""
+
+
+class TextRequest(ModelRequest):
+    """What may be asked for of any text."""
+
     temperature: float = Field(1.0, ge=0, le=MOST_TEMPERATURE, description="0: likeliest")
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
@@ -57,7 +66,6 @@ class TextRequest(BaseModel):
     stream: bool = False
     stream_options: Annotated[JsonObject | None, WithJsonSchema(
         {"type": "object", "properties": {"include_usage": {"type": "boolean"}}, "description": "with stream"})] = None
-    user: str | SkipJsonSchema[None] = Field(None, description="changes nothing")
 
     @property
     def include_usage(self) -> bool:
@@ -75,6 +83,17 @@ class TextRequest(BaseModel):
     def form(self, tool_calls: ToolCallForm | None) -> Form:
         """Of the answer. tool_calls: how the model writes them, if it does."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        options = self.stream_options or {}
+        if self.stream_options is not None and not self.stream:
+            raise ParameterError(f"`stream_options` {_MUST['stream_options']}", "stream_options")
+        for name, value in options.items():
+            if name != "include_usage" and value not in (None, False):
+                raise ParameterError(f"`stream_options.{name[:60]}` is not supported by this endpoint: leave it out",
+                                     "stream_options")
+        if not isinstance(options.get("include_usage", False), bool):
+            raise ParameterError("`include_usage` is neither true nor false", "include_usage")
 
 
 class CompletionRequest(TextRequest):
@@ -97,7 +116,7 @@ class CompletionRequest(TextRequest):
         return Form(id="cmpl", whole="text_completion", event="text_completion", choice=TextChoice)
 
 
-T = TypeVar("T", bound=TextRequest)
+T = TypeVar("T", bound=ModelRequest)
 
 
 # ── from JSON ──
@@ -110,11 +129,11 @@ def parse(body: bytes, kind: type[T]) -> T:
         request = kind(**{name: value for name, value in given.items() if name not in kind.NEUTRAL})
     except ValidationError as error:
         raise _wrong(str(error.errors()[0]["loc"][0]), given, kind) from None
-    _check_options(request)
+    request.check()
     return request
 
 
-def _wrong(name: str, given: Mapping[str, object], kind: type[TextRequest]) -> ParameterError:
+def _wrong(name: str, given: Mapping[str, object], kind: type[ModelRequest]) -> ParameterError:
     """What is said of a parameter that does not fit."""
     if name in kind.MUST:
         return ParameterError(f"`{name}` {kind.MUST[name]}", name)
@@ -128,7 +147,7 @@ def _wrong(name: str, given: Mapping[str, object], kind: type[TextRequest]) -> P
     return ParameterError(f"`{name}` is {shown(value)}: it must be {must}", name)
 
 
-def _refuse_unsupported(given: Mapping[str, object], kind: type[TextRequest]) -> None:
+def _refuse_unsupported(given: Mapping[str, object], kind: type[ModelRequest]) -> None:
     neutral = kind.NEUTRAL
     for name, value in given.items():
         if name in neutral:
@@ -137,18 +156,6 @@ def _refuse_unsupported(given: Mapping[str, object], kind: type[TextRequest]) ->
         elif name not in kind.model_fields:
             known = ", ".join(sorted(kind.model_fields))
             raise ParameterError(f"`{name[:60]}` is not known: there are {known}", name[:60])
-
-
-def _check_options(request: TextRequest) -> None:
-    options = request.stream_options or {}
-    if request.stream_options is not None and not request.stream:
-        raise ParameterError(f"`stream_options` {_MUST['stream_options']}", "stream_options")
-    for name, value in options.items():
-        if name != "include_usage" and value not in (None, False):
-            raise ParameterError(f"`stream_options.{name[:60]}` is not supported by this endpoint: leave it out",
-                                 "stream_options")
-    if not isinstance(options.get("include_usage", False), bool):
-        raise ParameterError("`include_usage` is neither true nor false", "include_usage")
 
 
 # ── answers ──
@@ -174,6 +181,17 @@ class Choice(TypedDict):
     finish_reason: Literal["stop", "length"]
 
 
+class PromptDetails(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
 class Written(TypedDict):
     """What every answer has."""
 
@@ -181,7 +199,7 @@ class Written(TypedDict):
     created: int
     model: str
     system_fingerprint: str
-    usage: dict[Literal["prompt_tokens", "completion_tokens", "total_tokens"], int]
+    usage: Usage
 
 
 class Completion(Written):
@@ -216,7 +234,7 @@ def refusal(error: RefusedError) -> bytes:
 
 
 # ── as /openapi.json describes it ──
-def described(kind: type[TextRequest], example: JsonObject, models: Sequence[JsonObject]) \
+def described(kind: type[ModelRequest], example: JsonObject, models: Sequence[JsonObject]) \
         -> tuple[JsonObject, JsonObject]:
     """The schema of a request to the models (`Table.described`), and an example. example: without the model."""
     names = [model["name"] for model in models]

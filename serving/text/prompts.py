@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.core.errors import InputError
+from jobs.common.predictor.texts import CallRule
 from serving.core.errors import ParameterError
 from serving.text.generation import ChatPrompt, Generator
 
@@ -35,9 +36,10 @@ def _conversation(generator: Generator, given: ChatPrompt) -> list[int]:
         raise ParameterError(str(error), "messages") from error
 
 
-def constraint_of(generator: Generator, schema: str) -> Any:
+def constraint_of(generator: Generator, held_to: str | CallRule) -> Any:
     """What each text of a request has to fit. Raises: ParameterError."""
     try:
-        return generator.constraint(schema)
+        return generator.constraint(held_to)
     except InputError as error:
-        raise ParameterError(f"`response_format`: {error}", "response_format") from error
+        param = "tools" if isinstance(held_to, CallRule) else "response_format"
+        raise ParameterError(f"`{param}`: {error}", param) from error

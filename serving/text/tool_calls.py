@@ -2,11 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 from cluster.core.documents import JsonObject
+from jobs.common.predictor.call_forms import calls_in
 from jobs.common.predictor.texts import ToolCallForm
 from serving.text.stops import begun
 
@@ -24,9 +24,9 @@ class ToolCallReader:
     """Lets through what is no call, and keeps back what may be one until that is certain. What only looks like a call,
     or calls what there is not, is text as it was written."""
 
-    def __init__(self, form: ToolCallForm, names: Collection[str]) -> None:
-        """names: of the tools that there are."""
-        self._form, self._names, self._kept = form, names, ""
+    def __init__(self, form: ToolCallForm, functions: Mapping[str, JsonObject]) -> None:
+        """functions: those that there are, by name, with the JSON schema of their arguments."""
+        self._form, self._functions, self._kept = form, functions, ""
         self._only_text = False
         """Of a form in which an answer is either a call or text, that it is text."""
         self.calls: list[ToolCall] = []
@@ -70,21 +70,5 @@ class ToolCallReader:
 
     def _parsed(self, text: str) -> list[ToolCall]:
         """Empty: it is none."""
-        found: list[Any] = []
-        text = text.strip()
-        try:
-            while text:
-                value, stop = json.JSONDecoder().raw_decode(text)
-                found += value if self._form.listed and isinstance(value, list) else [value]
-                text = text[stop:].strip()
-        except (ValueError, RecursionError):
-            return []
-        calls = [self._as_call(each) for each in found]
-        return [call for call in calls if call] if all(calls) else []
-
-    def _as_call(self, value: object) -> ToolCall | None:
-        about = cast(JsonObject, value) if isinstance(value, dict) else {}
-        name, arguments = about.get("name"), about.get(self._form.arguments)
-        if name not in self._names or not isinstance(arguments, dict):
-            return None
-        return ToolCall(str(name), json.dumps(arguments, ensure_ascii=False))
+        return [ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+                for name, arguments in calls_in(self._form, text, self._functions)]

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cluster.core.documents import JsonObject
@@ -25,7 +26,8 @@ _DESCRIBED_AT_ONCE = 16
 _NAMED = 20
 """Models that an error names."""
 Ask = Callable[[str, *tuple[object, ...]], Awaitable[Any]]
-"""Calls a method of a version's replica: `about`, `infer`, `explain`, or `generate`, which gives an async generator."""
+"""Calls a method of a version's replica: `about`, `infer`, `embed`, `explain`, or `generate`, which gives an async
+generator."""
 Connection = tuple[Ask, Callable[[], bool]]
 """What asks a version's replicas, and what says whether there is one."""
 
@@ -38,6 +40,7 @@ class Route:
     weight: float
     ask: Ask
     batcher: Batcher
+    embeddings: Batcher
     explanations: Explanations
     ready: Callable[[], bool]
     said: JsonObject = field(default_factory=JsonObject)
@@ -56,7 +59,7 @@ class Route:
     @property
     def queued(self) -> int:
         """Requests that no replica has yet."""
-        return self.batcher.queued + self.waiting
+        return self.batcher.queued + self.embeddings.queued + self.waiting
 
     async def infer(self, inputs: Inputs, rows: int, timeout_s: float) -> Outputs:
         """Raises: RefusedError."""
@@ -156,11 +159,11 @@ class Table:
 
     def _route(self, settings: ModelSettings) -> Route:
         ask, ready = self._connect(settings)
-        batcher = Batcher(lambda requests: ask("infer", requests), max_rows=settings.max_batch_rows,
-                          max_calls=settings.max_calls,
-                          max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
-                          seen=lambda requests, rows: self._seen(settings, requests, rows))
-        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, ready=ready,
+        batcher, embeddings = (
+            Batcher(partial(ask, method), max_rows=settings.max_batch_rows, max_calls=settings.max_calls,
+                    max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
+                    seen=lambda requests, rows: self._seen(settings, requests, rows)) for method in ("infer", "embed"))
+        return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, embeddings=embeddings, ready=ready,
                      max_queued=self._settings.max_queued,
                      explanations=Explanations(ask, settings.max_replicas),
                      said={"model_name": settings.name, "model_version": settings.version,
@@ -214,7 +217,7 @@ class Table:
                 "weights": {version: each.weight for version, each in self._routes[name].items()},
                 "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates,
-                "chats": about["chats"]}
+                "chats": about["chats"], "embeds": route.settings.embeds}
 
     async def all_described(self) -> list[JsonObject]:
         """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""

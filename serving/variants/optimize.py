@@ -22,7 +22,7 @@ from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.loading import check_probe, use_threads
 from jobs.common.predictor.predictor import Predictor
 from jobs.common.provenance import code_version, machine, used_libraries
-from jobs.common.registry.connection import experiment_of, open_registry
+from jobs.common.registry.connection import experiment_of, open_named, open_registry
 from serving.model.replica import answers
 from serving.variants.benchmark import BATCH_ROWS, Data, Judged, check_reproduced, latencies
 from serving.variants.variants import MEANING, VariantContext, recipe_of
@@ -118,12 +118,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace, storage: Store) -> Source:
-    where = options.artifact
-    if not where.startswith("models:/"):
-        return Source(artifact=open_artifact(where), registered="", version="", jobs=options.job)
-    found = open_registry(options.tracking_uri, storage, "").resolve(where)
-    return Source(artifact=open_artifact(found.uri, found.digest), registered=found.name,
-                  version=f"{found.name}/{found.version}", jobs=options.job)
+    artifact, found = open_named(options.artifact, options.tracking_uri, storage)
+    return Source(artifact=artifact, registered=found.name if found else "",
+                  version=f"{found.name}/{found.version}" if found else "", jobs=options.job)
 
 
 def _names(asked: str | None, artifact: Artifact, offered: Sequence[str]) -> list[str]:
@@ -182,7 +179,7 @@ def _candidates(names: Sequence[str], source: Source, parent: Candidate, context
 def _candidate(name: str, context: VariantContext, source: Source, data: Data, drafts: Store) -> Candidate:
     """Loaded from a draft, which lacks the figures alone. Raises: ArtifactError if it cannot be made or loaded."""
     parent = source.artifact
-    about = replace(parent.manifest.description, variant=_variant(name, parent.digest))
+    about = replace(parent.manifest.description, variant=_variant(name, parent.digest), embedding=None)
     draft = write_artifact(drafts, name, description=about, probe=parent.probe(), files=context.files(name))
     predictor = source.predictor(draft)
     return Candidate(name=name, artifact=draft, predictor=predictor, judged=data.judge(predictor))
@@ -226,7 +223,7 @@ def _variant(name: str, parent_digest: str) -> Variant:
 
 def _described(parent: Description, variant: Variant, judged: Judged) -> Description:
     about = f"{parent.about} Made of the trained model {variant.parent_digest[:12]}: {MEANING[variant.name]}."
-    return replace(parent, variant=variant, metrics={"test": dict(judged.metrics)}, about=about,
+    return replace(parent, variant=variant, embedding=None, metrics={"test": dict(judged.metrics)}, about=about,
                    how_to_load=_HOW_TO_LOAD,
                    code=code_version(), libraries=used_libraries())
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.common.artifact.artifact import open_artifact
+from jobs.common.artifact.manifest import Embedding
 from jobs.transformer.model import Classifier, load
 from tests import runs
 from tests.pretrained import minilm
@@ -34,11 +36,13 @@ def test_pretrained_weights_tell_news_apart_after_62_steps(tmp_path: Path, news:
     flags = ["--data.uri", str(news), "--model.name", minilm(), "--data.max-length", "48", "--train.epochs", "2",
              "--optim.lr", "1e-4", "--train.global-batch-size", "16", "--optim.warmup", "10",
              "--optim.schedule", "linear", "--run.cpus-per-worker", "2", "--run.tracking-uri", "none",
-             "--eval.robustness-rows", "0", "--eval.explained-rows", "0"]
+             "--eval.robustness-rows", "0", "--eval.explained-rows", "0", "--export.embeddings", "auto"]
     with runs.run(tmp_path / "pretrained", *flags, quick=False, job="transformer") as job:
         assert job.finished(250)["metrics"]["test"]["accuracy"] > 0.8
     loaded = load(tmp_path / "pretrained/artifact")
     assert isinstance(loaded, Classifier)
     assert loaded.labels == ("1", "2", "3", "4")
+    assert open_artifact(str(tmp_path / "pretrained/artifact")).manifest.description.embedding == Embedding(
+        pooling="mean", normalize=True, dimensions=384), "as its publisher says it"
     answer = loaded.predict(["The striker scored twice as the home team won the cup final"])
     assert loaded.labels[int(answer.argmax())] == "2"

@@ -163,6 +163,8 @@ OPTIONS: dict[str, Sequence[Any]] = {
     "lora_rank": (None, 4),
 }
 """What is combined, here pairwise and by `make soak` all of it; the GPU's own options are left to a GPU."""
+PAIRED = {**OPTIONS, "freeze": ((), ("model.embed_tokens", "model.layers.0"))}
+"""What is combined pairwise alone."""
 
 
 def allowed(combination: Combination) -> bool:
@@ -174,13 +176,14 @@ def allowed(combination: Combination) -> bool:
 
 def fields_of(combination: Combination) -> dict[str, dict[str, Any]]:
     offload = combination["offload"]
+    combination = {"freeze": (), **combination}
     return {
         "scale": {"strategy": combination["strategy"], "offload": offload.split(" ")[0],
                   "offload_parameters": offload.endswith("parameters")},
         "hardware": {"precision": combination["precision"]},
         "train": {"max_rows_per_pass": combination["max_rows_per_pass"]},
         "optim": {"clip_norm": combination["clip_norm"]},
-        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank")}
+        "model": {name: combination[name] for name in ("activation_checkpointing", "lora_rank", "freeze")}
                  | (LORA if combination["lora_rank"] else {}),
     }
 

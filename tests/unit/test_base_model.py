@@ -6,13 +6,16 @@ import hashlib
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, save_file
 
 from cluster.core.errors import ArtifactError, ConfigError
@@ -20,12 +23,20 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, weights_file, write_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.predictor.find import load_predictor, module_of
+from jobs.common.training.job import TrainingResult
 from jobs.transformer import data
 from jobs.transformer.build import build_model
+from jobs.transformer.export import hugging_face_files
 from jobs.transformer.model import Classifier, load
 from jobs.transformer.text import tokenizer
-from tests.unit.token_rows import config_of
+from jobs.transformer.train import train
+from tests import image_loops
+from tests.s3 import BUCKET
+from tests.unit.adapters import save_base
+from tests.unit.starts import first_model
+from tests.unit.token_rows import config_of, token_rows
 
 LABELS = ("a", "b")
 SIZE = {"model": {"layers": 1, "width": 16, "heads": 2}}
@@ -240,3 +251,81 @@ def test_an_adapter_that_names_another_model_is_refused(base: Path, tmp_path: Pa
     (base / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "elsewhere")}))
     with pytest.raises(ConfigError, match="merge the adapter"):
         data.check(fine_tuning(base))
+
+
+# ── an artifact to begin with ──
+def beginning(origin: Artifact, task: str = "generate", **groups: Any) -> Any:
+    model = {"layers": None, "heads": None, "width": None, "init_from": origin.uri} | groups.pop("model", {})
+    data = {"uri": "languages" if task == "classify" else "stdlib"} | groups.pop("data", {})
+    return config_of(task=task, model=model, data=data, **groups)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A small language model's artifact."""
+    folder = save_base(tmp_path_factory.mktemp("writer") / "model")
+    files = {f"model/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    return first_model(folder.parent, "transformer", files, ())
+
+
+def test_layers_that_are_frozen_stay_to_the_last_bit_and_a_run_in_pieces_is_the_same(writer: Artifact, tmp_path: Path
+                                                                                    ) -> None:
+    """Neither their weights nor moments are in a checkpoint; the artifact has them whole."""
+    first = writer.tensors("model/model.safetensors")
+    dataset = token_rows(tmp_path)
+    dataset = replace(dataset, details={**dataset.details, "vocab_size": 257})
+    config = beginning(writer, model={"freeze": ["model.embed_tokens", "model.layers.0"]}, optim={"lr": 1e-2},
+                       train={"max_steps": 3})
+    assert image_loops.train(train, tmp_path / "at once", dataset, config)[0] == "finished"
+    image_loops.in_pieces(train, tmp_path / "in pieces", dataset, config)
+    assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
+    assert not any("embed_tokens" in name or "layers.0" in name for name in image_loops.tensors(tmp_path / "at once"))
+    files = hugging_face_files(trained(tmp_path / "at once", dataset, config))
+    pieces: Any = files["model.safetensors"]
+    kept = parse_tensors(b"".join(pieces()))
+    assert {name for name in first if kept[name].numpy().tobytes() == first[name].tobytes()} == {
+        name for name in first if name.startswith(("model.embed_tokens", "model.layers.0"))}
+
+
+def trained(folder: Path, dataset: Any, config: Any) -> TrainingResult:
+    store = Store.open(str(folder))
+    checkpoints = Checkpoints(store.child("checkpoints"))
+    best, generation = checkpoints.best(), checkpoints.current_generation()
+    assert best is not None and generation is not None
+    return TrainingResult(job="transformer", config=config, dataset=dataset, store=store, generation=generation,
+                          best=best)
+
+
+def test_a_head_for_another_task_begins_anew_by_name(writer: Artifact) -> None:
+    about = details(words()) | {"vocab_size": 257}
+    config = beginning(writer, "classify", model={"init_except": ["score"]})
+    weights, again = (dict(build_model(config, about, LABELS).named_parameters()) for _ in range(2))
+    first = writer.tensors("model/model.safetensors")
+    assert all(weights[name].detach().numpy().tobytes() == values.tobytes() for name, values in first.items())
+    assert torch.equal(weights["score.weight"], again["score.weight"]), "a function of the seed"
+    with pytest.raises(ConfigError, match=r"score\.weight is missing there and \(2, 32\) here: .*-except score$"):
+        build_model(beginning(writer, "classify"), about, LABELS)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"model": {"name": "llama-1b"}}, r"--model\.name llama-1b: --model\.init-from brings its own architecture"),
+    ({"model": {"pretrained": False}}, r"--model\.pretrained False: --model\.init-from brings its own"),
+    ({"model": {"layers": 3}}, r"--model\.layers 3: is for a preset .*; .*/first brings its own"),
+    ({"data": {"tokenizer": "bpe"}}, r"--data\.tokenizer bpe: --model\.init-from brings its own tokenizer"),
+    ({"model": {"lora_rank": 2, "freeze": ["model"]}}, r"--model\.freeze .*: updates of low rank leave the whole")])
+def test_what_an_artifact_to_begin_with_brings_is_not_asked_for_beside_it(options: Any, said: str, writer: Artifact
+                                                                         ) -> None:
+    with pytest.raises(ConfigError, match=said):
+        beginning(writer, **options)
+
+
+def test_an_artifact_in_an_object_store_is_copied_to_the_machine_once(
+        writer: Artifact, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    address = f"endpoint_override={s3.removeprefix('http://')}&scheme=http&region=us-east-1"
+    place = writer.copy_to(f"s3://{BUCKET}/first?{address}")
+    there = build_model(beginning(place), details(words()) | {"vocab_size": 257}, ())
+    here = build_model(beginning(writer), details(words()) | {"vocab_size": 257}, ())
+    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True))
+    (copy,) = tmp_path.glob("trainyard-models-*/*")
+    assert copy.name == writer.digest

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from cluster.core.errors import ConfigError, DataError, TrainyardError
 from cluster.core.storage import Store
@@ -18,6 +19,7 @@ from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
 from jobs.transformer.build import build_model
+from jobs.transformer.chat.answers import end_of_answer
 from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder, ChatRow
 from jobs.transformer.chat.judging import Asked, asked_in, is_right, looked_up, token_f1
@@ -25,14 +27,15 @@ from jobs.transformer.chat.packing import BEGINS, LEARNT, packed_rows, tokens_an
 from jobs.transformer.chat.rows import FORMS, conversation_of, form_of, from_text
 from jobs.transformer.chat.sandbox import compiled, rendered
 from jobs.transformer.chat.template import ChatTemplate, built_in
-from jobs.transformer.chat.turns import end_of_turn, turns_of
+from jobs.transformer.chat.turns import turns_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.inputs import IGNORED, marked_inputs, token_losses
 from jobs.transformer.text.data_report import text_data_sections
 from jobs.transformer.text.dataset_files import load_tokenizer, sample
 from jobs.transformer.text.prepare import prepare, waste
 from jobs.transformer.text.questions import Questions
-from jobs.transformer.text.tokenizer import identity_of
+from jobs.transformer.text.tokenizer import choose, files_of, identity_of
+from tests.unit.starts import first_model
 
 TALK = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is this."},
         {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
@@ -106,12 +109,12 @@ def test_what_a_row_says_is_kept() -> None:
     ({"messages": []}, "holds no messages"),
     ({"messages": "no list"}, "is no JSON"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "has the role 'robot'"),
-    ({"messages": [{"role": "user", "content": 7}]}, "holds int, not a list"),
+    ({"messages": [{"role": "user", "content": 7}]}, "message 0 has a `content` that is neither a text nor a list"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "a part that is no text"),
-    ({"messages": [{"role": "assistant"}]}, "neither content nor tool calls"),
+    ({"messages": [{"role": "assistant"}]}, "neither `content` nor `tool_calls`"),
     ({"messages": [{"role": "assistant", "content": "x", "weight": "0"}]}, "has the weight '0'"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-     "arguments of f is no JSON"),
+     "`arguments` of f that are no JSON object"),
     ({"prompt": "What?", "completion": "This."}, "it is of the form prompt"),
 ])
 def test_a_row_that_is_none_says_why(row: dict[str, Any], why: str) -> None:
@@ -181,7 +184,7 @@ def test_what_counts_may_be_chosen() -> None:
     assert learnt("assistant", [TALK[0], {**TALK[1], "weight": 0}, *TALK[2:]]) == ["Because.<|im_end|>"]
     with pytest.raises(ChatTemplateError, match="none that counts"):
         learnt("assistant", TALK[:1])
-    assert end_of_turn(template) == "<|im_end|>"
+    assert end_of_answer(template) == "<|im_end|>"
 
 
 def test_a_turn_of_which_the_template_leaves_out_a_part_is_refused_and_named() -> None:
@@ -190,6 +193,18 @@ def test_a_turn_of_which_the_template_leaves_out_a_part_is_refused_and_named() -
     template = ChatTemplate(source, {}, ("<|im_start|>", "<|im_end|>"))
     with pytest.raises(ChatTemplateError, match=r"of message 1 \(assistant\) the chat template leaves out"):
         turns_of(template, Conversation((TALK[0], {"role": "assistant", "content": "hm</think>yes"})), "assistant")
+
+
+def test_an_end_that_a_tokenizer_has_merged_with_what_follows_is_not_learnt_and_counted() -> None:
+    template = ChatTemplate("{% for m in messages %}#{{ m.role[0] }}:{{ m.content }}#{% endfor %}")
+    letters = "#ua:x"
+    vocabulary = {each: number for number, each in enumerate([*letters, "##"])}
+    plain, merging = (ChatEncoder(template, Tokenizer(models.BPE(vocabulary, merges)).to_str())
+                      for merges in ([], [("#", "#")]))
+    talk = Conversation(tuple({"role": role, "content": "x"} for role in ("user", "assistant") * 2))
+    rows = [encoder.row(talk, "assistant") for encoder in (plain, merging)]
+    assert [(row.merged, row.unended) for row in rows] == [(0, 0), (1, 1)]
+    assert [int(row.learnt.sum()) for row in rows] == [4, 3]
 
 
 # ── packing ──
@@ -338,7 +353,7 @@ def test_a_template_of_the_user_s_is_taken_or_refused_by_name(tmp_path: Path) ->
     said: list[str] = []
     dataset = prepared(tmp_path, config_of(path, model={"chat_template": str(own)}), said.append)
     assert load_tokenizer(dataset).chat_template == own.read_text()
-    assert any("WARNING: the chat template writes no end behind 40 turns" in line for line in said)
+    assert any("WARNING: the end of 40 turns of assistants is not learnt" in line for line in said)
     own.write_text("{% for m in messages %}{{ m.nothing }}{% endfor %}")
     with pytest.raises(ConfigError, match=r"own\.jinja: the template writes not all of a question and its answer"):
         prepared(tmp_path, config_of(path, model={"chat_template": str(own)}))
@@ -353,7 +368,7 @@ def test_a_template_of_the_user_s_is_taken_or_refused_by_name(tmp_path: Path) ->
     ({"data": {"uri": "stdlib"}}, "to chat pass --data.uri questions"),
     ({"data": {"shortest": 5}}, "conversations are learnt as they are"),
     ({"data": {"case": "lower"}}, "conversations are learnt as they are"),
-    ({"task": "generate", "model": {"chat_template": "chatml"}}, "is for --task chat"),
+    ({"task": "classify", "model": {"chat_template": "chatml"}}, "is for models that write"),
     ({"task": "generate", "train": {"loss_on": "last"}}, "is for --task chat"),
     ({"data": {"tokenizer": "wordpiece"}}, "cannot give a text back"),
     ({"task": "generate", "data": {"too_long": "skip"}}, "is for --task chat"),
@@ -399,3 +414,27 @@ def test_a_prompt_keeps_the_letters_of_special_tokens(tmp_path: Path) -> None:
     asked = Conversation(({"role": "user", "content": "x<|im_end|>\n<|im_start|>assistant\nyes"},))
     ids = encoder.prompt(asked)
     assert ids.count(start) == 2 and tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+
+
+# ── after pretraining ──
+def test_a_tokenizer_of_pretraining_keeps_a_template_s_tokens_free_for_the_chat_that_begins_with_it(tmp_path: Path
+                                                                                                   ) -> None:
+    texts = from_dict(TransformerConfig, {"task": "generate", "data": {"uri": "x.txt", "tokenizer": "bytes"},
+                                          "model": {"chat_template": "chatml"}})
+    plain = from_dict(TransformerConfig, {"task": "generate", "data": {"uri": "x.txt", "tokenizer": "bytes"}})
+    assert identity_of(texts) != identity_of(plain)
+    for config, named in ((texts, True), (plain, False)):
+        folder = tmp_path / str(named) / "model"
+        folder.mkdir(parents=True)
+        made = choose(config, ())
+        assert made.chat_template is None
+        files = {f"model/{name}": data for name, data in files_of(made).items()}
+        origin = first_model(tmp_path / str(named), "transformer", files, ())
+        chat = from_dict(TransformerConfig, {"task": "chat", "model": {"init_from": origin.uri,
+                                                                       "chat_template": "chatml"}})
+        if named:
+            assert choose(chat, ()).get_vocab() == made.get_vocab()
+            continue
+        with pytest.raises(ConfigError, match=r"does not have its tokens <\|im_start\|>, <\|im_end\|>: pass the "
+                                              r".* \(--task generate with --model\.chat-template chatml makes one"):
+            choose(chat, ())

@@ -12,11 +12,14 @@ import orjson
 import pytest
 import torch
 
-from jobs.common.predictor.texts import ToolCallForm
-from jobs.transformer.chat.answers import ends_of, tool_call_form
+from jobs.common.predictor.call_forms import KNOWN, calls_in
+from jobs.common.predictor.texts import CallRule, ToolCallForm
+from jobs.transformer.chat.answers import end_of_answer, ends_of, tool_call_form
+from jobs.transformer.chat.constraint import Constraints
+from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.sandbox import ChatTemplateError
-from jobs.transformer.chat.template import ChatTemplate
-from jobs.transformer.chat.turns import end_of_turn
+from jobs.transformer.chat.template import ChatTemplate, special_in
+from jobs.transformer.chat.turns import turns_of
 from jobs.transformer.decoding import Decoder
 from jobs.transformer.model import LanguageModel
 from serving.core.errors import ParameterError
@@ -25,7 +28,7 @@ from serving.text.openai_chat import ChatRequest
 from serving.text.openai_protocol import parse
 from serving.text.tool_calls import ToolCallReader
 from tests.unit.language_model import POSITIONS, language_model, one_thread
-from tests.unit.test_chat_templates import markers_of, sources
+from tests.unit.test_chat_templates import PUBLIC, markers_of, sources
 from tests.unit.test_completions import ABOUT, Replica, endpoint, served
 
 TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}
@@ -113,7 +116,7 @@ def test_an_answer_is_what_the_model_writes_after_the_templates_prompt(client: o
     assert (found.object, found.model, found.system_fingerprint) == ("chat.completion", "lm", "1-abc")
     assert found.usage is not None
     assert found.usage.to_dict() == {"prompt_tokens": len(prompt), "completion_tokens": 30,
-                                     "total_tokens": len(prompt) + 30}
+                                     "total_tokens": len(prompt) + 30, "prompt_tokens_details": {"cached_tokens": 0}}
     assert raw.headers["x-artifact-digest"] == "abc"
 
 
@@ -264,6 +267,81 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(client: openai.OpenAI, schem
     assert refused.value.param == "response_format"
 
 
+# ── calls that are asked for ──
+def tool(name: str, *, strict: bool = False, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "additionalProperties": False, "required": [*properties], "properties": properties}
+    return {"type": "function", "function": {"name": name, "strict": strict, "parameters": schema | {
+        "$defs": {"sizes": {"enum": ["small", "large"]}}}}}
+
+
+COUNT = tool("count", number={"type": "integer", "minimum": 0, "maximum": 99}, sure={"type": "boolean"})
+PICK = tool("pick", size={"$ref": "#/$defs/sizes"})
+
+
+@pytest.mark.parametrize(("choice", "names"), [
+    ("required", {"count", "pick"}), ({"type": "function", "function": {"name": "pick"}}, {"pick"})])
+def test_an_answer_that_must_call_does_whatever_the_model_prefers(client: openai.OpenAI, choice: Any,
+                                                                  names: set[str]) -> None:
+    asked = HELLO | {"tools": [COUNT, PICK], "tool_choice": choice, "parallel_tool_calls": False, "temperature": 1.5}
+    found = [client.chat.completions.create(**asked | {"seed": seed, "n": 4, "max_completion_tokens": 150}).choices
+             for seed in range(3)]
+    schemas = {each["function"]["name"]: each["function"]["parameters"] for each in (COUNT, PICK)}
+    called: list[str] = []
+    for answer in (each for choices in found for each in choices):
+        assert (answer.message.content, answer.finish_reason) == (None, "tool_calls")
+        (call,) = answer.message.tool_calls or []
+        assert call.type == "function"
+        jsonschema.validate(json.loads(call.function.arguments), schemas[call.function.name])
+        called.append(call.function.name)
+    assert set(called) == names
+    (*_, last) = events_of(client, **asked | {"seed": 0, "max_completion_tokens": 150})
+    assert last.choices[0].finish_reason == "tool_calls"
+
+
+def test_arguments_of_a_strict_function_fit_its_schema_in_the_midst_of_text(client: openai.OpenAI, says: Any) -> None:
+    says('Wait.\n<tool_call>\n{"name": "pick", "arguments": {"size": 12}}\n</tool_call>')
+    asked = HELLO | {"max_completion_tokens": 120}
+    free = client.chat.completions.create(**asked, tools=[PICK]).choices[0].message
+    assert free.content is not None and free.content.startswith("Wait.") and not free.content.startswith("Wait.\n<")
+    (call, *_) = free.tool_calls or []
+    assert json.loads(call.function.arguments) == {"size": 12}
+    strict = [TOOL, PICK | {"function": PICK["function"] | {"strict": True}}]
+    held = client.chat.completions.create(**asked, tools=strict).choices[0].message
+    assert held.content is not None and held.content.startswith("Wait.")
+    (call, *_) = held.tool_calls or []
+    assert json.loads(call.function.arguments)["size"] in ("small", "large")
+
+
+def test_at_most_one_call_is_made_where_several_are_not_wanted(client: openai.OpenAI, says: Any) -> None:
+    says('Yes.<tool_call>\n{"name": "look_up", "arguments": {}}\n</tool_call>' * 2 + "<|im_end|>")
+    asked = HELLO | {"tools": [TOOL], "max_completion_tokens": 200}
+    for several, count in ((True, 2), (False, 1)):
+        (choice,) = client.chat.completions.create(**asked | {"parallel_tool_calls": several}).choices
+        assert (len(choice.message.tool_calls or []), choice.finish_reason) == (count, "tool_calls")
+    says("It is seven.<|im_end|>")
+    (choice,) = client.chat.completions.create(**asked | {"parallel_tool_calls": False}).choices
+    assert (choice.message.content, choice.message.tool_calls) == ("It is seven.", None)
+
+
+@pytest.mark.parametrize(("asked", "param"), [
+    ({"tool_choice": "required"}, "tool_choice"), ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tools": [tool("f", strict=True)]}, "tools")])
+def test_a_model_that_writes_no_calls_in_json_is_not_asked_for_one(asked: dict[str, Any], param: str) -> None:
+    request = parse(orjson.dumps(HELLO | {"tools": [TOOL]} | asked), ChatRequest)
+    with pytest.raises(ParameterError, match=f"`{param}` asks for .*its chat template writes calls in no") as refused:
+        request.form(None)
+    assert refused.value.param == param
+    request.form(HERMES)
+    parse(orjson.dumps(HELLO | {"tools": [TOOL]}), ChatRequest).form(None)
+
+
+def test_a_schema_of_a_function_that_cannot_be_kept_to_is_refused_with_its_name(client: openai.OpenAI) -> None:
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": "object", "not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="`tools`: function odd: the schema cannot be kept") as refused:
+        client.chat.completions.create(**HELLO | {"tools": [odd], "tool_choice": "required"})
+    assert refused.value.param == "tools"
+
+
 # ── what is refused ──
 def test_what_the_template_says_of_a_conversation_is_passed_on(client: openai.OpenAI) -> None:
     late = [*HELLO["messages"], {"role": "system", "content": "Be short."}]
@@ -283,20 +361,28 @@ CALL = {"type": "function", "function": {"name": "a", "arguments": "{}"}}
 @pytest.mark.parametrize(("given", "says"), [
     ({"messages": None}, "`messages` is missing"), ({"messages": []}, "`messages` is missing, empty"),
     ({"messages": ["Hello"]}, "`messages[0]` is no object"),
-    ({"messages": [{"role": "owl", "content": "a"}]}, "`messages[0]` has no `role` out of system, "),
-    ({"messages": [{"role": "user"}]}, "`messages[0]` has no `content`"),
-    ({"messages": [{"role": "user", "content": 5}]}, "`messages[0].content` must be a string"),
+    ({"messages": [{"role": "owl", "content": "a"}]}, "`messages[0]` has the role 'owl': known are system, "),
+    ({"messages": [{"role": "user"}]}, "`messages[0]` (user) has neither `content` nor `tool_calls`"),
+    ({"messages": [{"role": "user", "content": 5}]}, "`messages[0]` has a `content` that is neither a text nor"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
-     "`messages[0].content` has a part that is no text"),
+     "`messages[0]` has a part that is no text"),
     ({"messages": [{"role": "user", "content": "a", "mood": "b"}]}, "`messages[0]` has `mood`, which is not known"),
-    ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "`messages[0]` has `tool_calls`"),
+    ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "`messages[0]` has `tool_calls`"),
     ({"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "a", "arguments": "["}}]}]},
-     "`messages[0].tool_calls[0]` has no `arguments`"),
+     "`messages[0]` has `arguments` of a that are no JSON object"),
     ({"messages": [{"role": "tool", "content": "a", "tool_call_id": 5}]}, "`messages[0]` has a `tool_call_id`"),
     ({"tools": {}}, "`tools` is no list"), ({"tools": [{"type": "search"}]}, "`tools[0]` is no object"),
-    ({"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]}, "`tools[0]` is `strict`"),
+    ({"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]}, "`tools[0]` has a `strict`"),
     ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, "`tools[0]` has `parameters`"),
-    ({"tool_choice": "required"}, "`tool_choice` must be `auto` or `none`"),
+    ({"tool_choice": "any"}, "`tool_choice` must be `auto`, `none`, `required`, or {"),
+    ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "`tool_choice` must be `auto`"),
+    ({"tool_choice": "required"}, "`tool_choice` asks for a call of any tool, and in `tools` there is none"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": [TOOL]},
+     "`tool_choice` asks for a call of f, and in `tools` there is look_up"),
+    ({"parallel_tool_calls": 0}, "`parallel_tool_calls` is neither"),
+    ({"tool_choice": "required", "tools": [TOOL | {"function": {"name": "f", "parameters": {"enum": ["x" * 70_000]}}}]},
+     "`tools` has a schema of 70,013 bytes for f: at most 65,536"),
+    ({"response_format": {"type": "json_object"}, "tools": [TOOL], "tool_choice": "required"}, "`response_format`"),
     ({"max_tokens": 5}, "`max_tokens` is 5, and `max_completion_tokens` 30"),
     ({"top_logprobs": 2}, "`top_logprobs` goes with"),
     ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` is 21: it must be a whole number from 0 to 20"),
@@ -355,10 +441,42 @@ ONE = '{"name": "f", "arguments": {"a": 1}}'
 ])
 def test_calls_are_told_from_text_however_it_comes(form: ToolCallForm, text: str, content: str, calls: int) -> None:
     for size in (1, 3, len(text)):
-        reader = ToolCallReader(form, {"f"})
+        reader = ToolCallReader(form, {"f": {}})
         passed = [reader.through(text[place:place + size]) for place in range(0, len(text), size)]
         assert ("".join(passed) + reader.rest(), len(reader.calls)) == (content, calls)
         assert calls or "".join(passed).strip() == content.strip() or "{" in text or "<" in text
+
+
+@pytest.mark.parametrize(("form", "required", "several", "text", "fits"), [
+    (HERMES, True, True, f"<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{ONE}</tool_call>", True),
+    (HERMES, True, False, f"<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{ONE}</tool_call>", False),
+    (HERMES, True, True, f"Well: <tool_call>{ONE}</tool_call>", False),
+    (HERMES, False, True, f"Well: <tool_call>{ONE}</tool_call> and <tool_call>{ONE}</tool_call>.", True),
+    (HERMES, False, True, "Well: <tool_call>no", False), (HERMES, False, True, "Well: <tool", True),
+    (HERMES, False, False, f"Well: <tool_call>{ONE}</tool_call> and", False),
+    (HERMES, False, True, '<tool_call>{"name": "h", "arguments": {}}</tool_call>', False),
+    (LLAMA, True, False, ONE.replace("arguments", "parameters"), True),
+    (LLAMA, True, True, 2 * ONE.replace("arguments", "parameters"), True),
+    (LLAMA, False, False, 2 * ONE.replace("arguments", "parameters"), False),
+    (LLAMA, False, True, '{"any": "JSON"}', False), (LLAMA, False, True, 'As JSON: {"any": 5}', True),
+    (LLAMA, False, True, "", True), (LLAMA, True, True, "", False),
+    (MISTRAL, True, True, f"[TOOL_CALLS] [{ONE}, {ONE}]", True), (MISTRAL, True, False, f"[TOOL_CALLS][{ONE}]", True),
+    (MISTRAL, True, False, f"[TOOL_CALLS][{ONE}, {ONE}]", False), (MISTRAL, True, True, f"[{ONE}]", False),
+    (MISTRAL, False, True, f"Yes. [TOOL_CALLS][{ONE}]", True), (MISTRAL, False, True, "Yes.", True),
+    (MISTRAL, False, True, "Yes. [TOOL_CALLS]no", False),
+])
+def test_an_answer_is_held_to_calls_as_each_family_writes_them(
+        model: LanguageModel, form: ToolCallForm, required: bool, several: bool, text: str, fits: bool) -> None:
+    tokenizer = model.tokenizer
+    ends = tokens_of(model, "<|im_end|>")
+    made = Constraints(tokenizer.backend_tokenizer.to_str(), len(tokenizer), ends).calls(CallRule(
+        required=required, several=several, arguments={"f": {"type": "object"}, "g": {"type": "object"}}), form)
+    for token in [*tokens_of(model, text), *ends]:
+        if not made.allowed(len(tokenizer))[token]:
+            assert not fits
+            return
+        made.take(token)
+    assert fits
 
 
 # ── what templates say ──
@@ -373,10 +491,10 @@ def template_of(name: str) -> ChatTemplate:
     ("trl/qwen3", {"<|im_end|>"}, HERMES), ("axolotl/qwen_25", {"<|im_end|>"}, HERMES),
     ("trl/llama3_1", {"<|eot_id|>"}, LLAMA), ("axolotl/mistral_v3_tekken", {"</s>"}, MISTRAL),
     ("axolotl/mistral_v2v3", {"</s>"}, MISTRAL), ("trl/gptoss", {"<|call|>", "<|return|>"}, None),
-    ("trl/glm4moe", {"<|user|>", "<|observation|>"}, None), ("trl/gemma", {"<end_of_turn>"}, None),
-    ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, None),
-    ("trl/qwen3_5_think", {"<|im_end|>"}, None), ("chujiezheng/amberchat", set(), None),
-    ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, None),
+    ("trl/glm4moe", {"<|user|>", "<|observation|>"}, KNOWN[2]), ("trl/gemma", {"<end_of_turn>"}, None),
+    ("trl/deepseekv3", {"<｜end▁of▁sentence｜>", "<｜tool▁calls▁end｜>"}, KNOWN[3]),
+    ("trl/qwen3_5_think", {"<|im_end|>"}, KNOWN[1]), ("chujiezheng/amberchat", set(), None),
+    ("axolotl/command_a_tool_use", {"<|END_RESPONSE|>", "<|END_ACTION|>"}, KNOWN[0]),
     ("chujiezheng/llama-2-chat", {"</s>"}, None),
 ])
 def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str, ends: set[str],
@@ -386,17 +504,89 @@ def test_a_template_says_by_what_answers_end_and_how_tools_are_called(name: str,
     assert (ends_of(template_of(name)), tool_call_form(template_of(name))) == (ends, form)
 
 
+SAYS_ALL = {"city": 'Zürich, "old" town: {it}', "days": 3, "wide": True, "tags": ["a", "b: c"], "number": "5"}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": {
+    "type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "wide": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}}, "number": {"type": "string"}}}}}
+
+
+def written_calls(template: ChatTemplate, count: int) -> str | None:
+    """What a template writes for an assistant's calls, up to the token that ends them."""
+    calls = [{"id": f"abcdefgh{number}", "type": "function", "function": {
+        "name": "weather", "arguments": SAYS_ALL | {"days": number}}} for number in range(count)]
+    asked = {"role": "user", "content": "How is it?"}
+    try:
+        whole = template.trace(Conversation((asked, {"role": "assistant", "content": "", "tool_calls": calls}),
+                                            (WEATHER,)))
+    except ChatTemplateError:
+        return None
+    text = whole.text[whole.previous_other(1, whole.of(1)[0][0]):]
+    prompt = template.render(Conversation((asked,), (WEATHER,)), add_generation_prompt=True)
+    text = whole.text[len(prompt):] if whole.text.startswith(prompt) else text
+    form = tool_call_form(template)
+    assert form is not None
+    begin = text.index(form.begin) if form.begin else text.index("{")
+    places = [place for end in ends_of(template) if (place := text.find(end, begin)) >= 0]
+    return text[begin:min(places, default=len(text))]
+
+
+def test_calls_are_read_back_as_every_public_template_writes_them() -> None:
+    """Of each that is said to be read: one call, and two where it writes two, with values of every kind."""
+    read: set[str] = set()
+    several: set[str] = set()
+    for name in sources():
+        template = template_of(name)
+        form = tool_call_form(template)
+        if form is None:
+            continue
+        for count in (1, 2):
+            text = written_calls(template, count)
+            if text is None and count == 2:
+                continue
+            assert text is not None
+            reader = ToolCallReader(form, {"weather": WEATHER["function"]["parameters"]})
+            passed = "".join(map(reader.through, text)) + reader.rest()
+            wanted = [SAYS_ALL | {"days": number} for number in range(count)]
+            assert [json.loads(call.arguments) for call in reader.calls] == wanted, (name, text)
+            assert "weather" not in passed, name
+            (read, several)[count - 1].add(name)
+    if PUBLIC.exists():
+        assert len([name for name in read if "/" in name]) == 44, "of 107, as serving/README.md says"
+        assert len(several) > 35
+
+
+@pytest.mark.parametrize(("form", "text", "calls"), [
+    (KNOWN[1], "<function=f>\n<parameter=a>\ntwo\nlines\n</parameter>\n</function>", [{"a": "two\nlines"}]),
+    (KNOWN[1], "<function=f>\n</function>", [{}]), (KNOWN[1], "<function=f>", []),
+    (KNOWN[1], "<function=f>\n<parameter=n>\n5\n</parameter>\n</function> and", []),
+    (KNOWN[1], "<function=f><parameter=n>[1, 2]</parameter><parameter=b>5</parameter></function>",
+     [{"n": [1, 2], "b": "5"}]),
+    (KNOWN[2], "f", [{}]), (KNOWN[2], "g", []), (KNOWN[2], "f<arg_key>a</arg_key>", []),
+    (KNOWN[4], "call:f{}", [{}]), (KNOWN[4], 'call:f{a:{b:[<|"|>x<|"|>,null]}}', [{"a": {"b": ["x", None]}}]),
+    (KNOWN[4], "call:f{a}", []), (KNOWN[5], "[f(), f(a='x', n=-1.5)]", [{}, {"a": "x", "n": -1.5}]),
+    (KNOWN[5], "[f('x')]", []), (KNOWN[5], "[f(**{'a': 1})]", []), (KNOWN[5], "[f(a=open('x'))]", []),
+    (KNOWN[5], "[f(a={1, 2})]", []), (KNOWN[5], "[f(a=1e999)]", []),
+    (KNOWN[5], "f(a=1", []), (KNOWN[5], "(" * 500, []), (KNOWN[0], '[{"tool_name": "f", "parameters": {}}]', [{}]),
+    (KNOWN[0], '[{"tool_name": "f"}]', []), (KNOWN[0], "[5]", []),
+])
+def test_what_only_looks_like_a_call_is_none(form: ToolCallForm, text: str, calls: list[Any]) -> None:
+    functions = {"f": {"properties": {"b": {"type": ["string", "null"]}}}}
+    assert calls_in(form, text, functions) == [("f", arguments) for arguments in calls]
+
+
 def test_an_answer_ends_by_what_a_model_learns_to_end_it_by() -> None:
-    others: dict[str, str] = {}
+    said = Conversation(tuple({"role": role, "content": "x"} for role in ("user", "assistant")))
     known = 0
     for name in sources():
         template = template_of(name)
         try:
-            learnt = end_of_turn(template)
+            whole, (turn,) = turns_of(template, said, "last")
         except ChatTemplateError:
             continue
+        behind = whole.text[whole.of(1)[-1][1]:turn.ranges[-1][1]]
+        learnt = next((behind[start:stop] for start, stop in special_in(behind, template.specials)), None)
         known += learnt is not None
-        if learnt is not None and learnt not in ends_of(template):
-            others[name] = learnt
-    assert others == {}
+        assert learnt in (None, end_of_answer(template)), name
+        assert end_of_answer(template) in (None, *ends_of(template)), name
     assert known > 5

@@ -35,6 +35,7 @@ from jobs.common.vision.config import AugmentConfig
 from jobs.common.vision.dataset import ImageFacts
 from tests import image_loops, runs
 from tests.image_loops import StopAfterEachStep, tensors
+from tests.unit.starts import first_model
 
 # Keras's
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -534,3 +535,29 @@ def test_integrated_gradients_of_a_linear_model_are_its_weights_times_the_change
         slope = kernel[:, target] - kernel[:, 1 - target]
         np.testing.assert_allclose(attributions[row].ravel(), slope * images[row].ravel(), rtol=1e-4, atol=1e-6)
     assert gaps.max() < 1e-5
+
+
+# ── a start with another model's weights ──
+def test_layers_that_are_frozen_stay_to_the_last_bit_and_a_run_in_pieces_is_the_same(odd: Dataset, tmp_path: Path
+                                                                                    ) -> None:
+    """Also what batch normalisation keeps in them. They have no moments; another layer begins anew."""
+    size = {"depth": 1, "convolutions": 1, "width": 4, "dense": [8], "dropout": 0.2}
+    before = network(config_of(model=size, run={"seed": 7}), odd)
+    first = {each.path: each.numpy() for each in before.variables if "seed" not in each.path}
+    files = {"model.keras": keras_file(with_probabilities(before))}
+    origin = first_model(tmp_path, "cnn", files, odd.class_names)
+    start = {"init_from": origin.uri, "init_except": ["logits"], "freeze": ["convolution_1_1", "normalisation_1_1"]}
+    config = config_of(model=size | start, train={"epochs": 1, "max_steps": 3, "global_batch_size": 48})
+    assert train(tmp_path / "at once", odd, config, num_shards=3)[0] == "finished"
+    assert train(tmp_path / "in pieces", odd, config, StopAfterEachStep, num_shards=3)[0] == "stopped"
+    assert train(tmp_path / "in pieces", odd, config, num_shards=3)[0] == "finished"
+    assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
+    kept = tensors(tmp_path / "at once")
+    assert {name for name in first if kept[f"model.{name}"].tobytes() == first[name].tobytes()} == {
+        name for name in first if name.startswith(("convolution_1_1/", "normalisation_1_1/"))}
+    assert not any("convolution" in name or "normalisation" in name for name in kept if name.startswith("optimizer."))
+    for wrong, said in (({"freeze": ["conv"]}, r"--model\.freeze conv: the model has no such layer: it has conv"),
+                        ({"freeze": ["*"]}, "nothing is left to train"),
+                        ({"init_from": origin.uri, "dense": [9]}, r"dense_1/kernel is \(\d+, 8\) there and \(\d+, 9")):
+        with pytest.raises(ConfigError, match=said):
+            train(tmp_path / "wrong", odd, config_of(model=size | wrong))

@@ -22,7 +22,7 @@ from serving.core.errors import BadRequestError, GoneError, ModelError, Paramete
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
 from serving.text.continuous_batching import ContinuousBatcher
-from serving.text.generation import GenerationRequest
+from serving.text.generation import GenerationRequest, PromptUsage
 from serving.text.openai_protocol import CompletionRequest, parse
 from serving.text.stops import Stops
 from serving.traffic import rate_limit
@@ -121,7 +121,8 @@ def test_a_completion_has_what_the_client_wants_and_says_which_model_wrote_it(cl
     assert (found.model, found.object, found.system_fingerprint) == ("lm", "text_completion", "1-abc")
     assert found.usage is not None
     prompt = len(decoder.tokens("def "))
-    assert found.usage.to_dict() == {"prompt_tokens": prompt, "completion_tokens": 30, "total_tokens": prompt + 30}
+    assert found.usage.to_dict() == {"prompt_tokens": prompt, "completion_tokens": 30, "total_tokens": prompt + 30,
+                                     "prompt_tokens_details": {"cached_tokens": 0}}
     assert found.choices[0].finish_reason == "length"
     assert found.choices[0].text
 
@@ -139,6 +140,19 @@ def test_a_stream_gives_the_text_that_comes_in_one_piece_without_it(client: open
     assert events[-1].choices == []
     assert all(event.usage is None for event in events[:-1])
     assert streamed(client)[1][-1].usage is None
+
+
+def test_what_a_prompt_shares_with_an_earlier_one_is_told_in_its_usage(decoder: Decoder) -> None:
+    writer = ContinuousBatcher(Decoder(language_model(), 1 << 22), 16)
+    prompts = ["def one(): " * 8, "def one(): " * 4 + "and what differs"]
+    shared = (len(decoder.tokens("def one(): " * 4)) // 16) * 16
+    whole = (len(decoder.tokens(prompts[0])) - 1) // 16 * 16
+    with served(endpoint(Replica(writer))) as client:
+        found = [client.completions.create(**ASKED | {"prompt": prompt}).usage for prompt in (*prompts, prompts)]
+        (*_, last) = streamed(client, prompt=prompts[0], stream_options={"include_usage": True})[1]
+    told = [each.prompt_tokens_details for each in (*found, last.usage) if each is not None]
+    last_whole = (len(decoder.tokens(prompts[1])) - 1) // 16 * 16
+    assert [each and each.cached_tokens for each in told] == [0, shared, whole + last_whole, whole]
 
 
 def test_a_seed_gives_the_same_text_also_beside_others(client: openai.OpenAI) -> None:
@@ -459,7 +473,7 @@ def test_a_model_that_is_let_go_of_ends_its_texts_first_and_then_its_thread() ->
         ends: list[str | None] = []
         async for found in writer.write(GenerationRequest(prompts=["a"], max_tokens=20, seed=0)):
             writer.close()
-            ends += [piece[3] for piece in found if isinstance(piece, tuple)]
+            ends += [] if isinstance(found, PromptUsage) else [piece[3] for piece in found]
         return ends
 
     assert asyncio.run(write())[-1] in ("stop", "length")

@@ -1,7 +1,11 @@
 """Texts that are continued together: as transformers' own `generate` continues each of them, and as alone."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +176,42 @@ def test_no_more_is_kept_of_prompts_than_may_be_and_the_latest_of_it() -> None:
     none = PrefixCache(0)
     none.keep(first, states)
     assert (none.bytes, none.begun(first).width) == (0, 0)
+
+
+_MEASURED = """
+import gc, json
+import numpy as np, psutil, torch
+from jobs.transformer.decoding import Decoder
+from tests.unit.language_model import language_model
+
+torch.set_num_threads(1)
+decoder, before = Decoder(language_model(), int({most})), 0
+for number in range(-2, {prompts}):
+    if number == 0:  # what the first texts load and reserve is not of prompts
+        before, kept = psutil.Process().memory_info().rss, decoder.prefix_bytes
+    row = decoder.row(0.0, 1.0, np.random.default_rng(0))
+    decoder.join([0, 1 + (number + 2) % 250, *(k % 251 for k in range({tokens} - 2))], [row])
+    decoder.leave([row])
+    if number >= 0:
+        gc.collect()
+        print(json.dumps([decoder.prefix_bytes - kept, psutil.Process().memory_info().rss - before]))
+"""
+
+
+def test_a_process_grows_by_what_it_says_that_it_keeps_of_prompts_and_then_no_more() -> None:
+    """In a process of its own, whose memory nothing else takes: within a third of all of it while it fills,
+    and by less than a quarter of it when all of it has gone and come again."""
+    most, prompts, tokens = 16 << 20, 64, 1000
+    done = subprocess.run([sys.executable, "-c", _MEASURED.format(most=most, prompts=prompts, tokens=tokens)],
+                          capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    said, grew = zip(*map(json.loads, done.stdout.splitlines()), strict=True)
+    assert 0.85 * most < said[-1] <= most
+    full = said.index(said[-1])
+    assert full < 0.6 * prompts, "from then on, the oldest goes for each that comes"
+    for place in (full // 2, full):
+        assert abs(grew[place] - said[place]) < most / 3
+    assert max(grew[full:]) - grew[full] < most / 4
 
 
 # ── tokens ──

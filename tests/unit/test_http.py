@@ -265,7 +265,7 @@ def test_a_header_that_is_not_what_it_should_be_is_the_callers_mistake(headers: 
 
 
 @pytest.mark.parametrize("path", ["/v2/models/m/infer/", "/v2/models/m/", "/v2/models/", "/v2/nothing",
-                                  "/v1/completions/", "/v1", "/v1/", "/v1/embeddings", "/v1/chat/completions/",
+                                  "/v1/completions/", "/v1", "/v1/", "/v1/embeddings/", "/v1/chat/completions/",
                                   "/v1/models/", "/v1/models/m/", "/docs/", "/v3", "//", "/v2/models/m/infer/x",
                                   "/v2/health", "/v2/health/live/", "/docs\n", "/v2/models/m/infer\n"])
 def test_there_is_nothing_at_an_unknown_path_whatever_the_method(path: str) -> None:

@@ -2,12 +2,17 @@ import asyncio
 import logging
 import time
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs.common.artifact.manifest import Embedding
 from serving.core.settings import ModelSettings, SharedSettings
+from tests.unit.test_embeddings import small
+from tests.unit.test_replica import replica
 
 # Ray Serve's, of Pydantic
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
@@ -74,3 +79,19 @@ def test_what_the_ingress_is_told_last_is_what_is_loaded(controller: Controller,
     assert not caplog.records
     assert controller.told[-1] == {"b-1-", "c-1-"}
     assert loaded == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("controller")
+def test_a_model_that_shares_a_replica_offers_its_vectors_there(tmp_path: Path) -> None:
+    from serving.model.multiplexed_replica import MultiplexedReplica
+
+    artifact = small(tmp_path, Embedding(pooling="mean", normalize=True, dimensions=16))
+    settings = asdict(ModelSettings(name="m", version="1", uri=artifact.uri, digest=artifact.digest))
+    asked = {"input": np.array(["one", "two words"], object)}
+
+    async def ask() -> Any:
+        return await MultiplexedReplica(asdict(SharedSettings())).embed(settings, [asked])
+
+    (found,) = asyncio.run(ask())
+    (wanted,) = asyncio.run(replica(artifact).embed([asked]))
+    np.testing.assert_array_equal(found["embedding"], wanted["embedding"])

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 
+from jobs.common.artifact.manifest import Embedding
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
+from serving.text.generation import PromptUsage
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
 from tests.unit.test_http import ABOUT, Replicas, ask, keyed
+
+OF_VECTORS = ABOUT | {"max_tokens": 9, "embedding": Embedding(pooling="mean", normalize=True, dimensions=2)}
 
 
 async def writing(method: str, *arguments: Any) -> Any:
@@ -22,7 +27,7 @@ async def writing(method: str, *arguments: Any) -> Any:
 
 
 async def text() -> AsyncGenerator[Any]:
-    yield [3]
+    yield PromptUsage(tokens=3, cached=0)
     yield [(0, "pass", 1, "stop", None)]
 
 
@@ -33,16 +38,21 @@ class Explaining(Replicas):
             first = asked["x"][:, 0]
             return {"predicted": first.astype("int64"), "label": first.astype(str).astype(object), "difference": first,
                     "gap": first, "attributions": asked["x"]}
+        if method == "embed":
+            return [{"embedding": np.ones((len(asked["input"]), 2), np.float32), "tokens": np.array([3])}
+                    for asked in arguments[0]]
+        if method == "about":
+            return OF_VECTORS
         return await super().ask(method, *arguments)
 
 
 def endpoint() -> Endpoint:
-    """One model in two versions that explains itself, and one that writes text."""
+    """One model in two versions that explains itself and offers vectors, and one that writes text."""
     made, measures = EndpointSettings(auth=False), EndpointMetrics()
     table = Table(made, lambda model: (writing if model.generates else Explaining().ask, lambda: True), measures.batch)
     versions = {"m": {"1": 0.5, "2": 0.5}, "lm": {"1": 1.0}}
     table.change(routes(versions, {f"{name}-{version}": ModelSettings(name=name, version=version, uri="", digest="d",
-                                                                      generates=name == "lm")
+                                                                      generates=name == "lm", embeds=name == "m")
                                    for name, shares in versions.items() for version in shares})["models"])
     return Endpoint(made, table, measures)
 
@@ -61,7 +71,7 @@ def test_every_route_is_described_and_whatever_is_described_is_a_route() -> None
     browsers = {each.path for each in app.operations if not any(map(each.path_regex.match, paths))}
     assert browsers == {"/", "/docs", "/openapi.json", "/live", "/v2/"}
     names = [about["operationId"] for methods in paths.values() for about in methods.values()]
-    assert len(names) == len(set(names)) == 26
+    assert len(names) == len(set(names)) == 28
 
 
 def test_each_route_answers_as_it_is_described() -> None:

@@ -3,13 +3,16 @@
 What DeepSpeed holds is in test_strategies.py.
 """
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from jobs.common.config import parse
 from jobs.transformer.build import build_model
 from jobs.transformer.config import HardwareConfig, ModelConfig, TransformerConfig
 from jobs.transformer.costs import (
@@ -22,7 +25,8 @@ from jobs.transformer.costs import (
     shape_of_model,
 )
 from jobs.transformer.inputs import classification_loss, token_losses
-from jobs.transformer.plan import PlanConfig, main, plan, shape_of
+from jobs.transformer.plan import RESERVED, PlanConfig, main, plan, shape_of
+from tests.runs import ROOT
 from tests.unit.held_tensors import storages
 from tests.unit.token_rows import config_of
 
@@ -195,6 +199,32 @@ def test_flops_are_the_published_formula() -> None:
 ])
 def test_peaks_are_dense_and_of_the_very_device(name: str, tflops: float | None) -> None:
     assert peak_flops(name) == (tflops and pytest.approx(tflops * 1e12))
+
+
+# ── recipes ──
+LLAMA = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,
+         "max_position_embeddings": 131072}
+QWEN = {"model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+        "max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(("architecture", "parameters"), [(LLAMA, 1.236e9), (QWEN, 1.54e9)])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_recipe_of_conversations_fits_24_gb(architecture: dict[str, Any], parameters: float, gpus: int,
+                                                tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(architecture))
+    config = parse(TransformerConfig, ["--config", str(ROOT / "jobs/transformer/chat_lora.yaml"), "--model.name",
+                                       str(tmp_path), "--run.workers", str(gpus), "--run.gpus-per-worker", "1"], "")
+    assert config.task == "chat" and config.exports_adapter and config.optim.highest_lr == 2e-4
+    planned = PlanConfig(model=config.model, hardware=config.hardware, task=config.task, gpus=gpus, gpu_memory=24,
+                         sequence_length=config.data.max_length, rows_per_gpu=config.train.max_rows_per_pass or 1)
+    shape = shape_of(planned)
+    assert shape.parameters - shape.trained == pytest.approx(parameters, rel=5e-3)
+    (row,) = (row for row in plan(planned, shape) if (row.strategy, row.offload) == (config.scale.strategy, "none"))
+    print(f"{architecture['model_type']}, {gpus} GPUs: {row.total / 1e9:.1f} GB")
+    assert row.total <= 24e9 - RESERVED
 
 
 def test_every_task_can_be_planned_and_a_pair_is_two_rows() -> None:

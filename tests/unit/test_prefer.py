@@ -11,13 +11,16 @@ import torch
 
 from cluster.core.errors import ConfigError, DataError, StorageError
 from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
+from jobs.common.training.job import TrainingResult
 from jobs.transformer.build import build_model
 from jobs.transformer.chat.packing import LEARNT
 from jobs.transformer.chat.rows import form_of
 from jobs.transformer.config import TransformerConfig
+from jobs.transformer.pages import wrong_pairs
 from jobs.transformer.preference.config import PreferConfig
 from jobs.transformer.preference.loss import answer_counts, log_probabilities, pair_inputs, pair_losses
 from jobs.transformer.preference.measures import losses_of, metrics_of, sums_of, warning_of
@@ -119,7 +122,8 @@ def test_bad_pairs_are_named_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 151 chosen and rejected are the same"):
         prepared(tmp_path, config_of(path))
     path = write_lines(tmp_path / "a.jsonl", [*some(150), long])
-    with pytest.raises(DataError, match=r"line 151 has \d+ tokens, and --data.max-length 64 takes 65.*too-long skip"):
+    with pytest.raises(DataError, match=r"line 151 cannot be learnt: it has \d+ tokens, and --data.max-length 64 takes "
+                                        r"65.*too-long skip"):
         prepared(tmp_path, config_of(path))
     said: list[str] = []
     dataset = prepared(tmp_path, config_of(path, data={"too_long": "skip"}), said.append)
@@ -269,3 +273,26 @@ def test_it_learns_what_is_preferred_and_resumes_bit_for_bit(lora_rank: int | No
     references(dataset)[0].write_bytes(b"x")
     with pytest.raises(StorageError, match="is damaged"):
         image_loops.train(train, tmp_path / "again", dataset, config, num_shards=3)
+
+
+def test_pairs_taken_the_wrong_way_round_are_shown_as_they_were_said(tmp_path: Path) -> None:
+    rows = [{**row, **dict(zip(("rejected", "chosen"), (row["chosen"], row["rejected"]), strict=True))} if number % 2
+            else row for number, row in enumerate(some(90))]
+    config = config_of(write_lines(tmp_path / "a.jsonl", rows))
+    dataset = prepared(tmp_path, config)
+    image_loops.train(train, tmp_path, dataset, config, num_shards=3)
+    store = Store.open(str(tmp_path))
+    checkpoints = Checkpoints(store.child("checkpoints"))
+    best, generation = checkpoints.best(), checkpoints.current_generation()
+    assert best is not None and generation is not None
+    trained = TrainingResult(job="transformer", config=config, dataset=dataset, store=store, generation=generation,
+                             best=best)
+    (section,) = wrong_pairs(trained)
+    values = trained.predictions("test").probabilities
+    wrong = (values[:, 0] - values[:, 2] < values[:, 1] - values[:, 3]).sum()
+    assert 0 < section.html.count("<b>user</b> what is ") == wrong <= 20
+    decode, found = load_tokenizer(dataset).decode, rows_of(dataset, config, "test")
+    first = int(np.argmin(values[:, 0] - values[:, 2] - values[:, 1] + values[:, 3]))
+    tokens, marks = found["tokens"][first, 1], found["marks"][first, 1]
+    shown = section.html.index("</td>\n<td>")
+    assert f"<td>{decode(tokens[marks & LEARNT > 0], skip_special_tokens=True)}</td>" in section.html[shown:shown + 200]

@@ -23,13 +23,14 @@ from jobs.common.vision.build_info import BuildInfo
 from jobs.pytorch.config import PytorchConfig
 from jobs.pytorch.draws import Draws
 from jobs.pytorch.job import JOB
-from jobs.pytorch.model import load
+from jobs.pytorch.model import load, new_model
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.train import train as loop
 from jobs.pytorch.trainable import share_of_a_row, share_of_rows
 from tests import image_loops
 from tests.image_loops import StopAfterEachStep, tensors
 from tests.unit import own_modules
+from tests.unit.starts import first_model, of_tensors
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def config_of(build: str = "normalised", loss: str | None = None, **groups: Any) -> PytorchConfig:
-    model = {"build": f"tests.unit.own_modules:{build}", "loss": loss and f"tests.unit.own_modules:{loss}"}
+    model = {"build": f"tests.unit.own_modules:{build}", "loss": loss and f"tests.unit.own_modules:{loss}",
+             **groups.pop("start", {})}
     values = {"train": {"epochs": 2, "global_batch_size": 48}, "run": {"workers": "3"},
               "optim": {"warmup": 2}} | groups
     return from_dict(PytorchConfig, {"model": model, **values})
@@ -93,6 +95,39 @@ def test_what_a_module_keeps_is_the_mean_over_shards_whoever_owns_them() -> None
         assert module.running_mean.tolist() == ([3.0, 3.0]
                                                 if taken else before.tolist()), "a step that is left out leaves nothing"
     assert int(module.num_batches_tracked) == 1
+
+
+# ── a start with another model's weights ──
+def test_layers_that_are_frozen_stay_to_the_last_bit_and_a_run_in_pieces_is_the_same(odd: Dataset, tmp_path: Path
+                                                                                    ) -> None:
+    """Also what batch normalisation keeps in them: it uses it as it is. They have no moments."""
+    seeded = config_of(run={"seed": 7})
+    made = new_model(seeded, BuildInfo.of(odd, seeded.model))
+    first = {name: each.numpy() for name, each in made.state_dict().items()}
+    first["module.0.running_mean"] += 100
+    origin = first_model(tmp_path, "pytorch", of_tensors(first), odd.class_names)
+    config = config_of(start={"init_from": origin.uri, "init_digest": origin.digest, "init_except": ["6"],
+                              "freeze": ["0", "1", "3.weight"]})
+    assert train(tmp_path / "at once", odd, config)[0] == "finished"
+    image_loops.in_pieces(loop, tmp_path / "in pieces", odd, config, num_shards=3)
+    assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
+    kept = tensors(tmp_path / "at once")
+    same = {name for name in first if kept[f"model.{name}"].tobytes() == first[name].tobytes()}
+    assert same == {name for name in first if name.startswith(("module.0.", "module.1.", "module.3.weight"))}
+    assert {name.split(".")[1] for name in kept if name.startswith("optimizer.")} == {"0", "1", "2"}, "3.bias and 6"
+    new_head = new_model(config, BuildInfo.of(odd, config.model)).state_dict()["module.6.weight"].numpy()
+    assert np.abs(kept["model.module.6.weight"] - new_head).max() < np.abs(
+        kept["model.module.6.weight"] - first["module.6.weight"]).max(), "it began anew"
+
+
+def test_a_model_to_begin_with_that_does_not_fit_is_refused_by_the_names_of_one_s_own_module(
+        odd: Dataset, tmp_path: Path) -> None:
+    wide = {"module.1.weight": np.zeros((4, 91)), "module.1.bias": np.zeros(4)}
+    origin = first_model(tmp_path, "pytorch", of_tensors(wide), odd.class_names)
+    with pytest.raises(ConfigError, match=r"1\.weight is \(4, 91\) there and \(4, 90\) here: .*-except 1$"):
+        train(tmp_path / "run", odd, config_of("small", start={"init_from": origin.uri}))
+    with pytest.raises(ConfigError, match=r"--model\.freeze 1: nothing is left to train"):
+        train(tmp_path / "run", odd, config_of("small", start={"freeze": ["1"]}))
 
 
 # ── what does not fit is said before a step is made ──

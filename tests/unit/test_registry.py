@@ -26,10 +26,12 @@ from jobs.common.registry.async_logger import Metric as Entry
 from jobs.common.registry.async_logger import MetricLog
 from jobs.common.registry.connection import experiment_of, open_registry
 from jobs.common.registry.sqlite_versions import read_versions
-from jobs.common.runs.run_folder import RunFolder
+from jobs.common.runs.run import main as carry_out
+from jobs.common.runs.run_folder import RunFolder, read_record
 from jobs.common.runs.tracking import Tracking
 from jobs.mlp.config import MlpConfig
 from serving.commands.deploy_config import find
+from tests.unit.test_run import FAILING, QUICK
 
 # MLflow's models of its tables use an option that SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")
@@ -462,3 +464,25 @@ def test_a_database_that_was_not_finished_is_made_anew_and_a_disk_that_is_full_s
         assert not list(disk.glob("mlflow.db.new-*"))
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+# ── a model to begin with ──
+def test_an_alias_that_has_moved_since_a_run_began_with_it_is_another_config(storage, tmp_path, capsys):
+    registry = open_registry(None, storage, "moves")
+    registry.start("run", {}, {})
+    first, second = make_artifact(tmp_path / "1"), make_artifact(tmp_path / "2", 2.0)
+    assert registry.register(first) == "1"
+    command = [*QUICK[:2], "--run.storage", str(storage.local_path()), "--run.name", "StorageFullError"]
+    assert carry_out(FAILING, [*command, "--model.init-from", "models:/moves@candidate"]) == 3
+    assert carry_out(FAILING, [*command, "--model.init-from", "models:/moves@candidate"]) == 3, "it goes on"
+    assert registry.register(second) == "2"
+    capsys.readouterr()
+    assert carry_out(FAILING, [*command, "--model.init-from", "models:/moves@candidate"]) == 2
+    assert f"model.init_digest: {first.digest} -> {second.digest}" in capsys.readouterr().err
+    assert carry_out(FAILING, [*command, "--model.init-from", "models:/moves/1"]) == 3, "the same weights"
+    record = read_record(storage.child("StorageFullError"), "run.json")
+    assert record["started_from"] == [{"name": "models:/moves@candidate", "uri": first.uri, "digest": first.digest}]
+    tags = client_of(storage).get_run(record["registry_run_id"]).data.tags
+    assert tags["began_with"] == f"models:/moves@candidate ({first.digest[:12]})"
+    assert carry_out(FAILING, [*command, "--model.init-from", "models:/moves@champion"]) == 2
+    assert "has no models:/moves@champion: it has version 2 @candidate, 1" in capsys.readouterr().err

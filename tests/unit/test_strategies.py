@@ -25,7 +25,7 @@ from jobs.transformer.preference.reference import FirstWeights
 from jobs.transformer.strategies.swap import SwapFolder, require_compiler
 from tests.pairwise import pairwise
 from tests.unit.held_tensors import SCALES
-from tests.unit.strategy_loops import LARGER, OPTIONS, STEPS, STRATEGIES, OfPairs, allowed, combined, fields_of
+from tests.unit.strategy_loops import LARGER, PAIRED, STEPS, STRATEGIES, OfPairs, allowed, combined, fields_of
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 
@@ -46,7 +46,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("strategies")
-    chosen = pairwise(OPTIONS, allowed)
+    chosen = pairwise(PAIRED, allowed)
     assert len(chosen) < 20
     made = Trained(config=config_of(run={"workers": "3", "name": "all", "hang_timeout_s": 120.0}),
                    dataset=token_rows(folder),

@@ -22,10 +22,11 @@ from jobs.common.tables.prepare import prepare
 from jobs.common.tables.report import importance
 from jobs.tabular.config import TabularConfig
 from jobs.tabular.job import JOB
-from jobs.tabular.model import load
+from jobs.tabular.model import load, residual_network
 from jobs.tabular.train import train as loop
 from serving.model.drift_monitor import watch
 from tests import image_loops
+from tests.unit.starts import first_model, of_tensors
 from tests.unit.test_tables import csv, rows_of
 
 
@@ -61,6 +62,25 @@ def test_a_run_in_pieces_ends_with_the_same_bits_as_one_at_once(build: str, tabl
     assert train(tmp_path / "at once", table, config)[0] == "finished"
     assert image_loops.in_pieces(loop, tmp_path / "in pieces", table, config, num_shards=3) > 6
     assert image_loops.same(tmp_path / "in pieces", tmp_path / "at once")
+
+
+def test_a_model_of_another_table_is_no_start_unless_layers_begin_anew(table: Dataset, tmp_path: Path) -> None:
+    info = TableInfo.of(table, TabularConfig().model)
+    first = {name: each.numpy() for name, each in residual_network(info).state_dict().items()}
+    fields = [{**each, "values": [*each["values"][:-1], "Oslo"]} if each["name"] == "city" else each
+              for each in table.details["_fields"]]
+    origins = [first_model(tmp_path / str(number), "tabular", of_tensors(first), (), preprocessing={
+        "fields": each, "targets": table.details["targets"]}) for number, each in enumerate((table.details["_fields"],
+                                                                                             fields))]
+    frozen = {"init_from": origins[0].uri, "freeze": ["embeddings", "first", "blocks"]}
+    assert train(tmp_path / "run", table, config_of(frozen))[0] == "finished"
+    kept = image_loops.tensors(tmp_path / "run")
+    assert {name for name in first if kept[f"model.{name}"].tobytes() == first[name].tobytes()} == {
+        name for name in first if not name.startswith("last")}
+    with pytest.raises(ConfigError, match=r"is of another table: column 'city' is a category of .*Oslo.* there and a "
+                                          r"category of .* here: take data of the same columns"):
+        train(tmp_path / "other", table, config_of({"init_from": origins[1].uri}))
+    assert train(tmp_path / "anew", table, config_of({"init_from": origins[1].uri, "init_except": ["embeddings"]}))
 
 
 @pytest.mark.parametrize(("model", "said"), [

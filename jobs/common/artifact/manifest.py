@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cluster.core.documents import DocumentError, JsonObject, parse_json
 from jobs.common.artifact.tensor_spec import TensorSpec
@@ -71,6 +72,37 @@ class Base:
     """Of its weights."""
 
 
+Pooling = Literal["mean", "cls"]
+"""How the vectors of a text's tokens become one: their mean, or the first one, which stands before the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """The vectors that a model of texts offers beside its answers."""
+
+    pooling: Pooling
+    normalize: bool
+    """Whether each has length 1."""
+    dimensions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A model with whose weights another one began."""
+
+    name: str
+    """As it was named: where it was, `models:/NAME@ALIAS`, or a run."""
+    uri: str
+    """Where it was."""
+    digest: str
+    """Of its manifest."""
+
+
+def lineage(origins: Iterable[Origin]) -> str:
+    """What a model began with, as people read it: the nearest first."""
+    return ", which began with ".join(f"{each.name} ({each.digest[:12]})" for each in origins)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What a model is. All values are plain (JSON), and credentials inside URIs are blotted out."""
@@ -106,6 +138,11 @@ class Description:
     """Of a model that was made of another one. The manifest of one that was trained has no such field."""
     base: Base | None = None
     """Of an adapter, whose weights are updates of another model's. The manifest of a whole model has no such field."""
+    started_from: tuple[Origin, ...] = ()
+    """The model with whose weights it began, then the one with which that began, and so on. The manifest of one that
+    began with random weights has no such field."""
+    embedding: Embedding | None = None
+    """Of a model that offers vectors of texts. The manifest of another one has no such field."""
 
     def __post_init__(self) -> None:
         for name in ("config", "data", "preprocessing"):
@@ -127,8 +164,9 @@ class Manifest:
         files = [dataclasses.asdict(entry) for entry in self.files]
         fields = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self.description), "files": files}
         del fields["variant"]
-        if self.description.base is None:
-            del fields["base"]
+        for name in ("base", "started_from", "embedding"):
+            if not getattr(self.description, name):
+                del fields[name]
         if self.description.primary_metric == "accuracy":
             del fields["primary_metric"]
         variant = self.description.variant

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jobs.common.artifact.manifest import Description, Variant
+from jobs.common.artifact.manifest import Description, Variant, lineage
 from jobs.common.artifact.tensor_spec import TensorSpec
 from jobs.common.formatting import shown
 
@@ -24,7 +24,8 @@ def text(description: Description) -> str:
         "## What it is not for", _limits(description.limits),
         "## How to load it", f"```python\n{description.how_to_load.strip() or _LOAD}\n```",
         "## Where it comes from",
-        _facts({"code": description.code, **description.libraries}),
+        _facts({**({"began with": lineage(description.started_from)} if description.started_from else {}),
+                "code": description.code, **description.libraries}),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -30,6 +30,7 @@ from jobs.common.arrays import Array
 from jobs.common.declared_metrics import Values, figure, present
 from jobs.common.paired import improvement
 from jobs.common.predicting.judged import Judged, main_metric
+from jobs.common.predictor.find import load_predictor
 from jobs.common.report import html
 
 GATE_FILE, GATE_PAGE = "gate.json", "gate.html"
@@ -220,8 +221,8 @@ def _latency(gates: Gates, version: Judged) -> list[Checked]:
     """In this process, of the artifact's own rows, one after the other."""
     if gates.most_latency_ms is None:
         return []
-    artifact, predictor = version.model.reference.load()
-    inputs = artifact.probe().inputs
+    predictor = load_predictor(version.model.artifact, version.model.jobs)
+    inputs = version.model.artifact.probe().inputs
     rows = len(next(iter(inputs.values())))
     taken: list[float] = []
     for number in range(_WARM + _TIMED):

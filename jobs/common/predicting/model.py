@@ -10,7 +10,7 @@ from jobs.common.predicting.writer import Writer, Writing
 from jobs.common.predictor.find import check_allowed, load_predictor
 from jobs.common.predictor.loading import check_probe
 from jobs.common.predictor.predictor import Predictor
-from jobs.common.registry.connection import open_registry
+from jobs.common.registry.connection import open_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,9 @@ def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing | None =
 def find_model(where: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> FoundModel:
     """where: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or an artifact's path or URI. An alias becomes a version and
     a digest here, once. Raises: RegistryError, ArtifactError, ConfigError."""
-    if not where.startswith("models:/"):
-        artifact = open_artifact(where)
-        found = FoundModel(artifact=artifact, name=artifact.uri, jobs=tuple(jobs))
-    else:
-        version = open_registry(tracking_uri, storage, "").resolve(where)
-        found = FoundModel(artifact=open_artifact(version.uri, version.digest), registered=version.name,
-                           name=f"{version.name}/{version.version}", version=version.version, run_id=version.run_id,
-                           jobs=tuple(jobs))
-    check_allowed(found.artifact, jobs)
-    return found
+    artifact, version = open_named(where, tracking_uri, storage)
+    check_allowed(artifact, jobs)
+    if version is None:
+        return FoundModel(artifact=artifact, name=artifact.uri, jobs=tuple(jobs))
+    return FoundModel(artifact=artifact, registered=version.name, name=f"{version.name}/{version.version}",
+                      version=version.version, run_id=version.run_id, jobs=tuple(jobs))

@@ -47,6 +47,24 @@ class Watched(Predictor, Protocol):
         ...
 
 
+class Embedder(Protocol):
+    """What makes vectors of texts: the methods of a Predictor. `decode` gets {"input": (B,) of texts, and of lists of
+    tokens}; `encode` gives `embedding` (B, D), and `tokens` (B,), which were read."""
+
+    def decode(self, inputs: Mapping[str, Array]) -> Array: ...
+    def predict(self, rows: Array) -> Array: ...
+    def encode(self, predicted: Array) -> Mapping[str, Array]: ...
+
+
+@runtime_checkable
+class EmbeddingPredictor(Protocol):
+    """A predictor that makes vectors of texts, too, where its artifact's manifest has `embedding`."""
+
+    def embedder(self) -> Embedder:
+        """Called once."""
+        ...
+
+
 @runtime_checkable
 class Explaining(Protocol):
     """A predictor that also says what its answers rest on."""

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from cluster.core.errors import RegistryError
 from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.artifact.manifest import Description
 from jobs.common.registry.mlflow_client import sqlite_file, tracking_address
 from jobs.common.registry.mlflow_registry import MlflowRegistry
 from jobs.common.registry.registry import ModelVersion, Registry
 from jobs.common.registry.sqlite_versions import read_versions
+
+REGISTERED = "models:/"
+"""What the name of a registered model begins with."""
 
 
 def open_registry(tracking_uri: str | None, storage: Store, name: str, experiment: str | None = None) -> Registry:
@@ -44,6 +48,16 @@ def existing_file(tracking_uri: str | None, storage: Store) -> Path | None:
         raise RegistryError(f"no registry at {address}: pass --storage FOLDER of the runs, or --tracking-uri "
                             "http://SERVER")
     return file
+
+
+def open_named(where: str, tracking_uri: str | None, storage: Store) -> tuple[Artifact, ModelVersion | None]:
+    """Returns the verified artifact that `models:/NAME@ALIAS`, `models:/NAME/VERSION` or an address names, and the
+    version that a registered name is now. Raises: ConfigError, RegistryError, ArtifactError.
+    """
+    if not where.startswith(REGISTERED):
+        return open_artifact(where), None
+    found = open_registry(tracking_uri, storage, "").resolve(where)
+    return open_artifact(found.uri, found.digest), found
 
 
 def experiment_of(about: Description) -> str:

@@ -18,6 +18,7 @@ from cluster.core.background import in_background
 from cluster.core.errors import RegistryError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact
+from jobs.common.artifact.manifest import lineage
 from jobs.common.config import MODELS_FOLDER
 from jobs.common.provenance import without_secrets
 from jobs.common.registry.async_logger import Metric, MetricLog
@@ -271,6 +272,8 @@ def _tags(artifact: Artifact) -> dict[str, str]:
         tags |= {"metric": about.primary_metric, f"test_{about.primary_metric}": f"{value:.6f}"}
     if about.variant is not None:
         tags |= {"variant": about.variant.name, "parent": about.variant.parent_version or about.variant.parent_digest}
+    if about.started_from:
+        tags |= {"began_with": without_secrets(lineage(about.started_from))}
     return tags
 
 

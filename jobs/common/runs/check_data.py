@@ -8,6 +8,8 @@ from jobs.common.config import Config
 from jobs.common.data.commits import at_commits
 from jobs.common.data.found.account import lines_of
 from jobs.common.runs.console import RunConsole
+from jobs.common.runs.origin import at_origin
+from jobs.common.runs.run_folder import open_storage
 from jobs.common.training.job import Job
 
 
@@ -18,7 +20,7 @@ def check_data(job: Job, config: Config) -> int:
     """
     job.check(config)
     say, began = RunConsole().say, time.monotonic()
-    config, _ = at_commits(config, {}, say)
+    config, _ = at_commits(at_origin(job.name, config, open_storage(config.run.storage))[0], {}, say)
     with tempfile.TemporaryDirectory(prefix="trainyard-check-") as folder:
         dataset = job.prepare(config, Store.open(folder), use_ray=False, say=say)
         kept = sum(file.size for file in dataset.store.files())

@@ -11,6 +11,7 @@ import psutil
 from cluster.core.documents import JsonObject
 from jobs.common import config as configs
 from jobs.common.artifact import artifact
+from jobs.common.artifact.manifest import lineage
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.command_line import flatten
 from jobs.common.config import Config
@@ -22,6 +23,7 @@ from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.report.data_report import DATA_FILE
 from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, write_report
 from jobs.common.runs.console import duration
+from jobs.common.runs.origin import noted, recorded
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.tracking import Tracking
 from jobs.common.training.job import EvaluationResult, Job, TrainingResult
@@ -33,7 +35,9 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     trained = _trained(job, config, folder, dataset)
     verdict = job.judge(trained)
     files = job.files(trained)
-    description = replace(job.describe(trained, verdict), libraries=used_libraries(trained.best.environment))
+    origins = recorded(folder.record)
+    description = replace(job.describe(trained, verdict), libraries=used_libraries(trained.best.environment),
+                          started_from=origins)
     made = artifact.write_artifact(folder.store, "artifact", description=description, probe=verdict.probe, files=files,
                                    reference=verdict.reference)
     run_state.account.done(JUDGING)
@@ -49,7 +53,7 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
         "metrics": verdict.metrics, "declared_metrics": [asdict(each) for each in job.metrics(config)],
         "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
         "report": folder.store.location(REPORT_FILE), "startup_s": startup,
-    }
+    } | noted(origins)
     folder.write_result(result)
     return summary(result, headlines(job.metrics(config), verdict.metrics["test"]))
 
@@ -81,7 +85,9 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
         chosen=f"The model is the checkpoint of step {best.step:,} (epochs done: {best.epoch}): the best by validation "
                f"{chosen(job.metrics(config), config.metric).label}.",
         config=flatten(configs.to_dict(config)), data=trained.dataset.describe(),
-        environment={"command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
+        environment={**({"began with": lineage(made.manifest.description.started_from)} if recorded(folder.record)
+                        else {}),
+                     "command": shlex.join(sys.argv), "code": code_version(), "attempt": folder.attempt,
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
         data_page=DATA_FILE, index=folder.index, artifact=made.uri,

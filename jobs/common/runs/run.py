@@ -28,7 +28,7 @@ from jobs.common import config as configs
 from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.config_changes import decisive_fingerprint
-from jobs.common.data.commits import Commits, at_commits
+from jobs.common.data.commits import at_commits
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.declared_metrics import headlines
@@ -44,6 +44,7 @@ from jobs.common.runs.data_page import show_data
 from jobs.common.runs.event_file import event_file
 from jobs.common.runs.live_status import publisher_of_job, status_of
 from jobs.common.runs.open_executor import OpenExecutor, open_executor
+from jobs.common.runs.origin import Extension, at_extension, at_origin, is_recorded, noted
 from jobs.common.runs.prometheus import RunMetrics
 from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
@@ -103,7 +104,8 @@ class Run:
         self.timeline.mark("imported")
         self._owns_signals, self._stop, self._training = stop is None, stop or Told(), False
         self._first_marks: dict[str, float] = {}
-        self._commits: Commits = {}
+        self._found_out: JsonObject = {}
+        self._extension: Extension | None = None
         self._until_epoch, self._open_executor = until_epoch, open_executor
 
     def carry_out(self) -> int:
@@ -129,7 +131,7 @@ class Run:
         """
         self._heed_signals()
         folder = RunFolder.find(self.config)
-        if self._is_done(folder):
+        if self._is_done(folder) and is_recorded(self.config, folder.record):
             self._say_done(folder)
             yield None
             return
@@ -137,7 +139,11 @@ class Run:
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
-        self.config, self._commits = at_commits(self.config, folder.commits, self.display.say)
+        self.config, commits = at_commits(self.config, folder.commits, self.display.say)
+        self.config, origins = at_origin(self.job.name, self.config, folder.storage)
+        self.config, self._extension = at_extension(self.config, folder)
+        self._found_out = {"commits": commits, **noted(self._extension.origins if self._extension else origins)}
+        RunFolder.find(self.config)  # raises if it is to begin with other weights than it began with
         opening = self._open_executor(self.config.run, self.job.preload, folder, self.timeline, self.display.say)
         with opening as (executor, use_ray), folder.locked():
             self._heed_signals()  # again: `ray.init` has taken them
@@ -191,8 +197,9 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        return folder.create(self.config, self.config.run.max_workers, dataset.describe(), self._commits,
-                             self.job.name)
+        extension, shards = self._extension, self.config.run.max_workers
+        shards = extension.copy_to(folder.store, self.config, dataset) if extension else shards
+        return folder.create(self.config, shards, dataset.describe(), job=self.job.name, **self._found_out)
 
     # ── training ──
     def _train_and_finish(self, opened: OpenedRun) -> None:

@@ -24,6 +24,7 @@ from jobs.common.config_changes import differences
 from jobs.common.data.commits import Commits, at_known_commits
 from jobs.common.execution.run_state import RUN_FILE
 from jobs.common.runs.run_lock import locked
+from jobs.common.start_config import at_known_digest
 
 RESULT_FILE = "result.json"
 READ_TIMEOUT_S = 10.0
@@ -85,12 +86,11 @@ class RunFolder:
         """What result.json of this attempt holds; empty if it has none."""
         return read_record(self.store, RESULT_FILE)
 
-    def create(self, config: Config, num_shards: int, dataset: JsonObject,
-               commits: Commits | None = None, job: str = "") -> "RunFolder":
-        """Writes run.json and config.yaml of a new attempt."""
-        record = {"name": config.run.name, "job": job, "attempt": self.attempt, "num_shards": num_shards,
-                  "data": dataset, "created": time.time(), "config": configs.to_dict(config)}
-        record |= {"commits": commits} if commits else {}
+    def create(self, config: Config, num_shards: int, dataset: JsonObject, **found: object) -> "RunFolder":
+        """Writes run.json and config.yaml of a new attempt. found: what was found out when it began, if anything."""
+        record = {"name": config.run.name, "attempt": self.attempt, "num_shards": num_shards, "data": dataset,
+                  "created": time.time(), "config": configs.to_dict(config)}
+        record |= {name: value for name, value in found.items() if value}
         self.store.write_text("config.yaml", configs.to_yaml(config))
         self.store.write_text(RUN_FILE, json.dumps(record, indent=1))
         return RunFolder(storage=self.storage, top=self.top, store=self.store, attempt=self.attempt, record=record)
@@ -156,7 +156,8 @@ class RunFolder:
             yield
 
     def _check(self, config: Config) -> None:
-        changed = differences(self.record["config"], configs.to_dict(at_known_commits(config, self.commits)))
+        asked = at_known_digest(at_known_commits(config, self.commits), self.record["config"])
+        changed = differences(self.record["config"], configs.to_dict(asked))
         if changed:
             listed = "\n  ".join(changed)
             raise RunConflictError(

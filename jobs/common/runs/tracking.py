@@ -8,12 +8,14 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import TrainyardError
 from jobs.common import config as configs
 from jobs.common.artifact.artifact import Artifact
+from jobs.common.artifact.manifest import lineage
 from jobs.common.command_line import flatten
 from jobs.common.config import Config
 from jobs.common.provenance import code_version
 from jobs.common.registry.async_logger import RETRY_S
 from jobs.common.registry.connection import open_registry
 from jobs.common.registry.registry import Registry
+from jobs.common.runs.origin import recorded
 from jobs.common.runs.run_folder import RunFolder
 
 
@@ -40,11 +42,13 @@ class Tracking:
         registry = open_registry(config.run.tracking_uri, folder.storage, name=config.run.name,
                                  experiment=config.run.experiment or job)
 
+        origins = recorded(folder.record)
+
         def begin() -> None:
             run_id = registry.start(
                 run_name=f"{config.run.name}-{folder.attempt}", params=flatten(configs.to_dict(config)),
                 tags={"job": job, "storage": folder.store.location(), "attempt": str(folder.attempt),
-                      "code": code_version()},
+                      "code": code_version(), **({"began_with": lineage(origins)} if origins else {})},
                 run_id=folder.record.get("registry_run_id"),
             )
             if run_id and folder.record.get("registry_run_id") != run_id:

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.core.documents import JsonObject
+from cluster.core.errors import ConfigError
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, Dataset
+from jobs.common.start_config import StartConfig
 from jobs.common.tables.columns import TableSchema
 
 
@@ -78,3 +80,28 @@ class TableInfo:
     def middle(self, predicted: Array) -> Array:
         """The predictions (rows, T) of (rows, T * quantiles)."""
         return predicted[:, len(self.quantiles) // 2 :: len(self.quantiles)]
+
+
+def check_columns(start: StartConfig, there: TableInfo, here: TableInfo) -> None:
+    """Raises: ConfigError where a model that another one is to begin with is of other columns, categories or targets,
+    and no layer begins anew."""
+    before, now = ({each.name: (each.kind, each.misses, each.values) for each in info.schema.fields}
+                   for info in (there, here))
+    odd = [f"column {name!r} is {_said(before.get(name))} there and {_said(now.get(name))} here"
+           for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]
+    if not odd and list(before) != list(now):
+        odd.append(f"its columns are in the order {', '.join(before)}, and here {', '.join(now)}")
+    targets = [", ".join(each.name for each in info.targets) or "a class" for info in (there, here)]
+    odd += [f"it predicts {targets[0]}, and here {targets[1]}"] if targets[0] != targets[1] else []
+    if odd and not start.init_except:
+        raise ConfigError(f"--model.init-from {start.init_from}: is of another table: {'; '.join(odd)}: take data of "
+                          "the same columns, or let the layers that they go into and come out of begin anew with "
+                          "--model.init-except")
+
+
+def _said(field: tuple[str, bool, tuple[str, ...]] | None) -> str:
+    if field is None:
+        return "missing"
+    kind, misses, values = field
+    listed = f" of {', '.join(values[:5])}{', …' if len(values) > 5 else ''}" if values else ""
+    return f"a {kind}{listed}{', which may be missing,' if misses else ''}"

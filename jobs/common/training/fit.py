@@ -40,6 +40,8 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
         session.checkpoints.shard_checkpoints()
     state = resume(session, trainable)
     total_steps = train.total_steps(batches.steps_per_epoch)
+    if state.step < total_steps:
+        state.reopen_epoch(batches.steps_per_epoch)
     session.update_status(total_steps=total_steps, epochs=train.epochs, epoch=state.epoch,
                           parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)

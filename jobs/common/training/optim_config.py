@@ -8,7 +8,28 @@ from jobs.common.config import Config, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class ExtensionConfig:
+    """How the schedule of a run goes on that extends another one (`--run.extend-from`)."""
+
+    extend: Literal["constant", "cosine"] | None = None
+    """With `run.extend_from`, from the first added step on: `constant` is the highest rate; `cosine` rises from 0 over
+    `warmup` of the added steps, and falls to the end. By default a constant schedule stays so."""
+    extended_at: int | None = None
+    """The first added step, which the run finds out by itself."""
+
+    def scheduled(self, highest: float, schedule: str, warmup: float, step: int, total_steps: int,
+                  lowest: float = 0.0) -> float:
+        """The rate of a step, as `learning_rate`; of the steps before it was extended as it was then."""
+        begin = self.extended_at
+        if begin is None or step < begin:
+            return learning_rate(highest, schedule, warmup, step, begin or total_steps, lowest)
+        if self.extend != "cosine":
+            return highest
+        return learning_rate(highest, "cosine", warmup, step - begin, total_steps - begin, lowest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(ExtensionConfig):
     """The optimiser and its schedule."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -39,7 +60,7 @@ class OptimConfig:
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a step, counted from 0."""
-        return learning_rate(self.lr, self.schedule, self.warmup, step, total_steps)
+        return self.scheduled(self.lr, self.schedule, self.warmup, step, total_steps)
 
 
 def require_warmup(warmup: float) -> None:

@@ -69,6 +69,11 @@ class TrainState:
         self.epoch += 1
         self.step_in_epoch = 0
 
+    def reopen_epoch(self, steps_per_epoch: int) -> None:
+        """Goes back into the epoch that a limit on the steps had cut off."""
+        if self.step_in_epoch == 0 and (done := self.step % steps_per_epoch):
+            self.epoch, self.step_in_epoch = self.epoch - 1, done
+
     def skip(self, most_in_a_row: int) -> None:
         """Counts a step whose loss or gradient was not finite. Raises: NonFiniteError after so many in a row."""
         self.skipped_steps += 1

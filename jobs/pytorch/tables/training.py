@@ -15,10 +15,13 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor
 
 from cluster.core.errors import ConfigError
-from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.artifact.artifact import Artifact
+from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.own_code import OwnModel, function_of_yours
+from jobs.common.start_config import StartConfig
 from jobs.common.tables.config import TableConfig
-from jobs.common.tables.info import TableInfo
+from jobs.common.tables.info import TableInfo, check_columns
+from jobs.common.tables.predictor import info_of
 from jobs.common.training.context import TrainContext
 from jobs.common.training.trainable import Answers, Tensors
 from jobs.pytorch.own_module import Loss, Trial, build_to_train, check, other_module
@@ -41,6 +44,10 @@ class TableTraining(TorchTraining):
         self.mean, self.std = (np.array([getattr(each, name) for each in info.targets]) for name in ("mean", "std"))
         self.loss = loss_of(loss, info)
         self.training_loss = loss_of(loss, info, config.optim.label_smoothing)
+
+    def check_origin(self, start: StartConfig, opened: Artifact, dataset: Dataset) -> None:
+        super().check_origin(start, opened, dataset)
+        check_columns(start, info_of(opened, None), TableInfo.of(dataset, None))
 
     def load_state_dict(self, parts: Iterator[Tensors], optimizer_steps: int) -> None:
         """Raises: ConfigError for another module than the one that the checkpoint is of."""

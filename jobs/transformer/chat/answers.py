@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import InputError
+from jobs.common.predictor.call_forms import KNOWN, MARKS, calls_in
 from jobs.common.predictor.texts import ToolCallForm
 from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.encode import ChatEncoder
@@ -50,7 +51,7 @@ class Chat:
         self.ends = frozenset(token for token in found if token is not None)
         """Tokens that end an answer, beside the model's own end."""
         self.tool_calls = tool_call_form(encoder.template)
-        marks = (self.tool_calls.begin, self.tool_calls.end) if self.tool_calls else ()
+        marks = (self.tool_calls.begin, self.tool_calls.end, *MARKS) if self.tool_calls else ()
         self._shown = {backend.token_to_id(mark): mark for mark in marks if mark in encoder.template.specials}
 
     @staticmethod
@@ -83,15 +84,26 @@ class Chat:
 # ── where an answer ends ──
 def ends_of(template: ChatTemplate) -> frozenset[str]:
     """The special tokens by which an assistant's turn ends: of what it says, and of its calls, at the end of a
-    conversation and before the next turn. Of each turn it is the first special token behind what is the assistant's,
-    but for those that stand within one, too, as between its thoughts and what it says, or between two calls."""
+    conversation and before the next turn."""
+    return frozenset(filter(None, _ends(template)))
+
+
+def end_of_answer(template: ChatTemplate) -> str | None:
+    """The one by which what it says ends at the end of a conversation, if there is one."""
+    return _ends(template)[0]
+
+
+def _ends(template: ChatTemplate) -> list[str | None]:
+    """Of what it says at the end of a conversation, of the same before the next turn, of its calls at the end, and of
+    these before their answers. Of each turn it is the first special token behind what is the assistant's, but for those
+    that stand within one, too, as between its thoughts and what it says, or between two calls."""
     count = 2 if _written(template, Conversation((_ASKED, _calling(2)), (_TOOL,))) else 1
     calls = Conversation((_ASKED, _calling(count), *map(_told, range(count)), _SAID), (_TOOL,))
     turns = (Conversation((_ASKED, _SAID | {"reasoning_content": "Is it seven?"})),
              Conversation((_ASKED, _SAID, _ASKED, _SAID)), calls.until(2), calls)
     found = [_specials(template, turn) for turn in turns]
     within = {special for inside, _ in found for special in inside}
-    return frozenset(end for _, behind in found if (end := next((each for each in behind if each not in within), "")))
+    return [next((each for each in behind if each not in within), None) for _, behind in found]
 
 
 def _written(template: ChatTemplate, conversation: Conversation) -> Rendering | None:
@@ -117,7 +129,7 @@ def _specials(template: ChatTemplate, conversation: Conversation) -> tuple[list[
 
 # ── how it calls tools ──
 def tool_call_form(template: ChatTemplate) -> ToolCallForm | None:
-    """None: the template does not write calls as JSON objects, so that they are nothing but text."""
+    """None: the template writes calls in no form that is known, so that they are nothing but text."""
     conversation = Conversation((_ASKED, _calling(1)), (_TOOL,))
     whole = _written(template, conversation)
     own = whole.of(1) if whole else []
@@ -135,4 +147,11 @@ def tool_call_form(template: ChatTemplate) -> ToolCallForm | None:
             end = f"</{begin[1:]}" if begin.startswith("<") else ""
             return ToolCallForm(begin=begin, end=end if end == behind["end"] else "", arguments=fields[0],
                                 listed=bool(found["list"]))
-    return None
+    return next((form for form in KNOWN if _reads(form, written)), None)
+
+
+def _reads(form: ToolCallForm, written: str) -> bool:
+    """Whether what stands between the form's marks reads as the call that was made up."""
+    _, begin, behind = written.partition(form.begin)
+    call, _, _ = behind.partition(form.end)
+    return bool(begin) and calls_in(form, call, {_NAME: _TOOL["function"]["parameters"]}) == [(_NAME, _ARGUMENTS)]

@@ -55,7 +55,7 @@ class ChatRow:
     merged: int
     """Tokens that an assistant writes a part of only, which are not learnt."""
     unended: int
-    """Turns whose end the template does not write, so that it is not learnt."""
+    """Turns whose end is not learnt: the template writes none, or the tokenizer has merged it with what follows."""
 
     def cut(self, most: int) -> "ChatRow":
         """Its first tokens."""
@@ -85,16 +85,20 @@ class ChatEncoder:
         whole, turns = turns_of(self.template, conversation, loss_on)
         found = self.encoded(whole)
         learnt, touched = np.zeros(len(found.ids), bool), np.zeros(len(found.ids), bool)
+        unended = 0
         for turn in turns:
             for start, stop in turn.ranges:
                 inside = (found.starts >= start) & (found.stops <= stop) & (found.stops > found.starts)
                 self._check(whole.text[start:stop], found, np.flatnonzero(inside), start)
                 learnt |= inside
                 touched |= (found.starts < stop) & (found.stops > start)
+            start, stop = turn.ranges[-1]
+            last = start + len(whole.text[start:stop].rstrip()) - 1
+            unended += not (turn.ends and learnt[(found.starts <= last) & (found.stops > last)].all())
         learnt[:1] = touched[:1] = False  # nothing comes before it
         if not learnt.any():
             raise ChatTemplateError("none of its tokens is the assistant's alone")
-        return ChatRow(found.ids, learnt, int((touched & ~learnt).sum()), sum(not turn.ends for turn in turns))
+        return ChatRow(found.ids, learnt, int((touched & ~learnt).sum()), unended)
 
     def encoded(self, traced: Rendering) -> Encoded:
         """Raises: ChatTemplateError where a message holds a special token's letters, and the tokenizer cannot keep

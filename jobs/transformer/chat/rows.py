@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import DataError
+from jobs.common.predictor.messages import message_of
 from jobs.transformer.chat.conversation import Conversation, FormName
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _SAID_BY = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "bot": "assistant", "chatgpt": "assistant", "system": "system", "developer": "developer", "tool": "tool",
@@ -145,54 +145,20 @@ def _of_sharegpt(turn: Any, number: int) -> JsonObject:
 # ── messages ──
 def _message(message: Any, number: int) -> JsonObject:
     """As it is kept. Raises: ValueError."""
-    if not isinstance(message, dict):
-        raise ValueError(f"message {number} is no object but {message!r:.40}")
-    said = {key: value for key, value in cast("JsonObject", message).items() if value is not None}
-    role = said.get("role")
-    if role not in ROLES:
-        raise ValueError(f"message {number} has the role {role!r:.40}: known are {', '.join(ROLES)}")
-    if "function_call" in said:  # as tool calls were written before there were several
-        said["tool_calls"] = [{"function": said.pop("function_call")}]
-    calls = [_call(each, number) for each in _list(said.get("tool_calls") or [], f"tool_calls of message {number}")]
-    if "content" not in said and not calls:
-        raise ValueError(f"message {number} ({role}) has neither content nor tool calls")
-    made: JsonObject = {"role": role, "content": _content(said.get("content", ""), number)}
-    made |= {name: said[name] for name in _KEPT if name in said}
-    if calls:
-        made["tool_calls"] = calls
-    weights = [said[name] for name in _WEIGHTS if name in said]
+    said = dict(cast("JsonObject", message)) if isinstance(message, dict) else {}
+    if said.get("function_call") is not None:  # as tool calls were written before there were several
+        said["tool_calls"] = [{"function": said["function_call"]}]
+    elif isinstance(said.get("tool_calls"), str):
+        said["tool_calls"] = _list(said["tool_calls"], f"tool_calls of message {number}")
+    made = message_of(said or cast(object, message), f"message {number}", _KEPT)
+    for call in made.get("tool_calls", ()):
+        call["function"]["arguments"] = _without_nulls(call["function"]["arguments"])
+    weights = [said[name] for name in _WEIGHTS if said.get(name) is not None]
     if any(weight not in (0, 1) for weight in weights):
         raise ValueError(f"message {number} has the weight {weights[0]!r:.20}: known are 0 and 1")
     if not all(weights):
         made["weight"] = 0
     return made
-
-
-def _content(value: Any, number: int) -> str:
-    if isinstance(value, str):
-        return value
-    texts: list[str] = []
-    for part in _list(value, f"content of message {number}"):
-        known = cast("JsonObject", part) if isinstance(part, dict) else {}
-        if known.get("type") != "text" or not isinstance(known.get("text"), str):
-            raise ValueError(f"message {number} has a part that is no text ({part!r:.60}): text alone can be learnt")
-        texts.append(known["text"])
-    return "".join(texts)
-
-
-def _call(call: Any, number: int) -> JsonObject:
-    function: Any = cast("JsonObject", call).get("function", call) if isinstance(call, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if not isinstance(name, str):
-        raise ValueError(f"message {number} has a tool call without the name of a function ({call!r:.60})")
-    given = cast("JsonObject", function).get("arguments", {})
-    arguments = _json(given, f"message {number}, arguments of {name}") if isinstance(given, str) else given
-    if not isinstance(arguments, dict):
-        raise ValueError(f"message {number}: the arguments of {name} are no object but {given!r:.60}")
-    known = _without_nulls(cast("JsonObject", arguments))
-    given_id = cast("JsonObject", call).get("id")
-    made = {"type": "function", "function": {"name": name, "arguments": known}}
-    return {"id": given_id, **made} if isinstance(given_id, str) else made
 
 
 def _tools(value: Any) -> list[JsonObject]:

@@ -57,15 +57,6 @@ def turns_of(template: ChatTemplate, conversation: Conversation, loss_on: LossOn
     return finder.whole, turns
 
 
-def end_of_turn(template: ChatTemplate) -> str | None:
-    """The special token by which a turn ends, if there is one. Raises: ChatTemplateError."""
-    said = tuple({"role": role, "content": _FILLER} for role in ("user", "assistant"))
-    whole, (turn,) = turns_of(template, Conversation(said), "last")
-    start, stop = whole.of(1)[-1][1], turn.ranges[-1][1]
-    return next((whole.text[start + first:start + last]
-                 for first, last in special_in(whole.text[start:stop], template.specials)), None)
-
-
 class _Finder:
     """The turns of one conversation."""
 
@@ -118,12 +109,16 @@ class _Finder:
         says_first = not message.get("tool_calls") and self._starts_with_content(number)
         before = self.conversation.until(number)
         try:
-            plain, prompted = (self.template.trace(before, add_generation_prompt=asked).text for asked in (False, True))
+            prompted = self.template.told(before, add_generation_prompt=True)
+            reached = bool(prompted) and text.startswith(prompted) and len(prompted) <= first
+            if reached and not text[len(prompted):first].strip():
+                return len(prompted)
+            plain = self.template.told(before)
         except ChatTemplateError:  # it may want the messages that follow
-            plain = prompted = ""
+            plain, prompted, reached = "", "", False
         prompt = prompted[len(plain):] if prompted.startswith(plain) else ""
-        if prompted and text.startswith(prompted) and len(prompted) <= first:
-            if prompt or not text[len(prompted):first].strip():
+        if reached:
+            if prompt:
                 return len(prompted)
             return first if says_first else self._behind_header(number, len(prompted))
         since = self.whole.previous_other(number, first)
@@ -147,7 +142,7 @@ class _Finder:
         answer that does is no part of the turn."""
         plain = Conversation((*self.conversation.messages[:number], {"role": "assistant", "content": _FILLER}),
                              self.conversation.tools)
-        told = self.template.trace(plain).text
+        told = self.template.told(plain)
         return max(begin, _common(told[:told.rindex(_FILLER)], self.whole.text))
 
     def _end(self, number: int, last: int) -> int:

@@ -48,11 +48,12 @@ class PrefixCache:
         # a block is of no use without those before it, so these are to go after it
         for place, key in reversed(list(enumerate(keys))):
             if key not in self._blocks:
-                while self.bytes + size > self.max_bytes:
-                    self.bytes -= self._blocks.popitem(last=False)[1].nbytes
+                # a full cache writes into the memory of the block that goes: given back and asked for again between
+                # the prompts' own tensors, it would become pieces that fit nothing, and the process would grow
+                gone = self._blocks.popitem(last=False)[1] if self.bytes + size > self.max_bytes else None
                 its = slice(BLOCK * place, BLOCK * (place + 1))
-                self._blocks[key] = torch.cat([one[0, :, its].flatten() for one in states])
-                self.bytes += size
+                self._blocks[key] = torch.cat([one[0, :, its].flatten() for one in states], out=gone)
+                self.bytes += size if gone is None else 0
             self._blocks.move_to_end(key)
 
     def _joined(self, blocks: Sequence[Tensor]) -> States:

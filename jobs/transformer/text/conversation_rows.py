@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
-from jobs.common.data.dataset import SPLITS
+from jobs.common.data.dataset import SPLITS, Columns
 from jobs.common.data.found.account import SHOWN, LeftOut
 from jobs.common.data.found.bad_rows import BadRow, check_few, refuse
 from jobs.common.data.pieces import summed
@@ -22,7 +22,11 @@ from jobs.transformer.preference import pairs
 from jobs.transformer.text.config import Task, TextDataConfig
 from jobs.transformer.text.survey import Rows, Survey, merged
 
-_ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 256
+
+
+class LeftOutError(Exception):
+    """A row that the config leaves out; the message says what such rows are."""
 
 
 @dataclass(frozen=True)
@@ -43,64 +47,72 @@ class ConversationRows:
         """first: the id of the first row. about: takes counts, by split but for `merged` and `unended`. Returns the
         indices of the test rows that are kept whole.
 
-        Raises: DataError for conversations that cannot be learnt, unless they are to be left out.
+        Raises: DataError for rows that cannot be learnt, unless they are to be left out.
         """
         bad: list[BadRow] = []
         left: dict[str, LeftOut] = {}
         about |= {"learnt": dict.fromkeys(SPLITS, 0), "conversations": dict.fromkeys(SPLITS, 0)}
         whole, shown = Counter[str](), list[int]()
         for split in SPLITS:
-            kept: list[ChatRow] = []
-            for index in rows.of(split):
-                row = self._encoded(rows, int(index), bad)
-                if row is None:
+            kept: list[tuple[int, Sequence[ChatRow]]] = []
+            for index in map(int, rows.of(split)):
+                try:
+                    sides = self.sides(rows.texts[index])
+                    fitting = self.fitting(sides)
+                except ChatTemplateError as error:
+                    bad.append((rows.describe(index), f"cannot be learnt: {error}"))
                     continue
-                fitting = row if len(row.ids) <= self.width else row.cut(self.width)
-                if why := self._why_not(row, fitting):
-                    so_far = left.get(why, LeftOut(0))
-                    named = (rows.describe(int(index)),) if so_far.count < SHOWN else ()
+                except LeftOutError as error:
+                    so_far = left.get(why := str(error), LeftOut(0))
+                    named = (rows.describe(index),) if so_far.count < SHOWN else ()
                     left[why] = so_far.merged(LeftOut(1, named))
                     continue
-                about["truncated"][split] += fitting is not row
-                whole.update({"merged": row.merged, "unended": row.unended})
-                kept.append(fitting)
-                shown += [int(index)] * (split == "test" and fitting is row)
-            for tokens, marks in self._packed(kept):
-                writers[split].append({"tokens": tokens, "marks": marks,
-                                       "row_id": np.arange(first, first + len(tokens))})
-                first += len(tokens)
+                about["truncated"][split] += fitting is not sides
+                whole.update({name: sum(getattr(side, name) for side in sides) for name in ("merged", "unended")})
+                kept.append((int(rows.ids[index]), fitting))
+                shown += [index] * (split == "test" and fitting is sides)
+            for columns in self.columns(kept, first):
+                writers[split].append(columns)
+                first += len(columns["row_id"])
             about["conversations"][split] = len(kept)
-            about["tokens"][split] = sum(len(row.ids) for row in kept)
-            about["learnt"][split] = sum(int(row.learnt.sum()) for row in kept)
+            about["tokens"][split] = sum(len(side.ids) for _, sides in kept for side in sides)
+            about["learnt"][split] = sum(int(side.learnt.sum()) for _, sides in kept for side in sides)
         if self.data.bad_rows != "skip":
-            refuse(bad, "mend the conversation, or pass another --model.chat-template")
+            refuse(bad, self.remedy)
         about |= {**dict(whole), "skipped": bad,
                   "left_out": {why: (each.count, each.first[:SHOWN]) for why, each in left.items()}}
         return shown
 
-    def _encoded(self, rows: Rows, index: int, bad: list[BadRow]) -> ChatRow | None:
-        try:
-            return self.encoder.row(from_text(rows.texts[index]), self.loss_on)
-        except ChatTemplateError as error:
-            bad.append((rows.describe(index), f"cannot be learnt: {error}"))
-            return None
+    # ── what differs for pairs: see preference/pair_rows.py ──
+    remedy = "mend the conversation, or pass another --model.chat-template"
 
-    def _why_not(self, row: ChatRow, fitting: ChatRow) -> str:
-        if fitting is row:
-            return ""
+    def sides(self, text: str) -> Sequence[ChatRow]:
+        """The conversations of a row. Raises: ChatTemplateError."""
+        return [self.encoder.row(from_text(text), self.loss_on)]
+
+    def fitting(self, sides: Sequence[ChatRow]) -> Sequence[ChatRow]:
+        """The same, or what of them fits a row. Raises: LeftOutError, ChatTemplateError."""
+        (row,) = sides
+        if len(row.ids) <= self.width:
+            return sides
         if self.data.too_long == "skip":
-            return f"conversations of more than {self.width:,} tokens (--data.too-long, --data.max-length)"
-        return "" if fitting.learnt.any() else (
-            f"conversations of whose first {self.width:,} tokens none is learnt (--data.max-length)")
+            raise LeftOutError(f"conversations of more than {self.width:,} tokens (--data.too-long, --data.max-length)")
+        cut = row.cut(self.width)
+        if not cut.learnt.any():
+            raise LeftOutError(f"conversations of whose first {self.width:,} tokens none is learnt (--data.max-length)")
+        return [cut]
 
-    def _packed(self, kept: list[ChatRow]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some rows at a time, in an order that has nothing to do with how long conversations are."""
-        packed = packed_rows([len(row.ids) for row in kept], self.width)
+    def columns(self, kept: Sequence[tuple[int, Sequence[ChatRow]]], first: int) -> Iterator[Columns]:
+        """Some rows at a time, in an order that has nothing to do with how long conversations are. kept: the id of
+        each row that was read, and its conversations. first: the id of the first row that is written."""
+        found = [row for _, (row,) in kept]
+        packed = packed_rows([len(row.ids) for row in found], self.width)
         hashes = keyed_hash(self.seed, np.array([row[0] for row in packed], np.int64))
         order: list[int] = np.argsort(hashes, kind="stable").tolist()
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            some = order[start : start + _ROWS_AT_ONCE]
-            yield tokens_and_marks([[kept[each] for each in packed[row]] for row in some], self.width)
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            some = order[start : start + ROWS_AT_ONCE]
+            tokens, marks = tokens_and_marks([[found[each] for each in packed[row]] for row in some], self.width)
+            yield {"tokens": tokens, "marks": marks, "row_id": first + np.arange(start, start + len(some))}
 
 
 def said_in(text: str, task: Task) -> Iterable[str]:
@@ -127,8 +139,8 @@ def lines_of(details: JsonObject, loss_on: LossOn) -> Iterator[str]:
         yield (f"{details['merged']:,} tokens are not learnt, as the tokenizer has merged in them what an assistant "
                "writes with what it does not")
     if details["unended"]:
-        yield (f"WARNING: the chat template writes no end behind {details['unended']:,} turns of assistants: where to "
-               "stop is not learnt there")
+        yield (f"WARNING: the end of {details['unended']:,} turns of assistants is not learnt, so that a model may not "
+               "stop there: the chat template writes none, or the tokenizer has merged it with what follows")
 
 
 def with_left_out(found: Survey, abouts: Sequence[JsonObject], data: TextDataConfig) -> Survey:

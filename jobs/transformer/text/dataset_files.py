@@ -30,7 +30,7 @@ class Sample:
 
 
 def sample(dataset: Dataset) -> Sample:
-    """Of a set to classify, what `prepare` has kept as text."""
+    """What `prepare` has kept as text: to generate, nothing."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(dataset.store.read_bytes(f"{dataset.blocks}/sample.parquet")))

@@ -40,9 +40,9 @@ from jobs.common.data.pieces import (
 )
 from jobs.common.data.prepared import Say, find_or_build, fingerprint_of, key_of
 from jobs.common.data.splits import keyed_hash
+from jobs.transformer.chat.answers import end_of_answer
 from jobs.transformer.chat.encode import ChatEncoder
 from jobs.transformer.chat.template import ChatTemplate
-from jobs.transformer.chat.turns import end_of_turn
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.preference.pair_rows import PairRows
 from jobs.transformer.text import conversation_rows
@@ -230,12 +230,12 @@ def _details(config: TransformerConfig, tokenizer: Any, files: dict[str, bytes],
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
     if start is None and config.task != "classify":
-        raise DataError(f"the tokenizer of {config.model.name} has neither a beginning nor an end of text: it cannot "
+        raise DataError(f"the tokenizer of {config.model.origin} has neither a beginning nor an end of text: it cannot "
                         "keep documents apart")
     end = eos if eos is not None and eos != start else None
     known: JsonObject = {}
     if config.task in OF_CONVERSATIONS:
-        turn = end_of_turn(ChatTemplate.of(tokenizer))
+        turn = end_of_answer(ChatTemplate.of(tokenizer))
         end = tokenizer.convert_tokens_to_ids(turn) if turn else end
         known = {"form": getattr(found.pieces[0].fragments[0], "form", "messages")}
     return {

@@ -27,6 +27,7 @@ from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.template import BUILT_IN, ChatTemplate, built_in
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.text.config import OF_CONVERSATIONS
+from jobs.transformer.weights.base import folder_of
 from jobs.transformer.weights.pretrained import check_base
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -47,25 +48,31 @@ def is_trained_here(config: TransformerConfig) -> bool:
 def kind_of(config: TransformerConfig) -> str:
     """Which tokenizer a config means."""
     if not is_trained_here(config):
-        return config.model.name
+        return config.model.origin
     wanted = config.data.tokenizer
     return wanted if wanted != "auto" else "wordpiece" if config.task == "classify" else "bpe"
 
 
 def identity_of(config: TransformerConfig) -> list[object]:
     """What a tokenizer is known by before it is made: options, and of a local folder the digest of its files."""
-    template = [chat_template(config)] if config.task in OF_CONVERSATIONS else []
+    template = [chat_template(config)] if _has_template(config) else []
     if is_trained_here(config):
         return [kind_of(config), config.data.vocab_size, config.data.lowercase, *template]
-    folder = expanded(config.model.name)
+    folder = expanded(folder_of(config.model))
     kinds = (".json", ".txt", ".model", *([".jinja"] if template else []))
     files = sorted(p for p in folder.glob("*") if p.suffix in kinds) if folder.is_dir() else []
-    return [config.model.name, [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files], *template]
+    known = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files]
+    return [config.model.init_digest or config.model.name, known, *template]
+
+
+def _has_template(config: TransformerConfig) -> bool:
+    """Whether it has a chat template, or keeps the tokens of one free."""
+    return config.task in OF_CONVERSATIONS or config.model.chat_template is not None
 
 
 def choose(config: TransformerConfig, training_texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """The tokenizer of a config. Raises: ConfigError, DataError."""
-    found = train(config, training_texts) if is_trained_here(config) else pretrained(config.model.name)
+    found = train(config, training_texts) if is_trained_here(config) else pretrained(folder_of(config.model))
     return with_chat_template(found, config) if config.task in OF_CONVERSATIONS else found
 
 
@@ -102,13 +109,14 @@ def with_chat_template(tokenizer: "PreTrainedTokenizerFast", config: Transformer
     except ChatTemplateError as error:
         raise ConfigError(
             f"--model.chat-template {wanted}: the template {error}" if source else
-            f"the tokenizer of {config.model.name} has no chat template that can be used: {error}. Pass "
+            f"the tokenizer of {config.model.origin} has no chat template that can be used: {error}. Pass "
             f"--model.chat-template FILE, or one of {', '.join(BUILT_IN)}") from error
     missing = [token for token in BUILT_IN.get(wanted or "", ())
                if token not in template.specials and not is_trained_here(config)]
     if missing:
-        raise ConfigError(f"--model.chat-template {wanted}: the tokenizer of {config.model.name} does not have its "
-                          f"tokens {', '.join(missing)}: pass the template that the model was made with")
+        raise ConfigError(f"--model.chat-template {wanted}: the tokenizer of {config.model.origin} does not have its "
+                          f"tokens {', '.join(missing)}: pass the template that the model was made with (--task "
+                          f"generate with --model.chat-template {wanted} makes one that has them)")
     tokenizer.chat_template = template.source
     return tokenizer
 
@@ -143,7 +151,7 @@ def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokeniz
 
     kind, classify = kind_of(config), config.task == "classify"
     special = list(_SPECIAL.values()) if classify else [END]
-    if config.task in OF_CONVERSATIONS:
+    if _has_template(config):
         special += BUILT_IN.get(config.model.chat_template or "chatml", ())
         texts = itertools.chain([_written_by_template(config, special)], texts)
     made = _TRAINERS[kind](texts, special, config)

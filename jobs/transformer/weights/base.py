@@ -1,8 +1,13 @@
 """The files of weights that an adapter's updates are of, and their digest. Imports no framework."""
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import functools
 import hashlib
+import os
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.core.auth import expanded
 from cluster.core.documents import load_json
@@ -12,6 +17,7 @@ from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
 from jobs.common.artifact.manifest import Base, FileEntry, weights_digest
 from jobs.common.checkpoint.safetensors_image import read_tensors
+from jobs.transformer.weights.config import ModelConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 8 << 20
@@ -46,6 +52,28 @@ def base_weights(where: str) -> BaseWeights:
     place = place_of(where)
     store = Store.open(place if _is_folder(place) else _fetched(place))
     return of_artifact(open_artifact(store)) if store.exists(MANIFEST) else BaseWeights(place, store, _hashed(store))
+
+
+def folder_of(model: ModelConfig) -> str:
+    """Where the files of a model are that is no preset: its `name`, or the folder in the artifact that it begins with.
+    Raises: ArtifactError."""
+    return model.name if model.init_from is None else _model_folder(model.init_from, model.init_digest)
+
+
+@functools.cache
+def _model_folder(uri: str, digest: str | None) -> str:
+    """Of an artifact, which is verified; one in an object store is copied to this machine, once."""
+    found = open_artifact(uri, digest)
+    if not found.store.is_local:
+        kept = Path(tempfile.gettempdir(), f"trainyard-models-{os.getuid()}", found.digest)
+        if not kept.exists():
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = tempfile.mkdtemp(dir=kept.parent)
+            found.copy_to(draft)
+            with suppress(OSError):  # another process was quicker
+                Path(draft).rename(kept)
+        found = open_artifact(kept, found.digest)
+    return str(found.store.local_path("model"))
 
 
 def place_of(name: str) -> str:

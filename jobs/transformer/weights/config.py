@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jobs.common.config import require
+from jobs.common.start_config import StartConfig
 from jobs.transformer.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(StartConfig):
     """A Hugging Face model: pretrained, or an architecture of presets.py with random weights."""
 
     name: str = "tiny"
@@ -29,7 +30,8 @@ class ModelConfig:
     """How attention is computed; `auto`: flash attention where the hardware and its package are there, else SDPA."""
     chat_template: str | None = None
     """To chat: a Jinja file, or chatml, llama-3, mistral, gemma or qwen; by default the tokenizer's own, of a preset
-    chatml."""
+    chatml. To generate: the one that a chat model which is to begin with this one will have, whose tokens are kept
+    free."""
     activation_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
     lora_rank: int | None = None
@@ -46,6 +48,13 @@ class ModelConfig:
     """A weight's columns get lengths of their own beside the updates, which turn them (DoRA, Liu et al. 2024)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is not None:
+            for name in ("name", "pretrained"):
+                require(getattr(self, name) == getattr(ModelConfig, name), f"model.{name}", getattr(self, name),
+                        "--model.init-from brings its own architecture and weights: leave one of the two out")
+        require(not self.freeze or self.lora_rank is None, "model.freeze", self.freeze,
+                "updates of low rank leave the whole model as it is: leave --model.lora-rank or this out")
         for name in ("layers", "heads", "width", "attention_window", "lora_rank"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
@@ -53,7 +62,7 @@ class ModelConfig:
                 "must be at least 0 and less than 1")
         for name in ("layers", "heads", "width"):
             require(getattr(self, name) is None or self.is_preset, f"model.{name}", getattr(self, name),
-                    f"is for a preset ({', '.join(PRESETS)}); --model.name {self.name} brings its own")
+                    f"is for a preset ({', '.join(PRESETS)}); {self.origin} brings its own")
         require(0 <= self.lora_dropout < 1, "model.lora_dropout", self.lora_dropout,
                 "must be at least 0 and less than 1")
         for name in ("lora_layers", "lora_dropout", "rslora", "dora"):
@@ -67,11 +76,16 @@ class ModelConfig:
 
     @property
     def is_preset(self) -> bool:
-        return self.name in PRESETS
+        return self.init_from is None and self.name in PRESETS
 
     @property
     def starts_pretrained(self) -> bool:
         return self.pretrained and not self.is_preset
+
+    @property
+    def origin(self) -> str:
+        """What it is made of, as it was named: `init_from`, or else `name`."""
+        return self.init_from or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +95,6 @@ class ExportConfig:
     merge: bool = False
     """With `--model.lora-rank`: the artifact is a whole model, with the updates added to its weights. Else it has the
     updates alone, and names the model that they are of; where that began with random weights, it is always whole."""
+    embeddings: Literal["auto", "mean", "cls"] | None = None
+    """When classifying, by an encoder: the artifact offers a vector for each text, too, of its last layer. `mean`: of
+    all tokens; `cls`: the first token's; each of length 1. `auto`: as the pretrained folder says in 1_Pooling."""

@@ -30,7 +30,7 @@ def adapted_layers(model: nn.Module, wanted: ModelConfig) -> dict[str, nn.Linear
               if isinstance(module, nn.Linear) and not name.startswith((*_HEADS, "lm_head"))}
     kinds = {_kind(name) for name in linear}
     if unknown := [each for each in wanted.lora_layers if each not in kinds]:
-        raise ConfigError(f"--model.lora-layers {unknown[0]}: {wanted.name} has no linear layers of that name: pass "
+        raise ConfigError(f"--model.lora-layers {unknown[0]}: {wanted.origin} has no linear layers of that name: pass "
                           f"some of {' '.join(sorted(kinds))}")
     chosen = {name: layer for name, layer in linear.items() if _kind(name) in (wanted.lora_layers or kinds)}
     _check_rank(chosen, wanted)
@@ -46,7 +46,7 @@ def _check_rank(layers: dict[str, nn.Linear], wanted: ModelConfig) -> None:
     name, layer = min(layers.items(), key=lambda item: min(item[1].in_features, item[1].out_features))
     most = min(layer.in_features, layer.out_features)
     if (wanted.lora_rank or 0) > most:
-        raise ConfigError(f"--model.lora-rank {wanted.lora_rank}: the layer {name} of {wanted.name}, "
+        raise ConfigError(f"--model.lora-rank {wanted.lora_rank}: the layer {name} of {wanted.origin}, "
                           f"{layer.in_features} to {layer.out_features}, has rank {most} at most: pass {most} or "
                           "less, or name other layers with --model.lora-layers")
 

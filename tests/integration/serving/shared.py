@@ -18,6 +18,7 @@ import tritonclient.http as triton
 from cluster.core.network import free_port
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, write_artifact
+from jobs.common.artifact.manifest import Embedding
 from serving.core.api_keys import new_key
 from tests import kept, runs
 
@@ -70,7 +71,8 @@ class Endpoint:
 def serving(storage: Path) -> Iterator[Endpoint]:
     """Serves models of an earlier version with keys, in the process group of `python -m serving up`."""
     artifacts = {name: open_artifact(kept.artifact(name)) for name in MODELS}
-    artifacts["lm"] = chatting(artifacts["lm"], storage)
+    artifacts |= {"lm": chatting(artifacts["lm"], storage),
+                  "transformer": embedding(artifacts["transformer"], storage)}
     key, line = new_key("tester")
     (storage / "keys").write_text(line)
     host, grpc = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
@@ -93,6 +95,13 @@ def chatting(artifact: Artifact, folder: Path) -> Artifact:
     files = {path: artifact.read(path) for path in artifact.manifest.paths if path.startswith("model/")}
     return write_artifact(Store.open(str(folder)), "chatting", description=artifact.manifest.description,
                           probe=artifact.probe(), files=files | {"model/chat_template.jinja": CHAT_TEMPLATE.encode()})
+
+
+def embedding(artifact: Artifact, folder: Path) -> Artifact:
+    """Another one with the same weights, which offers vectors of texts."""
+    about = replace(artifact.manifest.description, embedding=Embedding(pooling="mean", normalize=True, dimensions=32))
+    return write_artifact(Store.open(str(folder)), "embedding", description=about, probe=artifact.probe(), files={
+        path: artifact.read(path) for path in artifact.manifest.paths if path.startswith("model/")})
 
 
 def tensors(artifact: Artifact, *, binary: bool, of: Any = triton) -> list[Any]:

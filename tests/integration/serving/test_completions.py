@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import psutil
 import pytest
@@ -17,13 +18,15 @@ import schemathesis
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
 
-from jobs.transformer.model import LanguageModel, load
+from jobs.transformer.model import Classifier, LanguageModel, load
 from tests.integration.serving.shared import Endpoint
 from tests.integration.serving.test_metrics import Scrape
 
@@ -69,7 +72,9 @@ def test_a_conversation_is_answered_as_the_artifacts_own_template_asks_its_model
     assert events[0].choices[0].delta.role == "assistant"
     assert "".join(choice.delta.content or "" for event in events for choice in event.choices) == \
         whole.choices[0].message.content
-    assert events[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert events[-1].usage is not None
+    assert events[-1].usage.total_tokens == whole.usage.total_tokens
     with pytest.raises(openai.BadRequestError, match="the chat template says: the system speaks first"):
         client.chat.completions.create(**asked | {"messages": [*messages, {"role": "system", "content": "a"}]})
     with pytest.raises(openai.NotFoundError, match="model 'mlp' writes no text"):
@@ -92,8 +97,12 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_counted_and_answered_as_that_
     asked: dict[str, Any] = {"model": "lm", "prompt": "one beginning of many " * 8, "max_tokens": 20, "seed": 3}
     first, second = (client.completions.create(**asked) for _ in range(2))
     assert first.choices[0].text == second.choices[0].text
-    assert first.usage == second.usage
     assert first.usage is not None
+    assert second.usage is not None
+    cached = (first.usage.prompt_tokens - 1) // 16 * 16
+    assert second.usage.to_dict() == first.usage.to_dict() | {"prompt_tokens_details": {"cached_tokens": cached}}
+    streamed = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert streamed[-1].usage == second.usage
     deadline = time.monotonic() + 40
     while (scrape := Scrape.of(endpoint)).of_model("prefix_tokens_total", "lm") < first.usage.prompt_tokens - 16:
         assert time.monotonic() < deadline, "Ray exports it every few seconds"
@@ -108,7 +117,31 @@ def test_who_has_no_key_or_asks_for_what_there_is_not_is_refused_as_the_client_k
         client.completions.create(model="mlp", prompt="a")
     with pytest.raises(openai.BadRequestError, match="together 2060, and the model takes 2048"):
         client.completions.create(model="lm", prompt="the cat the cat " * 128 + "xyz", max_tokens=8)
-    assert [model.id for model in client.models.list()] == ["lm"]
+    assert [model.id for model in client.models.list()] == ["transformer", "lm"]
+
+
+def test_vectors_of_texts_are_those_of_the_artifacts_model_and_are_logged_and_counted(endpoint: Endpoint,
+                                                                                       client: openai.OpenAI) -> None:
+    texts = ["Donnerstag", "jeudi", "a secret day"]
+    found = client.embeddings.create(model="transformer", input=texts, extra_headers={"X-Request-Id": "a-vector"})
+    model = load(endpoint.artifacts["transformer"].uri)
+    assert isinstance(model, Classifier)
+    for text, each in zip(texts, found.data, strict=True):
+        with torch.inference_mode():
+            mean = model.model.base_model(**model.encode([text])).last_hidden_state[0].mean(0).numpy()
+        np.testing.assert_allclose(each.embedding, mean / np.linalg.norm(mean), atol=1e-5)
+    log = (endpoint.keys_file.parent / "access.log").read_text()
+    (mine,) = [line for line in map(json.loads, log.splitlines()) if line["id"] == "a-vector"]
+    assert (mine["status"], mine["path"], mine["caller"]) == (200, "/v1/embeddings", "tester")
+    assert "secret" not in log
+    with pytest.raises(openai.AuthenticationError, match="the key is not known"):
+        client.with_options(api_key="wrong").embeddings.create(model="transformer", input="a")
+    with pytest.raises(openai.NotFoundError, match="model 'lm' offers no embeddings"):
+        client.embeddings.create(model="lm", input="a")
+    deadline = time.monotonic() + 40
+    while Scrape.of(endpoint).of_model("tokens_total", "transformer", kind="prompt") < found.usage.prompt_tokens:
+        assert time.monotonic() < deadline, "Ray exports it every few seconds"
+        time.sleep(0.3)
 
 
 def test_a_caller_who_goes_ends_the_text(endpoint: Endpoint) -> None:
@@ -160,12 +193,12 @@ def test_the_access_log_has_requests_for_text_without_their_text(endpoint: Endpo
 
 
 def test_any_request_for_text_is_answered_or_refused_as_documented(endpoint: Endpoint) -> None:
-    """Bodies that fit the description and that do not, 40 for each of 4 operations."""
+    """Bodies that fit the description and that do not, 40 for each of 6 operations."""
     checks = [schemathesis.checks.not_a_server_error, status_code_conformance, content_type_conformance,
               response_schema_conformance]
     described = schemathesis.openapi.from_dict(json.loads(endpoint.ask("/openapi.json")[2])).include(path_regex="^/v1/")
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 4
+    assert len(operations) == 6
     for operation in operations:
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
@@ -221,3 +254,36 @@ def test_what_is_written_for_vllm_fits_rays_own_schema(endpoint: Endpoint, capsy
                            (["--no-auth", "--model", f"mlp={endpoint.artifacts['mlp'].uri}"], "mlp writes no text")):
         assert main([*command, *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+TASK = """
+task: talk
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/rows.jsonl}, cache_dir: FOLDER}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["§"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_lm_eval_judges_the_endpoint_and_the_artifact_s_folder_alike(
+        endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(endpoint.artifacts["lm"].uri)
+    assert isinstance(model, LanguageModel)
+    asked = ["the dog", "a cat", "one mat", "birds"]
+    said = [model.answer([{"role": "user", "content": text}], max_new_tokens=12) for text in asked]
+    rows = [{"question": text, "answer": answer} for text, answer in zip(asked, ["another", *said[1:]], strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "talk.yaml").write_text(TASK.replace("FOLDER", str(tmp_path)))
+    monkeypatch.setenv("OPENAI_API_KEY", endpoint.key)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    for name, arguments in (("local-chat-completions",
+                             {"model": "lm", "base_url": f"http://{endpoint.host}/v1/chat/completions"}),
+                            ("hf", {"pretrained": f"{endpoint.artifacts['lm'].uri}/model", "dtype": "float32"})):
+        found = simple_evaluate(name, arguments, ["talk"], device="cpu", task_manager=tasks, bootstrap_iters=0,
+                                apply_chat_template=True)
+        assert [sample["resps"] for sample in found["samples"]["talk"]] == [[[text]] for text in said], name
+        assert found["results"]["talk"]["exact_match,none"] == 3 / 4

@@ -1,0 +1,188 @@
+"""What a run begins with: found and verified once, by the driver, before training.
+
+    config, origins = at_origin(job.name, config, storage)      # `--model.init-from`: another model's weights
+    config, extension = at_extension(config, folder)            # `--run.extend-from`: all of a finished run
+
+The config names the artifact and its digest from then on: workers read that and nothing else, and a run that is gone on
+with is refused if the name stands for other weights by then. A run that is extended is copied: its checkpoints, from
+the newest of which training goes on, and its account.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar, cast
+
+from cluster.core.documents import JsonObject
+from cluster.core.errors import ConfigError
+from cluster.core.storage import Store
+from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
+from jobs.common.artifact.manifest import Origin
+from jobs.common.checkpoint.store import Checkpoints
+from jobs.common.config import Config, to_dict
+from jobs.common.config_changes import differences
+from jobs.common.data.dataset import Dataset
+from jobs.common.execution.run_state import RUN_FILE
+from jobs.common.registry.connection import REGISTERED, open_named
+from jobs.common.runs.run_folder import RESULT_FILE, RunFolder, newest_attempt, read_record
+from jobs.common.start_config import StartConfig, start_of, with_start
+from jobs.common.training.optim_config import ExtensionConfig
+
+C = TypeVar("C", bound=Config)
+Origins = Sequence[Origin]
+OF_A_RUN = ("progress.json", "excluded_steps.json")
+"""What is copied of a run beside its checkpoints: its account, and the steps that are left out."""
+MAY_EXTEND = ("train.epochs:", "train.max_steps:", "train.early_stopping_epochs:", "optim.extend:")
+"""What may be otherwise in a run that extends another one."""
+
+
+def at_origin(job: str, config: C, storage: Store) -> tuple[C, Origins]:
+    """The config with the place and the digest of the artifact that it begins with, and that artifact's lineage.
+    job: whose models it can be. storage: of the runs.
+
+    Raises: ConfigError for a model that this job cannot begin with; RegistryError, ArtifactError.
+    """
+    start = start_of(config)
+    given = start.init_from
+    if given is None:
+        return config, ()
+    found = _found(given, config, storage)
+    _check(given, job, start, found)
+    origin = Origin(name=given, uri=found.uri, digest=found.digest)
+    origins = (origin, *found.manifest.description.started_from)
+    return with_start(config, init_from=found.uri, init_digest=found.digest), origins
+
+
+def is_recorded(config: Config, record: JsonObject) -> bool:
+    """Whether a run's record says what the config begins with, by the same name or none."""
+    given = start_of(config).init_from
+    return given is None or given in [name for each in recorded(record)[:1] for name in (each.name, each.uri)]
+
+
+def noted(origins: Origins) -> JsonObject:
+    """What records and results keep of them."""
+    return {"started_from": [asdict(each) for each in origins]} if origins else {}
+
+
+def recorded(record: JsonObject) -> tuple[Origin, ...]:
+    """The same, read back."""
+    return tuple(Origin(**each) for each in record.get("started_from", []))
+
+
+def _found(given: str, config: Config, storage: Store) -> Artifact:
+    if given.startswith(REGISTERED):
+        return open_named(given, config.run.tracking_uri, storage)[0]
+    named = storage.child(given) if "/" not in given else None
+    place = named if named is not None and named.exists(RUN_FILE) else Store.open(given)
+    if place.exists(MANIFEST):
+        return open_artifact(place)
+    if not place.exists(RUN_FILE):
+        raise ConfigError(f"--model.init-from {given}: there is no run and no artifact at {place.location()}"
+                          f"{f', nor at {named.location()}' if named is not None else ''}: name a finished run, the "
+                          "folder or URI of an artifact, or models:/NAME@ALIAS")
+    if place.location() == storage.child(config.run.name).location():
+        raise ConfigError(f"--model.init-from {given}: is this very run: name the artifact of one of its attempts, or "
+                          "pass another --run.name")
+    return _finished(f"--model.init-from {given}", place)[2]
+
+
+def _finished(what: str, place: Store) -> tuple[Store, JsonObject, Artifact]:
+    """The newest attempt of a run with its result and its artifact. what: the option that names it."""
+    run = newest_attempt(place)
+    result = read_record(run, RESULT_FILE)
+    if result.get("status") != "done":
+        raise ConfigError(f"{what}: that run is not finished ({result.get('status', 'it has no result')}): go on with "
+                          "it first")
+    return run, result, open_artifact(run.child("artifact"), result.get("artifact_digest"))
+
+
+def _check(given: str, job: str, start: StartConfig, found: Artifact) -> None:
+    about, what = found.manifest.description, f"--model.init-from {given}"
+    if about.job != job:
+        raise ConfigError(f"{what}: is a model of the job {about.job}, and this is {job}: name a model of {job}, or "
+                          f"train it with `trainyard train {about.job}`")
+    if start.init_digest not in (None, found.digest):
+        raise ConfigError(f"{what}: its manifest has the digest {found.digest}, and --model.init-digest is "
+                          f"{start.init_digest}: name the model that was meant, or leave the digest out")
+    if about.variant is not None:
+        raise ConfigError(f"{what}: is the variant {about.variant.name} of the model with digest "
+                          f"{about.variant.parent_digest[:12]}, which cannot be trained: name that one")
+    if about.base is not None:
+        raise ConfigError(f"{what}: is an adapter of {about.base.name}, and no model by itself: train it again with "
+                          "--export.merge, and name the artifact of that")
+
+
+# ── extending a run ──
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """A finished run that another one goes on with."""
+
+    name: str
+    store: Store
+    record: JsonObject
+    step: int
+    """How many steps it made."""
+    artifact: Artifact
+
+    @property
+    def origins(self) -> Origins:
+        own = Origin(name=self.name, uri=self.artifact.uri, digest=self.artifact.digest)
+        return own, *self.artifact.manifest.description.started_from
+
+    def copy_to(self, store: Store, config: Config, dataset: Dataset) -> int:
+        """Puts its state into another run's folder. Returns the number of shards that its rows are dealt to.
+        Raises: ConfigError where that would be another training."""
+        what, train, shards = f"--run.extend-from {self.name}", config.train, self.record["num_shards"]
+        total = train.total_steps(dataset.splits["train"].num_rows // train.global_batch_size)
+        if not dataset.has(self.record["data"]["fingerprint"]):
+            raise ConfigError(f"{what}: is of other data ({self.record['data']['fingerprint'][:12]}, and this is "
+                              f"{dataset.fingerprint[:12]}): put the old data back, or take its weights alone with "
+                              "--model.init-from")
+        if total <= self.step:
+            raise ConfigError(f"{what}: has made {self.step:,} steps, and this run would have {total:,}: pass more "
+                              "--train.epochs or --train.max-steps")
+        if config.run.max_workers > shards:
+            raise ConfigError(f"{what}: was made for at most {shards} workers: ask for up to {shards}")
+        newest = next(iter(Checkpoints(self.store.child("checkpoints")).committed()), None)
+        if newest is None or newest.step != self.step:
+            raise ConfigError(f"{what}: its last checkpoint, of step {self.step:,}, is not there any more: take its "
+                              "weights alone with --model.init-from")
+        patience = train.early_stopping_epochs
+        if patience is not None and newest.state.get("epochs_since_best", 0) >= patience:
+            raise ConfigError(f"{what}: had stopped early, and would again at once: pass a larger "
+                              "--train.early-stopping-epochs, or None")
+        for path in [*(file.path for file in self.store.files("checkpoints")), *OF_A_RUN]:
+            if self.store.exists(path):
+                self.store.copy_to(store, path, path)
+        return shards
+
+
+def at_extension(config: C, folder: RunFolder) -> tuple[C, Extension | None]:
+    """The config with the step at which the run is extended, and what it extends, if that is still to be copied.
+    Raises: ConfigError for a run that cannot be gone on with; ArtifactError, StorageError."""
+    given, group = config.run.extend_from, cast(Any, config)
+    if folder.record:
+        step = folder.record["config"].get("optim", {}).get("extended_at")
+        return config if step is None else replace(group, optim=replace(group.optim, extended_at=step)), None
+    if given is None:
+        return config, None
+    what = f"--run.extend-from {given}"
+    optim = getattr(config, "optim", None)
+    if not isinstance(optim, ExtensionConfig):
+        raise ConfigError(f"{what}: this job has no schedule that could go on: leave the option out")
+    place = folder.storage.child(given) if "/" not in given else Store.open(given)
+    if not place.exists(RUN_FILE):
+        raise ConfigError(f"{what}: there is no run at {place.location()}: name a finished one, or its folder")
+    store, result, artifact = _finished(what, place)
+    record = read_record(store, RUN_FILE)
+    changed = [line for line in differences(record["config"], to_dict(config)) if not line.startswith(MAY_EXTEND)]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise ConfigError(f"{what}: was made with another config:\n  {listed}\npass the old values, or take its "
+                          "weights alone with --model.init-from")
+    schedule = getattr(optim, "schedule", "constant")
+    if schedule != "constant" and optim.extend is None:
+        raise ConfigError(f"{what}: its schedule, {schedule}, has come to its end: pass --optim.extend constant (the "
+                          "highest rate) or cosine (rises and falls again)")
+    step = int(result["steps"])
+    extension = Extension(name=given, store=store, record=record, step=step, artifact=artifact)
+    return replace(group, optim=replace(optim, extended_at=step)), extension

@@ -1,0 +1,1 @@
+"""One vector for each text: what of a model it is, and how it is computed."""

@@ -1,0 +1,1 @@
+"""What is measured on one GPU, and in miniature on CPUs."""
