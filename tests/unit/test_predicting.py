@@ -243,7 +243,7 @@ def test_what_is_there_is_gone_on_with_or_refused(tmp_path: Path, capsys: pytest
         capsys.readouterr().err)
     pixels(data, IMAGES[:100])
     assert predict(model, data, out) == 2
-    assert "has answers of another data" in capsys.readouterr().err
+    assert "has answers of other data" in capsys.readouterr().err
     assert content(out) == before
     (out / "mine.txt").write_text("a note")
     assert predict(model, data, out, "--overwrite", "--batch-rows", "32") == 0

@@ -53,8 +53,9 @@ class Plan:
 
     def differences(self, other: "Plan") -> list[str]:
         """What is not the same, in words. batch_rows alone is the plan's own: it was measured."""
-        found = [f"another {name}" for name, same in (("model", self.model == other.model),
-                                                      ("data", self.data == other.data)) if not same]
+        found = [what for what, same in (("another model", self.model == other.model),
+                                         ("other data", self.data == other.data),
+                                         ("another number of pieces", self.pieces == other.pieces)) if not same]
         return found + [f"--{name} {self.options.get(name)}, not {other.options.get(name)}"
                         for name in {**self.options, **other.options}
                         if self.options.get(name) != other.options.get(name)]
