@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.data.reader import Reader
 from jobs.transformer.chat.packing import BEGINS, LEARNT
 from jobs.transformer.config import TransformerConfig
-from tests.benchmarks.trainer import SKIPPED
+from tests.benchmarks.legs import Legs
 from tests.runs import ROOT
 
 
@@ -35,17 +35,19 @@ class Recipe:
     tokens: int
     """To train on in all, in steps of as many tokens on the average as the job's have."""
     steps: int
+    legs: dict[str, Any]
+    """By turns with whom: see Legs."""
 
 
-def trained(recipe: Recipe) -> dict[str, float]:
-    """tokens_per_s: real ones; tokens: in all; loss: of the validation rows, as the job computes it."""
-    done = subprocess.run([sys.executable, "-m", __name__, json.dumps(asdict(recipe))],
-                          env=os.environ | {"OMP_NUM_THREADS": "2"},
-                          cwd=ROOT, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def started(recipe: Recipe) -> "subprocess.Popen[str]":
+    """Whose last line has the rates of its legs, the tokens in all, and the loss of the validation rows, as the job
+    computes it."""
+    return subprocess.Popen([sys.executable, "-m", __name__, json.dumps(asdict(recipe))],
+                            env=os.environ | {"OMP_NUM_THREADS": "2"}, cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE)
 
 
-def train(recipe: Recipe) -> dict[str, float]:
+def train(recipe: Recipe) -> dict[str, Any]:
     import datasets
     import torch
     from transformers import TrainerCallback
@@ -64,22 +66,23 @@ def train(recipe: Recipe) -> dict[str, float]:
         mean = sum(len(each["input_ids"]) for each in examples) / len(examples)
         batch = round(recipe.tokens / recipe.steps / mean)
     seen: list[int] = []
+    done = iter(range(recipe.steps))
+    legs = Legs(Path(recipe.legs["folder"]), **{name: value for name, value in recipe.legs.items() if name != "folder"})
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.at: list[float] = []
+    class ByTurns(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            legs.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.at.append(time.perf_counter())
+            legs.step(seen[next(done)])
 
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         how = SFTConfig(folder, per_device_train_batch_size=batch, max_steps=recipe.steps, packing=recipe.packing,
                         max_length=config.data.max_length, learning_rate=config.optim.highest_lr,
                         lr_scheduler_type="cosine", warmup_steps=int(config.optim.warmup), weight_decay=0.01,
                         activation_checkpointing=False, bf16=False, use_cpu=True, save_strategy="no", report_to=[],
                         disable_tqdm=True)
-        trainer: Any = SFTTrainer(build_model(config, dataset.details, ()), args=how, callbacks=[clock],
+        trainer: Any = SFTTrainer(build_model(config, dataset.details, ()), args=how, callbacks=[ByTurns()],
                                   train_dataset=datasets.Dataset.from_list(examples),
                                   processing_class=load_tokenizer(dataset))
         collate = trainer.data_collator
@@ -90,9 +93,7 @@ def train(recipe: Recipe) -> dict[str, float]:
 
         trainer.data_collator = counted
         trainer.train()
-    skipped = min(SKIPPED, recipe.steps - 2)
-    seconds = clock.at[recipe.steps - 1] - clock.at[skipped]
-    return {"tokens_per_s": sum(seen[skipped + 1 : recipe.steps]) / seconds, "tokens": sum(seen[: recipe.steps]),
+    return {"rates": legs.rates, "tokens": sum(seen[: recipe.steps]),
             "loss": validation_loss(trainer.model, rows_of(dataset, config, "validation"))}
 
 
