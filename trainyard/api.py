@@ -108,11 +108,10 @@ def load(model: str, *, storage: str | None = None, tracking_uri: str | None = N
     from jobs.common.config import RunConfig
     from jobs.common.predicting.loaded import LoadedModel
     from jobs.common.predicting.model import answering, find_model
-    from jobs.common.predicting.writer import Writing
 
     _end_scripts_with_one_line()
     found = find_model(model, tracking_uri, Store.open(storage or RunConfig.storage), jobs)
-    return LoadedModel(artifact=found.artifact, predictor=answering(found.artifact, jobs, Writing()))
+    return LoadedModel(artifact=found.artifact, predictor=answering(found.artifact, jobs))
 
 
 def _values(model: object, data: Mapping[str, object], target: str | None, run: Mapping[str, object],

@@ -15,6 +15,7 @@ import yaml
 
 from jobs.common import config as configs
 from jobs.common.config import Config, RunConfig
+from jobs.common.predicting.predict import parser as predict_parser
 from serving.__main__ import parser as serving_parser
 from serving.commands import deploy_config
 from serving.core import api_keys as keys
@@ -24,7 +25,7 @@ from tuning.options import combined
 
 SERVING = [name for name in renderer().OVERLAYS if name.startswith("serving")]
 TRAINING = [name for name in renderer().OVERLAYS if name not in SERVING]
-RUNS = [name for name in renderer().JOBS if name != "serve-config"]
+RUNS = [name for name in renderer().JOBS if name not in ("predict", "serve-config")]
 
 
 class Said(HTTPServer):
@@ -115,6 +116,18 @@ def test_runs_that_can_be_there_at_once_have_names_of_their_own() -> None:
     found = [config_of(words(next(filter(None, map(job_of, documents)))["entrypoint"], documents)).run.name
              for documents in (rendered("cpu", (), job) for job in RUNS)]
     assert len(set(found)) == len(found) and any(re.fullmatch(r"mlp-\d{4}-\d\d-\d\d", name) for name in found)
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_what_predicts_is_a_command_line_that_it_takes(overlay: str) -> None:
+    for components in ((), ("autoscaler", "storage-s3")):
+        documents = rendered(overlay, components, "predict")
+        (made,) = [found for found in map(job_of, documents) if found]
+        command = words(made["entrypoint"], documents)
+        assert command[:3] == ["python", "-m", "jobs.common.predicting.predict"]
+        asked = predict_parser().parse_args(command[3:])
+        storage = "s3://my-bucket/trainyard" if components else "/storage"
+        assert (asked.storage, asked.out) == (storage, f"{storage}/answers/mlp.parquet")
 
 
 def test_what_prints_an_endpoint_s_config_is_a_command_line_that_serving_takes() -> None:

@@ -16,11 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.core.errors import TrainingFailedError
+from cluster.core.storage import Store
 from jobs.common.artifact.artifact import open_artifact
 from jobs.common.data.csv_config import CsvDataConfig
+from jobs.common.predicting.columns import InputColumns
 from jobs.common.predicting.evaluate import main as evaluate
+from jobs.common.predicting.model import find_model
+from jobs.common.predicting.output import Output
 from jobs.common.predicting.predict import main
 from jobs.common.predicting.source import Kind, find_rows
+from jobs.common.predicting.work import NumberedPiece, Work, Worker
 from jobs.common.predictor.find import load_predictor
 from jobs.common.runs.run import main as train
 from jobs.tabular.job import JOB as TABULAR
@@ -95,6 +101,21 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     kept_parts = [name for name, mtime in done.items() if (out / name).stat().st_mtime_ns == mtime]
     assert 2 < len(kept_parts) < len(list(out.glob("part-*.parquet")))
     assert answers(out).column("id").to_pylist() == list(range(1440))
+
+
+def test_a_piece_that_goes_on_killing_actors_is_given_up(tmp_path: Path) -> None:
+    model, data = find_model(str(kept.artifact("mlp")), None, Store.open(str(tmp_path))), CsvDataConfig(uri="digits")
+    output = Output(Store.open(str(tmp_path / "out")))
+    piece = NumberedPiece(0, find_rows(data, "image").pieces[0])
+    work = Work(model=model.reference, inputs=InputColumns(model.artifact.manifest.description), output=output,
+                schema=next(piece.piece.rows(1)).columns.schema, dropped=(), top_k=1, threads=1, most_failed=0,
+                batch_rows=500, most_tries=2)
+    assert [output.tried(0), output.tried(0)] == [1, 2]
+    with pytest.raises(TrainingFailedError, match="2 actors died with the same rows of digits: give them more memory"):
+        Worker(work)(piece)
+    output.forget_tries()
+    assert Worker(work)(piece)["rows"] == 1797
+    assert Worker(work)(piece)["rows"] == 1797, "it is there"
 
 
 def test_pictures_that_cannot_be_read_are_listed_and_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +243,7 @@ def test_what_is_there_is_gone_on_with_or_refused(tmp_path: Path, capsys: pytest
         capsys.readouterr().err)
     pixels(data, IMAGES[:100])
     assert predict(model, data, out) == 2
-    assert "has answers of another data" in capsys.readouterr().err
+    assert "has answers of other data" in capsys.readouterr().err
     assert content(out) == before
     (out / "mine.txt").write_text("a note")
     assert predict(model, data, out, "--overwrite", "--batch-rows", "32") == 0

@@ -42,18 +42,18 @@ def map_with_ray(items: Sequence[T], work: Callable[[T], JsonObject]) -> Iterato
 
 
 def map_with_actors(items: Sequence[T], make: Callable[[], Callable[[T], JsonObject]], *, actors: tuple[int, int],
-                    cpus: float, gpus: float, retries: int) -> Iterator[JsonObject]:
+                    cpus: float, gpus: float) -> Iterator[JsonObject]:
     """The same by actors, each of which keeps what `make` gives; answers come as they are there.
 
     actors: the least and the most of them; Ray Data adds one where items wait and the cluster has room, or can grow.
-    cpus, gpus: of each. retries: of an item whose actor dies. Raises: TrainyardError as what is made does; Ray's errors
-    for an item that went on killing its actors.
+    cpus, gpus: of each. An item whose actor dies is given to another one, without an end: what is made counts, if it
+    matters. Raises: TrainyardError as what is made does.
     """
     import ray.data
 
     pool = ray.data.ActorPoolStrategy(min_size=actors[0], max_size=min(actors[1], len(items)))
     return _answers(items, in_order=False, work=_Actor, fn_constructor_args=(make,), compute=pool, num_cpus=cpus,
-                    num_gpus=gpus, max_task_retries=retries)
+                    num_gpus=gpus)
 
 
 def _answers(items: Sequence[object], *, in_order: bool, work: Any, **options: Any) -> Iterator[JsonObject]:

@@ -41,18 +41,18 @@ class ModelReference:
     digest: str
     jobs: tuple[str, ...] = ()
 
-    def load(self, writing: Writing) -> tuple[Artifact, Predictor | Writer]:
-        """writing: how a model that writes does it. Raises: ArtifactError."""
+    def load(self, writing: Writing | None = None) -> tuple[Artifact, Predictor | Writer]:
+        """writing: how a model that writes does it, if not as by default. Raises: ArtifactError."""
         artifact = open_artifact(self.uri, self.digest)
         return artifact, answering(artifact, self.jobs, writing)
 
 
-def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing) -> Predictor | Writer:
-    """What answers by a verified artifact. Raises: ArtifactError, also where it does not answer the artifact's own rows
-    as it did when that was made."""
+def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing | None = None) -> Predictor | Writer:
+    """What answers by a verified artifact. writing: how a model that writes does it, if not as by default. Raises:
+    ArtifactError, also where it does not answer the artifact's own rows as it did when that was made."""
     predictor = load_predictor(artifact, jobs)
     check_probe(predictor, artifact)
-    return Writer.of(predictor, writing) if artifact.manifest.description.task == GENERATES else predictor
+    return Writer.of(predictor, writing or Writing()) if artifact.manifest.description.task == GENERATES else predictor
 
 
 def find_model(where: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str] = ()) -> FoundModel:

@@ -28,6 +28,7 @@ from cluster.core.storage import Store
 MANIFEST, WORK, FAILED = "_manifest.json", "_work", "_failed/failed.parquet"
 _PLAN = f"{WORK}/plan.json"
 _PART = re.compile(r"part-\d{6,}\.parquet")
+_TRIES = ".tries"
 _ROW_GROUP = 1 << 16
 _FAILED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 BadRow = tuple[str, int, str]
@@ -52,8 +53,9 @@ class Plan:
 
     def differences(self, other: "Plan") -> list[str]:
         """What is not the same, in words. batch_rows alone is the plan's own: it was measured."""
-        found = [f"another {name}" for name, same in (("model", self.model == other.model),
-                                                      ("data", self.data == other.data)) if not same]
+        found = [what for what, same in (("another model", self.model == other.model),
+                                         ("other data", self.data == other.data),
+                                         ("another number of pieces", self.pieces == other.pieces)) if not same]
         return found + [f"--{name} {self.options.get(name)}, not {other.options.get(name)}"
                         for name in {**self.options, **other.options}
                         if self.options.get(name) != other.options.get(name)]
@@ -114,6 +116,18 @@ class Output:
                 self.store.delete(file.path)
         self.store.delete_folder(WORK)
         self.store.delete_folder(FAILED.partition("/")[0])
+
+    def tried(self, number: int) -> int:
+        """Counts how often a piece was begun since `forget_tries`, and not done: this is the time so many."""
+        path = f"{WORK}/{number:06d}{_TRIES}"
+        times = int(self.store.read_text(path) or 0) + 1 if self.store.exists(path) else 1
+        self.store.write_text(path, str(times), durable=False)
+        return times
+
+    def forget_tries(self) -> None:
+        for file in self.store.files(WORK):
+            if file.path.endswith(_TRIES):
+                self.store.delete(file.path)
 
     def record(self, number: int) -> Record | None:
         """What a piece has come to; None: it is not done."""

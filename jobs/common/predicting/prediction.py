@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.core.documents import JsonObject
-from cluster.core.errors import ConfigError, StoppedError, TrainingFailedError
+from cluster.core.errors import ConfigError, StoppedError
 from cluster.core.signals import on_stop_signal
 from cluster.core.storage import Store
 from jobs.common.config import require
@@ -28,7 +28,7 @@ from jobs.common.runs.console import duration
 
 Say = Callable[[str], None]
 _SAY_S = 5.0
-_RETRIES = 3
+_MOST_TRIES = 4
 """Of a piece whose actor dies: it may be what kills it."""
 
 
@@ -224,19 +224,13 @@ def _done(pool: Pool, worker: Worker, left: Sequence[NumberedPiece]) -> Iterator
         for piece in left:
             yield worker(piece)["number"]
         return
-    from ray.exceptions import RayError
-
     from jobs.common.data.ray_map import map_with_actors
 
-    actors = pool.workers or (1, len(left))
-    try:
-        for answer in map_with_actors(left, functools.partial(Worker, worker.work), actors=actors, cpus=pool.threads,
-                                      gpus=pool.gpus, retries=_RETRIES):
-            yield answer["number"]
-    except RayError as error:
-        raise TrainingFailedError(f"an actor died more than {_RETRIES} times with the same piece "
-                                  f"({str(error).splitlines()[0]}): give it more memory, or pass fewer --batch-rows or "
-                                  "a smaller --piece-mb; the same command goes on") from error
+    worker.work.output.forget_tries()
+    work = replace(worker.work, most_tries=_MOST_TRIES)
+    for answer in map_with_actors(left, functools.partial(Worker, work), actors=pool.workers or (1, len(left)),
+                                  cpus=pool.threads, gpus=pool.gpus):
+        yield answer["number"]
 
 
 def _check_whole(data: NewData, records: Mapping[int, Record]) -> None:

@@ -140,7 +140,8 @@ def _same_columns(pieces: Sequence[Piece]) -> Sequence[Piece]:
 
 # ── cutting ──
 def _parquet(store: Store, file: FileInfo, most: int, _: CsvDataConfig) -> Sequence[Piece]:
-    """Successive row groups together; a larger one in parts of as many rows."""
+    """Successive row groups together; one that is twice as large or more in parts of as many rows, each of which reads
+    what comes before it in the group, too."""
     with reading(store.location(file.path), "it is not whole Parquet; write it again"), \
             store.reading(file.path) as stream:
         about = pq.ParquetFile(stream, pre_buffer=False).metadata
@@ -151,7 +152,7 @@ def _parquet(store: Store, file: FileInfo, most: int, _: CsvDataConfig) -> Seque
     first = 0
     for some in in_pieces(sizes, lambda of: of[2], most):
         part, rows = (some[0][0], some[-1][0] + 1), sum(count for _, count, _ in some)
-        parts = min(rows, -(-sum(size for _, _, size in some) // most)) if len(some) == 1 else 1
+        parts = max(1, min(rows, some[0][2] // most)) if len(some) == 1 else 1
         ends = [rows * end // parts for end in range(parts + 1)]
         pieces += [ParquetPiece(store, file.path, part, first + start, start, end - start)
                    for start, end in itertools.pairwise(ends)]

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.core.documents import JsonObject
-from cluster.core.errors import DataError
+from cluster.core.errors import DataError, TrainingFailedError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.drift_reference import Reference, answer_features
@@ -60,6 +60,8 @@ class Work:
     """How a model that writes does it."""
     watches: bool = False
     """Whether features are counted, from which drift follows."""
+    most_tries: int | None = None
+    """How often a piece may be begun, where whoever does it may die and another one begins it again."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,19 @@ class Worker:
         """Writes the answers of a piece, unless they are there. Returns its record."""
         output = self.work.output
         if (record := output.record(piece.number)) is None:
+            self._check_tries(piece)
             found = self._answered(piece.piece)
             failed = [(*piece.piece.call(number), reason) for number, reason in sorted(found.failed)]
             drift = {name: tuple(counts.tolist()) for name, counts in found.drift.items()}
             record = output.write(piece.number, pa.concat_tables(found.tables), failed, drift or None)
         return {"number": piece.number, **asdict(record)}
+
+    def _check_tries(self, piece: NumberedPiece) -> None:
+        """Raises: TrainingFailedError for a piece that goes on killing whoever is at it."""
+        if self.work.most_tries is not None and self.work.output.tried(piece.number) > self.work.most_tries:
+            raise TrainingFailedError(f"{self.work.most_tries} actors died with the same rows of {piece.piece.name}: "
+                                      "give them more memory, or pass fewer --batch-rows or a smaller --piece-mb; the "
+                                      "same command goes on")
 
     # ── of a piece ──
     def _answered(self, piece: Piece) -> _Found:
