@@ -39,6 +39,7 @@ def everything() -> Any:
     from jobs.common.runs.__main__ import parser as overview
     from jobs.common.training.house import house_config, house_names
     from serving.__main__ import parser as serving
+    from trainyard.retrain import parser as retrain
     from tuning.options import combined
 
     configs = {name: config for name in house_names() if (config := house_config(name)) is not None}
@@ -47,7 +48,7 @@ def everything() -> Any:
         "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
         "compare": _of_parser("compare", compare()), "predict": _of_parser("predict", predict()),
         "evaluate": _of_parser("evaluate", evaluate()), "registry": _of_parser("registry", registry()),
-        "runs": _of_parser("runs", overview()),
+        "runs": _of_parser("runs", overview()), "retrain": _of_parser("retrain", retrain()),
         "serve": _of_parser("serve", serving()),
         "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),
         **{name: _of_parser(name, parser) for name, parser in subcommands_of(cluster()).items()},

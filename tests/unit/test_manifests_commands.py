@@ -21,11 +21,12 @@ from serving.commands import deploy_config
 from serving.core import api_keys as keys
 from serving.core.settings import INGRESS, EndpointSettings, ModelSettings
 from tests.manifests import Document, cluster_of, job_of, named, need_kubectl, rendered, renderer
+from trainyard.retrain import parser as retrain_parser
 from tuning.options import combined
 
 SERVING = [name for name in renderer().OVERLAYS if name.startswith("serving")]
 TRAINING = [name for name in renderer().OVERLAYS if name not in SERVING]
-RUNS = [name for name in renderer().JOBS if name not in ("predict", "serve-config")]
+RUNS = [name for name in renderer().JOBS if name not in ("predict", "retrain", "serve-config")]
 
 
 class Said(HTTPServer):
@@ -115,7 +116,20 @@ def test_a_flag_that_no_job_has_is_found() -> None:
 def test_runs_that_can_be_there_at_once_have_names_of_their_own() -> None:
     found = [config_of(words(next(filter(None, map(job_of, documents)))["entrypoint"], documents)).run.name
              for documents in (rendered("cpu", (), job) for job in RUNS)]
-    assert len(set(found)) == len(found) and any(re.fullmatch(r"mlp-\d{4}-\d\d-\d\d", name) for name in found)
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_what_trains_again_is_a_command_line_that_it_and_the_job_take(overlay: str) -> None:
+    for components in ((), ("autoscaler", "storage-s3", "spot")):
+        documents = rendered(overlay, components, "retrain")
+        (made,) = [found for found in map(job_of, documents) if found]
+        command = words(made["entrypoint"], documents)
+        assert command[:3] == ["python", "-m", "trainyard.retrain"]
+        at = command.index("--")
+        asked = retrain_parser().parse_args(command[3:at])
+        assert asked.uri == f"{asked.storage}/incoming/new" and asked.tracking_uri
+        check_it_fits(config_of(["python", "-m", "jobs.mlp", *command[at + 1:]]).run, made["rayClusterSpec"])
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
