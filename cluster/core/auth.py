@@ -5,6 +5,7 @@ readable by everyone, so it is not used: each Ray process is told to use ours th
 """
 # pyright: reportMissingTypeStubs=false
 
+import getpass
 import os
 import secrets
 import stat
@@ -42,6 +43,14 @@ def no_home(path: str = "~") -> str | None:
         return f"there is no user {whose[1:]} with a home folder: give another name"
     return (f"there is no home folder (HOME is not set, and user {os.getuid()} is not in /etc/passwd): set HOME to a "
             "folder that this user can write")
+
+
+def user_name() -> str:
+    """Of whoever runs this process. A container's user may have none but a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def require_home() -> None:

@@ -88,7 +88,7 @@ class MultiplexedReplica:
         ingress that it is here: the end of the first loading has taken it from those that are on their way.
         """
         if key not in self._loading:
-            self._loading[key] = asyncio.ensure_future(self._loaded(key))
+            self._loading[key] = asyncio.shield(self._loaded(key))
             self._loading[key].add_done_callback(lambda _: self._loading.pop(key))
         return self._loading[key]
 

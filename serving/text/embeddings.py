@@ -82,13 +82,8 @@ async def _vectors(texts: Sequence[str | Sequence[int]], route: Route, timeout_s
     order = np.argsort([len(text) for text in texts], kind="stable")
     most = route.settings.max_batch_rows
     parts = [order[begin : begin + most] for begin in range(0, len(order), most)]
-    coming = [asyncio.ensure_future(route.embeddings.infer({"input": given[part]}, len(part), timeout_s))
-              for part in parts]
-    try:
-        found = await asyncio.gather(*coming)
-    finally:
-        for each in coming:
-            each.cancel()
+    found = await asyncio.gather(*(route.embeddings.infer({"input": given[part]}, len(part), timeout_s)
+                                   for part in parts))
     vectors = np.concatenate([each["embedding"] for each in found])
     return vectors[np.argsort(order)], sum(int(each["tokens"].sum()) for each in found)
 

@@ -1,6 +1,5 @@
 """The registry on SQLite: what is recorded, what two first writers do, and that training never waits or dies for it."""
 
-import getpass
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.core.auth import user_name
 from cluster.core.errors import ArtifactError, ConfigError, RegistryError, StorageFullError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import WEIGHTS, Probe, weights_file, write_artifact
@@ -262,7 +262,7 @@ def test_each_promotion_is_recorded_and_the_last_can_be_undone(storage, tmp_path
     assert registry.resolve("models:/undone@champion").version == "1"
     main(["history", *place])
     _, first, second, third = capsys.readouterr().out.splitlines()
-    user = f"{getpass.getuser()}@{platform.node()}"
+    user = f"{user_name()}@{platform.node()}"
     assert re.split(r" {2,}", first)[1:] == ["1", "-", user, "-"]
     assert re.split(r" {2,}", second)[1:] == ["2", "1", user, "better on new data"]
     assert re.split(r" {2,}", third)[1:] == ["1", "2", user, "undoes the promotion of version 2"]

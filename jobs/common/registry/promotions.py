@@ -1,13 +1,12 @@
 """Who made which version of a model the champion, when and why: a tag of the registered model, as JSON."""
 
-import getpass
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from cluster.core.auth import user_name
 from cluster.core.documents import DocumentError, parse_json
 from cluster.core.errors import RegistryError
 from jobs.common.provenance import without_secrets
@@ -45,18 +44,9 @@ def recorded(tags: Mapping[str, str]) -> list[Promotion]:
                             "it") from error
 
 
-def _who() -> str:
-    """User and host. A container's user may have no name."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = f"user {os.getuid()}"
-    return f"{name}@{platform.node()}"
-
-
 def with_another(tags: Mapping[str, str], version: str, before: str | None, why: str) -> str:
     """The tag's text with one more promotion, made now by whoever runs this process."""
-    made = Promotion(version=version, before=before, at=round(time.time()), by=_who(),
+    made = Promotion(version=version, before=before, at=round(time.time()), by=f"{user_name()}@{platform.node()}",
                      why=str(without_secrets(why))[:_MOST_WHY])
     promotions = [*recorded(tags), made]
     while len(text := json.dumps(asdict(_Tag(promotions=promotions)))) > _MOST_TAG and len(promotions) > 1:
