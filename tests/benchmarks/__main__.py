@@ -18,13 +18,13 @@ from tests.benchmarks import results
 NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "startup", "recovery", "accuracy",
          "cnn_throughput", "cnn_scaling", "cnn_startup", "cnn_accuracy",
          "transformer_throughput", "fine_tuning", "transformer_steps", "attention", "languages", "library",
-         "shakespeare", "preparing", "pictures", "loading",
+         "shakespeare", "sft", "preparing", "pictures", "loading",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
          "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular",
          "module_throughput")
 SOAKS = ("strategies", "serving_soak", "hosts")
 """What runs long: full matrices, steady load."""
-UNMEASURED = ("sft",)
+UNMEASURED = ("predicting",)
 """What has no committed result yet: it was tried out, and no machine was free of other load."""
 
 
