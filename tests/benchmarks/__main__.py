@@ -21,18 +21,15 @@ NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "s
          "shakespeare", "sft", "preparing", "pictures", "loading",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
          "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular",
-         "module_throughput")
+         "module_throughput", "predicting")
 SOAKS = ("strategies", "serving_soak", "hosts")
 """What runs long: full matrices, steady load."""
-UNMEASURED = ("predicting",)
-"""What has no committed result yet: it was tried out, and no machine was free of other load."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS, *UNMEASURED], metavar="NAME",
-                        help=f"which (without one: {', '.join(NAMES)}); by name only: "
-                             f"{', '.join((*SOAKS, *UNMEASURED))}")
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES, *SOAKS], metavar="NAME",
+                        help=f"which (without one: {', '.join(NAMES)}); by name only: {', '.join(SOAKS)}")
     parser.add_argument("--soak", action="store_true", help=f"instead of the benchmarks: {', '.join(SOAKS)}")
     parser.add_argument("--quick", action="store_true",
                         help="tiny settings, to try it out; writes nothing, checks nothing")
