@@ -193,11 +193,13 @@ def _carried_out(asked: Prediction, data: NewData, work: Work, known: Plan | Non
     if data.unread:
         say(f"left out: {len(data.unread):,} files of another format ({data.unread[0]} …)")
     progress = _Progress(say, data.num_rows, sum(data.rows[number] for number in records))
+    failed = [bad for each in records.values() for bad in each.failed]
     for number in _done(asked.pool, worker, left):
         record = output.record(number)
         assert record is not None, "a piece that is done has its record"
         records[number] = record
-        check_few([bad for each in records.values() for bad in each.failed], work.most_failed)
+        failed += record.failed
+        check_few(failed, work.most_failed)
         progress.add(data.rows[number])
     _check_whole(data, records)
     drift = _summed([each.drift for each in records.values() if each.drift])

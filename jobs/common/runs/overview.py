@@ -1,7 +1,6 @@
 """What lies in a storage: its runs, the newest attempt of each, its searches and comparisons, by what they say of
 themselves."""
 
-import itertools
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,8 +58,8 @@ class Entry:
     """What there is to read: title -> path in the storage."""
     versions: tuple[ModelVersion, ...] = ()
     """Of registered models, those that it made."""
-    fingerprints: frozenset[str] = frozenset()
-    """Of the prepared data that it needs to go on."""
+    records: tuple[str, ...] = ()
+    """Paths in the storage of what its attempts or trials say of themselves."""
 
     @property
     def registered(self) -> str:
@@ -150,9 +149,7 @@ def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | N
         cost=result.get("cost", {}).get("workers"),
         restarts=int(result.get("restarts", 0)), size=sum(file.size for file in files.values()),
         pages={title: f"{name}/{newest}{path}" for title, path in _PAGES.items() if f"{newest}{path}" in files},
-        versions=made,
-        fingerprints=frozenset(itertools.chain.from_iterable(
-            _fingerprints(top, path) for path in files if path.rpartition("/")[2] == RUN_FILE)))
+        versions=made, records=tuple(f"{name}/{path}" for path in files if path.rpartition("/")[2] == RUN_FILE))
 
 
 def _run(store: Store) -> tuple[str, float]:
@@ -172,13 +169,6 @@ def _job_of(store: Store) -> str:
 def _searched(store: Store) -> str:
     """Its job, only to be shown: whether the record is signed is checked where a search goes on by it."""
     return str(read_record(store, SEARCH_FILE).get("content", {}).get("job", ""))
-
-
-def _fingerprints(top: Store, path: str) -> Iterable[str]:
-    try:
-        yield str(read_record(top, path)["data"]["fingerprint"])
-    except (StorageError, KeyError):
-        return
 
 
 def _scores(result: JsonObject) -> list[tuple[str, float]]:

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cluster.core.errors import ConfigError, DataError, RunConflictError
+from cluster.core.errors import ConfigError, DataError, RunConflictError, StorageError
 from cluster.core.storage import Store
 from jobs.common.config import PREPARED_FOLDER
 from jobs.common.data.dataset import Dataset
 from jobs.common.registry.registry import CHAMPION
 from jobs.common.runs.overview import Entry, Overview, is_running
+from jobs.common.runs.run_folder import read_record
 from jobs.common.runs.run_lock import locked
 
 _DAY_S = 24 * 3600.0
@@ -77,7 +78,8 @@ def named(found: Overview, names: Sequence[str]) -> list[Entry]:
 def unused_data(found: Overview, going: Iterable[Entry], now: float) -> list[DataSet]:
     """Prepared data that no run but those that go has trained on, and that nobody has touched for a day."""
     gone = {entry.name for entry in going}
-    needed = frozenset[str]().union(*(entry.fingerprints for entry in found.entries if entry.name not in gone))
+    staying = (path for entry in found.entries if entry.name not in gone for path in entry.records)
+    needed = {fingerprint for path in staying if (fingerprint := _fingerprint(found.storage, path))}
     unused: list[DataSet] = []
     for key in found.storage.child(PREPARED_FOLDER).folders():
         store = found.storage.child(f"{PREPARED_FOLDER}/{key}")
@@ -89,6 +91,14 @@ def unused_data(found: Overview, going: Iterable[Entry], now: float) -> list[Dat
             if not any(dataset.has(fingerprint) for fingerprint in needed):
                 unused.append(DataSet(key=key, size=sum(file.size for file in files)))
     return unused
+
+
+def _fingerprint(storage: Store, record: str) -> str:
+    """Of the data that a run's record names; empty where that is damaged."""
+    try:
+        return str(read_record(storage, record)["data"]["fingerprint"])
+    except (StorageError, KeyError):
+        return ""
 
 
 def delete(storage: Store, entries: Iterable[Entry], data: Iterable[DataSet] = ()) -> None:
