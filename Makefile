@@ -66,7 +66,7 @@ $(DEMO): pyproject.toml lock.txt
 	@touch $@
 
 $(STAMP): pyproject.toml lock.txt
-	$(call install,torch$(comma)transformer$(comma)tensorflow$(comma)serve$(comma)dev)
+	$(call install,torch$(comma)transformer$(comma)four-bits$(comma)tensorflow$(comma)serve$(comma)dev)
 	@touch $(DEMO) $@
 
 clean:
