@@ -79,7 +79,9 @@ class Store:
         except (pa.ArrowInvalid, OSError) as error:
             remedy = "use a folder, s3://BUCKET/… or gs://…"
             raise StorageError(f"storage {uri!r} cannot be opened ({error}): {remedy}") from error
-        if not root.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+        if isinstance(fs, pafs.LocalFileSystem):
+            return Store(uri, fs, os.path.abspath(root))  # noqa: PTH100
+        if not root.strip("/"):
             raise StorageError(f"storage {uri!r} names no bucket: use s3://BUCKET/… or gs://BUCKET/…")
         return Store(uri, fs, root.rstrip("/"))
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.core import errors
-from cluster.core.errors import TrainingFailedError, TrainyardError
+from cluster.core.errors import ClusterError, StoppedError, StorageError, TrainingFailedError, TrainyardError
 from cluster.core.storage import Store
 from jobs.common.checkpoint.optimal_interval import mean_time_between_failures_s
 from jobs.common.config import RunConfig
@@ -82,3 +82,11 @@ class FailurePolicy:
             return mean_time_between_failures_s(self._run.mtbf_h, num_nodes)
         seen = self._run_state
         return seen.elapsed_s / seen.restarts if seen.restarts >= _FAILURES_THAT_TELL else None
+
+
+def resumable(error: Exception) -> Exception:
+    """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
+    if isinstance(error, StorageError | ClusterError | ConnectionError):
+        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that "
+                            "is mended")
+    return error

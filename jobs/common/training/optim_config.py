@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import Config, require
+from jobs.common.config import Config, OnResume, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class ExtensionConfig:
     `warmup` of the added steps, and falls to the end. By default a constant schedule stays so."""
     extended_at: int | None = None
     """The first added step, which the run finds out by itself."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {"extend": "extends", "extended_at": "free"}
 
     def scheduled(self, highest: float, schedule: str, warmup: float, step: int, total_steps: int,
                   lowest: float = 0.0) -> float:

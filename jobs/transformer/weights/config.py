@@ -1,9 +1,9 @@
 """Which model is trained, from which weights, and what of it the artifact holds."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import require
+from jobs.common.config import OnResume, require
 from jobs.common.start_config import StartConfig
 from jobs.transformer.presets import PRESETS
 
@@ -46,6 +46,8 @@ class ModelConfig(StartConfig):
     """The updates count alpha / sqrt(rank) times, which suits high ranks (Kalajdzievski 2023)."""
     dora: bool = False
     """A weight's columns get lengths of their own beside the updates, which turn them (DoRA, Liu et al. 2024)."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {**StartConfig.on_resume, "activation_checkpointing": "rounds"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
