@@ -98,14 +98,12 @@ class RunConfig:
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
         require(self.price is None or 0 <= self.price < 1e9, "run.price", self.price, "must be 0 or more for an hour")
-        for name in ("spares", "seed", "wait"):
+        for name in ("spares", "seed", "wait", "check_weights_every_steps"):
             require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "must be 0 or more")
         require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")
         require(self.checkpoint_every_steps == "auto" or self.checkpoint_every_steps >= 1, "run.checkpoint_every_steps",
                 self.checkpoint_every_steps, "must be `auto` or at least 1")
         require(self.mtbf_h is None or self.mtbf_h > 0, "run.mtbf_h", self.mtbf_h, "must be more than 0 hours")
-        require(self.check_weights_every_steps >= 0, "run.check_weights_every_steps", self.check_weights_every_steps,
-                "must be 0 (never) or more")
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
@@ -200,7 +198,6 @@ class EvalConfig:
     """k of the top-k accuracy."""
     bootstrap_samples: int = 1000
     """Resamplings for the confidence interval of the macro-F1."""
-
     on_resume: ClassVar[dict[str, OnResume]] = {"batch_size": "rounds"}
 
     def __post_init__(self) -> None:
@@ -225,7 +222,6 @@ class TrainConfig:
     """Stops when the validation metric has not improved for this many epochs."""
     max_skipped_steps: int = 3
     """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
-
     on_resume: ClassVar[dict[str, OnResume]] = {
         "epochs": "extends", "max_steps": "extends", "early_stopping_epochs": "extends", "max_rows_per_pass": "cuts"}
 
@@ -265,6 +261,10 @@ class Config:
     def differs_by_pass(self) -> str:
         """What makes a step another one where its rows are cut into other passes; "" where rounding alone does."""
         return "what this job's model may draw or normalise in a pass"
+
+    def less_memory(self, *, anew: bool) -> list[str]:
+        """Options that need less memory, beside fewer rows in a pass: with which a run goes on, or another begins."""
+        return ["a smaller model"] if anew else []
 
 
 def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:

@@ -271,6 +271,14 @@ class TransformerConfig(Config):
         drawn = self.model.dropout != 0 or self.model.lora_dropout or self.train.mask_tokens
         return "dropout, or tokens that are hidden" if drawn else ""
 
+    def less_memory(self, *, anew: bool) -> list[str]:
+        """See Config; what each needs, `python -m jobs.transformer.plan` says."""
+        if not anew:
+            return [] if self.model.activation_checkpointing else ["--model.activation-checkpointing"]
+        spread = ["--scale.strategy zero3 on more workers"] if self.scale.strategy != "zero3" else []
+        updates = ["--model.lora-rank 16"] if self.model.starts_pretrained and self.model.lora_rank is None else []
+        return [*spread, *updates, *super().less_memory(anew=True)]
+
     @property
     def metric(self) -> str:
         """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
