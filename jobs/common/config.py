@@ -35,7 +35,7 @@ class RunConfig:
     """Where and how a run is carried out; nothing here but the seed changes what is computed."""
 
     name: str = "run"
-    """The run's name. The same name in the same storage continues the run."""
+    """The run's name. The same name in the same storage continues the run; with more steps, also one that is done."""
     storage: str = "~/trainyard"
     """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
     workers: str = "1"

@@ -293,5 +293,5 @@ class Run:
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
         found = ", ".join(" ".join(each) for each in headlines(self.job.metrics(self.config), test)[:3])
         print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: {found}")
-        print("begin another with --run.name, or --run.resume never for a new attempt beside it")
+        print("extend it with more --train.epochs, or begin another with --run.name, or --run.resume never")
         print(f"artifact: {result['artifact']}", flush=True)
