@@ -198,9 +198,9 @@ class RunFolder:
         """Whether the config extends this attempt."""
         asked = at_known_digest(at_known_commits(config, self.commits), self.record["config"])
         found = changes(self.record["config"], asked)
-        extends = any(change.on_resume == "extends" for change in found)
-        longer = extends and self.is_extended_by(asked)
-        short = self.result().get("error") == OutOfMemoryError.__name__
+        rules = {change.on_resume for change in found}
+        longer = "extends" in rules and self.is_extended_by(asked)
+        short = "cuts" in rules and self.result().get("error") == OutOfMemoryError.__name__
         if refused := decisive(found, asked, longer=longer, short_of_memory=short):
             raise RunConflictError(refusal(config, refused))
         if config.run.min_workers > (most := self.record["num_shards"]):
