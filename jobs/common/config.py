@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import yaml
 
@@ -23,23 +23,16 @@ from jobs.common.command_line import (
     parse_flags,
     recipe_flags,
     refuse_secrets,
+    require,
     split_recipe,
 )
+from jobs.common.data_config import DataConfig
 
-Layout = Literal["auto", "splits", "one"]
-ClassFolder = Literal["auto", "outer", "inner"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
 """What is in a storage beside the runs: prepared data, the registry, pages; others begin with `.`, as no run's name."""
-_MANY_PIECES, _SMALL_PIECE = 16, 8e6
 
 C = TypeVar("C", bound="Config")
-
-
-def require(condition: bool, field_name: str, value: object, remedy: str) -> None:
-    """Raises: ConfigError naming field, value and remedy, if the condition does not hold."""
-    if not condition:
-        raise ConfigError(f"--{field_name.replace('_', '-')} {value}: {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,68 +124,6 @@ class RunConfig:
     def max_workers(self) -> int:
         """V, the number of canonical shards of a run that is created with this config."""
         return int(self.workers.split(":")[-1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the data comes from, and how it is split and read."""
-
-    uri: str = "digits"
-    """`digits` (embedded), or a path or URI: see the job's README for the formats."""
-    val_uri: str | None = None
-    """Validation data, where the source has a split of its own; by default it is split off."""
-    test_uri: str | None = None
-    """Test data, where the source has a split of its own; by default it is split off."""
-    label_column: str = "label"
-    """Name of the column with the class."""
-    label_names: str | None = None
-    """What classes are called, by what the column has: `0=negative,1=positive`."""
-    layout: Layout = "auto"
-    """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
-    `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
-    duplicates: Literal["keep", "drop"] = "keep"
-    """What becomes of rows with the content of an earlier one of their split."""
-    leaks: Literal["report", "drop", "refuse"] = "report"
-    """What becomes of rows whose content is in another split, too: `drop` takes them out of training, or validation."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What becomes of pictures, and of rows of text, that cannot be read: `skip` leaves them out and lists them."""
-    bad_rows_most: float = 0.01
-    """With `skip`: the largest share of the rows that may be left out so."""
-    piece_mb: float = 64.0
-    """Of a source's files, in 10^6 bytes: what one task prepares at most; of a small source a sixteenth, or 8 MB."""
-    check: bool = False
-    """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
-    split_seed: int = 0
-    """Seeds the split into training, validation and test rows; nothing else does."""
-    shuffle_window_rows: int = 65536
-    """Rows of a shard that are shuffled together, which bounds a worker's memory."""
-    cache_dir: str | None = None
-    """Node-local folder for data in use; by default under the system's temporary folder."""
-    cache_gb: float = 10.0
-    """Most disk, in 10^9 bytes, that the node-local cache may take."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
-        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
-        require(self.piece_mb > 0, "data.piece_mb", self.piece_mb, "must be more than 0")
-        require(0 <= self.bad_rows_most < 1, "data.bad_rows_most", self.bad_rows_most, "must be at least 0 and below 1")
-        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
-                "must be at least 1")
-        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
-
-    decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows", "label_names")
-    """Fields that decide what is prepared, where they are not as by default."""
-
-    @property
-    def choices(self) -> list[str]:
-        """What was chosen of these, for the key of prepared data."""
-        defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        chosen = {name: getattr(self, name) for name in self.decisive_choices}
-        return [f"{name} {value}" for name, value in chosen.items() if value != defaults[name]]
-
-    def piece_bytes(self, total: int) -> int:
-        """Of a source of so many bytes, what a piece has at most: such that there is work for a cluster."""
-        return max(1, int(min(self.piece_mb * 1e6, max(_SMALL_PIECE, total / _MANY_PIECES))))
 
 
 @dataclass(frozen=True, kw_only=True)
