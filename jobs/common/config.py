@@ -7,6 +7,7 @@ the field, the value and the remedy. A resolved config, saved beside a run, is a
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from jobs.common.data_config import DataConfig
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
 """What is in a storage beside the runs: prepared data, the registry, pages; others begin with `.`, as no run's name."""
+_RANGES, _MOST_PROFILED = r"\d+(-\d+)?(,\d+(-\d+)?)*", 1000
 
 C = TypeVar("C", bound="Config")
 
@@ -89,6 +91,11 @@ class RunConfig:
     """MLflow experiment that the run is in; by default the job's name. The registered model has the run's name."""
     tensorboard: bool = False
     """Writes event files for TensorBoard to the run's folder `tensorboard`."""
+    profile: str | None = None
+    """Steps, counted from 1, that the framework's profiler watches: `10-20`, or `10-12,100-102`. The result is the
+    same; these steps take longer. Traces are in the run's folder `profile`, their operations in its report."""
+    profile_ranks: str = "0"
+    """The ranks whose steps it watches: `0`, or `0,1`."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
@@ -115,6 +122,20 @@ class RunConfig:
         require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
+        self._check_profile()
+
+    def _check_profile(self) -> None:
+        given = self.profile is None or bool(re.fullmatch(_RANGES, self.profile))
+        require(given, "run.profile", self.profile, "write steps as 10-20, or as 10-12,100-102")
+        ranges = [range(1), *self.profiled]
+        in_order = all(len(each) and before.stop <= each.start for before, each in itertools.pairwise(ranges))
+        require(in_order, "run.profile", self.profile, "steps are counted from 1, and each is named once, in order")
+        require(sum(map(len, self.profiled)) <= _MOST_PROFILED, "run.profile", self.profile,
+                f"traces of more than {_MOST_PROFILED:,} steps are too large to be looked at: name fewer")
+        require(bool(re.fullmatch(r"\d+(,\d+)*", self.profile_ranks)), "run.profile_ranks", self.profile_ranks,
+                "write ranks as 0, or as 0,1")
+        require(max(self.profiled_ranks) < self.max_workers, "run.profile_ranks", self.profile_ranks,
+                f"the ranks of {self.max_workers} workers are 0 to {self.max_workers - 1}")
 
     @property
     def min_workers(self) -> int:
@@ -124,6 +145,16 @@ class RunConfig:
     def max_workers(self) -> int:
         """V, the number of canonical shards of a run that is created with this config."""
         return int(self.workers.split(":")[-1])
+
+    @property
+    def profiled(self) -> list[range]:
+        """The steps that are profiled, counted from 1."""
+        found = [each.partition("-") for each in (self.profile or "").split(",") if each]
+        return [range(int(first), int(last or first) + 1) for first, _, last in found]
+
+    @property
+    def profiled_ranks(self) -> list[int]:
+        return [int(rank) for rank in self.profile_ranks.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)
