@@ -164,5 +164,5 @@ class StepProfile:
                 title=profiler.title, rank=self._rank, first=self._first, last=self._last, trace=name + _TRACE,
                 self_ms=sum(each.self_ms for each in found), device_ms=sum(each.device_ms for each in found),
                 operations=tuple(found[:MOST_OPERATIONS]))
-            self._store.write_bytes(name + _TRACE, profiler.trace(), durable=False)
-            self._store.write_text(name + _TABLE, json.dumps(asdict(table), indent=1), durable=False)
+            self._store.write_bytes(name + _TRACE, profiler.trace())
+            self._store.write_text(name + _TABLE, json.dumps(asdict(table), indent=1))
