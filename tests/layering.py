@@ -81,7 +81,7 @@ FOLDERS = {
     "jobs.common": ("archives", "arrays", "picture_rule", "picture", "formatting", "provenance", "checkpoint",
                     "command_line", "data_config", "config",
                     "config_changes", "start_config", "data",
-                    "declared_metrics", "own_code", "step_profile",
+                    "declared_metrics", "own_code", "extras", "step_profile",
                     "training",
                     "artifact", "start", "predictor", "execution", "evaluation", "registry", "report", "vision",
                     "tables", "runs",

@@ -28,6 +28,7 @@ from jobs.common.command_line import (
     split_recipe,
 )
 from jobs.common.data_config import DataConfig
+from jobs.common.formatting import seconds_in
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
@@ -169,11 +170,20 @@ class EvalConfig:
     """k of the top-k accuracy."""
     bootstrap_samples: int = 1000
     """Resamplings for the confidence interval of the macro-F1."""
+    extras_budget: str = "60s"
+    """How long it may take to make what the report shows beyond the metrics, such as robustness and explanations; what
+    does not fit in is left out, and named."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.top_k >= 1, "eval.top_k", self.top_k, "must be at least 1")
         require(self.bootstrap_samples >= 100, "eval.bootstrap_samples", self.bootstrap_samples, "must be at least 100")
+        require(seconds_in(self.extras_budget) is not None, "eval.extras_budget", self.extras_budget,
+                "write 90s, 10m or 2h; 0s leaves all out")
+
+    @property
+    def extras_budget_s(self) -> float:
+        return seconds_in(self.extras_budget) or 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ _AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
 _OF_LATER_TASKS = ("data.form", "data.too_long", "train.loss_on", "eval.answers", "prefer.")
 """Options of tasks that earlier versions did not have, whose runs they say nothing about."""
 _INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check",
-                "model.init_from", "optim.extended_at")
+                "model.init_from", "optim.extended_at", "eval.extras_budget")
 """What may change between attempts, but for the seed. Which weights a model begins with, `model.init_digest` says; what
 a run extends, its record."""
 

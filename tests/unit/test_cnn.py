@@ -397,7 +397,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with runs.run(folder, "--run.tracking-uri", "none", "--model.width", "8", "--model.depth", "2", "--model.head",
                   "flatten", "--model.dense", "32", "--optim.warmup", "10", "--train.epochs", "6",
                   "--train.global-batch-size", "60",
-                  "--eval.robustness-rows", "60", "--eval.bootstrap-samples", "100", "--run.trace-rows", quick=False,
+                  "--eval.robustness-rows", "60", "--eval.bootstrap-samples", "100", "--eval.extras-budget", "1h",
+                  "--run.trace-rows", quick=False,
                   job="cnn") as job:
         result = job.finished()
     assert result["metrics"]["test"]["accuracy"] > 0.8

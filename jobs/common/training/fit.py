@@ -172,4 +172,5 @@ def predict_with_best(session: Session, trainable: Trainable) -> None:
             session.write_predictions(split, Predictions.joined(answers))
     session.update_status(phase="judging changed rows")
     trainable.predict_perturbed()
+    session.write_extras()
     session.update_status(phase=None)
