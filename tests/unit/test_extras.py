@@ -80,11 +80,12 @@ def test_what_a_run_leaves_out_is_in_its_report_its_result_and_its_output(tmp_pa
     for budget in ("0s", "10m"):
         assert main(JOB, [*flags, "--run.name", f"in-{budget}", "--eval.extras-budget", budget]) == 0
         found[budget] = json.loads((tmp_path / f"in-{budget}/result.json").read_text())
-    order = [*(f"robustness {name}" for name in ("untouched", *CHANGES, *ATTACKS)), "what answers rest on"]
+    order = [*(f"robustness {name}" for name in ("untouched", *CHANGES, *sorted(ATTACKS))), "what answers rest on"]
     assert found["0s"]["extras"]["left_out"] == order
     assert (found["10m"]["extras"]["left_out"], found["10m"]["extras"]["budget_s"]) == ([], 600.0)
     assert found["0s"]["metrics"] == found["10m"]["metrics"]
-    said = [line.split(maxsplit=2)[2] for line in capsys.readouterr().out.splitlines() if line.startswith("  left out ")]
+    lines = capsys.readouterr().out.splitlines()
+    said = [line.split(maxsplit=2)[2] for line in lines if line.startswith("  left out ")]
     assert said == [f"{', '.join(order)} (--eval.extras-budget)"]
     pages = {budget: (tmp_path / f"in-{budget}/report.html").read_text() for budget in found}
     assert f"For want of time: {', '.join(order)}." in pages["0s"] and "PGD 0.03:" not in pages["0s"]
