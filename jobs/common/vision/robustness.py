@@ -150,6 +150,14 @@ def shift(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats
 
 Change = Callable[[Images, IntArray, int, float], Floats]
 CHANGES: dict[str, Change] = {"noise": noise, "blur": blur, "rotation": turn, "shift": shift}
+
+
+def changed_images(name: str, images: Images, row_ids: IntArray, seed: int, limits: tuple[float, float]) -> Floats:
+    """By one of `CHANGES`. limits: the least and the greatest value of a pixel."""
+    low, high = limits
+    return np.clip(CHANGES[name](images, row_ids, seed, high - low), low, high)
+
+
 ATTACKS = tuple(f"{name} {strength:g}" for strength in STRENGTHS for name in ("FGSM", "PGD"))
 ABOUT = {
     ATTACKS[0]: "changed in one step to deceive the model, each pixel by at most this share of the range",
@@ -207,8 +215,8 @@ def _ways(seed: int, limits: tuple[float, float], gradient: Callable[[Images, In
     """All of them, what takes least first: a gradient as much as three predictions."""
     low, high = limits
 
-    def natural(change: Change) -> Callable[[Floats, IntArray, IntArray], Floats]:
-        return lambda images, labels, ids: np.clip(change(images, ids, seed, high - low), low, high)
+    def natural(name: str) -> Callable[[Floats, IntArray, IntArray], Floats]:
+        return lambda images, labels, ids: changed_images(name, images, ids, seed, limits)
 
     def attack(strength: float, steps: int) -> Callable[[Floats, IntArray, IntArray], Floats]:
         def changed(images: Floats, labels: IntArray, ids: IntArray) -> Floats:
@@ -227,8 +235,8 @@ def _ways(seed: int, limits: tuple[float, float], gradient: Callable[[Images, In
         return images
 
     yield _Way("untouched", untouched, 1)
-    for name, change in CHANGES.items():
-        yield _Way(name, natural(change), 1)
+    for name in CHANGES:
+        yield _Way(name, natural(name), 1)
     for kind, steps in (("FGSM", 1), ("PGD", EVALUATION_STEPS)):
         for strength in STRENGTHS:
             yield _Way(f"{kind} {strength:g}", attack(strength, steps), 1 + 3 * steps)
