@@ -91,7 +91,7 @@ def left_out_section(extras: ExtrasAccount, budget: str) -> list[Section]:
     if not extras.left_out:
         return []
     return [html.section("Left out", f"For want of time: {', '.join(extras.left_out)}. What a report shows beyond the "
-                         "metrics is made the cheapest first, and nothing is begun that would not fit into "
+                         "metrics is made the cheapest first, and nothing is begun that is not likely to fit into "
                          f"--eval.extras-budget {budget}; what there is took {extras.spent_s:,.1f} s.")]
 
 
