@@ -253,6 +253,9 @@ class TransformerConfig(Config):
         require(not self.hardware.compile or able.compiles, "hardware.compile", self.hardware.compile,
                 f"torch.compile is tried with --scale.strategy {those_that(lambda each: each.compiles)} only, not with "
                 f"{self.scale.strategy}")
+        require(self.model.lora_base is None or able.packs, "model.lora_base", self.model.lora_base,
+                "what is spread over workers is not packed: pass --scale.strategy "
+                f"{those_that(lambda each: each.packs)}")
         require(self.model.attention != "flash_attention_2" or (
             self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
             "flash attention needs a GPU and bf16 or fp16: pass sdpa")
