@@ -23,12 +23,6 @@ RENAMED = {"optim.warmup_steps": "optim.warmup"}
 runs and searches, and search spaces."""
 
 
-def require(condition: bool, field_name: str, value: object, remedy: str) -> None:
-    """Raises: ConfigError naming field, value and remedy, if the condition does not hold."""
-    if not condition:
-        raise ConfigError(f"--{field_name.replace('_', '-')} {value}: {remedy}")
-
-
 def current_names(values: Mapping[str, T], fields: Container[str]) -> dict[str, T]:
     """Values by the names that their fields have now. fields: those of the config, by which a job that has a field of
     its own under an old name keeps it."""

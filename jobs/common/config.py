@@ -12,21 +12,14 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import yaml
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import (
-    Overrides,
-    flags_of,
-    parse_flags,
-    recipe_flags,
-    refuse_secrets,
-    require,
-    split_recipe,
-)
+from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_flags, refuse_secrets, split_recipe
+from jobs.common.config_fields import OnResume, require
 from jobs.common.data_config import DataConfig
 from jobs.common.formatting import seconds_in
 
@@ -43,7 +36,7 @@ class RunConfig:
     """Where and how a run is carried out; nothing here but the seed changes what is computed."""
 
     name: str = "run"
-    """The run's name. The same name in the same storage continues the run."""
+    """The run's name. The same name in the same storage continues the run; with more steps, also one that is done."""
     storage: str = "~/trainyard"
     """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
     workers: str = "1"
@@ -111,16 +104,13 @@ class RunConfig:
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
         require(self.price is None or 0 <= self.price < 1e9, "run.price", self.price, "must be 0 or more for an hour")
-        require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")
-        require(self.seed >= 0, "run.seed", self.seed, "must be 0 or more")
+        for name in ("spares", "seed", "wait", "check_weights_every_steps"):
+            require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "must be 0 or more")
         require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")
         require(self.checkpoint_every_steps == "auto" or self.checkpoint_every_steps >= 1, "run.checkpoint_every_steps",
                 self.checkpoint_every_steps, "must be `auto` or at least 1")
         require(self.mtbf_h is None or self.mtbf_h > 0, "run.mtbf_h", self.mtbf_h, "must be more than 0 hours")
-        require(self.check_weights_every_steps >= 0, "run.check_weights_every_steps", self.check_weights_every_steps,
-                "must be 0 (never) or more")
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
-        require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
         self._check_profile()
@@ -137,6 +127,10 @@ class RunConfig:
                 "write ranks as 0, or as 0,1")
         require(max(self.profiled_ranks) < self.max_workers, "run.profile_ranks", self.profile_ranks,
                 f"the ranks of {self.max_workers} workers are 0 to {self.max_workers - 1}")
+
+    @property
+    def on_resume(self) -> dict[str, OnResume]:
+        return {each.name: "free" for each in dataclasses.fields(self) if each.name != "seed"}
 
     @property
     def min_workers(self) -> int:
@@ -173,6 +167,7 @@ class EvalConfig:
     extras_budget: str = "60s"
     """How long it may take to make what the report shows beyond the metrics, such as robustness and explanations; what
     does not fit in is left out, and named."""
+    on_resume: ClassVar[dict[str, OnResume]] = {"batch_size": "rounds", "extras_budget": "free"}
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
@@ -202,16 +197,14 @@ class TrainConfig:
     """Stops when the validation metric has not improved for this many epochs."""
     max_skipped_steps: int = 3
     """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
+    on_resume: ClassVar[dict[str, OnResume]] = {
+        "epochs": "extends", "max_steps": "extends", "early_stopping_epochs": "extends", "max_rows_per_pass": "cuts"}
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
-        require(self.global_batch_size >= 1, "train.global_batch_size", self.global_batch_size, "must be at least 1")
-        require(self.max_rows_per_pass is None or self.max_rows_per_pass >= 1, "train.max_rows_per_pass",
-                self.max_rows_per_pass, "must be at least 1")
-        require(self.early_stopping_epochs is None or self.early_stopping_epochs >= 1, "train.early_stopping_epochs",
-                self.early_stopping_epochs, "must be at least 1")
-        require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
+        for name in ("epochs", "max_steps", "global_batch_size", "max_rows_per_pass", "early_stopping_epochs",
+                     "max_skipped_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}", value, "must be at least 1")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The steps of a whole run."""
@@ -238,6 +231,15 @@ class Config:
     def metric(self) -> str:
         """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
         return self.eval.metric
+
+    @property
+    def differs_by_pass(self) -> str:
+        """What makes a step another one where its rows are cut into other passes; "" where rounding alone does."""
+        return "what this job's model may draw or normalise in a pass"
+
+    def less_memory(self, *, anew: bool) -> list[str]:
+        """Options that need less memory, beside fewer rows in a pass: with which a run goes on, or another begins."""
+        return ["a smaller model"] if anew else []
 
 
 def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jobs.common.command_line import require
+from jobs.common.config_fields import OnResume, require
 
 Layout = Literal["auto", "splits", "one"]
 ClassFolder = Literal["auto", "outer", "inner"]
@@ -58,6 +58,8 @@ class DataConfig:
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
 
+    on_resume: ClassVar[dict[str, OnResume]] = {
+        "bad_rows_most": "free", "piece_mb": "free", "check": "free", "cache_dir": "free", "cache_gb": "free"}
     decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows", "label_names")
     """Fields that decide what is prepared, where they are not as by default."""
 

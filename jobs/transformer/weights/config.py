@@ -1,9 +1,9 @@
 """Which model is trained, from which weights, and what of it the artifact holds."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import require
+from jobs.common.config import OnResume, require
 from jobs.common.start_config import StartConfig
 from jobs.transformer.presets import PRESETS
 
@@ -49,6 +49,8 @@ class ModelConfig(StartConfig):
     lora_base: Literal["nf4"] | None = None
     """How the layers under the updates are held: `nf4` rounds them to 4 bits (QLoRA, Dettmers et al. 2023), by the
     package bitsandbytes, and the artifact is of the rounded ones; None: as they are."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {**StartConfig.on_resume, "activation_checkpointing": "rounds"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
