@@ -28,8 +28,7 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Tensors, Wishes
 from jobs.pytorch.draws import Draws
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.profiler import TorchProfiler
-from jobs.pytorch.setup import set_up_torch
+from jobs.pytorch.setup import TorchProfiler, set_up_torch
 from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.costs import sizes_of
