@@ -17,14 +17,7 @@ import yaml
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
-from jobs.common.command_line import (
-    Overrides,
-    flags_of,
-    parse_flags,
-    recipe_flags,
-    refuse_secrets,
-    split_recipe,
-)
+from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_flags, refuse_secrets, split_recipe
 
 Layout = Literal["auto", "splits", "one"]
 ClassFolder = Literal["auto", "outer", "inner"]
@@ -44,7 +37,7 @@ def require(condition: bool, field_name: str, value: object, remedy: str) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how a run is carried out; nothing here but the seed changes what is computed."""
+    """Where and how a run is carried out; nothing here but the seed and `exact` changes what is computed."""
 
     name: str = "run"
     """The run's name. The same name in the same storage continues the run."""
@@ -52,6 +45,12 @@ class RunConfig:
     """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
     workers: str = "1"
     """Number of workers: N, or MIN:MAX to grow and shrink with the cluster. The most is fixed when a run is created."""
+    num_shards: int | None = None
+    """How many shards the training rows are dealt to: the most workers that the run may ever have. By default those of
+    `--run.workers` that it is created with."""
+    exact: Literal["same-workers", "any-workers"] = "same-workers"
+    """`same-workers`: a run that goes on with as many workers ends with the same bits. `any-workers`: it does with any
+    number of them, from 1 to the number of shards."""
     cpus_per_worker: int = 1
     """CPU cores, and compute threads, for each worker."""
     gpus_per_worker: int = 0
@@ -106,6 +105,8 @@ class RunConfig:
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")
+        require(self.num_shards is None or self.max_workers <= self.num_shards <= 65536, "run.num_shards",
+                self.num_shards, f"must be at least the most workers ({self.max_workers}), and at most 65536")
         require(self.experiment != "", "run.experiment", "''", "name an experiment, or leave the option out")
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
@@ -129,8 +130,12 @@ class RunConfig:
 
     @property
     def max_workers(self) -> int:
-        """V, the number of canonical shards of a run that is created with this config."""
         return int(self.workers.split(":")[-1])
+
+    @property
+    def shards(self) -> int:
+        """V, the number of canonical shards of a run that is created with this config."""
+        return self.num_shards or self.max_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,14 +237,10 @@ class TrainConfig:
     """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1")
-        require(self.global_batch_size >= 1, "train.global_batch_size", self.global_batch_size, "must be at least 1")
-        require(self.max_rows_per_pass is None or self.max_rows_per_pass >= 1, "train.max_rows_per_pass",
-                self.max_rows_per_pass, "must be at least 1")
-        require(self.early_stopping_epochs is None or self.early_stopping_epochs >= 1, "train.early_stopping_epochs",
-                self.early_stopping_epochs, "must be at least 1")
-        require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
+        for name in ("epochs", "max_steps", "global_batch_size", "max_rows_per_pass", "early_stopping_epochs",
+                     "max_skipped_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}", value, "must be at least 1")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The steps of a whole run."""
@@ -257,10 +258,11 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse_secrets(to_dict(self))
-        batch, shards = self.train.global_batch_size, self.run.max_workers
+        batch, shards = self.train.global_batch_size, self.run.shards
         nearest = max(shards, round(batch / shards) * shards)
         require(batch % shards == 0, "train.global_batch_size", batch,
-                f"must be a multiple of the most workers ({shards}): the nearest is {nearest}")
+                f"must be a multiple of the {'most workers' if self.run.num_shards is None else 'number of shards'} "
+                f"({shards}): the nearest is {nearest}")
 
     @property
     def metric(self) -> str:

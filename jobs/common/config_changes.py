@@ -9,15 +9,16 @@ from cluster.core.documents import JsonObject
 from cluster.core.storage import Store
 from jobs.common.command_line import Overrides, current_names, flatten
 
-_AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
+_AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore", "same-workers")
 """What a choice that earlier versions did not give is by default: what was done then. 0 is as False."""
 _OF_LATER_TASKS = ("data.form", "data.too_long", "train.loss_on", "eval.answers", "prefer.")
 """Options of tasks that earlier versions did not have, whose runs they say nothing about."""
 _INDIFFERENT = ("run.", "data.cache_", "data.bad_rows_most", "data.piece_mb", "data.keep", "data.check",
                 "model.init_from", "optim.extended_at")
-"""What may change between attempts, but for the seed. Which weights a model begins with, `model.init_digest` says; what
-a run extends, its record."""
+"""What may change between attempts, but for those of `_DECISIVE`. Which weights a model begins with,
+`model.init_digest` says; what a run extends, its record."""
 
+_DECISIVE = ("run.seed", "run.exact")
 _PLACES = ("data.uri", "data.val_uri", "data.test_uri")
 
 
@@ -40,7 +41,7 @@ def decisive_fingerprint(config: JsonObject) -> str:
 
 
 def _is_decisive(field_name: str) -> bool:
-    return field_name == "run.seed" or not field_name.startswith(_INDIFFERENT)
+    return field_name in _DECISIVE or not field_name.startswith(_INDIFFERENT)
 
 
 def _plain_value(field_name: str, value: object) -> object:

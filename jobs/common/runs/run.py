@@ -50,7 +50,7 @@ from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.timeline import Timeline
 from jobs.common.training.find_job import check_name
-from jobs.common.training.job import Job
+from jobs.common.training.job import Job, require_any_workers
 from jobs.common.training.optim_config import warmup_warning
 from jobs.common.training.rendezvous import Heartbeat
 
@@ -135,6 +135,7 @@ class Run:
             self._say_done(folder)
             yield None
             return
+        require_any_workers(self.job, self.config)
         self.job.check(self.config)
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
@@ -197,7 +198,7 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        extension, shards = self._extension, self.config.run.max_workers
+        extension, shards = self._extension, self.config.run.shards
         shards = extension.copy_to(folder.store, self.config, dataset) if extension else shards
         return folder.create(self.config, shards, dataset.describe(), job=self.job.name, **self._found_out)
 
@@ -257,7 +258,7 @@ class Run:
         run = self.config.run
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
         controller = Controller(run=run, executor=executor, spec=spec, run_store=folder.store, run_state=run_state,
-                                num_shards=folder.num_shards or run.max_workers, callbacks=callbacks)
+                                num_shards=folder.num_shards or run.shards, callbacks=callbacks)
         self.timeline.mark("group_asked")
         with self.display, event_file(run.tensorboard, folder.store, run_state.history, self.display.say) as log_events:
             try:

@@ -165,7 +165,12 @@ class RunFolder:
                 "pass the old values to continue it, another --run.name, or --run.resume never for a new attempt "
                 "beside it"
             )
-        most = self.record["num_shards"]
+        most, num_shards = self.record["num_shards"], config.run.num_shards
+        if num_shards not in (None, most):
+            raise ConfigError(
+                f"--run.num-shards {num_shards}: run {config.run.name!r} was made with {most}: pass {most}, or begin "
+                "another run with --run.name or --run.resume never"
+            )
         if config.run.max_workers > most:
             raise ConfigError(
                 f"--run.workers {config.run.workers}: run {config.run.name!r} was made for at most {most} workers: "

@@ -27,6 +27,7 @@ from jobs.common.report.html import Section
 from jobs.common.training.context import TrainContext
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
+from jobs.common.training.trainable import Answers
 from jobs.common.vision.config import ImageConfig, ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
 
@@ -176,23 +177,21 @@ def predict_changed(context: TrainContext, config: ImageConfig, predict: Callabl
     predict: images (B, H, W, C) float32 -> probabilities (B, K).
     gradient: of the loss at such images, given their labels (B,).
     """
-    mine = sample(context.dataset, config.run.seed, config.eval.robustness_rows)[context.rank :: context.world_size]
-    if not len(mine):
-        return
-    rows = context.reader("test").take(mine)
-    images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
-    found: dict[str, list[Floats]] = {}
+    positions, size = sample(context.dataset, config.run.seed, config.eval.robustness_rows), config.eval.batch_size
+    batches = [mine[start : start + size] for mine in (positions[part :: context.num_parts] for part in context.parts)
+               for start in range(0, len(mine), size)]
+    found: dict[str, list[Answers]] = {}
     limits = pixel_range(context.dataset, config.data)
-    ways = 1 + 2 * len(STRENGTHS) + len(CHANGES)
-    total = ways * -(-len(mine) // config.eval.batch_size)
-    for start in range(0, len(mine), config.eval.batch_size):
-        part = slice(start, start + config.eval.batch_size)
-        for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
-            found.setdefault(name, []).append(predict(changed))
+    total = len(batches) * (1 + 2 * len(STRENGTHS) + len(CHANGES))
+    for batch in batches:
+        rows = context.reader("test").take(batch)
+        images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
+        for name, changed in _changed(config.run.seed, limits, images, labels, ids, gradient):
+            found.setdefault(name, []).append((ids, labels, predict(changed)))
             context.heartbeat()
             context.update_status(phase=f"judging changed rows: {sum(map(len, found.values()))} of {total}")
-    for name, probabilities in found.items():
-        context.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
+    for name, answers in found.items():
+        context.write_predictions(f"robustness {name}", Predictions.joined(answers))
 
 
 def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: IntArray, ids: IntArray,
