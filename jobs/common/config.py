@@ -111,16 +111,13 @@ class RunConfig:
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
         require(self.price is None or 0 <= self.price < 1e9, "run.price", self.price, "must be 0 or more for an hour")
-        require(self.spares >= 0, "run.spares", self.spares, "must be 0 or more")
-        require(self.seed >= 0, "run.seed", self.seed, "must be 0 or more")
+        for name in ("spares", "seed", "wait", "check_weights_every_steps"):
+            require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "must be 0 or more")
         require(self.max_failures >= -1, "run.max_failures", self.max_failures, "must be -1 (no limit) or more")
         require(self.checkpoint_every_steps == "auto" or self.checkpoint_every_steps >= 1, "run.checkpoint_every_steps",
                 self.checkpoint_every_steps, "must be `auto` or at least 1")
         require(self.mtbf_h is None or self.mtbf_h > 0, "run.mtbf_h", self.mtbf_h, "must be more than 0 hours")
-        require(self.check_weights_every_steps >= 0, "run.check_weights_every_steps", self.check_weights_every_steps,
-                "must be 0 (never) or more")
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
-        require(self.wait >= 0, "run.wait", self.wait, "must be 0 or more seconds")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
 
