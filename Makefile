@@ -10,8 +10,8 @@ PIP_OPTIONS ?=
 comma := ,
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS)
 PYTEST := $(BIN)/python -m pytest
-# How many processes share the integration tests, each in a network of its own (Linux, root): `make test APART=2`.
-APART ?= 1
+# How many processes share the integration tests: two, each in a network of its own, where one can be made (Linux, root).
+APART ?= $(shell tests/own_network true 2> /dev/null && echo 2 || echo 1)
 SHARED = --dist loadfile --no-loadscope-reorder --tx "$(APART)*popen//python=$(CURDIR)/tests/own_network $(CURDIR)/$(BIN)/python"
 
 .PHONY: demo test check types lint layering bench soak lock proto clean
@@ -66,7 +66,7 @@ $(DEMO): pyproject.toml lock.txt
 	@touch $@
 
 $(STAMP): pyproject.toml lock.txt
-	$(call install,torch$(comma)transformer$(comma)tensorflow$(comma)serve$(comma)dev)
+	$(call install,torch$(comma)transformer$(comma)four-bits$(comma)tensorflow$(comma)serve$(comma)dev)
 	@touch $(DEMO) $@
 
 clean:

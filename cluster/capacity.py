@@ -142,6 +142,12 @@ def draining_nodes() -> set[str]:
     return _gcs().draining_nodes()
 
 
+def starved_workers() -> set[tuple[str, int]]:
+    """The nodes and process ids of the connected cluster's workers that were ended since their node was short of
+    memory. Raises: ClusterError."""
+    return _gcs().starved_workers()
+
+
 def autoscaled(gcs: Gcs) -> bool:
     """Whether an autoscaler that can add nodes watches this cluster: version 2,
     or version 1 with node types of its own."""

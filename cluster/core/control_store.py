@@ -139,6 +139,12 @@ class Gcs:
         reply = self._call("NodeResourceInfoGcsService", "GetDrainingNodes")
         return {row.node_id.hex() for row in reply.draining_nodes}
 
+    def starved_workers(self) -> set[tuple[str, int]]:
+        """(node, process id) of the workers that Ray has ended since their node was short of memory."""
+        reply = self._call("WorkerInfoGcsService", "GetAllWorkerInfo")
+        return {(row.worker_address.node_id.hex(), row.pid) for row in reply.worker_table_data
+                if row.exit_type == ray_internals.short_of_memory()}
+
     def jobs(self) -> list[JobInfo]:
         """The drivers that were ever connected, but for Ray's own, oldest first."""
         reply = self._call("JobInfoGcsService", "GetAllJobInfo", skip_submission_job_info_field=True,

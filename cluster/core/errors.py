@@ -14,6 +14,7 @@
     │   └── NewerVersionError          a checkpoint, a record or prepared data that a newer Trainyard wrote
     ├── TrainingFailedError       1    training itself failed: max_failures spent, loss not finite
     │   ├── FolderGoneError            the run's folder was deleted while it trained
+    │   ├── OutOfMemoryError           a worker had not enough memory for a pass
     │   ├── DivergedError              workers that should hold the same weights do not
     │   └── CheckpointError            a checkpoint was not made, or a part of it is missing or damaged
     │       └── NonFiniteStateError    it would have held NaN or infinity
@@ -83,6 +84,10 @@ class TrainingFailedError(TrainyardError):
 
 
 class FolderGoneError(TrainingFailedError):
+    pass
+
+
+class OutOfMemoryError(TrainingFailedError):
     pass
 
 

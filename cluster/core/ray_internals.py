@@ -113,6 +113,13 @@ def deaths_in_order() -> tuple[int, ...]:
     return Death.EXPECTED_TERMINATION, Death.AUTOSCALER_DRAIN_IDLE, Death.AUTOSCALER_DRAIN_PREEMPTED
 
 
+def short_of_memory() -> int:
+    """The reason of a worker's death, in Ray's numbers, that its node was short of memory."""
+    from ray.core.generated.common_pb2 import NODE_OUT_OF_MEMORY
+
+    return NODE_OUT_OF_MEMORY
+
+
 # ── what a submitted job uploads ──
 def most_bytes_uploaded() -> int:
     """The size of the archive of a working directory from which on the dashboard refuses it."""

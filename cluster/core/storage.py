@@ -79,9 +79,10 @@ class Store:
         except (pa.ArrowInvalid, OSError) as error:
             remedy = "use a folder, s3://BUCKET/… or gs://…"
             raise StorageError(f"storage {uri!r} cannot be opened ({error}): {remedy}") from error
-        if not root.strip("/") and not isinstance(fs, pafs.LocalFileSystem):
+        local = isinstance(fs, pafs.LocalFileSystem)
+        if not root.strip("/") and not local:
             raise StorageError(f"storage {uri!r} names no bucket: use s3://BUCKET/… or gs://BUCKET/…")
-        return Store(uri, fs, root.rstrip("/"))
+        return Store(uri, fs, os.path.abspath(root) if local else root.rstrip("/"))  # noqa: PTH100
 
     def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
         return Store.open, (self.uri,)

@@ -1,9 +1,9 @@
 """The CNN job's config: what image jobs have in common, and its model, class weights and hardware."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import require
+from jobs.common.config import OnResume, require
 from jobs.common.own_code import require_function
 from jobs.common.start_config import StartConfig
 from jobs.common.vision.config import ImageConfig, ImageTrainConfig
@@ -71,6 +71,8 @@ class CnnTrainConfig(ImageTrainConfig):
     """Most steps that TensorFlow makes before it returns to Python; fewer where they take long.
     The result is the same."""
 
+    on_resume: ClassVar[dict[str, OnResume]] = {**ImageTrainConfig.on_resume, "most_steps_per_call": "free"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.most_steps_per_call >= 1, "train.most_steps_per_call", self.most_steps_per_call,
@@ -95,3 +97,10 @@ class CnnConfig(ImageConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     train: CnnTrainConfig = field(default_factory=CnnTrainConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def differs_by_pass(self) -> str:
+        if self.model.build != ModelConfig.build:
+            return super().differs_by_pass
+        return ("batch normalisation" if self.model.batch_norm else "dropout" if self.model.dropout
+                else self.train.differs_by_pass)

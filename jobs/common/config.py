@@ -18,6 +18,8 @@ import yaml
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_flags, refuse_secrets, split_recipe
+from jobs.common.config_fields import OnResume, require
+from jobs.common.train_config import TrainConfig
 
 Layout = Literal["auto", "splits", "one"]
 ClassFolder = Literal["auto", "outer", "inner"]
@@ -29,18 +31,12 @@ _MANY_PIECES, _SMALL_PIECE = 16, 8e6
 C = TypeVar("C", bound="Config")
 
 
-def require(condition: bool, field_name: str, value: object, remedy: str) -> None:
-    """Raises: ConfigError naming field, value and remedy, if the condition does not hold."""
-    if not condition:
-        raise ConfigError(f"--{field_name.replace('_', '-')} {value}: {remedy}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Where and how a run is carried out; nothing here but the seed and `exact` changes what is computed."""
 
     name: str = "run"
-    """The run's name. The same name in the same storage continues the run."""
+    """The run's name. The same name in the same storage continues the run; with more steps, also one that is done."""
     storage: str = "~/trainyard"
     """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
     workers: str = "1"
@@ -122,6 +118,10 @@ class RunConfig:
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
 
     @property
+    def on_resume(self) -> dict[str, OnResume]:
+        return {each.name: "free" for each in dataclasses.fields(self) if each.name not in ("seed", "exact")}
+
+    @property
     def min_workers(self) -> int:
         return int(self.workers.split(":")[0])
 
@@ -182,6 +182,8 @@ class DataConfig:
                 "must be at least 1")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
 
+    on_resume: ClassVar[dict[str, OnResume]] = {
+        "bad_rows_most": "free", "piece_mb": "free", "check": "free", "cache_dir": "free", "cache_gb": "free"}
     decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows", "label_names")
     """Fields that decide what is prepared, where they are not as by default."""
 
@@ -209,39 +211,12 @@ class EvalConfig:
     """k of the top-k accuracy."""
     bootstrap_samples: int = 1000
     """Resamplings for the confidence interval of the macro-F1."""
+    on_resume: ClassVar[dict[str, OnResume]] = {"batch_size": "rounds"}
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.top_k >= 1, "eval.top_k", self.top_k, "must be at least 1")
         require(self.bootstrap_samples >= 100, "eval.bootstrap_samples", self.bootstrap_samples, "must be at least 100")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, and in what batches."""
-
-    epochs: int = 60
-    """Passes over the training rows."""
-    max_steps: int | None = None
-    """Ends training after this many steps, if sooner."""
-    global_batch_size: int = 60
-    """Rows of one optimiser step over all workers; a multiple of the most workers."""
-    max_rows_per_pass: int | None = None
-    """Most rows in one forward pass: a larger micro-batch is cut, and its gradients accumulated."""
-    early_stopping_epochs: int | None = None
-    """Stops when the validation metric has not improved for this many epochs."""
-    max_skipped_steps: int = 3
-    """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "global_batch_size", "max_rows_per_pass", "early_stopping_epochs",
-                     "max_skipped_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"train.{name}", value, "must be at least 1")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """The steps of a whole run."""
-        return min(self.epochs * steps_per_epoch, self.max_steps or 2**62)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +240,15 @@ class Config:
     def metric(self) -> str:
         """Which validation metric chooses the best checkpoint: `accuracy` or `loss`."""
         return self.eval.metric
+
+    @property
+    def differs_by_pass(self) -> str:
+        """What makes a step another one where its rows are cut into other passes; "" where rounding alone does."""
+        return "what this job's model may draw or normalise in a pass"
+
+    def less_memory(self, *, anew: bool) -> list[str]:
+        """Options that need less memory, beside fewer rows in a pass: with which a run goes on, or another begins."""
+        return ["a smaller model"] if anew else []
 
 
 def parse(config_type: type[C], arguments: Sequence[str], prog: str) -> C:

@@ -4,10 +4,10 @@ What comes of them: start.py. A config is parsed without what reads weights.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cluster.core.documents import JsonObject
-from jobs.common.config import Config, require
+from jobs.common.config import Config, OnResume, require
 
 C = TypeVar("C", bound=Config)
 
@@ -25,6 +25,8 @@ class StartConfig:
     """With `init_from`: layers that begin anew all the same, by name or its beginning: head layers.2 'conv_*'."""
     freeze: tuple[str, ...] = ()
     """Layers that are not trained and stay as they begin, named as for `init_except`."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {"init_from": "free"}  # which weights that are, `init_digest` says
 
     def __post_init__(self) -> None:
         require(self.init_from != "", "model.init_from", "''", "name a model, or leave the option out")

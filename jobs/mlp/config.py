@@ -34,3 +34,7 @@ class MlpConfig(ImageConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def differs_by_pass(self) -> str:
+        return "dropout" if self.model.dropout else self.train.differs_by_pass

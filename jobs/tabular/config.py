@@ -50,3 +50,9 @@ class TabularConfig(TableConfig):
     def own(self) -> OwnModel:
         """What `--model.build` names. Raises: ConfigError."""
         return OwnModel.named(self.model.build, self.model.settings)
+
+    @property
+    def differs_by_pass(self) -> str:
+        if self.model.build != ModelConfig.build:
+            return super().differs_by_pass
+        return "dropout" if self.model.dropout else ""

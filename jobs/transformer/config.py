@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import Config, EvalConfig, TrainConfig, require
+from jobs.common.config import Config, EvalConfig, OnResume, TrainConfig, require
 from jobs.common.training.optim_config import ExtensionConfig, require_warmup
 from jobs.transformer.chat.conversation import LossOn
 from jobs.transformer.preference.config import PreferConfig
@@ -83,6 +83,8 @@ class ScaleConfig:
     deepspeed_json: str | None = None
     """A DeepSpeed config file whose fields are added; what contradicts an option here is refused."""
 
+    on_resume: ClassVar[dict[str, OnResume]] = {"offload_path": "free"}
+
     def __post_init__(self) -> None:
         require(self.strategy in STRATEGIES, "scale.strategy", self.strategy, f"pass one of {', '.join(STRATEGIES)}")
         able = self.capabilities
@@ -121,6 +123,8 @@ class HardwareConfig:
     """torch.compile: slow to start, faster after; with `ddp` only."""
     peak_tflops: float | None = None
     """Dense peak of a worker's device in 10^12 FLOP/s, for the MFU; by default from a table of GPUs."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {"peak_tflops": "free"}
 
     def __post_init__(self) -> None:
         require(self.peak_tflops is None or self.peak_tflops > 0, "hardware.peak_tflops", self.peak_tflops,
@@ -258,6 +262,9 @@ class TransformerConfig(Config):
         require(not self.hardware.compile or able.compiles, "hardware.compile", self.hardware.compile,
                 f"torch.compile is tried with --scale.strategy {those_that(lambda each: each.compiles)} only, not with "
                 f"{self.scale.strategy}")
+        require(self.model.lora_base is None or able.packs, "model.lora_base", self.model.lora_base,
+                "what is spread over workers is not packed: pass --scale.strategy "
+                f"{those_that(lambda each: each.packs)}")
         require(self.model.attention != "flash_attention_2" or (
             self.run.gpus_per_worker > 0 and self.hardware.precision != "fp32"), "model.attention", "flash_attention_2",
             "flash attention needs a GPU and bf16 or fp16: pass sdpa")
@@ -266,6 +273,19 @@ class TransformerConfig(Config):
     def exports_adapter(self) -> bool:
         """Whether the artifact has updates of low rank alone."""
         return self.model.lora_rank is not None and self.model.starts_pretrained and not self.export.merge
+
+    @property
+    def differs_by_pass(self) -> str:
+        drawn = self.model.dropout != 0 or self.model.lora_dropout or self.train.mask_tokens
+        return "dropout, or tokens that are hidden" if drawn else ""
+
+    def less_memory(self, *, anew: bool) -> list[str]:
+        """See Config; what each needs, `python -m jobs.transformer.plan` says."""
+        if not anew:
+            return [] if self.model.activation_checkpointing else ["--model.activation-checkpointing"]
+        spread = ["--scale.strategy zero3 on more workers"] if self.scale.strategy != "zero3" else []
+        updates = ["--model.lora-rank 16"] if self.model.starts_pretrained and self.model.lora_rank is None else []
+        return [*spread, *updates, *super().less_memory(anew=True)]
 
     @property
     def metric(self) -> str:

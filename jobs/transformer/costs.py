@@ -69,8 +69,9 @@ def counted_parameters(model: Any) -> int:
 
 
 def sizes_of(model: Any) -> Iterator[int]:
-    """Of each parameter; of one that ZeRO-3 has cut up its whole size."""
-    return (getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    """Of each parameter; of one that ZeRO-3 has cut up its whole size; and of each module what it has in 4 bits."""
+    yield from (getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+    yield from (getattr(module, "packed_weights", 0) for module in model.modules())
 
 
 def mfu(tokens_per_s: float, flops_per_token: float, peak: float) -> float:
@@ -90,6 +91,8 @@ class Shape:
     trained: int
     cast: int
     """Of linear layers: what autocast copies."""
+    packed: int = 0
+    """Of layers that are held in 4 bits."""
     largest: int
     """Of the largest module, which zero3 gathers whole."""
     largest_trained: int
@@ -142,17 +145,18 @@ def _counts(model: Any, linear: dict[str, Any], wanted: ModelConfig | None) -> d
     total = sum(p.numel() for p in model.parameters())
     whole = [p.numel() for p in model.parameters() if p.requires_grad]
     updates: list[int] = []
-    lengths = copied = 0
+    lengths = copied = packed = 0
     if wanted is not None and wanted.lora_rank:
         adapted = adapted_layers(model, wanted).values()
         copied = sum(p.numel() for name in heads_of(model) for p in model.get_submodule(name).parameters())
         updates = [size * wanted.lora_rank for m in adapted for size in (m.in_features, m.out_features)]
         lengths = sum(m.out_features for m in adapted) if wanted.dora else 0
         whole = [*updates, copied, lengths]
+        packed = sum(m.weight.numel() for m in adapted) if wanted.lora_base else 0
     cast_ = {p: p.numel() for m in linear.values() for p in m.parameters()}
     return {
         "parameters": total + sum(updates) + copied + lengths, "trained": sum(whole),
-        "cast": sum(cast_.values()) + sum(updates),
+        "cast": sum(cast_.values()) + sum(updates) - packed, "packed": packed,
         "largest": max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()),
         "largest_trained": max(whole),
     }

@@ -25,7 +25,7 @@ from jobs.transformer.text.config import OF_CONVERSATIONS, Task
 from jobs.transformer.text.dataset_files import load_tokenizer, sample, tokenizer_files
 from jobs.transformer.text.features import TextFeatures
 from jobs.transformer.text.text_rule import TextRule
-from jobs.transformer.weights.base import base_weights
+from jobs.transformer.weights.base import base_of
 from jobs.transformer.weights.pretrained import check_base, check_weights
 
 HOW_TO_CLASSIFY = """from jobs.transformer.model import load
@@ -126,7 +126,7 @@ def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:
     config, dataset = trained.config, trained.dataset
     classify = config.task == "classify"
     about = dataset.details
-    base = base_weights(config.model.origin).base if config.exports_adapter else None
+    base = base_of(config.model) if config.exports_adapter else None
     width = about["max_length"] + 1
     marks = [TensorSpec(name="marks", datatype="UINT8", shape=(-1, width))]
     packed = (TensorSpec(name="tokens", datatype="INT32", shape=(-1, width)),
@@ -201,6 +201,8 @@ def check(config: TransformerConfig) -> None:
         require_package(package, "transformer")
     if config.model.lora_rank:
         require_package("peft", "transformer")
+    if config.model.lora_base:
+        require_package("bitsandbytes", "four-bits")
     if config.scale.capabilities.zero_stage:
         require_package("deepspeed", "transformer")
     if not config.model.is_preset and config.model.init_from is None and expanded(config.model.name).is_dir():

@@ -29,6 +29,8 @@ RESERVED = 2.0e9
 _BUCKET_ELEMENTS = ScaleConfig().bucket_mb * 1e6 / 4
 _REUSE_ELEMENTS = 1e9
 """DeepSpeed's default of stage3_max_reuse_distance, and of sub_group_size."""
+_NF4_BYTES = 0.5 + 4 / 64
+"""Of a weight in 4 bits: 64 have a float32 in common."""
 _STRATEGIES = (("ddp", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero1", "cpu"),
                ("zero2", "cpu"),
                ("zero3", "cpu"), ("zero3", "cpu, weights too"))
@@ -115,19 +117,22 @@ def plan(config: PlanConfig, shape: Shape | None = None) -> list[Row]:
     Raises: ConfigError for a model that is not to be had."""
     shape = shape or shape_of(config)
     return [_zero(config, shape, stage, offload) if (stage := STRATEGIES[name].zero_stage) else _ddp(config, shape)
-            for name, offload in _STRATEGIES]
+            for name, offload in _STRATEGIES if config.model.lora_base is None or STRATEGIES[name].packs]
 
 
 def _ddp(config: PlanConfig, shape: Shape) -> Row:
     """float32 weights, gradients and two moments: 16 bytes a parameter (Rajbhandari et al. 2020, section 3.1).
 
-    Autocast adds a copy of the linear layers' weights, which is kept from the forward pass for the backward pass.
+    Autocast adds a copy of the linear layers' weights, which is kept from the forward pass for the backward pass; but
+    of packed ones, which are unpacked one at a time.
     """
     element = _element(config)
     copies = element * shape.cast if element < 4 else 0.0
-    return Row(strategy="ddp", offload="none", parameters=4.0 * shape.parameters + copies,
+    weights = 4.0 * (shape.parameters - shape.packed) + _NF4_BYTES * shape.packed
+    return Row(strategy="ddp", offload="none", parameters=weights + copies,
                gradients=4.0 * shape.trained,
-               optimizer=8.0 * shape.trained, activations=_activations(config, shape, residual=4), buffers=0.0,
+               optimizer=8.0 * shape.trained, activations=_activations(config, shape, residual=4),
+               buffers=element * shape.largest if shape.packed else 0.0,
                step=0.0, host=0.0)
 
 

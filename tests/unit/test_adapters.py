@@ -3,22 +3,29 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from cluster.core.errors import ArtifactError, ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact, weights_file, write_artifact
-from jobs.common.config import to_dict
+from jobs.common.config import from_dict, to_dict
 from jobs.common.config_changes import differences
+from jobs.transformer import data
+from jobs.transformer.build import build_model
+from jobs.transformer.config import TransformerConfig
+from jobs.transformer.costs import sizes_of
 from jobs.transformer.model import LanguageModel, load
 from jobs.transformer.pages import parameters_of
+from jobs.transformer.weights.four_bits import PackedLinear, pack
 from serving.__main__ import main
 from serving.text import vllm
 from serving.variants.variants import recipe_of
@@ -26,7 +33,7 @@ from tests.unit.adapters import TOKENS, answers, save_base, train_adapter
 from tests.unit.test_base_model import forge, with_fields
 from tests.unit.token_rows import config_of
 
-NEW = ("lora_layers", "lora_dropout", "rslora", "dora")
+NEW = ("lora_layers", "lora_dropout", "rslora", "dora", "lora_base")
 """Fields of `model` that runs of earlier versions did not have."""
 
 
@@ -76,6 +83,54 @@ def test_adapters_that_are_not_merged_share_the_base_s_memory(adapter: Artifact)
     places = [{p.data_ptr() for name, p in each.model.named_parameters() if "lora_" not in name}
               for each in (one, other)]
     assert places[0] == places[1]
+
+
+def test_an_adapter_of_a_base_in_4_bits_is_put_onto_the_same_rounded_weights(base: Path, tmp_path: Path) -> None:
+    made = train_adapter(tmp_path / "adapter", base, lora_base="nf4", dora=True)
+    whole = train_adapter(tmp_path / "whole", base, lora_base="nf4", dora=True, merge=True)
+    full = train_adapter(tmp_path / "full", base, dora=True)
+    held = ['"held": "nf4"' in each.store.read_text("manifest.json") for each in (made, whole, full)]
+    assert held == [True, False, False]
+    found = load(made)
+    assert isinstance(found, LanguageModel)
+    packed = as_trained(made, found)
+    for opened in (found, load(made, merged=False), load(whole)):
+        np.testing.assert_allclose(answers(opened), packed, rtol=0, atol=1e-5 * TOKENS.shape[1])
+    assert np.abs(answers(load(full)) - packed).max() > 1e-3
+    one, other, third = load(made, merged=False), load(made, merged=False), load(full, merged=False)
+    places = [next(p.data_ptr() for name, p in each.model.named_parameters() if "q_proj.base_layer" in name)
+              for each in (one, other, third)]
+    assert places[0] == places[1] != places[2]
+
+
+def as_trained(made: Artifact, found: LanguageModel) -> np.ndarray:
+    """The answers of the model that was trained: packed, with the updates of the artifact."""
+    about = {"max_length": 32, "vocab_size": len(found.tokenizer), "pad_id": 0, "start_id": 0, "end_id": None}
+    model = build_model(from_dict(TransformerConfig, dict(made.manifest.description.config)), about, ())
+    whole = sum(sizes_of(model))
+    pack(model)
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert layers and sum(sizes_of(model)) == whole
+    held = sum(each.packed.nbytes + each.scales.nbytes for each in layers)
+    assert held == 0.5625 * sum(each.packed_weights for each in layers)
+    set_peft_model_state_dict(model, {
+        name: torch.from_numpy(values) for name, values in made.tensors("model/adapter_model.safetensors").items()})
+    return answers(LanguageModel(model.eval(), found.tokenizer, found.start_id, found.end_id))
+
+
+def test_without_its_package_a_base_in_4_bits_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         tmp_path: Path) -> None:
+    made = train_adapter(tmp_path, base, lora_base="nf4")
+    config = config_of(model={"lora_rank": 4, "lora_base": "nf4"})
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"needs the package bitsandbytes: pip install 'trainyard\[four-bits\]'"):
+        data.check(config)
+    with pytest.raises(ArtifactError, match=r"of a base in 4 bits, which needs the package bitsandbytes: pip install"):
+        load(made)
+    with pytest.raises(ConfigError, match=r"pass --scale.strategy ddp"):
+        config_of(model={"lora_rank": 4, "lora_base": "nf4"}, scale={"strategy": "zero2"})
+    with pytest.raises(ConfigError, match="is for updates of low rank"):
+        config_of(model={"lora_base": "nf4"})
 
 
 def test_a_classifier_s_head_is_learnt_whole_and_kept_with_the_updates(base: Path, tmp_path: Path) -> None:

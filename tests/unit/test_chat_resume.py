@@ -31,6 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 SHARDS, STEPS, KILLED_AFTER = 3, 8, 3
 """Of a step; of both epochs; and the step after which it is killed, the third of the first one."""
 
+LORA = {"lora_rank": 4, "lora_dropout": 0.1}
+
 
 def killed(session: Session, config: TransformerConfig) -> Any:
     """Trains until the process is killed, a step behind a checkpoint."""
@@ -46,12 +48,12 @@ def killed(session: Session, config: TransformerConfig) -> Any:
         return train(session, config)
 
 
-@pytest.mark.parametrize(("task", "strategy", "lora"), [
-    *(("chat", strategy, lora) for strategy in ("ddp", "zero2", "zero3") for lora in (False, True)),
-    ("prefer", "zero3", True)])
-def test_killed_and_then_stopped_after_each_step_it_ends_with_the_same_bits(task: str, strategy: str, lora: bool,
-                                                                            tmp_path: Path) -> None:
-    config, dataset = prepared(tmp_path, task, strategy, lora)
+@pytest.mark.parametrize(("task", "strategy", "model"), [
+    *(("chat", strategy, model) for strategy in ("ddp", "zero2", "zero3") for model in ({}, LORA)),
+    ("chat", "ddp", {**LORA, "lora_base": "nf4"}), ("prefer", "zero3", LORA)])
+def test_killed_and_then_stopped_after_each_step_it_ends_with_the_same_bits(
+        task: str, strategy: str, model: dict[str, Any], tmp_path: Path) -> None:
+    config, dataset = prepared(tmp_path, task, strategy, model)
     alone, hurt = tmp_path / "alone", tmp_path / "hurt"
     assert image_loops.train(train, alone, dataset, config, num_shards=SHARDS)[0] == "finished"
     context = get_context("forkserver")
@@ -67,12 +69,12 @@ def test_killed_and_then_stopped_after_each_step_it_ends_with_the_same_bits(task
     assert runs.consumed_rows(hurt) == runs.consumed_rows(alone)
 
 
-def prepared(folder: Path, task: str, strategy: str, lora: bool) -> tuple[TransformerConfig, Dataset]:
+def prepared(folder: Path, task: str, strategy: str, model: dict[str, Any]) -> tuple[TransformerConfig, Dataset]:
     """Four steps an epoch; of chat, rows of several conversations each."""
     module: Any = {"chat": test_chat, "prefer": test_prefer}[task]
     path = write_lines(folder / "rows.jsonl", module.some(98 if task == "chat" else 38))
-    model = {"layers": 1, "heads": 2, "width": 32, "dropout": 0.1}
-    config = module.config_of(path, model=model | ({"lora_rank": 4, "lora_dropout": 0.1} if lora else {}),
+    size = {"layers": 1, "heads": 2, "width": 32, "dropout": 0.1}
+    config = module.config_of(path, model=size | model,
                               scale={"strategy": strategy}, optim={"lr": 1e-2}, eval={"batch_size": 8},
                               train={"global_batch_size": 6, "epochs": 2},
                               run={"workers": str(SHARDS), "checkpoint_every_steps": 2, "trace_rows": True})

@@ -84,6 +84,9 @@ class ThreadEngine:
     def kill(self, members: list[WorkerInfo]) -> None:
         self.rendezvous.abort()
 
+    def starved(self, members: list[WorkerInfo]) -> str:
+        return ""
+
     def end(self) -> None:
         if self._thread:
             self._thread.join(20)

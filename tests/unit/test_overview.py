@@ -71,13 +71,16 @@ def test_each_run_and_search_says_what_it_is(tmp_path: Path, capsys: pytest.Capt
     run(tmp_path, "lost", None)
     run(tmp_path, "again", accuracy=0.1)
     run(tmp_path, "again", accuracy=0.7, flags=("--run.resume", "never"))
+    run(tmp_path, "twice")
+    run(tmp_path, "twice", "stopped", flags=("--run.resume", "never"))
     search(tmp_path, "found")
     (tmp_path / "no-run").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/run.json").write_text("{")
     by_name = {entry.name: entry for entry in overview(Store.open(str(tmp_path))).entries}
     assert {name: entry.status for name, entry in by_name.items()} == {
-        "good": "done", "bad": "failed", "lost": "interrupted", "again": "done", "found": "done", "broken": "damaged"}
+        "good": "done", "bad": "failed", "lost": "interrupted", "again": "done", "found": "done", "broken": "damaged",
+        "twice": "stopped"}
     assert by_name["good"].scores == (("accuracy", 0.9), ("macro-F1", 0.8), ("log loss", 0.3))
     assert by_name["again"].scores[0] == ("accuracy", 0.7), "the newest attempt's"
     assert by_name["again"].pages == {"report": "again/attempts/2/report.html"}

@@ -45,7 +45,8 @@ def test_presets_have_their_published_sizes(name: str, task: Any, exactly: int |
 MODELS = [("tiny", "generate"), ("tiny", "classify"), ("distilbert", "classify")]
 
 
-@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}, {"lora_rank": 4, "dora": True}])
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}, {"lora_rank": 4, "dora": True},
+                                  {"lora_rank": 4, "lora_base": "nf4"}])
 @pytest.mark.parametrize(("name", "task"), MODELS)
 def test_parameters_are_counted_as_they_are_built(name: str, task: str, lora: dict[str, Any]) -> None:
     config, built = small(name, task, **lora)

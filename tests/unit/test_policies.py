@@ -9,6 +9,7 @@ from cluster.core.errors import ClusterError, DivergedError, TrainingFailedError
 from cluster.core.storage import Store
 from jobs.common.config import RunConfig
 from jobs.common.execution import hang_policy, preemption_policy, scaling_policy
+from jobs.common.execution.executors import InProcessExecutor, ProcessExecutor
 from jobs.common.execution.failure_policy import MAX_ROLLBACKS, FailurePolicy
 from jobs.common.execution.generation_state import GenerationState
 from jobs.common.execution.hang_policy import HangPolicy
@@ -33,7 +34,8 @@ def group(num_workers: int, **more: Any) -> GenerationState:
 def failures(folder: Path, *, can_replace: bool = True, **run: Any) -> tuple[FailurePolicy, RunState]:
     store = Store.open(str(folder))
     run_state = RunState.open(store)
-    return FailurePolicy(RunConfig(**run), run_state=run_state, store=store, can_replace=can_replace), run_state
+    return FailurePolicy(RunConfig(**run), run_state=run_state, store=store,
+                         executor=ProcessExecutor(1) if can_replace else InProcessExecutor(), remedy=str), run_state
 
 
 def test_failures_are_recovered_from_until_their_number_is_spent(tmp_path: Path) -> None:
@@ -79,19 +81,19 @@ def test_a_workers_error_that_its_user_can_fix_is_raised_as_it_is(tmp_path: Path
 def test_those_that_are_new_in_the_next_generation_were_lost(tmp_path: Path) -> None:
     policy, _ = failures(tmp_path)
     joined = {0: member(0, "b", last_step=7, why="connection reset"), 1: member(1, "b")}
-    assert policy.generation_broke(joined, "g1").says.startswith("worker 1 was lost: recovering")
+    assert policy.generation_broke(joined, group(2)).says.startswith("worker 1 was lost: recovering")
     assert (tmp_path / "logs/errors/g1-rank-0-peer.txt").read_text() == "connection reset"
     survivors = {0: member(0, "b", last_step=7)}
-    assert policy.generation_broke(survivors, "g2").says.startswith("the workers lost each other: recovering")
+    assert policy.generation_broke(survivors, group(2)).says.startswith("the workers lost each other: recovering")
 
 
 def test_steps_that_are_not_finite_are_left_out_a_few_times_and_are_no_failure(tmp_path: Path) -> None:
     policy, run_state = failures(tmp_path, max_failures=0)
     for turn in range(MAX_ROLLBACKS):
-        verdict = policy.generation_broke({0: member(0, last_step=9, bad_steps=(turn,))}, "g1")
+        verdict = policy.generation_broke({0: member(0, last_step=9, bad_steps=(turn,))}, group(1))
         assert verdict.error is None
         assert verdict.says.startswith(f"loss or gradient not finite at steps [{turn}]")
-    last = policy.generation_broke({0: member(0, last_step=9, bad_steps=(8, 9))}, "g1")
+    last = policy.generation_broke({0: member(0, last_step=9, bad_steps=(8, 9))}, group(1))
     assert "5 steps left out" in str(last.error)
     assert (run_state.failures, run_state.excluded_steps) == (0, (0, 1, 2, 8, 9))
 

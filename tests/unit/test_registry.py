@@ -135,6 +135,7 @@ def test_a_later_attempt_goes_on_with_the_same_run_although_a_parameter_changed(
     second.finish("failed")
     run = client_of(storage).get_run(run_id)
     assert run.data.params == {"run.workers": "3", "run.new": "x"} and run.info.status == "FAILED"
+    assert run.data.tags["now run.workers"] == "1"
     assert [m.step for m in client_of(storage).get_metric_history(run_id, "loss")] == [1, 2]
 
 

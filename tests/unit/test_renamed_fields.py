@@ -41,9 +41,9 @@ def test_the_config_of_an_old_run_is_read_and_compared(tmp_path: Path) -> None:
     old = RunFolder.find(configs.parse(MlpConfig, ["--config", str(path), "--run.storage", str(path.parents[1])], ""))
     assert old.record["config"]["optim"]["warmup_steps"] == 50, "and it was not refused"
     assert from_dict(MlpConfig, old.record["config"]).optim.warmup == 50
-    assert differences(old.record["config"], to_dict(now)) == []
+    assert differences(old.record["config"], now) == []
     default = from_dict(MlpConfig, {**to_dict(now), "optim": {**to_dict(now)["optim"], "warmup": 0.05}})
-    assert differences(old.record["config"], to_dict(default)) == ["optim.warmup: 50 -> 0.05"]
+    assert differences(old.record["config"], default) == ["optim.warmup: 50 -> 0.05"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class _OwnConfig(Config):
 def test_a_job_whose_own_field_has_an_old_name_keeps_it() -> None:
     config = configs.parse(_OwnConfig, ["--optim.warmup-steps", "7"], "test")
     assert config.optim.warmup_steps == 7
-    assert differences(to_dict(config), to_dict(_OwnConfig())) == ["optim.warmup_steps: 7 -> 3"]
+    assert differences(to_dict(config), _OwnConfig()) == ["optim.warmup_steps: 7 -> 3"]
 
 
 def test_a_space_a_pin_and_the_record_of_a_search_are_read_by_the_old_name(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_fixed_warm_up_of_half_the_run_is_said_when_the_run_is_created(warmup:
     run, said = Run(JOB, config), []
     run.display.say = said.append  # type: ignore[method-assign]
     dataset: Any = SimpleNamespace(splits={"train": SimpleNamespace(num_rows=109)}, describe=dict)
-    folder = run._create(RunFolder.find(config), dataset)
+    folder, _ = run._create(RunFolder.find(config), dataset)
     assert [line for line in said if line.startswith("warning:")] == [
         f"warning: the learning rate rises in the first {warmup} steps, and the run has 20: for a share of the steps "
         "pass --optim.warmup 0.05"] * warns

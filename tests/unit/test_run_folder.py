@@ -56,15 +56,56 @@ def test_fields_that_decide_nothing_may_change(tmp_path: Path) -> None:
 def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
     made(tmp_path, "--run.workers", "2")
     with pytest.raises(ConfigError, match="at most 2 workers"):
-        RunFolder.find(config(tmp_path, "--run.workers", "1:3"))
+        RunFolder.find(config(tmp_path, "--run.workers", "3"))
+    assert RunFolder.find(config(tmp_path, "--run.workers", "1:3")).num_shards == 2, "of which it then has up to 2"
 
 
 def test_the_newest_attempts_result_is_copied_to_the_top(tmp_path: Path) -> None:
-    made(tmp_path).write_result({"attempt": 1})
-    second = RunFolder.find(config(tmp_path, "--run.resume", "never"))
-    second.create(config(tmp_path), 1, {}).write_result({"attempt": 2})
-    assert '"attempt": 2' in (tmp_path / "r/result.json").read_text()
-    assert '"attempt": 2' in (tmp_path / "r/attempts/2/result.json").read_text()
+    first = {"attempt": 1, "status": "done", "exit_code": 0}
+    made(tmp_path).write_result(first)
+    second = RunFolder.find(config(tmp_path, "--run.resume", "never")).create(config(tmp_path), 1, {})
+    for status, shown in (("stopped", 1), ("done", 2)):
+        second.write_result({"attempt": 2, "status": status, "exit_code": 0})
+        top, own, kept = (read_record(Store.open(str(tmp_path / place)), "result.json")
+                          for place in ("r", "r/attempts/2", "r/attempts/1"))
+        assert (top["attempt"], own["status"], kept) == (shown, status, first)
+    second.write_result({"attempt": 2, "status": "failed", "exit_code": 1})
+
+
+def test_an_attempt_that_has_no_record_has_not_begun(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "r/attempts/2/checkpoints").mkdir(parents=True)
+    assert RunFolder.find(config(tmp_path)).attempt == 1
+    assert RunFolder.find(config(tmp_path, "--run.resume", "never")).attempt == 2
+
+
+def test_what_does_not_decide_the_result_may_change_and_the_rest_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    folder = made(tmp_path, "--model.dropout", "0", "--data.uri", f"{tmp_path}/images")
+    same = ["--model.dropout", "0", "--data.uri", f"file://{tmp_path}/x/../images/", "--data.cache-dir", "/tmp/c",
+            "--run.storage", f"file://{tmp_path}/x/..", "--run.wait", "5", "--run.checkpoint-every-steps", "7"]
+    assert RunFolder.find(config(tmp_path, *same)).store.location() == folder.store.location()
+    assert RunFolder.find(config(tmp_path, *same)).go_on(config(tmp_path, *same)) == []
+    small = config(tmp_path, *same, "--train.max-rows-per-pass", "5", "--eval.batch-size", "7")
+    assert RunFolder.find(small).go_on(small) == [
+        "equal within rounding from here on, not bit for bit: eval.batch_size: 1024 -> 7; train.max_rows_per_pass: "
+        "None -> 5"]
+    assert RunFolder.find(small).go_on(small) == [], "said once"
+    with pytest.raises(RunConflictError, match=r"\n  eval\.top_k: 3 -> 2\npass the old values to continue it, another "
+                                               r"--run\.name, or --run\.resume never for a new attempt beside it$"):
+        RunFolder.find(config(tmp_path, *same, "--eval.top-k", "2"))
+
+
+def test_other_passes_of_a_model_that_draws_in_each_are_refused_unless_memory_was_short(tmp_path: Path) -> None:
+    folder, small = made(tmp_path), config(tmp_path, "--train.max-rows-per-pass", "5")
+    with pytest.raises(RunConflictError, match=r"max_rows_per_pass: None -> 5\n.*; other passes are another training "
+                                               r"for dropout"):
+        RunFolder.find(small)
+    folder.write_result({"status": "failed", "exit_code": 1, "error": "OutOfMemoryError"})
+    assert RunFolder.find(small).go_on(small) == [
+        "another training from here on, as if by another seed, for dropout in other passes: train.max_rows_per_pass: "
+        "None -> 5"]
+    folder.write_result({"status": "stopped", "exit_code": 3})
+    assert RunFolder.find(small).record["config"]["train"]["max_rows_per_pass"] == 5
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

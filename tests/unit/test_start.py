@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.core.errors import ConfigError
+from cluster.core.errors import ConfigError, StoppedError
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.artifact.manifest import Base
-from jobs.common.config import from_dict
+from jobs.common.config import from_dict, parse
 from jobs.common.runs.origin import at_origin
-from jobs.common.runs.run import main
+from jobs.common.runs.run import Run, main
 from jobs.common.runs.run_folder import open_storage
 from jobs.common.start import check_labels, frozen, named, taken
 from jobs.common.start_config import StartConfig
@@ -175,6 +175,28 @@ def test_a_run_that_is_extended_ends_with_the_bits_of_one_that_was_as_long_at_on
         assert main(JOB, [*flags(tmp_path, "other", *STEADY, *then, "--run.extend-from", "short"), *wrong]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "other/run.json").exists()
+    _by_its_own_name(tmp_path, flags(tmp_path, "short", *STEADY, *first), flags(tmp_path, "short", *STEADY, *then))
+    assert "run 'short' was made with another config:\n  train.epochs: 2 -> 1\n" in capsys.readouterr().err
+    with pytest.raises(StoppedError):
+        Run(JOB, parse(JOB.config_type, flags(tmp_path, "begun", *STEADY, *first), ""), until_epoch=1).carry_out()
+    assert main(JOB, flags(tmp_path, "begun", *STEADY, *then)) == 0
+    assert image_loops.same(tmp_path / "begun", tmp_path / "at-once") and not (tmp_path / "begun/attempts").exists()
+    assert any(f"extended: {then[0][2:]}: " in event for event in result(tmp_path / "begun")["events"])
+
+
+def _by_its_own_name(tmp_path: Path, first: list[str], then: list[str]) -> None:
+    """A finished run that is started again with more steps, and with fewer."""
+    short, before = tmp_path / "short", result(tmp_path / "short")
+    kept = {path: path.read_bytes() for path in short.rglob("*") if path.is_file() and path.name != "result.json"}
+    assert main(JOB, then) == 0
+    second = result(short / "attempts/2")
+    assert image_loops.same(short / "attempts/2", tmp_path / "at-once")
+    assert (second["attempt"], second["steps"]) == (2, result(tmp_path / "at-once")["steps"])
+    assert [(each["name"], each["digest"]) for each in second["started_from"]] == [("short", before["artifact_digest"])]
+    assert f"short ({before['artifact_digest'][:12]})<" in (short / "attempts/2/report.html").read_text()
+    assert {path: path.read_bytes() for path in kept} == kept, "what the first attempt has made stays"
+    assert (result(short), result(short / "attempts/1")) == (second, before)
+    assert main(JOB, then) == 0 and main(JOB, first) == 2
 
 
 def test_a_schedule_that_has_come_to_its_end_goes_on_by_the_rule_that_is_asked_for(
@@ -191,6 +213,13 @@ def test_a_schedule_that_has_come_to_its_end_goes_on_by_the_rule_that_is_asked_f
     assert main(FAILING, stopped) == 3
     record = json.loads((tmp_path / "StorageFullError/run.json").read_text())
     assert (record["config"]["optim"]["extended_at"], record["started_from"][0]["name"]) == (3, "short")
+    assert main(FAILING, flags(tmp_path, "StoppedError")) == 3
+    for asked, said in (
+            (flags(tmp_path, "short", "--train.max-steps", "6"), "'short': its schedule, cosine, has come to its end"),
+            (flags(tmp_path, "StoppedError", "--train.max-steps", "6"), "schedule, cosine, comes to its end at step 3"),
+            ([*stopped, "--train.max-steps", "9"], "its rate rises and falls in the steps from 3 on, which are not")):
+        assert main(FAILING, asked) == 2
+        assert said in capsys.readouterr().err
     shutil.rmtree(tmp_path / "short/checkpoints/manifests")
     assert main(JOB, [*longer, "--optim.extend", "constant"]) == 2
     assert "its last checkpoint, of step 3, is not there any more: take its weights" in capsys.readouterr().err

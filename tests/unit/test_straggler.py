@@ -226,6 +226,9 @@ class Threads:
     def kill(self, members: list[WorkerInfo]) -> None:
         self.rendezvous.abort()
 
+    def starved(self, members: list[WorkerInfo]) -> str:
+        return ""
+
     def end(self) -> None:
         for thread in self._threads:
             thread.join(20)

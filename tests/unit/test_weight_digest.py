@@ -80,7 +80,7 @@ def supervised(folder: Path, dataset: Dataset, config: Config, train: str,
     kind = type(config)
     task = WorkerSpec(train=f"tests.unit.odd_loops:{train}", config_type=f"{kind.__module__}:{kind.__name__}",
                       config=values,
-                      run_uri=store.location(), config_fingerprint=decisive_fingerprint(values),
+                      run_uri=store.location(), config_fingerprint=decisive_fingerprint(config),
                       dataset_uri=dataset.store.location())
     run_state = RunState.open(store)
     controller = Controller(run=config.run, executor=ProcessExecutor(1), spec=task, run_store=store,

@@ -82,7 +82,7 @@ def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: 
     run_store = Store.open(str(folder))
     values = to_dict(config)
     task = WorkerSpec(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
-                      run_uri=run_store.location(), config_fingerprint=decisive_fingerprint(values),
+                      run_uri=run_store.location(), config_fingerprint=decisive_fingerprint(config),
                       dataset_uri=dataset.store.location())
     executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1, preload)
     callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)

@@ -70,6 +70,8 @@ class Base:
     """Of its weights: what `LC_ALL=C sha256sum *.safetensors | sha256sum` prints in its folder."""
     size_bytes: int
     """Of its weights."""
+    held: Literal["nf4"] | None = None
+    """How the layers under the updates were held in training: `nf4` if they were rounded to 4 bits."""
 
 
 Pooling = Literal["mean", "cls"]
@@ -167,6 +169,8 @@ class Manifest:
         for name in ("base", "started_from", "embedding"):
             if not getattr(self.description, name):
                 del fields[name]
+        if (base := self.description.base) and base.held is None:
+            fields["base"] = {"name": base.name, "digest": base.digest, "size_bytes": base.size_bytes}
         if self.description.primary_metric == "accuracy":
             del fields["primary_metric"]
         variant = self.description.variant

@@ -22,6 +22,7 @@ from jobs.common.execution.failure_policy import FailurePolicy, Verdict
 from jobs.common.execution.generation_start import GenerationStart
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.hang_policy import SILENT_S, HangPolicy
+from jobs.common.execution.memory import remedy
 from jobs.common.execution.phase import Phase, PhaseTracker
 from jobs.common.execution.preemption_policy import PreemptionPolicy
 from jobs.common.execution.room import LOOK_S, RoomSearch
@@ -47,7 +48,8 @@ class Controller:
         self._clock = LoopClock(now)
         self._run, self._executor, self._spec = run, executor, spec
         self._store, self._run_state, self._callbacks = run_store, run_state, callbacks
-        self._failures = FailurePolicy(run, run_state=run_state, store=run_store, can_replace=executor.can_replace)
+        self._failures = FailurePolicy(run, run_state=run_state, store=run_store, executor=executor,
+                                       remedy=lambda phase: remedy(spec.parsed(), num_shards, phase=phase))
         self._hangs = HangPolicy(run, can_replace=executor.can_replace, storage=run_store.location())
         self._preemption = PreemptionPolicy()
         self._scaling = ScalingPolicy(run, num_shards=num_shards, spares=run.spares if executor.can_replace else 0,
@@ -235,7 +237,7 @@ class Controller:
         workers = self._current.ranks_for(joined)
         if self._current.generation:
             self._run_state.reached(max(member.last_step for member in workers.values()))
-            self._obey(self._failures.generation_broke(workers, self._current.generation))
+            self._obey(self._failures.generation_broke(workers, self._current))
         num_nodes = len({member.node_id or member.host for member in workers.values()})
         generation, where = self._generations.begin(workers, self._failures.mean_time_between_s(num_nodes))
         self._renew(GenerationState(num_workers=len(workers), spares=self._current.spares, generation=generation,

@@ -5,6 +5,7 @@ An executor starts a group of workers, replaces those that die, and ends them. I
 
 import os
 import secrets
+import signal
 import sys
 import threading
 import uuid
@@ -17,6 +18,7 @@ from cluster.core.background import in_background, logged
 from cluster.core.errors import StoppedError
 from cluster.core.network import collective_interface_kept
 from cluster.remote_processes import dump_stack, kill
+from jobs.common.execution import memory
 from jobs.common.execution.fork_server import ForkedWorker, ForkServer
 from jobs.common.execution.worker import Place, RendezvousServer, WorkerSpec, work
 from jobs.common.training.rendezvous import Rendezvous, RendezvousClient, WorkerInfo
@@ -72,6 +74,11 @@ class Executor(Protocol):
         ...
 
     def kill(self, members: list[WorkerInfo]) -> None: ...
+
+    def starved(self, members: list[WorkerInfo]) -> str:
+        """Who has ended one of these workers, which are lost, for want of memory; "" if nobody has, or it is not
+        known."""
+        ...
 
     def end(self) -> None:
         """Ends what is left of the group."""
@@ -133,6 +140,9 @@ class InProcessExecutor:
     def kill(self, members: list[WorkerInfo]) -> None:
         pass
 
+    def starved(self, members: list[WorkerInfo]) -> str:
+        return ""
+
     def end(self) -> None:
         pass
 
@@ -183,10 +193,11 @@ class ProcessExecutor:
         self._num_workers = 0
         self._server: ForkServer | None = None
         self._workers: dict[int, ForkedWorker] = {}
+        self._kills, self._starved = 0, set[int]()
 
     def start(self, spec: WorkerSpec, num_workers: int) -> None:
         self._spec, self._num_workers = spec, num_workers
-        self._server = ForkServer(self._preload)
+        self._server, self._kills = ForkServer(self._preload), memory.kills()
         self._workers = {slot: self._fork(self._server, slot) for slot in range(num_workers)}
 
     def possible_workers(self) -> int:
@@ -204,6 +215,8 @@ class ProcessExecutor:
             self._server.look()
             for slot, worker in self._workers.items():
                 if worker.exit_code not in (None, 0):
+                    if worker.exit_code == -signal.SIGKILL and memory.kills() > self._kills:
+                        self._starved.add(worker.pid)
                     self._workers[slot] = self._fork(self._server, slot)
 
     def ended(self) -> bool:
@@ -216,6 +229,9 @@ class ProcessExecutor:
 
     def kill(self, members: list[WorkerInfo]) -> None:
         kill_all(members)
+
+    def starved(self, members: list[WorkerInfo]) -> str:
+        return "the machine's kernel" if self._starved & {member.pid for member in members} else ""
 
     def end(self) -> None:
         if self._server is not None:

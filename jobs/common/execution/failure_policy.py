@@ -1,13 +1,22 @@
 """What follows a failure: the run recovers, or it ends. The run state and logs/errors keep the account of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cluster.core import errors
-from cluster.core.errors import TrainingFailedError, TrainyardError
+from cluster.core.errors import (
+    ClusterError,
+    OutOfMemoryError,
+    StoppedError,
+    StorageError,
+    TrainingFailedError,
+    TrainyardError,
+)
 from cluster.core.storage import Store
 from jobs.common.checkpoint.optimal_interval import mean_time_between_failures_s
 from jobs.common.config import RunConfig
+from jobs.common.execution.executors import Executor
+from jobs.common.execution.generation_state import GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.training.rendezvous import WorkerExit, WorkerInfo
 
@@ -24,10 +33,13 @@ class Verdict:
 
 
 class FailurePolicy:
-    """Keeps the account of failures and judges them. can_replace: whether a dead worker is started again by itself."""
+    """Keeps the account of failures and judges them."""
 
-    def __init__(self, run: RunConfig, *, run_state: RunState, store: Store, can_replace: bool) -> None:
-        self._run, self._run_state, self._store, self._can_replace = run, run_state, store, can_replace
+    def __init__(self, run: RunConfig, *, run_state: RunState, store: Store, executor: Executor,
+                 remedy: Callable[[str | None], str]) -> None:
+        """remedy: what needs less memory in a phase of a worker's, see memory.py."""
+        self._run, self._run_state, self._store = run, run_state, store
+        self._executor, self._remedy = executor, remedy
 
     def failed(self, what: str) -> Verdict:
         """One failure, of which `run.max_failures` allows some."""
@@ -49,21 +61,26 @@ class FailurePolicy:
         self._store.write_text(path, left.traceback)
         self._run_state.event(f"worker {left.slot}: {left.kind}: {left.message} ({path})")
         says = f"worker {left.slot} failed: {left.kind}: {left.message}"
-        if self._can_replace and generation:
+        if self._executor.can_replace and generation:
             return Verdict(says=says)
         return Verdict(says=says, error=TrainingFailedError(  # another one would fail alike
             f"{left.kind}: {left.message} (traceback in {self._store.location(path)})"
         ))
 
-    def generation_broke(self, workers: Mapping[int, WorkerInfo], generation: str) -> Verdict:
-        """The workers of the next generation, by rank, tell why they have left this one."""
+    def generation_broke(self, workers: Mapping[int, WorkerInfo], former: GenerationState) -> Verdict:
+        """The workers of the next generation, by rank, tell why they have left the former one."""
+        generation = former.generation
         bad = sorted({step for member in workers.values() for step in member.bad_steps})
         if bad:
             return self._rolled_back(bad)
         for rank, member in workers.items():
             if member.why:
                 self._store.write_text(f"logs/errors/{generation}-rank-{rank}-peer.txt", member.why)
-        lost = ", ".join(str(rank) for rank, member in workers.items() if member.last_step < 0)
+        gone = [rank for rank, member in workers.items() if member.last_step < 0]
+        lost = ", ".join(map(str, gone))
+        if gone and (who := self._executor.starved([former.workers[rank] for rank in gone if rank in former.workers])):
+            how = self._remedy(former.heartbeat.phase if former.heartbeat else None)
+            return Verdict(error=OutOfMemoryError(f"worker {lost} was ended by {who}, for want of memory: {how}"))
         return self.failed(f"worker {lost} was lost" if lost else "the workers lost each other")
 
     def _rolled_back(self, bad: list[int]) -> Verdict:
@@ -82,3 +99,11 @@ class FailurePolicy:
             return mean_time_between_failures_s(self._run.mtbf_h, num_nodes)
         seen = self._run_state
         return seen.elapsed_s / seen.restarts if seen.restarts >= _FAILURES_THAT_TELL else None
+
+
+def resumable(error: Exception) -> Exception:
+    """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
+    if isinstance(error, StorageError | ClusterError | ConnectionError):
+        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that "
+                            "is mended")
+    return error

@@ -16,14 +16,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.capacity import Request, draining_nodes, possible_workers, queued
+from cluster.capacity import Request, draining_nodes, possible_workers, queued, starved_workers
 from cluster.core.background import in_background
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ClusterError, RunConflictError
@@ -191,6 +191,12 @@ class RayExecutor:
 
     def kill(self, members: list[WorkerInfo]) -> None:
         kill_all(members)
+
+    def starved(self, members: list[WorkerInfo]) -> str:
+        with suppress(ClusterError):
+            if starved_workers() & {(member.node_id, member.pid) for member in members}:
+                return "Ray's memory monitor"
+        return ""
 
     def end(self) -> None:
         """Waits for the group to return; after 5 s, kills Ray Train's controller, and with it the group."""

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
 from typing import Literal, cast
 
-from cluster.core.errors import TrainingFailedError, TrainyardError
+from cluster.core.errors import OutOfMemoryError, TrainingFailedError, TrainyardError
 from cluster.core.network import set_collective_interface
 from cluster.core.storage import Store
 from cluster.preflight import check_own_node
 from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
+from jobs.common.execution.memory import is_out_of_memory, remedy
 from jobs.common.execution.run_state import RUN_FILE
 from jobs.common.own_code import load_object
 from jobs.common.training.context import PeerLostError
@@ -47,7 +48,10 @@ class WorkerSpec:
     """The driver's, where workers run on other nodes: each one probes its own node before it begins."""
 
     def load(self) -> tuple[Train, Config]:
-        return load_object(self.train), from_dict(load_object(self.config_type), self.config)
+        return load_object(self.train), self.parsed()
+
+    def parsed(self) -> Config:
+        return from_dict(load_object(self.config_type), self.config)
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,23 @@ def _reporting(rendezvous: RendezvousClient, slot: int, worker: str) -> Generato
 def _attempt(train: Train, session: Session, config: Config) -> Outcome:
     try:
         outcome = train(session, config)
-    except BaseException:
+    except BaseException as error:
+        short = _short_of_memory(session, config, error) if is_out_of_memory(error) else None
         session.close(failed=True)
+        if short is not None:
+            raise short from error
         raise
     session.close()
     return outcome
+
+
+def _short_of_memory(session: Session, config: Config, error: BaseException) -> OutOfMemoryError:
+    phase: str | None = session.progress.state.get("phase")
+    begun = session.progress.pace.started
+    where = phase or (f"in step {session.progress.step + 1:,}" if begun else "before its first step")
+    what = str(error).partition("\n")[0] or type(error).__name__
+    return OutOfMemoryError(f"worker {session.rank} ran out of memory {where} ({what}): "
+                            + remedy(config, session.num_shards, phase=phase, fits=begun))
 
 
 def _assignment(rendezvous: RendezvousClient, info: WorkerInfo) -> Assignment:

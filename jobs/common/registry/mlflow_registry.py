@@ -192,12 +192,14 @@ class MlflowRegistry(Registry):
         return run_id
 
     def _describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """MLflow refuses another value for a parameter that a run has: a later attempt adds only what is new."""
+        """MLflow refuses another value for a parameter that a run has: where a later driver has one, it is a tag."""
         from mlflow.entities import Param, RunTag
 
         had = self._client.get_run(self.run_id).data.params
         new = [Param(key, str(without_secrets(value))) for key, value in params.items() if key not in had]
-        labels = [RunTag(key, str(without_secrets(value))) for key, value in tags.items()]
+        now = {f"now {key}": value for key, value in params.items()
+               if key in had and had[key] != str(without_secrets(value))}
+        labels = [RunTag(key, str(without_secrets(value))) for key, value in {**tags, **now}.items()]
         for start in range(0, max(len(new), len(labels)), 100):
             self._client.log_batch(self.run_id, params=new[start : start + 100], tags=labels[start : start + 100])
 

@@ -1,7 +1,7 @@
 """What a run begins with: found and verified once, by the driver, before training.
 
     config, origins = at_origin(job.name, config, storage)      # `--model.init-from`: another model's weights
-    config, extension = at_extension(config, folder)            # `--run.extend-from`: all of a finished run
+    config, extension = at_extension(config, folder)            # more steps, or `--run.extend-from`: all of a run
 
 The config names the artifact and its digest from then on: workers read that and nothing else, and a run that is gone on
 with is refused if the name stands for other weights by then. A run that is extended is copied: its checkpoints, from
@@ -18,8 +18,8 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
 from jobs.common.artifact.manifest import Origin
 from jobs.common.checkpoint.store import Checkpoints
-from jobs.common.config import Config, to_dict
-from jobs.common.config_changes import differences
+from jobs.common.config import Config
+from jobs.common.config_changes import changes, consequences, decisive
 from jobs.common.data.dataset import Dataset
 from jobs.common.execution.run_state import RUN_FILE
 from jobs.common.registry.connection import REGISTERED, open_named
@@ -31,8 +31,6 @@ C = TypeVar("C", bound=Config)
 Origins = Sequence[Origin]
 OF_A_RUN = ("progress.json", "excluded_steps.json")
 """What is copied of a run beside its checkpoints: its account, and the steps that are left out."""
-MAY_EXTEND = ("train.epochs:", "train.max_steps:", "train.early_stopping_epochs:", "optim.extend:")
-"""What may be otherwise in a run that extends another one."""
 
 
 def at_origin(job: str, config: C, storage: Store) -> tuple[C, Origins]:
@@ -114,8 +112,10 @@ def _check(given: str, job: str, start: StartConfig, found: Artifact) -> None:
 # ── extending a run ──
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """A finished run that another one goes on with."""
+    """A finished run that another one, or another attempt at it, goes on with."""
 
+    what: str
+    """What asks for it."""
     name: str
     store: Store
     record: JsonObject
@@ -128,10 +128,11 @@ class Extension:
         own = Origin(name=self.name, uri=self.artifact.uri, digest=self.artifact.digest)
         return own, *self.artifact.manifest.description.started_from
 
-    def copy_to(self, store: Store, config: Config, dataset: Dataset) -> int:
-        """Puts its state into another run's folder. Returns the number of shards that its rows are dealt to.
+    def copy_to(self, store: Store, config: Config, dataset: Dataset) -> tuple[int, list[str]]:
+        """Puts its state into another run's folder. Returns the number of shards that its rows are dealt to, and what
+        is to be said of that.
         Raises: ConfigError where that would be another training."""
-        what, train, shards = f"--run.extend-from {self.name}", config.train, self.record["num_shards"]
+        what, train, shards = self.what, config.train, self.record["num_shards"]
         total = train.total_steps(dataset.splits["train"].num_rows // train.global_batch_size)
         if not dataset.has(self.record["data"]["fingerprint"]):
             raise ConfigError(f"{what}: is of other data ({self.record['data']['fingerprint'][:12]}, and this is "
@@ -140,7 +141,7 @@ class Extension:
         if total <= self.step:
             raise ConfigError(f"{what}: has made {self.step:,} steps, and this run would have {total:,}: pass more "
                               "--train.epochs or --train.max-steps")
-        if config.run.max_workers > shards:
+        if config.run.min_workers > shards:
             raise ConfigError(f"{what}: was made for at most {shards} workers: ask for up to {shards}")
         if config.run.num_shards not in (None, shards):
             raise ConfigError(f"{what}: was made with --run.num-shards {shards}: pass that")
@@ -155,36 +156,68 @@ class Extension:
         for path in [*(file.path for file in self.store.files("checkpoints")), *OF_A_RUN]:
             if self.store.exists(path):
                 self.store.copy_to(store, path, path)
-        return shards
+        said = f"goes on with {self.store.location()}, which stays as it is, from step {self.step:,} to {total:,}"
+        return shards, [said, *consequences(changes(self.record["config"], config), config)]
 
 
 def at_extension(config: C, folder: RunFolder) -> tuple[C, Extension | None]:
     """The config with the step at which the run is extended, and what it extends, if that is still to be copied.
     Raises: ConfigError for a run that cannot be gone on with; ArtifactError, StorageError."""
-    given, group = config.run.extend_from, cast(Any, config)
+    name, given = config.run.name, config.run.extend_from
     if folder.record:
-        step = folder.record["config"].get("optim", {}).get("extended_at")
-        return config if step is None else replace(group, optim=replace(group.optim, extended_at=step)), None
-    if given is None:
+        return _extended_at(config, _growth(config, folder)), None
+    if folder.extends is not None:
+        extension = _extension(f"run {name!r}", config, name, folder.extends.store)
+    elif given is not None:
+        place = folder.storage.child(given) if "/" not in given else Store.open(given)
+        if not place.exists(RUN_FILE):
+            raise ConfigError(f"--run.extend-from {given}: there is no run at {place.location()}: name a finished one, "
+                              "or its folder")
+        extension = _extension(f"--run.extend-from {given}", config, given, place)
+    else:
         return config, None
-    what = f"--run.extend-from {given}"
-    optim = getattr(config, "optim", None)
-    if not isinstance(optim, ExtensionConfig):
-        raise ConfigError(f"{what}: this job has no schedule that could go on: leave the option out")
-    place = folder.storage.child(given) if "/" not in given else Store.open(given)
-    if not place.exists(RUN_FILE):
-        raise ConfigError(f"{what}: there is no run at {place.location()}: name a finished one, or its folder")
+    return _extended_at(config, extension.step), extension
+
+
+def _extended_at(config: C, step: int | None) -> C:
+    group = cast(Any, config)
+    return config if step is None else replace(group, optim=replace(group.optim, extended_at=step))
+
+
+def _growth(config: Config, folder: RunFolder) -> int | None:
+    """The step from which on a run that has begun is extended: as it was, or, where it is not finished and is to make
+    more steps, what it had to make."""
+    old: JsonObject = folder.record["config"].get("optim", {})
+    begun = old.get("extended_at")
+    if folder.is_done or not folder.is_extended_by(config):
+        return begun
+    what = f"run {config.run.name!r}"
+    optim = _schedule(what, config, f"comes to its end at step {folder.planned_steps:,}")
+    if begun is not None and (optim.extend == "cosine" or old.get("extend") == "cosine"):
+        raise ConfigError(f"{what}: its rate rises and falls in the steps from {begun:,} on, which are not finished: "
+                          "let it finish with the old values first, and extend it then")
+    return folder.planned_steps if begun is None else begun
+
+
+def _extension(what: str, config: Config, name: str, place: Store) -> Extension:
+    _schedule(what, config, "has come to its end")
     store, result, artifact = _finished(what, place)
     record = read_record(store, RUN_FILE)
-    changed = [line for line in differences(record["config"], to_dict(config)) if not line.startswith(MAY_EXTEND)]
-    if changed:
-        listed = "\n  ".join(changed)
+    if changed := decisive(changes(record["config"], config), config, longer=True):
+        listed = "\n  ".join(map(str, changed))
         raise ConfigError(f"{what}: was made with another config:\n  {listed}\npass the old values, or take its "
                           "weights alone with --model.init-from")
+    return Extension(what=what, name=name, store=store, record=record, step=int(result["steps"]), artifact=artifact)
+
+
+def _schedule(what: str, config: Config, ends: str) -> ExtensionConfig:
+    """Raises: ConfigError where it is not said how it goes on."""
+    optim = getattr(config, "optim", None)
+    if not isinstance(optim, ExtensionConfig):
+        raise ConfigError(f"{what}: this job has no schedule that could go on: leave the option out, and as many steps "
+                          "as there were")
     schedule = getattr(optim, "schedule", "constant")
     if schedule != "constant" and optim.extend is None:
-        raise ConfigError(f"{what}: its schedule, {schedule}, has come to its end: pass --optim.extend constant (the "
-                          "highest rate) or cosine (rises and falls again)")
-    step = int(result["steps"])
-    extension = Extension(name=given, store=store, record=record, step=step, artifact=artifact)
-    return replace(group, optim=replace(optim, extended_at=step)), extension
+        raise ConfigError(f"{what}: its schedule, {schedule}, {ends}: pass --optim.extend constant (the highest rate) "
+                          "or cosine (rises and falls again)")
+    return optim

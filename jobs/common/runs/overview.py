@@ -130,9 +130,9 @@ def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | N
     newest = f"attempts/{max(attempts)}/" if attempts else ""
     result: JsonObject
     try:
-        job, created = (_run(top.child(newest) if newest else top) if kind == "run"
-                        else (_searched(top), files[SEARCH_FILE].mtime))
-        result = read_record(top, RESULT_FILE)
+        store = top.child(newest) if newest else top
+        job, created = _run(store) if kind == "run" else (_searched(top), files[SEARCH_FILE].mtime)
+        result = read_record(store, RESULT_FILE)
     except StorageError as error:
         job, created = "", min(file.mtime for file in files.values())
         result = {"status": "damaged", "message": str(error)}

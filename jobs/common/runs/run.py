@@ -10,16 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from cluster.core.documents import JsonObject
-from cluster.core.errors import (
-    ClusterError,
-    ConfigError,
-    FolderGoneError,
-    RunConflictError,
-    StoppedError,
-    StorageError,
-    TrainyardError,
-    UserError,
-)
+from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, StoppedError, TrainyardError, UserError
 from cluster.core.network import spare_loopback
 from cluster.core.signals import Told, on_stop_signal, say
 from cluster.core.storage import Store
@@ -34,6 +25,7 @@ from jobs.common.data.found.account import lines_of
 from jobs.common.declared_metrics import headlines
 from jobs.common.execution.controller import Controller, End
 from jobs.common.execution.executors import Executor
+from jobs.common.execution.failure_policy import resumable
 from jobs.common.execution.generation_state import ControllerCallbacks, GenerationState
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
@@ -142,22 +134,24 @@ class Run:
         check_answers(tracking_address(self.config.run.tracking_uri, folder.storage))
         self.config, commits = at_commits(self.config, folder.commits, self.display.say)
         self.config, origins = at_origin(self.job.name, self.config, folder.storage)
-        self.config, self._extension = at_extension(self.config, folder)
-        self._found_out = {"commits": commits, **noted(self._extension.origins if self._extension else origins)}
-        RunFolder.find(self.config)  # raises if it is to begin with other weights than it began with
+        self._found_out = {"commits": commits, **noted(origins)}
+        self._find()  # raises if it is to begin with other weights than it began with
         opening = self._open_executor(self.config.run, self.job.preload, folder, self.timeline, self.display.say)
         with opening as (executor, use_ray), folder.locked():
             self._heed_signals()  # again: `ray.init` has taken them
-            folder = RunFolder.find(self.config)  # as it is now that nobody else is at it
+            folder = self._find()  # as it is now that nobody else is at it
             if self._is_done(folder):
                 self._say_done(folder)
                 yield None
                 return
             dataset = self._data(folder, use_ray)
-            folder = self._create(folder, dataset)
+            folder, said = self._create(folder, dataset)
+            run_state = RunState.open(folder.store, folder.require)
+            for text in said:
+                self.display.say(text)
+                run_state.event(text)
             self._training = True
-            yield OpenedRun(folder=folder, dataset=dataset, executor=executor, use_ray=use_ray,
-                            run_state=RunState.open(folder.store, folder.require))
+            yield OpenedRun(folder=folder, dataset=dataset, executor=executor, use_ray=use_ray, run_state=run_state)
 
     # ── before training ──
     def _heed_signals(self) -> None:
@@ -176,6 +170,12 @@ class Run:
 
         on_stop_signal(asked)
 
+    def _find(self) -> RunFolder:
+        """The run's folder, after the config knows what the run extends."""
+        folder = RunFolder.find(self.config)
+        self.config, self._extension = at_extension(self.config, folder)
+        return folder
+
     def _data(self, folder: RunFolder, use_ray: bool) -> Dataset:
         dataset = self.job.prepare(self.config, self._data_storage or folder.storage, use_ray=use_ray,
                                    say=self.display.say)
@@ -191,16 +191,19 @@ class Run:
                               "--run.name")
         return dataset
 
-    def _create(self, folder: RunFolder, dataset: Dataset) -> RunFolder:
+    def _create(self, folder: RunFolder, dataset: Dataset) -> tuple[RunFolder, list[str]]:
+        """The folder of the run that goes on or begins, and what is to be said of that."""
         if folder.record:
-            return folder
+            return folder, folder.go_on(self.config)
         lines = "\n".join(f"  {key}: {value}" for key, value in flatten(configs.to_dict(self.config)).items())
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        extension, shards = self._extension, self.config.run.shards
-        shards = extension.copy_to(folder.store, self.config, dataset) if extension else shards
-        return folder.create(self.config, shards, dataset.describe(), job=self.job.name, **self._found_out)
+        shards, said, found = self.config.run.shards, list[str](), self._found_out
+        if extension := self._extension:
+            shards, said = extension.copy_to(folder.store, self.config, dataset)
+            found = found | noted(extension.origins)
+        return folder.create(self.config, shards, dataset.describe(), job=self.job.name, **found), said
 
     # ── training ──
     def _train_and_finish(self, opened: OpenedRun) -> None:
@@ -221,7 +224,7 @@ class Run:
                 summary = finish(self.job, self.config, folder, opened.dataset, run_state, tracking,
                                  self.timeline.parts(self._first_marks))
         except Exception as error:
-            ending = _resumable(error)
+            ending = resumable(error)
             self._record_end(folder, run_state, ending)
             tracking.finish("stopped" if isinstance(ending, StoppedError) else "failed")
             if ending is error:
@@ -238,7 +241,7 @@ class Run:
         publisher = publisher_of_job() if use_ray else None
         config = configs.to_dict(self.config)
         spec = WorkerSpec(train=self.job.train, config_type=self.job.config_path, config=config,
-                          run_uri=folder.store.location(), config_fingerprint=decisive_fingerprint(config),
+                          run_uri=folder.store.location(), config_fingerprint=decisive_fingerprint(self.config),
                           dataset_uri=opened.dataset.store.location(), until_epoch=self._until_epoch,
                           versions=versions() if use_ray else None)
 
@@ -256,13 +259,15 @@ class Run:
                 publisher.publish(lambda: status_of(self.job.name, self.config, current, run_state))
 
         run = self.config.run
+        num_shards = folder.num_shards or run.shards
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
         controller = Controller(run=run, executor=executor, spec=spec, run_store=folder.store, run_state=run_state,
-                                num_shards=folder.num_shards or run.shards, callbacks=callbacks)
+                                num_shards=num_shards, callbacks=callbacks)
         self.timeline.mark("group_asked")
         with self.display, event_file(run.tensorboard, folder.store, run_state.history, self.display.say) as log_events:
             try:
-                controller.start(max(run.min_workers, min(run.max_workers, executor.possible_workers() - run.spares)))
+                controller.start(max(run.min_workers, min(run.max_workers, num_shards,
+                                                          executor.possible_workers() - run.spares)))
                 return executor.run(controller.supervise)
             finally:
                 if publisher is not None:
@@ -278,23 +283,16 @@ class Run:
         code = error.exit_code if isinstance(error, TrainyardError) else 1
         with suppress(TrainyardError, OSError):  # a full storage is what it may be about
             run_state.save(ended=True)
-            folder.write_result(run_state.result(status, code, folder.attempt) | {"message": str(error)})
+            folder.write_result(run_state.result(status, code, folder.attempt) | {
+                "message": str(error), "error": type(error).__name__})
 
     def _is_done(self, folder: RunFolder) -> bool:
-        return self.config.run.resume == "auto" and folder.result().get("status") == "done"
+        return self.config.run.resume == "auto" and folder.is_done
 
     def _say_done(self, folder: RunFolder) -> None:
         result = folder.result()
         test: dict[str, float] = result.get("metrics", {}).get("test", {})
         found = ", ".join(" ".join(each) for each in headlines(self.job.metrics(self.config), test)[:3])
         print(f"run {self.config.run.name!r} (attempt {folder.attempt}) is done: {found}")
-        print("begin another with --run.name, or --run.resume never for a new attempt beside it")
+        print("extend it with more --train.epochs, or begin another with --run.name, or --run.resume never")
         print(f"artifact: {result['artifact']}", flush=True)
-
-
-def _resumable(error: Exception) -> Exception:
-    """Storage or a cluster that is lost while training goes on: the checkpoints are there, and so is the way on."""
-    if isinstance(error, StorageError | ClusterError | ConnectionError):
-        return StoppedError(f"{error}; the run goes on from its last checkpoint: run the same command again when that "
-                            "is mended")
-    return error

@@ -1,7 +1,9 @@
 """A run's folder in storage: which attempt a command line means, whether it may go on, and that nobody else is at it.
 
-    <storage>/<run.name>/            attempt 1, and the newest attempt's result.json
-    <storage>/<run.name>/attempts/K/ attempt K, made by --run.resume never
+    <storage>/<run.name>/            attempt 1, and result.json of the newest attempt that is done, or of the newest
+    <storage>/<run.name>/attempts/K/ attempt K, made by --run.resume never, or by more steps than the attempt before it
+
+What an attempt has made stays when another one begins. result.json of the first is then in attempts/1.
 """
 
 import json
@@ -9,24 +11,25 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cluster.core.control_store import within
 from cluster.core.documents import DocumentError, JsonObject, load_json
-from cluster.core.errors import ConfigError, FolderGoneError, RunConflictError, StorageError
+from cluster.core.errors import ConfigError, FolderGoneError, OutOfMemoryError, RunConflictError, StorageError
 from cluster.core.hub import is_hub
 from cluster.core.storage import Store
 from cluster.core.tls_remedy import tls_remedy
 from jobs.common import config as configs
-from jobs.common.config import Config
-from jobs.common.config_changes import differences
+from jobs.common.config import Config, TrainConfig
+from jobs.common.config_changes import changes, consequences, decisive, refusal
 from jobs.common.data.commits import Commits, at_known_commits
 from jobs.common.execution.run_state import RUN_FILE
 from jobs.common.runs.run_lock import locked
 from jobs.common.start_config import at_known_digest
 
 RESULT_FILE = "result.json"
+_FIRST_RESULT = f"attempts/1/{RESULT_FILE}"
 READ_TIMEOUT_S = 10.0
 _DELETION_S = 1.0  # how long somebody's deletion of a run's folder is waited for
 _WORTH_KEEPING = ("config.yaml", RESULT_FILE, "artifact/", "attempts/", "checkpoints/manifests/")
@@ -43,6 +46,8 @@ class RunFolder:
     attempt: int
     record: JsonObject
     """What run.json holds: empty for a new attempt."""
+    extends: "RunFolder | None" = None
+    """The attempt before a new one, which is done, and which this one goes on with for more steps."""
 
     @staticmethod
     def find(config: Config) -> "RunFolder":
@@ -57,20 +62,39 @@ class RunFolder:
                             "address, that it is up, and the network, or pass another --run.storage")
 
         def look() -> "RunFolder":
-            newest = _newest(top)
-            found = _attempt(storage, top, newest)
-            return _attempt(storage, top, newest + 1) if found.record and config.run.resume == "never" else found
+            found = _attempt(storage, top, _newest(top))
+            return _attempt(storage, top, found.attempt + 1) if found.record and config.run.resume == "never" else found
 
         with _readable(storage):
             found = within(READ_TIMEOUT_S, look, late)
-        if found.record:
-            found._check(config)
+            if found.record and found._check(config) and found.is_done:
+                return replace(_attempt(storage, top, found.attempt + 1), extends=found)
         return found
 
     @property
     def num_shards(self) -> int | None:
         """V, fixed when the run was created; None for a new one."""
         return self.record.get("num_shards")
+
+    @property
+    def is_done(self) -> bool:
+        return self.result().get("status") == "done"
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many steps its record asks for; None for that of an earlier version, which did not count the rows."""
+        return self._steps(self.record["config"]["train"])
+
+    def _steps(self, train: JsonObject) -> int | None:
+        rows = self.record["data"].get("rows", {}).get("train")
+        planned = TrainConfig(epochs=train["epochs"], max_steps=train["max_steps"])
+        return None if rows is None else planned.total_steps(rows // train["global_batch_size"])
+
+    def is_extended_by(self, config: Config) -> bool:
+        """Whether the config asks for more steps than have been made, or are to be made."""
+        planned = self.result()["steps"] if self.is_done else self.planned_steps
+        asked = self._steps(asdict(config.train))
+        return planned is not None and asked is not None and asked > planned
 
     @property
     def index(self) -> str:
@@ -140,10 +164,25 @@ class RunFolder:
         self.record.update(values)
         self.store.write_text(RUN_FILE, json.dumps(self.record, indent=1))
 
+    def go_on(self, config: Config) -> list[str]:
+        """Takes down what the config changes. Returns what is to be said of that."""
+        found = changes(self.record["config"], config)
+        if found:
+            self.store.write_text("config.yaml", configs.to_yaml(config))
+            self.remember(config=configs.to_dict(config))
+        return consequences(found, config)
+
     def write_result(self, result: JsonObject) -> None:
         text = json.dumps(result, indent=1)
         self.store.write_text(RESULT_FILE, text)
-        if self.attempt > 1:
+        if self.attempt == 1:
+            return
+        before: JsonObject = {}
+        with suppress(StorageError):  # a damaged one is worth nothing
+            before = read_record(self.top, RESULT_FILE)
+        if before.get("attempt") == 1 and not self.top.exists(_FIRST_RESULT):
+            self.top.write_text(_FIRST_RESULT, json.dumps(before, indent=1))
+        if result["status"] == "done" or before.get("status") != "done":
             self.top.write_text(RESULT_FILE, text)
 
     @contextmanager
@@ -155,27 +194,24 @@ class RunFolder:
         with locked(self.storage, self.top.uri.rstrip("/").rpartition("/")[2]):
             yield
 
-    def _check(self, config: Config) -> None:
+    def _check(self, config: Config) -> bool:
+        """Whether the config extends this attempt."""
         asked = at_known_digest(at_known_commits(config, self.commits), self.record["config"])
-        changed = differences(self.record["config"], configs.to_dict(asked))
-        if changed:
-            listed = "\n  ".join(changed)
-            raise RunConflictError(
-                f"run {config.run.name!r} was made with another config:\n  {listed}\n"
-                "pass the old values to continue it, another --run.name, or --run.resume never for a new attempt "
-                "beside it"
-            )
+        found = changes(self.record["config"], asked)
+        rules = {change.on_resume for change in found}
+        longer = "extends" in rules and self.is_extended_by(asked)
+        short = "cuts" in rules and self.result().get("error") == OutOfMemoryError.__name__
+        if refused := decisive(found, asked, longer=longer, short_of_memory=short):
+            raise RunConflictError(refusal(config, refused))
         most, num_shards = self.record["num_shards"], config.run.num_shards
         if num_shards not in (None, most):
-            raise ConfigError(
-                f"--run.num-shards {num_shards}: run {config.run.name!r} was made with {most}: pass {most}, or begin "
-                "another run with --run.name or --run.resume never"
-            )
-        if config.run.max_workers > most:
+            raise ConfigError(f"--run.num-shards {num_shards}: run {config.run.name!r} was made with {most}: pass that")
+        if config.run.min_workers > most:
             raise ConfigError(
                 f"--run.workers {config.run.workers}: run {config.run.name!r} was made for at most {most} workers: "
                 f"ask for up to {most}, or begin another run with --run.name or --run.resume never"
             )
+        return longer
 
 
 def open_storage(uri: str) -> Store:
@@ -208,7 +244,9 @@ def newest_attempt(top: Store) -> Store:
 
 
 def _newest(top: Store) -> int:
-    return max((int(name) for name in top.folders("attempts") if name.isdigit()), default=1)
+    """One without a record has not begun: its driver was lost while it copied what it was to go on with."""
+    numbers = sorted((int(name) for name in top.folders("attempts") if name.isdigit()), reverse=True)
+    return next((number for number in numbers if top.exists(f"attempts/{number}/{RUN_FILE}")), 1)
 
 
 def _folder(top: Store, number: int) -> Store:

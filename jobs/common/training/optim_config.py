@@ -2,20 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import Config, require
+from jobs.common.config import Config, OnResume, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtensionConfig:
-    """How the schedule of a run goes on that extends another one (`--run.extend-from`)."""
+    """How the schedule of a run goes on that is extended: by more epochs or steps, or `--run.extend-from`."""
 
     extend: Literal["constant", "cosine"] | None = None
-    """With `run.extend_from`, from the first added step on: `constant` is the highest rate; `cosine` rises from 0 over
+    """Where a run is extended, from the first added step on: `constant` is the highest rate; `cosine` rises from 0 over
     `warmup` of the added steps, and falls to the end. By default a constant schedule stays so."""
     extended_at: int | None = None
     """The first added step, which the run finds out by itself."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {"extend": "extends", "extended_at": "free"}
 
     def scheduled(self, highest: float, schedule: str, warmup: float, step: int, total_steps: int,
                   lowest: float = 0.0) -> float:

@@ -43,6 +43,10 @@ class StepTimer:
             self.seconds += taken
 
     @property
+    def started(self) -> bool:
+        return self._last > 0
+
+    @property
     def since_last_s(self) -> float:
         return time.perf_counter() - self._last
 

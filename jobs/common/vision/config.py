@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, TrainConfig, require
+from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, OnResume, TrainConfig, require
 from jobs.common.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
 from jobs.common.training.optim_config import OptimConfig
 
@@ -38,6 +38,7 @@ class ImageDataConfig(DataConfig):
     """What of picture files is kept for training: their pixels, or the files themselves, which are decoded each time
     they are read: less on disk where they are small, and more work. The rows are the same ones."""
 
+    on_resume: ClassVar[dict[str, OnResume]] = {**DataConfig.on_resume, "keep": "free"}
     decisive_choices: ClassVar[tuple[str, ...]] = (*DataConfig.decisive_choices, "class_folder", "keep")
 
     def __post_init__(self) -> None:
@@ -91,6 +92,11 @@ class ImageTrainConfig(TrainConfig):
         require(self.adversarial is None or 0 < self.adversarial <= 1, "train.adversarial", self.adversarial,
                 "must be more than 0 and at most 1, a share of the pixels' range")
         require(self.adversarial_steps >= 1, "train.adversarial_steps", self.adversarial_steps, "must be at least 1")
+
+    @property
+    def differs_by_pass(self) -> str:
+        """See Config."""
+        return "adversarial training" if self.adversarial else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from jobs.pytorch.process_group import Group
 from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.strategies.table import Strategy
+from jobs.transformer.weights.four_bits import pack
 
 
 @contextmanager
@@ -26,6 +27,8 @@ def strategy(context: TrainContext, config: TransformerConfig, group: Group,
     model = build_model(config, context.dataset.details, context.dataset.class_names)
     if look is not None:
         look(model)
+    if config.model.lora_base:
+        pack(model)
     make = load_object(config.scale.capabilities.implementation)
     spread: Strategy = make(config, model, group, torch.device(context.device))
     try:

@@ -84,6 +84,8 @@ class Capabilities:
     """Whether it scales the loss, as fp16 needs."""
     compiles: bool = False
     """Whether torch.compile is tried with it."""
+    packs: bool = False
+    """Whether layers that are not trained can be held in 4 bits, by `--model.lora-base`."""
     sends_bf16: bool = False
     """Whether gradients can be sent in bf16, by `--scale.gradients`."""
     any_workers: bool = False
@@ -92,8 +94,8 @@ class Capabilities:
 
 _ZERO = "jobs.transformer.strategies.zero:Zero"
 STRATEGIES: Mapping[str, Capabilities] = {
-    "ddp": Capabilities(implementation="jobs.transformer.strategies.ddp:Ddp", compiles=True, sends_bf16=True,
-                        any_workers=True),
+    "ddp": Capabilities(implementation="jobs.transformer.strategies.ddp:Ddp", compiles=True, packs=True,
+                        sends_bf16=True, any_workers=True),
     "zero1": Capabilities(implementation=_ZERO, sharded=True, zero_stage=1, offloads=("none", "cpu"), scales_loss=True),
     "zero2": Capabilities(implementation=_ZERO, sharded=True, zero_stage=2, offloads=("none", "cpu"), scales_loss=True),
     "zero3": Capabilities(implementation=_ZERO, sharded=True, zero_stage=3, offloads=("none", "cpu", "nvme"),

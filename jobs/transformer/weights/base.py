@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.core.auth import expanded
@@ -52,6 +52,11 @@ def base_weights(where: str) -> BaseWeights:
     place = place_of(where)
     store = Store.open(place if _is_folder(place) else _fetched(place))
     return of_artifact(open_artifact(store)) if store.exists(MANIFEST) else BaseWeights(place, store, _hashed(store))
+
+
+def base_of(model: ModelConfig) -> Base:
+    """What updates of low rank to a model are of. Raises: ArtifactError, OSError."""
+    return replace(base_weights(model.origin).base, held=model.lora_base)
 
 
 def folder_of(model: ModelConfig) -> str:

@@ -1,9 +1,9 @@
 """Which model is trained, from which weights, and what of it the artifact holds."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jobs.common.config import require
+from jobs.common.config import OnResume, require
 from jobs.common.start_config import StartConfig
 from jobs.transformer.presets import PRESETS
 
@@ -46,6 +46,11 @@ class ModelConfig(StartConfig):
     """The updates count alpha / sqrt(rank) times, which suits high ranks (Kalajdzievski 2023)."""
     dora: bool = False
     """A weight's columns get lengths of their own beside the updates, which turn them (DoRA, Liu et al. 2024)."""
+    lora_base: Literal["nf4"] | None = None
+    """How the layers under the updates are held: `nf4` rounds them to 4 bits (QLoRA, Dettmers et al. 2023), by the
+    package bitsandbytes, and the artifact is of the rounded ones; None: as they are."""
+
+    on_resume: ClassVar[dict[str, OnResume]] = {**StartConfig.on_resume, "activation_checkpointing": "rounds"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,14 +70,14 @@ class ModelConfig(StartConfig):
                     f"is for a preset ({', '.join(PRESETS)}); {self.origin} brings its own")
         require(0 <= self.lora_dropout < 1, "model.lora_dropout", self.lora_dropout,
                 "must be at least 0 and less than 1")
-        for name in ("lora_layers", "lora_dropout", "rslora", "dora"):
+        for name in ("lora_layers", "lora_dropout", "rslora", "dora", "lora_base"):
             require(not getattr(self, name) or self.lora_rank is not None, f"model.{name}", getattr(self, name),
                     "is for updates of low rank: pass --model.lora-rank, too")
 
     @property
     def whole(self) -> "ModelConfig":
         """The same model without updates of low rank."""
-        return replace(self, lora_rank=None, lora_layers=(), lora_dropout=0.0, rslora=False, dora=False)
+        return replace(self, lora_rank=None, lora_layers=(), lora_dropout=0.0, rslora=False, dora=False, lora_base=None)
 
     @property
     def is_preset(self) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 
 from cluster.core.errors import ConfigError
 from jobs.transformer.config import ModelConfig
+from jobs.transformer.weights.four_bits import round_layers
 
 _HEADS = ("classifier", "pre_classifier", "score")
 
@@ -28,16 +29,16 @@ def adapted_layers(model: nn.Module, wanted: ModelConfig) -> dict[str, nn.Linear
     """
     linear = {name: module for name, module in model.named_modules()
               if isinstance(module, nn.Linear) and not name.startswith((*_HEADS, "lm_head"))}
-    kinds = {_kind(name) for name in linear}
+    kinds = {kind_of(name) for name in linear}
     if unknown := [each for each in wanted.lora_layers if each not in kinds]:
         raise ConfigError(f"--model.lora-layers {unknown[0]}: {wanted.origin} has no linear layers of that name: pass "
                           f"some of {' '.join(sorted(kinds))}")
-    chosen = {name: layer for name, layer in linear.items() if _kind(name) in (wanted.lora_layers or kinds)}
+    chosen = {name: layer for name, layer in linear.items() if kind_of(name) in (wanted.lora_layers or kinds)}
     _check_rank(chosen, wanted)
     return chosen
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """What layers of one kind are called in each block: `q_proj` of `model.layers.0.self_attn.q_proj`."""
     return name.rpartition(".")[2]
 
@@ -56,11 +57,14 @@ def with_lora(model: nn.Module, wanted: ModelConfig) -> Any:
     from peft import LoraConfig
 
     assert wanted.lora_rank, "without a rank there are no updates"
+    layers = adapted_layers(model, wanted)
     alpha: Any = wanted.lora_alpha
+    if wanted.lora_base:
+        round_layers(layers.values())
     return put_on(model, LoraConfig(
         r=wanted.lora_rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha, lora_dropout=wanted.lora_dropout,
         use_rslora=wanted.rslora, use_dora=wanted.dora,
-        target_modules=sorted({_kind(name) for name in adapted_layers(model, wanted)}),
+        target_modules=sorted({kind_of(name) for name in layers}),
         modules_to_save=heads_of(model) or None))
 
 

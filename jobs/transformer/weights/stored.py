@@ -2,6 +2,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.manifest import weights_digest
 from jobs.transformer.build import first_lines, without_progress_bar
 from jobs.transformer.weights.base import BaseWeights, base_weights
+from jobs.transformer.weights.four_bits import rounded
 from jobs.transformer.weights.lora import put_on
 
 _OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -57,9 +59,10 @@ def model_and_tokenizer(opened: Artifact, kind: Any, base: str | None = None, *,
         of = opened.manifest.description.base
         if of is not None:
             def read() -> _Shared:
-                return _read_base(opened, base or of.name)
+                tensors = _read_base(opened, base or of.name)
+                return tensors if of.held is None else _rounded(opened, tensors)
 
-            tensors = read() if merged else _shared(of.digest, read)
+            tensors = read() if merged else _shared(_held(opened), read)
             return _adapted(opened, type(expected), architecture, tensors, merged=merged), tokenizer
         weights = _weights(opened) if merged else _shared(weights_digest(opened.manifest.files),
                                                           lambda: _in_float32(_weights(opened)))
@@ -92,6 +95,13 @@ def _shared(digest: str, read: Callable[[], _Shared]) -> _Shared:
     return shared
 
 
+def _held(opened: Artifact) -> str:
+    """What adapters whose base is the same have in common, which is rounded where they have updates."""
+    of = opened.manifest.description.base
+    assert of is not None
+    return of.digest if of.held is None else f"{of.digest} {of.held} {sorted(_peft_config(opened).target_modules)}"
+
+
 def _hold(model: Any, shared: Mapping[str, Tensor]) -> None:
     """For as long as the model is there, the next adapter finds them."""
     model.requires_grad_(False)
@@ -109,6 +119,16 @@ def _read_base(opened: Artifact, where: str) -> _Shared:
             f"artifact {opened.uri} is an adapter, and its base {where} cannot be read "
             f"({first_lines(error) or type(error).__name__}): put the base there, or name the place where it is"
         ) from error
+
+
+def _rounded(opened: Artifact, tensors: _Shared) -> _Shared:
+    """The base as the adapter was trained on it (four_bits.py). Raises: ArtifactError without bitsandbytes."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ArtifactError(f"artifact {opened.uri} is an adapter of a base in 4 bits, which needs the package "
+                            "bitsandbytes: pip install 'trainyard[four-bits]'")
+    layers = {f"{name}.weight" for name in _peft_config(opened).target_modules}
+    return _Shared({name: rounded(each) if ".".join(name.split(".")[-2:]) in layers else each
+                    for name, each in tensors.items()})
 
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> _Shared:

@@ -79,7 +79,7 @@ def carried_out(values: dict[str, Any], folder: Path, device: str) -> dict[str, 
     dataset = prepare(config, Store.open(str(folder)), use_ray=False)
     store, values = Store.open(str(folder / config.run.name)), to_dict(config)
     spec = WorkerSpec(train=f"{steps.__module__}:steps", config_type="jobs.transformer.config:TransformerConfig",
-                      config=values, run_uri=store.location(), config_fingerprint=decisive_fingerprint(values),
+                      config=values, run_uri=store.location(), config_fingerprint=decisive_fingerprint(config),
                       dataset_uri=dataset.store.location())
     executor = InProcessExecutor(device)
     callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)

@@ -28,6 +28,8 @@ from serving.core.settings import EndpointSettings, ModelSettings, SharedSetting
 from serving.traffic.shared_state import lease
 from tests import kept, runs
 from tests.integration.serving.shared import written
+from tests.unit.test_retrain import QUICK, digits
+from trainyard.retrain import main as retrain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated"),  # MLflow's, of SQLAlchemy
@@ -212,12 +214,18 @@ def test_versions_change_under_load_without_a_failed_request(
             granted = [asyncio.run(lease("tester", 10.0, 7))[0] for _ in range(3)]
             most = 10 * (1 + time.monotonic() - began)
         assert granted[0] == 7 and 10 <= sum(granted) <= most, "the replicas of the ingress share a second's worth"
-        time.sleep(1)
+
+        # the loop closes: what a drifted set has trained is promoted here, and watched
+        new, holdout = (digits(storage / f"{name}.parquet", rows, 100)
+                        for name, rows in (("new", slice(0, 800)), ("holdout", slice(800, 1100))))
+        assert retrain(["digits", "--data.uri", str(new), "--holdout", str(holdout), *where, "--", *QUICK]) == 0
+        assert caller.seen() == {"4": 40}
+        assert registry.resolve("models:/digits@champion").version == "4"
     finally:
         caller._stop.set()
         background.join()
     assert caller.failures == []
-    assert set(caller.answers) == {"1", "2"}
+    assert set(caller.answers) == {"1", "2", "4"}
     assert ingress(job) == before, "it was never restarted"
     assert main(["down", *where]) == 0
     assert job.wait(60) == 0
