@@ -28,14 +28,12 @@ def _to_onnx(artifact: Artifact) -> bytes:
 def formats(artifact: Artifact) -> Formats:
     """ONNX, and a program of PyTorch's own, without a class of this job."""
     def write(path: Path) -> None:
-        from jobs.mlp.model import load
-        from jobs.pytorch.program import write_program
+        from jobs.mlp.torch_export import write_program
 
-        model = load(artifact).model
-        write_program(path, model, model, artifact.probe().inputs["image"])
+        write_program(artifact, path)
 
     def read(path: Path) -> MlpPredictor:
-        from jobs.pytorch.program import Program
+        from jobs.mlp.torch_export import Program
 
         return MlpPredictor(Program(path), artifact)
 

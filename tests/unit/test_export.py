@@ -29,7 +29,7 @@ def of_graph(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def of_keras(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    import keras
+    from jobs.cnn.framework import keras
 
     return np.asarray(keras.saving.load_model(path)(inputs["image"]))
 

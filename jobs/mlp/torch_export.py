@@ -1,22 +1,22 @@
-"""A PyTorch model as a program that PyTorch loads without the model's code (torch.export, `.pt2`)."""
+"""The perceptron of an artifact as a program that PyTorch loads without the code of this job (torch.export, `.pt2`)."""
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from jobs.common.arrays import Array
+from jobs.common.artifact.artifact import Artifact
+from jobs.mlp.model import load
 from jobs.pytorch.onnx_export import Answering, softmax
 
 
-def write_program(path: Path, model: nn.Module, logits: Callable[[Tensor], Tensor], example: Array) -> None:
-    """From rows like the example's, of any number, to probabilities (B, K). logits: computes with `model`."""
-    rows = torch.from_numpy(np.ascontiguousarray(example))
-    made = torch.export.export(Answering(logits, model, softmax).eval(), (rows,),
+def write_program(artifact: Artifact, path: Path) -> None:
+    """From pixels (B, H, W, C), of the training data's type, to probabilities (B, K)."""
+    model, images = load(artifact).model, torch.from_numpy(artifact.probe().inputs["image"])
+    made = torch.export.export(Answering(model, model, softmax).eval(), (images,),
                                dynamic_shapes=(({0: torch.export.Dim("rows")},),))
     torch.export.save(made, path)
 
@@ -29,4 +29,5 @@ class Program:
 
     @torch.inference_mode()
     def predict(self, rows: Array) -> Array:
+        """Probabilities of images."""
         return self._module(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
