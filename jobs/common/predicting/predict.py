@@ -4,10 +4,10 @@
     trainyard predict --model ~/trainyard/first/artifact --data.uri 'IN/*.csv' --data.text-column said --out OUT.parquet
 
 Each row keeps its columns, and gets `predicted`, `probability`, `probabilities`, `top_labels`, `top_probabilities`; of
-numbers that are predicted `prediction`, of a model that writes `continuation`. On the Ray cluster of --address or
-RAY_ADDRESS a pool of actors does it, which grows with the cluster; else this process. The same command goes on where it
-was killed. OUT is complete once it has a _manifest.json; rows without an answer are in OUT/_failed/failed.parquet, with
-the reason.
+numbers that are predicted `prediction`, of a model that writes `continuation`, with --embeddings `embedding`. On the
+Ray cluster of --address or RAY_ADDRESS a pool of actors does it, which grows with the cluster; else this process. The
+same command goes on where it was killed. OUT is complete once it has a _manifest.json; rows without an answer are in
+OUT/_failed/failed.parquet, with the reason.
 """
 
 import argparse
@@ -53,6 +53,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="deletes the answers that are there, and begins again")
     add("--drop", default="", metavar="COLUMN,…", help="columns of the data that are not kept, such as the pictures")
     add("--top-k", type=int, default=Prediction.top_k, metavar="K", help="likeliest classes of a row")
+    add("--embeddings", action="store_true", help="the vector of each text, of a model that offers them, not its class")
     add("--max-tokens", type=int, default=Writing.max_tokens, metavar="N", help="of a model that writes, of each row")
     add("--temperature", type=float, default=Writing.temperature, metavar="T", help="of it; 0: the likeliest token")
     add("--top-p", type=float, default=Writing.top_p, metavar="P")
@@ -120,6 +121,7 @@ def _prediction(asked: argparse.Namespace) -> Prediction:
         model=find_model(asked.model, asked.tracking_uri, Store.open(asked.storage), asked.job),
         text_column=asked.text_column, drop=tuple(name.strip() for name in asked.drop.split(",") if name.strip()),
         top_k=asked.top_k, batch_rows=asked.batch_rows, most_failed=asked.most_failed, overwrite=asked.overwrite,
+        embeds=asked.embeddings,
         writing=Writing(max_tokens=asked.max_tokens, temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed))
 
 

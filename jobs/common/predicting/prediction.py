@@ -16,6 +16,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, StoppedError
 from cluster.core.signals import on_stop_signal
 from cluster.core.storage import Store
+from jobs.common.artifact.manifest import NO_EMBEDDINGS
 from jobs.common.config import require
 from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.predicting.columns import GENERATES, InputColumns, kind_of
@@ -82,6 +83,8 @@ class Prediction:
     """The share of the rows that may be without an answer."""
     writing: Writing = field(default_factory=Writing)
     """How a model that writes does it."""
+    embeds: bool = False
+    """Whether vectors of texts are the answers, in place of classes."""
     overwrite: bool = False
     watches: bool = False
     """Whether features are counted, for drift."""
@@ -91,6 +94,8 @@ class Prediction:
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top-k", self.top_k, "must be at least 1")
         require(self.batch_rows is None or self.batch_rows >= 1, "batch-rows", self.batch_rows, "must be at least 1")
+        if self.embeds and self.model.artifact.manifest.description.embedding is None:
+            raise ConfigError(f"--embeddings: model {self.model.name} {NO_EMBEDDINGS}")
         require(0 <= self.most_failed < 1, "most-failed", self.most_failed, "must be at least 0 and below 1")
 
     @property
@@ -101,7 +106,7 @@ class Prediction:
                 "data.delimiter": data.delimiter, "data.quoting": data.quoting, "data.encoding": data.encoding,
                 "drop": list(self.drop), "top-k": self.top_k, "piece-mb": data.piece_mb,
                 "cpus-per-worker": self.pool.threads, "gpus-per-worker": self.pool.gpus,
-                **({"drift": True} if self.watches else {}),
+                **({"drift": True} if self.watches else {}), **({"embeddings": True} if self.embeds else {}),
                 **({name.replace("_", "-"): value for name, value in asdict(self.writing).items()}
                    if self.model.artifact.manifest.description.task == GENERATES else {})}
 
@@ -155,7 +160,8 @@ def _work(asked: Prediction, output: Output, data: NewData) -> Work:
         raise ConfigError(f"there is no column {missing[0]!r}: the data has {', '.join(schema.names)}")
     return Work(model=asked.model.reference, inputs=inputs, output=output, schema=schema,
                 dropped=tuple({*asked.drop, *data.pictures}), top_k=asked.top_k, threads=asked.pool.threads,
-                writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches)
+                writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches,
+                embeds=asked.embeds)
 
 
 def _unless_other(asked: Prediction, known: Plan, data: NewData) -> Plan | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cluster.core.errors import ArtifactError
 from jobs.common.artifact.artifact import Artifact
-from jobs.common.predictor.predictor import Answering
+from jobs.common.predictor.predictor import Answering, Embedder, EmbeddingPredictor, Predictor
 
 _PROBE_RTOL, _PROBE_ATOL = 1e-3, 1e-5
 """How far answers for the probe rows may be from the artifact's: other hardware rounds otherwise."""
@@ -36,3 +36,14 @@ def check_probe(predictor: Answering, artifact: Artifact, fails: str = "") -> No
             far = float(np.abs(np.asarray(found[name], np.float64) - wanted).max())
             raise ArtifactError(f"{fails}: its answers for its own probe rows differ by {far:.3g} in {name} from those "
                                 "in it")
+
+
+def embedder_of(predictor: Predictor, artifact: Artifact) -> Embedder | None:
+    """None where the artifact offers no vectors. Raises: ArtifactError for one that says it does, of a job that makes
+    none."""
+    if artifact.manifest.description.embedding is None:
+        return None
+    if not isinstance(predictor, EmbeddingPredictor):
+        raise ArtifactError(f"artifact {artifact.uri} has `embedding` in its manifest, and the predictor of the job "
+                            f"{artifact.manifest.description.job} has no method `embedder`")
+    return predictor.embedder()
