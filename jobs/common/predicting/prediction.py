@@ -57,7 +57,7 @@ class Pool:
     @property
     def cluster(self) -> str | None:
         """The cluster's address; None: this process."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
     @property
     def threads(self) -> int:
