@@ -14,14 +14,17 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.config import RunConfig
 from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.predicting.model import find_model
-from jobs.common.predicting.prediction import Pool, Prediction, predict
+from jobs.common.predicting.output import MANIFEST
+from jobs.common.predicting.prediction import Pool, Prediction, Say, predict
 from jobs.common.predicting.writer import Writing
 from jobs.common.runs.console import RunConsole, duration, fail
 
@@ -30,18 +33,40 @@ PROG = "python -m jobs.common.predicting.predict"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
-    asked, began = parser(prog).parse_args(arguments), time.monotonic()
+    asked, began = parser(prog).parse_args(arguments), time.time()
     spare_loopback()
     say = RunConsole().say
     try:
-        found = predict(_prediction(asked), say)
+        found = _carried_out(asked, began, say)
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
     failed = f"; {found['failed']:,} without an answer are in _failed/failed.parquet" if found["failed"] else ""
-    say(f"{found['rows']:,} rows with answers in {duration(time.monotonic() - began)}{failed}")
+    say(f"{found['rows']:,} rows with answers in {duration(time.time() - began)}{failed}")
     say(f"answers: {Store.open(asked.out).location()}")
     return 0
+
+
+def _carried_out(asked: argparse.Namespace, began: float, say: Say) -> JsonObject:
+    """Returns the manifest of the answers. The storage that has the model shows it. Raises: TrainyardError."""
+    from jobs.common.runs.index_page import note_use  # slow to import, and not needed by --help
+    from jobs.common.runs.overview import Use
+
+    prediction, storage = _prediction(asked), Store.open(asked.storage)
+    artifact = prediction.model.artifact
+    use = Use(kind="prediction", model=prediction.model.name, artifact=artifact.uri, data=asked.uri, proof=MANIFEST,
+              job=artifact.manifest.description.job, where=prediction.out.location(), began=began)
+    begun: list[Use] = []
+
+    def note(use: Use) -> None:
+        begun.append(use)
+        note_use(storage, asked.tracking_uri, use, say)
+
+    found = predict(prediction, say, lambda: note(use))
+    if begun:
+        note(replace(use, wall_s=time.time() - began, rows=found["rows"], failed=found["failed"],
+                     size=sum(file["size"] for file in found["files"])))
+    return found
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:

@@ -111,8 +111,9 @@ class Prediction:
                    if self.model.artifact.manifest.description.task == GENERATES else {})}
 
 
-def predict(asked: Prediction, say: Say) -> JsonObject:
-    """Carries it out, or goes on with it. Returns the manifest of the folder. Raises: TrainyardError."""
+def predict(asked: Prediction, say: Say, on_begin: Callable[[], None] = lambda: None) -> JsonObject:
+    """Carries it out, or goes on with it. on_begin: is called where there is something to do. Returns the manifest of
+    the folder. Raises: TrainyardError."""
     output = Output(asked.out)
     known, complete = output.find()
     data = find_rows(asked.data, kind_of(asked.model.artifact.manifest.description))
@@ -122,6 +123,7 @@ def predict(asked: Prediction, say: Say) -> JsonObject:
     if known is not None and complete:
         say(f"{asked.out.location()} is complete already")
         return output.manifest()
+    on_begin()
     _heed_signals(asked)
     if asked.pool.cluster is None:
         return _carried_out(asked, data, work, known, say)
