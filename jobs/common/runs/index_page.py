@@ -17,14 +17,13 @@ from markupsafe import Markup
 from cluster.core.documents import DocumentError, load_json
 from cluster.core.errors import RegistryError, TrainyardError
 from cluster.core.storage import Store
-from jobs.common.config import GATES_FOLDER, INDEX_FILE, USES_FOLDER, RunConfig
+from jobs.common.config import GATES_FOLDER, INDEX_FILE, INDEX_RECORD, USES_FOLDER, RunConfig
 from jobs.common.formatting import size_shown
 from jobs.common.registry.connection import versions_of
 from jobs.common.registry.registry import ModelVersion
 from jobs.common.runs.console import duration
 from jobs.common.runs.overview import Entry, Overview, Use, inside, overview, way
 
-KNOWN_FILE = "index.json"
 Say = Callable[[str], None]
 
 
@@ -50,7 +49,7 @@ def write_index(storage: Store, tracking_uri: str | None, known: Mapping[str, En
     """known: what need not be read again. Returns where the page is. Raises: StorageError, OSError."""
     found = overview(storage, registered(tracking_uri, storage), known)
     kept = _Known(entries=tuple(replace(entry, versions=()) for entry in found.entries if entry.status == "done"))
-    storage.write_text(KNOWN_FILE, json.dumps(asdict(kept)), durable=False)
+    storage.write_text(INDEX_RECORD, json.dumps(asdict(kept)), durable=False)
     storage.write_text(INDEX_FILE, render(found))
     return storage.location(INDEX_FILE)
 
@@ -58,7 +57,7 @@ def write_index(storage: Store, tracking_uri: str | None, known: Mapping[str, En
 def _known(storage: Store) -> dict[str, Entry]:
     """Of what the last page read, the runs and searches that were done, by name."""
     try:
-        return {entry.name: entry for entry in load_json(storage, KNOWN_FILE, _Known).entries}
+        return {entry.name: entry for entry in load_json(storage, INDEX_RECORD, _Known).entries}
     except (FileNotFoundError, DocumentError):
         return {}
 
