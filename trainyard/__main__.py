@@ -7,9 +7,10 @@
     trainyard compare RUN RUN …                      finished runs on one page, and whether they differ
     trainyard predict --model … --data.uri … --out … answers of a model for new data, as Parquet
     trainyard evaluate --model … --data.uri …        how good models are on new data, by slices, and its drift
+    trainyard export MODEL --format … --out PATH     a model as ONNX, a Hugging Face folder, .keras or .pt2
     trainyard runs list | show | page | rm | prune   all runs of a storage, on one page too
     trainyard retrain NAME --data.uri NEW …          a new version from the champion, promoted if it is better
-    trainyard registry list | promote | undo | …     versions of models
+    trainyard registry list | promote | download | … versions of models
     trainyard serve up | status | split | promote …  endpoints for models
     trainyard submit JOB [-- FLAGS]                  the same on a Ray cluster, or on Kubernetes
     trainyard status | watch                         what runs there, and what is wrong
@@ -27,8 +28,9 @@ from importlib import import_module
 from pathlib import Path
 
 WITHOUT_A_JOB = {"compare": "jobs.common.compare", "evaluate": "jobs.common.predicting.evaluate",
-                 "predict": "jobs.common.predicting.predict", "registry": "jobs.common.registry.__main__",
-                 "retrain": "trainyard.retrain", "runs": "jobs.common.runs.__main__", "serve": "serving.__main__"}
+                 "export": "jobs.common.predicting.export", "predict": "jobs.common.predicting.predict",
+                 "registry": "jobs.common.registry.__main__", "retrain": "trainyard.retrain",
+                 "runs": "jobs.common.runs.__main__", "serve": "serving.__main__"}
 """Command -> the module whose `main` carries it out."""
 OF_A_CLUSTER = ("submit", "status", "watch", "up", "env", "down")
 

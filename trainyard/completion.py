@@ -34,6 +34,7 @@ def everything() -> Any:
     from cluster.__main__ import parser as cluster
     from jobs.common.compare import parser as compare
     from jobs.common.predicting.evaluate import parser as evaluate
+    from jobs.common.predicting.export import parser as export
     from jobs.common.predicting.predict import parser as predict
     from jobs.common.registry.__main__ import parser as registry
     from jobs.common.runs.__main__ import parser as overview
@@ -47,7 +48,8 @@ def everything() -> Any:
         "train": _group("train", configs), "data": _group("data", {"check": _group("check", configs)}),
         "tune": _group("tune", {name: combined(config) for name, config in configs.items()}),
         "compare": _of_parser("compare", compare()), "predict": _of_parser("predict", predict()),
-        "evaluate": _of_parser("evaluate", evaluate()), "registry": _of_parser("registry", registry()),
+        "evaluate": _of_parser("evaluate", evaluate()), "export": _of_parser("export", export()),
+        "registry": _of_parser("registry", registry()),
         "runs": _of_parser("runs", overview()), "retrain": _of_parser("retrain", retrain()),
         "serve": _of_parser("serve", serving()),
         "completion": _group("completion", {"bash": _empty("bash"), "zsh": _empty("zsh")}),

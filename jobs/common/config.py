@@ -24,9 +24,10 @@ from jobs.common.config_groups.fields import OnResume, require
 from jobs.common.config_groups.train import TrainConfig
 from jobs.common.formatting import seconds_in
 
-PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
-COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
-"""What is in a storage beside the runs: prepared data, the registry, pages; others begin with `.`, as no run's name."""
+PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER, GATES_FOLDER, USES_FOLDER = NO_RUNS = (
+    "data", "mlartifacts", "comparisons", "gates", "uses")
+DATABASE_FILE, INDEX_FILE, INDEX_RECORD = "mlflow.db", "index.html", "index.json"
+"""What a storage has beside runs (with what its models were used for); others begin with `.`, as no run's name."""
 _RANGES, _MOST_PROFILED = r"\d+(-\d+)?(,\d+(-\d+)?)*", 1000
 
 C = TypeVar("C", bound="Config")
@@ -101,9 +102,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
                 "use 1 to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit")
-        taken = self.name in (PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE)
-        require(not taken and not self.name.startswith(DATABASE_FILE), "run.name", self.name,  # and its lock, journal
-                "a storage keeps something else of its own under that name: use another")
+        taken = self.name in (*NO_RUNS, INDEX_FILE, INDEX_RECORD) or self.name.startswith(DATABASE_FILE)  # its journal
+        require(not taken, "run.name", self.name, "a storage has a thing of its own under that name: use another")
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")

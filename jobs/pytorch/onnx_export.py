@@ -14,7 +14,7 @@ OPSET = 18
 OUTPUT = "probabilities"
 
 
-class _Answering(nn.Module):
+class Answering(nn.Module):
     def __init__(self, computed: Callable[..., Tensor], model: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self._computed, self._answers = model, computed, answers
@@ -40,7 +40,7 @@ def onnx_file(model: nn.Module, logits: Callable[..., Tensor], example: Mapping[
     with tempfile.TemporaryDirectory(prefix="trainyard-onnx-") as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that there is a newer one; and of Python values that are traced as constants
         path = Path(folder, "model.onnx")
-        torch.onnx.export(_Answering(logits, model, answers).eval(), tuple(example.values()), path, dynamo=False,
+        torch.onnx.export(Answering(logits, model, answers).eval(), tuple(example.values()), path, dynamo=False,
                           opset_version=OPSET,
                           input_names=list(example), output_names=[output], dynamic_axes=named)
         return path.read_bytes()

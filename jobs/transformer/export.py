@@ -6,13 +6,14 @@ never two copies of a model on one host."""
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.core.storage import Store
 from jobs.common.arrays import Array
-from jobs.common.artifact.artifact import weights_file
+from jobs.common.artifact.artifact import Artifact, weights_file
 from jobs.common.checkpoint.safetensors_image import header_bytes, read_header
 from jobs.common.checkpoint.store import Checkpoint
 from jobs.common.training.job import TrainingResult
@@ -44,6 +45,20 @@ def hugging_face_files(trained: TrainingResult, most_bytes: int = MOST_BYTES) ->
         read = slices.whole
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return {"config.json": _architecture(model), **_weights(shapes, read, most_bytes)}
+
+
+def write_folder(artifact: Artifact, folder: Path) -> None:
+    """The model of an artifact as other programs read it; of an adapter its base with the updates added."""
+    if artifact.manifest.description.base is not None:
+        from jobs.transformer.model import load
+
+        merged = load(artifact)
+        for part in (merged.model, merged.tokenizer):
+            part.save_pretrained(folder)
+        return
+    for path in artifact.manifest.paths:
+        if path.startswith("model/"):
+            artifact.store.copy_to(Store.open(str(folder)), path, path.removeprefix("model/"))
 
 
 def _architecture(model: Any) -> bytes:

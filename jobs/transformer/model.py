@@ -8,8 +8,9 @@ Shapes: B rows, T tokens, V words of the vocabulary, K classes.
 # pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from cluster.core.errors import TrainyardError
 from jobs.common.arrays import Array
 from jobs.common.artifact import artifact
 from jobs.common.artifact.artifact import Artifact
-from jobs.transformer.build import auto_class, first_lines
+from jobs.transformer.build import auto_class, first_lines, without_progress_bar
 from jobs.transformer.chat.conversation import Conversation
 from jobs.transformer.chat.encode import ChatEncoder
 from jobs.transformer.inputs import inputs_of, marked_inputs, packed_inputs, token_losses
@@ -183,11 +184,28 @@ def load(where: artifact.Where | Artifact, base: str | None = None, *,
     Raises: ArtifactError, also for one that lacks some of its weights, and for another base.
     """
     opened = artifact.as_artifact(where)
+    return _loaded(opened, lambda kind: model_and_tokenizer(opened, kind, base, merged=merged))
+
+
+def read_folder(opened: Artifact, folder: Path) -> Classifier | LanguageModel:
+    """The same of a folder that was written of an artifact, by transformers alone. Raises: ArtifactError."""
+    from transformers import AutoTokenizer
+
+    def read(kind: Any) -> tuple[Any, Any]:
+        local = {"trust_remote_code": False, "local_files_only": True}
+        with without_progress_bar():
+            return (kind.from_pretrained(folder, dtype=torch.float32, **local),
+                    AutoTokenizer.from_pretrained(folder, **local))
+
+    return _loaded(opened, read)
+
+
+def _loaded(opened: Artifact, read: Callable[[Any], tuple[Any, Any]]) -> Classifier | LanguageModel:
+    """read: gives model and tokenizer, of transformers' class for the task."""
     about = opened.manifest.description
     try:
         before = parse_json(json.dumps(dict(about.preprocessing)), _Preprocessing)
-        kind = auto_class("classify" if about.labels else "generate")
-        model, tokenizer = model_and_tokenizer(opened, kind, base, merged=merged)
+        model, tokenizer = read(auto_class("classify" if about.labels else "generate"))
     except TrainyardError:
         raise
     except Exception as error:  # whatever transformers raises for files that are not as it wants them

@@ -2,6 +2,7 @@
 and text that goes on."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from cluster.core.documents import parse_json
 from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, refused
+from jobs.common.predictor.formats import Format, Formats, onnx
 from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
 from jobs.common.predictor.predictor import MOST_CHARACTERS, Embedder
 from jobs.common.predictor.recipe import Recipe
@@ -116,6 +118,13 @@ class TextPredictor:
                 **{name: np.array([value], np.float32) for name, value in numbers.items()}}
 
 
+class FolderPredictor(TextPredictor):
+    """The same by a model and a tokenizer as transformers reads them."""
+
+    def predict(self, rows: Array) -> Array:
+        return self._model.predict(rows.tolist())
+
+
 def token_inputs(artifact: Artifact, tokens: Array) -> tuple[Array, Array]:
     """Of an ONNX graph: ids and mask, cut to the longest row."""
     cut = tokens[:, : max(1, int((tokens >= 0).sum(1).max()))]
@@ -179,6 +188,26 @@ def _to_onnx(artifact: Artifact) -> bytes:
     from jobs.transformer.onnx_export import to_onnx
 
     return to_onnx(artifact)
+
+
+def formats(artifact: Artifact) -> Formats:
+    """A folder as transformers reads it, of an adapter with its base; and ONNX of what tells classes."""
+    def write(path: Path) -> None:
+        from jobs.transformer.export import write_folder
+
+        write_folder(artifact, path)
+
+    def read(path: Path) -> FolderPredictor | LikelihoodPredictor:
+        from jobs.transformer.model import Classifier, read_folder
+
+        found = read_folder(artifact, path)
+        return FolderPredictor(found, artifact) if isinstance(found, Classifier) else LikelihoodPredictor(found)
+
+    found = {"hf": Format(mark="config.json", write=write, load=read)}
+    if not artifact.manifest.description.labels:
+        return found
+    return {**onnx(artifact, _to_onnx, lambda graph: TextPredictor(OnnxModel(artifact, token_inputs, graph), artifact)),
+            **found}
 
 
 PREDICTOR = TextPredictor

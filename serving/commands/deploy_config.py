@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
+from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.manifest import weights_digest
 from jobs.common.predictor.find import check_allowed
 from jobs.common.registry.connection import open_named
@@ -40,6 +41,9 @@ class Served:
     digest: str
     registered: str
     """The registry's name of the model; empty for an artifact's path."""
+    run: str
+    report: str
+    """As in ModelSettings."""
     generates: bool
     embeds: bool
     weights: str
@@ -66,10 +70,20 @@ def find(spec: str, tracking_uri: str | None, storage: Store, jobs: Sequence[str
     check_allowed(artifact, jobs)
     about = artifact.manifest.description
     return Served(name=name, version=found.version if found else "1", uri=artifact.uri, digest=artifact.digest,
-                  registered=found.name if found else "",
+                  registered=found.name if found else "", run=str(about.config.get("run", {}).get("name", "")),
+                  report=_report(artifact),
                   generates=about.task == "text-generation", embeds=about.embedding is not None,
                   weights=about.base.digest if about.base else weights_digest(artifact.manifest.files),
                   adapter_of=about.base.name if about.base else "")
+
+
+def _report(artifact: Artifact) -> str:
+    """Of the run whose folder the artifact is in; empty where there is none."""
+    from jobs.common.report.run_report import REPORT_FILE  # slow to import
+
+    uri, mark, options = artifact.uri.partition("?" if "://" in artifact.uri else "\0")
+    run = Store.open(f"{uri.rpartition('/')[0]}{mark}{options}")
+    return run.location(REPORT_FILE) if run.exists(REPORT_FILE) else ""
 
 
 def with_adapters(models: Sequence[Served], adapters: Sequence[Served]) -> list[Served]:

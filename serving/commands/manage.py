@@ -52,6 +52,8 @@ def status(options: argparse.Namespace) -> int:
             state = states.get(application, "not there")
             print(f"{name:<20} version {settings.version:<6} {100 * weights[settings.version]:5.1f} %   {state:<10} "
                   f"{settings.digest[:12]}  {settings.uri}")
+            if settings.run:
+                print(f"{'':<20} made by the run {settings.run}{f', {settings.report}' if settings.report else ''}")
             if (trouble := troubles.get(application)) is not None:
                 print(f"{'':<20} {trouble}")
         for line in [*_of_guard(record, name, watched), *_of_shadow(record, name, shadows)]:
@@ -241,7 +243,8 @@ def _new(options: argparse.Namespace, record: Running, weights: Weights) -> list
                               "models:/NAME@ALIAS")
         spec = f"{options.model}=models:/{like.registered}/{version}"
         served = deploy_config.find(spec, options.tracking_uri, Store.open(options.storage), like.jobs)
-        found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest))
+        found.append(replace(like, version=served.version, uri=served.uri, digest=served.digest,
+                             run=served.run, report=served.report))
     return found
 
 

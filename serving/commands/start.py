@@ -183,7 +183,8 @@ def _config(options: argparse.Namespace) -> JsonObject:
         raise ConfigError("--model: two models have the same name: give each a name of its own")
     models = [ModelSettings(
         name=each.name, version=each.version, uri=each.uri, digest=each.digest, registered=each.registered,
-        generates=each.generates, embeds=each.embeds, min_replicas=options.min_replicas,
+        run=each.run, report=each.report, generates=each.generates, embeds=each.embeds,
+        min_replicas=options.min_replicas,
         max_replicas=max(options.max_replicas, options.min_replicas, 1), cpus=options.cpus_per_replica,
         gpus=options.gpus_per_replica, max_batch_rows=options.max_batch_rows, batch_wait_ms=options.batch_wait_ms,
         prefix_cache_bytes=int(options.prefix_cache_mib * (1 << 20)),

@@ -27,6 +27,10 @@ class ModelSettings:
     """Of its manifest, as it was when the version was deployed."""
     registered: str = ""
     """The registry's name of the model; empty for an artifact's path."""
+    run: str = ""
+    """The name of the run that made it."""
+    report: str = ""
+    """Where that run's report is; empty where it is not beside the artifact."""
     generates: bool = False
     """Whether it writes text: an artifact of the task `text-generation`."""
     embeds: bool = False

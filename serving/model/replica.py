@@ -14,12 +14,12 @@ import numpy as np
 
 from cluster.core.background import in_loop
 from cluster.core.documents import JsonObject
-from cluster.core.errors import ArtifactError, InputError
+from cluster.core.errors import InputError
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.predictor.find import explains, load_predictor
-from jobs.common.predictor.loading import check_probe, use_threads
-from jobs.common.predictor.predictor import Embedder, EmbeddingPredictor, Explaining, Predictor
+from jobs.common.predictor.loading import check_probe, embedder_of, use_threads
+from jobs.common.predictor.predictor import Embedder, Explaining, Predictor
 from serving.core.errors import BadRequestError, ModelError, RefusedError
 from serving.core.settings import HEARTBEAT_S, ModelSettings
 from serving.hardening.serve_patches import keep_calls_to_this_node
@@ -45,7 +45,7 @@ class Replica:
         self._predictor = load_predictor(artifact, self.settings.jobs, self.settings.base)
         check_probe(self._predictor, artifact)
         seconds = warm_up(self._predictor, artifact, self.settings.max_batch_rows)
-        self._embedder = _embedder(self._predictor, artifact)
+        self._embedder = embedder_of(self._predictor, artifact)
         self._drift = watch(artifact, self._predictor, self.settings)
         self._watching: asyncio.Task[None] | None = None
         self._texts = any(spec.datatype == "BYTES" for spec in artifact.manifest.description.inputs)
@@ -136,16 +136,6 @@ def describe(artifact: Artifact, jobs: Sequence[str]) -> JsonObject:
             "picture": _picture(about.preprocessing.get("picture")),
             "explanation": specs(about.inputs) if explains(artifact, jobs) else (), "chats": False,
             "embedding": about.embedding, "max_tokens": about.preprocessing.get("max_length")}
-
-
-def _embedder(predictor: Predictor, artifact: Artifact) -> Embedder | None:
-    """Raises: ArtifactError for an artifact that says it offers vectors, of a job that makes none."""
-    if artifact.manifest.description.embedding is None:
-        return None
-    if not isinstance(predictor, EmbeddingPredictor):
-        raise ArtifactError(f"artifact {artifact.uri} has `embedding` in its manifest, and the predictor of the job "
-                            f"{artifact.manifest.description.job} has no method `embedder`")
-    return predictor.embedder()
 
 
 def _picture(rule: object) -> dict[str, str]:

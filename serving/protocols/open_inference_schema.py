@@ -54,6 +54,8 @@ class ModelDescription(ModelMetadata):
     generates: bool
     chats: bool
     embeds: bool
+    run: str
+    report: str
 
 
 class OutputTensor(TensorMetadata):

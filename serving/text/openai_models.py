@@ -1,5 +1,6 @@
 """`GET /v1/models[/NAME]`: the models that OpenAI's clients may ask, and which of them does what is asked for."""
 
+from jobs.common.artifact.manifest import NO_EMBEDDINGS
 from serving.core.errors import UnknownModelError
 from serving.core.settings import ModelSettings
 from serving.text.openai_protocol import Model, ModelList
@@ -22,8 +23,7 @@ def embedding(table: Table, name: str) -> Route:
     """Of a model that offers embeddings. Raises: UnknownModelError."""
     route = _route(table, name)
     if not route.settings.embeds:
-        raise _unknown(f"model {name!r} offers no embeddings: an artifact of the Transformer job does that was trained "
-                       "with --task classify --export.embeddings mean (or cls, or auto)")
+        raise _unknown(f"model {name!r} {NO_EMBEDDINGS}")
     return route
 
 

@@ -217,7 +217,8 @@ class Table:
                 "weights": {version: each.weight for version, each in self._routes[name].items()},
                 "example": {"inputs": example},
                 "explanation": protocol.tensor_metadata(about["explanation"]), "generates": route.settings.generates,
-                "chats": about["chats"], "embeds": route.settings.embeds}
+                "chats": about["chats"], "embeds": route.settings.embeds, "run": route.settings.run,
+                "report": "" if self._settings.auth else route.settings.report}  # who has a key need not know where
 
     async def all_described(self) -> list[JsonObject]:
         """Of each model but those that cannot be described, such as one whose artifact is gone: the log names them."""

@@ -17,11 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.local import cluster as local
-from tests import runs
+from tests import kept, runs
 from tests.faults import cnn
 from tests.faults.conftest import FLAGS, same_result, some_step
 from tests.nodes import add_node, remove_node
@@ -209,6 +213,44 @@ def test_the_cnn_goes_on_where_a_lost_node_left_it(cluster: local.LocalCluster, 
     assert result["restarts"] >= 1
     assert result["lost_steps"] <= cnn.INTERVAL
     cnn.same(job.folder, cnn_reference)
+
+
+def test_answers_are_the_same_bytes_where_a_node_is_lost(cluster: local.LocalCluster, tmp_path: Path) -> None:
+    """Its actor is stopped in the middle of a piece, and goes with the node; one of another node does the rest."""
+    images = np.random.default_rng(0).integers(0, 256, (5000, 784), np.uint8)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), 784)
+    pq.write_table(pa.table({"id": np.arange(5000), "image": column}), tmp_path / "in.parquet", row_group_size=250)
+    module, command = "jobs.common.predicting.predict", [
+        "--model", str(kept.artifact("mlp")), "--data.uri", str(tmp_path / "in.parquet"), "--batch-rows", "4",
+        "--piece-mb", "0.2", "--cpus-per-worker", "3", "--out"]
+    add_node(4)
+    with runs.python(module, *command, str(tmp_path / "ray"), "--workers", "2", folder=tmp_path / "ray",
+                     env=cluster.environment()) as job:
+        job.until(lambda: pieces(tmp_path / "ray"))
+        node, actor = next((node, each) for node in worker_nodes() for each in actors_of(node))
+        actor.suspend()
+        done = len(pieces(tmp_path / "ray"))
+        job.until(lambda: len(pieces(tmp_path / "ray")) > done + 2)
+        assert actor.is_running() and not (tmp_path / "ray/_manifest.json").exists()
+        remove_node(node.name)
+        assert job.wait(CLUSTER_S) == 0, job.text
+    with runs.python(module, *command, str(tmp_path / "here"), folder=tmp_path, env={"RAY_ADDRESS": ""}) as alone:
+        assert alone.wait() == 0, alone.text
+    ray, here = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+                 for name in ("ray", "here"))
+    assert ray == here
+    assert pads.dataset(tmp_path / "ray").to_table().column("id").to_pylist() == list(range(5000))
+
+
+def pieces(out: Path) -> list[Path]:
+    """The records of those that are done."""
+    return list(out.glob("_work/0*.json"))
+
+
+def actors_of(node: local.LocalNode) -> list[psutil.Process]:
+    """Those of Ray Data."""
+    return [each for each in psutil.Process(node.pids["raylet"]).children(recursive=True)
+            if "MapWorker" in " ".join(each.cmdline())]
 
 
 def preempt(cluster: local.LocalCluster, node: local.LocalNode) -> None:

@@ -20,6 +20,7 @@ from jobs.cnn.config import CnnConfig
 from jobs.common import config as configs
 from jobs.common.compare import parser as compare_parser
 from jobs.common.predicting.evaluate import parser as evaluate_parser
+from jobs.common.predicting.export import parser as export_parser
 from jobs.common.predicting.predict import parser as predict_parser
 from jobs.common.registry.__main__ import parser as registry_parser
 from jobs.mlp.config import MlpConfig
@@ -185,7 +186,8 @@ def test_every_other_command_is_one_that_there_is() -> None:
     for name, parser in (("cluster", cluster_parser), ("jobs.common.registry", registry_parser),
                          ("jobs.common.compare", compare_parser), ("serving", serving_parser),
                          ("jobs.common.predicting.predict", predict_parser),
-                         ("jobs.common.predicting.evaluate", evaluate_parser)):
+                         ("jobs.common.predicting.evaluate", evaluate_parser),
+                         ("jobs.common.predicting.export", export_parser)):
         shown = [rest for _, words in shown_commands() if (rest := after(words, "python", "-m", name)) is not None]
         assert shown
         for rest in shown:

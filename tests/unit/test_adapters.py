@@ -19,6 +19,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact, weights_file, write_artifact
 from jobs.common.config import from_dict, to_dict
 from jobs.common.config_changes import differences
+from jobs.common.predicting.export import export
 from jobs.transformer import data
 from jobs.transformer.build import build_model
 from jobs.transformer.config import TransformerConfig
@@ -69,11 +70,15 @@ def test_it_answers_as_the_merged_model_does_and_as_peft_s_own_loading(
     a_token = 1e-5 * TOKENS.shape[1]
     np.testing.assert_allclose(answers(load(adapter)), wanted, rtol=0, atol=a_token)
     np.testing.assert_allclose(answers(load(adapter, merged=False)), wanted, rtol=0, atol=a_token)
+    export(adapter, "hf", str(tmp_path / "exported"))
     by_hand = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), f"{adapter.uri}/model")
     found = load(adapter)
     assert isinstance(found, LanguageModel)
     np.testing.assert_allclose(
         answers(LanguageModel(by_hand, found.tokenizer, found.start_id, found.end_id)), wanted, rtol=0, atol=a_token)
+    exported = LanguageModel(AutoModelForCausalLM.from_pretrained(tmp_path / "exported"), found.tokenizer,
+                             found.start_id, found.end_id)
+    np.testing.assert_allclose(answers(exported), wanted, rtol=0, atol=a_token)
     plain = LanguageModel(AutoModelForCausalLM.from_pretrained(base), found.tokenizer, found.start_id, found.end_id)
     assert np.abs(answers(plain) - wanted).max() > 1e-2, "it was trained"
 

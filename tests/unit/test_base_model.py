@@ -5,6 +5,8 @@ import builtins
 import hashlib
 import json
 import logging
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -32,7 +34,7 @@ from jobs.transformer.export import hugging_face_files
 from jobs.transformer.model import Classifier, load
 from jobs.transformer.text import tokenizer
 from jobs.transformer.train import train
-from tests import image_loops
+from tests import image_loops, runs
 from tests.s3 import BUCKET
 from tests.unit.adapters import save_base
 from tests.unit.starts import first_model
@@ -327,5 +329,36 @@ def test_an_artifact_in_an_object_store_is_copied_to_the_machine_once(
     there = build_model(beginning(place), details(words()) | {"vocab_size": 257}, ())
     here = build_model(beginning(writer), details(words()) | {"vocab_size": 257}, ())
     assert all(torch.equal(a, b) for a, b in zip(there.parameters(), here.parameters(), strict=True))
-    (copy,) = tmp_path.glob("trainyard-models-*/*")
+    (copy,) = tmp_path.glob("trainyard-models-*/*/")
     assert copy.name == writer.digest
+
+
+USE = """
+import sys
+from jobs.common.artifact.artifact import open_artifact
+from jobs.transformer.weights.copies import copy_of
+print(copy_of(open_artifact(sys.argv[1])).uri, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_copy_is_there_until_the_last_process_that_uses_it_ends(writer: Artifact, tmp_path: Path) -> None:
+    def user() -> "tuple[subprocess.Popen[str], Path]":
+        process = subprocess.Popen([sys.executable, "-c", USE, writer.uri], cwd=runs.ROOT, text=True,
+                                   env={**os.environ, "TMPDIR": str(tmp_path)}, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (first, kept), (second, same) = user(), user()
+    assert kept == same and open_artifact(kept).digest == writer.digest
+    first.communicate()
+    assert open_artifact(kept).digest == writer.digest
+    (kept.parent / f"{writer.digest}-draft").mkdir()
+    second.kill()
+    second.communicate()
+    assert kept.exists(), "a process that is killed removes nothing"
+    third, _ = user()
+    assert [each.name for each in kept.parent.glob("*/")] == [writer.digest]
+    third.communicate()
+    assert [each.name for each in kept.parent.iterdir()] == [f"{writer.digest}.lock"]

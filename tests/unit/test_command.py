@@ -14,6 +14,7 @@ from trainyard.completion import main as completion
 LEADS_TO = {
     "train mlp": "trainyard train mlp", "tune mlp": "trainyard tune mlp", "compare": "trainyard compare",
     "predict": "trainyard predict", "evaluate": "trainyard evaluate",
+    "export": "trainyard export",
     "registry promote": "trainyard registry promote", "serve up": "trainyard serve up", "submit": "trainyard submit",
     "status": "trainyard status", "watch": "trainyard watch", "up": "trainyard up", "env": "trainyard env",
     "down": "trainyard down",
@@ -88,7 +89,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("trainyard t", {"train", "tune"}), ("trainyard train ", {"cnn", "mlp", "transformer"}),
     ("trainyard train mlp --optim.l", {"--optim.lr"}), ("trainyard tune cnn --num-t", {"--num-trials"}),
     ("trainyard serve p", {"promote"}), ("trainyard serve up --data", set()),
-    ("trainyard registry ", {"history", "list", "promote", "register", "undo"}),
+    ("trainyard registry ", {"download", "history", "list", "promote", "register", "undo"}),
     ("trainyard up --no", {"--nodes"}), ("trainyard serve optimize --data.", {"--data.uri"})])
 def test_bash_completes_it(bash: Path, line: str, offered: set[str]) -> None:
     asked = (f'source {bash}; read -ra COMP_WORDS <<< "{line}"; [[ "{line}" == *" " ]] && COMP_WORDS+=(""); '

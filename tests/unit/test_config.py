@@ -49,7 +49,7 @@ def test_yaml_scalars_mean_what_they_say(tmp_path: Path) -> None:
     (["--train.epochs", "many"], ["--train.epochs", "many"]),
     (["--run.name", "../up"], ["--run.name", "letters"]),
     *[(["--run.name", name], [f"--run.name {name}", "of its own under that name"])
-      for name in ("data", "mlartifacts", "mlflow.db", "mlflow.db.lock", "mlflow.db-wal")],
+      for name in ("data", "mlartifacts", "mlflow.db", "mlflow.db.lock", "mlflow.db-wal", "uses", "index.json")],
     (["--run.workers", "3:1"], ["--run.workers 3:1"]),
     (["--run.workers", "7"], ["--train.global-batch-size 60", "63"]),
     (["--run.checkpoint-every-steps", "0"], ["--run.checkpoint-every-steps 0"]),

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import openai
 import orjson
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig
@@ -22,8 +25,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from cluster.core.errors import ArtifactError, ConfigError
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, Probe, open_artifact, write_artifact
-from jobs.common.artifact.manifest import Embedding
+from jobs.common.artifact.manifest import NO_EMBEDDINGS, Embedding
 from jobs.common.artifact.tensor_spec import TensorSpec
+from jobs.common.predicting.predict import main as predict
 from jobs.transformer.build import build_model
 from jobs.transformer.embedding.embedder import Embedder
 from jobs.transformer.embedding.pooling import embedding_of
@@ -176,6 +180,28 @@ def test_texts_are_cleaned_as_in_training_and_a_special_token_in_them_is_letters
     found = asyncio.run(_embedded(replica(upper), ["A Word [SEP]", "a word [sep]"]))
     np.testing.assert_array_equal(found["embedding"][0], found["embedding"][1])
     assert found["tokens"][0] > 5
+
+
+def test_predict_gives_rows_the_vectors_of_the_endpoint(client: openai.OpenAI, folders: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"{text} {number}" for number in range(9) for text in TEXTS]
+    pq.write_table(pa.table({"id": range(len(texts) + 1), "text": [*texts, "word " * 200]}), tmp_path / "in.parquet")
+    command = ["--data.uri", str(tmp_path / "in.parquet"), "--most-failed", "0.1", "--embeddings"]
+    for name in ("minilm", "cls"):
+        out = tmp_path / name
+        assert predict(["--model", str(folders / name / "texts"), "--out", str(out), *command]) == 0
+        table = pads.dataset(out).to_table()
+        assert table.column_names == ["id", "text", "embedding"]
+        wanted = vectors(client.embeddings.create(model=name, input=texts, encoding_format="float"))
+        assert table.schema.field("embedding").type == pa.list_(pa.float32(), wanted.shape[1])
+        np.testing.assert_allclose(table.column("embedding").to_pylist(), wanted, rtol=0, atol=1e-6)
+        (failed,) = pq.read_table(out / "_failed/failed.parquet").to_pylist()
+        assert failed["row"] == len(texts) and "202 tokens: the model reads 1 to 128" in failed["reason"]
+    capsys.readouterr()
+    assert predict(["--model", str(folders / "none/texts"), "--out", str(tmp_path / "none"), *command]) == 2
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.embeddings.create(model="none", input="a")
+    assert NO_EMBEDDINGS in refused.value.message and NO_EMBEDDINGS in capsys.readouterr().err
 
 
 async def _embedded(made: Replica, texts: Sequence[str]) -> Any:

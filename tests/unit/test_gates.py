@@ -101,6 +101,8 @@ def test_a_version_is_promoted_only_if_it_is_better_on_these_rows(storage: Path,
     assert made.why.startswith("gate: ") and made.why.endswith("/gate.html")
     page = Path(made.why.removeprefix("gate: "))
     assert page.parent.parent == storage / "gates" and "accuracy better than that of" in page.read_text()
+    assert "../../index.html" in page.read_text()
+    assert f'<a href="gates/{page.parent.name}/gate.html">' in (storage / "index.html").read_text()
 
 
 def test_rules_of_a_file_are_checked_each(storage: Path, data: Path, tmp_path: Path,

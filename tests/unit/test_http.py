@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import uvicorn
 
+from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Probe
 from jobs.common.artifact.tensor_spec import TensorSpec
 from serving.__main__ import main
+from serving.commands.deploy_config import find
 from serving.core.api_keys import new_key
 from serving.core.settings import EndpointSettings, ModelSettings, routes
 from serving.endpoint.http import Endpoint
@@ -27,6 +29,7 @@ from serving.model.explanations import specs
 from serving.traffic import rate_limit
 from serving.traffic.metrics import EndpointMetrics
 from serving.traffic.routing import Table
+from tests import kept
 from tests.clock import Clock
 
 ABOUT = {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),),
@@ -55,12 +58,17 @@ class Replicas:
 
 def endpoint(replicas: Replicas, weights: dict[str, float] | None = None, **settings: Any) -> Endpoint:
     made, measures = EndpointSettings(**{"auth": False} | settings), EndpointMetrics()
-    table = Table(made, lambda model: (replicas.ask, lambda: True), measures.batch)
+    return Endpoint(made, table_of(replicas, made, measures, weights), measures)
+
+
+def table_of(replicas: Replicas, settings: EndpointSettings, measures: EndpointMetrics,
+             weights: dict[str, float] | None = None) -> Table:
+    table = Table(settings, lambda model: (replicas.ask, lambda: True), measures.batch)
     shares = weights or {"1": 1.0}
-    models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}")
-              for version in shares}
+    models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}", run="first",
+                                             report="/runs/first/report.html") for version in shares}
     table.change(routes({"m": shares}, models)["models"])
-    return Endpoint(made, table, measures)
+    return table
 
 
 async def ask(app: Endpoint, path: str = "/v2/models/m/infer", body: bytes = BODY, method: str = "POST",
@@ -152,6 +160,21 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
 def test_a_page_learns_how_files_become_a_models_images() -> None:
     found = asyncio.run(ask(endpoint(Replicas()), "/v2/models/m", method="GET"))[2]["properties"]
     assert found == {"task": "sum", "artifact_digest": "digest1", "picture_fit": "crop"}
+
+
+def test_a_page_learns_which_run_made_a_model_and_without_keys_where_its_report_is() -> None:
+    for auth, report in ((False, "/runs/first/report.html"), (True, "")):
+        table = table_of(Replicas(), EndpointSettings(auth=auth), EndpointMetrics())
+        (found,) = asyncio.run(table.all_described())
+        assert (found["run"], found["report"]) == ("first", report)
+
+
+def test_the_report_of_a_run_is_found_beside_the_artifact_that_is_served(tmp_path: Path) -> None:
+    storage = kept.storage(tmp_path / "storage")
+    for there in (False, True):
+        found = find(f"m={storage}/mlp/artifact", None, Store.open(str(storage)))
+        assert (found.run, found.report) == ("mlp", f"{storage}/mlp/report.html" if there else "")
+        (storage / "mlp/report.html").touch()
 
 
 def test_a_model_that_cannot_be_described_is_left_out_of_the_list() -> None:

@@ -2,27 +2,33 @@
 
 import json
 import os
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 from cluster.core.storage import Store
 from jobs.common import config as configs
 from jobs.common.config import COMPARISONS_FOLDER, PREPARED_FOLDER, RunConfig
 from jobs.common.execution.run_state import RunState
+from jobs.common.predicting.evaluate import main as evaluate
+from jobs.common.predicting.predict import main as predict
 from jobs.common.registry.registry import CHAMPION, ModelVersion
 from jobs.common.runs.__main__ import main
 from jobs.common.runs.index_page import keep_index, write_index
-from jobs.common.runs.overview import overview
+from jobs.common.runs.overview import overview, way
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.run_lock import locked
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
 from jobs.mlp.config import MlpConfig
+from tests import kept
 from tests.browser import browser, needs_chromium
 from tests.s3 import BUCKET
 
@@ -199,6 +205,56 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     said: list[str] = []
     keep_index(RunConfig(storage=str(tmp_path / "file")), said.append)
     assert len(said) == 1 and "`trainyard runs page` writes it" in said[0]
+
+
+def test_the_end_of_a_run_reads_no_other_one_that_was_done(tmp_path: Path) -> None:
+    storage = Store.open(str(tmp_path))
+
+    def shown(ended: str) -> list[tuple[str, str]]:
+        keep_index(RunConfig(storage=str(tmp_path), name=ended, tracking_uri="none"), pytest.fail)
+        page = (tmp_path / "index.html").read_text()
+        return re.findall(r'<tr><th scope=row data-by="(.*?)">.*?<td data-by="(.*?)">', page, re.DOTALL)
+
+    for name, status in (("first", "done"), ("second", "failed"), ("third", "done")):
+        run(tmp_path, name, status)
+    assert shown("third") == [("third", "done"), ("second", "failed"), ("first", "done")]
+    for name in ("first", "second", "third"):
+        (tmp_path / name / "result.json").unlink()
+    assert shown("third") == [("third", "interrupted"), ("second", "interrupted"), ("first", "done")]
+    storage.delete_folder("first")
+    run(tmp_path, "third")
+    assert shown("third") == [("third", "done"), ("second", "interrupted")]
+    (tmp_path / "index.json").write_text('{"entries": [{"name": "of an older version"}]}')
+    (tmp_path / "third/result.json").unlink()
+    assert shown("second") == [("third", "interrupted"), ("second", "interrupted")]
+
+
+def test_what_models_were_used_for_is_on_the_page_and_the_way_back(tmp_path: Path) -> None:
+    storage = kept.storage(tmp_path / "storage")
+    where = ["--storage", str(storage), "--tracking-uri", "none", "--data.uri", "digits"]
+    made = ["--model", str(storage / "mlp/artifact")]
+    assert predict([*made, *where, "--out", str(tmp_path / "some out/answers")]) == 0
+    assert evaluate([*made, *where, "--bootstrap-samples", "100", "--out", str(storage / "judged")]) == 0
+    assert predict(["--model", str(kept.artifact("mlp")), *where, "--out", str(tmp_path / "other")]) == 0
+    (judged, answers) = overview(Store.open(str(storage))).uses
+    assert (judged.kind, judged.name, judged.status, judged.steps) == ("evaluation", "judged", "done", 1797)
+    assert judged.scores[0][0] == "accuracy" and judged.scores[0][1] > 0.8
+    assert judged.pages == {"report": "judged/report.html"} and judged.of == "mlp/artifact on digits"
+    assert (answers.kind, answers.status, answers.steps, answers.pages) == ("prediction", "done", 1797, {})
+    assert answers.size == sum(path.stat().st_size for path in (tmp_path / "some out/answers").glob("part-*"))
+    page = (storage / "index.html").read_text()
+    assert '<a href="judged/report.html">judged</a>' in page and 'data-by="answers">' in page
+    assert '<a href="../index.html">← all runs</a>' in (storage / "judged/report.html").read_text()
+    shutil.rmtree(tmp_path / "some out")
+    assert [use.name for use in overview(Store.open(str(storage))).uses] == ["judged"]
+
+
+@pytest.mark.parametrize(("here", "there", "link"), [
+    ("/a/b", "/a/c d/e", "../c%20d/e/x.html"), ("s3://b/runs", "s3://b/out", "../out/x.html"),
+    ("s3://b/runs", "s3://other/out", ""), ("/a", "s3://b/out", "")])
+def test_links_lead_to_where_a_browser_may_go(here: str, there: str, link: str) -> None:
+    stores = [Store(uri, pafs.LocalFileSystem() if uri[0] == "/" else None, uri) for uri in (here, there)]
+    assert way(*stores, "x.html") == link
 
 
 @needs_chromium

@@ -32,7 +32,8 @@ HELP = {
               "jobs.mlp", "jobs.cnn", "jobs.transformer", "tuning mlp", "tuning.mlp", "tuning cnn",
               "tuning transformer"],
     "with NumPy": ["jobs.common.registry", "jobs.common.registry list", "jobs.common.registry promote",
-                   "jobs.common.registry register", "jobs.common.compare", "jobs.transformer.plan"],
+                   "jobs.common.registry register", "jobs.common.registry download",
+                   "jobs.common.predicting.export", "jobs.common.compare", "jobs.transformer.plan"],
 }
 
 

@@ -14,6 +14,7 @@ from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset
+from jobs.common.predicting.export import export
 from jobs.common.predictor.find import load_predictor
 from jobs.common.predictor.loading import check_probe
 from jobs.common.runs.run import main
@@ -204,6 +205,8 @@ def test_the_graph_answers_as_the_module_and_as_the_workers_did(numbers: Path, c
         split = model.info.num_numbers
         by_module = model.predict(rows[:, :split], rows[:, split:-1])
         assert predictor.predict(rows)[:, :-1] == pytest.approx(by_module, rel=1e-5, abs=1e-6)
+        export(artifact, "onnx", str(of / "model.onnx"))
+        assert (of / "model.onnx").read_bytes() == artifact.read("model.onnx")
 
 
 def test_a_module_that_makes_no_use_of_an_input_is_served(tmp_path: Path) -> None:

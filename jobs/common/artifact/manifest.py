@@ -88,6 +88,11 @@ class Embedding:
     dimensions: int
 
 
+NO_EMBEDDINGS = ("offers no embeddings: an artifact of the Transformer job does that was trained with --task classify "
+                 "--export.embeddings mean (or cls, or auto)")
+"""What follows the name of a model without them, wherever it is asked for vectors."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """A model with whose weights another one began."""

@@ -35,6 +35,8 @@ from jobs.common.report import html
 from jobs.common.report.html import Section
 from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, render
 from jobs.common.runs.console import RunConsole, fail
+from jobs.common.runs.index_page import note_use, way_back
+from jobs.common.runs.overview import Use
 
 PROG = "python -m jobs.common.predicting.evaluate"
 EVALUATION_FILE = "evaluation.json"
@@ -75,12 +77,13 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
 def evaluate(asked: argparse.Namespace, say: Say) -> list[Judged]:
     """Carries out what `parser` has read. Returns what was found of each model. Raises: TrainyardError."""
     require(asked.bootstrap_samples >= 100, "bootstrap-samples", asked.bootstrap_samples, "must be at least 100")
-    began, out, columns = time.time(), Store.open(asked.out), _names(asked.slices)
-    models = [find_model(where, asked.tracking_uri, Store.open(asked.storage), asked.job) for where in asked.model]
+    began, out, columns, storage = time.time(), Store.open(asked.out), _names(asked.slices), Store.open(asked.storage)
+    models = [find_model(where, asked.tracking_uri, storage, asked.job) for where in asked.model]
     judged = [judge(asked, model, out.child(f"answers-{place}.parquet"), say)
               for place, model in enumerate(models, 1)]
     pairs = _pairs(judged)
     written: list[dict[str, object]] = []
+    uses: list[Use] = []
     for place, each in enumerate(judged, 1):
         slices = {column: each.slices(column) for column in columns}
         own = [pair for pair in pairs if each.model.name in (pair.first, pair.second)]
@@ -92,8 +95,11 @@ def evaluate(asked: argparse.Namespace, say: Say) -> list[Judged]:
                         "slices": {column: [asdict(of) for of in found] for column, found in slices.items()},
                         "report": name, "mlflow_run": _registered(asked, each, page)})
         _say(each, say)
+        uses.append(_use(asked, each, out, name, began))
     compared = [{**asdict(pair), "sentence": sentence(pair)} for pair in pairs]
     out.write_text(EVALUATION_FILE, json.dumps({"data": asked.uri, "models": written, "pairs": compared}, indent=1))
+    for use in uses:
+        note_use(storage, asked.tracking_uri, use, say)
     for pair in pairs:
         say(sentence(pair))
     say(f"evaluation: {out.location(REPORT_FILE)}")
@@ -128,6 +134,15 @@ def _say(judged: Judged, say: Say) -> None:
         + (f"; DRIFT (PSI above {DRIFTED:g}): {', '.join(moved)}" if moved else ""))
 
 
+def _use(asked: argparse.Namespace, judged: Judged, out: Store, report: str, began: float) -> Use:
+    scores = [(metric.label, judged.metrics[metric.name]) for metric in
+              sorted(declared_metrics.present(judged.declared, judged.metrics), key=lambda metric: not metric.primary)]
+    artifact = judged.model.artifact
+    return Use(kind="evaluation", model=judged.model.name, artifact=artifact.uri, job=judged.about.job, data=asked.uri,
+               where=out.location(), proof=EVALUATION_FILE, report=report, began=began, wall_s=time.time() - began,
+               rows=len(judged.true), scores=tuple(scores))
+
+
 # ── the page ──
 def _page(asked: argparse.Namespace, judged: Judged, slices: Mapping[str, Sequence[Slice]], pairs: Sequence[Pair],
           began: float) -> str:
@@ -137,6 +152,7 @@ def _page(asked: argparse.Namespace, judged: Judged, slices: Mapping[str, Sequen
         run=RunFacts(name=judged.model.name, status="evaluated", started=began, duration_s=time.time() - began,
                      trains=False),
         metrics={SPLIT: judged.metrics},
+        index=way_back(Store.open(asked.out), Store.open(asked.storage), judged.model.artifact.uri),
         declared=judged.declared, evaluations={SPLIT: evaluation} if evaluation else {},
         data={"data": asked.uri, "rows with an answer": len(judged.true)}, artifact=judged.model.artifact.uri,
         sections=[_since(judged), *_compared(pairs), *_drifted(judged),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
-from jobs.common.config import GATES_FOLDER
+from jobs.common.config import GATES_FOLDER, INDEX_FILE, RunConfig
 from jobs.common.predicting.evaluate import evaluate, judge
 from jobs.common.predicting.evaluate import parser as evaluation
 from jobs.common.predicting.gates import AgainstChampion, GateReport, Gates, changes_of, check, columns_of
@@ -17,6 +17,8 @@ from jobs.common.predicting.overlap import trained_on
 from jobs.common.registry.connection import versions_of
 from jobs.common.registry.registry import CHAMPION
 from jobs.common.runs.console import RunConsole
+from jobs.common.runs.index_page import keep_index
+from jobs.common.runs.overview import way
 
 
 def gate(options: argparse.Namespace) -> tuple[GateReport, str]:
@@ -45,7 +47,9 @@ def gate(options: argparse.Namespace) -> tuple[GateReport, str]:
                                 change)
     report = check(gates, version, others[0] if others else None,
                    trained_on(version.about, storage, gates.data, gates.label_column), changed)
-    return report, report.write(out)
+    page = report.write(out, way(out, storage, INDEX_FILE))
+    keep_index(RunConfig(storage=options.storage, tracking_uri=options.tracking_uri), RunConsole().say)
+    return report, page
 
 
 def _gates(options: argparse.Namespace) -> Gates:

@@ -144,10 +144,10 @@ class GateReport:
         return [f"{'kept' if each.kept else 'NOT KEPT'}: {each.what}: {each.found}, wanted {each.wanted}"
                 for each in self.checked]
 
-    def write(self, store: Store) -> str:
-        """Returns where the page is."""
+    def write(self, store: Store, index: str = "") -> str:
+        """index: the link to the page of all runs. Returns where the page is."""
         store.write_text(GATE_FILE, json.dumps({"passed": self.passed, **asdict(self)}, indent=1))
-        store.write_text(GATE_PAGE, html.render("gate.html", "jobs.common.predicting", report=self))
+        store.write_text(GATE_PAGE, html.render("gate.html", "jobs.common.predicting", report=self, index=index))
         return store.location(GATE_PAGE)
 
 

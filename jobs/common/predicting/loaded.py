@@ -15,7 +15,7 @@ from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.predicting.columns import InputColumns, Inputs, answer_columns, kind_of
 from jobs.common.predicting.writer import BATCH_ROWS, Writer
-from jobs.common.predictor.predictor import Predictor
+from jobs.common.predictor.predictor import Answering
 
 _ROWS_AT_ONCE = 1024
 
@@ -25,7 +25,7 @@ class LoadedModel:
     """A verified model that answers as the endpoint does. One thread at a time may ask it."""
 
     artifact: Artifact
-    predictor: Predictor | Writer
+    predictor: Answering
 
     @property
     def labels(self) -> tuple[str, ...]:

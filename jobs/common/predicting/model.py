@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from cluster.core.storage import Store
 from jobs.common.artifact.artifact import Artifact, open_artifact
 from jobs.common.predicting.columns import GENERATES
+from jobs.common.predicting.embeddings import RowEmbedder
 from jobs.common.predicting.writer import Writer, Writing
 from jobs.common.predictor.find import check_allowed, load_predictor
 from jobs.common.predictor.loading import check_probe
-from jobs.common.predictor.predictor import Predictor
+from jobs.common.predictor.predictor import Answering
 from jobs.common.registry.connection import open_named
 
 
@@ -41,17 +42,21 @@ class ModelReference:
     digest: str
     jobs: tuple[str, ...] = ()
 
-    def load(self, writing: Writing | None = None) -> tuple[Artifact, Predictor | Writer]:
-        """writing: how a model that writes does it, if not as by default. Raises: ArtifactError."""
+    def load(self, writing: Writing | None = None, *, embeds: bool = False) -> tuple[Artifact, Answering]:
+        """writing: how a model that writes does it, if not as by default. embeds: whether vectors are the answers.
+        Raises: ArtifactError."""
         artifact = open_artifact(self.uri, self.digest)
-        return artifact, answering(artifact, self.jobs, writing)
+        return artifact, answering(artifact, self.jobs, writing, embeds=embeds)
 
 
-def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing | None = None) -> Predictor | Writer:
-    """What answers by a verified artifact. writing: how a model that writes does it, if not as by default. Raises:
+def answering(artifact: Artifact, jobs: Sequence[str], writing: Writing | None = None, *,
+              embeds: bool = False) -> Answering:
+    """What answers by a verified artifact. writing, embeds: as of `load`. Raises:
     ArtifactError, also where it does not answer the artifact's own rows as it did when that was made."""
     predictor = load_predictor(artifact, jobs)
     check_probe(predictor, artifact)
+    if embeds:
+        return RowEmbedder(predictor, artifact)
     return Writer.of(predictor, writing or Writing()) if artifact.manifest.description.task == GENERATES else predictor
 
 

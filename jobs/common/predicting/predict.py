@@ -4,24 +4,27 @@
     trainyard predict --model ~/trainyard/first/artifact --data.uri 'IN/*.csv' --data.text-column said --out OUT.parquet
 
 Each row keeps its columns, and gets `predicted`, `probability`, `probabilities`, `top_labels`, `top_probabilities`; of
-numbers that are predicted `prediction`, of a model that writes `continuation`. On the Ray cluster of --address or
-RAY_ADDRESS a pool of actors does it, which grows with the cluster; else this process. The same command goes on where it
-was killed. OUT is complete once it has a _manifest.json; rows without an answer are in OUT/_failed/failed.parquet, with
-the reason.
+numbers that are predicted `prediction`, of a model that writes `continuation`, with --embeddings `embedding`. On the
+Ray cluster of --address or RAY_ADDRESS a pool of actors does it, which grows with the cluster; else this process. The
+same command goes on where it was killed. OUT is complete once it has a _manifest.json; rows without an answer are in
+OUT/_failed/failed.parquet, with the reason.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
 from jobs.common.config import RunConfig
 from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.predicting.model import find_model
-from jobs.common.predicting.prediction import Pool, Prediction, predict
+from jobs.common.predicting.output import MANIFEST
+from jobs.common.predicting.prediction import Pool, Prediction, Say, predict
 from jobs.common.predicting.writer import Writing
 from jobs.common.runs.console import RunConsole, duration, fail
 
@@ -30,18 +33,40 @@ PROG = "python -m jobs.common.predicting.predict"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Carries out a command line. Returns the exit code; prints one message for an expected error."""
-    asked, began = parser(prog).parse_args(arguments), time.monotonic()
+    asked, began = parser(prog).parse_args(arguments), time.time()
     spare_loopback()
     say = RunConsole().say
     try:
-        found = predict(_prediction(asked), say)
+        found = _carried_out(asked, began, say)
     except TrainyardError as error:
         fail(str(error))
         return error.exit_code
     failed = f"; {found['failed']:,} without an answer are in _failed/failed.parquet" if found["failed"] else ""
-    say(f"{found['rows']:,} rows with answers in {duration(time.monotonic() - began)}{failed}")
+    say(f"{found['rows']:,} rows with answers in {duration(time.time() - began)}{failed}")
     say(f"answers: {Store.open(asked.out).location()}")
     return 0
+
+
+def _carried_out(asked: argparse.Namespace, began: float, say: Say) -> JsonObject:
+    """Returns the manifest of the answers. The storage that has the model shows it. Raises: TrainyardError."""
+    from jobs.common.runs.index_page import note_use  # slow to import, and not needed by --help
+    from jobs.common.runs.overview import Use
+
+    prediction, storage = _prediction(asked), Store.open(asked.storage)
+    artifact = prediction.model.artifact
+    use = Use(kind="prediction", model=prediction.model.name, artifact=artifact.uri, data=asked.uri, proof=MANIFEST,
+              job=artifact.manifest.description.job, where=prediction.out.location(), began=began)
+    begun: list[Use] = []
+
+    def note(use: Use) -> None:
+        begun.append(use)
+        note_use(storage, asked.tracking_uri, use, say)
+
+    found = predict(prediction, say, lambda: note(use))
+    if begun:
+        note(replace(use, wall_s=time.time() - began, rows=found["rows"], failed=found["failed"],
+                     size=sum(file["size"] for file in found["files"])))
+    return found
 
 
 def parser(prog: str = PROG) -> argparse.ArgumentParser:
@@ -53,6 +78,7 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="deletes the answers that are there, and begins again")
     add("--drop", default="", metavar="COLUMN,…", help="columns of the data that are not kept, such as the pictures")
     add("--top-k", type=int, default=Prediction.top_k, metavar="K", help="likeliest classes of a row")
+    add("--embeddings", action="store_true", help="the vector of each text, of a model that offers them, not its class")
     add("--max-tokens", type=int, default=Writing.max_tokens, metavar="N", help="of a model that writes, of each row")
     add("--temperature", type=float, default=Writing.temperature, metavar="T", help="of it; 0: the likeliest token")
     add("--top-p", type=float, default=Writing.top_p, metavar="P")
@@ -120,6 +146,7 @@ def _prediction(asked: argparse.Namespace) -> Prediction:
         model=find_model(asked.model, asked.tracking_uri, Store.open(asked.storage), asked.job),
         text_column=asked.text_column, drop=tuple(name.strip() for name in asked.drop.split(",") if name.strip()),
         top_k=asked.top_k, batch_rows=asked.batch_rows, most_failed=asked.most_failed, overwrite=asked.overwrite,
+        embeds=asked.embeddings,
         writing=Writing(max_tokens=asked.max_tokens, temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed))
 
 

@@ -16,6 +16,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError, StoppedError
 from cluster.core.signals import on_stop_signal
 from cluster.core.storage import Store
+from jobs.common.artifact.manifest import NO_EMBEDDINGS
 from jobs.common.config import require
 from jobs.common.data.csv_config import CsvDataConfig
 from jobs.common.predicting.columns import GENERATES, InputColumns, kind_of
@@ -56,7 +57,7 @@ class Pool:
     @property
     def cluster(self) -> str | None:
         """The cluster's address; None: this process."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
     @property
     def threads(self) -> int:
@@ -82,6 +83,8 @@ class Prediction:
     """The share of the rows that may be without an answer."""
     writing: Writing = field(default_factory=Writing)
     """How a model that writes does it."""
+    embeds: bool = False
+    """Whether vectors of texts are the answers, in place of classes."""
     overwrite: bool = False
     watches: bool = False
     """Whether features are counted, for drift."""
@@ -93,6 +96,8 @@ class Prediction:
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top-k", self.top_k, "must be at least 1")
         require(self.batch_rows is None or self.batch_rows >= 1, "batch-rows", self.batch_rows, "must be at least 1")
+        if self.embeds and self.model.artifact.manifest.description.embedding is None:
+            raise ConfigError(f"--embeddings: model {self.model.name} {NO_EMBEDDINGS}")
         require(0 <= self.most_failed < 1, "most-failed", self.most_failed, "must be at least 0 and below 1")
 
     @property
@@ -104,12 +109,14 @@ class Prediction:
                 "drop": list(self.drop), "top-k": self.top_k, "piece-mb": data.piece_mb,
                 "cpus-per-worker": self.pool.threads, "gpus-per-worker": self.pool.gpus,
                 **({"drift": True} if self.watches else {}), **({"change": self.change} if self.change else {}),
+                **({"embeddings": True} if self.embeds else {}),
                 **({name.replace("_", "-"): value for name, value in asdict(self.writing).items()}
                    if self.model.artifact.manifest.description.task == GENERATES else {})}
 
 
-def predict(asked: Prediction, say: Say) -> JsonObject:
-    """Carries it out, or goes on with it. Returns the manifest of the folder. Raises: TrainyardError."""
+def predict(asked: Prediction, say: Say, on_begin: Callable[[], None] = lambda: None) -> JsonObject:
+    """Carries it out, or goes on with it. on_begin: is called where there is something to do. Returns the manifest of
+    the folder. Raises: TrainyardError."""
     output = Output(asked.out)
     known, complete = output.find()
     data = find_rows(asked.data, kind_of(asked.model.artifact.manifest.description))
@@ -119,6 +126,7 @@ def predict(asked: Prediction, say: Say) -> JsonObject:
     if known is not None and complete:
         say(f"{asked.out.location()} is complete already")
         return output.manifest()
+    on_begin()
     _heed_signals(asked)
     if asked.pool.cluster is None:
         return _carried_out(asked, data, work, known, say)
@@ -158,7 +166,7 @@ def _work(asked: Prediction, output: Output, data: NewData) -> Work:
     return Work(model=asked.model.reference, inputs=inputs, output=output, schema=schema,
                 dropped=tuple({*asked.drop, *data.pictures}), top_k=asked.top_k, threads=asked.pool.threads,
                 writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches,
-                change=asked.change)
+                change=asked.change, embeds=asked.embeds)
 
 
 def _unless_other(asked: Prediction, known: Plan, data: NewData) -> Plan | None:

@@ -25,12 +25,13 @@ from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.artifact.drift_reference import Reference, answer_features
 from jobs.common.predicting.columns import InputColumns, Inputs, answer_columns, finite_rows
+from jobs.common.predicting.embeddings import RowEmbedder
 from jobs.common.predicting.model import ModelReference
 from jobs.common.predicting.output import Output
 from jobs.common.predicting.rows import BadRow, Piece, Rows
 from jobs.common.predicting.writer import BATCH_ROWS, Writer, Writing
 from jobs.common.predictor.loading import use_threads
-from jobs.common.predictor.predictor import Changing, Predictor, Watched
+from jobs.common.predictor.predictor import Answering, Changing, Watched
 
 MOST_BATCH_ROWS, _MOST_BATCH_BYTES = 4096, 256 << 20
 _TIMED_S, _LONGEST_S, _ENOUGH = 0.1, 0.5, 1.05
@@ -58,6 +59,8 @@ class Work:
     """That go through the model together."""
     writing: Writing = field(default_factory=Writing)
     """How a model that writes does it."""
+    embeds: bool = False
+    """Whether vectors of texts are the answers."""
     watches: bool = False
     """Whether features are counted, from which drift follows."""
     change: str = ""
@@ -99,15 +102,15 @@ class Worker:
     work: Work
 
     @cached_property
-    def _loaded(self) -> tuple[Artifact, Predictor | Writer]:
+    def _loaded(self) -> tuple[Artifact, Answering]:
         use_threads(self.work.threads)
-        return self.work.model.load(self.work.writing)
+        return self.work.model.load(self.work.writing, embeds=self.work.embeds)
 
     @cached_property
     def _no_outputs(self) -> Inputs:
         artifact, predictor = self._loaded
-        if isinstance(predictor, Writer):
-            return predictor.encode(predictor.predict(np.empty(0, object)))
+        if isinstance(predictor, Writer | RowEmbedder):
+            return predictor.encode(predictor.predict(predictor.decode({"text": np.empty(0, object)})))
         return {name: values[:0] for name, values in artifact.probe().outputs.items()}
 
     @cached_property
@@ -244,7 +247,7 @@ def check_few(failed: Sequence[tuple[str, int, str]], most: int) -> None:
                         f"allows: mend them, or allow more{first}")
 
 
-def _asked(predictor: Predictor | Writer, rows: Array) -> tuple[Inputs, dict[int, str]]:
+def _asked(predictor: Answering, rows: Array) -> tuple[Inputs, dict[int, str]]:
     """The answers of all rows but those that the model fails with, and why, by place."""
     try:
         return predictor.encode(predictor.predict(rows)), {}
@@ -258,7 +261,7 @@ def _asked(predictor: Predictor | Writer, rows: Array) -> tuple[Inputs, dict[int
     return {name: np.concatenate([each[name] for each in parts]) for name in (parts[0] if parts else ())}, bad
 
 
-def _rate(predictor: Predictor, rows: Array) -> float:
+def _rate(predictor: Answering, rows: Array) -> float:
     """Rows a second, of the best of some calls; 0 where the model fails with so many."""
     try:
         predictor.predict(rows)

@@ -16,13 +16,8 @@ MOST_CHARACTERS = 1 << 18
 """Of all texts of a request: a tokenizer takes up to 10 us for each, whatever of the text the model reads then."""
 
 
-class Predictor(Protocol):
-    """See the module. Called by one thread at a time, but for `explain`."""
-
-    @classmethod
-    def load(cls, artifact: Artifact) -> "Predictor":
-        """The model of a verified artifact. Raises: ArtifactError."""
-        ...
+class Answering(Protocol):
+    """What answers, however it was loaded. Called by one thread at a time."""
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         """A request's tensors as rows of what the model takes. Raises: InputError for what no model could take."""
@@ -34,6 +29,15 @@ class Predictor(Protocol):
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         """Answers as the tensors that the manifest names."""
+        ...
+
+
+class Predictor(Answering, Protocol):
+    """See the module. Called by one thread at a time, but for `explain`."""
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> "Predictor":
+        """The model of a verified artifact. Raises: ArtifactError."""
         ...
 
 
@@ -61,13 +65,9 @@ class Changing(Predictor, Protocol):
         ...
 
 
-class Embedder(Protocol):
-    """What makes vectors of texts: the methods of a Predictor. `decode` gets {"input": (B,) of texts, and of lists of
+class Embedder(Answering, Protocol):
+    """What makes vectors of texts. `decode` gets {"input": (B,) of texts, and of lists of
     tokens}; `encode` gives `embedding` (B, D), and `tokens` (B,), which were read."""
-
-    def decode(self, inputs: Mapping[str, Array]) -> Array: ...
-    def predict(self, rows: Array) -> Array: ...
-    def encode(self, predicted: Array) -> Mapping[str, Array]: ...
 
 
 @runtime_checkable

@@ -9,10 +9,18 @@ from pathlib import Path
 from cluster.core.errors import GateError, RegistryError, TrainyardError
 from cluster.core.network import spare_loopback
 from cluster.core.storage import Store
-from jobs.common.artifact.artifact import open_artifact
+from jobs.common.artifact.artifact import MANIFEST, open_artifact
+from jobs.common.artifact.delivery import delivered
 from jobs.common.config import RunConfig
 from jobs.common.formatting import columns
-from jobs.common.registry.connection import existing_file, experiment_of, open_registry, versions_of
+from jobs.common.registry.connection import (
+    REGISTERED,
+    existing_file,
+    experiment_of,
+    open_named,
+    open_registry,
+    versions_of,
+)
 from jobs.common.registry.registry import CHAMPION, ModelVersion, Registry
 
 PROG = "python -m jobs.common.registry"
@@ -64,6 +72,11 @@ def parser(prog: str = PROG) -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("artifact")
     command.set_defaults(run=_register)
+    command = commands.add_parser("download", parents=[place], help="a version's artifact, verified, as a folder here")
+    command.add_argument("name", metavar="NAME[@ALIAS|/VERSION]", help=f"by default the {CHAMPION}")
+    command.add_argument("--out", required=True, metavar="FOLDER")
+    command.add_argument("--overwrite", action="store_true", help="replaces an artifact that is there")
+    command.set_defaults(run=_download)
     return made
 
 
@@ -138,6 +151,19 @@ def _register(options: argparse.Namespace) -> None:
         print(f"error: {registry.problem}", file=sys.stderr)
         sys.exit(2)
     print(f"models:/{options.name}/{version}")
+
+
+def _download(options: argparse.Namespace) -> None:
+    storage = Store.open(options.storage)
+    existing_file(options.tracking_uri, storage)
+    name = options.name.removeprefix(REGISTERED)
+    named = name if "@" in name or "/" in name else f"{name}@{CHAMPION}"
+    artifact, version = open_named(f"{REGISTERED}{named}", options.tracking_uri, storage)
+    assert version is not None
+    with delivered(options.out, overwrite=options.overwrite, mark=MANIFEST) as folder:
+        artifact.copy_to(folder)
+    print(f"{REGISTERED}{version.name}/{version.version}, digest {version.digest[:12]}: "
+          f"{Store.open(options.out).location()}")
 
 
 if __name__ == "__main__":

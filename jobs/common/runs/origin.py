@@ -43,7 +43,11 @@ def at_origin(job: str, config: C, storage: Store) -> tuple[C, Origins]:
     given = start.init_from
     if given is None:
         return config, ()
-    found = _found(given, config, storage)
+    what, own = f"--model.init-from {given}", storage.child(config.run.name)
+    if not given.startswith(REGISTERED) and _place(given, storage).location() == own.location():
+        raise ConfigError(f"{what}: is this very run: name the artifact of one of its attempts, or pass another "
+                          "--run.name")
+    found = named_artifact(what, given, config.run.tracking_uri, storage)
     _check(given, job, start, found)
     origin = Origin(name=given, uri=found.uri, digest=found.digest)
     origins = (origin, *found.manifest.description.started_from)
@@ -66,21 +70,25 @@ def recorded(record: JsonObject) -> tuple[Origin, ...]:
     return tuple(Origin(**each) for each in record.get("started_from", []))
 
 
-def _found(given: str, config: Config, storage: Store) -> Artifact:
+def named_artifact(what: str, given: str, tracking_uri: str | None, storage: Store) -> Artifact:
+    """given: a registered model, an artifact's place, or a finished run. what: the option that names it.
+    Raises: ConfigError, RegistryError, ArtifactError."""
     if given.startswith(REGISTERED):
-        return open_named(given, config.run.tracking_uri, storage)[0]
-    named = storage.child(given) if "/" not in given else None
-    place = named if named is not None and named.exists(RUN_FILE) else Store.open(given)
+        return open_named(given, tracking_uri, storage)[0]
+    place = _place(given, storage)
     if place.exists(MANIFEST):
         return open_artifact(place)
     if not place.exists(RUN_FILE):
-        raise ConfigError(f"--model.init-from {given}: there is no run and no artifact at {place.location()}"
-                          f"{f', nor at {named.location()}' if named is not None else ''}: name a finished run, the "
-                          "folder or URI of an artifact, or models:/NAME@ALIAS")
-    if place.location() == storage.child(config.run.name).location():
-        raise ConfigError(f"--model.init-from {given}: is this very run: name the artifact of one of its attempts, or "
-                          "pass another --run.name")
-    return _finished(f"--model.init-from {given}", place)[2]
+        named = f", nor at {storage.child(given).location()}" if "/" not in given else ""
+        raise ConfigError(f"{what}: there is no run and no artifact at {place.location()}{named}: name a finished run, "
+                          "the folder or URI of an artifact, or models:/NAME@ALIAS")
+    return _finished(what, place)[2]
+
+
+def _place(given: str, storage: Store) -> Store:
+    """A run of the storage by its name, or a folder or URI."""
+    named = storage.child(given) if "/" not in given else None
+    return named if named is not None and named.exists(RUN_FILE) else Store.open(given)
 
 
 def _finished(what: str, place: Store) -> tuple[Store, JsonObject, Artifact]:

@@ -1,10 +1,12 @@
 """What lies in a storage: its runs, the newest attempt of each, its searches and comparisons, by what they say of
-themselves."""
+themselves; and what its models were used for."""
 
+import os
 import time
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -12,7 +14,7 @@ from cluster.core.documents import DocumentError, JsonObject, load_json
 from cluster.core.errors import ConfigError, StorageError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.artifact.artifact import CARD
-from jobs.common.config import COMPARISONS_FOLDER, GATES_FOLDER, MODELS_FOLDER, PREPARED_FOLDER
+from jobs.common.config import COMPARISONS_FOLDER, GATES_FOLDER, NO_RUNS, PREPARED_FOLDER, USES_FOLDER
 from jobs.common.declared_metrics import CLASSIFICATION, Metric, figure, present
 from jobs.common.execution.run_state import PROGRESS_FILE, RUN_FILE
 from jobs.common.registry.registry import ModelVersion
@@ -32,10 +34,11 @@ _SILENT_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A run or a search. Times are in seconds, sizes in bytes of all its attempts and trials."""
+    """A run or a search, or what a model was used for. Times are in seconds, sizes in bytes of all its attempts and
+    trials, or of the answers."""
 
     name: str
-    kind: Literal["run", "search"]
+    kind: Literal["run", "search", "evaluation", "prediction"]
     job: str
     status: str
     """As result.json has it; `running`, `interrupted` where a driver was lost, `damaged` where its record is."""
@@ -46,7 +49,7 @@ class Entry:
     """When any of its files was last written."""
     wall_s: float | None = None
     steps: int | None = None
-    """Of a run; of a search its trials."""
+    """Of a run; of a search its trials, else rows."""
     scores: tuple[tuple[str, float], ...] = ()
     """Of the test rows; of a search what it looked for. The first is the one that counts."""
     goodput: float | None = None
@@ -60,6 +63,8 @@ class Entry:
     """Of registered models, those that it made."""
     records: tuple[str, ...] = ()
     """Paths in the storage of what its attempts or trials say of themselves."""
+    of: str = ""
+    """Of an evaluation or a prediction, the model that was asked, and about what."""
 
     @property
     def registered(self) -> str:
@@ -74,12 +79,39 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Use:
+    """An evaluation or a prediction by a model of the storage, as its record there says."""
+
+    kind: Literal["evaluation", "prediction"]
+    model: str
+    artifact: str
+    """Where the model is."""
+    job: str
+    data: str
+    where: str
+    """The folder of what was found."""
+    proof: str
+    """The file in it that is there once it is complete."""
+    report: str = ""
+    """A page in it."""
+    began: float
+    wall_s: float | None = None
+    """None until it is complete."""
+    rows: int = 0
+    failed: int = 0
+    scores: tuple[tuple[str, float], ...] = ()
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overview:
     """All of a storage."""
 
     storage: Store
     entries: tuple[Entry, ...]
-    """The newest first."""
+    """Runs and searches, the newest first."""
+    uses: tuple[Entry, ...]
+    """The same of evaluations and predictions."""
     comparisons: tuple[FileInfo, ...]
     """Pages of comparisons and of gates, the newest first; paths are of the storage."""
     data_bytes: int
@@ -93,17 +125,23 @@ class Overview:
         raise ConfigError(f"no run {name!r} in {self.storage.location()}: `trainyard runs list` shows what there is")
 
 
-def overview(storage: Store, versions: Iterable[ModelVersion] = ()) -> Overview:
-    """Reads a storage. versions: those of the registry that may have been made there."""
-    others = (PREPARED_FOLDER, MODELS_FOLDER, COMPARISONS_FOLDER, GATES_FOLDER)
-    names = [name for name in storage.folders() if name not in others and not name.startswith(".")]
-    made = list(versions)
+def overview(storage: Store, versions: Iterable[ModelVersion] = (),
+             known: Mapping[str, Entry] | None = None) -> Overview:
+    """Reads a storage. versions: those of the registry that may have been made there. known: runs and searches by name
+    that are as they were, and are not read again."""
+    names = [name for name in storage.folders() if name not in NO_RUNS and not name.startswith(".")]
+    made, old = list(versions), known or {}
     with ThreadPoolExecutor(_THREADS) as pool:
         data = pool.submit(lambda: sum(file.size for file in storage.files(PREPARED_FOLDER)))
-        found = [entry for entry in pool.map(partial(_entry, storage, made), names) if entry]
+        read = pool.map(partial(_entry, storage), [name for name in names if name not in old])
+        found = [replace(entry, versions=_made(storage, entry.name, made))
+                 for entry in (*read, *(old[name] for name in names if name in old)) if entry]
+        reports = {entry.name: entry.pages["report"] for entry in found if "report" in entry.pages}
+        uses = [entry for entry in pool.map(partial(_use, storage, reports), storage.files(USES_FOLDER)) if entry]
         pages = [file for file in storage.files(COMPARISONS_FOLDER) if file.path.endswith(".html")]
         pages += [file for file in storage.files(GATES_FOLDER) if file.path.endswith("/gate.html")]
         return Overview(storage=storage, entries=tuple(sorted(found, key=lambda each: -each.created)),
+                        uses=tuple(sorted(uses, key=lambda each: -each.created)),
                         comparisons=tuple(sorted(pages, key=lambda page: -page.mtime)), data_bytes=data.result())
 
 
@@ -119,7 +157,45 @@ def is_running(storage: Store, name: str) -> bool:
     return not (newest.path.endswith(PROGRESS_FILE) and load_json(top, newest.path).get("ended"))
 
 
-def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | None:
+def _made(storage: Store, name: str, versions: list[ModelVersion]) -> tuple[ModelVersion, ...]:
+    return tuple(version for version in versions if inside(storage, version.uri).startswith(f"{name}/"))
+
+
+def _use(storage: Store, reports: Mapping[str, str], file: FileInfo) -> Entry | None:
+    """reports: those of runs, by name. None of what is not there any more, or cannot be read."""
+    try:
+        use = load_json(storage, file.path, Use)
+    except (FileNotFoundError, DocumentError):
+        return None
+    out, done = Store.open(use.where), use.wall_s is not None
+    if out.is_local and not (out.local_path(use.proof).exists() if done else out.local_path().is_dir()):
+        return None
+    run = inside(storage, use.artifact).split("/")[0]
+    pages = {"report": way(storage, out, use.report) if use.report and done else "",
+             "the model's run": reports.get(run, "")}
+    failed = f"; {use.failed:,} rows without an answer" if use.failed else ""
+    return Entry(
+        name=use.where.partition("?")[0].rstrip("/").rpartition("/")[2], kind=use.kind, job=use.job,
+        status="done" if done else "unfinished", why="" if done else "it runs, or the same command goes on with it",
+        created=use.began, touched=file.mtime, wall_s=use.wall_s, steps=use.rows or None, scores=use.scores[:_SCORES],
+        size=use.size, pages={title: path for title, path in pages.items() if path},
+        of=f"{inside(storage, use.model) or use.model} on {use.data.rstrip('/').rpartition('/')[2]}{failed}")
+
+
+def way(here: Store, there: Store, path: str) -> str:
+    """The link from a page in one folder to a file of another; empty where none leads there."""
+    (start, _, options), (end, _, others) = here.location().partition("?"), there.location(path).partition("?")
+    same = options == others and start.split("/")[:3] == end.split("/")[:3]  # s3://BUCKET
+    return urllib.parse.quote(os.path.relpath(end, start)) if same or (here.is_local and there.is_local) else ""
+
+
+def inside(storage: Store, uri: str) -> str:
+    """The path in a storage of what is there; empty of what is elsewhere."""
+    above, place = f"{storage.location().partition('?')[0]}/", uri.partition("?")[0]
+    return place.removeprefix(above) if place.startswith(above) else ""
+
+
+def _entry(storage: Store, name: str) -> Entry | None:
     """None where a folder is of neither kind."""
     top = storage.child(name)
     files = {file.path: file for file in top.files(unfinished=True)}
@@ -139,7 +215,6 @@ def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | N
     status = str(result.get("status", "interrupted"))
     if status != "done" and is_running(storage, name):
         status = "running"
-    made = tuple(version for version in versions if version.uri.startswith(f"{top.location()}/"))
     return Entry(
         name=name, kind=kind, status=status, why=str(result.get("message", "")),
         job=job, created=created,
@@ -149,7 +224,7 @@ def _entry(storage: Store, versions: list[ModelVersion], name: str) -> Entry | N
         cost=result.get("cost", {}).get("workers"),
         restarts=int(result.get("restarts", 0)), size=sum(file.size for file in files.values()),
         pages={title: f"{name}/{newest}{path}" for title, path in _PAGES.items() if f"{newest}{path}" in files},
-        versions=made, records=tuple(f"{name}/{path}" for path in files if path.rpartition("/")[2] == RUN_FILE))
+        records=tuple(f"{name}/{path}" for path in files if path.rpartition("/")[2] == RUN_FILE))
 
 
 def _run(store: Store) -> tuple[str, float]:

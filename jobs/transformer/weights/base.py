@@ -3,11 +3,7 @@
 
 import functools
 import hashlib
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cluster.core.auth import expanded
 from cluster.core.documents import load_json
@@ -18,6 +14,7 @@ from jobs.common.artifact.artifact import MANIFEST, Artifact, open_artifact
 from jobs.common.artifact.manifest import Base, FileEntry, weights_digest
 from jobs.common.checkpoint.safetensors_image import read_tensors
 from jobs.transformer.weights.config import ModelConfig
+from jobs.transformer.weights.copies import copy_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE = 8 << 20
@@ -69,16 +66,7 @@ def folder_of(model: ModelConfig) -> str:
 def _model_folder(uri: str, digest: str | None) -> str:
     """Of an artifact, which is verified; one in an object store is copied to this machine, once."""
     found = open_artifact(uri, digest)
-    if not found.store.is_local:
-        kept = Path(tempfile.gettempdir(), f"trainyard-models-{os.getuid()}", found.digest)
-        if not kept.exists():
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = tempfile.mkdtemp(dir=kept.parent)
-            found.copy_to(draft)
-            with suppress(OSError):  # another process was quicker
-                Path(draft).rename(kept)
-        found = open_artifact(kept, found.digest)
-    return str(found.store.local_path("model"))
+    return str((found if found.store.is_local else copy_of(found)).store.local_path("model"))
 
 
 def place_of(name: str) -> str:

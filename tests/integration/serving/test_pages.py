@@ -48,6 +48,7 @@ def test_a_drawn_digit_is_told(page: Page, endpoint: Endpoint) -> None:
     assert page.js("document.querySelectorAll('#bars li').length") == 10
     assert endpoint.artifacts["mlp"].digest in page.js("document.querySelector('#about').title")
     assert "Authorization: Bearer" in page.js("document.querySelector('#curl').textContent")
+    assert page.js("document.querySelector('#made').textContent") == "Made by the run mlp"  # with keys, no more of it
     page.click("#clear")
     assert page.js("document.querySelectorAll('#bars li').length") == 0
     assert page.errors == []
