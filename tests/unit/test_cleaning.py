@@ -23,6 +23,7 @@ from jobs.common.config_changes import differences
 from jobs.common.data.dataset import SPLITS, Dataset
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.reader import Reader
+from jobs.common.extras import Extras
 from jobs.transformer import evaluate
 from jobs.transformer.build import build_model
 from jobs.transformer.config import TransformerConfig
@@ -262,7 +263,7 @@ def perturbed(dataset: Dataset, config: TransformerConfig, monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluate, "judged", judge)
     monkeypatch.setattr(evaluate, "PERTURBATIONS", {"apart": lambda text, _: unicodedata.normalize("NFD", text)})
-    context: Any = SimpleNamespace(dataset=dataset, rank=0, world_size=1)
+    context: Any = SimpleNamespace(dataset=dataset, rank=0, world_size=1, extras=Extras())
     evaluate.predict_perturbed(context, cast(Any, None), cast(Any, None), config)
     untouched, apart = judged[: len(judged) // 2], judged[len(judged) // 2 :]
     assert sorted(untouched) == sorted(apart)
