@@ -31,7 +31,7 @@ def check(config: TabularConfig) -> None:
 
 
 def prepare_table(config: TabularConfig, storage: Store, *, use_ray: bool, say: Say) -> Dataset:
-    return prepare(config.data, storage, say=say)
+    return prepare(config.data, storage, use_ray=use_ray, say=say)
 
 
 def describe(trained: TrainingResult, verdict: EvaluationResult) -> Description:

@@ -21,6 +21,8 @@ from cluster.core.storage import Store
 from jobs.common.config import from_dict
 from jobs.common.data.found import near_texts, repeats
 from jobs.common.predicting.predict import main as predict
+from jobs.common.tables import prepare as table_prepare
+from jobs.common.tables.config import TableDataConfig
 from jobs.common.vision import prepare as image_prepare
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.prepare import prepare
@@ -63,7 +65,7 @@ def _write(folder: Path, images: np.ndarray) -> None:
 @pytest.fixture
 def tasks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks for any size."""
-    for module in (image_prepare, text_prepare, survey):
+    for module in (image_prepare, table_prepare, text_prepare, survey):
         monkeypatch.setattr(module, "RAY_BYTES", 0)
     monkeypatch.setattr(repeats, "_ROWS_AT_ONCE", 4000)
     monkeypatch.setattr(near_texts, "_PAIRS_AT_ONCE", 100)
@@ -128,6 +130,25 @@ def test_tars_on_the_hub_are_the_same_whoever_reads_them(hub: Hub, tmp_path: Pat
     ray, here = (prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray") for name in ("ray", "here"))
     assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
     assert len(ray.splits["train"].pieces) > 4
+
+
+@pytest.mark.usefixtures("ray_cluster", "tasks_for_all")
+def test_tables_are_the_same_whoever_prepares_them(tmp_path: Path) -> None:
+    rng, count = np.random.default_rng(0), 3000
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        columns = {"x": rng.normal(size=count), "city": rng.choice(["Oslo", "Rome"], count),
+                   "kind": rng.choice([*"ab"], count), "day": np.datetime64("2024-01-01") + rng.integers(0, 300, count)}
+        pq.write_table(pa.table(columns), tmp_path / f"data/{number}.parquet", row_group_size=1000)
+    config = TableDataConfig(uri=str(tmp_path / "data"), label_column="kind", piece_mb=0.01)
+    ray, here = (table_prepare.prepare(config, Store.open(str(tmp_path / name)), use_ray=name == "ray",
+                                       say=lambda _: None) for name in ("ray", "here"))
+    assert (ray.fingerprint, ray.splits, ray.details) == (here.fingerprint, here.splits, here.details)
+    assert len(ray.splits["train"].pieces) == 9
+    columns["x"][2500] = np.inf
+    pq.write_table(pa.table(columns), tmp_path / "data/2.parquet", row_group_size=1000)
+    with pytest.raises(DataError, match=r"row 2500 of .*2\.parquet: column 'x' is inf"):
+        table_prepare.prepare(config, Store.open(str(tmp_path / "ray")), use_ray=True, say=lambda _: None)
 
 
 @pytest.mark.usefixtures("ray_cluster")

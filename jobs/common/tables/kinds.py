@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow.types as types
 
+from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.tables.columns import Kind, UnreadableValueError, as_days, as_numbers, is_missing, is_text
@@ -21,7 +22,8 @@ class Sighting:
         self._name, self._as_category = name, as_category
         self._possible: list[Kind] = [] if as_category else ["number", "date"]
         self._fitted: set[Kind] = set()
-        self._seen = False
+        self._against: dict[Kind, tuple[str, bool]] = {}
+        """Of a kind that was given up: the value, and whether another one before it was of that kind."""
         self.because = ""
         """Which value keeps it from being of numbers, or of dates, where others are."""
 
@@ -48,9 +50,29 @@ class Sighting:
             except UnreadableValueError as error:
                 if "finite" in str(error):
                     raise DataError(f"{describe(error.row)}: {error}: mend it, or leave it empty") from None
-                self._possible.remove(kind)
-                if kind in self._fitted or error.row > 0:
-                    self.because = f" ({describe(error.row)}: {error})"
+                self._give_up(kind, f" ({describe(error.row)}: {error})", after_others=error.row > 0)
+
+    def _give_up(self, kind: Kind, value: str, *, after_others: bool) -> None:
+        self._possible.remove(kind)
+        after_others = after_others or kind in self._fitted
+        self._against[kind] = value, after_others
+        if after_others:
+            self.because = value
+
+    def to_json(self) -> JsonObject:
+        """Plain values, for `add`."""
+        return {"possible": self._possible, "fitted": sorted(self._fitted), "against": self._against}
+
+    def add(self, later: JsonObject) -> None:
+        """What another one has seen of the rows that follow."""
+        for kind in tuple(self._possible):
+            if kind not in later["possible"]:
+                if kind in later["against"]:
+                    value, after_others = later["against"][kind]
+                    self._give_up(kind, value, after_others=after_others)
+                else:
+                    self._possible.remove(kind)
+        self._fitted |= set(later["fitted"])
 
     def _of_type(self, column: ArrowArray, describe: Describe) -> Kind | None:
         """What the type alone says; None for texts."""

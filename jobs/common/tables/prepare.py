@@ -1,4 +1,4 @@
-"""Contract 2, of tables: from files to prepared blocks, in three passes over them, a batch of rows at a time.
+"""Contract 2, of tables: from files to prepared blocks, in three passes over them, in tasks wherever there is room.
 
     look     which columns there are and of what kind; the targets, which say how rows are split
     measure  of the training rows alone: mean and deviation of numbers, the values of categories
@@ -10,66 +10,64 @@ what the model is told: a category that only those have counts as never seen, an
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from cluster.core.documents import JsonObject
 from cluster.core.errors import DataError
 from cluster.core.storage import Store
-from jobs.common.data.dataset import SPLITS, Column, Dataset, Split, SplitName
+from jobs.common.data.dataset import SPLITS, Column, Dataset, SplitName
 from jobs.common.data.found.account import DROPPED, Account, LeftOut
-from jobs.common.data.found.repeats import Hashes, Ids, Repeats, forget
-from jobs.common.data.prepared import Say, Writers, content_fingerprint, find_or_build, key_of, split_writers
-from jobs.common.data.splits import assign
-from jobs.common.tables.columns import (
-    Field,
-    TableSchema,
-    UnreadableValueError,
-    as_days,
-    as_numbers,
-    as_texts,
-    as_written,
-    is_missing,
+from jobs.common.data.found.repeats import (
+    Repeats,
+    content_hashes,
+    digests_of,
+    find_repeats,
+    forget,
+    row_sums,
+    write_hashes,
 )
+from jobs.common.data.pieces import Teller, Writing, for_each, in_pieces, joined, older_fingerprint, unfinished
+from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
+from jobs.common.data.splits import assign
+from jobs.common.tables.columns import TableSchema, UnreadableValueError, as_written
 from jobs.common.tables.config import TableDataConfig
-from jobs.common.tables.kinds import Sighting
-from jobs.common.tables.rows import Rows, Table
+from jobs.common.tables.looking import Group, found, look, measure, schema_of
+from jobs.common.tables.rows import Heading
 from jobs.common.tables.sources import Found, Part, find_table
-from jobs.common.tables.targets import Targets, find_targets
+from jobs.common.tables.targets import Targets
 
 FORMAT_VERSION = 1
-MOST_CATEGORIES = 10_000
 LEAST_ROWS = 10
 EXAMPLES = 4
 """Test rows that are kept as they were written: what an endpoint checks itself against, and shows."""
+RAY_BYTES = 64 << 20
+"""Of files that one process has read sooner than tasks are started."""
 
 Sources = dict[SplitName, Found]
 
 
-def prepare(config: TableDataConfig, storage: Store, *, say: Say) -> Dataset:
+def prepare(config: TableDataConfig, storage: Store, *, use_ray: bool = False, say: Say) -> Dataset:
     """The prepared table of a config: the one that is there, or else built now.
 
     Its columns: `numbers` (N,) float32, `categories` (C,) int32, each where there are any; `label`, or `target` (T,)
-    float64; `row_id`. Raises: DataError, naming the row; StorageError.
+    float64; `row_id`. use_ray: in tasks of the connected cluster, a small table here all the same.
+    Raises: DataError, naming the row; StorageError.
     """
-    found: Sources = {split: find_table(uri, config) for split, uri in _uris(config).items() if uri is not None}
-    listing = {split: each.listing for split, each in found.items()}
+    sources: Sources = {split: find_table(uri, config) for split, uri in _uris(config).items() if uri is not None}
+    listing = {split: each.listing for split, each in sources.items()}
     options = [config.label_column, config.predict, config.ignore, config.categories, config.split_seed, FORMAT_VERSION,
                *config.choices]
 
     def build(store: Store, blocks: str) -> Dataset:
-        made, repeats, dropped = _build(Table(_parts(found), config), store, blocks, say)
-        files = sum(size > 0 for each in found.values() for _, size, _ in each.listing)
-        account = Account.of(files, [each.unread for each in found.values()],
-                             {DROPPED: LeftOut(dropped)}, repeats)
-        return replace(made, details=made.details | account.details)
+        return _Building(config, sources, store, blocks, use_ray, say).build()
 
-    contents = {split: list(each.contents) for split, each in found.items()}
+    contents = {split: list(each.contents) for split, each in sources.items()}
     return find_or_build(storage, key_of("table", listing, options, contents), build,
                          [key_of("table", listing, options)])
 
@@ -88,106 +86,97 @@ def _parts(found: Sources) -> list[tuple[SplitName, Part]]:
     return [(split, part) for split in SPLITS for part in parts.get(split, ())]
 
 
-# ── look ──
-def _look(table: Table) -> tuple[dict[str, Sighting], Targets, list[int]]:
-    """The kinds of the input columns, the targets, and the rows of each part."""
-    kinds = {name: Sighting(name, as_category=name in table.categories) for name in table.inputs}
-    targets: dict[str, list[tuple[Rows, Any]]] = {name: [] for name in table.targets}
-    counts: dict[int, int] = {id(part): 0 for _, part in table.parts}
-    for rows in table.rows():
-        for name, kind in kinds.items():
-            kind.see(rows.column(name), rows.describe)
-        for name, seen in targets.items():
-            seen.append((replace(rows, columns=None), rows.column(name)))  # not the whole batch, of a large table
-        counts[id(rows.part)] += rows.columns.num_rows
-    return kinds, find_targets(targets, table.config), [counts[id(part)] for _, part in table.parts]
+class _Building:
+    """A table on its way into blocks."""
+
+    def __init__(self, config: TableDataConfig, sources: Sources, store: Store, blocks: str, use_ray: bool,
+                 say: Say) -> None:
+        self._config, self._sources, self._store, self._blocks, self._say = config, sources, store, blocks, say
+        parts = _parts(sources)
+        sizes = [part.size for _, part in parts]
+        self._use_ray = use_ray and sum(sizes) > RAY_BYTES
+        self._splits: list[SplitName] = [split for split, _ in parts]
+        self._heading = Heading.of([part for _, part in parts], config)
+        self._pieces = in_pieces([part for _, part in parts], lambda part: part.size, config.piece_bytes(sum(sizes)))
+        self._sizes = [sum(part.size for part in piece) for piece in self._pieces]
+
+    def build(self, dropped: npt.NDArray[np.int64] | None = None) -> Dataset:
+        """dropped: ids of rows that are left out."""
+        looked = for_each(self._pieces, functools.partial(look, self._heading), use_ray=self._use_ray)
+        kinds, targets, counts = found(self._heading, self._pieces, looked)
+        splits = self._split(targets, counts)
+        if dropped is not None:
+            splits[dropped] = -1
+        scales = _target_scales(targets, splits, self._heading.targets)
+        groups = self._groups(targets, splits, [sum(rows) for rows in counts])
+        schema = schema_of(kinds, for_each(groups, functools.partial(measure, self._heading, kinds),
+                                           use_ray=self._use_ray))
+        self._say(f"preparing {len(splits):,} rows of {self._config.uri}: {_said(self._heading, targets)} from "
+                  + ", ".join(f"{sum(f.kind == kind for f in schema.fields)} {words}" for kind, words in
+                              (("number", "numbers"), ("category", "categories"), ("date", "dates"))
+                              if any(f.kind == kind for f in schema.fields)))
+        details: JsonObject = {"_fields": [asdict(field) for field in schema.fields], "targets": scales}
+        answers = self._write(groups, schema, targets, details)
+        repeats, more = find_repeats(self._config, self._store, self._blocks, len(groups), len(splits),
+                                     use_ray=self._use_ray)
+        if len(more):
+            forget(self._store, self._blocks)
+            return self.build(more)
+        return self._finished(answers, schema, targets, details, repeats, 0 if dropped is None else len(dropped))
+
+    def _split(self, targets: Targets, counts: Sequence[Sequence[int]]) -> npt.NDArray[np.int8]:
+        rows = list(itertools.chain.from_iterable(counts))
+        if sum(rows) < LEAST_ROWS:
+            raise DataError(f"data {self._config.uri!r} has {sum(rows)} rows: {LEAST_ROWS} or more are needed to "
+                            "train, choose and test")
+        codes = targets.values if targets.class_names else np.zeros(sum(rows), np.int32)
+        return assign(codes, targets.class_names or ("any",), self._splits, rows, self._config.split_seed)
+
+    def _groups(self, targets: Targets, splits: npt.NDArray[np.int8], counts: Sequence[int]) -> list[Group]:
+        firsts = itertools.accumulate(counts, initial=0)
+        return [Group(number, parts, first, splits[first : first + rows], targets.values[first : first + rows])
+                for number, (parts, first, rows) in enumerate(zip(self._pieces, firsts, counts, strict=False))]
+
+    def _write(self, groups: Sequence[Group], schema: TableSchema, targets: Targets,
+               details: JsonObject) -> list[JsonObject]:
+        columns = _columns(schema, targets)
+        plan = [details, targets.class_names, self._sizes, [len(group.splits) for group in groups],
+                self._config.split_seed]
+        writing = Writing(self._store, self._blocks, columns, len(targets.class_names),
+                          unfinished(self._store, self._blocks, plan, self._say),
+                          hashed=len(groups) == 1)  # the older fingerprint is of one piece alone
+        written = for_each(groups, Task(self._heading, schema, writing), use_ray=self._use_ray)
+        teller = Teller(self._say, f"preparing {self._config.uri}", sum(self._sizes))
+        return list(teller.following(written, self._sizes))
+
+    def _finished(self, answers: Sequence[JsonObject], schema: TableSchema, targets: Targets, details: JsonObject,
+                  repeats: Repeats, dropped: int) -> Dataset:
+        abouts: list[JsonObject] = [answer["about"] for answer in answers]
+        if unseen := sum(about["unseen"] for about in abouts):
+            self._say(f"{unseen:,} validation and test rows have a missing value or a category that no training row "
+                      "has: it counts as unknown")
+        splits, _ = joined(answers)
+        about: JsonObject = {"details": details | {"_examples": _examples(abouts, [
+            answer["rows"]["test"] for answer in answers])}, "class_names": targets.class_names}
+        files = sum(size > 0 for each in self._sources.values() for _, size, _ in each.listing)
+        account = Account.of(files, [each.unread for each in self._sources.values()],
+                             {DROPPED: LeftOut(dropped)}, repeats)
+        fingerprint = fingerprint_of(about, digests_of([each["sums"] for each in abouts]))
+        return Dataset(store=self._store, blocks=self._blocks, fingerprint=fingerprint, splits=splits,
+                       columns=_columns(schema, targets), class_names=targets.class_names,
+                       details=about["details"] | older_fingerprint(about, answers) | account.details)
 
 
-# ── measure ──
-def _measure(table: Table, kinds: dict[str, Sighting], splits: npt.NDArray[np.int8]) -> TableSchema:
-    """The input columns as the training rows have them."""
-    fields = {name: Field(name, kind.kind) for name, kind in kinds.items()}
-    sums = {name: np.zeros(3) for name in fields}
-    shifts: dict[str, float] = {}
-    seen: dict[str, set[str]] = {name: set() for name in fields}
-    for rows in table.rows():
-        training = splits[rows.first : rows.first + rows.columns.num_rows] == 0
-        for name, field in fields.items():
-            column = rows.column(name).filter(pa.array(training))
-            if field.kind == "category":
-                seen[name] |= set(as_texts(column).unique().drop_null().to_pylist())
-                _check_few(name, seen[name], kinds[name])
-            else:
-                values = (as_numbers if field.kind == "number" else as_days)(column, name)
-                values = values[~np.isnan(values)]
-                shift = shifts.setdefault(name, float(values[0])) if len(values) else 0.0
-                values = values - shift
-                with np.errstate(over="ignore"):
-                    sums[name] += (len(values), values.sum(), (values**2).sum())
-            fields[name] = replace(fields[name], misses=fields[name].misses or bool(is_missing(column).any()))
-    return TableSchema(tuple(
-        replace(field, values=tuple(sorted(seen[field.name]))) if field.kind == "category"
-        else _scaled(field, sums[field.name], shifts.get(field.name, 0.0)) for field in fields.values()))
-
-
-def _scaled(field: Field, sums: npt.NDArray[np.float64], shift: float) -> Field:
-    count, total, squares = (float(each) for each in sums)
-    if not count:
-        raise DataError(f"column {field.name!r} has no value in any training row: leave it out with --data.ignore "
-                        f"{field.name}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        variance = float(squares / count - np.square(np.float64(total / count)))
-    if not np.isfinite(variance):
-        raise DataError(f"column {field.name!r} has values too large to be normalised, around {shift:.3g}: mend them, "
-                        f"or leave it out with --data.ignore {field.name}")
-    return replace(field, mean=_digits(shift + total / count), std=_digits(max(0.0, variance) ** 0.5) or 1.0)
-
-
-def _digits(value: float) -> float:
-    """To 12 digits: the rest depends on how the rows are cut into files."""
-    return float(f"{value:.12g}")
-
-
-def _check_few(name: str, values: set[str], kind: Sighting) -> None:
-    if len(values) > MOST_CATEGORIES:
-        raise DataError(f"column {name!r} holds more than {MOST_CATEGORIES:,} different texts{kind.because}: leave it "
-                        f"out with --data.ignore {name}, or mend its values")
-
-
-# ── write ──
-def _build(table: Table, store: Store, blocks: str, say: Say,
-           dropped: Ids | None = None) -> tuple[Dataset, Repeats, int]:
-    """dropped: ids of rows that are left out. Returns how many those are, too."""
-    kinds, targets, counts = _look(table)
-    total = sum(counts)
-    if total < LEAST_ROWS:
-        raise DataError(f"data {table.config.uri!r} has {total} rows: {LEAST_ROWS} or more are needed to train, choose "
-                        "and test")
-    codes = targets.values if targets.class_names else np.zeros(total, np.int32)
-    splits = assign(codes, targets.class_names or ("any",), [split for split, _ in table.parts], counts,
-                    table.config.split_seed)
-    if dropped is not None:
-        splits[dropped] = -1
-    scales = _target_scales(targets, splits, table.targets)
-    schema = _measure(table, kinds, splits)
-    say(f"preparing {total:,} rows of {table.config.uri}: {_said(table, targets)} from "
-        + ", ".join(f"{sum(f.kind == kind for f in schema.fields)} {words}" for kind, words in
-                    (("number", "numbers"), ("category", "categories"), ("date", "dates"))
-                    if any(f.kind == kind for f in schema.fields)))
-    columns = _columns(schema, targets)
-    details: JsonObject = {"_fields": [asdict(field) for field in schema.fields], "targets": scales}
-    hashes = Hashes(store, blocks)
-    with split_writers(store, blocks, columns, len(targets.class_names)) as writers:
-        details["_examples"] = _write(table, schema, targets, splits, writers, hashes, say)
-        made: dict[SplitName, Split] = {name: writer.finish() for name, writer in writers.items()}
-    repeats, more = hashes.repeats(table.config)
-    if len(more):
-        forget(store, blocks)
-        return _build(table, store, blocks, say, more)
-    about = {"details": details, "class_names": targets.class_names}
-    dataset = Dataset(store=store, blocks=blocks, fingerprint=content_fingerprint(about, writers), splits=made,
-                      columns=columns, class_names=targets.class_names, details=details)
-    return dataset, repeats, 0 if dropped is None else len(dropped)
+def _examples(abouts: Sequence[JsonObject], tested: Sequence[int]) -> JsonObject:
+    """The first test rows of which every value is known, as they were written: by column, and their places in the
+    split. tested: test rows of each piece."""
+    firsts = itertools.accumulate(tested, initial=0)
+    rows = [(example, first + place) for about, first in zip(abouts, firsts, strict=False)
+            for example, place in zip(about["examples"], about["places"], strict=True)][:EXAMPLES]
+    if not rows:
+        raise DataError("every test row lacks a value that all training rows have, or has a category that none has: "
+                        "test on rows like those that are trained on")
+    return {"rows": [example for example, _ in rows], "places": [place for _, place in rows]}
 
 
 def _target_scales(targets: Targets, splits: npt.NDArray[np.int8], wanted: Sequence[str]) -> list[JsonObject]:
@@ -203,9 +192,9 @@ def _target_scales(targets: Targets, splits: npt.NDArray[np.int8], wanted: Seque
     return [{"name": name, "mean": float(m), "std": float(s)} for name, m, s in zip(wanted, mean, std, strict=True)]
 
 
-def _said(table: Table, targets: Targets) -> str:
+def _said(heading: Heading, targets: Targets) -> str:
     what = f"{len(targets.class_names)} classes" if targets.class_names else "a number"
-    return " and ".join(f"{name} ({what})" for name in table.targets)
+    return " and ".join(f"{name} ({what})" for name in heading.targets)
 
 
 def _columns(schema: TableSchema, targets: Targets) -> tuple[Column, ...]:
@@ -216,38 +205,55 @@ def _columns(schema: TableSchema, targets: Targets) -> tuple[Column, ...]:
     return (*(column for column in inputs if column.shape[0]), target, Column("row_id", "int64"))
 
 
-def _write(table: Table, schema: TableSchema, targets: Targets, splits: npt.NDArray[np.int8], writers: Writers,
-           hashes: Hashes, say: Say) -> JsonObject:
-    """Returns the first test rows of which every value is known, as they were written: by column, and their places in
-    the split."""
-    examples: list[JsonObject] = []
-    places: list[int] = []
-    unseen = tested = 0
-    for rows in table.rows():
-        place = slice(rows.first, rows.first + rows.columns.num_rows)
-        try:
-            encoded = schema.encode({name: rows.column(name) for name in table.inputs})
-        except UnreadableValueError as error:  # it was well when it was looked at
-            raise DataError(f"{rows.describe(error.row)}: {error}: the data changed meanwhile; run it again") from None
-        made = {"numbers": encoded.numbers, "categories": encoded.categories,
-                "label" if targets.class_names else "target": targets.values[place],
-                "row_id": np.arange(place.start, place.stop)}
-        of = splits[place]
-        inputs = np.concatenate([made[name].view(np.uint8) for name in ("numbers", "categories")], axis=1)
-        hashes.add(map(bytes, inputs), of, made.get("label"), made["row_id"])
-        unseen += int(((of > 0) & (encoded.unseen > 0)).sum())
-        for code, (_, writer) in enumerate(writers.items()):
-            writer.append({column.name: made[column.name][of == code] for column in writer.columns})
-        test = np.flatnonzero(of == 2)
-        for place in np.flatnonzero(encoded.unseen[test] == 0)[: EXAMPLES - len(examples)]:
-            row = int(test[place])
-            examples.append({field.name: as_written(field, rows.column(field.name), row) for field in schema.fields})
-            places.append(tested + int(place))
-        tested += len(test)
-    if unseen:
-        say(f"{unseen:,} validation and test rows have a missing value or a category that no training row has: it "
-            "counts as unknown")
-    if not examples:
-        raise DataError("every test row lacks a value that all training rows have, or has a category that none has: "
-                        "test on rows like those that are trained on")
-    return {"rows": examples, "places": places}
+@dataclass(frozen=True)
+class Task:
+    """All that a group of parts is written with."""
+
+    heading: Heading
+    schema: TableSchema
+    writing: Writing
+
+    def __call__(self, group: Group) -> JsonObject:
+        """Writes it. Answers with how many validation and test rows have a value that is `unseen`, and with some test
+        rows as they were written, and their places among its own."""
+        return self.writing.piece(group.number, lambda writers: self._fill(group, writers))
+
+    def _fill(self, group: Group, writers: Writers) -> JsonObject:
+        examples: list[JsonObject] = []
+        places: list[int] = []
+        hashes: list[bytes] = []
+        ids, target = group.first + np.arange(len(group.splits)), "label" if self.writing.num_classes else "target"
+        unseen = tested = done = 0
+        for rows in self.heading.rows(group.parts):
+            place = slice(done, done + rows.columns.num_rows)
+            done = place.stop
+            if done > len(ids):
+                break
+            try:
+                encoded = self.schema.encode({name: rows.column(name) for name in self.heading.inputs})
+            except UnreadableValueError as error:  # it was well when it was looked at
+                raise DataError(f"{rows.describe(error.row)}: {error}: the data changed meanwhile; run it again"
+                                ) from None
+            made = {"numbers": encoded.numbers, "categories": encoded.categories, target: group.targets[place],
+                    "row_id": ids[place]}
+            of = group.splits[place]
+            inputs = np.concatenate([made[name].view(np.uint8) for name in ("numbers", "categories")], axis=1)
+            hashes.append(content_hashes(map(bytes, inputs)))
+            unseen += int(((of > 0) & (encoded.unseen > 0)).sum())
+            for code, (_, writer) in enumerate(writers.items()):
+                writer.append({column.name: made[column.name][of == code] for column in writer.columns})
+            test = np.flatnonzero(of == SPLITS.index("test"))
+            for known in np.flatnonzero(encoded.unseen[test] == 0)[: EXAMPLES - len(examples)].tolist():
+                examples.append({field.name: as_written(field, rows.column(field.name), int(test[known]))
+                                 for field in self.schema.fields})
+                places.append(tested + known)
+            tested += len(test)
+        if done != len(ids):
+            raise DataError(f"{group.parts[0].describe(0)} and what follows had {len(ids):,} rows, and now has "
+                            f"{done:,}: the data changed meanwhile; run it again")
+        every, targets = b"".join(hashes), group.targets
+        labels = targets if self.writing.num_classes else None
+        write_hashes(self.writing.store, self.writing.blocks, group.number, every, group.splits, labels, ids)
+        numbers = targets.astype(np.int64) if self.writing.num_classes else targets
+        return {"examples": examples, "places": places, "unseen": unseen,
+                "sums": row_sums(every, group.splits, numbers, ids)}

@@ -5,7 +5,8 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,11 +16,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
-from cluster.core.storage import Store
+from cluster.core.storage import FileInfo, Store
 from jobs.common.data.csv_config import CsvDataConfig, conversion, looks_delimited_by
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import list_files, plain_name, reading, unpacked
 from jobs.common.data.found.split_names import Unread, by_split, not_read
+from jobs.common.data.pieces import in_pieces
 from jobs.common.tables.columns import MISSING
 from jobs.common.tables.config import TableDataConfig
 
@@ -34,7 +36,12 @@ Listing = list[tuple[str, int, float]]
 
 
 class Part(Protocol):
-    """Successive rows of a table: a file."""
+    """Successive rows of a table: a file, or a part of one."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in its file."""
+        ...
 
     def batches(self) -> Iterator[Any]:
         """Its rows in order, as Arrow record batches. Of a CSV file all columns are texts. Raises: DataError."""
@@ -72,11 +79,17 @@ def find_table(uri: str, config: TableDataConfig) -> Found:
         raise DataError(f"data {uri!r}: none of its {len(listing.files)} files ({listing.files[0].path} …) is a table: "
                         f"give {FORMATS}")
     groups, unread = by_split(uri, tables, config.layout)
-    parts: Parts = {split: [ParquetTable(listing.store, file.path) if file.path.lower().endswith(_PARQUET)
-                            else CsvTable(listing.store, file.path, config) for file in files]
+    most = config.piece_bytes(sum(file.size for file in tables))
+    parts: Parts = {split: [part for file in files for part in _parts(listing.store, file, config, most)]
                     for split, files in groups.items()}
     return Found(listing.identity, parts, unread | not_read(listing.files, tables, "files of another format"),
                  replace(listing, files=tuple(tables)).contents())
+
+
+def _parts(store: Store, file: FileInfo, config: TableDataConfig, most: int) -> "Sequence[Part]":
+    if file.path.lower().endswith(_PARQUET):
+        return ParquetTable(store, file.path, file.size).cut(most)
+    return [CsvTable(store, file.path, config, file.size)]
 
 
 @dataclass(frozen=True)
@@ -88,13 +101,44 @@ class _File:
         return f"row {row} of {self.store.location(self.path)}"
 
 
+@dataclass(frozen=True)
 class ParquetTable(_File):
-    """A Parquet file."""
+    """A Parquet file, or successive row groups of one."""
+
+    size: int
+    """Bytes."""
+    groups: tuple[int, int] | None = None
+    first: int = 0
+    """The first row, in the file."""
 
     def batches(self) -> Iterator[Any]:
+        with self._opened() as file:
+            groups = range(*(self.groups or (0, file.num_row_groups)))
+            yield from file.iter_batches(_BATCH_ROWS, row_groups=groups, use_threads=False)
+
+    def describe(self, row: int) -> str:
+        return super().describe(self.first + row)
+
+    def cut(self, most: int) -> "list[ParquetTable]":
+        """It in parts of so many bytes, or of one row group. Raises: DataError."""
+        if self.size <= most:
+            return [self]
+        with self._opened() as file:
+            about: list[Any] = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            groups = [(int(group.total_byte_size), int(group.num_rows)) for group in about]
+        parts: list[ParquetTable] = []
+        begin = row = 0
+        for some in in_pieces(groups, lambda group: group[0], most):
+            end = begin + len(some)
+            parts.append(replace(self, size=self.size * len(some) // len(groups), groups=(begin, end), first=row))
+            begin, row = end, row + sum(rows for _, rows in some)
+        return parts or [self]
+
+    @contextmanager
+    def _opened(self) -> Generator[pq.ParquetFile]:
         name = self.store.location(self.path)
         with reading(name, "it is not whole Parquet; write it again"), self.store.reading(self.path) as stream:
-            yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False)
+            yield pq.ParquetFile(stream, pre_buffer=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +146,8 @@ class CsvTable(_File):
     """A CSV file with a header, perhaps packed; its values stay texts, so that nothing is guessed from a few."""
 
     options: CsvDataConfig
+    size: int = 0
+    """Bytes."""
 
     def batches(self) -> Iterator[Any]:
         with reading(self.store.location(self.path), MEND_ROW):
@@ -162,6 +208,7 @@ class EmbeddedTable:
     whether they are malignant (Wolberg et al. 1995): they come with scikit-learn."""
 
     name: str
+    size: int = 0
 
     def batches(self) -> Iterator[Any]:
         from sklearn import datasets

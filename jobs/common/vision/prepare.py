@@ -25,7 +25,7 @@ from jobs.common.data.blocks import FILES, Moments
 from jobs.common.data.dataset import SPLITS, Column, Columns, Dataset, SplitName
 from jobs.common.data.found.account import DROPPED, Account, LeftOut
 from jobs.common.data.found.bad_rows import BadRow, check_few, list_skipped, refuse
-from jobs.common.data.found.repeats import content_hashes, find_repeats, forget, write_hashes
+from jobs.common.data.found.repeats import content_hashes, digests_of, find_repeats, forget, row_sums, write_hashes
 from jobs.common.data.found.split_names import Unread
 from jobs.common.data.pieces import Teller, Writing, for_each, in_pieces, joined, older_fingerprint, unfinished
 from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_of, key_of
@@ -41,7 +41,6 @@ OLDER_VERSION = 2
 RAY_BYTES = 256 << 20
 """Of pixels; fewer are decoded in this process, sooner than tasks would have started."""
 _THREADS = 4
-_SUM = 1 << 256
 Uris = dict[SplitName, str | None]
 Codes = npt.NDArray[np.int32]
 Splits = npt.NDArray[np.int8]
@@ -200,8 +199,7 @@ def _build(plan: Plan, config: ImageDataConfig, store: Store, blocks: str, use_r
     abouts = [answer["about"] for answer in answers]
     of_blocks = (Moments.from_json(part) for answer in answers for part in answer["moments"])
     moments = functools.reduce(Moments.merged, of_blocks)
-    digests: dict[SplitName, str] = {split: f"{sum(int(each['sums'][split], 16) for each in abouts) % _SUM:x}"
-                                     for split in SPLITS}
+    digests = digests_of([about["sums"] for about in abouts])
     details = {"shape": list(plan.spec.shape), "dtype": plan.spec.dtype, "mean": [_digits(m) for m in moments.mean],
                "std": [_digits(s) for s in moments.std],
                **({"picture": config.picture.to_dict()} if plan.spec.encoded else {}),
@@ -252,22 +250,11 @@ class Task:
                             "could be read: the data changed meanwhile; run it again")
         every = b"".join(hashes)
         write_hashes(self.writing.store, self.writing.blocks, piece.number, every, splits, piece.codes, ids)
-        return {"sums": _sums(every, splits, piece.codes, ids), "bad": bad}
+        return {"sums": row_sums(every, splits, piece.codes.astype(np.int64), ids), "bad": bad}
 
 
 def _moments(block: Columns) -> Moments:
     return Moments.of(block["image"])
-
-
-def _sums(hashes: bytes, splits: Splits, codes: Codes, ids: npt.NDArray[np.int64]) -> dict[str, str]:
-    """Of each split the sum of its rows' hashes (AdHash: Bellare & Micciancio 1997), so that neither pieces nor their
-    order matter."""
-    about = np.stack([codes.astype(np.int64), ids], axis=1).tobytes()
-    sums = dict.fromkeys(range(-1, len(SPLITS)), 0)
-    for row, split in enumerate(splits.tolist()):
-        of_row = hashlib.blake2b(hashes[16 * row : 16 * row + 16] + about[16 * row : 16 * row + 16], digest_size=32)
-        sums[split] += int.from_bytes(of_row.digest(), "little")
-    return {name: f"{sums[code] % _SUM:x}" for code, name in enumerate(SPLITS)}
 
 
 def _ahead(batches: Iterator[Images]) -> Iterator[Images]:

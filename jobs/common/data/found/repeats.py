@@ -9,7 +9,7 @@ range of their values at a time, in tasks: so nobody ever holds more than a few 
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from cluster.core.storage import Store
 from jobs.common.arrays import Array
 from jobs.common.config import DataConfig
 from jobs.common.data.arrow import arrow_column, numpy_column
-from jobs.common.data.dataset import SPLITS, Dataset
+from jobs.common.data.dataset import SPLITS, Dataset, SplitName
 from jobs.common.data.pieces import HASHES_FOLDER, for_each, part_file
 from jobs.common.data.prepared import DONE_FOLDER
 
@@ -32,6 +32,7 @@ Ids = npt.NDArray[np.int64]
 EXAMPLES = 5
 _ROWS_AT_ONCE = 1 << 22
 _GROUP_ROWS = 1 << 16
+_SUM = 1 << 256
 _NAMES = ("low", "high", "split", "label", "row_id")
 
 
@@ -76,28 +77,28 @@ class Repeats:
         return "nearly the content" if self.near else "the content"
 
 
-@dataclass
-class Hashes:
-    """Of the rows of a set, which are added a part at a time."""
-
-    store: Store
-    blocks: str
-    num_parts: int = 0
-    num_rows: int = 0
-
-    def add(self, contents: Iterable[bytes | memoryview], splits: Array, labels: Array | None, row_ids: Array) -> None:
-        """One value of each a row. Rows of split -1 do not count."""
-        write_hashes(self.store, self.blocks, self.num_parts, content_hashes(contents), splits, labels, row_ids)
-        self.num_parts, self.num_rows = self.num_parts + 1, self.num_rows + len(row_ids)
-
-    def repeats(self, data: DataConfig) -> tuple[Repeats, Ids]:
-        """As `find_repeats`, of all parts together."""
-        return find_repeats(data, self.store, self.blocks, self.num_parts, self.num_rows, use_ray=False)
-
-
 def content_hashes(contents: Iterable[bytes | memoryview]) -> bytes:
     """16 bytes for each."""
     return b"".join(hashlib.blake2b(content, digest_size=16).digest() for content in contents)
+
+
+def row_sums(hashes: bytes, splits: Array, *about: Array) -> dict[str, str]:
+    """Of each split the sum of its rows' hashes (AdHash: Bellare & Micciancio 1997), so that neither pieces nor their
+    order matter. hashes: as `content_hashes` gives them. about: (rows,) or (rows, k) numbers of 64 bits beside them."""
+    beside = np.concatenate([each.reshape(len(splits), -1).view(np.int64) for each in about], axis=1)
+    width = beside.shape[1] * 8
+    packed = beside.tobytes()
+    sums = dict.fromkeys(range(-1, len(SPLITS)), 0)
+    for row, split in enumerate(splits.tolist()):
+        of_row = hashlib.blake2b(hashes[16 * row : 16 * row + 16] + packed[width * row : width * row + width],
+                                 digest_size=32)
+        sums[split] += int.from_bytes(of_row.digest(), "little")
+    return {name: f"{sums[code] % _SUM:x}" for code, name in enumerate(SPLITS)}
+
+
+def digests_of(sums: Sequence[Mapping[str, str]]) -> dict[SplitName, str]:
+    """Of each split, of what `row_sums` gave for each piece."""
+    return {split: f"{sum(int(each[split], 16) for each in sums) % _SUM:x}" for split in SPLITS}
 
 
 def write_hashes(store: Store, blocks: str, part: int, digests: bytes, splits: Array, labels: Array | None,
