@@ -212,8 +212,8 @@ def _schedule(what: str, config: Config, ends: str) -> ExtensionConfig:
     """Raises: ConfigError where it is not said how it goes on."""
     optim = getattr(config, "optim", None)
     if not isinstance(optim, ExtensionConfig):
-        raise ConfigError(f"{what}: this job has no schedule that could go on: leave the option out, and as many steps "
-                          "as there were")
+        raise ConfigError(f"{what}: this job has no schedule that could go on: begin another run, with another "
+                          "--run.name and without --run.extend-from")
     schedule = getattr(optim, "schedule", "constant")
     if schedule != "constant" and optim.extend is None:
         raise ConfigError(f"{what}: its schedule, {schedule}, {ends}: pass --optim.extend constant (the highest rate) "
