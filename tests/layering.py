@@ -79,9 +79,9 @@ def test_imports_run_one_way(layer: str) -> None:
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
     "jobs.common": ("archives", "arrays", "picture_rule", "picture", "formatting", "provenance", "checkpoint",
-                    "command_line", "config_fields", "config",
+                    "command_line", "config_fields", "data_config", "config",
                     "config_changes", "start_config", "data",
-                    "declared_metrics", "own_code",
+                    "declared_metrics", "own_code", "extras", "step_profile",
                     "training",
                     "artifact", "start", "predictor", "execution", "evaluation", "registry", "report", "vision",
                     "tables", "runs",

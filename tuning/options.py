@@ -2,12 +2,12 @@
 which are the same for every trial."""
 
 import dataclasses
-import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 from jobs.common.config import C, Config, RunConfig, require
+from jobs.common.formatting import seconds_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,7 @@ class SearchOptions:
 
     @property
     def time_budget_s(self) -> float | None:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", self.time_budget or "")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else None
+        return seconds_in(self.time_budget or "")
 
 
 OWN = tuple(each.name for each in dataclasses.fields(SearchOptions))

@@ -27,6 +27,13 @@ def _eager() -> Any:
     return context
 
 
+def profile_in(data: bytes) -> Any:
+    """What TensorFlow's profiler has written: an XSpace, the message that public tools draw pages of."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    return xplane_pb2.XSpace.FromString(data)
+
+
 def set_determinism(deterministic: bool) -> None:
     """Public is only the way to turn it on, and a worker's process outlives the generation that wanted it."""
     from tensorflow.python.framework import config

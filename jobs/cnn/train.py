@@ -17,6 +17,7 @@ from jobs.cnn.framework import tf
 from jobs.cnn.group import Group, peers_needed
 from jobs.cnn.model import new_model
 from jobs.cnn.pipeline import Batch, Pipeline
+from jobs.cnn.profiler import TensorflowProfiler
 from jobs.cnn.start import begin, freeze
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
@@ -40,7 +41,7 @@ def train(context: TrainContext, config: CnnConfig) -> Outcome:
         pipeline = Pipeline(context.data_loader(), config, ImageFacts.of(context.dataset))
         return fit(context, CnnTraining(context, config, pipeline, group), pipeline,
                    metric=chosen(CLASSIFICATION, config.metric),
-                   most_steps_per_call=config.train.most_steps_per_call)
+                   most_steps_per_call=config.train.most_steps_per_call, profiler=TensorflowProfiler)
 
 
 class CnnTraining:

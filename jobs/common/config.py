@@ -7,6 +7,7 @@ the field, the value and the remedy. A resolved config, saved beside a run, is a
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_flags, refuse_secrets, split_recipe
 from jobs.common.config_fields import OnResume, require
+from jobs.common.data_config import DataConfig
+from jobs.common.formatting import seconds_in
 
-Layout = Literal["auto", "splits", "one"]
-ClassFolder = Literal["auto", "outer", "inner"]
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
 """What is in a storage beside the runs: prepared data, the registry, pages; others begin with `.`, as no run's name."""
-_MANY_PIECES, _SMALL_PIECE = 16, 8e6
+_RANGES, _MOST_PROFILED = r"\d+(-\d+)?(,\d+(-\d+)?)*", 1000
 
 C = TypeVar("C", bound="Config")
 
@@ -84,6 +85,11 @@ class RunConfig:
     """MLflow experiment that the run is in; by default the job's name. The registered model has the run's name."""
     tensorboard: bool = False
     """Writes event files for TensorBoard to the run's folder `tensorboard`."""
+    profile: str | None = None
+    """Steps, counted from 1, that the framework's profiler watches: `10-20`, or `10-12,100-102`. The result is the
+    same; these steps take longer. Traces are in the run's folder `profile`, their operations in its report."""
+    profile_ranks: str = "0"
+    """The ranks whose steps it watches: `0`, or `0,1`."""
 
     def __post_init__(self) -> None:
         require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name)), "run.name", repr(self.name),
@@ -107,6 +113,20 @@ class RunConfig:
         require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
         require(self.hang_timeout_s > 0, "run.hang_timeout_s", self.hang_timeout_s, "must be more than 0 seconds")
         require(self.storage_timeout_s > 0, "run.storage_timeout_s", self.storage_timeout_s, "must be more than 0 s")
+        self._check_profile()
+
+    def _check_profile(self) -> None:
+        given = self.profile is None or bool(re.fullmatch(_RANGES, self.profile))
+        require(given, "run.profile", self.profile, "write steps as 10-20, or as 10-12,100-102")
+        ranges = [range(1), *self.profiled]
+        in_order = all(len(each) and before.stop <= each.start for before, each in itertools.pairwise(ranges))
+        require(in_order, "run.profile", self.profile, "steps are counted from 1, and each is named once, in order")
+        require(sum(map(len, self.profiled)) <= _MOST_PROFILED, "run.profile", self.profile,
+                f"traces of more than {_MOST_PROFILED:,} steps are too large to be looked at: name fewer")
+        require(bool(re.fullmatch(r"\d+(,\d+)*", self.profile_ranks)), "run.profile_ranks", self.profile_ranks,
+                "write ranks as 0, or as 0,1")
+        require(max(self.profiled_ranks) < self.max_workers, "run.profile_ranks", self.profile_ranks,
+                f"the ranks of {self.max_workers} workers are 0 to {self.max_workers - 1}")
 
     @property
     def on_resume(self) -> dict[str, OnResume]:
@@ -121,69 +141,15 @@ class RunConfig:
         """V, the number of canonical shards of a run that is created with this config."""
         return int(self.workers.split(":")[-1])
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the data comes from, and how it is split and read."""
-
-    uri: str = "digits"
-    """`digits` (embedded), or a path or URI: see the job's README for the formats."""
-    val_uri: str | None = None
-    """Validation data, where the source has a split of its own; by default it is split off."""
-    test_uri: str | None = None
-    """Test data, where the source has a split of its own; by default it is split off."""
-    label_column: str = "label"
-    """Name of the column with the class."""
-    label_names: str | None = None
-    """What classes are called, by what the column has: `0=negative,1=positive`."""
-    layout: Layout = "auto"
-    """What it means that files or folders are named after splits: `splits` they are these, and others are left out;
-    `one` nothing, all rows are split here; `auto` as `splits` if all are, refused if only some are."""
-    duplicates: Literal["keep", "drop"] = "keep"
-    """What becomes of rows with the content of an earlier one of their split."""
-    leaks: Literal["report", "drop", "refuse"] = "report"
-    """What becomes of rows whose content is in another split, too: `drop` takes them out of training, or validation."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What becomes of pictures, and of rows of text, that cannot be read: `skip` leaves them out and lists them."""
-    bad_rows_most: float = 0.01
-    """With `skip`: the largest share of the rows that may be left out so."""
-    piece_mb: float = 64.0
-    """Of a source's files, in 10^6 bytes: what one task prepares at most; of a small source a sixteenth, or 8 MB."""
-    check: bool = False
-    """Prepares the data, says what it found, keeps nothing of it, and begins no run."""
-    split_seed: int = 0
-    """Seeds the split into training, validation and test rows; nothing else does."""
-    shuffle_window_rows: int = 65536
-    """Rows of a shard that are shuffled together, which bounds a worker's memory."""
-    cache_dir: str | None = None
-    """Node-local folder for data in use; by default under the system's temporary folder."""
-    cache_gb: float = 10.0
-    """Most disk, in 10^9 bytes, that the node-local cache may take."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.uri), "data.uri", repr(self.uri), "name a path, a URI or `digits`")
-        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "must be 0 or more")
-        require(self.piece_mb > 0, "data.piece_mb", self.piece_mb, "must be more than 0")
-        require(0 <= self.bad_rows_most < 1, "data.bad_rows_most", self.bad_rows_most, "must be at least 0 and below 1")
-        require(self.shuffle_window_rows >= 1, "data.shuffle_window_rows", self.shuffle_window_rows,
-                "must be at least 1")
-        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "must be more than 0")
-
-    on_resume: ClassVar[dict[str, OnResume]] = {
-        "bad_rows_most": "free", "piece_mb": "free", "check": "free", "cache_dir": "free", "cache_gb": "free"}
-    decisive_choices: ClassVar[tuple[str, ...]] = ("layout", "duplicates", "leaks", "bad_rows", "label_names")
-    """Fields that decide what is prepared, where they are not as by default."""
+    @property
+    def profiled(self) -> list[range]:
+        """The steps that are profiled, counted from 1."""
+        found = [each.partition("-") for each in (self.profile or "").split(",") if each]
+        return [range(int(first), int(last or first) + 1) for first, _, last in found]
 
     @property
-    def choices(self) -> list[str]:
-        """What was chosen of these, for the key of prepared data."""
-        defaults = {each.name: each.default for each in dataclasses.fields(self)}
-        chosen = {name: getattr(self, name) for name in self.decisive_choices}
-        return [f"{name} {value}" for name, value in chosen.items() if value != defaults[name]]
-
-    def piece_bytes(self, total: int) -> int:
-        """Of a source of so many bytes, what a piece has at most: such that there is work for a cluster."""
-        return max(1, int(min(self.piece_mb * 1e6, max(_SMALL_PIECE, total / _MANY_PIECES))))
+    def profiled_ranks(self) -> list[int]:
+        return [int(rank) for rank in self.profile_ranks.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +164,21 @@ class EvalConfig:
     """k of the top-k accuracy."""
     bootstrap_samples: int = 1000
     """Resamplings for the confidence interval of the macro-F1."""
-    on_resume: ClassVar[dict[str, OnResume]] = {"batch_size": "rounds"}
+    extras_budget: str = "60s"
+    """How long it may take to make what the report shows beyond the metrics, such as robustness and explanations; what
+    does not fit in is left out, and named."""
+    on_resume: ClassVar[dict[str, OnResume]] = {"batch_size": "rounds", "extras_budget": "free"}
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "must be at least 1")
         require(self.top_k >= 1, "eval.top_k", self.top_k, "must be at least 1")
         require(self.bootstrap_samples >= 100, "eval.bootstrap_samples", self.bootstrap_samples, "must be at least 100")
+        require(seconds_in(self.extras_budget) is not None, "eval.extras_budget", self.extras_budget,
+                "write 90s, 10m or 2h; 0s leaves all out")
+
+    @property
+    def extras_budget_s(self) -> float:
+        return seconds_in(self.extras_budget) or 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

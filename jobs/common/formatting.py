@@ -1,5 +1,6 @@
-"""Values as people read them, in pages, tables and model cards."""
+"""Values as people read them, in pages, tables and model cards, and durations as they write them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -29,6 +30,12 @@ def size_shown(size: int) -> str:
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:.1f} {_UNITS[unit]}" if unit > 2 and value < 100 else f"{value:.0f} {_UNITS[unit]}"
+
+
+def seconds_in(text: str) -> float | None:
+    """What a person writes as `90s`, `10m` or `2h`; None where it is none of these."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else None
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -25,6 +25,7 @@ from jobs.pytorch.images.adversary import attacked
 from jobs.pytorch.images.augment import augment
 from jobs.pytorch.images.training import ImageTraining
 from jobs.pytorch.process_group import Group
+from jobs.pytorch.profiler import TorchProfiler
 from jobs.pytorch.setup import compiled, set_up_torch
 from jobs.pytorch.trainable import share_of_a_row
 
@@ -34,7 +35,7 @@ def train(context: TrainContext, config: MlpConfig) -> Outcome:
     device = set_up_torch(context, config.run.cpus_per_worker)
     with Group(context, device) as group:
         return fit(context, MlpTraining(context, config, group, device), context.data_loader(),
-                   metric=chosen(CLASSIFICATION, config.metric))
+                   metric=chosen(CLASSIFICATION, config.metric), profiler=TorchProfiler)
 
 
 class MlpTraining(ImageTraining):

@@ -26,6 +26,7 @@ from jobs.pytorch.images.training import ImageTraining
 from jobs.pytorch.model import loss_of, new_model, trial
 from jobs.pytorch.own_module import check, other_module
 from jobs.pytorch.process_group import Group
+from jobs.pytorch.profiler import TorchProfiler
 from jobs.pytorch.setup import compiled, set_up_torch
 
 
@@ -34,7 +35,7 @@ def train(context: TrainContext, config: PytorchConfig) -> Outcome:
     device = set_up_torch(context, config.run.cpus_per_worker)
     with Group(context, device) as group:
         return fit(context, ModuleTraining(context, config, group, device), context.data_loader(),
-                   metric=chosen(metrics(config), config.metric))
+                   metric=chosen(metrics(config), config.metric), profiler=TorchProfiler)
 
 
 class ModuleTraining(ImageTraining):

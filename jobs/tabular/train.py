@@ -10,6 +10,7 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome
 from jobs.pytorch.process_group import Group
+from jobs.pytorch.profiler import TorchProfiler
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.tables.training import TableTraining
 from jobs.tabular.config import TabularConfig
@@ -20,4 +21,5 @@ def train(context: TrainContext, config: TabularConfig) -> Outcome:
     device, info = set_up_torch(context, config.run.cpus_per_worker), TableInfo.of(context.dataset, config.model)
     with Group(context, device) as group:
         training = TableTraining(context, config, group, device, own=config.own, loss=config.model.loss, info=info)
-        return fit(context, training, context.data_loader(), metric=chosen(metrics(config), config.metric))
+        return fit(context, training, context.data_loader(), metric=chosen(metrics(config), config.metric),
+                   profiler=TorchProfiler)

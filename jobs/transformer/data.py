@@ -17,6 +17,7 @@ from jobs.common.data.dataset import SPLITS
 from jobs.common.declared_metrics import Metric, classification, primary_of
 from jobs.common.evaluation.classification import judge, judge_split, probe_rows
 from jobs.common.evaluation.metrics import Evaluation
+from jobs.common.extras import of_changed_rows
 from jobs.common.training.job import EvaluationResult, TrainingResult, require_package
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.embedding.pooling import embedding_of
@@ -189,10 +190,10 @@ def _robustness(trained: TrainingResult) -> dict[str, Evaluation]:
     """An evaluation by perturbation of the sample's texts, the untouched ones first."""
     from jobs.transformer.text.robustness import PERTURBATIONS
 
-    if not trained.config.eval.robustness_rows:
+    names = [name for name in ("untouched", *PERTURBATIONS) if trained.extras.has(of_changed_rows(name))]
+    if not trained.config.eval.robustness_rows or len(names) < 2:
         return {}
-    return {name: judge_split(trained, trained.predictions(f"robustness {name}"))
-            for name in ("untouched", *PERTURBATIONS)}
+    return {name: judge_split(trained, trained.predictions(of_changed_rows(name))) for name in names}
 
 
 def check(config: TransformerConfig) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.extras import of_changed_rows
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.pytorch.process_group import Group
@@ -94,9 +95,11 @@ def predict_perturbed(context: TrainContext, model: Strategy, task: Task, config
     mine = range(context.rank, most, context.world_size)
     passes = -(-len(range(0, most, context.world_size)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
+        if not context.extras.begins(of_changed_rows(name), 1):
+            continue
         perturbed = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
         rows = encode_rows(tokenizer, list(map(config.data.rule, perturbed)), config.data.max_length)
         rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
         found = judged(context, model, task, sorted_batches(rows, size), passes)
         if answers := [(rows["row_id"], labels, values) for rows, labels, values, _ in found]:
-            context.write_predictions(f"robustness {name}", Predictions.joined(answers))
+            context.write_predictions(of_changed_rows(name), Predictions.joined(answers))

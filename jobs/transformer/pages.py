@@ -13,6 +13,7 @@ from cluster.core.documents import JsonObject
 from jobs.common.arrays import Array
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.evaluation.metrics import Evaluation, worst_mistakes
+from jobs.common.extras import EXPLANATIONS
 from jobs.common.report import html, robustness
 from jobs.common.report.attributions import TextAttribution, text_section
 from jobs.common.report.html import Section
@@ -37,15 +38,19 @@ def classifier_sections(trained: TrainingResult, judged: Evaluation, made: Artif
     """Where it is asked for a comparison;
     mistakes, robustness, and as many test rows explained as the config asks for."""
     sections = _mistakes(trained)
-    if trained.config.eval.baseline:
+    explained = _explained(trained, made) if _wants(trained, "explained_rows", EXPLANATIONS) else []
+    if _wants(trained, "baseline", "the linear model"):
         from jobs.transformer import baseline
 
         sections.insert(0, baseline.section(judged, baseline.letters(trained)))
     if perturbed:
         sections.append(robustness.section(perturbed, about=ABOUT))
-    if trained.config.eval.explained_rows:
-        sections += _explained(trained, made)
-    return sections
+    return [*sections, *explained]
+
+
+def _wants(trained: TrainingResult, option: str, extra: str) -> bool:
+    """Whether the config asks for something beyond the metrics, and there is time for it."""
+    return bool(getattr(trained.config.eval, option)) and trained.extras.begins(extra)
 
 
 def _mistakes(trained: TrainingResult) -> list[Section]:
@@ -119,8 +124,8 @@ def generator_sections(trained: TrainingResult, verdict: EvaluationResult, made:
     if parameters_of(made) > MOST_PARAMETERS:
         return sections
     if trained.config.task == "chat":
-        return sections + (_answers(trained, made) if trained.config.eval.answers else [])
-    return sections + ([_samples(trained, made)] if trained.config.eval.samples else [])
+        return sections + (_answers(trained, made) if _wants(trained, "answers", "answers") else [])
+    return sections + ([_samples(trained, made)] if _wants(trained, "samples", "sampled continuations") else [])
 
 
 def wrong_pairs(trained: TrainingResult) -> list[Section]:

@@ -1,7 +1,7 @@
 """Answers by artifacts of the Transformer job: classes of texts, the likelihood of packed tokens,
 and text that goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from jobs.common.artifact.artifact import Artifact, refused
 from jobs.common.predictor.onnx_model import OnnxModel, is_onnx
 from jobs.common.predictor.predictor import MOST_CHARACTERS, Embedder
 from jobs.common.predictor.recipe import Recipe
+from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.text_rule import text_rule
 
 _TOKENS_PER_PASS = 4096
@@ -37,6 +38,7 @@ class TextPredictor:
         self._classifier: Any = None
         """What explains, and makes vectors; a graph does not."""
         self._artifact = artifact
+        self._seed = int(artifact.manifest.description.config.get("run", {}).get("seed", 0))
 
     @classmethod
     def load(cls, artifact: Artifact, base: str | None = None) -> "TextPredictor | LikelihoodPredictor":
@@ -70,6 +72,16 @@ class TextPredictor:
             raise InputError(f"the texts have {characters:,} characters: at most {MOST_CHARACTERS:,} in one request")
         made[:] = list(map(self._clean, made))
         return made
+
+    @property
+    def changes(self) -> Sequence[str]:
+        return tuple(PERTURBATIONS)
+
+    def change(self, name: str, inputs: Mapping[str, Array], row_ids: Array) -> Mapping[str, Array]:
+        """As a run's report perturbs its test rows."""
+        made = texts(inputs["text"])
+        made[:] = [PERTURBATIONS[name](text, (self._seed, int(row))) for text, row in zip(made, row_ids, strict=True)]
+        return {"text": made}
 
     def predict(self, rows: Array) -> Array:
         """rows: texts (B,) as `decode` cleans them, or tokens as the job prepares them: (B, T) int32, -1 where there is

@@ -28,6 +28,7 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Tensors, Wishes
 from jobs.pytorch.draws import Draws
 from jobs.pytorch.process_group import Group
+from jobs.pytorch.profiler import TorchProfiler
 from jobs.pytorch.setup import set_up_torch
 from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
@@ -58,7 +59,8 @@ def train(context: TrainContext, config: TransformerConfig) -> Outcome:
         loader = context.data_loader(config.data.length_group_steps if config.task == "classify" else 1)
         return fit(context, TransformerTraining(context, config, group, model, task), loader,
                    metric=chosen(metrics(config), config.metric),
-                   evaluate_every_steps=config.train.evaluate_every_steps, agree_on_checkpoints=True)
+                   evaluate_every_steps=config.train.evaluate_every_steps, agree_on_checkpoints=True,
+                   profiler=TorchProfiler)
 
 
 class TransformerTraining:

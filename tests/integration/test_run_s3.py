@@ -36,7 +36,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def on_s3(name: str, *flags: str) -> Iterator[runs.Job]:
-    with runs.run(Path("unused") / name, *FLAGS, "--run.storage", f"s3://{BUCKET}/runs", *flags) as job:
+    with runs.run(Path("unused") / name, *FLAGS, "--run.storage", f"s3://{BUCKET}/runs", "--run.profile", "3-4",
+                  *flags) as job:
         yield job
 
 
@@ -73,6 +74,8 @@ def test_a_killed_and_a_stopped_run_continue_and_the_model_loads_from_there(loca
     assert digest(result["artifact"]) == runs.artifact_digest(local)
     assert result["metrics"]["test"] == runs.result(local)["metrics"]["test"]
     assert (result["status"], result["restarts"]) == ("done", 1)
+    assert result["profile"] == {"traces": [f"{uri}/profile/rank-0-steps-3-4.trace.json.gz"], "missing": []}
+    assert Store.open(uri).read_bytes("profile/rank-0-steps-3-4.trace.json.gz").startswith(b"\x1f\x8b")
 
     from jobs.mlp.model import load
 

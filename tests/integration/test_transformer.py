@@ -37,7 +37,8 @@ def sentences(path: Path, rows: int = 500) -> str:
 def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classify")
     flags = ["--data.uri", sentences(folder / "rows.jsonl"), "--train.epochs", "4", "--data.vocab-size", "128",
-             "--optim.lr", "3e-3", "--optim.warmup", "5", "--eval.bootstrap-samples", "100", "--eval.baseline"]
+             "--optim.lr", "3e-3", "--optim.warmup", "5", "--eval.bootstrap-samples", "100", "--eval.baseline",
+             "--eval.extras-budget", "1h", "--run.profile", "2-3"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer") as job:
         job.finished()
     assert "tokens/s" in job.text
@@ -53,7 +54,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["--task", "generate", "--data.uri", str(folder / "text.txt"), "--data.tokenizer", "characters",
              "--train.epochs", "3",
              "--run.workers", "2", "--scale.strategy", "zero3", "--eval.sample-tokens", "20", "--optim.lr", "3e-3",
-             "--optim.warmup", "5"]
+             "--optim.warmup", "5", "--eval.extras-budget", "1h", "--run.profile", "2", "--run.profile-ranks", "1"]
     with runs.run(folder / "run", *SMALL, *flags, quick=False, job="transformer", engine="ray") as job:
         job.finished(200)
     return folder / "run"
@@ -100,7 +101,7 @@ def test_the_classifier_s_report_has_its_pages(classified: Path) -> None:
     text = (classified / "report.html").read_text()
     for title in ("Against a linear model", "What the answers rest on", "Robustness", "typos", "lost case",
                   "lost accents",
-                  "shortened", "ROC"):
+                  "shortened", "ROC", 'href="profile/rank-0-steps-2-3.trace.json.gz"', "aten::"):
         assert title in text, title
 
 
@@ -119,4 +120,4 @@ def test_a_language_model_from_zero3_on_ray_is_one_plain_folder(generated: Path)
     parts = sorted((generated / "checkpoints/data").glob("*/*/rank-*.safetensors"))
     assert {path.name for path in parts} == {"rank-0.safetensors", "rank-1.safetensors"}
     text = (generated / "report.html").read_text()
-    assert "Sampled continuations" in text and "bits per byte" in text
+    assert "Sampled continuations" in text and "bits per byte" in text and "Step 2 of rank 1" in text

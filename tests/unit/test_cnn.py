@@ -1,8 +1,10 @@
 """The CNN: its network and presets, a step against Keras's own, what state and dropout are made of,
 the way to an artifact."""
 
+import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +18,7 @@ import pytest
 pytest.importorskip("jobs.cnn.framework", reason="needs TensorFlow (pip install 'trainyard[tensorflow]')")
 
 from cluster.core.errors import ArtifactError, ConfigError
+from cluster.core.storage import Store
 from jobs.cnn import train as loop
 from jobs.cnn.config import CnnConfig, ModelConfig
 from jobs.cnn.explain import integrated_gradients
@@ -28,6 +31,7 @@ from jobs.cnn.step import NOT_FINITE, SCALED_DOWN, TAKEN
 from jobs.common.config import from_dict, parse
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.reader import Reader
+from jobs.common.step_profile import tables
 from jobs.common.training.session import Session
 from jobs.common.training.train_state import NonFiniteError
 from jobs.common.vision.build_info import BuildInfo
@@ -187,6 +191,24 @@ def test_how_many_steps_a_call_makes_changes_nothing(digits: Dataset, tmp_path: 
         train(tmp_path / str(most), digits,
               config_of(**groups, train={"max_steps": 40, "epochs": 3, "most_steps_per_call": most}))
     assert image_loops.same(tmp_path / "1", tmp_path / "64")
+
+
+def test_profiled_steps_change_nothing_and_have_their_operations(odd: Dataset, tmp_path: Path) -> None:
+    limit = {"max_steps": 8, "epochs": 3}
+    for profile in (None, "2-3,5-8"):
+        train(tmp_path / str(profile), odd, config_of(train=limit, model={"dropout": 0.3}, run={"profile": profile}))
+    assert image_loops.same(tmp_path / "None", tmp_path / "2-3,5-8")
+    found = tables(Store.open(str(tmp_path / "2-3,5-8")))
+    assert [(each.first, each.last) for each in found] == [(2, 3), (5, 6), (7, 8)]
+    for each in found:
+        trace = gzip.decompress((tmp_path / "2-3,5-8" / each.trace).read_bytes())
+        names = [event["name"] for event in json.loads(trace)["traceEvents"]]
+        calls = [(int(found[1]), int(found[2] or found[1])) for name in names
+                 if (found := re.fullmatch(r"steps? (\d+)(?: to (\d+))?", name))]
+        assert [step for first, last in calls for step in range(first, last + 1)] == [*range(each.first, each.last + 1)]
+        filters = [name for name in names if name.endswith("Conv2DBackpropFilter")]
+        assert len(filters) == 2 * (each.last - each.first + 1), "two convolutions"
+        assert each.operations and not [each for each in each.operations if ":" in each.name], "kinds, not places"
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": None}, {"max_steps": 2}])
@@ -375,7 +397,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with runs.run(folder, "--run.tracking-uri", "none", "--model.width", "8", "--model.depth", "2", "--model.head",
                   "flatten", "--model.dense", "32", "--optim.warmup", "10", "--train.epochs", "6",
                   "--train.global-batch-size", "60",
-                  "--eval.robustness-rows", "60", "--eval.bootstrap-samples", "100", "--run.trace-rows", quick=False,
+                  "--eval.robustness-rows", "60", "--eval.bootstrap-samples", "100", "--eval.extras-budget", "1h",
+                  "--run.trace-rows", quick=False,
                   job="cnn") as job:
         result = job.finished()
     assert result["metrics"]["test"]["accuracy"] > 0.8

@@ -17,11 +17,14 @@ from jobs.common.paired import improvement
 from jobs.common.predicting.gates import Gates
 from jobs.common.predicting.overlap import trained_on
 from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.predictor import Changing
 from jobs.common.registry.__main__ import main
 from jobs.common.registry.connection import open_registry
 from jobs.common.vision.prepare import prepare
+from jobs.common.vision.robustness import CHANGES
 from jobs.common.vision.sources.digits import DigitsFragment
 from jobs.mlp.config import MlpConfig
+from jobs.transformer.text.robustness import PERTURBATIONS
 from tests import kept
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ..noload.. loader strategy is deprecated")  # MLflow's
@@ -50,10 +53,12 @@ def data(storage: Path) -> Path:
     return storage / "new.parquet"
 
 
-def right(storage: Path, data: Path) -> dict[str, Any]:
-    """By version, which rows it gets right."""
+def right(storage: Path, data: Path, change: str = "") -> dict[str, Any]:
+    """By version, which rows it gets right. change: of the images, as in a run's report."""
     table = pq.read_table(data)
     images = table.column("image").combine_chunks().flatten().to_numpy().reshape(ROWS, 28, 28, 1).copy()
+    if change:
+        images = np.clip(CHANGES[change](images, np.arange(ROWS), 0, 255.0), 0, 255)
     found: dict[str, Any] = {}
     for version, name in (("1", "mlp"), ("2", "cnn")):
         artifact = open_artifact(storage / name / "artifact")
@@ -117,6 +122,46 @@ most_latency_ms: 60000
     assert {"accuracy where half is a (150 rows)", "accuracy where half is b (150 rows)"} == {
         line.split(": ")[1] for line in lines[3:5]}
     assert "ms, wanted at most 60000 ms" in lines[6]
+
+
+def test_robustness_is_measured_by_the_changes_of_a_run_s_report(storage: Path, data: Path, tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    other = "2" if champion(storage) == "1" else "1"
+    exact = {change: right(storage, data, change)[other].mean() for change in ("noise", "shift")}
+    assert exact["shift"] < right(storage, data)[other].mean(), "it is harder, or the test tells nothing"
+    rules = tmp_path / "gates.yaml"
+    rules.write_text(f"""
+data: {data}
+robustness:
+- {{change: noise, metric: accuracy, at_least: {exact["noise"]:.6f}}}
+- {{change: shift, metric: accuracy, at_most: {exact["shift"]:.6f}}}
+- {{change: shift, metric: accuracy, at_least: {exact["shift"] + 0.001:.6f}}}
+""")
+    out = tmp_path / "gate"
+    assert asked(storage, other, "--gates", str(rules), "--out", str(out)) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("kept", "NOT KEPT"))][1:]
+    assert [line.partition(",")[0] for line in lines] == [
+        f"kept: accuracy with noise: {exact['noise']:.4f}", f"kept: accuracy with shift: {exact['shift']:.4f}",
+        f"NOT KEPT: accuracy with shift: {exact['shift']:.4f}"]
+    assert "accuracy with noise" in (out / "gate.html").read_text()
+    for change, says in (("PGD 0.1", "noise, blur, rotation, shift; attacks need gradients"), ("typos", "noise, blur")):
+        rules.write_text(f"{{data: {data}, robustness: [{{change: {change}, metric: accuracy, at_least: 0.5}}]}}")
+        assert asked(storage, other, "--gates", str(rules)) == 2
+        said = capsys.readouterr()
+        assert f"the gates ask for robustness to '{change}'" in said.err and says in said.err
+        assert "rows" not in said.out, "before anything is evaluated"
+
+
+def test_texts_are_changed_as_in_a_run_s_report() -> None:
+    artifact = open_artifact(kept.artifact("transformer"))
+    predictor = load_predictor(artifact)
+    assert isinstance(predictor, Changing) and list(predictor.changes) == list(PERTURBATIONS)
+    texts = np.array(["Where is the station?", "Wo ist der Bahnhof?"], object)
+    seed = artifact.manifest.description.config["run"]["seed"]
+    for name, perturb in PERTURBATIONS.items():
+        expected = [perturb(text, (seed, row)) for text, row in zip(texts, (7, 9), strict=True)]
+        assert predictor.change(name, {"text": texts}, np.array([7, 9]))["text"].tolist() == expected
+    assert texts[0] == "Where is the station?"
 
 
 def test_rows_that_a_version_was_trained_on_tell_nothing(storage: Path, tmp_path: Path,

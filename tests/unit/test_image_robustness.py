@@ -1,6 +1,7 @@
 """Images changed by the world and by an adversary: within their budget, a function of the row,
 and harder for the model."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from cluster.core.storage import Store
+from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import from_dict
 from jobs.common.data.dataset import Dataset
+from jobs.common.extras import Extras
+from jobs.common.training import predictions
+from jobs.common.training.job import TrainingResult
+from jobs.common.training.session import Session
 from jobs.common.vision import robustness as image_robustness
 from jobs.common.vision.robustness import ATTACKS, CHANGES, Attack, pixel_range, projected_gradient, sample
 from jobs.mlp import train as loop
@@ -20,7 +27,7 @@ from tests import image_loops
 
 CONFIG: dict[str, dict[str, Any]] = {
     "augment": {"shift": 0, "rotate": 0, "scale": 0}, "model": {"hidden": [64], "dropout": 0},
-    "train": {"epochs": 15, "global_batch_size": 60}, "eval": {"robustness_rows": 120},
+    "train": {"epochs": 15, "global_batch_size": 60}, "eval": {"robustness_rows": 120, "extras_budget": "1h"},
     "optim": {"lr": 0.01, "warmup": 0}}
 
 
@@ -129,10 +136,6 @@ def test_the_sample_is_of_different_rows_and_the_same_for_every_run(digits: Data
 # ── in a run ──
 def accuracies(folder: Path, dataset: Dataset, **groups: dict[str, Any]) -> dict[str, float]:
     """By change, of a run of the MLP."""
-    from cluster.core.storage import Store
-    from jobs.common.checkpoint.store import Checkpoints
-    from jobs.common.training import predictions
-
     config = from_dict(MlpConfig,
                        {name: {**CONFIG.get(name, {}), **groups.get(name, {})} for name in {*CONFIG, *groups}})
     image_loops.train(loop.train, folder, dataset, config)
@@ -154,6 +157,29 @@ def test_a_run_is_judged_by_every_change_and_training_against_an_adversary_helps
     assert plain["PGD 0.1"] <= plain["FGSM 0.1"] + 0.02
     assert hardened["PGD 0.1"] > plain["PGD 0.1"] + 0.1
     assert hardened["untouched"] > 0.8
+
+
+def test_changes_that_there_is_no_time_for_are_neither_made_nor_shown(digits: Dataset, tmp_path: Path) -> None:
+    class Slow(Session):
+        """A second goes by with each look at the clock."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            ticks = itertools.count()
+            self.extras = Extras(20.0, agree=self.peers.broadcast, clock=lambda: float(next(ticks)))
+
+    config = from_dict(MlpConfig, {**CONFIG, "train": {"max_steps": 1, "global_batch_size": 60}})
+    image_loops.train(loop.train, tmp_path, digits, config, Slow)
+    store = Store.open(str(tmp_path))
+    checkpoints = Checkpoints(store.child("checkpoints"))
+    generation, best = checkpoints.current_generation(), checkpoints.best()
+    assert generation is not None and best is not None
+    account = predictions.read_extras(store, generation)
+    assert account.left_out == tuple(f"robustness PGD {strength:g}" for strength in image_robustness.STRENGTHS)
+    trained = TrainingResult(job="mlp", config=config, dataset=digits, store=store, generation=generation, best=best,
+                             extras=Extras(20.0, account))
+    (section,) = image_robustness.section(trained)
+    assert "FGSM 0.1:" in section.html and "PGD" not in section.html
 
 
 def test_no_rows_are_judged_where_none_are_asked_for(digits: Dataset, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ VALUES: dict[str, type] = {
     "ray.serve._private.client.ServeControllerClient.http_config": property,
     "ray.serve._private.http_util.socket.socket": type,
     "ray.serve._private.grpc_util.DEFAULT_GRPC_SERVER_OPTIONS": list,
+    "tensorflow.tsl.profiler.protobuf.xplane_pb2.XSpace": type,
     "torch._inductor.exc.InvalidCxxCompiler": type,
     "torch.distributed.distributed_c10d._world.group_count": int,
     "deepspeed.comm.comm.cdb": object,

@@ -77,7 +77,7 @@ def evaluate(asked: argparse.Namespace, say: Say) -> list[Judged]:
     require(asked.bootstrap_samples >= 100, "bootstrap-samples", asked.bootstrap_samples, "must be at least 100")
     began, out, columns = time.time(), Store.open(asked.out), _names(asked.slices)
     models = [find_model(where, asked.tracking_uri, Store.open(asked.storage), asked.job) for where in asked.model]
-    judged = [_judged(asked, model, out.child(f"answers-{place}.parquet"), say)
+    judged = [judge(asked, model, out.child(f"answers-{place}.parquet"), say)
               for place, model in enumerate(models, 1)]
     pairs = _pairs(judged)
     written: list[dict[str, object]] = []
@@ -100,11 +100,14 @@ def evaluate(asked: argparse.Namespace, say: Say) -> list[Judged]:
     return judged
 
 
-def _judged(asked: argparse.Namespace, model: FoundModel, answers: Store, say: Say) -> Judged:
+def judge(asked: argparse.Namespace, model: FoundModel, answers: Store, say: Say, change: str = "") -> Judged:
+    """One model's answers to all rows, compared with what is right. change: what becomes of each row first, as
+    `Changing` of predictor/predictor.py has it. Raises: TrainyardError."""
     about = model.artifact.manifest.description
     pictures = InputColumns(about, asked.image_column).names if kind_of(about) == "image" else ()
     needed = (*([asked.label_column] if asked.label_column else ()), *_names(asked.slices))
-    predict(Prediction(model=model, data=data_of(asked), out=answers, pool=pool_of(asked), watches=True, needed=needed,
+    predict(Prediction(model=model, data=data_of(asked), out=answers, pool=pool_of(asked), watches=not change,
+                       needed=needed, change=change,
                        image_column=asked.image_column, text_column=asked.text_column, batch_rows=asked.batch_rows,
                        drop=tuple(pictures), top_k=asked.top_k, most_failed=asked.most_failed,
                        overwrite=asked.overwrite), say)

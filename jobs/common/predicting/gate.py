@@ -8,9 +8,11 @@ from dataclasses import replace
 from cluster.core.errors import ConfigError
 from cluster.core.storage import Store
 from jobs.common.config import GATES_FOLDER
-from jobs.common.predicting.evaluate import evaluate
+from jobs.common.predicting.evaluate import evaluate, judge
 from jobs.common.predicting.evaluate import parser as evaluation
-from jobs.common.predicting.gates import AgainstChampion, GateReport, Gates, check, columns_of
+from jobs.common.predicting.gates import AgainstChampion, GateReport, Gates, changes_of, check, columns_of
+from jobs.common.predicting.judged import Judged
+from jobs.common.predicting.model import find_model
 from jobs.common.predicting.overlap import trained_on
 from jobs.common.registry.connection import versions_of
 from jobs.common.registry.registry import CHAMPION
@@ -34,9 +36,15 @@ def gate(options: argparse.Namespace) -> tuple[GateReport, str]:
         *(word for job in options.job for word in ("--job", job)),
         *(("--data.label-column", gates.label_column) if gates.label_column else ()),
         *(("--tracking-uri", options.tracking_uri) if options.tracking_uri else ())])
-    version, *others = evaluate(asked, RunConsole().say)
+    say = RunConsole().say
+    changes = changes_of(gates, find_model(models[0], options.tracking_uri, storage, options.job))
+    version, *others = evaluate(asked, say)
+    changed: dict[str, Judged] = {}
+    for change in changes:
+        changed[change] = judge(asked, version.model, out.child(f"answers-1-{change.replace(' ', '-')}.parquet"), say,
+                                change)
     report = check(gates, version, others[0] if others else None,
-                   trained_on(version.about, storage, gates.data, gates.label_column))
+                   trained_on(version.about, storage, gates.data, gates.label_column), changed)
     return report, report.write(out)
 
 

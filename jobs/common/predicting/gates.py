@@ -5,6 +5,7 @@ what is right.
     champion: {metric: accuracy, at_least: 0.0, confidence: 0.95}   # better than the champion on the same rows
     figures: [{metric: accuracy, at_least: 0.9}, {metric: log_loss, at_most: 0.4}]
     slices: [{column: country, metric: accuracy, at_least: 0.8}]
+    robustness: [{change: noise, metric: accuracy, at_least: 0.8}]    # of the same rows, changed as in a run's report
     most_size_mb: 50
     most_latency_ms: 20                     # of one row by itself, the 95th percentile
 
@@ -30,7 +31,9 @@ from jobs.common.arrays import Array
 from jobs.common.declared_metrics import Values, figure, present
 from jobs.common.paired import improvement
 from jobs.common.predicting.judged import Judged, main_metric
+from jobs.common.predicting.model import FoundModel
 from jobs.common.predictor.find import load_predictor
+from jobs.common.predictor.predictor import Changing
 from jobs.common.report import html
 
 GATE_FILE, GATE_PAGE = "gate.json", "gate.html"
@@ -55,6 +58,13 @@ class SliceBound(Bound):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangeBound(Bound):
+    """Of the figure of all rows, changed as the world changes them."""
+
+    change: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AgainstChampion:
     metric: str | None = None
     """By default the one that says how good such a model is."""
@@ -71,6 +81,7 @@ class Gates:
     champion: AgainstChampion | None = None
     figures: tuple[Bound, ...] = ()
     slices: tuple[SliceBound, ...] = ()
+    robustness: tuple[ChangeBound, ...] = ()
     most_size_mb: float | None = None
     most_latency_ms: float | None = None
     overlap: Literal["refuse", "report"] = "refuse"
@@ -140,13 +151,16 @@ class GateReport:
         return store.location(GATE_PAGE)
 
 
-def check(gates: Gates, version: Judged, champion: Judged | None, trained_on: int | None) -> GateReport:
+def check(gates: Gates, version: Judged, champion: Judged | None, trained_on: int | None,
+          changed: Mapping[str, Judged]) -> GateReport:
     """Puts a version to the rules. champion: None where nobody is the champion yet. trained_on: rows of the data that
-    the version was trained on; None where nobody knows. Raises: ConfigError for a metric or a column that there is
-    not."""
+    the version was trained on; None where nobody knows. changed: the version on changed rows, by `changes_of`. Raises:
+    ConfigError for a metric or a column that there is not."""
     checked = [*_overlap(gates, version, trained_on), *_against(gates, version, champion),
                *(_bounded(bound.metric, version.metrics, bound, version) for bound in gates.figures),
-               *(each for bound in gates.slices for each in _sliced(bound, version)), *_size(gates, version),
+               *(each for bound in gates.slices for each in _sliced(bound, version)),
+               *(_bounded(f"{bound.metric} with {bound.change}", changed[bound.change].metrics, bound, version)
+                 for bound in gates.robustness), *_size(gates, version),
                *_latency(gates, version)]
     return GateReport(name=version.model.name, champion=champion.model.name if champion else "", data=gates.data,
                       rows=len(version.true), checked=tuple(checked))
@@ -233,6 +247,20 @@ def _latency(gates: Gates, version: Judged) -> list[Checked]:
     p95 = float(np.quantile(taken[_WARM:], 0.95))
     return [Checked(what="latency of one row, p95 here", found=f"{p95:.2f} ms",
                     wanted=f"at most {gates.most_latency_ms:g} ms", kept=p95 <= gates.most_latency_ms)]
+
+
+def changes_of(gates: Gates, model: FoundModel) -> Sequence[str]:
+    """Those by which robustness is measured. Raises: ConfigError for one that the model does not know."""
+    names = [*dict.fromkeys(bound.change for bound in gates.robustness)]
+    if not names:
+        return []
+    predictor = load_predictor(model.artifact, model.jobs)
+    known = predictor.changes if isinstance(predictor, Changing) else ()
+    if strange := [name for name in names if name not in known]:
+        there = f"{', '.join(known)}; attacks need gradients, and are in the report of its run" if known else "none"
+        raise ConfigError(f"the gates ask for robustness to {strange[0]!r}, and of the changes that a gate can make of "
+                          f"what {model.name} takes there is {there}")
+    return names
 
 
 def columns_of(gates: Gates) -> Sequence[str]:

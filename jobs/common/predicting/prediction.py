@@ -87,6 +87,8 @@ class Prediction:
     """Whether features are counted, for drift."""
     needed: tuple[str, ...] = ()
     """Columns that must be there, too."""
+    change: str = ""
+    """Of each row, as `Changing` of predictor/predictor.py has them."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top-k", self.top_k, "must be at least 1")
@@ -101,7 +103,7 @@ class Prediction:
                 "data.delimiter": data.delimiter, "data.quoting": data.quoting, "data.encoding": data.encoding,
                 "drop": list(self.drop), "top-k": self.top_k, "piece-mb": data.piece_mb,
                 "cpus-per-worker": self.pool.threads, "gpus-per-worker": self.pool.gpus,
-                **({"drift": True} if self.watches else {}),
+                **({"drift": True} if self.watches else {}), **({"change": self.change} if self.change else {}),
                 **({name.replace("_", "-"): value for name, value in asdict(self.writing).items()}
                    if self.model.artifact.manifest.description.task == GENERATES else {})}
 
@@ -155,7 +157,8 @@ def _work(asked: Prediction, output: Output, data: NewData) -> Work:
         raise ConfigError(f"there is no column {missing[0]!r}: the data has {', '.join(schema.names)}")
     return Work(model=asked.model.reference, inputs=inputs, output=output, schema=schema,
                 dropped=tuple({*asked.drop, *data.pictures}), top_k=asked.top_k, threads=asked.pool.threads,
-                writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches)
+                writing=asked.writing, most_failed=int(asked.most_failed * data.num_rows), watches=asked.watches,
+                change=asked.change)
 
 
 def _unless_other(asked: Prediction, known: Plan, data: NewData) -> Plan | None:

@@ -30,7 +30,7 @@ from jobs.common.predicting.output import Output
 from jobs.common.predicting.rows import BadRow, Piece, Rows
 from jobs.common.predicting.writer import BATCH_ROWS, Writer, Writing
 from jobs.common.predictor.loading import use_threads
-from jobs.common.predictor.predictor import Predictor, Watched
+from jobs.common.predictor.predictor import Changing, Predictor, Watched
 
 MOST_BATCH_ROWS, _MOST_BATCH_BYTES = 4096, 256 << 20
 _TIMED_S, _LONGEST_S, _ENOUGH = 0.1, 0.5, 1.05
@@ -60,6 +60,8 @@ class Work:
     """How a model that writes does it."""
     watches: bool = False
     """Whether features are counted, from which drift follows."""
+    change: str = ""
+    """Of each row, before it is asked about: one of those that the predictor knows."""
     most_tries: int | None = None
     """How often a piece may be begun, where whoever does it may die and another one begins it again."""
 
@@ -118,7 +120,7 @@ class Worker:
         predictor = self._loaded[1]
         if isinstance(predictor, Writer):
             return BATCH_ROWS
-        decoded = (self._decoded(each.columns).rows for each in piece.rows(64))
+        decoded = (self._decoded(each.columns, each.numbers).rows for each in piece.rows(64))
         if (rows := next((each for each in decoded if each is not None), None)) is None:
             return 64
         rates: dict[int, float] = {}
@@ -164,20 +166,25 @@ class Worker:
         return found
 
     def _decoding(self, rows: Rows) -> Decoded:
-        return self._decoded(_of_schema(rows.columns, self.work.schema))
+        return self._decoded(_of_schema(rows.columns, self.work.schema), rows.numbers)
 
-    def _decoded(self, batch: Any) -> Decoded:
+    def _decoded(self, batch: Any, numbers: Array) -> Decoded:
         if not batch.num_rows:
             return Decoded(None, np.empty(0, np.int64), {})
         try:
             inputs, bad = self.work.inputs.take(batch)
             places = np.array([place for place in range(batch.num_rows) if place not in bad], np.int64)
-            return Decoded(self._loaded[1].decode(inputs) if len(places) else None, places, dict(bad))
+            predictor = self._loaded[1]
+            if self.work.change and len(places):
+                assert isinstance(predictor, Changing), "who asks for a change knows that there is one"
+                inputs = predictor.change(self.work.change, inputs, numbers[places])
+            return Decoded(predictor.decode(inputs) if len(places) else None, places, dict(bad))
         except DataError as error:
             if batch.num_rows == 1:
                 return Decoded(None, np.empty(0, np.int64), {0: str(error).removeprefix("row 0: ")})
         half = batch.num_rows // 2
-        first, second = self._decoded(batch.slice(0, half)), self._decoded(batch.slice(half))
+        first = self._decoded(batch.slice(0, half), numbers[:half])
+        second = self._decoded(batch.slice(half), numbers[half:])
         there = [each.rows for each in (first, second) if each.rows is not None]
         return Decoded(np.concatenate(there) if there else None, np.concatenate([first.places, second.places + half]),
                        first.bad | {place + half: why for place, why in second.bad.items()})

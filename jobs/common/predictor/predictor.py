@@ -6,7 +6,7 @@ Rows of several requests go through `predict` together, so what `decode` and `pr
 predictor of classes may have a fifth method, `explain`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jobs.common.arrays import Array
@@ -44,6 +44,20 @@ class Watched(Predictor, Protocol):
 
     def features(self, rows: Array) -> dict[str, Array]:
         """Figures of rows as `decode` gives them, as training made those of the reference."""
+        ...
+
+
+@runtime_checkable
+class Changing(Predictor, Protocol):
+    """A classifier whose inputs can be changed as the world changes them, which its robustness is measured by."""
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """Their names, as reports have them."""
+        ...
+
+    def change(self, name: str, inputs: Mapping[str, Array], row_ids: Array) -> Mapping[str, Array]:
+        """A request's tensors, changed: each row by itself and the same way each time, by its id (B,)."""
         ...
 
 

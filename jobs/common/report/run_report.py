@@ -16,6 +16,7 @@ from jobs.common import declared_metrics
 from jobs.common.command_line import flatten
 from jobs.common.declared_metrics import Metric, Values
 from jobs.common.evaluation.metrics import ClassScore, Evaluation, Mistakes
+from jobs.common.extras import ExtrasAccount
 from jobs.common.formatting import shown
 from jobs.common.provenance import without_secrets
 from jobs.common.report import charts, html, images
@@ -83,6 +84,15 @@ class ReportContent:
 def write_report(store: Store, path: str, content: ReportContent) -> None:
     """Writes the file. Raises: StorageError, StorageFullError."""
     store.write_text(path, render(content))
+
+
+def left_out_section(extras: ExtrasAccount, budget: str) -> list[Section]:
+    """What this report does not have for want of time; nothing where it has all."""
+    if not extras.left_out:
+        return []
+    return [html.section("Left out", f"For want of time: {', '.join(extras.left_out)}. What a report shows beyond the "
+                         "metrics is made the cheapest first, and nothing is begun that is not likely to fit into "
+                         f"--eval.extras-budget {budget}; what there is took {extras.spent_s:,.1f} s.")]
 
 
 def _time_rows(time_s: Mapping[str, float]) -> list[tuple[str, str, str]]:

@@ -19,14 +19,19 @@ from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import chosen, headlines
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.time_account import JUDGING, REGISTERING, REPORTING
+from jobs.common.extras import Extras
 from jobs.common.provenance import code_version, machine, used_libraries
 from jobs.common.report.data_report import DATA_FILE
-from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, write_report
+from jobs.common.report.html import Section
+from jobs.common.report.profile import profile_section
+from jobs.common.report.run_report import REPORT_FILE, ReportContent, RunFacts, left_out_section, write_report
 from jobs.common.runs.console import duration
 from jobs.common.runs.origin import noted, recorded
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.tracking import Tracking
+from jobs.common.step_profile import missing, tables
 from jobs.common.training.job import EvaluationResult, Job, TrainingResult
+from jobs.common.training.predictions import read_extras
 
 
 def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_state: RunState, tracking: Tracking,
@@ -45,7 +50,12 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
     version = tracking.register(made, flat, run_state.highest_step)
     run_state.account.done(REGISTERING)
     run_state.save(ended=True)
-    _report(job, trained, verdict, folder, run_state, made)
+    profiled = tables(folder.store)
+    not_profiled = missing(config.run, profiled)
+    own = tuple(job.sections(trained, verdict, made)) if job.sections else ()
+    extras = trained.extras.account
+    _report(job, trained, verdict, folder, run_state, made,
+            [*own, *profile_section(profiled, not_profiled), *left_out_section(extras, config.eval.extras_budget)])
     for page in (REPORT_FILE, DATA_FILE):
         tracking.attach(page, folder.store.read_text(page))
     run_state.account.done(REPORTING)
@@ -53,7 +63,12 @@ def finish(job: Job, config: Config, folder: RunFolder, dataset: Dataset, run_st
         "metrics": verdict.metrics, "declared_metrics": [asdict(each) for each in job.metrics(config)],
         "artifact": made.uri, "artifact_digest": made.digest, "model_version": version,
         "report": folder.store.location(REPORT_FILE), "startup_s": startup,
+        "extras": {"budget_s": config.eval.extras_budget_s, "spent_s": round(extras.spent_s, 2),
+                   "left_out": list(extras.left_out)},
     } | noted(origins)
+    if profiled or not_profiled:
+        result["profile"] = {"traces": [folder.store.location(each.trace) for each in profiled],
+                             "missing": not_profiled}
     folder.write_result(result)
     return summary(result, headlines(job.metrics(config), verdict.metrics["test"]))
 
@@ -64,11 +79,11 @@ def _trained(job: Job, config: Config, folder: RunFolder, dataset: Dataset) -> T
     assert generation is not None, "training ended without a generation"
     assert best is not None, "training ended without an evaluated checkpoint"
     return TrainingResult(job=job.name, config=config, dataset=dataset, store=folder.store, generation=generation,
-                          best=best)
+                          best=best, extras=Extras(config.eval.extras_budget_s, read_extras(folder.store, generation)))
 
 
 def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder: RunFolder, run_state: RunState,
-            made: artifact.Artifact) -> None:
+            made: artifact.Artifact, sections: Sequence[Section]) -> None:
     config, best = trained.config, trained.best
     write_report(folder.store, REPORT_FILE, ReportContent(
         title=f"{job.name}: {config.run.name}",
@@ -91,7 +106,7 @@ def _report(job: Job, trained: TrainingResult, verdict: EvaluationResult, folder
                      "MLflow run": folder.record.get("registry_run_id") or "none", **machine(),
                      "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB", **used_libraries(best.environment)},
         data_page=DATA_FILE, index=folder.index, artifact=made.uri,
-        sections=tuple(job.sections(trained, verdict, made)) if job.sections else (),
+        sections=sections,
     ))
 
 
@@ -117,6 +132,11 @@ def summary(result: JsonObject, figures: Sequence[tuple[str, str]]) -> str:
             ("time", duration(result["wall_s"])),
             ("model version", str(result["model_version"] or "not registered")),
             ("report", result["report"])]
+    if left_out := result["extras"]["left_out"]:
+        rows.append(("left out", f"{', '.join(left_out)} (--eval.extras-budget)"))
+    profile = result.get("profile", {"traces": [], "missing": []})
+    rows += [("profile", trace) for trace in profile["traces"]]
+    rows += [("not profiled", steps) for steps in profile["missing"]]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
     return f"\nresult\n{table}\nartifact: {result['artifact']}"

@@ -30,7 +30,7 @@ from jobs.common.execution.generation_state import ControllerCallbacks, Generati
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.worker import WorkerSpec
 from jobs.common.registry.mlflow_client import check_answers, tracking_address
-from jobs.common.runs.check_data import check_data
+from jobs.common.runs.check_data import check_data, check_steps
 from jobs.common.runs.console import RunConsole, fail
 from jobs.common.runs.data_page import show_data
 from jobs.common.runs.event_file import event_file
@@ -180,9 +180,7 @@ class Run:
                                    say=self.display.say)
         self.display.say("\n".join(lines_of(dataset)))
         self.timeline.mark("data")
-        rows, batch = dataset.splits["train"].num_rows, self.config.train.global_batch_size
-        if rows < batch:
-            raise ConfigError(f"--train.global-batch-size {batch}: there are {rows} training rows: pass {rows} or less")
+        check_steps(self.config, dataset)
         recorded = folder.record.get("data", {}).get("fingerprint")
         if recorded and not dataset.has(recorded):
             raise ConfigError(f"the data of run {self.config.run.name!r} has changed since it began ({recorded[:12]} "

@@ -62,9 +62,9 @@ def table_sections(trained: TrainingResult, verdict: EvaluationResult, predict: 
     made = [_columns(info)]
     if not info.class_names:
         made.append(_numbers(info, trained.predictions("test")))
-    if trained.config.eval.importance_rows:
+    if trained.config.eval.importance_rows and trained.extras.begins("which columns count"):
         made.append(_importance(trained, info, predict))
-    if trained.config.eval.baseline:
+    if trained.config.eval.baseline and trained.extras.begins("gradient boosting"):
         made.append(_baseline(trained, info, verdict.metrics["test"]))
     return made
 

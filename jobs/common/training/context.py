@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.loader import DataLoader
 from jobs.common.data.reader import Reader
+from jobs.common.extras import Extras
 from jobs.common.training.predictions import Predictions
 
 T = TypeVar("T")
@@ -61,6 +62,11 @@ class TrainContext(Protocol):
     @property
     def median_step_s(self) -> float:
         """Median time of recent steps, in seconds; 0 before the first."""
+        ...
+
+    @property
+    def extras(self) -> Extras:
+        """The budget for what the report shows beyond the metrics: ask `begins` before each thing."""
         ...
 
     def data_loader(self, length_group_steps: int = 1) -> DataLoader:

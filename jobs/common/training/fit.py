@@ -8,11 +8,13 @@ What a loop owes the run is met here, and nowhere else: a job hands over its mat
 reach what this module calls on the session.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import cast
 
 from jobs.common.data.loader import MicroBatches
 from jobs.common.declared_metrics import Metric, reported
+from jobs.common.step_profile import Profiler, StepProfile
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
@@ -22,14 +24,14 @@ from jobs.common.training.trainable import Answers, Batches, Outcome, Trainable
 
 
 def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: Metric,
-        evaluate_every_steps: int | None = None,
-        most_steps_per_call: int | None = None, agree_on_checkpoints: bool = False) -> Outcome:
+        evaluate_every_steps: int | None = None, most_steps_per_call: int | None = None,
+        agree_on_checkpoints: bool = False, profiler: Callable[[], Profiler] | None = None) -> Outcome:
     """One generation: from the checkpoint, if there is one, to the end, or to a stop that all ranks agree on.
 
     metric: which validation metric chooses the best checkpoint. evaluate_every_steps: evaluates in the middle of an
     epoch, too. most_steps_per_call: of a job that can make many steps in one call.
     agree_on_checkpoints: rank 0's wish for a checkpoint is among those that a step adds up,
-    for a job whose ranks all write.
+    for a job whose ranks all write. profiler: makes the one that watches the steps of `--run.profile`.
 
     Raises: PeerLostError, NonFiniteError, DivergedError; what a checkpoint or a job's own code raises.
     """
@@ -46,47 +48,56 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                           parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
 
-    while ((state.step < total_steps or state.step_in_epoch) and not state.out_of_patience(train.early_stopping_epochs)
-           and not session.progress.should_pause(state.epoch)):
-        session.progress.pace.start()
-        first = state.step - state.step_in_epoch
-        left_out = frozenset(step - first for step in session.excluded_steps)
-        remaining = iter(batches.steps(state.epoch, state.step_in_epoch, left_out))
-        last = min(first + batches.steps_per_epoch, total_steps)
-        batch = None
-        while state.step < last:
-            if state.step in session.excluded_steps:
-                state.leave_out()
-                continue
-            batch = next(remaining)
-            count = batcher.count(min(last, next_evaluation(state.step, evaluate_every_steps, last)))
-            if session.data.traces_rows:
-                trace(session, state, batch)
+    with StepProfile(session.config.run, profiler, store=session.run_store, rank=session.rank,
+                     waiting=session.storage.waiting) as profile:
+        while ((state.step < total_steps or state.step_in_epoch)
+               and not state.out_of_patience(train.early_stopping_epochs)
+               and not session.progress.should_pause(state.epoch)):
+            session.progress.pace.start()
+            first = state.step - state.step_in_epoch
+            left_out = frozenset(step - first for step in session.excluded_steps)
+            remaining = iter(batches.steps(state.epoch, state.step_in_epoch, left_out))
+            last = min(first + batches.steps_per_epoch, total_steps)
+            batch = None
+            while state.step < last:
+                if state.step in session.excluded_steps:
+                    state.leave_out()
+                    continue
+                batch = next(remaining)
+                until = next_evaluation(state.step, evaluate_every_steps, last)
+                count = batcher.count(profile.bound(state.step, min(last, until)))
+                if session.data.traces_rows:
+                    trace(session, state, batch)
 
-            rates = [trainable.learning_rate(step, total_steps) for step in range(state.step, state.step + count)]
-            result = trainable.step(batch, state, rates, batcher.wishes)
-            batcher.made(result.wishes)
+                rates = [trainable.learning_rate(step, total_steps) for step in range(state.step, state.step + count)]
+                with profile.around(state.step, count):
+                    result = trainable.step(batch, state, rates, batcher.wishes)
+                batcher.made(result.wishes)
 
-            for place, rows in enumerate(result.row_ids):
-                session.data.trace(state.epoch, state.step + place, rows)
-            for outcome in result.outcomes:
-                state.record(outcome, train.max_skipped_steps)
-            session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
-                                         loss=result.losses, skipped=state.skipped_steps, learning_rate=rates[-1])
-            compare_weights(session, trainable, state.step)
-            if batcher.stop_agreed:
-                save(session, trainable, state)
-                session.checkpoints.wait_for_commit()
-                return "stopped"
-            if (evaluate_every_steps and state.step % evaluate_every_steps == 0
-                and state.step_in_epoch < batches.steps_per_epoch):
-                evaluate(session, trainable, state, metric, total_steps)
-                session.progress.pace.start()
-            elif batcher.checkpoint_due(state.step):
-                save(session, trainable, state)
-            session.checkpoints.wait_for_due_checkpoint(state.step)
-        batch = remaining = None  # lets go of what a pipeline holds
-        evaluate(session, trainable, state, metric, total_steps, epoch_done=True)
+                for place, rows in enumerate(result.row_ids):
+                    session.data.trace(state.epoch, state.step + place, rows)
+                for outcome in result.outcomes:
+                    state.record(outcome, train.max_skipped_steps)
+                session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
+                                             loss=result.losses, skipped=state.skipped_steps, learning_rate=rates[-1])
+                if profile.ended(state.step):
+                    session.progress.pace.start()
+                compare_weights(session, trainable, state.step)
+                if batcher.stop_agreed:
+                    save(session, trainable, state)
+                    session.checkpoints.wait_for_commit()
+                    return "stopped"
+                if (evaluate_every_steps and state.step % evaluate_every_steps == 0
+                    and state.step_in_epoch < batches.steps_per_epoch):
+                    profile.end()
+                    evaluate(session, trainable, state, metric, total_steps)
+                    session.progress.pace.start()
+                elif batcher.checkpoint_due(state.step):
+                    save(session, trainable, state)
+                session.checkpoints.wait_for_due_checkpoint(state.step)
+            profile.end()
+            batch = remaining = None  # lets go of what a pipeline holds
+            evaluate(session, trainable, state, metric, total_steps, epoch_done=True)
     if session.progress.should_pause(state.epoch):
         return "stopped"
     predict_with_best(session, trainable)
@@ -161,4 +172,5 @@ def predict_with_best(session: Session, trainable: Trainable) -> None:
             session.write_predictions(split, Predictions.joined(answers))
     session.update_status(phase="judging changed rows")
     trainable.predict_perturbed()
+    session.write_extras()
     session.update_status(phase=None)

@@ -13,6 +13,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.data.reader import Reader
 from jobs.common.declared_metrics import Metric, classification
+from jobs.common.extras import Extras
 from jobs.common.training import predictions
 from jobs.common.training.house import HOUSE
 from jobs.common.training.predictions import Predictions
@@ -31,6 +32,8 @@ class TrainingResult:
     generation: str
     best: Checkpoint
     """The checkpoint that the model is."""
+    extras: Extras = field(default_factory=Extras)
+    """The budget for what the report shows beyond the metrics: `sections` asks `begins` before each thing."""
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -1,19 +1,23 @@
-"""What the workers predict for an evaluation split: each writes its share, the driver puts them together by row id."""
+"""What the workers predict for an evaluation split: each writes its share, the driver puts them together by row id; and
+what became of the budget for things beyond the metrics."""
 
 import io
+import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.core.documents import load_json
 from cluster.core.errors import StorageError
 from cluster.core.storage import Store
 from jobs.common.archives import expansion_refusal
 from jobs.common.arrays import Array
+from jobs.common.extras import ExtrasAccount
 
-_FOLDER = "predictions"
+_FOLDER, _EXTRAS = "predictions", "extras.json"
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,13 @@ def _share(store: Store, path: str) -> dict[str, Array]:
     except (ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
         raise StorageError(f"{store.location(path)} is damaged ({error}): delete it and run the same command "
                            "again") from error
+
+
+def write_extras(store: Store, generation: str, account: ExtrasAccount) -> None:
+    store.write_text(f"{_FOLDER}/{generation}/{_EXTRAS}", json.dumps(asdict(account)), durable=False)
+
+
+def read_extras(store: Store, generation: str) -> ExtrasAccount:
+    """Where an earlier version trained there is none: it left nothing out. Raises: DocumentError."""
+    path = f"{_FOLDER}/{generation}/{_EXTRAS}"
+    return load_json(store, path, ExtrasAccount) if store.exists(path) else ExtrasAccount()

@@ -15,6 +15,7 @@ from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.loader import DataLoader
 from jobs.common.data.reader import Reader
+from jobs.common.extras import Extras
 from jobs.common.training import predictions
 from jobs.common.training.context import PeerLostError, T
 from jobs.common.training.peers import Peers
@@ -47,6 +48,7 @@ class Session:
                                  go_on=self._go_on)
         self.peers = Peers(assignment=assignment, rendezvous=rendezvous, run_store=run_store, host=host,
                            step=self.progress.step, check_every_steps=config.run.check_weights_every_steps)
+        self.extras = Extras(config.eval.extras_budget_s, agree=self.peers.broadcast)
         self.storage = StorageWait()
         self.checkpoints = WorkerCheckpoints(
             run=config.run, run_store=run_store, assignment=assignment, resume_from=checkpoint,
@@ -91,6 +93,12 @@ class Session:
     def write_predictions(self, name: str, share: Predictions) -> None:
         with self.storage.waiting():
             predictions.write(self.run_store, self.generation, name, self.rank, share)
+
+    def write_extras(self) -> None:
+        """Tells the driver what is left of the budget for extras."""
+        if self.rank == 0:
+            with self.storage.waiting():
+                predictions.write_extras(self.run_store, self.generation, self.extras.account)
 
     # ── the end ──
     def close(self, *, failed: bool = False) -> None:

@@ -89,7 +89,8 @@ class Trainable(Protocol):
         ...
 
     def predict_perturbed(self) -> None:
-        """Predicts what else the report needs, such as rows that an adversary has changed; none is an answer, too."""
+        """Predicts what else the report shows, such as rows that an adversary has changed, each where the context's
+        `extras` begin it; none is an answer, too."""
         ...
 
     def state_dict(self, optimizer_steps: int) -> Tensors:

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from jobs.common.config import ClassFolder, Config, DataConfig, EvalConfig, OnResume, TrainConfig, require
+from jobs.common.config import Config, DataConfig, EvalConfig, OnResume, TrainConfig, require
+from jobs.common.data_config import ClassFolder
 from jobs.common.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
 from jobs.common.training.optim_config import OptimConfig
 

@@ -16,6 +16,7 @@ from jobs.common.data.counter_rng import FloatArray, IntArray
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.prepared import Say
 from jobs.common.evaluation.metrics import worst_mistakes
+from jobs.common.extras import EXPLANATIONS
 from jobs.common.report.attributions import ImageAttribution, image_section
 from jobs.common.report.html import Section
 from jobs.common.training.job import EvaluationResult, TrainingResult
@@ -77,6 +78,11 @@ def describe_images(trained: TrainingResult, verdict: EvaluationResult, *, about
 def image_sections(trained: TrainingResult, model: Explained) -> list[Section]:
     """Of the report: some test rows, and what the model rests its answers for them on;
     and how it does on changed images."""
+    explained = [_explained(trained, model)] if trained.extras.begins(EXPLANATIONS) else []
+    return [*explained, *image_robustness.section(trained)]
+
+
+def _explained(trained: TrainingResult, model: Explained) -> Section:
     test = trained.predictions("test")
     positions = explained_rows(test)
     images, labels, names = (trained.rows("test", positions)["image"], test.labels[positions],
@@ -90,7 +96,7 @@ def image_sections(trained: TrainingResult, model: Explained) -> list[Section]:
                              predicted=names[int(said[i])], confidence=float(probabilities[i, said[i]]),
                              gap=float(gaps[i]))
             for i in range(len(positions))]
-    return [image_section(rows), *image_robustness.section(trained)]
+    return image_section(rows)
 
 
 def explained_rows(test: Predictions) -> IntArray:

@@ -1,6 +1,6 @@
 """Images as rows of a model: tensors as they are, and picture files, which a person has, made to the model's size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,8 @@ class GraphPredictor:
         except ValueError as error:
             raise refused(artifact.uri, [str(error)]) from error
         self._model, self._datatype = model, about.inputs[0].datatype
-        self._mean = about.data.get("mean", 0.0)
+        self._mean, self._seed = about.data.get("mean", 0.0), int(about.config.get("run", {}).get("seed", 0))
+        self._artifact = artifact
 
     def decode(self, inputs: Mapping[str, Array]) -> Array:
         return image_rows(inputs["image"], self._rule, self._datatype)
@@ -75,6 +76,20 @@ class GraphPredictor:
 
     def encode(self, predicted: Array) -> Mapping[str, Array]:
         return {"probabilities": predicted}
+
+    @property
+    def changes(self) -> Sequence[str]:
+        from jobs.common.vision.robustness import CHANGES  # which draws pages: serving does without it
+
+        return tuple(CHANGES)
+
+    def change(self, name: str, inputs: Mapping[str, Array], row_ids: Array) -> Mapping[str, Array]:
+        """As a run's report changes its test rows; the range of floats is that of the artifact's own rows."""
+        from jobs.common.vision.robustness import changed_images
+
+        known = self._artifact.probe().inputs["image"]
+        limits = (0.0, 255.0) if self._datatype == "UINT8" else (float(known.min()), float(known.max()))
+        return {"image": changed_images(name, self.decode(inputs), row_ids, self._seed, limits)}
 
     def features(self, rows: Array) -> dict[str, Array]:
         return dict(image_features(rows, self._mean))

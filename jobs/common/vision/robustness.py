@@ -12,7 +12,7 @@ are functions of the image, the seed and the row id alone. Shapes: B rows, H × 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from jobs.common.data.counter_rng import IntArray, Permutation, Purpose, row_uni
 from jobs.common.data.dataset import Dataset
 from jobs.common.data.reader import Reader
 from jobs.common.evaluation.classification import judge_split
+from jobs.common.extras import of_changed_rows
 from jobs.common.report import robustness
 from jobs.common.report.html import Section
 from jobs.common.training.context import TrainContext
@@ -149,6 +150,14 @@ def shift(images: Images, row_ids: IntArray, seed: int, spread: float) -> Floats
 
 Change = Callable[[Images, IntArray, int, float], Floats]
 CHANGES: dict[str, Change] = {"noise": noise, "blur": blur, "rotation": turn, "shift": shift}
+
+
+def changed_images(name: str, images: Images, row_ids: IntArray, seed: int, limits: tuple[float, float]) -> Floats:
+    """By one of `CHANGES`. limits: the least and the greatest value of a pixel."""
+    low, high = limits
+    return np.clip(CHANGES[name](images, row_ids, seed, high - low), low, high)
+
+
 ATTACKS = tuple(f"{name} {strength:g}" for strength in STRENGTHS for name in ("FGSM", "PGD"))
 ABOUT = {
     ATTACKS[0]: "changed in one step to deceive the model, each pixel by at most this share of the range",
@@ -181,39 +190,64 @@ def predict_changed(context: TrainContext, config: ImageConfig, predict: Callabl
         return
     rows = context.reader("test").take(mine)
     images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
-    found: dict[str, list[Floats]] = {}
-    limits = pixel_range(context.dataset, config.data)
-    ways = 1 + 2 * len(STRENGTHS) + len(CHANGES)
-    total = ways * -(-len(mine) // config.eval.batch_size)
-    for start in range(0, len(mine), config.eval.batch_size):
-        part = slice(start, start + config.eval.batch_size)
-        for name, changed in _changed(config.run.seed, limits, images[part], labels[part], ids[part], gradient):
-            found.setdefault(name, []).append(predict(changed))
+    for way in _ways(config.run.seed, pixel_range(context.dataset, config.data), gradient):
+        if not context.extras.begins(of_changed_rows(way.name), way.passes):
+            continue
+        found: list[Floats] = []
+        for start in range(0, len(mine), config.eval.batch_size):
+            context.update_status(phase=f"judging changed rows: {way.name}, {start:,} of {len(mine):,}")
+            part = slice(start, start + config.eval.batch_size)
+            found.append(predict(way.change(images[part], labels[part], ids[part])))
             context.heartbeat()
-            context.update_status(phase=f"judging changed rows: {sum(map(len, found.values()))} of {total}")
-    for name, probabilities in found.items():
-        context.write_predictions(f"robustness {name}", Predictions(ids, labels, np.concatenate(probabilities)))
+        context.write_predictions(of_changed_rows(way.name), Predictions(ids, labels, np.concatenate(found)))
 
 
-def _changed(seed: int, limits: tuple[float, float], images: Floats, labels: IntArray, ids: IntArray,
-             gradient: Callable[[Images, IntArray], Images]) -> Iterator[tuple[str, Floats]]:
+class _Way(NamedTuple):
+    """How rows are changed, and how many passes through the model it takes to do so and to predict them."""
+
+    name: str
+    change: Callable[[Floats, IntArray, IntArray], Floats]
+    """Of images, labels and row ids."""
+    passes: int
+
+
+def _ways(seed: int, limits: tuple[float, float], gradient: Callable[[Images, IntArray], Images]) -> Iterator[_Way]:
+    """All of them, what takes least first: a gradient as much as three predictions."""
     low, high = limits
-    yield "untouched", images
-    start = row_uniforms(Purpose.ATTACK, seed, 0, ids, int(np.prod(images.shape[1:]))).reshape(images.shape) * 2 - 1
-    for name, steps, begin in (("FGSM", 1, None), ("PGD", EVALUATION_STEPS, start.astype(np.float32))):
+
+    def natural(name: str) -> Callable[[Floats, IntArray, IntArray], Floats]:
+        return lambda images, labels, ids: changed_images(name, images, ids, seed, limits)
+
+    def attack(strength: float, steps: int) -> Callable[[Floats, IntArray, IntArray], Floats]:
+        def changed(images: Floats, labels: IntArray, ids: IntArray) -> Floats:
+            start = None
+            if steps > 1:
+                uniforms = row_uniforms(Purpose.ATTACK, seed, 0, ids, int(np.prod(images.shape[1:])))
+                start = (uniforms.reshape(images.shape) * 2 - 1).astype(np.float32)
+            found = projected_gradient(images, lambda x: gradient(x, labels),
+                                       Attack(strength * (high - low), steps, low, high), sign=np.sign, clip=np.clip,
+                                       start=start)
+            return found.astype(np.float32)
+
+        return changed
+
+    def untouched(images: Floats, labels: IntArray, ids: IntArray) -> Floats:
+        return images
+
+    yield _Way("untouched", untouched, 1)
+    for name in CHANGES:
+        yield _Way(name, natural(name), 1)
+    for kind, steps in (("FGSM", 1), ("PGD", EVALUATION_STEPS)):
         for strength in STRENGTHS:
-            attack = Attack(strength * (high - low), steps, low, high)
-            changed = projected_gradient(images, lambda x: gradient(x, labels), attack, sign=np.sign, clip=np.clip,
-                                         start=begin)
-            yield f"{name} {strength:g}", changed.astype(np.float32)
-    for name, change in CHANGES.items():
-        yield name, np.clip(change(images, ids, seed, high - low), low, high)
+            yield _Way(f"{kind} {strength:g}", attack(strength, steps), 1 + 3 * steps)
 
 
 def section(trained: TrainingResult) -> list[Section]:
-    """Of the report: nothing where the config asks for no rows."""
+    """Of the report: nothing where the config asks for no rows, or there was no time for a change."""
     if not trained.config.eval.robustness_rows:
         return []
-    results = {name: judge_split(trained, trained.predictions(f"robustness {name}"))
-               for name in ("untouched", *ATTACKS, *CHANGES)}
+    names = [name for name in ("untouched", *CHANGES, *ATTACKS) if trained.extras.has(of_changed_rows(name))]
+    if len(names) < 2:
+        return []
+    results = {name: judge_split(trained, trained.predictions(of_changed_rows(name))) for name in names}
     return [robustness.section(results, about=ABOUT)]
