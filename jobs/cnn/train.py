@@ -22,6 +22,7 @@ from jobs.cnn.start import begin, freeze
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.declared_metrics import CLASSIFICATION, chosen
+from jobs.common.evaluation.part_sums import PartSums, batches_of_parts
 from jobs.common.start import check_labels, origin_of
 from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
@@ -77,27 +78,25 @@ class CnnTraining:
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return self.group.total(values)
 
-    def batches(self, split: SplitName) -> Iterator[tuple[Columns, npt.NDArray[np.float32]]]:
-        """(rows, probabilities (m, K)) of this worker's share of a split."""
-        share, reader, size = self.context.local_range(split), self.context.reader(split), self.config.eval.batch_size
-        for start in range(share.start, share.stop, size):
-            rows = reader.rows(start, min(share.stop, start + size))
-            yield rows, self.trainer.probabilities(rows["image"])
+    def batches(self, split: SplitName) -> Iterator[tuple[int, Columns, npt.NDArray[np.float32]]]:
+        """(part, rows, probabilities (m, K)) of this worker's share of a split."""
+        for part, rows in batches_of_parts(self.context, split, self.config.eval.batch_size):
+            yield part, rows, self.trainer.probabilities(rows["image"])
             self.context.heartbeat()
 
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """Accuracy and loss over a whole split, on all workers: sums are added, every row counts once."""
-        sums = np.zeros(3)
-        for rows, found in self.batches(split):
+        sums = PartSums(self.context, 3)
+        for part, rows, found in self.batches(split):
             labels = rows["label"]
             likely = np.maximum(found[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
-            sums += [len(labels), (found.argmax(1) == labels).sum(), -np.log(likely).sum(dtype=np.float64)]
-        count, correct, loss = self.group.total(sums).tolist()
+            sums.add(part, [len(labels), (found.argmax(1) == labels).sum(), -np.log(likely).sum(dtype=np.float64)])
+        count, correct, loss = sums.total(self.group.total).tolist()
         return {"accuracy": correct / count, "loss": loss / count}
 
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """Probabilities."""
-        return ((rows["row_id"], rows["label"], found) for rows, found in self.batches(split))
+        return ((rows["row_id"], rows["label"], found) for _, rows, found in self.batches(split))
 
     def predict_perturbed(self) -> None:
         """Rows as the world, and an adversary, change them."""

@@ -22,6 +22,7 @@ from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_fl
 from jobs.common.config_fields import OnResume, require
 from jobs.common.data_config import DataConfig
 from jobs.common.formatting import seconds_in
+from jobs.common.train_config import TrainConfig
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"
@@ -33,7 +34,7 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how a run is carried out; nothing here but the seed changes what is computed."""
+    """Where and how a run is carried out; nothing here but the seed and `exact` changes what is computed."""
 
     name: str = "run"
     """The run's name. The same name in the same storage continues the run; with more steps, also one that is done."""
@@ -41,6 +42,12 @@ class RunConfig:
     """Folder, s3:// or gs:// that every node can write; a run lies in STORAGE/NAME."""
     workers: str = "1"
     """Number of workers: N, or MIN:MAX to grow and shrink with the cluster. The most is fixed when a run is created."""
+    num_shards: int | None = None
+    """How many shards the training rows are dealt to: the most workers that the run may ever have. By default those of
+    `--run.workers` that it is created with."""
+    exact: Literal["same-workers", "any-workers"] = "same-workers"
+    """`same-workers`: a run that goes on with as many workers ends with the same bits. `any-workers`: it does with any
+    number of them, from 1 to the number of shards."""
     cpus_per_worker: int = 1
     """CPU cores, and compute threads, for each worker."""
     gpus_per_worker: int = 0
@@ -100,6 +107,8 @@ class RunConfig:
         require(bool(re.fullmatch(r"\d+(:\d+)?", self.workers)), "run.workers", self.workers, "use N or MIN:MAX")
         require(1 <= self.min_workers <= self.max_workers <= 65536, "run.workers", self.workers,
                 "needs 1 <= MIN <= MAX <= 65536")
+        require(self.num_shards is None or self.max_workers <= self.num_shards <= 65536, "run.num_shards",
+                self.num_shards, f"must be at least the most workers ({self.max_workers}), and at most 65536")
         require(self.experiment != "", "run.experiment", "''", "name an experiment, or leave the option out")
         require(self.cpus_per_worker >= 1, "run.cpus_per_worker", self.cpus_per_worker, "must be at least 1")
         require(self.gpus_per_worker in (0, 1), "run.gpus_per_worker", self.gpus_per_worker, "must be 0 or 1")
@@ -130,7 +139,7 @@ class RunConfig:
 
     @property
     def on_resume(self) -> dict[str, OnResume]:
-        return {each.name: "free" for each in dataclasses.fields(self) if each.name != "seed"}
+        return {each.name: "free" for each in dataclasses.fields(self) if each.name not in ("seed", "exact")}
 
     @property
     def min_workers(self) -> int:
@@ -138,8 +147,12 @@ class RunConfig:
 
     @property
     def max_workers(self) -> int:
-        """V, the number of canonical shards of a run that is created with this config."""
         return int(self.workers.split(":")[-1])
+
+    @property
+    def shards(self) -> int:
+        """V, the number of canonical shards of a run that is created with this config."""
+        return self.num_shards or self.max_workers
 
     @property
     def profiled(self) -> list[range]:
@@ -182,36 +195,6 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, and in what batches."""
-
-    epochs: int = 60
-    """Passes over the training rows."""
-    max_steps: int | None = None
-    """Ends training after this many steps, if sooner."""
-    global_batch_size: int = 60
-    """Rows of one optimiser step over all workers; a multiple of the most workers."""
-    max_rows_per_pass: int | None = None
-    """Most rows in one forward pass: a larger micro-batch is cut, and its gradients accumulated."""
-    early_stopping_epochs: int | None = None
-    """Stops when the validation metric has not improved for this many epochs."""
-    max_skipped_steps: int = 3
-    """Steps in a row with a non-finite loss or gradient that are skipped before going back to a checkpoint."""
-    on_resume: ClassVar[dict[str, OnResume]] = {
-        "epochs": "extends", "max_steps": "extends", "early_stopping_epochs": "extends", "max_rows_per_pass": "cuts"}
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "global_batch_size", "max_rows_per_pass", "early_stopping_epochs",
-                     "max_skipped_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"train.{name}", value, "must be at least 1")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """The steps of a whole run."""
-        return min(self.epochs * steps_per_epoch, self.max_steps or 2**62)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """The groups that every job has; a job adds its own."""
 
@@ -222,10 +205,11 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse_secrets(to_dict(self))
-        batch, shards = self.train.global_batch_size, self.run.max_workers
+        batch, shards = self.train.global_batch_size, self.run.shards
         nearest = max(shards, round(batch / shards) * shards)
         require(batch % shards == 0, "train.global_batch_size", batch,
-                f"must be a multiple of the most workers ({shards}): the nearest is {nearest}")
+                f"must be a multiple of the {'most workers' if self.run.num_shards is None else 'number of shards'} "
+                f"({shards}): the nearest is {nearest}")
 
     @property
     def metric(self) -> str:

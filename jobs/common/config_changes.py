@@ -11,7 +11,7 @@ from cluster.core.storage import Store
 from jobs.common.command_line import Overrides, current_names, flatten
 from jobs.common.config import Config, OnResume, to_dict
 
-_AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore")
+_AS_EVER = (None, False, (), "auto", "refuse", "keep", "report", "ignore", "same-workers")
 """What a choice that earlier versions did not give is by default: what was done then. 0 is as False."""
 _OF_LATER_TASKS = ("data.form", "data.too_long", "train.loss_on", "eval.answers", "prefer.")
 """Options of tasks that earlier versions did not have, whose runs they say nothing about."""

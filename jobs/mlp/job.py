@@ -10,5 +10,5 @@ from jobs.mlp.data import check, describe, files, sections
 JOB = Job(
     package="jobs.mlp", config_type=MlpConfig, config_path="jobs.mlp.config:MlpConfig", train="jobs.mlp.train:train",
     preload=["jobs.mlp.train"], check=check, prepare=prepare_images, judge=judge_images, describe=describe, files=files,
-    sections=sections, data_sections=image_data_sections,
+    sections=sections, data_sections=image_data_sections, any_workers=True,
 )

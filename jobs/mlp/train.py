@@ -25,8 +25,7 @@ from jobs.pytorch.images.adversary import attacked
 from jobs.pytorch.images.augment import augment
 from jobs.pytorch.images.training import ImageTraining
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.profiler import TorchProfiler
-from jobs.pytorch.setup import compiled, set_up_torch
+from jobs.pytorch.setup import TorchProfiler, compiled, set_up_torch
 from jobs.pytorch.trainable import share_of_a_row
 
 

@@ -10,5 +10,5 @@ JOB = Job(
     package="jobs.pytorch", config_type=PytorchConfig, config_path="jobs.pytorch.config:PytorchConfig",
     train="jobs.pytorch.train:train", preload=["jobs.pytorch.train"], check=check, prepare=prepare_images,
     judge=judge_module, describe=describe, files=files, sections=sections,
-    data_sections=image_data_sections, metrics=metrics,
+    data_sections=image_data_sections, metrics=metrics, any_workers=True,
 )

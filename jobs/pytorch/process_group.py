@@ -37,7 +37,7 @@ class Group:
     def __init__(self, context: TrainContext, device: torch.device, *, even_alone: bool = False) -> None:
         """even_alone: forms the process group with one worker, too, for a library that wants one."""
         self._context, self._device, self._even_alone = context, device, even_alone
-        self.world_size = context.world_size
+        self.rank, self.world_size, self.num_shards = context.rank, context.world_size, context.num_shards
         self._alone = context.world_size == 1
         self._flat: Tensor | None = None
         self._views: list[Tensor] = []

@@ -53,8 +53,12 @@ class RunningStatistics:
             buffer.detach_().copy_(start)
 
     def end_shard(self) -> None:
-        for total, buffer in zip(self.sums, self._floats(), strict=True):
-            total.add_(buffer.detach())
+        for total, buffer in zip(self.sums, self.of_shard(), strict=True):
+            total.add_(buffer)
+
+    def of_shard(self) -> list[Tensor]:
+        """As the shard has left them; those that are no floats are not among them."""
+        return [buffer.detach() for buffer in self._floats()]
 
     def _floats(self) -> list[Tensor]:
         return [buffer for buffer in self.buffers() if buffer.is_floating_point()]

@@ -26,8 +26,7 @@ from jobs.pytorch.images.training import ImageTraining
 from jobs.pytorch.model import loss_of, new_model, trial
 from jobs.pytorch.own_module import check, other_module
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.profiler import TorchProfiler
-from jobs.pytorch.setup import compiled, set_up_torch
+from jobs.pytorch.setup import TorchProfiler, compiled, set_up_torch
 
 
 def train(context: TrainContext, config: PytorchConfig) -> Outcome:

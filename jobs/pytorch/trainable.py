@@ -25,6 +25,7 @@ from jobs.common.config import EvalConfig, RunConfig, TrainConfig
 from jobs.common.data.dataset import Columns, Dataset, SplitName
 from jobs.common.data.loader import MicroBatches, cut
 from jobs.common.evaluation.own_metrics import own_figures
+from jobs.common.evaluation.part_sums import batches_of_parts
 from jobs.common.own_code import OwnModel, called
 from jobs.common.start import check_labels, origin_of
 from jobs.common.start_config import StartConfig, start_of
@@ -43,6 +44,7 @@ from jobs.pytorch.optimizer import (
     settings_of,
     step_if_finite,
 )
+from jobs.pytorch.ordered_sum import StepSums
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.start import begin, freeze
@@ -136,6 +138,8 @@ class TorchTraining(TorchTrainable, ABC):
         self.own, self.evaluations = own, count()
         self.scales = own is not None and (own.method("optimizer") or self.schedule) is not None
         self.statistics = RunningStatistics(model, context.num_shards, self._resting)
+        self.in_order = StepSums(group, [p for p in model.parameters() if p.requires_grad]) \
+            if config.run.exact == "any-workers" else None
         self._rest()
 
     def check_origin(self, start: StartConfig, opened: Artifact, dataset: Dataset) -> None:
@@ -176,14 +180,22 @@ class TorchTraining(TorchTrainable, ABC):
         self.optimizer.zero_grad(set_to_none=True)
         loss, config, statistics = 0.0, self.config, self.statistics
         statistics.begin_step()
+        own = wishes() if self.in_order else []
         for shard, columns in batch.items():
             statistics.begin_shard()
+            of_shard = 0.0
             for part, rows in enumerate(cut(columns, config.train.max_rows_per_pass)):
                 if self.draws:
                     self.random.begin_pass(state.epoch, state.step_in_epoch, shard, part)
-                loss += self.backward(rows, state.epoch)
-            statistics.end_shard()
-        loss, agreed = self.group.reduce(self.model, loss, wishes(), statistics.sums)
+                of_shard += self.backward(rows, state.epoch)
+            if self.in_order:
+                self.in_order.add(shard, of_shard, statistics.of_shard(), own)
+                own = [0.0] * len(own)
+            else:
+                statistics.end_shard()
+            loss += of_shard
+        loss, agreed = (self.in_order.finish(statistics.sums) if self.in_order else
+                        self.group.reduce(self.model, loss, wishes(), statistics.sums))
         outcome = step_if_finite(self.optimizer, loss, config.optim.clip_norm)
         statistics.end_step(taken=outcome == "taken")
         return StepResult([loss], [outcome], agreed)
@@ -201,14 +213,12 @@ class TorchTraining(TorchTrainable, ABC):
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """This worker's share of a split, in batches."""
 
-    def batches(self, split: SplitName) -> Iterator[tuple[Columns, Tensor]]:
-        """(rows, answers (m, …) on the CPU) of this worker's share of a split."""
-        share, reader, size = self.context.local_range(split), self.context.reader(split), self.config.eval.batch_size
+    def batches(self, split: SplitName) -> Iterator[tuple[int, Columns, Tensor]]:
+        """(part, rows, answers (m, …) on the CPU) of this worker's share of a split."""
         self.model.eval()
         with torch.inference_mode(), self.statistics.kept():
-            for start in range(share.start, share.stop, size):
-                rows = reader.rows(start, min(share.stop, start + size))
-                yield rows, self.answer(rows).cpu()
+            for part, rows in batches_of_parts(self.context, split, self.config.eval.batch_size):
+                yield part, rows, self.answer(rows).cpu()
                 self.context.heartbeat()
         self.model.train()
         self._rest()

@@ -10,5 +10,5 @@ JOB = Job(
     package="jobs.tabular", config_type=TabularConfig, config_path="jobs.tabular.config:TabularConfig",
     train="jobs.tabular.train:train", preload=["jobs.tabular.train"], check=check, prepare=prepare_table,
     judge=judge_table, describe=describe, files=files, sections=sections,
-    data_sections=table_data_sections, metrics=metrics,
+    data_sections=table_data_sections, metrics=metrics, any_workers=True,
 )

@@ -10,8 +10,7 @@ from jobs.common.training.context import TrainContext
 from jobs.common.training.fit import fit
 from jobs.common.training.trainable import Outcome
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.profiler import TorchProfiler
-from jobs.pytorch.setup import set_up_torch
+from jobs.pytorch.setup import TorchProfiler, set_up_torch
 from jobs.pytorch.tables.training import TableTraining
 from jobs.tabular.config import TabularConfig
 

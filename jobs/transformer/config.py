@@ -249,6 +249,11 @@ class TransformerConfig(Config):
         require(self.export.embeddings != "auto" or self.model.starts_pretrained, "export.embeddings", "auto",
                 "takes what a pretrained folder says: pass mean or cls")
         able = self.scale.capabilities
+        require(self.run.exact == "same-workers" or able.any_workers, "run.exact", self.run.exact,
+                "DeepSpeed adds gradients up in an order that depends on the number of workers: pass --scale.strategy "
+                f"{those_that(lambda each: each.any_workers)}")
+        require(self.run.exact == "same-workers" or self.scale.gradients == "fp32", "run.exact", self.run.exact,
+                "sends each shard's gradients as they are: leave out --scale.gradients bf16")
         require(self.hardware.precision != "fp16" or able.scales_loss, "hardware.precision", "fp16",
                 "fp16 needs its loss scaled, which DeepSpeed does: pass --scale.strategy "
                 f"{those_that(lambda each: each.scales_loss)}, or bf16")

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.evaluation.part_sums import PartSums
 from jobs.common.extras import of_changed_rows
 from jobs.common.training.context import TrainContext
 from jobs.common.training.predictions import Predictions
+from jobs.common.training.trainable import Answers
 from jobs.pytorch.process_group import Group
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.strategies.table import Strategy
@@ -22,26 +24,31 @@ from jobs.transformer.text.robustness import PERTURBATIONS
 from jobs.transformer.text.tokenizer import encode_rows
 
 _SORTED_BATCHES = 16
-Judged = Iterator[tuple[Columns, Array, Array, Tensor]]
+Answered = tuple[Columns, Array, Array, Tensor]
+"""Rows, their labels, what is predicted of them, and sums."""
 
 
 def evaluate(context: TrainContext, model: Strategy, task: Task, group: Group, split: SplitName,
              config: TransformerConfig) -> dict[str, float]:
     """The task's metrics over a whole split: sums of all workers are added."""
-    sums = torch.zeros(task.num_sums, dtype=torch.float64)
-    for _, _, _, part in predict(context, model, task, split, config):
-        sums += part
-    return task.metrics(group.total(sums).tolist())
+    sums = PartSums(context, task.num_sums)
+    for part, (_, _, _, figures) in predict(context, model, task, split, config):
+        sums.add(part, figures.numpy())
+    return task.metrics(sums.total(lambda values: group.total(torch.from_numpy(values)).numpy()).tolist())
 
 
-def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName, config: TransformerConfig) -> Judged:
-    """(rows, labels, predictions, sums) of this worker's share of a split, in batches of like lengths."""
-    share, size = context.local_range(split), config.eval.batch_size
-    return judged(context, model, task, _batches(context, split, share, size), _most(context, split, size))
+def predict(context: TrainContext, model: Strategy, task: Task, split: SplitName,
+            config: TransformerConfig) -> Iterator[tuple[int, Answered]]:
+    """(part, (rows, labels, predictions, sums)) of this worker's share of a split, in batches of like lengths."""
+    size = config.eval.batch_size
+    for part in context.parts:
+        batches = _batches(context, split, context.part_range(split, part), size)
+        for answered in judged(context, model, task, batches, _most(context, split, size)):
+            yield part, answered
 
 
 def judged(context: TrainContext, model: Strategy, task: Predicts, batches: Iterator[Columns],
-           num_batches: int) -> Judged:
+           num_batches: int) -> Iterator[Answered]:
     """The task's predictions of batches. num_batches: passes that each worker makes, where they go in lockstep."""
     made, some = 0, None
     model.model.eval()
@@ -92,14 +99,17 @@ def predict_perturbed(context: TrainContext, model: Strategy, task: Task, config
     shown = sample(context.dataset)
     texts = shown.texts
     most = min(len(texts), config.eval.robustness_rows)
-    mine = range(context.rank, most, context.world_size)
-    passes = -(-len(range(0, most, context.world_size)) // size)
+    passes = -(-len(range(0, most, context.num_parts)) // size)
     for name, perturb in {"untouched": None, **PERTURBATIONS}.items():
         if not context.extras.begins(of_changed_rows(name), 1):
             continue
-        perturbed = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i] for i in mine]
-        rows = encode_rows(tokenizer, list(map(config.data.rule, perturbed)), config.data.max_length)
-        rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
-        found = judged(context, model, task, sorted_batches(rows, size), passes)
-        if answers := [(rows["row_id"], labels, values) for rows, labels, values, _ in found]:
+        answers: list[Answers] = []
+        for mine in (range(part, most, context.num_parts) for part in context.parts):
+            perturbed = [perturb(texts[i], (config.run.seed, int(shown.row_ids[i]))) if perturb else texts[i]
+                         for i in mine]
+            rows = encode_rows(tokenizer, list(map(config.data.rule, perturbed)), config.data.max_length)
+            rows |= {"label": shown.labels[mine], "row_id": shown.row_ids[mine]}
+            found = judged(context, model, task, sorted_batches(rows, size), passes)
+            answers += [(rows["row_id"], labels, values) for rows, labels, values, _ in found]
+        if answers:
             context.write_predictions(of_changed_rows(name), Predictions.joined(answers))

@@ -10,5 +10,5 @@ JOB = Job(
     package="jobs.transformer", config_type=TransformerConfig, config_path="jobs.transformer.config:TransformerConfig",
     train="jobs.transformer.train:train", preload=["jobs.transformer.train"], check=check, prepare=prepare,
     judge=verdict_of, describe=describe, files=files, sections=sections,
-    data_sections=text_data_sections, metrics=metrics,
+    data_sections=text_data_sections, metrics=metrics, any_workers=True,
 )

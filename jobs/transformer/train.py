@@ -28,8 +28,7 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, Outcome, StepResult, Tensors, Wishes
 from jobs.pytorch.draws import Draws
 from jobs.pytorch.process_group import Group
-from jobs.pytorch.profiler import TorchProfiler
-from jobs.pytorch.setup import set_up_torch
+from jobs.pytorch.setup import TorchProfiler, set_up_torch
 from jobs.pytorch.weight_digest import digest_of
 from jobs.transformer.config import TransformerConfig
 from jobs.transformer.costs import sizes_of
@@ -88,14 +87,17 @@ class TransformerTraining:
         batches = list(passes(self.context, batch, self.config, lockstep=model.lockstep))
         targets, tokens = self.group.total(task.sizes(batches)).tolist()
         model.begin()
-        loss = 0.0
+        in_order = self.config.run.exact == "any-workers"
+        losses = [0.0] * (self.context.num_shards if in_order else 1)
         for number, rows in enumerate(batches):
             self.random.begin_pass(state.epoch, state.step_in_epoch, rows.shard, rows.part)
             with model.passing():
                 share = task.loss(model.forward, rows.rows) * (rows.weight / targets)
-            model.backward(share, last=number == len(batches) - 1)
-            loss += float(share.detach())
-        loss, *agreed = self.group.total(torch.tensor([loss, *wishes()], dtype=torch.float64)).tolist()
+            last = number == len(batches) - 1
+            model.backward(share, last=last, last_of_shard=last or batches[number + 1].shard != rows.shard)
+            losses[rows.shard if in_order else 0] += float(share.detach())
+        summed = self.group.total(torch.tensor([*losses, *wishes()], dtype=torch.float64)).tolist()
+        loss, agreed = sum(summed[: len(losses)]), summed[len(losses) :]
         outcome = model.step(rates[0]) if math.isfinite(loss) else model.abandon()
         self.throughput.step(self.context, tokens)
         return StepResult([loss], [outcome], agreed)
@@ -113,7 +115,7 @@ class TransformerTraining:
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """What the task predicts."""
         found = predict(self.context, self.model, self.task, split, self.config)
-        return ((rows["row_id"], labels, values) for rows, labels, values, _ in found)
+        return ((rows["row_id"], labels, values) for _, (rows, labels, values, _) in found)
 
     def predict_perturbed(self) -> None:
         """Texts as people really type them, when classifying."""

@@ -32,7 +32,7 @@ from tuning.options import combined
 ROOT = newcomer.ROOT
 READMES = [ROOT / "README.md", ROOT / "jobs/README.md", ROOT / "jobs/mlp/README.md", ROOT / "jobs/cnn/README.md",
            ROOT / "jobs/pytorch/README.md", ROOT / "jobs/common/data/README.md",
-           ROOT / "jobs/common/predicting/README.md",
+           ROOT / "jobs/common/predicting/README.md", ROOT / "jobs/common/execution/README.md",
            ROOT / "jobs/transformer/README.md", ROOT / "tuning/README.md", ROOT / "serving/README.md",
            ROOT / "tests/README.md",
            ROOT / "cluster/README.md"]

@@ -32,7 +32,7 @@ def held(session: Session, config: TransformerConfig, group: Group) -> dict[str,
                                     torch.ones(1, 8, dtype=torch.int64)).mean()
             gathered = (sum(storages(p.data for p in model.model.parameters()).values())
                         if config.scale.strategy == "zero3" else 0)
-            model.backward(loss, last=last)
+            model.backward(loss, last=last, last_of_shard=last)
             del loss
             if last:
                 assert model.step(1e-3) == "taken"

@@ -146,7 +146,8 @@ def take(session: Session, config: TransformerConfig, model: Any, group: Group, 
             torch.manual_seed(number)
             with model.passing():
                 share = task.loss(model.forward, batch.rows) * (batch.weight / float(targets))
-            model.backward(share, last=number == len(batches) - 1)
+            last = number == len(batches) - 1
+            model.backward(share, last=last, last_of_shard=last or batches[number + 1].shard != batch.shard)
             loss += share.detach().double()
         losses.append(float(group.total(loss)))
         assert model.step(1e-3) == "taken"

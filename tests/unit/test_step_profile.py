@@ -20,7 +20,7 @@ from jobs.common.training.train_state import NonFiniteError
 from jobs.mlp import train as loop
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.job import JOB
-from jobs.pytorch.profiler import TorchProfiler
+from jobs.pytorch.setup import TorchProfiler
 from tests import image_loops
 from tests.unit.test_fit import Counter, carried_out, odd
 

@@ -1,6 +1,7 @@
 """Prepared data of random tokens, and a group of local workers to use it:
 for tests of the Transformer's loop without any text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,16 @@ def config_of(**groups: Any) -> TransformerConfig:
     return from_dict(TransformerConfig, base)
 
 
-def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: str, workers: int) -> None:
+def run_group(folder: Path, dataset: Dataset, config: TransformerConfig, train: str, workers: int,
+              preload: Sequence[str] = ()) -> None:
     """Carries a training function out on local workers, under the controller,
-    without a driver's preparations and its finish."""
+    without a driver's preparations and its finish. preload: what is imported once for all of them."""
     run_store = Store.open(str(folder))
     values = to_dict(config)
     task = WorkerSpec(train=train, config_type="jobs.transformer.config:TransformerConfig", config=values,
                       run_uri=run_store.location(), config_fingerprint=decisive_fingerprint(config),
                       dataset_uri=dataset.store.location())
-    executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1)
+    executor = InProcessExecutor() if workers == 1 else ProcessExecutor(1, preload)
     callbacks = ControllerCallbacks(on_update=lambda _: None, log=print, stop_requested=lambda: False)
     controller = Controller(run=config.run, executor=executor, spec=task, run_store=run_store,
                             num_shards=config.run.max_workers,

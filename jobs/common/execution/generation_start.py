@@ -44,8 +44,11 @@ class GenerationStart:
         return generation, f"continuing at step {checkpoint.step}" if checkpoint else "from the beginning"
 
     def _compare(self, checkpoint: Checkpoint, num_workers: int) -> None:
-        """Says what no longer promises the same bits: another processor, version, or number of workers or threads."""
-        now = environment() | {"world_size": num_workers, "threads": self._run.cpus_per_worker}
+        """Says what no longer promises the same bits: another processor, version, or number of threads, or of workers
+        where they matter."""
+        now = environment() | {"threads": self._run.cpus_per_worker}
+        if self._run.exact == "same-workers":
+            now["world_size"] = num_workers
         if changed := differences(checkpoint.environment, now):
             text = f"equal within rounding from here on, not bit for bit: {'; '.join(changed)}"
             self._tell(text, text)

@@ -143,6 +143,8 @@ class Extension:
                               "--train.epochs or --train.max-steps")
         if config.run.min_workers > shards:
             raise ConfigError(f"{what}: was made for at most {shards} workers: ask for up to {shards}")
+        if config.run.num_shards not in (None, shards):
+            raise ConfigError(f"{what}: was made with --run.num-shards {shards}: pass that")
         newest = next(iter(Checkpoints(self.store.child("checkpoints")).committed()), None)
         if newest is None or newest.step != self.step:
             raise ConfigError(f"{what}: its last checkpoint, of step {self.step:,}, is not there any more: take its "

@@ -42,7 +42,7 @@ from jobs.common.runs.rejections import refuse_again, remember
 from jobs.common.runs.run_folder import RunFolder
 from jobs.common.runs.timeline import Timeline
 from jobs.common.training.find_job import check_name
-from jobs.common.training.job import Job
+from jobs.common.training.job import Job, require_any_workers
 from jobs.common.training.optim_config import warmup_warning
 from jobs.common.training.rendezvous import Heartbeat
 
@@ -127,6 +127,7 @@ class Run:
             self._say_done(folder)
             yield None
             return
+        require_any_workers(self.job, self.config)
         self.job.check(self.config)
         if self.config.run.trace_rows and not folder.storage.is_local:
             raise ConfigError("--run.trace-rows writes line by line: it needs a --run.storage on a file system")
@@ -196,7 +197,7 @@ class Run:
         self.display.say(f"config:\n{lines}")
         if warning := warmup_warning(self.config, dataset.splits["train"].num_rows):
             self.display.say(warning)
-        shards, said, found = self.config.run.max_workers, list[str](), self._found_out
+        shards, said, found = self.config.run.shards, list[str](), self._found_out
         if extension := self._extension:
             shards, said = extension.copy_to(folder.store, self.config, dataset)
             found = found | noted(extension.origins)
@@ -256,7 +257,7 @@ class Run:
                 publisher.publish(lambda: status_of(self.job.name, self.config, current, run_state))
 
         run = self.config.run
-        num_shards = folder.num_shards or run.max_workers
+        num_shards = folder.num_shards or run.shards
         callbacks = ControllerCallbacks(on_update=on_update, log=self.display.say, stop_requested=self._stop.is_set)
         controller = Controller(run=run, executor=executor, spec=spec, run_store=folder.store, run_state=run_state,
                                 num_shards=num_shards, callbacks=callbacks)

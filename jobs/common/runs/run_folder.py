@@ -205,7 +205,10 @@ class RunFolder:
         short = "cuts" in rules and self.result().get("error") == OutOfMemoryError.__name__
         if refused := decisive(found, asked, longer=longer, short_of_memory=short):
             raise RunConflictError(refusal(config, refused))
-        if config.run.min_workers > (most := self.record["num_shards"]):
+        most, num_shards = self.record["num_shards"], config.run.num_shards
+        if num_shards not in (None, most):
+            raise ConfigError(f"--run.num-shards {num_shards}: run {config.run.name!r} was made with {most}: pass that")
+        if config.run.min_workers > most:
             raise ConfigError(
                 f"--run.workers {config.run.workers}: run {config.run.name!r} was made for at most {most} workers: "
                 f"ask for up to {most}, or begin another run with --run.name or --run.resume never"

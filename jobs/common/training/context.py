@@ -84,6 +84,21 @@ class TrainContext(Protocol):
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
         ...
 
+    @property
+    def num_parts(self) -> int:
+        """How many parts an evaluation split has, over all workers: one for each of them; or, with
+        `--run.exact any-workers`, for each shard, so that batches and sums are the same on any number of workers."""
+        ...
+
+    @property
+    def parts(self) -> range:
+        """The parts that this worker evaluates; together they are its `local_range`."""
+        ...
+
+    def part_range(self, split: SplitName, part: int) -> range:
+        """The rows of a part, which no batch reaches beyond."""
+        ...
+
     def broadcast(self, key: str, make: Callable[[], T]) -> T:
         """Rank 0's value of `make()`, on every rank. Raises: PeerLostError if rank 0 never gives it."""
         ...

@@ -98,11 +98,21 @@ class Job:
     """(config, prepared data) -> what data.html shows of this kind of data (`Section` of report/html.py)."""
     metrics: Callable[[Any], Sequence[Metric]] = lambda config: classification(config.eval.top_k)
     """config -> what its evaluations report, the most important first."""
+    any_workers: bool = False
+    """Whether its bits do not depend on the number of workers where `--run.exact any-workers` asks for that: it adds
+    gradients up by shard, in the shards' order, and judges the rows of a part together."""
 
     @property
     def name(self) -> str:
         """What people, artifacts and metrics call it: `mlp` for `jobs.mlp`, and another package as it is."""
         return self.package.removeprefix(f"{HOUSE}.")
+
+
+def require_any_workers(job: Job, config: Config) -> None:
+    """Raises: ConfigError where it asks for bits that the job does not promise."""
+    if config.run.exact == "any-workers" and not job.any_workers:
+        raise ConfigError(f"--run.exact any-workers: {job.name} adds up what its workers have computed, not its shards "
+                          "in their order, so that its bits depend on how many workers there are: leave the option out")
 
 
 def require_package(module: str, extra: str) -> None:

@@ -75,6 +75,17 @@ class Session:
     def local_range(self, split: SplitName) -> range:
         return self.data.local_range(split)
 
+    @property
+    def num_parts(self) -> int:
+        return self.data.num_parts
+
+    @property
+    def parts(self) -> range:
+        return self.data.parts
+
+    def part_range(self, split: SplitName, part: int) -> range:
+        return self.data.part_range(split, part)
+
     def broadcast(self, key: str, make: Callable[[], T]) -> T:
         return self.peers.broadcast(key, make)
 

@@ -21,6 +21,11 @@ class WorkerData:
     def __init__(self, config: Config, dataset: Dataset, run_store: Store, assignment: Assignment) -> None:
         self._config, self._dataset, self._assignment = config, dataset, assignment
         self.shards = shards_of(assignment.rank, assignment.world_size, assignment.num_shards)
+        exact = config.run.exact == "any-workers"
+        self.num_parts = assignment.num_shards if exact else assignment.world_size
+        """How many parts an evaluation split has, over all workers."""
+        self.parts = _share(range(self.num_parts), assignment.rank, assignment.world_size)
+        """Those that this worker evaluates."""
         self.loaders: list[DataLoader] = []
         self._readers: dict[SplitName, Reader] = {}
         self._trace = _Trace(run_store, assignment.generation, assignment.rank) if config.run.trace_rows else None
@@ -49,9 +54,12 @@ class WorkerData:
 
     def local_range(self, split: SplitName) -> range:
         """The rows of an evaluation split that this worker evaluates: each row belongs to one worker."""
-        rows = self._dataset.splits[split].num_rows
-        rank, world_size = self._assignment.rank, self._assignment.world_size
-        return range(rows * rank // world_size, rows * (rank + 1) // world_size)
+        first, last = (self.part_range(split, part) for part in (self.parts[0], self.parts[-1]))
+        return range(first.start, last.stop)
+
+    def part_range(self, split: SplitName, part: int) -> range:
+        """The rows of a part of an evaluation split."""
+        return _share(range(self._dataset.splits[split].num_rows), part, self.num_parts)
 
     @property
     def traces_rows(self) -> bool:
@@ -68,6 +76,11 @@ class WorkerData:
             source.close()
         if self._trace:
             self._trace.close()
+
+
+def _share(whole: range, number: int, of: int) -> range:
+    """One of some neighbouring shares, as equal as they can be."""
+    return whole[len(whole) * number // of : len(whole) * (number + 1) // of]
 
 
 class _Trace:

@@ -28,6 +28,7 @@ from jobs.common.report.html import Section
 from jobs.common.training.context import TrainContext
 from jobs.common.training.job import TrainingResult
 from jobs.common.training.predictions import Predictions
+from jobs.common.training.trainable import Answers
 from jobs.common.vision.config import ImageConfig, ImageDataConfig
 from jobs.common.vision.dataset import ImageFacts
 
@@ -185,21 +186,22 @@ def predict_changed(context: TrainContext, config: ImageConfig, predict: Callabl
     predict: images (B, H, W, C) float32 -> probabilities (B, K).
     gradient: of the loss at such images, given their labels (B,).
     """
-    mine = sample(context.dataset, config.run.seed, config.eval.robustness_rows)[context.rank :: context.world_size]
-    if not len(mine):
+    positions, size = sample(context.dataset, config.run.seed, config.eval.robustness_rows), config.eval.batch_size
+    batches = [mine[start : start + size] for mine in (positions[part :: context.num_parts] for part in context.parts)
+               for start in range(0, len(mine), size)]
+    if not batches:
         return
-    rows = context.reader("test").take(mine)
-    images, labels, ids = rows["image"].astype(np.float32), rows["label"], rows["row_id"]
+    rows = [context.reader("test").take(batch) for batch in batches]
     for way in _ways(config.run.seed, pixel_range(context.dataset, config.data), gradient):
         if not context.extras.begins(of_changed_rows(way.name), way.passes):
             continue
-        found: list[Floats] = []
-        for start in range(0, len(mine), config.eval.batch_size):
-            context.update_status(phase=f"judging changed rows: {way.name}, {start:,} of {len(mine):,}")
-            part = slice(start, start + config.eval.batch_size)
-            found.append(predict(way.change(images[part], labels[part], ids[part])))
+        found: list[Answers] = []
+        for done, of in enumerate(rows):
+            context.update_status(phase=f"judging changed rows: {way.name}, {done:,} of {len(batches):,} batches")
+            labels, ids = of["label"], of["row_id"]
+            found.append((ids, labels, predict(way.change(of["image"].astype(np.float32), labels, ids))))
             context.heartbeat()
-        context.write_predictions(of_changed_rows(way.name), Predictions(ids, labels, np.concatenate(found)))
+        context.write_predictions(of_changed_rows(way.name), Predictions.joined(found))
 
 
 class _Way(NamedTuple):

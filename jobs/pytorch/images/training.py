@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's own name)
 from torch import Tensor, nn
 
 from jobs.common.data.dataset import Columns, SplitName
+from jobs.common.evaluation.part_sums import PartSums
 from jobs.common.own_code import OwnModel
 from jobs.common.training.context import TrainContext
 from jobs.common.training.trainable import Answers
@@ -38,13 +39,12 @@ class ImageTraining(TorchTraining):
 
     def evaluate(self, split: SplitName) -> dict[str, float]:
         """Accuracy and loss over a whole split, on all workers: sums are added, every row counts once."""
-        sums = torch.zeros(3, dtype=torch.float64)
-        for rows, logits in self.batches(split):
+        sums = PartSums(self.context, 3)
+        for part, rows, logits in self.batches(split):
             labels = torch.from_numpy(rows["label"])
             mean = self.whole_loss(self.model, self.batch(rows)) if self.whole_loss else self.loss(logits, labels)
-            loss = mean.double().cpu() * len(labels)
-            sums += torch.tensor([len(labels), (logits.argmax(1) == labels).sum(), loss], dtype=torch.float64)
-        count, correct, loss = self.group.total(sums).tolist()
+            sums.add(part, [len(labels), (logits.argmax(1) == labels).sum().item(), mean.item() * len(labels)])
+        count, correct, loss = sums.total(self.total).tolist()
         return {"accuracy": correct / count, "loss": loss / count, **self.own_figures(split)}
 
     def batch(self, rows: Columns, images: Tensor | None = None) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class ImageTraining(TorchTraining):
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """Probabilities."""
         return ((rows["row_id"], rows["label"], torch.softmax(logits, 1).numpy())
-                for rows, logits in self.batches(split))
+                for _, rows, logits in self.batches(split))
 
     def predict_perturbed(self) -> None:
         """Rows as the world, and an adversary, change them."""

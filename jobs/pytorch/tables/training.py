@@ -17,6 +17,7 @@ from torch import Tensor
 from cluster.core.errors import ConfigError
 from jobs.common.artifact.artifact import Artifact
 from jobs.common.data.dataset import Columns, Dataset, SplitName
+from jobs.common.evaluation.part_sums import PartSums
 from jobs.common.own_code import OwnModel, function_of_yours
 from jobs.common.start_config import StartConfig
 from jobs.common.tables.config import TableConfig
@@ -94,23 +95,23 @@ class TableTraining(TorchTraining):
         return found | self.own_figures(split)
 
     def _of_classes(self, split: SplitName) -> dict[str, float]:
-        sums = np.zeros(3)
-        for rows, outputs in self.batches(split):
+        sums = PartSums(self.context, 3)
+        for part, rows, outputs in self.batches(split):
             labels = torch.from_numpy(rows["label"])
-            sums += [len(labels), (outputs.argmax(1) == labels).sum().item(),
-                     self.mean_loss(rows, outputs) * len(labels)]
-        count, right, loss = self.total(sums).tolist()
+            sums.add(part, [len(labels), (outputs.argmax(1) == labels).sum().item(),
+                            self.mean_loss(rows, outputs) * len(labels)])
+        count, right, loss = sums.total(self.total).tolist()
         return {"loss": loss / count, "accuracy": right / count}
 
     def _of_numbers(self, split: SplitName) -> dict[str, float]:
-        sums = np.zeros((6, len(self.mean)))
-        for rows, outputs in self.batches(split):
+        sums = PartSums(self.context, 6 * len(self.mean))
+        for part, rows, outputs in self.batches(split):
             errors = self.info.middle(raw_numbers(outputs, self.info)) - rows["target"]
             values = rows["target"] - self.mean
             loss = self.mean_loss(rows, outputs) * len(errors)
             each = (np.ones_like(errors), errors**2, np.abs(errors), values, values**2)
-            sums += np.stack([*(part.sum(axis=0) for part in each), np.full(len(self.mean), loss)])
-        count, squared, absolute, values, squares, loss = self.total(sums.ravel()).reshape(sums.shape)
+            sums.add(part, np.concatenate([*(figures.sum(axis=0) for figures in each), np.full(len(self.mean), loss)]))
+        count, squared, absolute, values, squares, loss = sums.total(self.total).reshape(6, -1)
         with np.errstate(divide="ignore", invalid="ignore"):
             r2 = 1 - squared / (squares - values**2 / count)
         return {"loss": float((loss / count).mean()), "rmse": float(np.sqrt(squared / count).mean()),
@@ -118,7 +119,7 @@ class TableTraining(TorchTraining):
 
     def predict(self, split: SplitName) -> Iterator[Answers]:
         """Probabilities, or numbers in the targets' own units."""
-        for rows, outputs in self.batches(split):
+        for _, rows, outputs in self.batches(split):
             if self.info.class_names:
                 yield rows["row_id"], rows["label"], torch.softmax(outputs, 1).numpy()
             else:

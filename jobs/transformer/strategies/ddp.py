@@ -41,7 +41,8 @@ class Ddp:
         self._optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.highest_lr,
                                             betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
         self._gradients = GradientBuckets(group, [p for _, p in self._named], config.scale.bucket_mb * 1e6,
-                                          torch.bfloat16 if config.scale.gradients == "bf16" else None)
+                                          torch.bfloat16 if config.scale.gradients == "bf16" else None,
+                                          in_order=config.run.exact == "any-workers")
         self.forward = compiled(self.model) if config.hardware.compile else self.model
 
     def passing(self) -> AbstractContextManager[object]:
@@ -53,11 +54,17 @@ class Ddp:
         """Before a step's first pass."""
         self._gradients.zero()
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds a pass's share of the global gradient. last: of this step; the sum over the workers begins with it."""
-        if last:
+    def backward(self, loss: Tensor, *, last: bool, last_of_shard: bool) -> None:
+        """Adds a pass's share of the global gradient. last: of this step; the sum over the workers begins with it, or
+        with each shard's last."""
+        in_order = self._gradients.in_order
+        if last_of_shard if in_order else last:
             self._gradients.enable_sync()
         loss.backward()
+        if in_order and last_of_shard:
+            self._gradients.end_shard(last=last)
+            if not last:
+                self._gradients.zero()
 
     def step(self, lr: float) -> StepOutcome:
         """Takes the step, if the gradient is finite: the same answer on all workers. Raises: PeerLostError."""

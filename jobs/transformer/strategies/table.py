@@ -41,7 +41,7 @@ class Strategy(Protocol):
     def begin(self) -> None:
         """Is called before a step's first pass."""
 
-    def backward(self, loss: "Tensor", *, last: bool) -> None:
+    def backward(self, loss: "Tensor", *, last: bool, last_of_shard: bool) -> None:
         """Adds a pass's share of the global gradient. last: of this step. Raises: PeerLostError."""
 
     def step(self, lr: float) -> "StepOutcome":
@@ -88,12 +88,14 @@ class Capabilities:
     """Whether layers that are not trained can be held in 4 bits, by `--model.lora-base`."""
     sends_bf16: bool = False
     """Whether gradients can be sent in bf16, by `--scale.gradients`."""
+    any_workers: bool = False
+    """Whether it can sum over the shards in their order, as `--run.exact any-workers` asks for."""
 
 
 _ZERO = "jobs.transformer.strategies.zero:Zero"
 STRATEGIES: Mapping[str, Capabilities] = {
     "ddp": Capabilities(implementation="jobs.transformer.strategies.ddp:Ddp", compiles=True, packs=True,
-                        sends_bf16=True),
+                        sends_bf16=True, any_workers=True),
     "zero1": Capabilities(implementation=_ZERO, sharded=True, zero_stage=1, offloads=("none", "cpu"), scales_loss=True),
     "zero2": Capabilities(implementation=_ZERO, sharded=True, zero_stage=2, offloads=("none", "cpu"), scales_loss=True),
     "zero3": Capabilities(implementation=_ZERO, sharded=True, zero_stage=3, offloads=("none", "cpu", "nvme"),

@@ -124,7 +124,7 @@ class Zero:
     def begin(self) -> None:
         """Before a step's first pass."""
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool, last_of_shard: bool) -> None:
         """Adds a pass's share of the global gradient. last: of this step. Raises: PeerLostError."""
         self._engine.set_gradient_accumulation_boundary(last)
         with peers_needed():
