@@ -170,9 +170,7 @@ class RunFolder:
         if found:
             self.store.write_text("config.yaml", configs.to_yaml(config))
             self.remember(config=configs.to_dict(config))
-        most, asked = self.record["num_shards"], config.run.max_workers
-        fewer = [f"--run.workers {config.run.workers}: at most {most}, to whom the rows were dealt"]
-        return [*consequences(found, config), *(fewer if asked > most else [])]
+        return consequences(found, config, self.record["num_shards"])
 
     def write_result(self, result: JsonObject) -> None:
         text = json.dumps(result, indent=1)
