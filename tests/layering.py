@@ -79,7 +79,7 @@ def test_imports_run_one_way(layer: str) -> None:
 FOLDERS = {
     "cluster": ("core", "local", "kubernetes", "monitoring", ""),
     "jobs.common": ("archives", "arrays", "picture_rule", "picture", "formatting", "provenance", "checkpoint",
-                    "command_line", "config_fields", "data_config", "config",
+                    "command_line", "config_groups", "config",
                     "config_changes", "start_config", "data",
                     "declared_metrics", "own_code", "extras", "step_profile",
                     "training",

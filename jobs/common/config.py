@@ -19,10 +19,10 @@ import yaml
 from cluster.core.documents import JsonObject
 from cluster.core.errors import ConfigError
 from jobs.common.command_line import Overrides, flags_of, parse_flags, recipe_flags, refuse_secrets, split_recipe
-from jobs.common.config_fields import OnResume, require
-from jobs.common.data_config import DataConfig
+from jobs.common.config_groups.data import DataConfig
+from jobs.common.config_groups.fields import OnResume, require
+from jobs.common.config_groups.train import TrainConfig
 from jobs.common.formatting import seconds_in
-from jobs.common.train_config import TrainConfig
 
 PREPARED_FOLDER, DATABASE_FILE, MODELS_FOLDER = "data", "mlflow.db", "mlartifacts"
 COMPARISONS_FOLDER, GATES_FOLDER, INDEX_FILE = "comparisons", "gates", "index.html"

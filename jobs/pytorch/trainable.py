@@ -34,6 +34,7 @@ from jobs.common.training.optim_config import OptimConfig
 from jobs.common.training.train_state import TrainState
 from jobs.common.training.trainable import Answers, StepResult, Tensors, Wishes
 from jobs.pytorch.draws import Draws
+from jobs.pytorch.gradients.ordered_sum import StepSums
 from jobs.pytorch.optimizer import (
     build_optimizer,
     check_kept,
@@ -44,7 +45,6 @@ from jobs.pytorch.optimizer import (
     settings_of,
     step_if_finite,
 )
-from jobs.pytorch.ordered_sum import StepSums
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.running_statistics import RunningStatistics
 from jobs.pytorch.start import begin, freeze

@@ -24,7 +24,7 @@ from jobs.common.training.train_state import TrainState
 from jobs.common.vision.prepare import prepare
 from jobs.mlp.config import MlpConfig
 from jobs.mlp.train import MlpTraining
-from jobs.pytorch.ordered_sum import OrderedSum
+from jobs.pytorch.gradients.ordered_sum import OrderedSum
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import set_up_torch
 from jobs.transformer.config import TransformerConfig

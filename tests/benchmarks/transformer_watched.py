@@ -17,7 +17,7 @@ from typing import Any
 import jobs.transformer.train as loop
 from jobs.common.runs.run import main
 from jobs.common.training.session import Session
-from jobs.pytorch.gradient_buckets import GradientBuckets
+from jobs.pytorch.gradients.buckets import GradientBuckets
 from jobs.pytorch.process_group import Group
 from jobs.transformer.job import JOB
 

@@ -9,10 +9,10 @@ import pytest
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.config import from_dict
+from jobs.common.config_groups.data import ClassFolder, Layout
 from jobs.common.data.files import list_files
 from jobs.common.data.found.account import lines_of
 from jobs.common.data.found.split_names import by_split, split_of
-from jobs.common.data_config import ClassFolder, Layout
 from jobs.common.tables.prepare import prepare as prepare_table
 from jobs.common.vision.config import ImageDataConfig
 from jobs.common.vision.dataset import find_source as find_images

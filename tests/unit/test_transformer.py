@@ -14,7 +14,7 @@ from jobs.common.config import from_dict, parse, to_yaml
 from jobs.common.data.length_bucketing import LengthGroups
 from jobs.common.data.sampling import SamplingOrder
 from jobs.common.own_code import load_object
-from jobs.pytorch.gradient_buckets import _cut
+from jobs.pytorch.gradients.buckets import _cut
 from jobs.transformer.build import attention_kernels, build_model
 from jobs.transformer.config import ScaleConfig, TransformerConfig
 from jobs.transformer.inputs import IGNORED, packed_inputs, token_losses

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jobs.common.config import Config, DataConfig, EvalConfig, OnResume, TrainConfig, require
-from jobs.common.data_config import ClassFolder
+from jobs.common.config_groups.data import ClassFolder
 from jobs.common.picture_rule import CHANNELS, MOST_PIXELS, Background, Fit, PictureRule
 from jobs.common.training.optim_config import OptimConfig
 

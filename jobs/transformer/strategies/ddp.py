@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.common.training.train_state import StepOutcome
-from jobs.pytorch.gradient_buckets import GradientBuckets
+from jobs.pytorch.gradients.buckets import GradientBuckets
 from jobs.pytorch.optimizer import set_lr
 from jobs.pytorch.process_group import Group
 from jobs.pytorch.setup import compiled

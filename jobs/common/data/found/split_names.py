@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo
+from jobs.common.config_groups.data import Layout
 from jobs.common.data.dataset import SPLITS, SplitName
-from jobs.common.data_config import Layout
 
 Groups = dict[SplitName, list[FileInfo]]
 Unread = dict[str, list[str]]

@@ -20,12 +20,12 @@ import numpy as np
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
 from jobs.common.arrays import Array
+from jobs.common.config_groups.data import Layout
 from jobs.common.data.arrow import ArrowArray, arrow_column
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec, Shape, different
-from jobs.common.data_config import Layout
 from jobs.common.vision.sources.pixels import as_pixels
 
 FRAGMENT_BYTES = 64 << 20

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
+from jobs.common.config_groups.data import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, reading
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec, Shape
-from jobs.common.data_config import Layout
 from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import is_encoded
 from jobs.common.vision.sources.pixels import decode_column, first_spec

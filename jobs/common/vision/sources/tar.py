@@ -15,13 +15,13 @@ import pyarrow as pa
 from cluster.core.documents import parse_json
 from cluster.core.errors import DataError
 from cluster.core.storage import FileInfo, Store
+from jobs.common.config_groups.data import Layout
 from jobs.common.data.arrow import ArrowArray
 from jobs.common.data.dataset import SplitName
 from jobs.common.data.files import Listing, plain_name
 from jobs.common.data.found.split_names import by_split, not_read
 from jobs.common.data.source import FoundFragments, Fragment, Images, ImageSpec
 from jobs.common.data.webdataset import Part, Sample, samples
-from jobs.common.data_config import Layout
 from jobs.common.picture import ENDINGS
 from jobs.common.picture_rule import PictureRule
 from jobs.common.vision.sources.encoded import decode_images, encoded_spec

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jobs.common.config_fields import OnResume, require
+from jobs.common.config_groups.fields import OnResume, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from jobs.pytorch.ordered_sum import OrderedSum
+from jobs.pytorch.gradients.ordered_sum import OrderedSum
 from jobs.pytorch.process_group import Group, peers_needed
 
 
