@@ -70,14 +70,17 @@ def refusal(config: Config, refused: Sequence[Change]) -> str:
             f"another --run.name, or --run.resume never for a new attempt beside it{more}")
 
 
-def consequences(found: Sequence[Change], config: Config) -> list[str]:
-    """What is to be said of changes with which a run goes on."""
+def consequences(found: Sequence[Change], config: Config, num_shards: int) -> list[str]:
+    """What is to be said of changes with which a run goes on. num_shards: those that its rows were dealt to."""
     cuts = [change for change in found if change.on_resume == "cuts" and config.differs_by_pass]
     rounds = [change for change in found if change.on_resume in ("rounds", "cuts") and change not in cuts]
     longer = [change for change in found if change.on_resume == "extends"]
     said = {f"another training from here on, as if by another seed, for {config.differs_by_pass} in other passes": cuts,
             "equal within rounding from here on, not bit for bit": rounds, "extended": longer}
-    return [f"{text}: {'; '.join(map(str, listed))}" for text, listed in said.items() if listed]
+    run = config.run
+    fewer = [f"--run.workers {run.workers}: at most {num_shards}, to whom the rows were dealt"]
+    return [*(f"{text}: {'; '.join(map(str, listed))}" for text, listed in said.items() if listed),
+            *(fewer if run.max_workers > num_shards else [])]
 
 
 def decisive_fingerprint(config: Config) -> str:

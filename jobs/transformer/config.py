@@ -284,8 +284,9 @@ class TransformerConfig(Config):
         if not anew:
             return [] if self.model.activation_checkpointing else ["--model.activation-checkpointing"]
         spread = ["--scale.strategy zero3 on more workers"] if self.scale.strategy != "zero3" else []
-        updates = ["--model.lora-rank 16"] if self.model.starts_pretrained and self.model.lora_rank is None else []
-        return [*spread, *updates, *super().less_memory(anew=True)]
+        if self.model.starts_pretrained and self.model.lora_base is None:
+            spread += ["--model.lora-rank 16" if self.model.lora_rank is None else "--model.lora-base nf4"]
+        return [*spread, *super().less_memory(anew=True)]
 
     @property
     def metric(self) -> str:

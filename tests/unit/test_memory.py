@@ -105,4 +105,3 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_ends_the_run_with_wha
     assert kills() > before
     assert ("worker 1 was ended by the machine's kernel, for want of memory: pass --train.max-rows-per-pass 15"
             in capsys.readouterr().err)
-    assert main(tight, flags(tmp_path, "tight", *EXACT, "--train.max-rows-per-pass", "15")) == 0

@@ -57,7 +57,8 @@ def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
     made(tmp_path, "--run.workers", "2")
     with pytest.raises(ConfigError, match="at most 2 workers"):
         RunFolder.find(config(tmp_path, "--run.workers", "3"))
-    assert RunFolder.find(config(tmp_path, "--run.workers", "1:3")).num_shards == 2, "of which it then has up to 2"
+    more = config(tmp_path, "--run.workers", "1:3")
+    assert RunFolder.find(more).go_on(more) == ["--run.workers 1:3: at most 2, to whom the rows were dealt"]
 
 
 def test_the_newest_attempts_result_is_copied_to_the_top(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from jobs.common.training.session import Session
 
-LIMIT, ROW, FROM_STEP = 2 << 30, 100 << 20, 2
+LIMIT, ROW, FROM_STEP = 4 << 30, 200 << 20, 2
 """Bytes that a worker may have more than it has, what a pass takes for each of its rows, and after how many steps."""
 CGROUP = "TRAINYARD_TEST_CGROUP"
 """Names a control group of memory that a worker joins before it takes more than that allows."""

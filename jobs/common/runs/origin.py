@@ -149,6 +149,8 @@ class Extension:
         if total <= self.step:
             raise ConfigError(f"{what}: has made {self.step:,} steps, and this run would have {total:,}: pass more "
                               "--train.epochs or --train.max-steps")
+        if config.run.num_shards not in (None, shards):
+            raise ConfigError(f"{what}: was made with --run.num-shards {shards}: pass that, or leave the option out")
         if config.run.min_workers > shards:
             raise ConfigError(f"{what}: was made for at most {shards} workers: ask for up to {shards}")
         if config.run.num_shards not in (None, shards):
@@ -165,7 +167,7 @@ class Extension:
             if self.store.exists(path):
                 self.store.copy_to(store, path, path)
         said = f"goes on with {self.store.location()}, which stays as it is, from step {self.step:,} to {total:,}"
-        return shards, [said, *consequences(changes(self.record["config"], config), config)]
+        return shards, [said, *consequences(changes(self.record["config"], config), config, shards)]
 
 
 def at_extension(config: C, folder: RunFolder) -> tuple[C, Extension | None]:
@@ -222,8 +224,8 @@ def _schedule(what: str, config: Config, ends: str) -> ExtensionConfig:
     """Raises: ConfigError where it is not said how it goes on."""
     optim = getattr(config, "optim", None)
     if not isinstance(optim, ExtensionConfig):
-        raise ConfigError(f"{what}: this job has no schedule that could go on: leave the option out, and as many steps "
-                          "as there were")
+        raise ConfigError(f"{what}: this job has no schedule that could go on: begin another run, with another "
+                          "--run.name and without --run.extend-from")
     schedule = getattr(optim, "schedule", "constant")
     if schedule != "constant" and optim.extend is None:
         raise ConfigError(f"{what}: its schedule, {schedule}, {ends}: pass --optim.extend constant (the highest rate) "

@@ -170,7 +170,7 @@ class RunFolder:
         if found:
             self.store.write_text("config.yaml", configs.to_yaml(config))
             self.remember(config=configs.to_dict(config))
-        return consequences(found, config)
+        return consequences(found, config, self.record["num_shards"])
 
     def write_result(self, result: JsonObject) -> None:
         text = json.dumps(result, indent=1)
