@@ -263,7 +263,7 @@ def perturbed(dataset: Dataset, config: TransformerConfig, monkeypatch: pytest.M
 
     monkeypatch.setattr(evaluate, "judged", judge)
     monkeypatch.setattr(evaluate, "PERTURBATIONS", {"apart": lambda text, _: unicodedata.normalize("NFD", text)})
-    context: Any = SimpleNamespace(dataset=dataset, rank=0, world_size=1, extras=Extras())
+    context: Any = SimpleNamespace(dataset=dataset, parts=(0,), num_parts=1, extras=Extras())
     evaluate.predict_perturbed(context, cast(Any, None), cast(Any, None), config)
     untouched, apart = judged[: len(judged) // 2], judged[len(judged) // 2 :]
     assert sorted(untouched) == sorted(apart)

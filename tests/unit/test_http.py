@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,13 @@ def table_of(replicas: Replicas, settings: EndpointSettings, measures: EndpointM
              weights: dict[str, float] | None = None) -> Table:
     table = Table(settings, lambda model: (replicas.ask, lambda: True), measures.batch)
     shares = weights or {"1": 1.0}
-    models = {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}", run="first",
-                                             report="/runs/first/report.html") for version in shares}
-    table.change(routes({"m": shares}, models)["models"])
+    table.change(routes({"m": shares}, models_of(shares))["models"])
     return table
+
+
+def models_of(versions: Iterable[str]) -> dict[str, ModelSettings]:
+    return {f"m-{version}": ModelSettings(name="m", version=version, uri="", digest=f"digest{version}", run="first",
+                                          report="/runs/first/report.html") for version in versions}
 
 
 async def ask(app: Endpoint, path: str = "/v2/models/m/infer", body: bytes = BODY, method: str = "POST",
@@ -250,7 +253,7 @@ def test_requests_are_shared_by_weight_and_a_version_can_be_asked_for(weights: d
 def test_a_change_leaves_what_is_as_it_was_alone() -> None:
     app = endpoint(Replicas(), {"1": 1.0})
     before = app.table.route("m", "1")
-    models = {f"m-{v}": ModelSettings(name="m", version=v, uri="", digest=f"digest{v}") for v in "12"}
+    models = models_of("12")
     app.table.change(routes({"m": {"1": 0.5, "2": 0.5}}, models)["models"])
     assert app.table.route("m", "1") is before
     assert before.weight == 0.5

@@ -49,7 +49,7 @@ def write_index(storage: Store, tracking_uri: str | None, known: Mapping[str, En
     """known: what need not be read again. Returns where the page is. Raises: StorageError, OSError."""
     found = overview(storage, registered(tracking_uri, storage), known)
     kept = _Known(entries=tuple(replace(entry, versions=()) for entry in found.entries if entry.status == "done"))
-    storage.write_text(INDEX_RECORD, json.dumps(asdict(kept)), durable=False)
+    storage.write_text(INDEX_RECORD, json.dumps(asdict(kept)))
     storage.write_text(INDEX_FILE, render(found))
     return storage.location(INDEX_FILE)
 
