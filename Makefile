@@ -23,12 +23,12 @@ test: check
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) tests/unit || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 	$(PYTEST) $(if $(filter-out 1,$(APART)),$(SHARED)) --durations=20 $(ARGS) tests/integration tests/faults || { [ $$? = 5 ] && [ -n "$(ARGS)" ]; }
 
-# Beside each other, and pyright with a thread a core.
+# Beside each other: pyright has one thread, and takes longer with more.
 check: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types lint layering
 
 types: $(STAMP)
-	$(BIN)/pyright --threads
+	$(BIN)/pyright
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -59,13 +59,13 @@ def skeleton(config: TransformerConfig, details: JsonObject, class_names: Sequen
 
 
 def auto_class(task: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
 
 
 def _architecture(config: TransformerConfig, details: JsonObject, class_names: Sequence[str]) -> Any:
-    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
     auto: Any = AutoConfig
     wanted, task = config.model, config.task

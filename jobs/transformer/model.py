@@ -189,7 +189,7 @@ def load(where: artifact.Where | Artifact, base: str | None = None, *,
 
 def read_folder(opened: Artifact, folder: Path) -> Classifier | LanguageModel:
     """The same of a folder that was written of an artifact, by transformers alone. Raises: ArtifactError."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     def read(kind: Any) -> tuple[Any, Any]:
         local = {"trust_remote_code": False, "local_files_only": True}

@@ -20,7 +20,7 @@ from jobs.transformer.chat.template import ChatTemplate, Rendering, special_in
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 _NAME, _ARGUMENTS = "lookup", {"word": "seven"}
 _TOOL: JsonObject = {"type": "function", "function": {"name": _NAME, "description": "Looks a word up.", "parameters": {

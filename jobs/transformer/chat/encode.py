@@ -28,7 +28,7 @@ from jobs.transformer.chat.turns import turns_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]

@@ -18,7 +18,7 @@ from jobs.transformer.chat.conversation import ChatTemplateError, Conversation
 from jobs.transformer.chat.traced import Run, Source, Tracer, alike
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 _FOLDER = Path(__file__).parent / "templates"
 BUILT_IN: dict[str, tuple[str, ...]] = {

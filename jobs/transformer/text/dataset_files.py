@@ -13,7 +13,7 @@ from jobs.common.data.dataset import Dataset
 from jobs.transformer.text.tokenizer import from_files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from jobs.transformer.weights.pretrained import check_base
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from tokenizers import Encoding, Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 _MOST_CHARACTERS = 3000
@@ -123,7 +123,7 @@ def with_chat_template(tokenizer: "PreTrainedTokenizerFast", config: Transformer
 
 def pretrained(name: str) -> "PreTrainedTokenizerFast":
     """Raises: ConfigError, naming the files that were looked for."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     check_base(name)
     folder = expanded(name)
@@ -147,7 +147,7 @@ def pretrained(name: str) -> "PreTrainedTokenizerFast":
 # ── training one ──
 def train(config: TransformerConfig, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """A function of the texts and of the options alone."""
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
     kind, classify = kind_of(config), config.task == "classify"
     special = list(_SPECIAL.values()) if classify else [END]
@@ -253,7 +253,7 @@ def files_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, bytes]:
 
 
 def from_files(files: Mapping[str, bytes]) -> "PreTrainedTokenizerFast":
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     with tempfile.TemporaryDirectory(prefix="trainyard-tokenizer-") as folder:
         for name, data in files.items():

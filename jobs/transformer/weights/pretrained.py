@@ -46,7 +46,7 @@ def check_weights(name: str) -> None:
 
 def _check_on_hub(name: str) -> None:
     """Of what cannot be had, whoever loads it says why."""
-    from transformers import PreTrainedConfig
+    from transformers.configuration_utils import PreTrainedConfig
 
     try:
         found, _ = PreTrainedConfig.get_config_dict(name)

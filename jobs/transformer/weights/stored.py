@@ -47,7 +47,8 @@ def model_and_tokenizer(opened: Artifact, kind: Any, base: str | None = None, *,
 
     base, merged: see model.load. Raises: ArtifactError.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     auto: Any = AutoConfig
     with tempfile.TemporaryDirectory(prefix="trainyard-model-") as folder, without_progress_bar():
