@@ -37,7 +37,7 @@ from jobs.common.data.prepared import Say, Writers, find_or_build, fingerprint_o
 from jobs.common.data.splits import assign
 from jobs.common.tables.columns import TableSchema, UnreadableValueError, as_written
 from jobs.common.tables.config import TableDataConfig
-from jobs.common.tables.looking import Group, found, look, measure, schema_of
+from jobs.common.tables.looking import Group, Kinds, found, look, measure, schema_of
 from jobs.common.tables.rows import Heading
 from jobs.common.tables.sources import Found, Part, find_table
 from jobs.common.tables.targets import Targets
@@ -100,15 +100,15 @@ class _Building:
         self._pieces = in_pieces([part for _, part in parts], lambda part: part.size, config.piece_bytes(sum(sizes)))
         self._sizes = [sum(part.size for part in piece) for piece in self._pieces]
 
-    def build(self, dropped: npt.NDArray[np.int64] | None = None) -> Dataset:
-        """dropped: ids of rows that are left out."""
+    def build(self) -> Dataset:
         looked = for_each(self._pieces, functools.partial(look, self._heading), use_ray=self._use_ray)
         kinds, targets, counts = found(self._heading, self._pieces, looked)
-        splits = self._split(targets, counts)
-        if dropped is not None:
-            splits[dropped] = -1
+        return self._build(kinds, targets, self._split(targets, counts), [sum(rows) for rows in counts])
+
+    def _build(self, kinds: Kinds, targets: Targets, splits: npt.NDArray[np.int8], counts: Sequence[int]) -> Dataset:
+        """counts: rows of each piece. Rows of split -1 are left out."""
         scales = _target_scales(targets, splits, self._heading.targets)
-        groups = self._groups(targets, splits, [sum(rows) for rows in counts])
+        groups = self._groups(targets, splits, counts)
         schema = schema_of(kinds, for_each(groups, functools.partial(measure, self._heading, kinds),
                                            use_ray=self._use_ray))
         self._say(f"preparing {len(splits):,} rows of {self._config.uri}: {_said(self._heading, targets)} from "
@@ -121,8 +121,10 @@ class _Building:
                                      use_ray=self._use_ray)
         if len(more):
             forget(self._store, self._blocks)
-            return self.build(more)
-        return self._finished(answers, schema, targets, details, repeats, 0 if dropped is None else len(dropped))
+            kept = splits.copy()
+            kept[more] = -1
+            return self._build(kinds, targets, kept, counts)
+        return self._finished(answers, schema, targets, details, repeats, int((splits < 0).sum()))
 
     def _split(self, targets: Targets, counts: Sequence[Sequence[int]]) -> npt.NDArray[np.int8]:
         rows = list(itertools.chain.from_iterable(counts))
