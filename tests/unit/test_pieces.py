@@ -41,6 +41,7 @@ from jobs.transformer.text.sources import find_source
 from jobs.transformer.text.survey import read_piece, survey
 from jobs.transformer.text.text_file import TextFile
 from jobs.transformer.text.writing import Task
+from tests.unit.piece_counts import pieces_made
 
 CLASSES = ("cat", "dog", "bird")
 ROWS = [(f'the {CLASSES[i % 3]} says "{i}",\nand, on the next line, it says more', CLASSES[i % 3]) for i in range(90)]
@@ -185,23 +186,16 @@ def test_a_position_is_found_in_its_piece(rows: list[int], block_rows: int) -> N
 def test_a_preparation_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(uri=written(tmp_path, "jsonl"))
     undisturbed = prepared(tmp_path / "undisturbed", config)
-    fill, made = Task._fill, []
-
-    def counted(self: Task, piece: Any, writers: Any) -> Any:
-        if len(made) == 4:
-            raise StoppedError("stopped")
-        made.append(piece.number)
-        return fill(self, piece, writers)
-
-    monkeypatch.setattr(Task, "_fill", counted)
-    with pytest.raises(StoppedError):
-        prepared(tmp_path / "storage", config)
-    assert made == [0, 1, 2, 3]
-    monkeypatch.setattr(Task, "_fill", lambda *a: made.append(a[1].number) or fill(*a))
+    with monkeypatch.context() as patch:
+        before = pieces_made(patch, Task, 4)
+        with pytest.raises(StoppedError):
+            prepared(tmp_path / "storage", config)
+    assert before == [0, 1, 2, 3]
+    after = pieces_made(monkeypatch, Task)
     said: list[str] = []
     dataset = prepared(tmp_path / "storage", config, said.append)
     assert "going on with 4 pieces that a preparation has left that was stopped" in said
-    assert made == list(range(len(undisturbed.splits["train"].pieces))), "none is made twice"
+    assert before + after == list(range(len(undisturbed.splits["train"].pieces))), "none is made twice"
     assert dataset.fingerprint == undisturbed.fingerprint
     for split, rows in rows_of(undisturbed, config).items():
         assert all((rows_of(dataset, config)[split][name] == column).all() for name, column in rows.items())

@@ -16,6 +16,7 @@ from jobs.common.data.reader import Reader
 from jobs.common.tables.columns import Field, TableSchema, UnreadableValueError
 from jobs.common.tables.config import TableDataConfig
 from jobs.common.tables.prepare import Task, prepare
+from tests.unit.piece_counts import pieces_made
 
 CITIES = ("Berlin", "Paris", "Rome")
 
@@ -241,22 +242,16 @@ def test_a_table_in_pieces_is_the_same_table_and_goes_on_where_it_was_stopped(
         pq.write_table(pa.table({key: values[rows] for key, values in columns.items()}), data / f"{name}.parquet",
                        row_group_size=few)
     once = prepared(tmp_path / "once", data)
-    fill, made = Task._fill, list[int]()
-
-    def counted(self: Task, group: Any, writers: Any) -> Any:
-        if len(made) == 3:
-            raise StoppedError("stopped")
-        made.append(group.number)
-        return fill(self, group, writers)
-
-    monkeypatch.setattr(Task, "_fill", counted)
-    with pytest.raises(StoppedError):
-        prepared(tmp_path / "pieces", data, piece_mb=0.0005)
-    monkeypatch.setattr(Task, "_fill", lambda *a: made.append(a[1].number) or fill(*a))
+    with monkeypatch.context() as patch:
+        before = pieces_made(patch, Task, 3)
+        with pytest.raises(StoppedError):
+            prepared(tmp_path / "pieces", data, piece_mb=0.0005)
+    assert before == [0, 1, 2]
+    after = pieces_made(monkeypatch, Task)
     said: list[str] = []
     found = prepared(tmp_path / "pieces", data, said, piece_mb=0.0005)
     assert "going on with 3 pieces that a preparation has left that was stopped" in said
-    assert made == list(range(6)), "five parts of the first file, and the second, which is one row group"
+    assert before + after == list(range(6)), "five parts of the first file, and the second, which is one row group"
     assert found.splits["train"].pieces and not once.splits["train"].pieces[1:]
     assert found.fingerprint == once.fingerprint
     assert found.details["_fields"] == once.details["_fields"] and found.details["_examples"] == once.details[
