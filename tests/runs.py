@@ -63,8 +63,11 @@ class Job:
         raise AssertionError(f"not in {timeout_s} s:\n{self.text}")
 
     def until_step(self, step: int) -> int:
-        """Waits until a step has been done, and a checkpoint committed. Returns the step that was seen."""
+        """Waits until this process trains, a step has been done (by it or by one before it), and a checkpoint
+        committed. Returns the step that was seen."""
         def seen() -> int:
+            if "training on " not in self.text:
+                return 0  # what is in the folder is of the process before
             highest = progress(self.folder).get("highest_step", 0)
             return highest if highest >= step and manifests(self.folder) else 0
 
