@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.core.storage import Store
+from jobs.common.checkpoint.peer_memory import PeerMemory
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.data.dataset import Dataset
 from jobs.common.training.rendezvous import Assignment, Rendezvous
@@ -39,7 +40,8 @@ def train(loop: Loop, folder: Path, dataset: Dataset, config: Any, kind: type[Se
     rendezvous.begin({"w": assignment}, {0: "w"})
     session = kind(config=config, run_store=store, dataset=dataset, assignment=assignment, rendezvous=rendezvous,
                    slot=0,
-                   worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f")
+                   worker="w", host="127.0.0.1", device="cpu", config_fingerprint="f",
+                   memory=PeerMemory("127.0.0.1", 0))
     try:
         outcome = loop(session, config)
     except BaseException:

@@ -65,8 +65,15 @@ class RunningStatistics:
 
     def end_step(self, *, taken: bool) -> None:
         """Takes the mean over all shards; or, if the step was not taken, what was there before."""
-        if not taken:
+        if taken:
+            for buffer, total in zip(self._floats(), self.sums, strict=True):
+                buffer.copy_(total.div_(self._num_shards))
+            self._start = []
+        else:
+            self.undo_step()
+
+    def undo_step(self) -> None:
+        """Puts back what was there before a step that has begun and not ended, if there is one."""
+        if self._start:
             self.begin_shard()
-            return
-        for buffer, total in zip(self._floats(), self.sums, strict=True):
-            buffer.copy_(total.div_(self._num_shards))
+        self._start = []

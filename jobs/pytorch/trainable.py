@@ -200,6 +200,11 @@ class TorchTraining(TorchTrainable, ABC):
         statistics.end_step(taken=outcome == "taken")
         return StepResult([loss], [outcome], agreed)
 
+    def undo_step(self) -> bool:
+        """A step changes weights and moments when all that it waits for has come; the module's statistics before."""
+        self.statistics.undo_step()
+        return True
+
     def weight_digest(self) -> int:
         """A number that is the same on all workers that hold the same weights and buffers."""
         return digest_of([*self.model.parameters(), *self.statistics.buffers()])

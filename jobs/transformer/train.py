@@ -102,6 +102,10 @@ class TransformerTraining:
         self.throughput.step(self.context, tokens)
         return StepResult([loss], [outcome], agreed)
 
+    def undo_step(self) -> bool:
+        """Where each worker has the whole model, a step changes nothing before all that it waits for has come."""
+        return self.model.replicated and not self.model.sharded
+
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return self.group.total(torch.from_numpy(values)).numpy()
 

@@ -12,6 +12,7 @@ import pytest
 from cluster.core import storage
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store, moved
+from jobs.common.checkpoint.peer_memory import PeerMemory
 from jobs.common.checkpoint.store import Checkpoints
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
@@ -111,7 +112,7 @@ def make(dataset: Dataset, tmp_path: Path) -> Iterator[Make]:
         opened.extend(
             Session(config=config, run_store=store, dataset=dataset, assignment=assignments[f"w{rank}"],
                     rendezvous=rendezvous, slot=rank, worker=f"w{rank}", host="127.0.0.1", device="cpu",
-                    config_fingerprint="f") for rank in range(world_size)
+                    config_fingerprint="f", memory=PeerMemory("127.0.0.1", rank)) for rank in range(world_size)
         )
         return rendezvous, opened
 
@@ -303,7 +304,8 @@ def test_what_was_reported_before_a_checkpoint_is_reported_again_by_who_goes_on_
     rendezvous = Rendezvous()
     rendezvous.begin({"w0": assignment}, {0: "w0"})
     again = Session(config=session.config, run_store=session.run_store, dataset=dataset, assignment=assignment,
-                    rendezvous=rendezvous, slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f")
+                    rendezvous=rendezvous, slot=0, worker="w0", host="127.0.0.1", device="cpu", config_fingerprint="f",
+                    memory=PeerMemory("127.0.0.1", 0))
     again.close()
     assert rendezvous.poll().reports == [{"kind": "evaluation", "step": 3, "epoch": 1, "validation_loss": float("inf")}]
     assert again.checkpoints.resume_from is not None

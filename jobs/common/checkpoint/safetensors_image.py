@@ -158,6 +158,11 @@ def read_tensors(store: Store, entry: FileEntry) -> dict[str, Array]:
     """
     data = np.empty(entry.size, np.uint8)
     _read(store, entry, data)
+    return tensors_in(data, entry)
+
+
+def tensors_in(data: npt.NDArray[np.uint8], entry: FileEntry) -> dict[str, Array]:
+    """The tensors of a file that has been read: they share its memory. Raises: CheckpointError."""
     try:
         data_start, specs = read_header(data.data, entry.size)
     except ValueError as error:

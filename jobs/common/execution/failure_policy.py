@@ -94,11 +94,14 @@ class FailurePolicy:
         ))
 
     def mean_time_between_s(self, num_nodes: int) -> float | None:
-        """The run's mean time between failures: by what is known of a node, else by what it has seen itself."""
-        if self._run.mtbf_h is not None:
-            return mean_time_between_failures_s(self._run.mtbf_h, num_nodes)
+        """The run's mean time between failures that need storage: by what is known of a node, else by what it has seen
+        itself. Of n failures that it has seen k were not made good out of a worker's memory: (k + 1)/(n + 1) are taken
+        to need storage, all of them before there was any."""
         seen = self._run_state
-        return seen.elapsed_s / seen.restarts if seen.restarts >= _FAILURES_THAT_TELL else None
+        need_storage = (seen.restarts - seen.memory_resumes + 1) / (seen.restarts + 1)
+        if self._run.mtbf_h is not None:
+            return mean_time_between_failures_s(self._run.mtbf_h, num_nodes) / need_storage
+        return seen.elapsed_s / seen.restarts / need_storage if seen.restarts >= _FAILURES_THAT_TELL else None
 
 
 def resumable(error: Exception) -> Exception:

@@ -40,6 +40,7 @@ class _Saved:
     median_step_s: float
     samples_per_s: float
     ended: bool
+    memory_resumes: int = 0
     spent: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
 
@@ -62,6 +63,8 @@ class RunState:
     history: list[JsonObject] = field(default_factory=list[JsonObject])
     excluded_steps: tuple[int, ...] = ()
     rollbacks: int = 0
+    memory_resumes: int = 0
+    """How often a generation began with what a worker held, not with a checkpoint of storage."""
     skipped_steps: int = 0
     highest_step: int = 0
     wall_s: float = 0.0
@@ -134,8 +137,9 @@ class RunState:
     def reached(self, step: int) -> None:
         self.highest_step = max(self.highest_step, step)
 
-    def resume_from(self, step: int) -> None:
+    def resume_from(self, step: int, *, from_memory: bool = False) -> None:
         """A generation begins after this step: those beyond it that had been executed are lost."""
+        self.memory_resumes += from_memory
         self.lost_steps += max(0, self.highest_step - step)
         self._done_before = max(self._done_before, self.highest_step)
         self.highest_step = step
@@ -182,8 +186,9 @@ class RunState:
         return {
             "status": status, "exit_code": exit_code, "attempt": attempt, "metrics": {}, "artifact": None,
             "samples_per_s": self.samples_per_s, "restarts": self.restarts, "lost_steps": self.lost_steps,
-            "recovery_s": self.recovery_s, "goodput": self.goodput, "steps": self.highest_step,
-            "skipped_steps": self.skipped_steps, "excluded_steps": list(self.excluded_steps),
+            "memory_resumes": self.memory_resumes, "recovery_s": self.recovery_s, "goodput": self.goodput,
+            "steps": self.highest_step, "skipped_steps": self.skipped_steps,
+            "excluded_steps": list(self.excluded_steps),
             "median_step_s": self.median_step_s, "wall_s": self.wall_s, "events": self.events,
             "time_s": self.account.seconds(),
         } | ({} if self.price is None else {"cost": self.account.cost(self.price)})

@@ -18,6 +18,7 @@ from cluster.core.errors import OutOfMemoryError, TrainingFailedError, Trainyard
 from cluster.core.network import set_collective_interface
 from cluster.core.storage import Store
 from cluster.preflight import check_own_node
+from jobs.common.checkpoint.peer_memory import PeerMemory
 from jobs.common.checkpoint.writer import NonFiniteStateError
 from jobs.common.config import Config, from_dict
 from jobs.common.data.dataset import Dataset
@@ -70,11 +71,11 @@ def work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
 
     Raises: what is not a TrainyardError, after having reported it, so that the process ends and is replaced.
     """
-    with suppress(TrainyardError):
-        _work(spec, rendezvous, place)
+    with suppress(TrainyardError), PeerMemory(place.host, place.slot) as memory:
+        _work(spec, rendezvous, place, memory)
 
 
-def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
+def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place, memory: PeerMemory) -> None:
     began = time.time()
     set_collective_interface(place.host)
     with _reporting(rendezvous, place.slot, ""):
@@ -82,17 +83,20 @@ def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
             check_own_node(Store.open(spec.run_uri), RUN_FILE, spec.versions, place.host)
         train, config = spec.load()
     marks = {"worker_began": began, "imported": time.time()}
-    last_step, bad_steps, why = -1, (), ""
+    last_step, bad_steps, why, refused = -1, (), "", False
     while True:
         worker = uuid.uuid4().hex
         info = WorkerInfo(slot=place.slot, worker=worker, pid=os.getpid(), started=began, node_id=place.node_id,
-                          host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why)
+                          host=place.host, group=place.group, last_step=last_step, bad_steps=bad_steps, why=why,
+                          offer=memory.offer, refused_offer=refused)
         assignment = _assignment(rendezvous, info)
         if assignment.abort:
             return
+        if assignment.offer is None:
+            memory.let_go()
         with _reporting(rendezvous, place.slot, worker):
-            session = _session(spec, config, assignment, rendezvous, place, worker, marks)
-        last_step, bad_steps, why = session.progress.step, (), ""
+            session = _session(spec, config, assignment, rendezvous, place, worker, marks, memory)
+        last_step, bad_steps, why, refused = session.progress.step, (), "", False
         try:
             with _reporting(rendezvous, place.slot, worker):
                 outcome = _attempt(train, session, config)
@@ -100,6 +104,7 @@ def _work(spec: WorkerSpec, rendezvous: RendezvousClient, place: Place) -> None:
             return
         except PeerLostError as error:
             last_step, why = session.progress.step, str(error.__cause__ or error)
+            refused = session.checkpoints.refused_offer
         except NonFiniteError as error:
             last_step, bad_steps = session.progress.step, error.steps
 
@@ -148,11 +153,11 @@ def _assignment(rendezvous: RendezvousClient, info: WorkerInfo) -> Assignment:
 
 
 def _session(spec: WorkerSpec, config: Config, assignment: Assignment, rendezvous: RendezvousClient, place: Place,
-             worker: str, marks: dict[str, float]) -> Session:
+             worker: str, marks: dict[str, float], memory: PeerMemory) -> Session:
     session = Session(
         config=config, run_store=Store.open(spec.run_uri), dataset=Dataset.load(Store.open(spec.dataset_uri)),
         assignment=assignment, rendezvous=rendezvous, slot=place.slot, worker=worker, host=place.host,
-        device=place.device,
+        device=place.device, memory=memory,
         config_fingerprint=spec.config_fingerprint, until_epoch=spec.until_epoch,
     )
     session.progress.marks |= marks | {"assigned": time.time()}

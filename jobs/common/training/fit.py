@@ -8,19 +8,20 @@ What a loop owes the run is met here, and nowhere else: a job hands over its mat
 reach what this module calls on the session.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import cast
 
 from jobs.common.data.loader import MicroBatches
 from jobs.common.declared_metrics import Metric, reported
 from jobs.common.step_profile import Profiler, StepProfile
-from jobs.common.training.context import TrainContext
+from jobs.common.training.context import PeerLostError, TrainContext
 from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
 from jobs.common.training.step_batcher import StepBatcher
 from jobs.common.training.train_state import TrainState
-from jobs.common.training.trainable import Answers, Batches, Outcome, Trainable
+from jobs.common.training.trainable import Answers, Batches, Outcome, Trainable, Undoable
 
 
 def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: Metric,
@@ -48,8 +49,11 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                           parameters=trainable.num_parameters)
     batcher = StepBatcher(session, state, most_steps_per_call, agree_on_checkpoints)
 
-    with StepProfile(session.config.run, profiler, store=session.run_store, rank=session.rank,
-                     waiting=session.storage.waiting) as profile:
+    with held_at_a_death(session, trainable, state), StepProfile(
+            session.config.run, profiler, store=session.run_store, rank=session.rank,
+            waiting=session.storage.waiting) as profile:
+        if missed_evaluation(state, evaluate_every_steps, batches.steps_per_epoch):
+            evaluate(session, trainable, state, metric, total_steps)
         while ((state.step < total_steps or state.step_in_epoch)
                and not state.out_of_patience(train.early_stopping_epochs)
                and not session.progress.should_pause(state.epoch)):
@@ -111,8 +115,30 @@ def resume(session: Session, trainable: Trainable) -> TrainState:
     if checkpoint is None:
         return TrainState()
     state = TrainState.saved(checkpoint.state)
-    trainable.load_state_dict(session.checkpoints.parts(checkpoint), state.optimizer_steps)
+    if checkpoint.metric is not None:
+        state.evaluated_at = checkpoint.step  # one of an earlier version does not say it
+    trainable.load_state_dict(session.checkpoints.resumed_parts(), state.optimizer_steps)
     return state
+
+
+@contextmanager
+def held_at_a_death(session: Session, trainable: Trainable, state: TrainState) -> Generator[None]:
+    """Around training. Where another worker is lost, this one holds what it has after the last step that was finished,
+    for the next generation to go on from."""
+    try:
+        yield
+    except PeerLostError:
+        if isinstance(trainable, Undoable) and trainable.undo_step():
+            session.checkpoints.hold(lambda: trainable.state_dict(state.optimizer_steps), asdict(state),
+                                     step=state.step, epoch=state.epoch)
+        raise
+
+
+def missed_evaluation(state: TrainState, every_steps: int | None, steps_per_epoch: int) -> bool:
+    """Whether an evaluation in the middle of an epoch was due where this generation begins: the one before stopped, or
+    lost a worker, between the step and its evaluation."""
+    return bool(every_steps and state.step % every_steps == 0 and state.evaluated_at != state.step
+                and 0 < state.step_in_epoch < steps_per_epoch)
 
 
 def next_evaluation(step: int, every_steps: int | None, last: int) -> int:

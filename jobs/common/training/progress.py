@@ -23,16 +23,19 @@ class Progress:
     """The notes of one worker in one generation."""
 
     def __init__(self, *, run_store: Store, assignment: Assignment, data: WorkerData, step: int,
-                 reported: list[JsonObject], until_epoch: int | None, go_on: Callable[[], None]) -> None:
+                 reported: list[JsonObject], until_epoch: int | None, go_on: Callable[[], None],
+                 on_first_step: Callable[[], None]) -> None:
         """step: where this generation begins. reported: rows of the history that may not have reached anybody; rank 0
-        sends them again. go_on: raises where this worker is to go no further."""
+        sends them again. go_on: raises where this worker is to go no further. on_first_step: called once, when all
+        workers have begun."""
         self._rank, self._data, self._until_epoch, self._go_on = assignment.rank, data, until_epoch, go_on
+        self._on_first_step = on_first_step
         self.step, self.pace, self.marks = step, StepTimer(), dict[str, float]()
         self.state: JsonObject = {"step": step, "ticks": 0, "passes": len(data.shards)}
         self.losses: deque[float] = deque(maxlen=100_000)
         self.reports: queue.SimpleQueue[JsonObject] = queue.SimpleQueue()
         self.last_reports: deque[JsonObject] = deque(maxlen=_REPORTS_KEPT)
-        for row in reported if self._rank == 0 else ():
+        for row in reported:
             self._send(row)
         self._curve: list[float] = []
         self._next_point = 0
@@ -50,6 +53,7 @@ class Progress:
         self.pace.step(rows, len(losses))
         if "first_step" not in self.marks:
             self.marks["first_step"] = time.time()
+            self._on_first_step()
         self.step, self._learning_rate = step, learning_rate
         self._mark.write(step)
         self.losses.extend(filter(math.isfinite, losses))
@@ -70,14 +74,16 @@ class Progress:
         self.state |= values
 
     def report(self, kind: str, **values: object) -> None:
-        """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience."""
-        if self._rank == 0:
+        """A row of the run's history, such as an evaluation's metrics. Rank 0 only has an audience; the others remember
+        evaluations, for where it dies before it was heard."""
+        if self._rank == 0 or kind == "evaluation":
             more = self._costs() if kind == "evaluation" and self._until_epoch is not None else {}
             self._send({"kind": kind, **values, **more})
 
     def _send(self, row: JsonObject) -> None:
         self.last_reports.append(row)
-        self.reports.put(row)
+        if self._rank == 0:
+            self.reports.put(row)
 
     def _costs(self) -> dict[str, float]:
         """What a search may weigh against a metric. The evaluation that is reported has run since the last step."""

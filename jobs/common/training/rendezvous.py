@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from cluster.core.documents import JsonObject
 from cluster.core.loop_clock import LoopClock
 from jobs.common.checkpoint.manifest import Checkpoint
+from jobs.common.checkpoint.peer_memory import Offer
 
 Outcome = Literal["finished", "stopped", "error"]
 
@@ -35,11 +36,16 @@ class WorkerInfo:
     bad_steps: tuple[int, ...] = ()
     why: str = ""
     """Why it left the generation before, as its framework says it; empty for a new process."""
+    offer: Offer | None = None
+    """What it holds of the generation before, for all that did not come so far."""
+    refused_offer: bool = False
+    """Whether it left the generation before since it could not read what another worker had offered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a worker is to do in one generation. `checkpoint` is the one to resume from; None: from the beginning."""
+    """What a worker is to do in one generation. `checkpoint` is the one of storage to resume from, `offer` the one in a
+    worker's memory, which is newer; neither: from the beginning."""
 
     generation: str
     rank: int
@@ -47,8 +53,9 @@ class Assignment:
     num_shards: int
     checkpoint: Checkpoint | None
     excluded_steps: tuple[int, ...] = ()
+    offer: Offer | None = None
     mtbf_s: float | None = None
-    """The run's mean time between failures, if it is known."""
+    """The run's mean time between failures that need storage, if it is known."""
     abort: bool = False
 
 

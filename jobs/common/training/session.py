@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from cluster.core.background import in_background
 from cluster.core.storage import Store
+from jobs.common.checkpoint.peer_memory import PeerMemory
 from jobs.common.config import Config
 from jobs.common.data.dataset import Dataset, SplitName
 from jobs.common.data.loader import DataLoader
@@ -34,18 +35,19 @@ class Session:
 
     def __init__(self, *, config: Config, run_store: Store, dataset: Dataset, assignment: Assignment,
                  rendezvous: RendezvousClient, slot: int, worker: str, host: str, device: str, config_fingerprint: str,
-                 until_epoch: int | None = None) -> None:
+                 memory: PeerMemory, until_epoch: int | None = None) -> None:
         self.config, self.run_store, self.dataset = config, run_store, dataset
         self.rank, self.world_size = assignment.rank, assignment.world_size
         self.num_shards, self.generation = assignment.num_shards, assignment.generation
         self.excluded_steps = frozenset(assignment.excluded_steps)
         self.host, self.device = host, device
         self._rendezvous, self._slot, self._worker = rendezvous, slot, worker
-        checkpoint, reported = taken_apart(assignment.checkpoint)
+        offer = assignment.offer
+        checkpoint, reported = taken_apart(offer.checkpoint if offer else assignment.checkpoint)
         self.data = WorkerData(config, dataset, run_store, assignment)
         self.progress = Progress(run_store=run_store, assignment=assignment, data=self.data,
                                  step=checkpoint.step if checkpoint else 0, reported=reported, until_epoch=until_epoch,
-                                 go_on=self._go_on)
+                                 go_on=self._go_on, on_first_step=memory.let_go)
         self.peers = Peers(assignment=assignment, rendezvous=rendezvous, run_store=run_store, host=host,
                            step=self.progress.step, check_every_steps=config.run.check_weights_every_steps)
         self.extras = Extras(config.eval.extras_budget_s, agree=self.peers.broadcast)
@@ -53,7 +55,7 @@ class Session:
         self.checkpoints = WorkerCheckpoints(
             run=config.run, run_store=run_store, assignment=assignment, resume_from=checkpoint,
             config_fingerprint=config_fingerprint, progress=self.progress, peers=self.peers, storage=self.storage,
-            patience_s=self._patience_s)
+            memory=memory, patience_s=self._patience_s)
         self._left, self._closed = threading.Event(), threading.Event()
         self._beating = in_background("trainyard-beat", self._beat_forever)
 

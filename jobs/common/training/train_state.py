@@ -35,6 +35,8 @@ class TrainState:
     """Those among them that led up to now."""
     optimizer_steps: int = 0
     """Steps that were taken."""
+    evaluated_at: int = -1
+    """The step after which it was last evaluated; -1: never, or before a checkpoint of an earlier version."""
 
     @staticmethod
     def saved(state: JsonObject) -> "TrainState":
@@ -83,6 +85,7 @@ class TrainState:
 
     def evaluated(self, metric: float) -> None:
         """Remembers whether an evaluation was the best so far; more is better."""
+        self.evaluated_at = self.step
         better = math.isfinite(metric) and (self.best_metric is None or metric > self.best_metric)
         self.best_metric = metric if better else self.best_metric
         self.epochs_since_best = 0 if better else self.epochs_since_best + 1

@@ -1,7 +1,7 @@
 """What a job gives the training loop (`fit.py`): its mathematics, and nothing of a loop's obligations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,16 @@ class Batches(Protocol):
 
         Micro-batches by shard, one item a step; or, of a job that makes many steps a call, an item a call.
         """
+        ...
+
+
+@runtime_checkable
+class Undoable(Protocol):
+    """A `Trainable` whose weights and moments survive a step that another worker's death ended."""
+
+    def undo_step(self) -> bool:
+        """Takes back what a step that was begun and not finished has changed, if there is one.
+        Returns whether all is as after the last step that was finished."""
         ...
 
 

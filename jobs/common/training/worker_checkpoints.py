@@ -1,6 +1,7 @@
 """A worker's part in the checkpoints of its run: when one is due, how it is written, and which is the best."""
 
 import json
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 
@@ -9,11 +10,14 @@ import numpy as np
 from cluster.core.documents import JsonObject, parse_json
 from cluster.core.errors import CheckpointError
 from cluster.core.storage import Store
+from jobs.common.checkpoint.peer_memory import PeerMemory
 from jobs.common.checkpoint.schedule import CheckpointSchedule
+from jobs.common.checkpoint.shards import plain_state
 from jobs.common.checkpoint.store import Checkpoint, Checkpoints
 from jobs.common.checkpoint.writer import CheckpointWriter
 from jobs.common.config import RunConfig
 from jobs.common.provenance import environment, used_libraries
+from jobs.common.training.context import PeerLostError
 from jobs.common.training.peers import Peers
 from jobs.common.training.progress import Progress
 from jobs.common.training.rendezvous import Assignment
@@ -28,15 +32,18 @@ class WorkerCheckpoints:
     """The checkpoints of one worker in one generation."""
 
     def __init__(self, *, run: RunConfig, run_store: Store, assignment: Assignment, resume_from: Checkpoint | None,
-                 config_fingerprint: str, progress: Progress, peers: Peers, storage: StorageWait,
+                 config_fingerprint: str, progress: Progress, peers: Peers, storage: StorageWait, memory: PeerMemory,
                  patience_s: Callable[[], float]) -> None:
         """resume_from: None: this generation goes from the beginning. patience_s: how long storage may stand still."""
-        self.resume_from = resume_from
+        self.resume_from, self._offer, self._memory = resume_from, assignment.offer, memory
+        self.refused_offer = False
+        """Whether this worker could not read what another one offers."""
         self._run, self._store = run, run_store.child("checkpoints")
         self._fingerprint, self._patience_s = config_fingerprint, patience_s
         self._rank, self._world_size, self._generation = assignment.rank, assignment.world_size, assignment.generation
         self._progress, self._peers, self._storage, self._sharded = progress, peers, storage, False
-        self.schedule = CheckpointSchedule(run.checkpoint_every_steps, progress.step, assignment.mtbf_s)
+        saved = assignment.checkpoint  # what storage has is what a failure of all workers costs
+        self.schedule = CheckpointSchedule(run.checkpoint_every_steps, saved.step if saved else 0, assignment.mtbf_s)
         self.writer = self._new_writer(num_writers=1)
 
     def _new_writer(self, num_writers: int) -> CheckpointWriter:
@@ -70,8 +77,7 @@ class WorkerCheckpoints:
             return
         with self._storage.waiting():  # it waits for the one before
             self.writer.environment = {**self.writer.environment, "libraries": used_libraries()}
-            state = {**state, _REPORTED: json.dumps(list(self._progress.last_reports))}
-            self.writer.save(tensors(), state, step=step, epoch=epoch, metric=metric)
+            self.writer.save(tensors(), self._with_reports(state), step=step, epoch=epoch, metric=metric)
         self.schedule.begun(step)
 
     def wait_for_due_checkpoint(self, step: int) -> None:
@@ -107,6 +113,36 @@ class WorkerCheckpoints:
                                   "history in result.json; or files there are damaged: look at what damages them, then "
                                   "run the same command again, which goes on from the newest one that is intact")
         return best
+
+    def hold(self, tensors: Callable[[], Mapping[str, np.ndarray]], state: Mapping[str, object], *, step: int,
+             epoch: int) -> None:
+        """Keeps in this process's memory, past this generation, what the next one may go on from; where there is no
+        other worker to hand it to, or it has but a part of it, nothing."""
+        if self._world_size == 1 or self._sharded:
+            return
+        self._memory.hold(tensors(), Checkpoint(
+            generation=self._generation, sequence=0, step=step, epoch=epoch, metric=None,
+            state=plain_state(self._with_reports(state)), config_fingerprint=self._fingerprint, world_size=1,
+            created=time.time(), environment={}, files=()))
+
+    def _with_reports(self, state: Mapping[str, object]) -> JsonObject:
+        return {**state, _REPORTED: json.dumps(list(self._progress.last_reports))}
+
+    def resumed_parts(self) -> Generator[dict[str, np.ndarray]]:
+        """The tensors of `resume_from`: of storage, or from the memory of the worker that offers them.
+
+        Raises: PeerLostError where what is offered is not there, or damaged: then the next generation reads storage.
+        """
+        assert self.resume_from is not None, "there is nothing to resume from"
+        if self._offer is None:
+            yield from self.parts(self.resume_from)
+            return
+        try:
+            tensors = self._memory.read(self._offer)
+        except CheckpointError as error:
+            self.refused_offer = True
+            raise PeerLostError(f"step {self._offer.checkpoint.step:,} could not be read from {error}") from error
+        yield tensors
 
     def parts(self, checkpoint: Checkpoint) -> Generator[dict[str, np.ndarray]]:
         """The tensors that each rank wrote, one rank after the other."""
