@@ -49,6 +49,21 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spare
     same_result(job.folder, reference)
 
 
+def test_killed_again_and_again_no_finished_step_is_done_again(reference: Path, tmp_path: Path) -> None:
+    """In the middle of epochs, also the one that writes checkpoints, and two workers at once."""
+    with runs.run(tmp_path / "run", *FLAGS, "--run.max-failures", "-1") as job:
+        for kills, slots in enumerate(((1,), (1, 2), (0,), (2,)), 1):
+            job.until(lambda kills=kills: job.text.count("training on ") == kills)
+            after = max(job.step() + 5, 19 * kills + 8)
+            job.until(lambda after=after: job.step() >= after)
+            for slot in slots:
+                job.kill_worker(slot)
+        result = job.finished()
+    assert result["restarts"] >= 4 and result["memory_resumes"] >= 1
+    assert result["lost_steps"] <= result["restarts"], f"at most one each, that the dead alone had done: {job.text}"
+    same_result(job.folder, reference)
+
+
 def test_stops_and_a_killed_driver_leave_no_process_and_the_same_command_continues(reference: Path,
                                                                                    tmp_path: Path) -> None:
     """SIGTERM, Ctrl-C and SIGKILL, one after the other: only the last one costs steps."""

@@ -129,6 +129,16 @@ def test_evaluations_in_the_middle_of_an_epoch_save_too_and_none_comes_twice_at_
     assert [entry for entry in job.log if entry[0] == "save"] == [("save", 2), ("save", 3), ("save", 4), ("save", 6)]
 
 
+def test_a_stop_between_a_step_and_its_evaluation_leaves_no_evaluation_out(odd: Dataset, tmp_path: Path) -> None:
+    outcome, evaluated, made = "", dict[tuple[int, int], None](), 0
+    while outcome != "finished":
+        job = Counter()
+        outcome, rows = carried_out(job, tmp_path, odd, StopAfterEachStep, evaluate_every_steps=2)
+        evaluated |= {(row["step"], row["epoch"]): None for row in rows}  # a run that goes on reports some again
+        made += job.log.count(("evaluate", "validation"))
+    assert (list(evaluated), made) == ([(2, 0), (3, 1), (4, 1), (6, 2)], 4)
+
+
 def test_a_checkpoint_is_taken_where_one_is_due(odd: Dataset, tmp_path: Path) -> None:
     for agree in (False, True):
         job = Counter()
