@@ -64,9 +64,9 @@ class RunConfig:
     spares: int = 0
     """More workers than are needed, loaded and waiting: one takes a dead one's place at once. Each holds resources."""
     checkpoint_every_steps: int | Literal["auto"] = "auto"
-    """Most steps that a failure may cost that leaves no worker to go on from; `auto` keeps the cost of checkpoints under
-    about 2% of the time, or, where it is known how often the run fails, loses the least time to checkpoints and failures
-    together."""
+    """Most steps that a failure may cost which leaves no worker to go on from; `auto` keeps the cost of checkpoints
+    under about 2% of the time, or, where it is known how often the run fails, loses the least time to checkpoints and
+    failures together."""
     mtbf_h: float | None = None
     """Mean hours between failures of a node, for `auto`; by default what the run has seen, after three failures."""
     price: float | None = None
