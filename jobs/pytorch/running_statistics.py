@@ -46,7 +46,7 @@ class RunningStatistics:
 
     def begin_step(self) -> None:
         self._start = [buffer.clone() for buffer in self.buffers()]
-        self.sums = [torch.zeros_like(buffer) for buffer in self._floats()]
+        self.sums = [torch.zeros_like(buffer) for buffer in self.of_shard()]
 
     def begin_shard(self) -> None:
         for buffer, start in zip(self.buffers(), self._start, strict=True):
@@ -58,15 +58,12 @@ class RunningStatistics:
 
     def of_shard(self) -> list[Tensor]:
         """As the shard has left them; those that are no floats are not among them."""
-        return [buffer.detach() for buffer in self._floats()]
-
-    def _floats(self) -> list[Tensor]:
-        return [buffer for buffer in self.buffers() if buffer.is_floating_point()]
+        return [buffer.detach() for buffer in self.buffers() if buffer.is_floating_point()]
 
     def end_step(self, *, taken: bool) -> None:
         """Takes the mean over all shards; or, if the step was not taken, what was there before."""
         if taken:
-            for buffer, total in zip(self._floats(), self.sums, strict=True):
+            for buffer, total in zip(self.of_shard(), self.sums, strict=True):
                 buffer.copy_(total.div_(self._num_shards))
             self._start = []
         else:

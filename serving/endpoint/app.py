@@ -65,7 +65,7 @@ class Ingress:
     def _connected(self, settings: ModelSettings) -> Connection:
         """What asks a version's replicas, and what says whether there is one."""
         own = self._own.get(settings.application)
-        return _here(own) if own is not None else _elsewhere(settings, self._other(settings))
+        return connected_here(own) if own is not None else _elsewhere(settings, self._other(settings))
 
     def _other(self, settings: ModelSettings) -> Application:
         return self._others.get(_application_of(settings))
@@ -102,7 +102,7 @@ def _replica(settings: JsonObject) -> Replica:
     return (GeneratingReplica if settings["generates"] else Replica)(settings)
 
 
-def _here(replica: Replica) -> Connection:
+def connected_here(replica: Replica) -> Connection:
     async def ask(method: str, *arguments: object) -> Any:
         found = getattr(replica, method)(*arguments)
         return await found if inspect.isawaitable(found) else found

@@ -7,6 +7,7 @@ the metadata `authorization: Bearer KEY`.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from serving.core.errors import RefusedError
@@ -18,14 +19,12 @@ METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMe
 _OPEN = ("ServerLive", "ServerReady")
 
 
+@dataclass(slots=True)
 class Reply:
     """What goes back, to Serve, which takes a message's bytes from it."""
 
-    __slots__ = ("message", "status")
-
-    def __init__(self, message: Any, status: int = 200) -> None:
-        self.message, self.status = message, status
-
+    message: Any
+    status: int = 200
     streams = False
 
     @property

@@ -5,6 +5,7 @@ What has no summary is for browsers, and is not described.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -37,15 +38,16 @@ _ATTRIBUTIONS = ("`attributions` say how much each value of the input speaks for
                  "but for `gap`.")
 
 
+@dataclass(slots=True)
 class Answer:
     """What goes back: status, body, and headers beside its type and length.
     text: in place of a body, as it is written."""
 
-    __slots__ = ("body", "content_type", "headers", "status", "text")
-
-    def __init__(self, body: bytes, status: int = 200, content_type: bytes = _JSON,
-                 headers: Headers = (), text: completions.Completion | None = None) -> None:
-        self.body, self.status, self.content_type, self.headers, self.text = body, status, content_type, headers, text
+    body: bytes
+    status: int = 200
+    content_type: bytes = _JSON
+    headers: Headers = ()
+    text: completions.Completion | None = None
 
     @property
     def size(self) -> int:

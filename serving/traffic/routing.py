@@ -132,7 +132,7 @@ class Table:
         """A version gets what the others were asked."""
         route = versions[version]
         shadow = Shadow(route.batcher, id=id, version=version, share=share, timeout_s=self._settings.timeout_s,
-                        seen=lambda outcome, rows: self._compared(route.settings, outcome, rows))
+                        seen=partial(self._compared, route.settings))
         for other in versions.values():
             if other is not route:
                 other.shadow = shadow
@@ -162,7 +162,7 @@ class Table:
         batcher, embeddings = (
             Batcher(partial(ask, method), max_rows=settings.max_batch_rows, max_calls=settings.max_calls,
                     max_queued=self._settings.max_queued, wait_s=settings.batch_wait_ms / 1000,
-                    seen=lambda requests, rows: self._seen(settings, requests, rows)) for method in ("infer", "embed"))
+                    seen=partial(self._seen, settings)) for method in ("infer", "embed"))
         return Route(settings=settings, weight=0.0, ask=ask, batcher=batcher, embeddings=embeddings, ready=ready,
                      max_queued=self._settings.max_queued,
                      explanations=Explanations(ask, settings.max_replicas),

@@ -115,10 +115,11 @@ def _watch_checkpoints(session: Session, record: Record, phase: int) -> None:
         return step // phase % 2 == 1 and due(step)
 
     def timed_save(*args: Any, step: int, **kwargs: Any) -> None:
-        before = session.checkpoints.writer.timings()  # what the checkpoint before this one cost
+        before = session.checkpoints.writer.timings  # what the checkpoint before this one cost
         began = time.perf_counter()
         save(*args, step=step, **kwargs)
-        record.checkpoints.append({"at": step, "save_s": time.perf_counter() - began, **before})
+        record.checkpoints.append({"at": step, "save_s": time.perf_counter() - began,
+                                   **(vars(before) if before else {})})
 
     session.checkpoints.checkpoint_due = due_in_phase  # type: ignore[method-assign]
     session.checkpoints.save = timed_save  # type: ignore[method-assign]

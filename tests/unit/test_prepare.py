@@ -279,7 +279,7 @@ def test_prefetch_brings_blocks_into_the_cache_in_the_background(train: Reader, 
 
 def test_a_damaged_or_missing_block_in_storage_is_named(source: str, tmp_path: Path) -> None:
     dataset = prepare(ImageDataConfig(uri=source), Store.open(str(tmp_path / "out")), use_ray=False)
-    path = dataset.store.local_path(dataset.block_path("train", 1))
+    path = dataset.store.local_path(f"{dataset.blocks}/train/{dataset.splits['train'].layout.path(1)}")
     (tmp_path / "cache").mkdir()
     reader = Reader(dataset, "train", BlockCache(tmp_path / "cache", 10**8))
     data = bytearray(path.read_bytes())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.core.storage import Store
+from jobs.common.checkpoint.writer import Timings
 from jobs.common.execution import time_account
 from jobs.common.execution.run_state import RunState
 from jobs.common.execution.time_account import TimeAccount
@@ -33,14 +34,15 @@ def test_each_second_has_the_cause_that_ended_it(passes: Pass, tmp_path: Path) -
         passes(seconds)
         state.observe(beat, step, [], 2)
 
+    written = Timings(step=60, bytes=1, blocking_s=0.5, snapshot_s=0.1, write_s=1.0, background_s=0.1)
     state.account.begin(3.0, 4.0)
     state.resume_from(0)
     look(5, 0)
     look(1, 1, Heartbeat())  # the first step ends the start
     look(10, 50, Heartbeat())
     look(2, 50, Heartbeat(phase="judging validation rows"))
-    look(10, 90, Heartbeat(data_wait_s=1.5, checkpoint={"step": 60.0, "blocking_s": 0.5}))
-    look(1, 90, Heartbeat(data_wait_s=1.5, checkpoint={"step": 60.0, "blocking_s": 0.5}))
+    look(10, 90, Heartbeat(data_wait_s=1.5, checkpoint=written))
+    look(1, 90, Heartbeat(data_wait_s=1.5, checkpoint=written))
     look(20, 90)
     state.account.hung()  # 21 s after the last step
     look(7, 90)

@@ -82,14 +82,10 @@ class CheckpointSchedule:
         about. mtbf_s: the run's mean time between failures, if it is known; only `auto` listens."""
         self._mtbf_s = mtbf_s
         self._fixed = None if every_steps == "auto" else every_steps
-        self._every = self._fixed or Costs(step_s=0.0).every_steps
+        self.every_steps = self._fixed or Costs(step_s=0.0).every_steps
+        """K: most steps that a failure costs."""
         self._last_step = last_step
         self._deadline: int | None = None
-
-    @property
-    def every_steps(self) -> int:
-        """K: most steps that a failure costs."""
-        return self._every
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is to be taken now that `step` steps are done. Never twice at one step."""
@@ -121,4 +117,4 @@ class CheckpointSchedule:
                 background_s: float | None = None) -> None:
         """What a step and the last checkpoint took, in seconds; only `auto` listens.
         background_s: CPU time (Timings)."""
-        self._every = self._fixed or Costs(step_s, blocking_s, write_s, background_s, self._mtbf_s).every_steps
+        self.every_steps = self._fixed or Costs(step_s, blocking_s, write_s, background_s, self._mtbf_s).every_steps

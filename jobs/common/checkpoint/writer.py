@@ -90,7 +90,8 @@ class CheckpointWriter:
         self._idle.set()
         self._error: BaseException | None = None
         self._committed_step: int | None = None
-        self._timings: Timings | None = None
+        self.timings: Timings | None = None
+        """What the last finished checkpoint cost; None before the first."""
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -113,10 +114,6 @@ class CheckpointWriter:
     def moved_at(self) -> float:
         """When the thread last got on with storage, by time.monotonic()."""
         return moved_at(self._thread)
-
-    def timings(self) -> dict[str, float]:
-        """What the last finished checkpoint cost: the fields of `Timings`; empty before the first."""
-        return dict(vars(self._timings)) if self._timings else {}
 
     def save(self, tensors: Tensors, state: Mapping[str, object], *, step: int, epoch: int,
              metric: float | None = None) -> None:
@@ -225,7 +222,7 @@ class CheckpointWriter:
                 self._require_newest(draft)  # a newer generation may have removed what this one was writing
             raise self._store.explain(error, draft.name.folder) from error
         self._committed_step = draft.step
-        self._timings = replace(timings, write_s=time.perf_counter() - began, background_s=time.thread_time() - cpu)
+        self.timings = replace(timings, write_s=time.perf_counter() - began, background_s=time.thread_time() - cpu)
         return self._rank == 0
 
     def _write(self, draft: Checkpoint) -> FileEntry:

@@ -125,10 +125,6 @@ class Dataset:
                       "class_counts": {name: list(split.class_counts) for name, split in self.splits.items()}}
         return known
 
-    def block_path(self, split: SplitName, index: int) -> str:
-        """A block's path inside `store`."""
-        return f"{self.blocks}/{split}/{self.splits[split].layout.path(index)}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Version:

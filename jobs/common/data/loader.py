@@ -52,7 +52,9 @@ class DataLoader:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="trainyard-loader")
         self._ahead: dict[int, tuple[tuple[int, int], Future[Part]]] = {}
         self._positions: dict[int, dict[tuple[int, int], npt.NDArray[np.int64]]] = {}
-        size = order.micro_batch_size
+        self.steps_per_epoch, size = order.steps_per_epoch, order.micro_batch_size
+        self._used_rows = self.steps_per_epoch * size
+        """Of each shard's stream in an epoch."""
         self._part_rows = max(1, PART_BYTES // (reader.dataset.row_bytes * size)) * size
 
     def epoch(self, epoch: int, start_step: int = 0, at_once: int = 1) -> Iterator[tuple[int, MicroBatches]]:
@@ -60,17 +62,13 @@ class DataLoader:
 
         at_once: how many steps' micro-batches are handed out together, one after the other in each shard's rows.
         """
-        if start_step >= self.order.steps_per_epoch:
+        if start_step >= self.steps_per_epoch:
             return  # stopped after an epoch's last step: no row of it is left
         size = self.order.micro_batch_size
         streams = {shard: _Stream(self, epoch, shard, start_step * size) for shard in self.shards}
-        for step in range(start_step, self.order.steps_per_epoch, at_once):
-            rows = min(at_once, self.order.steps_per_epoch - step) * size
+        for step in range(start_step, self.steps_per_epoch, at_once):
+            rows = min(at_once, self.steps_per_epoch - step) * size
             yield step, {shard: stream.take(rows) for shard, stream in streams.items()}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
 
     def steps(self, epoch: int, start_step: int, left_out: frozenset[int]) -> Iterator[MicroBatches]:
         """The micro-batches of one step after the other, from a step within the epoch to its end,
@@ -99,11 +97,6 @@ class DataLoader:
     def _next(self, epoch: int, shard: int, row: int) -> tuple[tuple[int, int], Future[Part]]:
         after = (epoch, row) if row < self._used_rows else (epoch + 1, 0)
         return after, self._loader.submit(self._load, after[0], shard, after[1], self._part_rows)
-
-    @property
-    def _used_rows(self) -> int:
-        """Of each shard's stream in an epoch."""
-        return self.order.steps_per_epoch * self.order.micro_batch_size
 
     def _load(self, epoch: int, shard: int, row: int, rows: int) -> Part:
         """About so many rows: one micro-batch where somebody waits for the first one."""

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ class Reader:
             if len(self._pending) >= most:
                 return
             if block not in self._pending and block not in self._open:
-                self._pending[block] = self._pool.submit(self._ensure, block)
+                self._pending[block] = self._pool.submit(self.cache.ensure, self._cache_name(block),
+                                                         partial(self._fetch, block))
 
     def close(self) -> None:
         """Ends the prefetching and lets the open blocks go."""
@@ -138,14 +140,11 @@ class Reader:
         task = self._pending.pop(index, None)
         if task is not None and not task.cancel():
             task.exception()  # wait for it; if it failed, the next line says why
-        batch = self.cache.get(self._cache_name(index), lambda: self._fetch(index))
+        batch = self.cache.get(self._cache_name(index), partial(self._fetch, index))
         self._open[index] = self._views(batch)
         if len(self._open) > _OPEN_BLOCKS:
             self._open.popitem(last=False)
         return self._open[index]
-
-    def _ensure(self, index: int) -> None:
-        self.cache.ensure(self._cache_name(index), lambda: self._fetch(index))
 
     def _cache_name(self, index: int) -> str:
         """Of its content: sets of one fingerprint may differ in how they are cut, and in what is kept of pictures."""

@@ -8,6 +8,7 @@ steps, waiting for data and for checkpoints, is taken out of the steps at the en
 import time
 from collections.abc import Mapping, Sequence
 
+from jobs.common.checkpoint.writer import Timings
 from jobs.common.training.rendezvous import Heartbeat
 
 STARTING, DATA, STEPS, REPEATED, WAITING, CHECKPOINTS, EVALUATION, RECOVERY, HANGS, RESIZING, JUDGING, REGISTERING, \
@@ -27,7 +28,8 @@ class TimeAccount:
         """spent: of earlier drivers of the run, as `spent` gave it."""
         self._spent: Spent = {cause: (float(both[0]), float(both[1])) for cause, both in (spent or {}).items()}
         self._within: dict[str, float] = {WAITING: 0.0, CHECKPOINTS: 0.0}
-        self._waited_s, self._checkpoint = 0.0, -1.0
+        self._waited_s = 0.0
+        self._checkpoint: Timings | None = None
         self._at, self._pending = time.monotonic(), (0.0, 0.0)
         self._workers = 0
         self._next: str | None = STARTING
@@ -51,9 +53,9 @@ class TimeAccount:
             self._add(EVALUATION, passed)
         self._within[WAITING] += max(0.0, beat.data_wait_s - self._waited_s)
         self._waited_s = beat.data_wait_s  # it begins at zero with each process
-        if (written := beat.checkpoint.get("step", -1.0)) != self._checkpoint:
-            self._within[CHECKPOINTS] += beat.checkpoint.get("blocking_s", 0.0)
-            self._checkpoint = written
+        if beat.checkpoint != self._checkpoint:
+            self._within[CHECKPOINTS] += beat.checkpoint.blocking_s if beat.checkpoint else 0.0
+            self._checkpoint = beat.checkpoint
 
     def step(self, *, again: bool) -> None:
         """A step has been made. again: one that had been made before."""

@@ -145,8 +145,8 @@ def _values(beat: Heartbeat) -> dict[str, float | None]:
         "trainyard_train_samples_per_second": beat.samples_per_s,
         "trainyard_train_loss": beat.loss,
         "trainyard_train_step": beat.step,
-        "trainyard_checkpoint_seconds": beat.checkpoint.get("write_s"),
-        "trainyard_checkpoint_blocking_seconds": beat.checkpoint.get("blocking_s"),
-        "trainyard_checkpoint_size_bytes": beat.checkpoint.get("bytes"),
+        "trainyard_checkpoint_seconds": beat.checkpoint.write_s if beat.checkpoint else None,
+        "trainyard_checkpoint_blocking_seconds": beat.checkpoint.blocking_s if beat.checkpoint else None,
+        "trainyard_checkpoint_size_bytes": beat.checkpoint.bytes if beat.checkpoint else None,
         "trainyard_data_wait_seconds_total": beat.data_wait_s,
     }

@@ -16,6 +16,7 @@ from cluster.core.documents import JsonObject
 from cluster.core.loop_clock import LoopClock
 from jobs.common.checkpoint.manifest import Checkpoint
 from jobs.common.checkpoint.peer_memory import Offer
+from jobs.common.checkpoint.writer import Timings
 
 Outcome = Literal["finished", "stopped", "error"]
 
@@ -87,8 +88,8 @@ class Heartbeat:
     """How long the storage that it waits for has stood still."""
     committed_step: int | None = None
     """Of the last checkpoint that was committed."""
-    checkpoint: Mapping[str, float] = field(default_factory=dict[str, float])
-    """What the last checkpoint cost, as `CheckpointWriter.timings` says; empty before the first."""
+    checkpoint: Timings | None = None
+    """What the last checkpoint cost; None before the first."""
     marks: Mapping[str, float] = field(default_factory=dict[str, float])
     """When parts of its start were done: unix seconds by name."""
     phase: str | None = None

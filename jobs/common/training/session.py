@@ -140,7 +140,7 @@ class Session:
         if wait_s > 0 and still_s <= self._patience_s():
             self.progress.state["ticks"] += 1
         losses = [self.progress.losses.popleft() for _ in range(len(self.progress.losses))]
-        costs = self.checkpoints.writer.timings()
+        costs = self.checkpoints.writer.timings
         pace = self.progress.pace
         self.progress.state |= {
             "median_step_s": pace.median_s, "samples_per_s": pace.samples_per_s, "busy_s": pace.busy_s,
@@ -151,8 +151,8 @@ class Session:
             self.progress.state["loss"] = sum(losses) / len(losses)
             self.progress.keep_curve(losses)
         reports = [self.progress.reports.get() for _ in range(self.progress.reports.qsize())]
-        cost = {name: costs[name] for name in ("blocking_s", "write_s", "background_s") if name in costs}
-        self.checkpoints.schedule.observe(pace.median_s, **cost)
+        cost = (costs.blocking_s, costs.write_s, costs.background_s) if costs else ()
+        self.checkpoints.schedule.observe(pace.median_s, *cost)
         try:
             self.peers.reply = self._rendezvous.heartbeat(self._slot, self._worker, Heartbeat(**self.progress.state),
                                                           reports)
