@@ -12,6 +12,7 @@ Every overlay alone is `kubectl kustomize k8s/overlays/NAME` too. Needs kubectl 
 """
 
 import argparse
+import functools
 import re
 import shutil
 import subprocess
@@ -119,6 +120,7 @@ def _serves(overlay: str) -> bool:
     return (HERE / "overlays" / overlay / "cluster").is_dir()
 
 
+@functools.cache
 def kubectl() -> tuple[int, int]:
     """Its version. Raises: RefusedError if there is none, or one that does not take components."""
     if shutil.which("kubectl") is None:
@@ -142,6 +144,7 @@ def _own_components(folder: Path) -> list[Path]:
     return [(folder / name).resolve() for name in _said(folder).get("components", [])]
 
 
+@functools.cache
 def _said(folder: Path) -> dict[str, list[str]]:
     return yaml.safe_load((folder / "kustomization.yaml").read_text())
 
