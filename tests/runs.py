@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,10 @@ class Job:
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+Start = AbstractContextManager[Job]
+"""A run that is started at the block's beginning, and ended at its end."""
 
 
 @contextmanager

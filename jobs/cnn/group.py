@@ -1,4 +1,4 @@
-"""The workers of one generation under MultiWorkerMirroredStrategy, and the one all-reduce of a step.
+"""The workers of one generation under MultiWorkerMirroredStrategy, and the one collective of a step.
 
 TensorFlow forms a cluster once in a process's life. A survivor of a dead peer joins the next one all the same: it gives
 up its whole TensorFlow context, with everything in it, and makes another. Tried with TensorFlow 2.21: a second of work,
@@ -24,7 +24,7 @@ from jobs.common.training.context import PeerLostError, TrainContext
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-_WORDS = ("ollective ops is aborted", "onnection re", "RingReduce")
+_WORDS = ("ollective ops is aborted", "onnection re", "RingReduce", "RingGather")
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
@@ -34,7 +34,7 @@ class Group:
     def __init__(self, context: TrainContext, threads: int, *, deterministic: bool = True) -> None:
         """threads: for one operation, as given to this worker: another number of them sums in another order."""
         self._context, self._threads, self._deterministic = context, threads, deterministic
-        self.world_size = context.world_size
+        self.world_size, self.num_shards = context.world_size, context.num_shards
         self.strategy: tf.distribute.Strategy | None = None
         self._total: Callable[[tf.Tensor], tf.Tensor] | None = None
 
@@ -70,6 +70,10 @@ class Group:
     def sum(self, vector: tf.Tensor) -> tf.Tensor:
         """In the replica context, of more workers than one: the sum over all of them."""
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
+
+    def gather(self, tensor: tf.Tensor) -> tf.Tensor:
+        """In the replica context, of more workers than one: (W, …), everyone's by rank."""
+        return tf.distribute.get_replica_context().all_gather(tensor[None], 0)
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The sum over all workers, of a few numbers. Raises: PeerLostError."""

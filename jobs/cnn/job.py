@@ -9,5 +9,5 @@ from jobs.common.vision.judging import judge_images
 JOB = Job(
     package="jobs.cnn", config_type=CnnConfig, config_path="jobs.cnn.config:CnnConfig", train="jobs.cnn.train:train",
     check=check, prepare=prepare, judge=judge_images, describe=describe, files=files, sections=sections,
-    data_sections=image_data_sections,
+    data_sections=image_data_sections, any_workers=True,
 )

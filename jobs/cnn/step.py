@@ -10,10 +10,9 @@ Shapes: S shards of this worker, m rows of a micro-batch, P passes of each, H ×
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVarTuple, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +23,12 @@ from jobs.cnn.group import Group
 from jobs.cnn.model import is_seed
 from jobs.cnn.optimizer import LossScale, build_optimizer
 from jobs.cnn.pipeline import Batch
+from jobs.cnn.sums import repeated, sum_in_order, sum_of_workers
 from jobs.common.arrays import Array
 from jobs.common.training.train_state import StepOutcome
 from jobs.common.vision.robustness import Attack, projected_gradient
 
 Tensor = tf.Tensor
-Ts = TypeVarTuple("Ts")
 OUTCOMES: tuple[StepOutcome, ...] = ("taken", "skipped", "scaled down")
 """What may become of a step; inside TensorFlow it is the place in this tuple."""
 TAKEN, NOT_FINITE, SCALED_DOWN = range(3)
@@ -87,15 +86,15 @@ class Trainer:
 
         kept = (tf.TensorArray(tf.float32, count), tf.TensorArray(tf.int32, count), tf.TensorArray(tf.int64, count))
         begin = (*kept, tf.zeros_like(extra), tf.constant(0.0, tf.float64))
-        _, losses, outcomes, rows, sums, waited = _repeated(count, one, begin)
+        _, losses, outcomes, rows, sums, waited = repeated(count, one, begin)
         return (losses.stack(), outcomes.stack(), sums, waited,
                 rows.stack() if self._config.run.trace_rows else tf.constant(0))
 
     def _step(self, batch: Batch, lr: Tensor, extra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale = self._scale.value
-        loss, gradients, state = self._over_micro_batches(batch, scale)
-        (loss, *rest), waited = self._summed([loss, *gradients, *state, extra])
-        gradients, state, sums = rest[: len(gradients)], rest[len(gradients) : -1], rest[-1]
+        in_order = self._config.run.exact == "any-workers"
+        (loss, *rest), waited = (self._over_shards if in_order else self._over_workers)(batch, scale, extra)
+        gradients, state, sums = rest[: len(self._weights)], rest[len(self._weights) : -1], rest[-1]
         if self._scale.active:
             gradients = [gradient / scale for gradient in gradients]
         clip_norm = self._config.optim.clip_norm
@@ -110,20 +109,23 @@ class Trainer:
                           lambda: self._skip(loss))
         return loss, outcome, sums, waited
 
-    def _summed(self, tensors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Over all workers, in one all-reduce;
-        and the seconds that it took, which are longest where the others are waited for."""
-        if self._group.world_size == 1:
-            return tensors, tf.constant(0.0, tf.float64)
-        mine = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
-        with tf.control_dependencies([mine]):
-            began = _clock()
-        with tf.control_dependencies([began]):
-            total = self._group.sum(tf.identity(mine))
-        with tf.control_dependencies([total]):
-            waited = _clock() - began
-        pieces = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
-        return [tf.reshape(piece, tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)], waited
+    def _over_workers(self, batch: Batch, scale: Tensor | float, extra: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Loss, gradients, state and `extra`, summed over all workers; and the seconds that it took."""
+        loss, gradients, state = self._over_micro_batches(batch, scale)
+        return sum_of_workers(self._group, [loss, *gradients, *state, extra])
+
+    def _over_shards(self, batch: Batch, scale: Tensor | float, extra: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The same, summed in the shards' order. What each computes is the same whoever owns it."""
+        def of_shard(i: Tensor) -> list[Tensor]:
+            own: Batch = {}
+            for name, rows in batch.items():
+                count = self._settings.passes if name == "seed" else 1
+                own[name] = tf.ensure_shape(rows[i * count : (i + 1) * count], (count, *rows.shape[1:]))
+            loss, gradients, state = self._over_micro_batches(own, scale)
+            return [loss, *gradients, *state, tf.where(tf.equal(i, 0), extra, tf.zeros_like(extra))]
+
+        like = [tf.constant(0.0), *self._weights, *self._state, extra]
+        return sum_in_order(self._group, cast(int, batch["image"].shape[0]), of_shard, like)
 
     def _take(self, gradients: Sequence[Tensor], state: Sequence[Tensor], lr: Tensor) -> Tensor:
         self._optimizer.apply(gradients, lr)
@@ -180,7 +182,7 @@ class Trainer:
             return (i + 1, loss + more, [a + b for a, b in zip(gradients, added, strict=True)],
                     [a + b for a, b in zip(state, became, strict=True)])
 
-        _, loss, gradients, state = _repeated(count, one, zeros)
+        _, loss, gradients, state = repeated(count, one, zeros)
         return loss, gradients, state
 
     def _gradients(self, images: Tensor, labels: Tensor, seed: Tensor,
@@ -237,17 +239,3 @@ class Trainer:
             logits = tf.cast(self.model(images, training=False), tf.float32)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         return tf.convert_to_tensor(tape.gradient(loss, images))
-
-
-def _clock() -> Tensor:
-    """Seconds, from Python: TensorFlow's own `timestamp` refuses to run where operations are deterministic."""
-    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
-
-
-def _repeated(count: Tensor | int, body: Callable[[Tensor, *Ts], tuple[Tensor, *Ts]],
-              begin: tuple[*Ts]) -> tuple[Tensor, *Ts]:
-    """`body` so often, one after the other; the first of what it takes and gives is how often it was already."""
-    def more(i: Tensor, *_: object) -> Tensor:
-        return i < count
-
-    return tf.while_loop(more, body, (0, *begin), parallel_iterations=1)

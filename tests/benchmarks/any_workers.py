@@ -32,7 +32,7 @@ from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import TransformerTraining
 from tests.benchmarks.results import Figure, Outcome
-from tests.unit.any_workers_loop import Fewer
+from tests.unit.fewer_workers import Fewer
 from tests.unit.token_rows import config_of, run_group, token_rows
 
 TITLE = "bits that do not depend on the number of workers: what they cost on two"

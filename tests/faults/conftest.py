@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
-from tests.faults import cnn
+from tests.faults import cnn, walk
 
 EPOCHS = 12
 FLAGS = ["--run.workers", "3", "--train.epochs", str(EPOCHS), "--run.trace-rows"]
@@ -29,6 +29,15 @@ def cnn_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = job.finished()
     assert (result["steps"], result["lost_steps"]) == (cnn.STEPS, 0)
     assert result["metrics"]["test"]["accuracy"] > 0.8
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that one worker makes with --run.exact any-workers."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    with runs.run(folder, *walk.FLAGS, "--run.workers", "1") as job:
+        job.finished()
     return folder
 
 

@@ -26,7 +26,7 @@ import pytest
 
 from cluster.local import cluster as local
 from tests import kept, runs
-from tests.faults import cnn
+from tests.faults import cnn, walk
 from tests.faults.conftest import FLAGS, same_result, some_step
 from tests.nodes import add_node, remove_node
 
@@ -183,6 +183,22 @@ def test_a_gpu_that_no_node_has_is_refused(cluster: local.LocalCluster, tmp_path
         assert job.wait() == 2
     assert "has no GPU" in job.text and "pass --run.gpus-per-worker 0" in job.text
     assert not (tmp_path / "run").exists()
+
+
+def test_other_numbers_of_workers_end_with_the_bits_of_one_process_of_this_machine(
+    cluster: local.LocalCluster, alone: Path, tmp_path: Path
+) -> None:
+    def start(workers: int) -> runs.Start:
+        return runs.run(tmp_path / "run", *walk.FLAGS, "--run.workers", str(workers), engine="ray",
+                        env=cluster.environment())
+
+    with start(3) as job:
+        job.until_step(some_step(20, 150))
+        walk.kill_driver(job)
+    with start(2) as job:
+        job.finished(CLUSTER_S)
+    walk.same(tmp_path / "run", alone)
+    assert runs.consumed_rows(tmp_path / "run") == runs.consumed_rows(alone)
 
 
 def test_a_second_run_of_one_name_on_the_cluster_is_refused(cluster: local.LocalCluster, tmp_path: Path) -> None:
