@@ -60,6 +60,9 @@ class Trainer:
         self.variables: dict[str, tf.Variable] = {
             **{f"model.{v.path}": v.value for v in model.variables if not is_seed(v)},
             **{f"optimizer.{name}": v for name, v in {**self._optimizer.variables, **self._scale.variables}.items()}}
+        self.finished: list[tuple[float, int, Array]] = []
+        """Of a call that goes on among several workers, of each step that it has made: the loss, what became of it, and
+        the row ids (S, m) where they are wanted."""
         self.steps = tf.function(self._steps, autograph=False)  # AutoGraph takes most of the time until the first step
         compiled = tf.function(self._gradients, autograph=False,
                                jit_compile=True) if config.hardware.xla else self._gradients
@@ -80,8 +83,12 @@ class Trainer:
                 waited: Tensor):
             batch = next(batches)
             loss, outcome, sums, more = self._group.run(self._step, batch, rates[i], extra)
+            ids = batch["row_id"] if self._config.run.trace_rows else tf.constant(0, tf.int64)
             if self._config.run.trace_rows:
-                rows = rows.write(i, batch["row_id"])
+                rows = rows.write(i, ids)
+            if self._group.world_size > 1:
+                with tf.control_dependencies([outcome]):  # when its update was made
+                    tf.numpy_function(self._finish, [loss, outcome, ids], tf.int32)
             return i + 1, losses.write(i, loss), outcomes.write(i, outcome), rows, sums, waited + more
 
         kept = (tf.TensorArray(tf.float32, count), tf.TensorArray(tf.int32, count), tf.TensorArray(tf.int64, count))
@@ -89,6 +96,10 @@ class Trainer:
         _, losses, outcomes, rows, sums, waited = repeated(count, one, begin)
         return (losses.stack(), outcomes.stack(), sums, waited,
                 rows.stack() if self._config.run.trace_rows else tf.constant(0))
+
+    def _finish(self, loss: float, outcome: int, rows: Array) -> np.int32:
+        self.finished.append((loss, outcome, rows))
+        return np.int32(len(self.finished))
 
     def _step(self, batch: Batch, lr: Tensor, extra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale = self._scale.value

@@ -20,6 +20,7 @@ from jobs.cnn.pipeline import Batch, Pipeline
 from jobs.cnn.profiler import TensorflowProfiler
 from jobs.cnn.start import begin, freeze
 from jobs.cnn.step import OUTCOMES, Settings, Trainer
+from jobs.common.arrays import Array
 from jobs.common.data.dataset import Columns, SplitName
 from jobs.common.declared_metrics import CLASSIFICATION, chosen
 from jobs.common.evaluation.part_sums import PartSums, batches_of_parts
@@ -70,10 +71,20 @@ class CnnTraining:
         with peers_needed():
             made = self.trainer.steps(batch, tf.constant(len(rates)), tf.constant(padded), extra)
             losses, outcomes, agreed, waited, rows = (found.numpy() for found in made)
+        self.trainer.finished.clear()
         self.context.count_waiting(float(waited))
+        return self._result(losses, outcomes, agreed.tolist(), rows)
+
+    def _result(self, losses: Array, outcomes: Sequence[int], agreed: list[float], rows: Sequence[Array]) -> StepResult:
         traced = [dict(zip(self.context.shards, ids, strict=True))
                   for ids in rows] if self.config.run.trace_rows else ()
-        return StepResult(losses.tolist(), [OUTCOMES[outcome] for outcome in outcomes], agreed.tolist(), traced)
+        return StepResult(losses.tolist(), [OUTCOMES[outcome] for outcome in outcomes], agreed, traced)
+
+    def undo_step(self) -> StepResult:
+        """A step changes nothing before its one exchange; of a call that broke, the steps before it were made."""
+        finished, self.trainer.finished = self.trainer.finished, []
+        losses, outcomes, rows = zip(*finished, strict=True) if finished else ((), (), ())
+        return self._result(np.array(losses), outcomes, [], rows)
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return self.group.total(values)

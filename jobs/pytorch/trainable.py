@@ -200,10 +200,10 @@ class TorchTraining(TorchTrainable, ABC):
         statistics.end_step(taken=outcome == "taken")
         return StepResult([loss], [outcome], agreed)
 
-    def undo_step(self) -> bool:
+    def undo_step(self) -> StepResult:
         """A step changes weights and moments when all that it waits for has come; the module's statistics before."""
         self.statistics.undo_step()
-        return True
+        return StepResult([], [], [])
 
     def weight_digest(self) -> int:
         """A number that is the same on all workers that hold the same weights and buffers."""

@@ -102,9 +102,9 @@ class TransformerTraining:
         self.throughput.step(self.context, tokens)
         return StepResult([loss], [outcome], agreed)
 
-    def undo_step(self) -> bool:
+    def undo_step(self) -> StepResult | None:
         """Where each worker has the whole model, a step changes nothing before all that it waits for has come."""
-        return self.model.replicated and not self.model.sharded
+        return StepResult([], [], []) if self.model.replicated and not self.model.sharded else None
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return self.group.total(torch.from_numpy(values)).numpy()

@@ -40,7 +40,7 @@ def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(cnn_re
     with cnn.started(folder) as again:
         result = again.finished()
     assert result["restarts"] == 2
-    assert result["lost_steps"] <= 2 * cnn.INTERVAL
+    assert result["lost_steps"] <= 1 + cnn.INTERVAL, "the driver's death alone goes back to a checkpoint"
     cnn.same(folder, cnn_reference)
 
 

@@ -133,7 +133,8 @@ def test_a_rank_and_then_the_driver_are_killed_and_the_result_is_the_same(refere
     with started(folder, strategy, text) as again:
         result = again.finished()
     assert result["restarts"] == 2
-    assert result["lost_steps"] <= 2 * (INTERVAL + 1)
+    from_storage = 2 if strategy == "zero3" else 1  # a worker's death under ddp is none
+    assert result["lost_steps"] <= 1 + from_storage * (INTERVAL + 1)
     same(folder, whole)
 
 

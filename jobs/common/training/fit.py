@@ -21,7 +21,7 @@ from jobs.common.training.predictions import Predictions
 from jobs.common.training.session import Session
 from jobs.common.training.step_batcher import StepBatcher
 from jobs.common.training.train_state import TrainState
-from jobs.common.training.trainable import Answers, Batches, Outcome, Trainable, Undoable
+from jobs.common.training.trainable import Answers, Batches, Outcome, StepResult, Trainable, Undoable
 
 
 def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric: Metric,
@@ -78,10 +78,7 @@ def fit(context: TrainContext, trainable: Trainable, batches: Batches, *, metric
                     result = trainable.step(batch, state, rates, batcher.wishes)
                 batcher.made(result.wishes)
 
-                for place, rows in enumerate(result.row_ids):
-                    session.data.trace(state.epoch, state.step + place, rows)
-                for outcome in result.outcomes:
-                    state.record(outcome, train.max_skipped_steps)
+                record(session, state, result)
                 session.progress.on_step_end(step=state.step, epoch=state.epoch, rows=train.global_batch_size,
                                              loss=result.losses, skipped=state.skipped_steps, learning_rate=rates[-1])
                 if profile.ended(state.step):
@@ -128,7 +125,8 @@ def held_at_a_death(session: Session, trainable: Trainable, state: TrainState) -
     try:
         yield
     except PeerLostError:
-        if isinstance(trainable, Undoable) and trainable.undo_step():
+        if isinstance(trainable, Undoable) and (finished := trainable.undo_step()) is not None:
+            record(session, state, finished)
             session.checkpoints.hold(lambda: trainable.state_dict(state.optimizer_steps), asdict(state),
                                      step=state.step, epoch=state.epoch)
         raise
@@ -153,6 +151,14 @@ def trace(session: Session, state: TrainState, batch: object) -> None:
         micro_batches = cast(MicroBatches, batch)
         rows = {shard: columns["row_id"] for shard, columns in micro_batches.items()}
         session.data.trace(state.epoch, state.step, rows)
+
+
+def record(session: Session, state: TrainState, result: StepResult) -> None:
+    """Counts the steps of a call. Raises: NonFiniteError."""
+    for place, rows in enumerate(result.row_ids):
+        session.data.trace(state.epoch, state.step + place, rows)
+    for outcome in result.outcomes:
+        state.record(outcome, session.config.train.max_skipped_steps)
 
 
 def compare_weights(session: Session, trainable: Trainable, step: int) -> None:

@@ -52,9 +52,10 @@ class Batches(Protocol):
 class Undoable(Protocol):
     """A `Trainable` whose weights and moments survive a step that another worker's death ended."""
 
-    def undo_step(self) -> bool:
-        """Takes back what a step that was begun and not finished has changed, if there is one.
-        Returns whether all is as after the last step that was finished."""
+    def undo_step(self) -> "StepResult | None":
+        """Takes back what a step that was begun and not finished has changed, if there is one, so that all is as after
+        the last step that was finished. Returns those that the broken call had finished, without wishes, mostly none;
+        None: it cannot be taken back."""
         ...
 
 
