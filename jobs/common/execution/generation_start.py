@@ -55,8 +55,9 @@ class GenerationStart:
         return generation, where
 
     def _chosen_offer(self, workers: Sequence[WorkerInfo], committed: Sequence[Checkpoint]) -> Offer | None:
-        """The furthest one that is newer than what storage has; none where a step has to be left out, or where the best
-        checkpoint that training has seen by then died with the worker that was writing it."""
+        """The furthest one that is newer than what storage has; none where a step has to be left out, where workers hold
+        different weights after the same step, or where the best checkpoint that training has seen by then died with the
+        worker that was writing it."""
         if refused := [each.why for each in workers if each.refused_offer]:
             self._tell(f"{refused[0]}: from storage instead", refused[0])
         if refused or any(each.bad_steps for each in workers):
@@ -65,7 +66,14 @@ class GenerationStart:
         metrics = {None, *(each.metric for each in committed)}
         offers = [each.offer for each in workers if each.offer is not None and each.offer.checkpoint.step > newest
                   and each.offer.checkpoint.state["best_metric"] in metrics]
-        return max(offers, key=lambda offer: (offer.checkpoint.step, offer.checkpoint.epoch), default=None)
+        places = [(offer.checkpoint.step, offer.checkpoint.epoch) for offer in offers]
+        alike = [offer for offer, place in zip(offers, places, strict=True) if place == max(places)]
+        if len({offer.file.sha256 for offer in alike}) > 1:
+            who = " and ".join(str(offer.slot) for offer in alike)
+            text = f"workers {who} hold different weights after step {alike[0].checkpoint.step}"
+            self._tell(f"{text}: from storage instead", text)
+            return None
+        return alike[0] if alike else None
 
     def _compare(self, checkpoint: Checkpoint, num_workers: int) -> None:
         """Says what no longer promises the same bits: another processor, version, or number of threads, or of workers
