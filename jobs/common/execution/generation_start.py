@@ -55,9 +55,9 @@ class GenerationStart:
         return generation, where
 
     def _chosen_offer(self, workers: Sequence[WorkerInfo], committed: Sequence[Checkpoint]) -> Offer | None:
-        """The furthest one that is newer than what storage has; none where a step has to be left out, where workers hold
-        different weights after the same step, or where the best checkpoint that training has seen by then died with the
-        worker that was writing it."""
+        """The furthest one that is newer than what storage has; none where a step has to be left out, where workers
+        hold different weights after the same step, or where the best checkpoint that training has seen by then died
+        with the worker that was writing it."""
         if refused := [each.why for each in workers if each.refused_offer]:
             self._tell(f"{refused[0]}: from storage instead", refused[0])
         if refused or any(each.bad_steps for each in workers):
