@@ -21,7 +21,7 @@ NAMES = ("mlp_throughput", "ray_share", "checkpoint_cost", "memory_and_disk", "s
          "shakespeare", "sft", "preparing", "pictures", "loading",
          "tuning_samplers", "tuning_overhead", "tuning_schedulers", "tuning_presets", "transformer_preset",
          "serving_http", "serving_text", "optimise", "serving_scaling", "slow_network", "scale", "tabular",
-         "module_throughput", "predicting", "any_workers", "depth")
+         "module_throughput", "predicting", "any_workers", "depth", "two_tiers")
 SOAKS = ("strategies", "serving_soak", "hosts", "any_workers_soak")
 """What runs long: full matrices, steady load."""
 

@@ -51,6 +51,16 @@ def test_the_cadence_of_runs_reaches_the_goodput_of_the_model(cost_s: float, mtb
     assert found.goodput == pytest.approx(found.model, abs=0.01)
 
 
+@pytest.mark.parametrize(("worker_mtbf_s", "worker_recovery_s"), [(600.0, 4.0), (60.0, 4.0), (20.0, 10.0)])
+def test_failures_that_others_make_good_stretch_time_as_the_model_says(worker_mtbf_s: float,
+                                                                       worker_recovery_s: float) -> None:
+    life = Life(step_s=0.5, blocking_s=1.0, write_s=4.0, mtbf_s=3600.0, recovery_s=20.0,
+                worker_mtbf_s=worker_mtbf_s, worker_recovery_s=worker_recovery_s)
+    found = simulate(life, failures=100, seed=1)
+    assert found.goodput == pytest.approx(found.model, abs=0.02)
+    assert found.goodput < math.exp(-worker_recovery_s / worker_mtbf_s)
+
+
 # ── what `auto` makes of it ──
 def test_auto_takes_the_best_interval_where_it_knows_how_often_the_run_fails() -> None:
     cadence = CheckpointSchedule("auto", 0, mtbf_s=3600.0)

@@ -108,6 +108,14 @@ def test_the_time_between_failures_is_known_or_seen(tmp_path: Path) -> None:
     assert seen.mean_time_between_s(3) == pytest.approx(1200, abs=5), "what has been seen counts from three failures on"
 
 
+def test_failures_that_needed_no_storage_let_checkpoints_be_rarer(tmp_path: Path) -> None:
+    known, account = failures(tmp_path, mtbf_h=2.0)
+    account.restarts, account.memory_resumes = 9, 9
+    assert known.mean_time_between_s(3) == pytest.approx(10 * 2400), "one in ten may need it, of nine that did not"
+    account.memory_resumes = 4
+    assert known.mean_time_between_s(3) == pytest.approx(2400 / 0.6)
+
+
 # ── hangs ──
 def view(silence_s: dict[int, float], *, step: int = 0, storage: tuple[float, float] = (0.0, 0.0),
          registered: dict[int, WorkerInfo] | None = None) -> View:
