@@ -46,9 +46,10 @@ def simulate(life: Life, *, failures: int, seed: int) -> Found:
         highest = max(highest, committed)
     every = _cadence(life, 0).every_steps
     interval_s = (every - every // 4) * life.step_s
+    half_a_step_s = life.step_s / 2  # of the one that a dead worker had not finished
     model = two_tier_goodput(interval_s, life.blocking_s, life.mtbf_s, commit_s=life.write_s,
                              recovery_s=life.recovery_s, worker_mtbf_s=life.worker_mtbf_s,
-                             worker_recovery_s=life.worker_recovery_s)
+                             worker_recovery_s=life.worker_recovery_s + half_a_step_s)
     return Found(goodput=highest * life.step_s / now, model=model, interval_s=interval_s)
 
 
