@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cluster.core.background import in_background
+from cluster.core.background import in_background, logged
 from cluster.core.errors import CheckpointError, NonFiniteStateError
 from jobs.common.arrays import Array
 from jobs.common.checkpoint.manifest import Checkpoint, FileEntry
@@ -80,7 +80,8 @@ class PeerMemory:
         entry = FileEntry(path=f"worker {self._slot}'s memory", size=size, sha256=digest, rank=0)
         key = secrets.token_hex(32)
         self._server = server = _Server(self._host, image.data, key)
-        in_background("trainyard-peer-memory", lambda: server.serve_forever(poll_interval=0.05))
+        serving = in_background("trainyard-peer-memory", lambda: server.serve_forever(poll_interval=0.05))
+        serving.add_done_callback(logged("what a worker holds for others"))
         self.offer = Offer(checkpoint=replace(checkpoint, files=(entry,)), slot=self._slot, host=self._host,
                            port=server.server_address[1], key=key)
 
