@@ -27,7 +27,7 @@ ENDLESS = "100000000"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    kills: int = 6
+    kills: int = 4
     between_s: float = 15.0
     """Steps are made for so long before the next kill."""
 

@@ -42,9 +42,11 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(slot: int, spare
     else:
         assert {s: pid for s, pid in now.items() if s != slot} == others, "only the dead one is replaced"
         assert now[slot] not in before
-    assert (result["restarts"], result["memory_resumes"]) == (1, 1)
-    assert result["lost_steps"] <= 1, "at most the one that the dead worker alone had finished"
-    assert "'s memory" in job.text
+    assert result["restarts"] == 1
+    from_memory = result["memory_resumes"] == 1
+    assert ("'s memory" in job.text) == from_memory
+    # who was writing the checkpoint of an evaluation takes it along; else at most a step that the dead alone had done
+    assert result["lost_steps"] <= (INTERVAL if slot == 0 and not from_memory else 1)
     assert len(result["recovery_s"]) == 1
     same_result(job.folder, reference)
 

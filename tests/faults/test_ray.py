@@ -84,7 +84,7 @@ def test_a_killed_and_a_hung_worker_are_replaced_by_spares_and_no_other_process_
         result = job.finished(CLUSTER_S)
         assert job.workers()[0] == others[0]
     assert result["restarts"] == 2
-    assert result["memory_resumes"] > 0 and result["lost_steps"] <= 2 * INTERVAL
+    assert result["lost_steps"] <= 2, "at most one each, that the dead alone had done"
     stacks = sorted((job.folder / "logs/stacks").glob("*/*.txt"))
     assert [path.name for path in stacks] == ["rank-0.txt", "rank-1.txt", "rank-2.txt"]
     assert all("jobs/mlp/train.py" in path.read_text() for path in stacks)
