@@ -1,7 +1,6 @@
 """The training loop of tests/unit/test_any_workers.py: one group of four workers trains each job as fewer of them, too.
 Its workers load it by name."""
 
-import json
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,8 @@ from jobs.transformer.config import TransformerConfig
 from jobs.transformer.strategies.spread import strategy
 from jobs.transformer.tasks import task_of
 from jobs.transformer.train import TransformerTraining
-from tests.unit.fewer_workers import IMAGES, WORKERS, Fewer, exactly, steps_made
+from tests.unit import fewer_workers
+from tests.unit.fewer_workers import IMAGES, exactly, steps_made
 from tests.unit.token_rows import config_of
 
 CASES: dict[str, Config] = {
@@ -33,25 +33,17 @@ CASES: dict[str, Config] = {
 """Dropout is on, and the MLP's augmentation; a micro-batch is more than one pass; shards go round unevenly."""
 
 
-def every_number(session: Session, config: TransformerConfig) -> Literal["finished", "stopped"]:
-    """Each case with 1 to 4 workers: writes the digests of weights and moments, losses and metrics as JSON."""
-    session.update_status(total_steps=1, epochs=1, epoch=0)
+def every_number(session: Session, _: TransformerConfig) -> Literal["finished"]:
+    """See fewer_workers.py."""
     device = set_up_torch(session, 1)
     images = prepare(MlpConfig().data, Store.open(session.run_store.local_path().parent.as_posix()), use_ray=False)
-    found: dict[str, list[Any]] = {}
-    for case, of_case in CASES.items():
-        dataset = session.dataset if isinstance(of_case, TransformerConfig) else images
-        for workers in range(1, min(WORKERS, of_case.run.shards) + 1):
-            if session.rank < workers:
-                context: Any = Fewer(session, case, of_case, dataset, workers)
-                with Group(context, device) as group:
-                    found.setdefault(case, []).append(_trained(context, of_case, group, device))
-                context.data.close()
-            session.all_gather(f"{case} {workers} done", True)
-            session.heartbeat()
-    if session.rank == 0:
-        session.run_store.write_text("found.json", json.dumps(found))
-    return "finished"
+
+    def trained(context: Any, config: Config) -> dict[str, Any]:
+        with Group(context, device) as group:
+            return _trained(context, config, group, device)
+
+    return fewer_workers.every_number(
+        session, CASES, lambda config: session.dataset if isinstance(config, TransformerConfig) else images, trained)
 
 
 def _trained(context: Any, config: Any, group: Group, device: torch.device) -> dict[str, Any]:

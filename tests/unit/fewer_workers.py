@@ -1,9 +1,10 @@
 """A group of workers that trains as fewer of them, too: the loops of tests/unit/test_any_workers.py are made of it."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from jobs.common.data.dataset import Dataset
 from jobs.common.declared_metrics import Values
@@ -51,6 +52,24 @@ class Fewer:
 
     def all_gather(self, key: str, value: Any) -> list[Any]:
         return self.peers.all_gather(f"{self.case} {self.world_size} {key}", value)
+
+
+def every_number(session: Session, cases: Mapping[str, Any], dataset_of: Callable[[Any], Dataset],
+                 trained: Callable[[Any, Any], dict[str, Any]]) -> Literal["finished"]:
+    """Each case with 1 to 4 workers: writes as JSON what `trained` gives for a context and a config."""
+    session.update_status(total_steps=1, epochs=1, epoch=0)
+    found: dict[str, list[Any]] = {}
+    for case, config in cases.items():
+        for workers in range(1, min(WORKERS, config.run.shards) + 1):
+            if session.rank < workers:
+                context = Fewer(session, case, config, dataset_of(config), workers)
+                found.setdefault(case, []).append(trained(context, config))
+                context.data.close()
+            session.all_gather(f"{case} {workers} done", True)
+            session.heartbeat()
+    if session.rank == 0:
+        session.run_store.write_text("found.json", json.dumps(found))
+    return "finished"
 
 
 def steps_made(context: Any, trainable: Any, pipeline: Any = None) -> dict[str, Any]:

@@ -54,6 +54,14 @@ def test_another_worker_and_the_holder_itself_read_what_is_held(memories: tuple[
     assert other.read(offer)["optimizer.count"][0] == 7, "what one reads is a copy"
 
 
+def test_who_holds_the_same_bytes_asks_nobody(memories: tuple[PeerMemory, PeerMemory]) -> None:
+    holder, other = memories
+    offer = held(holder)
+    held(other)
+    holder.let_go()
+    assert other.read(offer)["optimizer.count"][0] == 7
+
+
 @pytest.mark.parametrize("how", ["with another key", "let go", "held anew", "damaged"])
 def test_what_cannot_be_read_whole_is_refused(how: str, memories: tuple[PeerMemory, PeerMemory]) -> None:
     holder, other = memories
